@@ -2,6 +2,8 @@
 
 Measures, in alternation, the time to the first token of a query without shots and with a warm support set, and the time of
 a classification. A new image is one that the server has never received. It is sent as a JPEG and encoded in each case.
+Shots of a large set are selected by likeness to the new image, in the order of their likeness: each attends to those before
+it, or alone.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from bench.serving import HOST, REQUEST_SECONDS, serving
 from bench.table import Bar, Report, Row, Run, Sample, interleave
 from bench.workload import NOUNS, JpegImage, random_image, random_text
 
-QUICK = {"model": "tiny", "shots": 4, "k": [2, 4], "repeats": 1, "cold": 1}
+QUICK = {"model": "tiny", "shots": 4, "k": [2, 4], "large": 12, "repeats": 1, "cold": 1}
 AT_MOST = 1.5
 COMPLETIONS = "/v1/fewshot/completions"
 CLASSIFY = "/v1/classify"
@@ -44,11 +46,15 @@ class Case:
     strategy: str = "first"
     order: str | None = None
     is_image_new: bool = True
+    set_size: int = 0  # of the support set; 0: as many as there are shots at most
+    shots_attend: str = "previous"
 
     @property
     def title(self) -> str:
         order = f" {self.order}" if self.order else ""
-        return f"{MEASURES[self.route]}, {self.k} shots" + (f", {self.strategy}{order}" if self.k else "")
+        of_set = f" of {self.set_size:,}" if self.set_size else ""
+        form = f", attend {self.shots_attend}" if self.set_size else ""
+        return f"{MEASURES[self.route]}, {self.k} shots{of_set}" + (f", {self.strategy}{order}{form}" if self.k else "")
 
     @property
     def image(self) -> str:
@@ -60,7 +66,7 @@ class Case:
 
     @property
     def without_shots(self) -> Case:
-        return replace(self, k=0, strategy="first", order=None)
+        return replace(self, k=0, strategy="first", order=None, set_size=0, shots_attend="previous")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,16 +110,21 @@ class FewShot:
         self._usage: dict[Case, dict[str, Any]] = {}
 
     def measure(self, report: Report) -> None:
-        cases, warm = _cases(self._options), self._support_set()
-        self._warm(warm)
+        cases, large = _cases(self._options), self._options.large
+        sets = {size: self._support_set(size or self._options.shots) for size in (0, large)}
+        self._warm(sets[0])
+        answer = self._warm_one(sets[large], template="caption", shots_attend="alone")
         for case in cases:  # warm-up: the embeddings of the support set, and the seen image
-            self._time(case, warm)
-        measured = interleave(self._round(cases, warm) for _ in range(self._options.repeats))
+            self._time(case, sets[case.set_size])
+        measured = interleave(self._round(cases, sets) for _ in range(self._options.repeats))
         for case in cases:
             ratio = measured[case.name].over(measured[case.without_shots.name])
             report.add(self._row(case, measured[case.name], ratio))
-            if case.k == self._options.shots and case.is_image_new and case.route == COMPLETIONS:
+            is_compared = case.set_size == 0 or case.shots_attend == "alone"
+            if case.k == self._options.shots and case.is_image_new and case.route == COMPLETIONS and is_compared:
                 report.bars.append(Bar(name=f"{case.name} / no shots", value=ratio.median, at_most=AT_MOST))
+        kibibytes = answer["shot_bytes"] / large / 1024
+        report.add({"case": f"keys and values of a shot that attends alone: {kibibytes:.1f} KiB (mean of {large:,})"})
         self._add_cold(report, _cold_cases(self._options))
 
     def _add_cold(self, report: Report, cases: Sequence[Case]) -> None:
@@ -123,8 +134,8 @@ class FewShot:
         for case in cases:
             report.add({"case": f"{case.title}, cold", "image": case.image, "ms": measured[case.name].median})
 
-    def _round(self, cases: Sequence[Case], support_set: str) -> Mapping[str, Run]:
-        return {case.name: partial(self._time_warm, case, support_set) for case in cases}
+    def _round(self, cases: Sequence[Case], sets: Mapping[int, str]) -> Mapping[str, Run]:
+        return {case.name: partial(self._time_warm, case, sets[case.set_size]) for case in cases}
 
     def _time_warm(self, case: Case, support_set: str) -> float:
         milliseconds = self._time(case, support_set)
@@ -135,7 +146,7 @@ class FewShot:
 
     def _time_cold(self, case: Case) -> float:
         """Time a request with a new support set, whose images must all be encoded."""
-        return self._time(case, self._support_set())
+        return self._time(case, self._support_set(self._options.shots))
 
     def _time(self, case: Case, support_set: str) -> float:
         """Return the milliseconds until the answer: one token, or the probabilities of all candidates."""
@@ -158,8 +169,10 @@ class FewShot:
                 "strategy": case.strategy,
                 "order": case.order,
             }
+        if case.set_size:
+            body["shots_attend"] = case.shots_attend
         if case.route == CLASSIFY:
-            return {**body, "candidates": list(LABELS)}
+            return {**body, "candidates": list(LABELS), "method": "in_context"}
         return {**body, "template": "caption", "max_tokens": 1, "temperature": 0, "ignore_eos": True}
 
     def _row(self, case: Case, milliseconds: Sample, ratio: Sample) -> Row:
@@ -175,9 +188,9 @@ class FewShot:
             "cached": usage["prompt_tokens_details"]["cached_tokens"],
         }
 
-    def _support_set(self) -> str:
+    def _support_set(self, size: int) -> str:
         """Create a support set of newly uploaded images, each with a text and one of five labels."""
-        examples = [self._example(index) for index in range(self._options.shots)]
+        examples = [self._example(index) for index in range(size)]
         support_set_id: str = self._client.post("/v1/support_sets", {"examples": examples})["id"]
         return support_set_id
 
@@ -187,10 +200,15 @@ class FewShot:
 
     def _warm(self, support_set: str) -> None:
         for template in ("caption", "classification"):
-            body = {"template": template, "k": self._options.shots, "wait": True}
-            answer = self._client.post(f"/v1/support_sets/{support_set}/warm", body)
-            if answer["status"] != "ready":
-                raise BenchFailed(f"the support set is not warm: {answer}")
+            self._warm_one(support_set, template=template, k=self._options.shots)
+
+    def _warm_one(self, support_set: str, **fields: Any) -> dict[str, Any]:
+        """Warm a support set, and return what was computed."""
+        answer = self._client.post(f"/v1/support_sets/{support_set}/warm", {**fields, "wait": True})
+        if answer["status"] != "ready":
+            raise BenchFailed(f"the support set is not warm: {answer}")
+        warm: dict[str, Any] = answer["warm"]
+        return warm
 
     def _new_image(self) -> JpegImage:
         self._last_seed += 1
@@ -208,6 +226,9 @@ def _cases_of_image(options: argparse.Namespace, is_image_new: bool) -> Iterator
         yield Case(k=k, strategy=RICES, is_image_new=is_image_new)
     # The same shots in the same order for every query, so that prompts share their beginning.
     yield Case(k=options.shots, strategy=RICES, order="stored", is_image_new=is_image_new)
+    if is_image_new:
+        for form in ("previous", "alone"):
+            yield Case(k=options.shots, strategy=RICES, set_size=options.large, shots_attend=form)
     yield Case(route=CLASSIFY, is_image_new=is_image_new)
     yield Case(route=CLASSIFY, k=options.shots, is_image_new=is_image_new)
 
@@ -221,6 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     add_model(parser, "default")
     parser.add_argument("--shots", type=int, default=32, help="examples in the support set (default: 32)")
     parser.add_argument("--k", type=int, nargs="+", default=[8, 32], help="numbers of shots per request")
+    parser.add_argument("--large", type=int, default=1000, help="examples in the large set (default: 1000)")
     parser.add_argument("--cold", type=int, default=1, help="rounds with cold support sets (default: 1)")
     return parser
 

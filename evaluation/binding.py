@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluation.ranking import Branch, Ranker, concatenate, encode_segments
+from evaluation.ranking import Branch, Ranker, encode_segments
 from model.flamingo import Flamingo
 from model.likeness import Likeness, Vectors, unit
 from model.prior import NEAREST_MEAN as DEFAULT_PRIOR
 from model.prior import Prior
-from model.prompt import PromptTokenizer
+from model.prompt import PromptTokenizer, ShotsAttend
 from server.fewshot.classification import combine
 from server.fewshot.comparison import ComparedExamples
 from server.fewshot.methods import BLEND, BLEND_PARTS, IN_CONTEXT
@@ -107,10 +107,12 @@ class Binding:
         return Outcome({name: {number: answers[number][name] == episode.answer for number in rounds} for name in names})
 
     @torch.inference_mode()
-    def answer_in_context(self, episode: Episode, rounds: Sequence[int]) -> dict[int, bool]:
-        """Return whether the language model's answer is correct after each number of rounds."""
-        answers = self._rank_variants(episode, rounds, (IN_CONTEXT,))[IN_CONTEXT]
-        return {number: int(values.argmax()) == episode.answer for number, values in answers.items()}
+    def answer_in_context(
+        self, episode: Episode, rounds: Sequence[int], shots_attend: ShotsAttend = "previous"
+    ) -> dict[int, int]:
+        """Return the language model's answer after each number of rounds, as the index of a word."""
+        answers = self._rank_variants(episode, rounds, (IN_CONTEXT,), shots_attend)[IN_CONTEXT]
+        return {number: int(values.argmax()) for number, values in answers.items()}
 
     def _compare(self, episode: Episode, num_rounds: int) -> dict[str, Array]:
         """Return the log-probabilities of the words by each method by likeness and by `auto`, as the server does it."""
@@ -132,13 +134,17 @@ class Binding:
         return self._vectors[row]
 
     def _rank_variants(
-        self, episode: Episode, rounds: Sequence[int], variants: Sequence[str]
+        self,
+        episode: Episode,
+        rounds: Sequence[int],
+        variants: Sequence[str],
+        shots_attend: ShotsAttend = "previous",
     ) -> dict[str, dict[int, Array]]:
         if not variants:
             return {}
         rows = list(dict.fromkeys([*(row for row, _ in episode.shots), episode.query]))
         features = torch.stack([self.catalogue.features(row) for row in rows]).to(self._dtype)
-        ranker = Ranker(self.model, self.model.fresh_media(self.model.resampler(features)))
+        ranker = Ranker(self.model, self.model.fresh_media(self.model.resampler(features)), shots_attend)
         pages = {row: page for page, row in enumerate(rows)}
         return {name: self._rank(ranker, _variant(episode, name), rounds, pages, name) for name in variants}
 
@@ -151,15 +157,15 @@ class Binding:
             encode_segments(item(row, TEMPLATE, episode.words[word]), self.tokenizer, pages.get(row, -1))
             for row, word in episode.shots
         ]
-        ends = [sum(len(shot.token_ids) for shot in shots[: num_rounds * len(episode.words)]) for num_rounds in rounds]
         page = pages.get(episode.query, -1)
         branches = []
-        for end in ends:
+        for num_rounds in rounds:
             for word in episode.words:
                 *query, answer, end_of_answer = item(episode.query, TEMPLATE, word)
                 candidate = encode_segments([answer, end_of_answer], self.tokenizer, page)
-                branches.append(Branch(end, encode_segments(query, self.tokenizer, page), candidate))
-        scores = np.reshape(ranker.scores(concatenate(shots), branches), (len(rounds), len(episode.words)))
+                num_shots = num_rounds * len(episode.words)
+                branches.append(Branch(num_shots, encode_segments(query, self.tokenizer, page), candidate))
+        scores = np.reshape(ranker.scores(shots, branches), (len(rounds), len(episode.words)))
         return dict(zip(rounds, log_softmax(scores), strict=True))
 
 

@@ -59,7 +59,7 @@ class Naming:
             *query, answer, _ = item(row, template, f"a {label}" if caption else label)
             candidate = encode_segments([answer], self.tokenizer, page)
             branches.append(Branch(0, encode_segments(query, self.tokenizer, page), candidate))
-        scores = Ranker(self.model, self._media([row])).scores(PagedTokens([], []), branches)
+        scores = Ranker(self.model, self._media([row])).scores([], branches)
         means = [score / len(branch.candidate.token_ids) for score, branch in zip(scores, branches, strict=True)]
         return means.index(max(means)) == 0
 

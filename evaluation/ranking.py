@@ -1,21 +1,20 @@
-"""Likelihood ranking scores candidates after a query by their log-probabilities, after several prefixes of one prompt.
+"""Likelihood ranking scores candidates after a query by their log-probabilities, after any number of one prompt's shots.
 
-The prompt's shots run once; queries and candidates branch off after any of them. A key-value block holds a single token
-here, so a branch's block table lists its prefix's tokens and then its own.
+The shots run once, and queries and candidates branch off after some of them. A key-value block holds a single token here,
+so a branch's block table lists the tokens of its shots and then its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain, pairwise
 
 import torch
-from torch import Tensor
 
 from model.batch import Batch, KVCache, MediaPages
 from model.flamingo import Flamingo
-from model.prompt import PromptTokenizer, Segment
+from model.prompt import PromptTokenizer, Segment, ShotsAttend
 from training.examples import encode_segment
 
 
@@ -39,76 +38,116 @@ def concatenate(parts: Sequence[PagedTokens]) -> PagedTokens:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A query and a candidate after the first `prefix_length` tokens of the prefix; the candidate's tokens are scored."""
+    """A query and a candidate after the first `num_shots` shots; the candidate's tokens are scored."""
 
-    prefix_length: int
+    num_shots: int
     query: PagedTokens
     candidate: PagedTokens
 
+    @property
+    def num_tokens(self) -> int:
+        return len(self.query.token_ids) + len(self.candidate.token_ids)
+
 
 class Ranker:
-    def __init__(self, model: Flamingo, media: MediaPages) -> None:
+    """Scores candidates; `shots_attend` as in `model.prompt.EncodedPrompt`, without a prefix."""
+
+    def __init__(self, model: Flamingo, media: MediaPages, shots_attend: ShotsAttend = "previous") -> None:
         self.model, self.media = model, media
+        self._attend_alone = shots_attend == "alone"
         self._dtype = next(model.language_model.parameters()).dtype
 
     @torch.inference_mode()
-    def scores(self, prefix: PagedTokens, branches: Sequence[Branch]) -> list[float]:
+    def scores(self, shots: Sequence[PagedTokens], branches: Sequence[Branch]) -> list[float]:
         """Return the sum of the candidate's log-probabilities for each branch."""
-        lengths = [len(b.query.token_ids) + len(b.candidate.token_ids) for b in branches]
-        cache = KVCache.zeros(self.model.config, len(prefix.token_ids) + sum(lengths), 1, self._dtype, "cpu")
-        if prefix.token_ids:
-            self.model(_prefix_batch(prefix), cache, self.media)
-        logits = self.model(_branch_batch(len(prefix.token_ids), branches, lengths), cache, self.media).float()
+        num_tokens = sum(len(shot.token_ids) for shot in shots)
+        num_slots = num_tokens + sum(branch.num_tokens for branch in branches)
+        cache = KVCache.zeros(self.model.config, num_slots, 1, self._dtype, "cpu")
+        if shots:
+            self.model(self._shots_batch(shots), cache, self.media)
+        logits = self.model(self._branch_batch(shots, branches), cache, self.media).float()
         rows = logits.log_softmax(-1).split([len(b.candidate.token_ids) for b in branches])
         return [
             float(part.gather(1, torch.tensor(b.candidate.token_ids)[:, None]).sum())
             for part, b in zip(rows, branches, strict=True)
         ]
 
+    def _shots_batch(self, shots: Sequence[PagedTokens]) -> Batch:
+        """Return a step of all shots: each as a sequence of its own, or all as one."""
+        lengths = [len(shot.token_ids) for shot in shots]
+        lengths = lengths if self._attend_alone else [sum(lengths)]
+        starts = list(accumulate(lengths, initial=0))
+        return _batch(
+            shots,
+            runs=[range(length) for length in lengths],
+            tables=[range(first, end) for first, end in pairwise(starts)],
+            first_slot=0,
+            last_token=[starts[-1] - 1],
+        )
 
-def _prefix_batch(prefix: PagedTokens) -> Batch:
-    length = len(prefix.token_ids)
-    positions = torch.arange(length)
+    def _branch_batch(self, shots: Sequence[PagedTokens], branches: Sequence[Branch]) -> Batch:
+        """Return a step of all branches, in which the rows before the tokens of candidates are scored."""
+        ends = list(accumulate((len(shot.token_ids) for shot in shots), initial=0))
+        starts = list(accumulate((branch.num_tokens for branch in branches), initial=ends[-1]))
+        origins = [self._origin(shots[: branch.num_shots]) for branch in branches]
+        scored = [
+            first - ends[-1] + len(branch.query.token_ids) - 1 + n
+            for branch, first in zip(branches, starts, strict=False)
+            for n in range(len(branch.candidate.token_ids))
+        ]
+        positions = [position for shot in shots for position in range(len(shot.token_ids))]
+        return _batch(
+            [part for branch in branches for part in (branch.query, branch.candidate)],
+            runs=[range(origin, origin + b.num_tokens) for origin, b in zip(origins, branches, strict=True)],
+            tables=[
+                [*range(ends[branch.num_shots]), *range(first, end)]
+                for branch, (first, end) in zip(branches, pairwise(starts), strict=True)
+            ],
+            first_slot=ends[-1],
+            last_token=scored,
+            shot_positions=positions if self._attend_alone else None,
+        )
+
+    def _origin(self, shots: Sequence[PagedTokens]) -> int:
+        """Return the position of a query's first token: after all shots, or after the longest."""
+        lengths = [len(shot.token_ids) for shot in shots]
+        return max(lengths, default=0) if self._attend_alone else sum(lengths)
+
+
+def _batch(
+    parts: Sequence[PagedTokens],
+    runs: Sequence[range],
+    tables: Sequence[Sequence[int]],
+    first_slot: int,
+    last_token: Sequence[int],
+    shot_positions: Sequence[int] | None = None,
+) -> Batch:
+    """Return a batch of sequences at the positions `runs`, whose keys are in the slots `tables`, own tokens last.
+
+    `shot_positions`: the positions of the tokens of shots that attend alone, which come first in the tables.
+    """
+    tokens = concatenate(parts)
+    table = torch.zeros(len(tables), max(map(len, tables)), dtype=torch.int32)
+    for row, slots in zip(table, tables, strict=True):
+        row[: len(slots)] = torch.tensor(slots, dtype=torch.int32)
+    positions = lengths = None
+    if shot_positions is not None:
+        positions, lengths = torch.zeros_like(table), torch.zeros_like(table)
+        for row, (run, slots) in enumerate(zip(runs, tables, strict=True)):
+            num_shot_tokens = len(slots) - len(run)
+            in_order = [*shot_positions[:num_shot_tokens], *run]
+            positions[row, : len(slots)] = torch.tensor(in_order, dtype=torch.int32)
+            lengths[row, : len(slots)] = 1
     return Batch(
-        token_ids=torch.tensor(prefix.token_ids),
-        positions=positions,
-        media_slot=_slots(prefix.pages),
-        query_starts=torch.tensor([0, length], dtype=torch.int32),
-        last_token=positions[-1:],
-        context_lengths=torch.tensor([length], dtype=torch.int32),
-        block_table=positions[None].to(torch.int32),
-        slot_mapping=positions,
-    )
-
-
-def _slots(pages: Sequence[int]) -> Tensor | None:
-    """Return the media slots, or None if no token reads a media item, so that the gated layers skip their attention."""
-    return torch.tensor(pages, dtype=torch.int32) if any(page >= 0 for page in pages) else None
-
-
-def _branch_batch(num_prefix_tokens: int, branches: Sequence[Branch], lengths: Sequence[int]) -> Batch:
-    starts = list(accumulate(lengths, initial=0))
-    contexts = [b.prefix_length + count for b, count in zip(branches, lengths, strict=True)]
-    table = torch.zeros(len(branches), max(contexts), dtype=torch.int32)
-    for row, (branch, first, count) in enumerate(zip(branches, starts, lengths, strict=False)):
-        blocks = [*range(branch.prefix_length), *range(num_prefix_tokens + first, num_prefix_tokens + first + count)]
-        table[row, : len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
-    ids = [token for b in branches for token in (*b.query.token_ids, *b.candidate.token_ids)]
-    pages = [page for b in branches for page in (*b.query.pages, *b.candidate.pages)]
-    positions = [b.prefix_length + n for b, count in zip(branches, lengths, strict=True) for n in range(count)]
-    # a candidate's token is predicted from the row before it
-    scored = [
-        first + len(b.query.token_ids) - 1 + n
-        for b, first in zip(branches, starts, strict=False)
-        for n in range(len(b.candidate.token_ids))
-    ]
-    return Batch(
-        token_ids=torch.tensor(ids),
-        positions=torch.tensor(positions),
-        media_slot=_slots(pages),
-        query_starts=torch.tensor(starts, dtype=torch.int32),
-        last_token=torch.tensor(scored),
-        context_lengths=torch.tensor(contexts, dtype=torch.int32),
+        token_ids=torch.tensor(tokens.token_ids),
+        positions=torch.tensor(list(chain.from_iterable(runs))),
+        # None if no token reads a media item, so that the gated layers skip their attention
+        media_slot=torch.tensor(tokens.pages, dtype=torch.int32) if max(tokens.pages, default=-1) >= 0 else None,
+        query_starts=torch.tensor([0, *accumulate(map(len, runs))], dtype=torch.int32),
+        last_token=torch.tensor(last_token),
+        context_lengths=torch.tensor([len(slots) for slots in tables], dtype=torch.int32),
         block_table=table,
-        slot_mapping=num_prefix_tokens + torch.arange(len(ids)),
+        block_positions=positions,
+        block_lengths=lengths,
+        slot_mapping=first_slot + torch.arange(len(tokens.token_ids)),
     )

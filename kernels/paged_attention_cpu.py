@@ -1,8 +1,8 @@
 """Paged attention on a CPU: decoding sequences in one batch or in a compiled loop, all other sequences one by one.
 
-A `GatherPlan` holds what all layers of a step share (blocks, masks). Leading blocks that every decoding sequence has in
-common (a support set) are read once for all of them. Where there is little to read, a compiled loop goes through each
-sequence's own blocks: it copies and pads nothing, runs on one thread, and a row's sums are the same in every batch.
+A `GatherPlan` holds what all layers of a step share (blocks, masks). Blocks that every decoding sequence has in the same
+place (a support set) are read once for all of them. Where there is little to read, a compiled loop goes through each
+sequence's own blocks.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.backend import use_compiled
-from kernels.compiled import compiled_for, exp, inlined, length, load, store
-from kernels.self_attention import alibi_bias, is_contiguous_in_blocks, kv_store, rotate_, rotate_heads, store_token
-from kernels.tiles import with_whole_heads
+from kernels.paged_attention_loop import DecodeRows, attend_in_loop
+from kernels.self_attention import alibi_bias, is_contiguous_in_blocks
+from kernels.spans import Spans
 
 # query heads times keys of all decoding rows, up to which a loop on one thread beats gathering for a product on two
 MAX_LOOP_SCORES = 1 << 14
@@ -32,43 +32,46 @@ class DecodePlan:
     """Sequences with one query each, whose keys and values are gathered for a product."""
 
     rows: Tensor  # [S]
-    shared: Tensor  # [W], the leading blocks of all sequences
+    shared: Tensor  # [W], the blocks that all sequences have in the same place
+    shared_unfilled: Tensor | None  # indices among their slots [C] of those without a valid key, if there are any
     unshared: Tensor  # [S * W'], the other blocks of each
-    unfilled: Tensor  # indices among the gathered unshared tokens [S * C'] of those that no sequence has filled
-    mask: Tensor  # float32 [1, S, 1, C], with ALiBi [G, S, H / G, C], added to the scores
+    unfilled: Tensor  # indices among the slots of all unshared blocks [S * C'] of those that hold no key for their row
+    mask: Tensor  # float32 [1, S, 1, C + C'], with ALiBi [G, S, H / G, C + C'], added to the scores
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeRows:
-    """Sequences with one query each, for the compiled loop."""
-
-    rows: Tensor  # [S] int32
-    tables: Tensor  # [S, W] int32, blocks
-    lengths: Tensor  # [S] int32, context lengths
-    slopes: Tensor | None  # [H] float32
-
-
-@dataclass(frozen=True, slots=True)
-class SpanPlan:
+class PiecePlan:
     """The queries of one sequence, rows first .. end."""
 
     first: int
     end: int
     blocks: Tensor
-    context: int  # number of tokens
+    num_slots: int
     mask: Tensor | None  # None: causal from the start of the sequence
     is_causal: bool
+    unfilled: Tensor | None = None  # indices of slots without a valid key, if there may be any
 
 
 @dataclass(frozen=True, slots=True)
 class GatherPlan:
     decode: DecodePlan | DecodeRows | None
-    spans: list[SpanPlan]
+    pieces: list[PiecePlan]
 
     def only_decodes(self, num_tokens: int) -> DecodeRows | None:
         """Return the rows if all `num_tokens` of the step are served by the compiled loop."""
         decode = self.decode
         return decode if isinstance(decode, DecodeRows) and len(decode.rows) == num_tokens else None
+
+
+class _Step(NamedTuple):
+    kv_cache: Tensor
+    block_table: Tensor
+    query_starts: Tensor
+    starts: list[int]
+    context_lengths: Tensor
+    contexts: list[int]
+    alibi_slopes: Tensor | None
+    spans: Spans | None
 
 
 def gather_plan(
@@ -79,104 +82,138 @@ def gather_plan(
     *,
     num_heads: int,
     alibi_slopes: Tensor | None = None,
+    spans: Spans | None = None,
 ) -> GatherPlan:
     """Build the plan for all layers; `kv_cache` [N, 2, G, B, K] is any layer's, `num_heads` counts query heads."""
-    _, _, num_kv_heads, block_size, _ = kv_cache.shape
     starts, contexts = query_starts.tolist(), context_lengths.tolist()
+    step = _Step(kv_cache, block_table, query_starts, starts, context_lengths, contexts, alibi_slopes, spans)
     rows = [(i, first, end) for i, (first, end) in enumerate(pairwise(starts)) if end > first]
     decoding = [i for i, first, end in rows if end == first + 1]
     may_loop = use_compiled(kv_cache[:0]) and is_contiguous_in_blocks(kv_cache)
     loops = may_loop and sum(contexts[i] for i in decoding) * num_heads <= MAX_LOOP_SCORES
     decode: DecodePlan | DecodeRows | None = None
     if decoding and not loops:
-        decode = _decode_plan(block_table, starts, contexts, decoding, block_size, num_kv_heads, alibi_slopes)
+        decode = _decode_plan(step, decoding)
         loops = may_loop and len(decode.unshared) * kv_cache[:1].nbytes >= MAX_GATHERED_BYTES
     if decoding and loops:
-        decode = _decode_rows(block_table, query_starts, context_lengths, decoding, alibi_slopes)
-    spans = [
-        _span_plan(first, end, block_table[i], contexts[i], block_size, kv_cache.dtype, alibi_slopes)
-        for i, first, end in rows
-        if end > first + 1
-    ]
-    return GatherPlan(decode, spans)
+        decode = _decode_rows(step, decoding)
+    plan_piece = _plan_piece if spans is None else _plan_piece_of_spans
+    return GatherPlan(decode, [plan_piece(step, i, first, end) for i, first, end in rows if end > first + 1])
 
 
-def _decode_plan(
-    block_table: Tensor,
-    starts: list[int],
-    contexts: list[int],
-    sequences: Sequence[int],
-    block_size: int,
-    num_kv_heads: int,
-    alibi_slopes: Tensor | None,
-) -> DecodePlan:
-    tables, lengths = block_table[sequences], torch.tensor([contexts[i] for i in sequences])
-    width = -(-int(lengths.max()) // block_size)
-    num_shared = _num_common_blocks(tables[:, : int(lengths.min() - 1) // block_size])
-    distance = torch.arange(width * block_size) - (lengths[:, None] - 1)  # [S, C]
-    ahead = distance > 0
-    mask = torch.zeros(ahead.shape) if alibi_slopes is None else alibi_slopes.float()[:, None, None] * distance
-    mask = mask.masked_fill(ahead, float("-inf"))
-    if alibi_slopes is None:
-        mask = mask[None, :, None]
+def _decode_plan(step: _Step, sequences: Sequence[int]) -> DecodePlan:
+    block_size, slopes = step.kv_cache.shape[3], step.alibi_slopes
+    contexts = [step.contexts[i] for i in sequences]
+    width, rows = -(-max(contexts) // block_size), torch.tensor([step.starts[i] for i in sequences])
+    tables = step.block_table[sequences, :width]
+    spans = None if step.spans is None else step.spans.select(rows, sequences)
+    if spans is None:
+        is_shared = _equal_columns(tables)
+        is_shared[(min(contexts) - 1) // block_size :] = False
     else:
-        mask = mask.unflatten(0, (num_kv_heads, -1)).transpose(1, 2).contiguous()
-    unshared = tables[:, num_shared:width].flatten().clamp(min=0)
-    unfilled = ahead[:, num_shared * block_size :].flatten().nonzero()[:, 0]
-    return DecodePlan(torch.tensor([starts[i] for i in sequences]), tables[0, :num_shared], unshared, unfilled, mask)
+        is_shared = _equal_columns(tables, spans.block_positions[:, :width], spans.block_lengths[:, :width])
+    num_shared = int(is_shared.sum())
+    columns = torch.cat([is_shared.nonzero()[:, 0], (~is_shared).nonzero()[:, 0]]) if num_shared else None
+    tables = tables if columns is None else tables[:, columns]
+    distance, is_empty = _distances(contexts, width if columns is None else columns, block_size, spans)
+    is_hidden = distance > 0 if is_empty is None else is_empty | (distance > 0)  # [S, C + C']
+    num_slots = num_shared * block_size
+    shared_unfilled = None
+    if is_empty is not None and bool(is_empty[0, :num_slots].any()):
+        shared_unfilled = is_empty[0, :num_slots].nonzero()[:, 0]
+    return DecodePlan(
+        rows,
+        tables[0, :num_shared],
+        shared_unfilled,
+        tables[:, num_shared:].flatten().clamp(min=0),
+        is_hidden[:, num_slots:].flatten().nonzero()[:, 0],
+        _decode_mask(distance, is_hidden, slopes, step.kv_cache.shape[2]),
+    )
 
 
-def _num_common_blocks(tables: Tensor) -> int:
-    """Return how many leading blocks are the same in every row; a single row shares none."""
-    if len(tables) == 1:
-        return 0
-    same = (tables == tables[:1]).all(0)
-    return int(same.long().cumprod(0).sum())
+def _equal_columns(*tables: Tensor) -> Tensor:
+    """Return which columns [W] are the same in every row of all tables [S, W]; a single row shares none."""
+    if len(tables[0]) == 1:
+        return torch.zeros(tables[0].shape[1], dtype=torch.bool)
+    equal = (tables[0] == tables[0][:1]).all(0)
+    for table in tables[1:]:
+        equal &= (table == table[:1]).all(0)
+    return equal
 
 
-def _decode_rows(
-    block_table: Tensor,
-    query_starts: Tensor,
-    context_lengths: Tensor,
-    sequences: Sequence[int],
-    alibi_slopes: Tensor | None,
-) -> DecodeRows:
-    rows, tables, lengths = (x.to(torch.int32) for x in (query_starts[:-1], block_table, context_lengths))
+def _distances(
+    contexts: list[int], columns: Tensor | int, block_size: int, spans: Spans | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return each row's distances from its query to the keys in these columns (all of a number), and which are no keys.
+
+    Both are [S, C]. In plain sequences, every slot up to the query's holds a key.
+    """
+    if spans is None:
+        blocks = torch.arange(columns) if isinstance(columns, int) else columns
+        keys = (blocks[:, None] * block_size + torch.arange(block_size)).flatten()
+        return keys - (torch.tensor(contexts)[:, None] - 1), None
+    order = slice(columns) if isinstance(columns, int) else columns
+    keys, is_empty = spans.keys(order, block_size)
+    return keys - spans.positions[:, None], is_empty
+
+
+def _decode_mask(distance: Tensor, is_hidden: Tensor, slopes: Tensor | None, num_kv_heads: int) -> Tensor:
+    mask = torch.zeros(distance.shape) if slopes is None else slopes.float()[:, None, None] * distance
+    mask = mask.masked_fill(is_hidden, float("-inf"))
+    if slopes is None:
+        return mask[None, :, None]
+    return mask.unflatten(0, (num_kv_heads, -1)).transpose(1, 2).contiguous()
+
+
+def _decode_rows(step: _Step, sequences: Sequence[int]) -> DecodeRows:
+    spans, inputs = step.spans, (step.query_starts[:-1], step.block_table, step.context_lengths)
+    rows, tables, lengths = (x.to(torch.int32) for x in inputs)
     if len(sequences) < len(lengths):
         rows, tables, lengths = (x[sequences] for x in (rows, tables, lengths))
-    slopes = None if alibi_slopes is None else alibi_slopes.float()
-    return DecodeRows(rows, tables.contiguous(), lengths.contiguous(), slopes)
+    if spans is not None:
+        spans = spans.select(rows.long(), sequences)
+    slopes = None if step.alibi_slopes is None else step.alibi_slopes.float()
+    return DecodeRows(rows, tables.contiguous(), lengths.contiguous(), slopes, spans)
 
 
-def _span_plan(
-    first: int,
-    end: int,
-    blocks: Tensor,
-    context: int,
-    block_size: int,
-    dtype: torch.dtype,
-    alibi_slopes: Tensor | None,
-) -> SpanPlan:
+def _plan_piece(step: _Step, row: int, first: int, end: int) -> PiecePlan:
+    context, block_size, slopes = step.contexts[row], step.kv_cache.shape[3], step.alibi_slopes
     num_queries, mask = end - first, None
-    is_whole = num_queries == context and alibi_slopes is None
-    if alibi_slopes is not None:
-        mask = alibi_bias(alibi_slopes, num_queries, context).to(dtype)
-    elif num_queries > 1 and not is_whole:
+    is_whole = num_queries == context and slopes is None
+    if slopes is not None:
+        mask = alibi_bias(slopes, num_queries, context).to(step.kv_cache.dtype)
+    elif not is_whole:
         mask = torch.ones(num_queries, context, dtype=torch.bool).tril(context - num_queries)
-    return SpanPlan(first, end, blocks[: -(-context // block_size)], context, mask, is_whole)
+    return PiecePlan(first, end, step.block_table[row, : -(-context // block_size)], context, mask, is_whole)
+
+
+def _plan_piece_of_spans(step: _Step, row: int, first: int, end: int) -> PiecePlan:
+    assert step.spans is not None
+    context, block_size, slopes = step.contexts[row], step.kv_cache.shape[3], step.alibi_slopes
+    width = -(-context // block_size)
+    keys, is_empty = (
+        x[0, :context] for x in step.spans.select(slice(first, end), [row]).keys(slice(width), block_size)
+    )
+    distance = keys - step.spans.positions[first:end, None]  # [Q, C]
+    is_hidden = is_empty | (distance > 0)
+    mask = ~is_hidden
+    if slopes is not None:
+        bias = slopes.float()[:, None, None] * distance
+        mask = bias.masked_fill(is_hidden, float("-inf")).to(step.kv_cache.dtype)
+    return PiecePlan(first, end, step.block_table[row, :width], context, mask, False, is_empty.nonzero()[:, 0])
 
 
 def attend(query: Tensor, kv_cache: Tensor, plan: GatherPlan, scale: float) -> Tensor:
     """Attend to the cache [N, 2, G, B, K]: query [T, H, K] -> [T, H, K]."""
-    if plan.decode is None and len(plan.spans) == 1:
-        return _attend_span(query, kv_cache, plan.spans[0], scale)
+    if plan.decode is None and len(plan.pieces) == 1:
+        return _attend_piece(query, kv_cache, plan.pieces[0], scale)
     if isinstance(plan.decode, DecodePlan) and len(plan.decode.rows) == len(query):
         return _attend_gathered(query, kv_cache, plan.decode, scale)
     out = query.new_empty(query.shape)
-    for span in plan.spans:
-        out[span.first : span.end] = _attend_span(query[span.first : span.end], kv_cache, span, scale)
+    for piece in plan.pieces:
+        out[piece.first : piece.end] = _attend_piece(query[piece.first : piece.end], kv_cache, piece, scale)
     if isinstance(plan.decode, DecodeRows):
-        _attend_in_loop(query, kv_cache, plan.decode, scale, out)
+        attend_in_loop(query, kv_cache, plan.decode, scale, out)
     elif plan.decode is not None:
         out[plan.decode.rows] = _attend_gathered(query[plan.decode.rows], kv_cache, plan.decode, scale)
     return out
@@ -187,10 +224,13 @@ def gather_blocks(kv_cache: Tensor, blocks: Tensor) -> Tensor:
     return kv_cache.permute(1, 2, 0, 3, 4).index_select(2, blocks).flatten(2, 3)
 
 
-def _attend_span(query: Tensor, kv_cache: Tensor, span: SpanPlan, scale: float) -> Tensor:
-    key, value = gather_blocks(kv_cache, span.blocks)[:, None, :, : span.context]
+def _attend_piece(query: Tensor, kv_cache: Tensor, piece: PiecePlan, scale: float) -> Tensor:
+    kv = gather_blocks(kv_cache, piece.blocks)[:, :, : piece.num_slots]
+    if piece.unfilled is not None:
+        kv.index_fill_(2, piece.unfilled, 0)
+    key, value = kv[:, None]
     out = F.scaled_dot_product_attention(
-        query.transpose(0, 1)[None], key, value, span.mask, is_causal=span.is_causal, scale=scale, enable_gqa=True
+        query.transpose(0, 1)[None], key, value, piece.mask, is_causal=piece.is_causal, scale=scale, enable_gqa=True
     )
     return out[0].transpose(0, 1)
 
@@ -207,159 +247,13 @@ def _attend_gathered(query: Tensor, kv_cache: Tensor, plan: DecodePlan, scale: f
         out = torch.add(plan.mask, scores, alpha=scale).softmax(-1).to(query.dtype) @ unshared_value
         return out.transpose(0, 1).reshape(query.shape)
     flat = grouped.reshape(num_kv_heads, -1, head_dim)
-    shared_key, shared_value = gather_blocks(kv_cache, plan.shared)  # [G, C, K]
+    shared = gather_blocks(kv_cache, plan.shared)
+    if plan.shared_unfilled is not None:
+        shared.index_fill_(2, plan.shared_unfilled, 0)
+    shared_key, shared_value = shared  # [G, C, K]
     shared_scores = (flat @ shared_key.transpose(1, 2)).view(*grouped.shape[:3], -1)
     scores = torch.cat([shared_scores, scores], dim=-1)
     weights = torch.add(plan.mask, scores, alpha=scale).softmax(-1).to(query.dtype)
     shared_weights, unshared_weights = weights.split([shared_key.shape[1], unshared_key.shape[2]], dim=-1)
     shared_out = (shared_weights.reshape(*flat.shape[:2], -1) @ shared_value).view(grouped.shape)
     return (unshared_weights @ unshared_value + shared_out).transpose(0, 1).reshape(query.shape)
-
-
-@inlined
-def softmax(x, first, num_keys):
-    top = x[first]
-    for i in range(first, first + num_keys):
-        top = max(top, x[i])
-    total = np.float32(0)
-    for i in range(first, first + num_keys):
-        x[i] = exp(x[i] - top)
-        total += x[i]
-    share = np.float32(1) / total
-    for i in range(first, first + num_keys):
-        x[i] *= share
-
-
-@inlined
-def attend_row(
-    query, kv_cache, out, tables, slopes, scale, has_slopes, at, to, table, num_keys, num_kv_heads, block_size,
-    block_stride, head_dim, group,
-):  # fmt: skip
-    """Attend with one query, whose first element is at `at`, to `num_keys` keys in the blocks from `table` on.
-
-    The output begins at `to`. The query heads of one key head go together, so that a key is read once for all of them.
-    """
-    size = group * head_dim
-    q, o, numbers = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(head_dim, np.float32)
-    weights = np.empty(group * num_keys, np.float32)
-    for kv_head in range(num_kv_heads):
-        for i in range(size):
-            q[i] = load(query, at + kv_head * size + i) * scale
-            o[i] = np.float32(0)
-        for first in range(0, num_keys, block_size):
-            keys = tables[table + first // block_size] * block_stride + kv_head * block_size * head_dim
-            for key in range(first, min(first + block_size, num_keys)):
-                for i in range(head_dim):
-                    numbers[i] = load(kv_cache, keys + (key - first) * head_dim + i)
-                for head in range(group):
-                    score = np.float32(0)
-                    for i in range(head_dim):
-                        score += q[head * head_dim + i] * numbers[i]
-                    if has_slopes:
-                        score += slopes[kv_head * group + head] * np.float32(key - (num_keys - 1))
-                    weights[head * num_keys + key] = score
-        for head in range(group):
-            softmax(weights, head * num_keys, num_keys)
-        for first in range(0, num_keys, block_size):
-            values = (
-                tables[table + first // block_size] * block_stride + (num_kv_heads + kv_head) * block_size * head_dim
-            )
-            for key in range(first, min(first + block_size, num_keys)):
-                for i in range(head_dim):
-                    numbers[i] = load(kv_cache, values + (key - first) * head_dim + i)
-                for head in range(group):
-                    weight = weights[head * num_keys + key]
-                    for i in range(head_dim):
-                        o[head * head_dim + i] += weight * numbers[i]
-        for i in range(size):
-            store(out, to + kv_head * size + i, o[i])
-
-
-@compiled_for("T* T* T* int32* int32* int32* float32* float int int int int int int int int")
-def _attend_rows(head_dim, group):
-    def attend_rows(
-        query, kv_cache, out, rows, tables, lengths, slopes, scale, has_slopes, num_sequences, num_kv_heads, block_size,
-        table_width, query_stride, block_stride, runtime_dim,
-    ):  # fmt: skip
-        width = length(kv_cache, head_dim, runtime_dim)
-        for sequence in range(num_sequences):
-            row = rows[sequence]
-            attend_row(
-                query, kv_cache, out, tables, slopes, scale, has_slopes, row * query_stride,
-                row * num_kv_heads * group * width, sequence * table_width, lengths[sequence], num_kv_heads, block_size,
-                block_stride, width, group,
-            )  # fmt: skip
-
-    return attend_rows
-
-
-def _attend_in_loop(query: Tensor, kv_cache: Tensor, plan: DecodeRows, scale: float, out: Tensor) -> None:
-    """Attend with the rows of `plan` of query [T, H, K], into those rows of out [T, H, K]."""
-    _, num_heads, head_dim = query.shape
-    _, _, num_kv_heads, block_size, _ = kv_cache.shape
-    num_sequences, table_width = plan.tables.shape
-    query, slopes = with_whole_heads(query), plan.slopes
-    _attend_rows[head_dim, num_heads // num_kv_heads][query.dtype](
-        query.data_ptr(), kv_cache.data_ptr(), out.data_ptr(), plan.rows.data_ptr(), plan.tables.data_ptr(),
-        plan.lengths.data_ptr(), 0 if slopes is None else slopes.data_ptr(), scale, slopes is not None, num_sequences,
-        num_kv_heads, block_size, table_width, query.stride(0), kv_cache.stride(0), head_dim,
-    )  # fmt: skip
-
-
-def decode_attention_reference(
-    qkv: Tensor, cos: Tensor, sin: Tensor, kv_cache: Tensor, plan: DecodeRows, scale: float
-) -> Tensor:
-    block_size, head_dim = kv_cache.shape[3:]
-    num_kv_heads, last = kv_cache.shape[2], plan.lengths.long() - 1
-    heads = qkv.unflatten(-1, (-1, head_dim))
-    rotated = rotate_(heads[:, :-num_kv_heads].clone(), cos, sin)
-    query, key = rotated[:, :-num_kv_heads], rotated[:, -num_kv_heads:]
-    blocks = plan.tables.long().gather(1, (last // block_size)[:, None])[:, 0]
-    kv_store(key, heads[:, -num_kv_heads:], kv_cache, blocks * block_size + last % block_size)
-    spans = [
-        _span_plan(row, row + 1, table, context, block_size, qkv.dtype, None)
-        for row, (table, context) in enumerate(zip(plan.tables, plan.lengths.tolist(), strict=True))
-    ]
-    return attend(query, kv_cache, GatherPlan(None, spans), scale).flatten(1)
-
-
-@compiled_for("T* T* T* T* T* int32* int32* float int int int int int int int int")
-def _rotate_store_attend(head_dim, group):
-    def rotate_store_attend(
-        qkv, cos, sin, kv_cache, out, tables, lengths, scale, num_sequences, num_kv_heads, block_size, table_width,
-        qkv_stride, block_stride, rotary_dim, runtime_dim,
-    ):  # fmt: skip
-        width = length(kv_cache, head_dim, runtime_dim)
-        size = num_kv_heads * width
-        for row in range(num_sequences):
-            at, table, last = row * qkv_stride, row * table_width, lengths[row] - 1
-            rotate_heads(qkv, cos, sin, at, row * rotary_dim, (group + 1) * num_kv_heads, width, rotary_dim)
-            target = tables[table + last // block_size] * block_stride + last % block_size * width
-            key = at + group * size
-            store_token(qkv, qkv, kv_cache, key, key + size, target, num_kv_heads, block_size, width)
-            no_slopes = lengths  # never read
-            attend_row(
-                qkv, kv_cache, out, tables, no_slopes, scale, False, at, row * group * size, table, last + 1, num_kv_heads,
-                block_size, block_stride, width, group,
-            )  # fmt: skip
-
-    return rotate_store_attend
-
-
-def decode_attention(qkv: Tensor, cos: Tensor, sin: Tensor, kv_cache: Tensor, plan: DecodeRows, scale: float) -> Tensor:
-    """Rotate and store the rows' keys and values, and attend: qkv [S, (H + 2 G) K], overwritten -> [S, H K].
-
-    cos and sin [S, 1, rotary_dim]; kv_cache [N, 2, G, B, K], for which `plan` was built. All rows are the last tokens of
-    their sequences, so that the block table says where each key is stored. On a CPU it is one call instead of three
-    operators and the views between them.
-    """
-    num_sequences, width = qkv.shape
-    _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
-    group = width // (num_kv_heads * head_dim) - 2
-    out = qkv.new_empty(num_sequences, group * num_kv_heads * head_dim)
-    _rotate_store_attend[head_dim, group][qkv.dtype](
-        qkv.data_ptr(), cos.data_ptr(), sin.data_ptr(), kv_cache.data_ptr(), out.data_ptr(), plan.tables.data_ptr(),
-        plan.lengths.data_ptr(), scale, num_sequences, num_kv_heads, block_size, plan.tables.shape[1], qkv.stride(0),
-        kv_cache.stride(0), cos.shape[-1], head_dim,
-    )  # fmt: skip
-    return out

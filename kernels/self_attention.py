@@ -151,7 +151,7 @@ def is_contiguous_in_blocks(kv_cache: Tensor) -> bool:
 
 
 def kv_store(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
-    """Store key, value [T, G, K] in kv_cache [N, 2, G, B, K], in place.
+    """Store key, value [T, G, K] in kv_cache [N, 2, G, B, K], in token_positions.
 
     slot_mapping [T] int64 holds block * B + offset; slot -1 (padding) is skipped.
     """
@@ -186,12 +186,23 @@ def causal_attention_reference(
 
 
 def causal_attention(
-    query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, *, scale: float, alibi_slopes: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_starts: Tensor,
+    *,
+    scale: float,
+    alibi_slopes: Tensor | None = None,
+    positions: Tensor | None = None,
+    spans: Tensor | None = None,
 ) -> Tensor:
     """Attend within each sequence: query [T, H, K]; key, value [T, G, K]; query_starts [S + 1], first rows -> [T, H, K].
 
     For training and the oracle, in plain torch and differentiable; grouped heads and ALiBi are as in `paged_attention`.
+    `spans` [T] and `positions` [T] are those of `model.batch.Batch`, for sequences whose shots attend alone.
     """
+    if spans is not None and positions is not None:
+        return _attend_padded(query, key, value, query_starts, scale, alibi_slopes, positions, spans)
     if torch.is_grad_enabled() and query.requires_grad and len(query_starts) > 2:
         return _attend_padded(query, key, value, query_starts, scale, alibi_slopes)
     outputs = [query[:0]]
@@ -204,7 +215,14 @@ def causal_attention(
 
 
 def _attend_padded(
-    query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, scale: float, alibi_slopes: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_starts: Tensor,
+    scale: float,
+    alibi_slopes: Tensor | None,
+    positions: Tensor | None = None,
+    spans: Tensor | None = None,
 ) -> Tensor:
     """Attend to all sequences as one batch, padded at their ends, where causality hides the padding.
 
@@ -215,12 +233,24 @@ def _attend_padded(
     longest = int(lengths.max())
     columns = torch.arange(longest, device=query.device)
     rows = (starts[:-1, None] + columns).clamp(max=len(query) - 1)  # [S, L]
-    distance = columns[:, None] - columns  # [L, L]
-    bias = query.new_zeros(()).float() if alibi_slopes is None else -alibi_slopes.float()[:, None, None] * distance
-    bias = bias.expand(query.shape[1], longest, longest).masked_fill(distance < 0, float("-inf"))
+    token_positions = columns[None] if positions is None else positions[rows]  # [S or 1, L]
+    hidden = columns[:, None] < columns  # [L, L]
+    if spans is not None:
+        hidden = hidden | ~_are_readable(spans[rows])  # [S, L, L]
+    distance = (token_positions[:, None] - token_positions[:, :, None])[
+        :, None
+    ].float()  # [S or 1, 1, L, L], key less query
+    bias = distance * (0.0 if alibi_slopes is None else alibi_slopes.float()[:, None, None])
+    bias = bias.masked_fill(hidden.unsqueeze(-3), float("-inf"))
     group = query.shape[1] // key.shape[1]
     q = query[rows].transpose(1, 2)  # [S, H, L, K]
     k, v = (x[rows].transpose(1, 2).repeat_interleave(group, 1) for x in (key, value))
     weights = ((q @ k.transpose(-1, -2)) * scale + bias.to(q.dtype)).softmax(-1, dtype=torch.float32).to(v.dtype)
     out = (weights @ v).transpose(1, 2)  # [S, L, H, K]
     return out[columns < lengths[:, None]]
+
+
+def _are_readable(spans: Tensor) -> Tensor:
+    """Return which spans the tokens of each span read, [S, L] -> [S, L, L]: see `model.batch.Batch`."""
+    query, key = spans[:, :, None], spans[:, None]
+    return (key == query) | (key == 0) | ((query < 0) & (key > 0))

@@ -3,11 +3,17 @@
 A batch holds tokens of any mix of sequences, with no padding. Two sequences, one prefilling five tokens and one decoding
 its 8th: token_ids has T = 6 entries, query_starts is [0, 5, 6], context_lengths is [5, 8], and the rows of block_table name
 the blocks that hold the keys and values of each. The engine decides which block or page holds what, and when.
+
+A sequence's context may also be a list of spans: runs of whole blocks, the last of which may be part full, computed apart
+from each other and at any positions. `block_positions` and `block_lengths` then say which tokens each block holds, and a
+token reads a key if and only if the key is valid and its position is at most the token's own. The last span is the
+sequence's own: its slots end with the tokens of this step.
 """
 
 from __future__ import annotations
 
 import mmap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -15,39 +21,70 @@ from math import prod
 import torch
 from torch import Tensor
 
+from kernels.paged_attention_cpu import GatherPlan
+from kernels.paged_plan import Plan
 from model.config import FlamingoConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     token_ids: Tensor  # [T] int64
-    positions: Tensor  # [T] int64, of each token in its own sequence
+    positions: Tensor  # [T] int64, of each token; in a plain sequence, its index
     # [T] int32, the media page that each token reads or -1; [T, J] for "all previous images"; None if no token reads one
     media_slot: Tensor | None
+    media_plan: Tensor | None = None  # how a GPU reads the pages, by `plan_media`; None: the forward makes it
     query_starts: Tensor  # [S + 1] int32, first row of each sequence
     last_token: Tensor  # [W] int64, the rows whose logits are requested
     # with a K/V cache only
-    context_lengths: Tensor | None = None  # [S] int32, tokens of each sequence, including this step's
+    # [S] int32, slots of each row of block_table up to the last token of this step: whole blocks before the last one; in a
+    # plain sequence, its number of tokens
+    context_lengths: Tensor | None = None
     block_table: Tensor | None = None  # [S, B] int32
+    # [S, B] int32, the position of each block's first token, and how many of its tokens are valid (the last block of a
+    # sequence's own span may count as full), 0 where there is no block; None if all sequences are plain: w * block_size
+    block_positions: Tensor | None = None
+    block_lengths: Tensor | None = None
     slot_mapping: Tensor | None = None  # [T] int64, block * block_size + offset of each token's keys and values
-    num_shared_blocks: int = 0  # leading blocks that are the same in every row of block_table
+    # without a cache only: [T] int32, the span of each token in sequences whose shots attend alone. A token reads those
+    # before it in its own span and in span 0; in a query (-1, -2, ...) also those of the shots (1, 2, ...). None: all 0
+    spans: Tensor | None = None
+    plan: Plan | GatherPlan | None = None  # how the cache is read, by `LanguageModel.plan`; None: the forward makes it
 
 
 def whole_sequences(
     token_ids: Sequence[Sequence[int]],
     media_slot: Sequence[Sequence[int] | Sequence[Sequence[int]]],
     device: torch.device | str = "cpu",
+    spans: Sequence[Sequence[int]] = (),
 ) -> Batch:
-    """Return a batch of whole sequences, for a forward without a cache that gives the logits of every token."""
+    """Return a batch of whole sequences, for a forward without a cache that gives the logits of every token.
+
+    `spans`: those of the tokens of each sequence, if shots of any attend alone.
+    """
     lengths = torch.tensor([0] + [len(ids) for ids in token_ids])
     starts = lengths.cumsum(0)
+    positions = [span_positions(of) for of in spans or ([0] * len(ids) for ids in token_ids)]
     return Batch(
         token_ids=torch.tensor([t for ids in token_ids for t in ids], device=device),
-        positions=torch.cat([torch.arange(len(ids)) for ids in token_ids]).to(device),
+        positions=torch.tensor([position for of in positions for position in of], device=device),
         media_slot=torch.tensor([s for slots in media_slot for s in slots], dtype=torch.int32, device=device),
         query_starts=starts.to(torch.int32).to(device),
         last_token=torch.arange(int(starts[-1]), device=device),
+        spans=torch.tensor([s for of in spans for s in of], dtype=torch.int32, device=device) if spans else None,
     )
+
+
+def span_positions(spans: Sequence[int]) -> list[int]:
+    """Return the position of each token of a sequence: shots follow span 0, queries follow the longest shot."""
+    lengths = Counter(spans)
+    prefix, longest = lengths[0], max((count for span, count in lengths.items() if span > 0), default=0)
+    num_seen = Counter[int]()
+    positions = []
+    for span in spans:
+        origin = 0 if span == 0 else prefix if span > 0 else prefix + longest
+        positions.append(origin + num_seen[span])
+        num_seen[span] += 1
+    return positions
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.paged_attention_cpu import decode_attention
+from kernels.decode_attention import decode_attention
 from kernels.rows import add_rms_norm, rms_norm, swiglu
 from model.flamingo import Flamingo
 from model.language_model import Layer, StepContext

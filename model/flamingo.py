@@ -44,7 +44,9 @@ class Flamingo(nn.Module):
         """Compute the logits [W, V + A] of the rows in `batch.last_token`, of packed token ids [T]."""
         x = self.language_model.embed_tokens(batch)  # [T, D]
         context = self.language_model.step_context(batch, x.dtype, kv_cache.layer(0))
-        plan = plan_media(x, batch.media_slot, self.config.gated.head_dim)
+        plan: MediaPlan | None = batch.media_plan
+        if plan is None:
+            plan = plan_media(x, batch.media_slot, self.config.gated.head_dim)
         for i, gated, layer in self.layers():
             if gated is not None:
                 x = gated(x, media_pages.layer(i), batch.media_slot, plan)  # text reads its own image

@@ -12,9 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kernels.paged_attention import Plan, paged_attention, plan_step
-from kernels.paged_attention_cpu import DecodeRows, GatherPlan
+from kernels.paged_attention import paged_attention, plan_step
+from kernels.paged_attention_cpu import GatherPlan
+from kernels.paged_attention_loop import DecodeRows
+from kernels.paged_plan import Plan
 from kernels.self_attention import causal_attention, kv_store, rotary_angles, rotate_
+from kernels.spans import Spans
 from model.batch import Batch
 from model.config import LanguageModelConfig
 from model.layers import FeedForward, TokenTable, make_norm
@@ -64,7 +67,10 @@ class SelfAttention(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, context: StepContext, kv: Tensor | None) -> Tensor:
         batch, scale, slopes = context.batch, self.head_dim**-0.5, context.alibi_slopes
         if kv is None:
-            return causal_attention(query, key, value, batch.query_starts, scale=scale, alibi_slopes=slopes)
+            return causal_attention(
+                query, key, value, batch.query_starts,
+                scale=scale, alibi_slopes=slopes, positions=batch.positions, spans=batch.spans,
+            )  # fmt: skip
         assert batch.slot_mapping is not None
         assert batch.block_table is not None
         assert batch.context_lengths is not None
@@ -77,7 +83,6 @@ class SelfAttention(nn.Module):
             batch.context_lengths,
             scale=scale,
             alibi_slopes=slopes,
-            num_shared_blocks=batch.num_shared_blocks,
             plan=context.plan,
         )
 
@@ -126,11 +131,16 @@ class LanguageModel(nn.Module):
             cos, sin = (a.to(dtype) for a in rotary_angles(batch.positions, config.rotary_dim, config.rope_theta))
         elif config.position == "alibi":
             slopes = alibi_slopes(config.num_heads, config.alibi_bias_max, batch.positions.device)
-        plan = None if kv is None else self._plan(batch, kv, slopes)
+        plan, spans = batch.plan, spans_of(batch)
+        if kv is not None and plan is None:
+            plan = self.plan(batch, kv, slopes)
+        elif kv is not None and isinstance(plan, Plan) and batch.block_table is not None:
+            plan = plan.over(batch.block_table, kv.shape[3], spans)
         decoding = plan.only_decodes(len(batch.token_ids)) if isinstance(plan, GatherPlan) else None
         return StepContext(batch, cos, sin, slopes, plan, decoding)
 
-    def _plan(self, batch: Batch, kv: Tensor, slopes: Tensor | None) -> Plan | GatherPlan:
+    def plan(self, batch: Batch, kv: Tensor, slopes: Tensor | None = None) -> Plan | GatherPlan:
+        """Return how all layers read their parts of the K/V cache, of which `kv` is any."""
         assert batch.block_table is not None
         assert batch.context_lengths is not None
         return plan_step(
@@ -141,7 +151,7 @@ class LanguageModel(nn.Module):
             num_tokens=len(batch.token_ids),
             num_heads=self.config.num_heads,
             alibi_slopes=slopes,
-            num_shared_blocks=batch.num_shared_blocks,
+            spans=spans_of(batch),
         )
 
     def logits(self, x: Tensor) -> Tensor:  # [W, D] -> [W, V + A]
@@ -151,6 +161,13 @@ class LanguageModel(nn.Module):
     def logits_of(self, x: Tensor, token_ids: Tensor) -> Tensor:  # [W, D], [N] -> [W, N]
         table = self.embed if self.head is None else self.head
         return self.norm(x) @ table(token_ids).to(x.dtype).T
+
+
+def spans_of(batch: Batch) -> Spans | None:
+    """Return the positions of a batch's queries and blocks, or None if all its sequences are plain."""
+    if batch.block_positions is None or batch.block_lengths is None:
+        return None
+    return Spans(batch.positions, batch.block_positions, batch.block_lengths)
 
 
 def alibi_slopes(num_heads: int, bias_max: int, device: torch.device) -> Tensor:

@@ -8,9 +8,12 @@ become a marker.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 from tokenizers import Tokenizer
 
@@ -115,22 +118,52 @@ class EndOfChunk:
 Segment = Text | Media | EndOfChunk
 
 
+# what the shots of a prompt attend to besides themselves: all text before them, or the prefix alone
+ShotsAttend = Literal["previous", "alone"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedPrompt:
     """Token ids, and the media index of each into `media`, which holds digests; -1 means that a token reads none.
 
+    A prompt whose shots attend alone consists of *spans* (see `span_starts`). A shot attends to the prefix and to itself,
+    and its positions follow the prefix, wherever it is; the query attends to everything, and follows the longest shot.
     Prompts with different salts share nothing in a cache.
     """
 
     token_ids: list[int]
     media_index: list[int]
     media: list[bytes]
+    shots_attend: ShotsAttend = "previous"
     salt: bytes = b""
 
     def followed_by(self, token_ids: list[int]) -> EncodedPrompt:
         """Return the prompt with more text tokens, which read its last media."""
         index = [self.media_index[-1]] * len(token_ids)
         return replace(self, token_ids=self.token_ids + token_ids, media_index=self.media_index + index)
+
+    def up_to(self, num_tokens: int) -> EncodedPrompt:
+        """Return the first tokens of the prompt, with all of its media."""
+        return replace(self, token_ids=self.token_ids[:num_tokens], media_index=self.media_index[:num_tokens])
+
+    @property
+    def span_starts(self) -> list[int]:
+        """The first tokens of the spans: the prefix before all media, and from each media item to the next one.
+
+        The last span is the query. The prefix may be empty.
+        """
+        return [0, *(bisect_left(self.media_index, media) for media in range(len(self.media)))]
+
+    def num_blocks(self, block_size: int, num_new_tokens: int = 0) -> int:
+        """Return the blocks of the text cache for the prompt and its answer; each span begins a block of its own."""
+        starts = self.span_starts if self.has_spans else [0]
+        lengths = [stop - start for start, stop in pairwise([*starts, len(self.token_ids) + num_new_tokens])]
+        return sum(-(-length // block_size) for length in lengths)
+
+    @property
+    def has_spans(self) -> bool:
+        """True if there are shots that attend alone: with a single media item both forms are the same."""
+        return self.shots_attend == "alone" and len(self.media) > 1
 
 
 def encode(segments: Sequence[Segment], tokenizer: PromptTokenizer) -> EncodedPrompt:

@@ -6,13 +6,15 @@ It runs one sequence at a time, greedily, and the whole sequence again in each s
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from model.batch import NO_CACHE, MediaPages, whole_sequences
+from model.batch import NO_CACHE, Batch, MediaPages, whole_sequences
 from model.flamingo import Flamingo
+from model.language_model import Layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +32,56 @@ def encode(model: Flamingo, pixels: Sequence[Tensor]) -> MediaPages:
 
 
 @torch.inference_mode()
-def log_probs(model: Flamingo, token_ids: Sequence[int], media_index: Sequence[int], media: MediaPages) -> Tensor:
-    """Return the log-probabilities [T, V + A], in float32, of the token that follows each token."""
+def log_probs(
+    model: Flamingo,
+    token_ids: Sequence[int],
+    media_index: Sequence[int],
+    media: MediaPages,
+    span_starts: Sequence[int] = (),
+) -> Tensor:
+    """Return the log-probabilities [T, V + A], in float32, of the token that follows each token.
+
+    `span_starts`: those of a prompt whose shots attend alone.
+    """
     device = next(model.parameters()).device
     batch = whole_sequences([token_ids], [model.media_slots(media_index)], device)
-    return model(batch, NO_CACHE, media).float().log_softmax(-1)
+    logits = _forward_of_spans(model, batch, media, span_starts) if span_starts else model(batch, NO_CACHE, media)
+    return logits.float().log_softmax(-1)
+
+
+def _forward_of_spans(model: Flamingo, batch: Batch, media: MediaPages, span_starts: Sequence[int]) -> Tensor:
+    """The model's forward, with positions and a mask that are written out."""
+    language_model = model.language_model
+    positions, readable = _positions_and_mask(span_starts, len(batch.token_ids))
+    batch = replace(batch, positions=positions.to(batch.positions))
+    x = language_model.embed_tokens(batch)
+    context = language_model.step_context(batch, x.dtype)
+    slopes = 0.0 if context.alibi_slopes is None else context.alibi_slopes[:, None, None]
+    bias = slopes * (positions - positions[:, None]).float()  # [T, T], or [H, T, T]
+    bias = bias.masked_fill(~readable, -torch.inf)
+    for i, gated, layer in model.layers():
+        assert isinstance(layer, Layer)
+        if gated is not None:
+            x = gated(x, media.layer(i), batch.media_slot)
+        query, key, value = layer.attention.project(layer.attention_norm(x), context)
+        key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
+        scores = torch.einsum("qhk,chk->hqc", query, key) * layer.attention.head_dim**-0.5 + bias
+        attended = torch.einsum("hqc,chk->qhk", scores.softmax(-1), value)
+        h = x + layer.attention.output(attended.flatten(-2))
+        x = h + layer.feed_forward(layer.ffn_norm(x if layer.parallel else h))
+    return language_model.logits(x)
+
+
+def _positions_and_mask(span_starts: Sequence[int], num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Return the position of each token [T], and which keys each reads [T, T], given the starts of shots and query."""
+    index = torch.arange(num_tokens)
+    span = torch.bucketize(index, torch.tensor(span_starts[1:]), right=True)  # 0: the prefix
+    last, prefix = len(span_starts) - 1, span_starts[1]
+    longest = max(end - start for start, end in pairwise(span_starts[1:]))
+    origin = torch.tensor([0] + [prefix] * (last - 1) + [prefix + longest])
+    positions = origin[span] + index - torch.tensor(span_starts)[span]
+    may_read = (span == span[:, None]) | (span == 0) | (span[:, None] == last)
+    return positions, may_read & (index <= index[:, None])
 
 
 @torch.inference_mode()
@@ -47,6 +94,7 @@ def generate(
     max_tokens: int,
     eos_ids: Collection[int] = (),
     suppressed_ids: Sequence[int] = (),
+    span_starts: Sequence[int] = (),
 ) -> Generation:
     """Continue a prompt greedily; an end-of-sequence token ends the answer and is part of it.
 
@@ -55,7 +103,7 @@ def generate(
     media = encode(model, pixels)
     ids, index, logprobs = list(token_ids), list(media_index), []
     while len(ids) < len(token_ids) + max_tokens:
-        row = log_probs(model, ids, index, media)[-1]
+        row = log_probs(model, ids, index, media, span_starts)[-1]
         allowed = row.clone()
         allowed[list(suppressed_ids)] = -torch.inf
         token_id = int(allowed.argmax())

@@ -11,6 +11,7 @@ ENGINE_METRICS = {
     "kv_cache_usage_perc": ("Used fraction of the blocks of the text cache, from 0 to 1", False),
     "media_slots": ("Media pages that the media cache holds", False),
     "media_slots_in_use": ("Media pages that running requests use or that are pinned", False),
+    "kv_cache_pinned_bytes": ("Bytes of keys and values of shots of pinned support sets", False),
     "media_slots_pinned": ("Media pages that are never evicted", False),
     "media_page_bytes": ("Bytes of a media page: its keys and values for all gated layers", False),
     "media_host_bytes": ("Bytes of visual tokens in host memory", False),

@@ -6,7 +6,7 @@ Media are checked and named here, not decoded. `model.prompt` alone knows how se
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from model.prompt import (
@@ -16,11 +16,12 @@ from model.prompt import (
     PromptError,
     PromptTokenizer,
     Segment,
+    ShotsAttend,
     Text,
     encode,
     index_media,
 )
-from server.errors import ContextLengthExceeded, InvalidRequest
+from server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from server.media.intake import Intake
 from server.media.source import EncodedMedia
 from server.schemas.prompt import EndOfChunkPart, MediaPart, Prompt, TextPart, prompt_form
@@ -42,6 +43,18 @@ class PreparedPrompt:
     @property
     def num_tokens(self) -> int:
         return len(self.encoded.token_ids)
+
+    def with_shots(self, attend: ShotsAttend, model: ServedModel) -> PreparedPrompt:
+        """Return the prompt with shots that attend to this. Raises `UnsupportedParameter` if the model's cannot."""
+        check_shots_attend(attend, model)
+        return replace(self, encoded=replace(self.encoded, shots_attend=attend))
+
+
+def check_shots_attend(attend: ShotsAttend, model: ServedModel) -> None:
+    """Raises `UnsupportedParameter` for a form of prompts that a model does not have."""
+    if attend == "alone" and model.config.gated.attends != "last":
+        message = "shots cannot attend alone: the text of this model reads the media of all shots before it"
+        raise UnsupportedParameter(message, param="shots_attend")
 
 
 async def prepare_prompt(prompt: Prompt, model: ServedModel, intake: Intake, param: str = "prompt") -> PreparedPrompt:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
+from model.prompt import ShotsAttend
 from server.access.quotas import Quota
 from server.limits.admission import Ticket
 from server.metrics import Metrics
@@ -57,8 +58,10 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         """Return a unique id for an engine request: a client may send the same `request_id` twice."""
         return f"{self.request_id}-{uuid.uuid4().hex[:8]}"
 
-    def add_prompt(self, num_tokens: int, media: Sequence[bytes] = ()) -> None:
-        """Count a prompt that the engine is about to compute, and the digests of its media."""
+    def add_prompt(self, num_tokens: int, media: Sequence[bytes] = (), shots_attend: ShotsAttend = "previous") -> None:
+        """Count a prompt that the engine is about to compute, and the digests of its media; note a form of its own."""
+        if shots_attend != "previous":
+            self.details["shots_attend"] = shots_attend
         self.prompt_tokens += num_tokens
         self.media += len(media)
         self.media_deduplicated += len(media) - len(set(media))

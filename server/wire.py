@@ -284,10 +284,14 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Pin(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A hint, without a reply, to keep media on the device, within the quota of pins, or to release them."""
+    """A hint, without a reply, to keep media on the device, within the quota of pins, or to release them.
+
+    The same goes for the prefix and the shots of prompts whose shots attend alone.
+    """
 
     digests: list[bytes]
     is_kept: bool
+    prompts: list[EncodedPrompt] = []
 
 
 Request = Generate | Score | Embed | EmbedText | Inspect

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.flamingo import Flamingo
 from model.inference import prepare_for_inference
-from model.prompt import EncodedPrompt
+from model.prompt import EncodedPrompt, ShotsAttend
 from model.reference import generate
 from model.vision import normalise
 from server.engine.config import EngineConfig
@@ -116,10 +116,12 @@ class Client:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Shots of (image, text length); without an image, -1."""
+    """Shots of (image, text length); without an image, -1. Unless `step` is 0, a text depends on its place."""
 
     shots: tuple[tuple[int, int], ...]
     max_tokens: int = 6
+    shots_attend: ShotsAttend = "previous"
+    step: int = 31
 
     def request(self, request_id: str, sampling: Sampling = GREEDY, encoding: int = 0) -> Generate:
         token_ids, media_index, media = [], [], []
@@ -129,7 +131,7 @@ class Prompt:
                 token_ids.append(IMAGE_TOKEN)
                 media_index.append(len(media) - 1)
             for i in range(length):
-                token_ids.append((31 * shot + 7 * i + 3 * image) % 256)
+                token_ids.append((self.step * shot + 7 * i + 3 * image) % 256)
                 media_index.append(len(media) - 1)
         return Generate(
             request_id=request_id,
@@ -137,6 +139,7 @@ class Prompt:
                 token_ids=token_ids,
                 media_index=media_index,
                 media=media,
+                shots_attend=self.shots_attend,
             ),
             sampling=sampling,
         )
@@ -153,7 +156,12 @@ def client(family: Family, config: EngineConfig = CONFIG) -> Client:
 
 
 def assert_equals_reference(
-    family: Family, prompt: Prompt, answer: Client, request_id: str, num_tokens: int = GREEDY.max_tokens
+    family: Family,
+    prompt: Prompt,
+    answer: Client,
+    request_id: str,
+    num_tokens: int = GREEDY.max_tokens,
+    tolerance: float = 1e-4,
 ) -> None:
     model, request = MODELS[family], prompt.request(request_id)
     tokens = answer.tokens[request_id]
@@ -165,10 +173,11 @@ def assert_equals_reference(
         prompt.pixels(model),
         max_tokens=num_tokens,
         suppressed_ids=[IMAGE_TOKEN],
+        span_starts=request.prompt.span_starts if request.prompt.has_spans else (),
     )
     assert [t.token_id for t in tokens] == expected.token_ids
     logprobs = [t.logprob.logprob for t in tokens if t.logprob is not None]
-    assert logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+    assert logprobs == pytest.approx(expected.logprobs, abs=tolerance)
 
 
 def assert_all_released(engine: Engine) -> None:

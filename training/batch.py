@@ -50,7 +50,8 @@ def collate(
 ) -> TrainingBatch:
     pages = {digest: page for page, digest in enumerate(dict.fromkeys(d for s in sequences for d in s.media))}
     slots = [[-1 if index < 0 else pages[s.media[index]] for index in s.media_index] for s in sequences]
-    batch = whole_sequences([s.token_ids for s in sequences], slots, device)
+    spans = [s.spans or (0,) * len(s.token_ids) for s in sequences] if any(s.spans for s in sequences) else ()
+    batch = whole_sequences([s.token_ids for s in sequences], slots, device, spans)
     if all_previous:
         batch = replace(batch, media_slot=_all_previous(sequences, pages).to(device))
     target = torch.tensor([flag for s in sequences for flag in s.target], device=device)

@@ -57,6 +57,8 @@ class SetConfig:
     window: int = 256
     # the probability that a document's text reads the next image instead of the last one
     p_next: float = 0.0
+    # the probability that the shots of a sequence attend alone (training/forms.py)
+    p_alone: float = 0.0
     # documents with fewer images are skipped, and images whose similarity to their sentence is lower
     min_media: int = 1
     min_similarity: float = 0.24
@@ -74,6 +76,8 @@ class SetConfig:
             )
         if not 0.0 <= self.p_next <= 1.0:
             raise ConfigError(f"set {self.name}: p_next is {self.p_next}, must be between 0 and 1")
+        if not 0.0 <= self.p_alone <= 1.0:
+            raise ConfigError(f"set {self.name}: p_alone is {self.p_alone}, must be between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,7 +34,7 @@ class Tokens:
     """The tokens of one example.
 
     `target[t]` is true if token t is predicted from the tokens before it. `names` are the positions of the tokens at
-    which an image's name begins.
+    which an image's name begins. `spans` are those of `model.batch.Batch`, empty if shots attend to those before them.
     """
 
     token_ids: list[int]
@@ -42,6 +42,7 @@ class Tokens:
     target: list[bool]
     media: list[bytes]
     names: tuple[int, ...] = ()
+    spans: tuple[int, ...] = ()
 
     @property
     def num_targets(self) -> int:

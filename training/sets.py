@@ -21,6 +21,7 @@ from training.default.states import single_image_prompt
 from training.distributed import World
 from training.few_shot.clips import NamedClips
 from training.few_shot.images import TaughtImages
+from training.forms import FormStream
 from training.mixture import DataSet, GeneratedStream, Mixture, PreparedExample, Stream, owned_streams
 
 
@@ -35,6 +36,9 @@ def _build_set(
     is_generated = config.kind in GENERATED_SETS
     stream_at = (_generated_streams if is_generated else _shard_streams)(config, seed, model, tokenizer)
     streams = {index: stream_at(index) for index in owned_streams(config.streams, world.rank, world.size)}
+    if config.p_alone:
+        name = f"{seed}/{config.name}"
+        streams = {i: FormStream(stream, config.p_alone, f"{name}/{i}") for i, stream in streams.items()}
     return DataSet(
         name=config.name, weight=config.weight, streams=streams, per_stream=config.batch_size // config.streams
     )

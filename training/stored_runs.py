@@ -10,12 +10,29 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from training.config import TrainConfig
+
 CPU_INFO = Path("/proc/cpuinfo")
+
+
+# fields of a set that the runs stored so far did not have: with these values they change nothing
+LATER_FIELDS = {"p_alone": 0.0}
+
+
+def config_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the configuration of a run as JSON values, without later fields that it does not use."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    for fields in values["sets"]:
+        for name, unused in LATER_FIELDS.items():
+            if fields[name] == unused:
+                del fields[name]
+    return values
 
 
 def digest_settings(settings: Mapping[str, Any]) -> str:

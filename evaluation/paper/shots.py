@@ -38,11 +38,12 @@ def main() -> None:
     model = load_folder(folder, "cpu", torch.float32)
     catalogue = Catalogue(options.data)
     binding = Binding(model, PromptTokenizer.load(folder, model.config.prompt), catalogue)
-    answers = [
-        binding.answer_in_context(episode, ROUNDS)
-        for episode in sample_episodes(catalogue.held_out_labels, WAYS, max(ROUNDS), options.episodes, SEED)
-    ]
-    correct = {str(WAYS * number): "".join(str(int(answer[number])) for answer in answers) for number in ROUNDS}
+    episodes = sample_episodes(catalogue.held_out_labels, WAYS, max(ROUNDS), options.episodes, SEED)
+    answers = [(episode.answer, binding.answer_in_context(episode, ROUNDS)) for episode in episodes]
+    correct = {
+        str(WAYS * number): "".join(str(int(chosen[number] == answer)) for answer, chosen in answers)
+        for number in ROUNDS
+    }
     write_run(
         FILE, {"episodes": options.episodes, "ways": WAYS, "seed": SEED, "model": folder.name}, {"correct": correct}
     )

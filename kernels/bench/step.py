@@ -19,7 +19,8 @@ from kernels.bench.layer import DTYPE, EPS, GatedLayer, weight
 from kernels.bench.machine import Machine
 from kernels.bench.measure import Report, Stopwatch
 from kernels.bench.sizes import Sizes, Spec
-from kernels.paged_attention import Plan, paged_attention, paged_plan
+from kernels.paged_attention import paged_attention
+from kernels.paged_plan import Plan, Shape, plan_tiles
 from kernels.rows import layer_norm
 from kernels.self_attention import kv_store
 
@@ -49,7 +50,6 @@ class Inputs:
     query_starts: Tensor
     context_lengths: Tensor
     slot_mapping: Tensor
-    num_shared_blocks: int
     plan: Plan | None
     kv_cache: Tensor  # [L, N, 2, H, B, K]
     pages: Tensor  # [M, X, H, 2, R, K]
@@ -85,8 +85,7 @@ class Model:
         kv_store(key, value, inputs.kv_cache[index], inputs.slot_mapping)
         h = paged_attention(
             query, inputs.kv_cache[index], inputs.block_table, inputs.query_starts, inputs.context_lengths,
-            scale=head_dim**-0.5, alibi_slopes=self.slopes, num_shared_blocks=inputs.num_shared_blocks,
-            plan=inputs.plan,
+            scale=head_dim**-0.5, alibi_slopes=self.slopes, plan=inputs.plan,
         )  # fmt: skip
         x = torch.addmm(x, h.flatten(1), layer.output.T)
         return torch.addmm(x, F.gelu(layer_norm(x, self.norm, None, EPS) @ layer.up.T), layer.down.T)
@@ -149,15 +148,11 @@ def make_inputs(
     page = (num_pages, spec.gated_layers, spec.media_heads, 2, spec.num_latents, spec.media_head_dim)
     plan = None
     if use_triton(slots):
-        plan = paged_plan(
-            starts.cpu(),
-            lengths.cpu(),
-            rows,
-            group=1,
-            head_dim=spec.head_dim,
-            dtype=DTYPE,
-            shared=num_shared_blocks > 0,
-        ).to(device)
+        plan = plan_tiles(
+            table.cpu(), starts.cpu(), lengths.cpu(),
+            num_tokens=rows, shape=Shape(BLOCK_SIZE, 1, spec.head_dim, DTYPE),
+        )  # fmt: skip
+        plan = plan.to(device).over(table, BLOCK_SIZE, None)
     return Inputs(
         token_ids=torch.randint(spec.vocab_size, (rows,), device=device),
         slots=slots,
@@ -166,7 +161,6 @@ def make_inputs(
         query_starts=starts,
         context_lengths=lengths,
         slot_mapping=mapping,
-        num_shared_blocks=num_shared_blocks if num_sequences > 1 else 0,
         plan=plan,
         kv_cache=torch.randn(shape, device=device, dtype=DTYPE),
         pages=torch.randn(page, device=device, dtype=DTYPE),

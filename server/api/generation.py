@@ -74,6 +74,10 @@ def completion_requests(
         stop = [template.end]
     lead = template.lead if template else ""
     sampling = _sampling(fields, model, template, _grammar(fields, lead, form_field, len(prompts)))
+    if sampling.prompt_logprobs is not None and any(prompt.encoded.has_spans for prompt in prompts):
+        name = "echo" if fields.prompt_logprobs is None else "prompt_logprobs"
+        message = "a prompt whose shots attend alone has no log-probabilities: its tokens do not follow one another"
+        raise UnsupportedParameter(message, param=name)
     return [
         GenerationRequest(
             prompt=prompt,

@@ -93,6 +93,7 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
         "threads": torch.get_num_threads(),
         "num_blocks": config.num_blocks,
         "block_size": config.block_size,
+        "block_bytes": block_bytes(served.config, config.block_size, dtype),
         "num_media_slots": config.num_media_slots,
         "max_model_len": config.max_model_len,
         "load_seconds": round(sum(phases.seconds.values()), 2),

@@ -1,8 +1,4 @@
-"""The engine's caches: blocks of text K/V with the prefix cache, and media from frames to pages on the device.
-
-A published block keeps its contents when its last owner releases it, and is reused only after all empty blocks, least
-recently used first. Its hash covers token ids *and* the media that those tokens read, so two prompts share a block only if
-the model would compute the same keys and values for both.
+"""The engine's cache of media, from frames to pages on the device.
 
 A media item has two names. The *source* is the digest of the encoded bytes as the client sent them, followed by the salt of
 the request; a hit on it decodes nothing. The *key* is the digest of the decoded frames, their shape, the preprocessing, the
@@ -13,95 +9,14 @@ an error.
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-
-
-def block_hash(parent: bytes, token_ids: Sequence[int], media_keys: Sequence[bytes]) -> bytes:
-    """Return the hash of a full block: of its parent's hash, its ids, and the media key that each run of tokens reads."""
-    digest = hashlib.blake2b(parent, digest_size=32, person=b"flmbynce-block")
-    digest.update(array("q", token_ids).tobytes())
-    previous = None
-    for position, key in enumerate(media_keys):
-        if key != previous:
-            digest.update(position.to_bytes(4, "little") + len(key).to_bytes(4, "little") + key)
-            previous = key
-    return digest.digest()
-
-
-class BlockPool:
-    """`num_blocks` blocks, each empty, cached (no owner, but contents to share) or in use by `references` owners."""
-
-    def __init__(self, num_blocks: int) -> None:
-        self.num_blocks = num_blocks
-        self._free = list(range(num_blocks - 1, -1, -1))
-        self._cached: OrderedDict[int, None] = OrderedDict()
-        self._references = [0] * num_blocks
-        self._hash_of: dict[int, bytes] = {}
-        self._block_of: dict[bytes, int] = {}
-
-    @property
-    def num_available(self) -> int:
-        return len(self._free) + len(self._cached)
-
-    def allocate(self, count: int) -> list[int] | None:
-        """Take `count` blocks with one reference each, or return None and take nothing."""
-        if count > self.num_available:
-            return None
-        return [self._take() for _ in range(count)]
-
-    def _take(self) -> int:
-        block = self._free.pop() if self._free else self._evict()
-        self._references[block] = 1
-        return block
-
-    def _evict(self) -> int:
-        block, _ = self._cached.popitem(last=False)
-        del self._block_of[self._hash_of.pop(block)]
-        return block
-
-    def share(self, blocks: Sequence[int]) -> None:
-        """Add an owner to each block, in use or cached."""
-        for block in blocks:
-            if self._references[block] == 0:
-                del self._cached[block]
-            self._references[block] += 1
-
-    def release(self, blocks: Sequence[int]) -> None:
-        """Remove an owner from each block, the last block first, so that a prefix stays cached longer than its suffix."""
-        for block in reversed(blocks):
-            self._references[block] -= 1
-            if self._references[block] == 0 and block in self._hash_of:
-                self._cached[block] = None
-            elif self._references[block] == 0:
-                self._free.append(block)
-
-    def publish(self, block: int, digest: bytes) -> None:
-        """Make a full block findable by its hash, unless another block already is."""
-        if digest not in self._block_of and block not in self._hash_of:
-            self._block_of[digest] = block
-            self._hash_of[block] = digest
-
-    def find(self, digest: bytes) -> int | None:
-        return self._block_of.get(digest)
-
-    def references(self, block: int) -> int:
-        return self._references[block]
-
-    def clear_cache(self) -> None:
-        """Forget every published block."""
-        self._free.extend(self._cached)
-        self._cached.clear()
-        self._hash_of.clear()
-        self._block_of.clear()
-
 
 # of a source, before the salt
 SOURCE_BYTES = 32

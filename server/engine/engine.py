@@ -16,7 +16,8 @@ import numpy as np
 
 from model.inference import InferenceModel
 from model.prompt import PromptTokenizer
-from server.engine.caches import BlockPool, MediaCache
+from server.engine.blocks import BlockPool
+from server.engine.caches import MediaCache
 from server.engine.config import EngineConfig
 from server.engine.plan import Plan
 from server.engine.residents import Residents
@@ -24,6 +25,7 @@ from server.engine.runner import Recorder, Runner
 from server.engine.sampler import Result, Sampler
 from server.engine.scheduler import HEAVY_SHARE, Scheduler
 from server.engine.sequence import Order
+from server.engine.spans import Spans
 from server.engine.tasks.answers import Answers
 from server.engine.tasks.beams import BeamAnswers
 from server.engine.tasks.embedding import MediaEmbedding, TextEmbedding
@@ -140,12 +142,17 @@ class Engine:
                 self._handle(task, task.end("error", failure.message))
 
     def pin(self, pin: Pin) -> None:
-        """Keep media that have a page in their slots, or let them go; others are ignored."""
+        """Keep media that have a page in their slots, and shots in their blocks, or let them go; others are ignored."""
         for key in filter(None, map(self.media.content_keys.get, pin.digests)):
             if pin.is_kept:
                 self.media.slots.pin(key)
             else:
                 self.media.slots.unpin(key)
+        for prompt in pin.prompts:
+            keys = list(filter(None, map(self.media.content_keys.get, prompt.media)))
+            if len(keys) == len(prompt.media):
+                hashes = Spans.of(prompt, keys, self.config.block_size).hashes
+                (self.blocks.pin if pin.is_kept else self.blocks.unpin)(hashes)
 
     def step(self) -> list[Outbound]:
         """Run one step, and return the events since the last call; pending ones are returned at once, without a step."""
@@ -161,6 +168,7 @@ class Engine:
         return {
             "num_requests_running": len(self.scheduler.running),
             "num_requests_waiting": len(self.scheduler.waiting),
+            "kv_cache_pinned_bytes": self.blocks.num_pinned * self.runner.block_bytes,
             "kv_cache_usage_perc": 1 - self.blocks.num_available / self.blocks.num_blocks,
             "media_slots": self.media.slots.num_slots,
             "media_slots_in_use": self.media.slots.num_in_use,

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import inf
 
-from server.engine.caches import BlockPool, MediaCache
+from server.engine.blocks import BlockPool
+from server.engine.caches import MediaCache
 from server.engine.config import EngineConfig
 from server.engine.plan import Plan
 from server.engine.sequence import Sequence
+
+
+@dataclass(slots=True)
+class Cached:
+    """The blocks with which a sequence that waits can begin, in the order of computation.
+
+    `missing` has the hashes of blocks that are not cached but could be, because another sequence computes them: the first
+    one of each span.
+    """
+
+    blocks: list[int]
+    num_tokens: int
+    missing: list[bytes]
 
 
 class Memory:
@@ -21,41 +37,112 @@ class Memory:
         """Return sources that were never supplied and, after a cached prefix, those that are no longer in any cache."""
         first = 0
         if self.resolve(sequence):
-            num_cached = len(self.cached_prefix(sequence)) * self.config.block_size
-            first = max(sequence.media_index[num_cached], 0)
+            first = max(sequence.media_index[self.find_cached(sequence).num_tokens], 0)
         keys = ((source, self.media.content_keys.get(source)) for source in sequence.sources[first:])
         return [source for source, key in keys if key is None or not self.media.is_ready(key)]
 
-    def next_blocks(self, running: Collection[Sequence]) -> set[bytes]:
-        """Return the hash of each sequence's next full block: others that need it wait for it instead of computing it."""
-        size = self.config.block_size
-        blocks = ((sequence, sequence.num_computed // size) for sequence in running)
-        return {s.block_hash(block, size) for s, block in blocks if (block + 1) * size <= len(s.token_ids)}
+    def next_blocks(self, running: Iterable[Sequence]) -> set[bytes]:
+        """Return the hashes of blocks that sequences compute next: others that need them wait instead of computing them.
 
-    def first_missing_block(self, sequence: Sequence) -> bytes | None:
-        """Return the hash of a waiting sequence's first block that is not cached but could be."""
-        num_cached, size = len(self.cached_prefix(sequence)), self.config.block_size
-        could_be_cached = num_cached < sequence.first_computed // size
-        return sequence.block_hash(num_cached, size) if could_be_cached else None
+        These are each sequence's next full block and, while it computes shots that attend alone, all of their blocks.
+        """
+        size = self.config.block_size
+        hashes: set[bytes] = set()
+        for sequence in running:
+            layout, num_computed = sequence.layout, sequence.num_computed
+            if layout is not None and num_computed < layout.query_start:
+                for part in layout.parts(num_computed, layout.query_start):
+                    hashes.update(sequence.block_hash(block, size) for block in layout.completed_blocks(part))
+                continue
+            first_block, first_token = (0, 0) if layout is None else (layout.first_query_block, layout.query_start)
+            block = (num_computed - first_token) // size
+            if first_token + (block + 1) * size <= len(sequence.token_ids):
+                hashes.add(sequence.block_hash(first_block + block, size))
+        return hashes
 
     def resolve(self, sequence: Sequence) -> bool:
         """Return whether the content keys of all media are known: the prefix cache is keyed by them."""
         if len(sequence.keys) < len(sequence.sources):
             keys = [self.media.content_keys.get(source) for source in sequence.sources]
-            sequence.keys = [key for key in keys if key is not None]
-        return len(sequence.keys) == len(sequence.sources)
+            if None in keys:
+                return False
+            sequence.identify([key for key in keys if key is not None], self.config.block_size)
+        return True
 
-    def cached_prefix(self, sequence: Sequence) -> list[int]:
-        blocks = []
-        for block in range(sequence.first_computed // self.config.block_size):
-            cached = self.blocks.find(sequence.block_hash(block, self.config.block_size))
-            if cached is None:
-                break
-            blocks.append(cached)
-        return blocks
+    def find_cached(self, sequence: Sequence) -> Cached:
+        """Return the cached blocks with which a sequence that waits can begin; its cached shots become the first ones."""
+        if sequence.layout is None:
+            return self._find_from(sequence, 0, 0)
+        spans, size = sequence.spans, self.config.block_size
+        assert spans is not None
+        cached = self._find(spans.prefix_hashes, len(spans.prefix))
+        if cached.missing:
+            return cached
+        matches = [self._find(shot.hashes, len(shot.token_ids)) for shot in spans.shots]
+        # whole shots first, then the one of which most is cached
+        order = sorted(
+            range(len(matches)), key=lambda shot: -matches[shot].num_tokens if matches[shot].missing else -inf
+        )
+        sequence.arrange(order, size)
+        for shot in order:
+            if not cached.missing:
+                cached.blocks += matches[shot].blocks
+                cached.num_tokens += matches[shot].num_tokens
+            cached.missing += matches[shot].missing
+        if not cached.missing:
+            rest = self._find_from(sequence, sequence.layout.first_query_block, sequence.layout.query_start)
+            return Cached(cached.blocks + rest.blocks, cached.num_tokens + rest.num_tokens, rest.missing)
+        return cached
 
-    def num_blocks_for(self, num_tokens: int) -> int:
+    def _find(self, hashes: Iterable[bytes], num_tokens: int) -> Cached:
+        """Return the leading blocks of a span that are cached."""
+        blocks: list[int] = []
+        for digest in hashes:
+            block = self.blocks.find(digest)
+            if block is None:
+                return Cached(blocks, len(blocks) * self.config.block_size, [digest])
+            blocks.append(block)
+        return Cached(blocks, num_tokens, [])
+
+    def _find_from(self, sequence: Sequence, first_block: int, first_token: int) -> Cached:
+        """Return the cached blocks of a sequence's tokens from `first_token` on, up to the first that must be computed."""
+        size = self.config.block_size
+        num_blocks = (sequence.first_computed - first_token) // size
+        hashes = (sequence.block_hash(first_block + number, size) for number in range(num_blocks))
+        return self._find(hashes, num_blocks * size)
+
+    def place(self, sequence: Sequence, blocks: list[int]) -> list[int]:
+        """Return a block table; `blocks` are in the order of computation."""
+        layout = sequence.layout
+        if layout is None:
+            return blocks
+        indices = [index for span in range(len(layout.starts) - 1) for index in layout.blocks(span)]
+        table = [0] * len(indices)
+        for index, block in zip(indices, blocks, strict=False):
+            table[index] = block
+        return table + blocks[len(indices) :]
+
+    def num_blocks_for(self, sequence: Sequence, num_tokens: int) -> int:
+        if sequence.layout is not None:
+            return sequence.layout.num_blocks(num_tokens)
         return -(-num_tokens // self.config.block_size)
+
+    def num_full_blocks(self, sequence: Sequence) -> int:
+        """Return how many leading blocks of a computed sequence's table get no more tokens."""
+        if sequence.layout is not None:
+            return sequence.layout.num_full_blocks(sequence.num_computed)
+        return sequence.num_computed // self.config.block_size
+
+    def publish(self, sequence: Sequence, start: int) -> None:
+        """Make the blocks findable that the tokens from `start` to `num_computed` complete."""
+        size, layout = self.config.block_size, sequence.layout
+        if layout is None:
+            completed = [range(start // size, sequence.num_computed // size)]
+        else:
+            completed = [layout.completed_blocks(part) for part in layout.parts(start, sequence.num_computed)]
+        for blocks in completed:
+            for block in blocks:
+                self.blocks.publish(sequence.block_table[block], sequence.block_hash(block, size))
 
     def release(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.block_table)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from bisect import insort
 
-from server.engine.caches import BlockPool, MediaCache
+from server.engine.blocks import BlockPool
+from server.engine.caches import MediaCache
 from server.engine.config import EngineConfig
 from server.engine.memory import Memory
 from server.engine.plan import Plan
@@ -52,8 +53,8 @@ class Residents:
 
         Full blocks are shared, the last one is copied, and media get a second reference.
         """
-        num_full, remainder = divmod(parent.num_computed, self.config.block_size)
-        num_new = self.memory.num_blocks_for(len(child.token_ids)) - num_full
+        num_full = self.memory.num_full_blocks(parent)
+        num_new = self.memory.num_blocks_for(child, len(child.token_ids)) - num_full
         child.account = self.shares.open(child.request_id, child.order.client, child.order.priority)
         child.num_computed = parent.num_computed
         new_blocks = self._allocate(child, num_new) if parent.block_table else None
@@ -64,7 +65,7 @@ class Residents:
         shared = parent.block_table[:num_full]
         self.blocks.share(shared)
         child.block_table = shared + new_blocks
-        if remainder:
+        if num_full < self.memory.num_blocks_for(parent, parent.num_computed):
             self.copies.append((parent.block_table[num_full], new_blocks[0]))
         child.media_slots = {key: self.media.slots.acquire(key) for key in parent.media_slots}
         self.begin_running(child)
@@ -115,17 +116,17 @@ class Residents:
         return max(self.config.max_sequences - len(self.running) + num_stems, 0)
 
     def reserve(self, plan: Plan, sequence: Sequence) -> bool:
-        """Assign blocks to a sequence for all of its tokens: shared ones for a cached prefix, new ones for the rest."""
-        cached = self.memory.cached_prefix(sequence)
-        self.blocks.share(cached)
-        num_new = self.memory.num_blocks_for(len(sequence.token_ids)) - len(cached)
+        """Assign blocks to a sequence for all of its tokens: shared ones for what is cached, new ones for the rest."""
+        cached = self.memory.find_cached(sequence)
+        self.blocks.share(cached.blocks)
+        num_new = self.memory.num_blocks_for(sequence, len(sequence.token_ids)) - len(cached.blocks)
         new_blocks = self._allocate(sequence, num_new, is_last_resort=plan.is_last_resort)
         if new_blocks is None:
-            self.blocks.release(cached)
+            self.blocks.release(cached.blocks)
             self._note_starved(sequence)
             return False
-        sequence.block_table = cached + new_blocks
-        sequence.num_computed = len(cached) * self.config.block_size
+        sequence.block_table = self.memory.place(sequence, cached.blocks + new_blocks)
+        sequence.num_computed = cached.num_tokens
         return True
 
     def _allocate(self, sequence: Sequence, count: int, *, is_last_resort: bool = False) -> list[int] | None:
@@ -146,7 +147,7 @@ class Residents:
 
     def grow(self, plan: Plan, sequence: Sequence, num_tokens: int) -> bool:
         """Extend the block table to `num_tokens`, preempting the last sequences; False if this one cannot run."""
-        num_missing = self.memory.num_blocks_for(num_tokens) - len(sequence.block_table)
+        num_missing = self.memory.num_blocks_for(sequence, num_tokens) - len(sequence.block_table)
         if num_missing <= 0:
             return True
         while (new_blocks := self._allocate(sequence, num_missing, is_last_resort=plan.is_last_resort)) is None:
@@ -217,8 +218,8 @@ class Residents:
         if starved.is_finished or not self.memory.resolve(starved):
             self.starved = None
             return None
-        num_held = len(self.memory.cached_prefix(starved)) if starved.is_waiting else len(starved.block_table)
-        num_needed = self.memory.num_blocks_for(len(starved.token_ids))
+        num_held = len(self.memory.find_cached(starved).blocks) if starved.is_waiting else len(starved.block_table)
+        num_needed = self.memory.num_blocks_for(starved, len(starved.token_ids))
         later = [sequence for sequence in self.running if sequence.order > starved.order]
         while later and self.blocks.num_available < num_needed - num_held:
             self.preempt(later.pop())

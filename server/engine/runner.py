@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, replace
 from functools import partial
-from itertools import accumulate, takewhile
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels.backend import use_triton
+from kernels.media_attention_gpu import media_tiles
+from kernels.paged_plan import Plan as TilePlan
+from kernels.paged_plan import Shape, fill_plan, first_rows_of, static_plan
+from kernels.spans import plain_tables
 from model.batch import Batch, KVCache, MediaPages
 from model.config import FlamingoConfig
 from model.inference import InferenceModel
@@ -23,6 +30,7 @@ from model.vision import normalise
 from server.engine.caches import Encoding, MediaCache, Piece
 from server.engine.config import EngineConfig
 from server.engine.plan import Plan, Row
+from server.engine.runs import runs_of
 from server.engine.sampler import NOT_FINITE, Result, Sampler, logit_positions
 
 # pages from visual tokens in host memory that are computed at once: they take memory in addition to the slots
@@ -40,6 +48,8 @@ PADDING: dict[str, int | None] = {
     "media_slot": NONE,
     "context_lengths": 1,
     "block_table": None,
+    "block_positions": None,
+    "block_lengths": None,
     "slot_mapping": NONE,
 }
 
@@ -67,13 +77,22 @@ class Runner:
         self._graphs = None if record is None else self._record(record)
 
     @property
+    def block_bytes(self) -> int:
+        return self._kv.blocks[:, 0].nbytes
+
+    @property
     def media_page_bytes(self) -> int:
         return self._media.pages[0].nbytes
 
     @torch.inference_mode()
     def _record(self, record: Recorder) -> DecodeGraphs:
-        width = -(-self.config.max_model_len // self.config.block_size)
-        return DecodeGraphs(self._forward, record, bucket_sizes(self.config.max_sequences), width, self.device)
+        config, text, kv = self.config, self.model.config.language_model, self._kv.layer(0)
+        sizes, width = bucket_sizes(config.max_sequences), -(-config.max_model_len // config.block_size)
+        largest = static_batch(sizes[-1], width, config.block_size, self.device)
+        if use_triton(kv):
+            shape = Shape(config.block_size, text.num_heads // text.num_kv_heads, text.head_dim, kv.dtype)
+            largest = replace(largest, plan=static_plan(sizes[-1], width, shape, self.device))
+        return DecodeGraphs(self._forward, record, sizes, largest)
 
     def _forward(self, batch: Batch) -> Tensor:
         return self.model(batch, self._kv, self._media)
@@ -86,18 +105,27 @@ class Runner:
             return []
         positions = [logit_positions(row) for row in plan.rows]
         batch = self._batch(plan.rows, positions)
-        step = self._graphs.run if self._graphs is not None and self._is_decode(plan.rows, positions) else self._forward
+        is_decode = all(row.count == len(span) == 1 for row, span in zip(plan.rows, positions, strict=True))
+        is_recorded = self._graphs is not None and is_decode and self._graphs.takes(batch)
+        step = self._graphs.run if self._graphs is not None and is_recorded else self._forward
         results = self._sampler.read(plan.rows, positions, step(batch))
         for result in results:
-            if not self._nonfinite.isdisjoint(result.row.sequence.media_slots):
+            if not (self._nonfinite.isdisjoint(result.row.sequence.media_slots) and self._has_finite_spans(result.row)):
                 result.error = NOT_FINITE
         return results
 
-    def _is_decode(self, rows: list[Row], positions: list[range]) -> bool:
-        """Return whether the step was recorded: at most `max_sequences` rows, each of one token. Beams can be more."""
-        return len(rows) <= self.config.max_sequences and all(
-            row.count == len(span) == 1 for row, span in zip(rows, positions, strict=True)
-        )
+    def _has_finite_spans(self, row: Row) -> bool:
+        """Return whether the keys and values are finite of a piece that ends before the query.
+
+        Its logits are those of the last shot, and do not depend on the others. A token that is not finite in any layer has
+        keys and values that are not finite in the last one.
+        """
+        layout, size = row.sequence.layout, self.config.block_size
+        if layout is None or row.start + row.count > layout.query_start:
+            return True
+        slots = torch.tensor([slot for run in runs_of([row]) for slot in run.slots(size)], device=self.device)
+        last = self._kv.layer(self.model.config.language_model.num_layers - 1)
+        return bool(last[slots // size, :, :, slots % size].isfinite().all())
 
     def _copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         if copies:
@@ -106,16 +134,15 @@ class Runner:
 
     def _batch(self, rows: list[Row], positions: list[range]) -> Batch:
         # lists: most steps have a handful of rows, for which the operators of arrays are slower
-        size, tables = self.config.block_size, [row.sequence.block_table for row in rows]
-        spans = [range(row.start, row.start + row.count) for row in rows]
+        size, runs = self.config.block_size, list(runs_of(rows))
+        has_spans = any(row.sequence.layout is not None for row in rows)
         starts = list(accumulate((row.count for row in rows), initial=0))
-        width = max(map(len, tables))
-        return Batch(
-            token_ids=self._put([t for r in rows for t in r.sequence.token_ids[r.start : r.start + r.count]], np.int64),
-            positions=self._put([position for span in spans for position in span], np.int64),
+        batch = Batch(
+            token_ids=_table([t for r in rows for t in r.sequence.token_ids[r.start : r.start + r.count]], np.int64),
+            positions=_table([position for run in runs for position in run.positions], np.int64),
             media_slot=self._slots(rows),
-            query_starts=self._put(starts, np.int32),
-            last_token=self._put(
+            query_starts=_table(list(accumulate((run.count for run in runs), initial=0)), np.int32),
+            last_token=_table(
                 [
                     start + position - row.start
                     for row, start, logit_span in zip(rows, starts, positions, strict=False)
@@ -123,34 +150,42 @@ class Runner:
                 ],
                 np.int64,
             ),
-            num_shared_blocks=_num_shared_blocks(tables, min(row.start for row in rows) // size),
-            context_lengths=self._put([span.stop for span in spans], np.int32),
-            block_table=self._put([table + [0] * (width - len(table)) for table in tables], np.int32),
-            slot_mapping=self._put(
-                [
-                    table[at // size] * size + at % size
-                    for table, span in zip(tables, spans, strict=True)
-                    for at in span
-                ],
-                np.int64,
-            ),
+            context_lengths=_table([run.num_slots(size) for run in runs], np.int32),
+            block_table=_table(_padded([run.table for run in runs]), np.int32),
+            block_positions=_table(_padded([r.block_positions(size) for r in runs]), np.int32) if has_spans else None,
+            block_lengths=_table(_padded([r.block_lengths(size) for r in runs]), np.int32) if has_spans else None,
+            slot_mapping=_table([slot for run in runs for slot in run.slots(size)], np.int64),
         )
+        return self._upload(batch)
 
-    def _put(self, values: object, dtype: type[np.generic]) -> Tensor:
-        tensor = torch.from_numpy(np.asarray(values, dtype=dtype))
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+    def _upload(self, batch: Batch) -> Batch:
+        """Return a batch of host memory, with the plans of a GPU's attentions, on the device."""
+        if use_triton(self._kv.blocks):
+            slots, head_dim = batch.media_slot, self.model.config.gated.head_dim
+            media_plan = None if slots is None else media_tiles(slots, head_dim, self.dtype)
+            plan = self.model.language_model.plan(batch, self._kv.layer(0))
+            batch = replace(batch, plan=plan, media_plan=media_plan)
+        if self.device.type == "cpu":
+            return batch
+        tables = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        moved: dict[str, Any] = {
+            name: table.pin_memory().to(self.device, non_blocking=True)
+            for name, table in tables.items()
+            if isinstance(table, Tensor)
+        }
+        return replace(batch, **moved)
 
     def _slots(self, rows: list[Row]) -> Tensor | None:
         if not any(row.sequence.media_slots for row in rows):
             return None
         if self.model.config.gated.attends == "all_previous":
-            return self._put(_all_previous_slots(rows), np.int32)
+            return _table(_all_previous_slots(rows), np.int32)
         slots = [
             -1 if media < 0 else row.sequence.media_slots[row.sequence.keys[media]]
             for row in rows
             for media in row.sequence.media_index[row.start : row.start + row.count]
         ]
-        return self._put(slots, np.int32)
+        return _table(slots, np.int32)
 
 
 class DecodeGraphs:
@@ -161,22 +196,30 @@ class DecodeGraphs:
     """
 
     def __init__(
-        self,
-        forward: Callable[[Batch], Tensor],
-        record: Recorder,
-        sizes: Iterable[int],
-        table_width: int,
-        device: torch.device,
+        self, forward: Callable[[Batch], Tensor], record: Recorder, sizes: Iterable[int], largest: Batch
     ) -> None:
+        assert largest.block_table is not None
+        assert largest.block_positions is not None
+        assert largest.block_lengths is not None
+        self._max_rows, self._max_width = largest.block_table.shape
+        self._plain_positions, self._plain_lengths = largest.block_positions.clone(), largest.block_lengths.clone()
         ordered = sorted(sizes, reverse=True)
-        largest = static_batch(ordered[0], table_width, device)
         self._batches = {size: first_rows(largest, size) for size in ordered}
         self._steps = {size: record(partial(forward, batch)) for size, batch in self._batches.items()}
+
+    def takes(self, batch: Batch) -> bool:
+        """Return whether a step of one token per sequence was recorded: beams can be more, and spans fill more blocks."""
+        assert batch.block_table is not None
+        num_rows, width = batch.block_table.shape
+        return num_rows <= self._max_rows and width <= self._max_width
 
     def run(self, batch: Batch) -> Tensor:
         """Return logits [S, V] of a step in which each of S sequences has one token; they are valid until the next step."""
         count = len(batch.token_ids)
         size = min(size for size in self._steps if size >= count)
+        if batch.block_positions is None:
+            positions, lengths = self._plain_positions[:count], self._plain_lengths[:count]
+            batch = replace(batch, block_positions=positions, block_lengths=lengths)
         fill(self._batches[size], batch)
         return self._steps[size]()[:count]
 
@@ -265,12 +308,13 @@ def _last_of_each_slot(pieces: Sequence[Piece]) -> list[Piece]:
     return [p for p in pieces if p.encoding.slot is None or owner[p.encoding.slot] is p.encoding]
 
 
-def _num_shared_blocks(tables: list[list[int]], max_blocks: int) -> int:
-    """Return how many leading blocks all rows share, of the `max_blocks` that no row of this step writes to."""
-    if len(tables) < 2:
-        return 0
-    columns = zip(*(table[:max_blocks] for table in tables), strict=False)
-    return sum(1 for _ in takewhile(lambda column: column.count(column[0]) == len(column), columns))
+def _table(values: object, dtype: type[np.generic]) -> Tensor:
+    return torch.from_numpy(np.asarray(values, dtype=dtype))
+
+
+def _padded(rows: list[list[int]]) -> list[list[int]]:
+    width = max(map(len, rows))
+    return [row + [0] * (width - len(row)) for row in rows]
 
 
 def _all_previous_slots(rows: list[Row]) -> list[list[int]]:
@@ -313,12 +357,14 @@ def record_cuda(step: Step) -> Step:
     return replay
 
 
-def static_batch(size: int, table_width: int, device: torch.device) -> Batch:
+def static_batch(size: int, table_width: int, block_size: int, device: torch.device) -> Batch:
     """Return a batch of `size` rows of padding, to which a step's integers are written before it is replayed."""
 
     def full(value: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.full(shape, value, dtype=dtype, device=device)
 
+    table = full(0, size, table_width, dtype=torch.int32)
+    block_positions, block_lengths = plain_tables(table, block_size)
     return Batch(
         token_ids=full(0, size),
         positions=full(0, size),
@@ -326,7 +372,9 @@ def static_batch(size: int, table_width: int, device: torch.device) -> Batch:
         query_starts=full(0, size + 1, dtype=torch.int32),
         last_token=torch.arange(size, device=device),
         context_lengths=full(1, size, dtype=torch.int32),
-        block_table=full(0, size, table_width, dtype=torch.int32),
+        block_table=table,
+        block_positions=block_positions,
+        block_lengths=block_lengths,
         slot_mapping=full(NONE, size),
     )
 
@@ -334,7 +382,8 @@ def static_batch(size: int, table_width: int, device: torch.device) -> Batch:
 def first_rows(batch: Batch, size: int) -> Batch:
     """Return a batch of views of the first rows of a static batch."""
     rows = {name: getattr(batch, name)[:size] for name in ("last_token", *PADDING)}
-    return Batch(query_starts=batch.query_starts[: size + 1], **rows)
+    plan = first_rows_of(batch.plan, size) if isinstance(batch.plan, TilePlan) else None
+    return Batch(query_starts=batch.query_starts[: size + 1], plan=plan, **rows)
 
 
 def fill(static: Batch, batch: Batch) -> None:
@@ -348,3 +397,5 @@ def fill(static: Batch, batch: Batch) -> None:
             target[0 if values is None else count :].fill_(padding)
     static.query_starts[: count + 1].copy_(batch.query_starts)
     static.query_starts[count + 1 :].fill_(count)
+    if isinstance(static.plan, TilePlan) and isinstance(batch.plan, TilePlan):
+        fill_plan(static.plan, batch.plan)

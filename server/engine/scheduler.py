@@ -131,8 +131,7 @@ class Scheduler:
         known = [sequence for sequence in self.waiting if self._memory.resolve(sequence)]
         for sequence in known:
             if sequence.num_missing is None:
-                num_cached = len(self._memory.cached_prefix(sequence)) * self.config.block_size
-                sequence.num_missing = len(sequence.token_ids) - num_cached
+                sequence.num_missing = len(sequence.token_ids) - self._memory.find_cached(sequence).num_tokens
         plan.num_newcomer_seats = int(any(not sequence.account.num_running for sequence in known))
         return known
 
@@ -213,16 +212,13 @@ class Scheduler:
 
         Blocks of `failed` sequences are not published.
         """
-        size = self.config.block_size
         for row in plan.rows:
             sequence = row.sequence
             if sequence in failed:
                 continue
             sequence.num_computed += row.count
             sequence.num_scored = max(sequence.num_scored, sequence.num_computed)
-            for block in range(row.start // size, sequence.num_computed // size):
-                digest = sequence.block_hash(block, size)
-                self._blocks.publish(sequence.block_table[block], digest)
+            self._memory.publish(sequence, row.start)
             if row.start < sequence.num_prompt_tokens:  # later tokens read the same media as the prompt's last
                 self._memory.release_read_media(sequence)
 
@@ -241,7 +237,7 @@ class Scheduler:
         is_newcomer = not sequence.account.num_running
         if plan.seats_left <= plan.num_newcomer_seats and not (is_newcomer or plan.is_last_resort):
             return True
-        if self._memory.first_missing_block(sequence) in plan.in_progress:
+        if plan.in_progress and not plan.in_progress.isdisjoint(self._memory.find_cached(sequence).missing):
             sequence.num_missing = None
             return True
         num_cached_media = self._media.num_cached(sequence.keys)

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from model.prompt import EncodedPrompt
-from server.engine.caches import block_hash
+from server.engine.blocks import block_hash
 from server.engine.shares import Account
+from server.engine.spans import Layout, Spans
 from server.grammar import Matcher
 from server.wire import Sampling, TokenLogprob
 
@@ -30,7 +31,9 @@ class Order(NamedTuple):
 class Sequence:
     """Tokens [0, num_computed) have their K/V in `block_table`; the rest are to be computed, and the last is sampled from.
 
-    With `targets`, nothing is sampled: they map a position to the ids whose log-probabilities after it are reported.
+    If its prompt's shots attend alone, it has `spans` once the content of its media is known, and tokens, sources and keys
+    are in the order of the `layout`, which may change while the sequence holds no blocks. With `targets`, nothing is
+    sampled: they map a position to the ids whose log-probabilities after it are reported.
     """
 
     account: Account  # of its request, from the scheduler
@@ -79,6 +82,9 @@ class Sequence:
         if self.wants_prompt_logprobs:
             self.scored = range(self.num_prompt_tokens - 1)
         self.is_stem = False  # it is computed only for others to be forked from it
+        self.spans: Spans | None = None
+        self.layout: Layout | None = None
+        self._order: list[int] = []  # of the shots
         self._hashes: list[bytes] = []  # of the full blocks, in order
 
     @property
@@ -112,6 +118,32 @@ class Sequence:
         self.token_ids.append(token_id)
         self.media_index.append(self.media_index[-1])
 
+    def identify(self, keys: list[bytes], block_size: int) -> None:
+        """Note the content keys of all media, and with them the spans of a prompt whose shots attend alone."""
+        self.keys = keys
+        if self.prompt.has_spans:
+            self.spans = Spans.of(self.prompt, keys, block_size)
+            self._hashes = self.spans.hashes
+            self.arrange(range(len(self.spans.shots)), block_size)
+
+    def arrange(self, shots: Iterable[int], block_size: int) -> None:
+        """Put the shots, numbered as in the block table, into the order in which they are computed."""
+        spans, order = self.spans, list(shots)
+        assert spans is not None
+        if order == self._order:
+            return
+        self._order = order
+        start = self.prompt.span_starts[-1]
+        query = self.token_ids[start:]
+        arranged = [spans.shots[shot] for shot in order]
+        self.layout = Layout(spans, order, block_size)
+        self.token_ids = [*spans.prefix, *(token_id for shot in arranged for token_id in shot.token_ids), *query]
+        index = [[media] * len(shot.token_ids) for media, shot in enumerate(arranged)]
+        self.media_index = [-1] * len(spans.prefix) + [media for indices in index for media in indices]
+        self.media_index += [len(arranged)] * len(query)
+        self.sources = [*(shot.source for shot in arranged), self.sources[-1]]
+        self.keys = [*(shot.key for shot in arranged), self.keys[-1]]
+
     def fork(
         self, index: int, token_ids: Iterable[int] = (), targets: Mapping[int, list[int]] | None = None
     ) -> Sequence:
@@ -119,6 +151,8 @@ class Sequence:
         child = Sequence(self.request_id, self.prompt, self.sampling, self.order, index, targets)
         child.token_ids, child.media_index = list(self.token_ids), list(self.media_index)
         child.keys, child.logprobs, child._hashes = list(self.keys), list(self.logprobs), list(self._hashes)
+        child.sources, child.spans, child.layout = list(self.sources), self.spans, self.layout
+        child._order = self._order
         child.was_admitted = True
         for token_id in token_ids:
             child.append(token_id)
@@ -129,11 +163,15 @@ class Sequence:
         return bisect_left(self.media_index, media)
 
     def block_hash(self, block: int, block_size: int) -> bytes:
-        """Return the hash of a full block by its number. Hashes form a chain from the salt on and are computed once."""
+        """Return the hash of a complete block by its place in the table. Hashes form a chain and are computed once."""
         while len(self._hashes) <= block:
-            start = len(self._hashes) * block_size
+            number, first_token = len(self._hashes), 0
+            parent = self._hashes[-1] if self._hashes else self.prompt.salt
+            if self.spans is not None and self.layout is not None:
+                number, first_token = number - self.layout.first_query_block, self.layout.query_start
+                parent = parent if number else self.spans.query_parent
+            start = first_token + number * block_size
             span = slice(start, start + block_size)
             keys = [self.keys[i] if i >= 0 else b"" for i in self.media_index[span]]
-            parent = self._hashes[-1] if self._hashes else self.prompt.salt
             self._hashes.append(block_hash(parent, self.token_ids[span], keys))
         return self._hashes[block]

@@ -17,9 +17,18 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from model.prompt import EncodedPrompt
 from server import wire
 from server.engine_client.media_supply import MediaDecoder, MediaSupply, OpenRequest
-from server.engine_client.salt import NO_SALT, Kind, add_salt, salted, salted_media, salted_sources
+from server.engine_client.salt import (
+    NO_SALT,
+    Kind,
+    add_salt,
+    salted,
+    salted_media,
+    salted_prompt,
+    salted_sources,
+)
 from server.engine_client.spare import Spare
 from server.engine_client.supervisor import State, Supervisor
 from server.engine_client.watchdog import Watchdog
@@ -79,8 +88,11 @@ class Client(Protocol):
         They are means over tokens, of length one.
         """
 
-    def pin(self, digests: Sequence[bytes], is_kept: bool) -> None:
-        """Hint to keep media on the device, or to release them. Whether the device has room for them is not reported."""
+    def pin(self, digests: Sequence[bytes], is_kept: bool, prompts: Sequence[EncodedPrompt] = ()) -> None:
+        """Hint to keep media, and the shots of prompts, on the device, or to release them.
+
+        Whether the device has room for them is not reported.
+        """
 
 
 class EngineClient:
@@ -176,9 +188,16 @@ class EngineClient:
         request = wire.EmbedText(request_id=f"embed-{uuid.uuid4().hex}", texts=list(texts))
         return _vectors(await self._reply(request, {}, wire.Embedded))
 
-    def pin(self, digests: Sequence[bytes], is_kept: bool) -> None:
+    def pin(self, digests: Sequence[bytes], is_kept: bool, prompts: Sequence[EncodedPrompt] = ()) -> None:
         if (worker := self._supervisor.worker) is not None:
-            worker.send(wire.Pin(digests=salted_sources(digests, self._salt), is_kept=is_kept))
+            salt = self._salt
+            worker.send(
+                wire.Pin(
+                    digests=salted_sources(digests, salt),
+                    is_kept=is_kept,
+                    prompts=[salted_prompt(prompt, salt) for prompt in prompts],
+                )
+            )
 
     async def _reply(
         self, request: wire.Request, media: Mapping[bytes, EncodedMedia], kind: type[ReplyType]

@@ -14,6 +14,7 @@ from typing import Literal
 
 import msgspec
 
+from model.prompt import EncodedPrompt
 from server import wire
 from server.media.source import EncodedMedia
 
@@ -35,12 +36,14 @@ def salted(request: wire.Request, salt: bytes) -> wire.Request:
         case _ if not salt:
             return request
         case wire.Generate() | wire.Score() | wire.Inspect():
-            prompt = request.prompt
-            prompt = replace(prompt, media=salted_sources(prompt.media, salt), salt=salt)
-            return msgspec.structs.replace(request, prompt=prompt)
+            return msgspec.structs.replace(request, prompt=salted_prompt(request.prompt, salt))
         case wire.Embed():
             return msgspec.structs.replace(request, media=salted_sources(request.media, salt))
     return request
+
+
+def salted_prompt(prompt: EncodedPrompt, salt: bytes) -> EncodedPrompt:
+    return replace(prompt, media=salted_sources(prompt.media, salt), salt=salt) if salt else prompt
 
 
 def salted_media(media: Mapping[bytes, EncodedMedia], salt: bytes) -> Mapping[bytes, EncodedMedia]:

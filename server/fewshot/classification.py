@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from server.engine_client.client import Client
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, UnsupportedParameter
 from server.fewshot.candidates import Candidate
 from server.fewshot.confidence import probabilities
 from server.fewshot.methods import IN_CONTEXT
@@ -130,7 +130,9 @@ async def prepare_scoring(
 ) -> ScoringPrompts:
     """Write the prompts of a classification by likelihood. Raises what `check_candidates` raises."""
     question, segments = assembled.question, assembled.prompt.segments
-    template = question.template
+    template, attend = question.template, question.fields.shots_attend
+    if attend == "alone":
+        check_orders(weighing)
     texts = [template.lead + candidate.text for candidate in candidates]
     token_ids = [await model.tokenize(continuation_ids, segments, text, model.tokenizer) for text in texts]
     orders = shot_orders(len(assembled.shots), weighing.permutations, weighing.seed)
@@ -138,12 +140,19 @@ async def prepare_scoring(
     queries = [question.query, *(_content_free(question.query, weighing.content_free) if is_calibrated else ())]
     media = {**assembled.prompt.media, GREY_MEDIA.digest: GREY_MEDIA}
     prompts = [
-        await model.tokenize(write, template, [assembled.shots[index] for index in order], query, media, model)
+        await model.tokenize(write, template, [assembled.shots[index] for index in order], query, media, model, attend)
         for order in orders
         for query in queries
     ]
     check_candidates(prompts, token_ids, [candidate.param for candidate in candidates], model)
     return ScoringPrompts(prompts=prompts, candidate_ids=token_ids, num_orders=len(orders), weighing=weighing)
+
+
+def check_orders(weighing: WeighingFields) -> None:
+    """Raises `UnsupportedParameter` for several orders of shots that attend alone."""
+    if weighing.permutations > 1:
+        message = "the order of shots that attend alone changes nothing: permutations must be 1"
+        raise UnsupportedParameter(message, param="permutations")
 
 
 async def score_in_context(prompts: ScoringPrompts, record: RequestRecord, client: Client) -> InContext:
@@ -176,7 +185,7 @@ async def score_prompts(
     record.count("prompts", len(prompts))
     record.count("candidate_tokens", len(prompts) * sum(map(len, candidate_ids)))
     for prompt in prompts:
-        record.add_prompt(prompt.num_tokens, prompt.encoded.media)
+        record.add_prompt(prompt.num_tokens, prompt.encoded.media, prompt.encoded.shots_attend)
     return await run_concurrently([_score(prompt, candidate_ids, record, client) for prompt in prompts])
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import get_args
 
+from model.prompt import EncodedPrompt
 from server.engine_client.client import Client
 from server.errors import ServerError, SupportSetNotFound
 from server.fewshot.retrieval import EmbeddingStore
@@ -40,24 +41,29 @@ class WarmSets:
         # of this worker: media that it was asked to keep, and versions that could not be warmed since the last sweep
         self._worker_id: object = None
         self._pinned_media: set[str] = set()
+        self._pinned_shots: dict[tuple[str, int], list[EncodedPrompt]] = {}
         self._failed_versions: set[tuple[str, int]] = set()
 
     async def pin(self, versions: Iterable[tuple[str, int]]) -> bool:
-        """Pin the media of these versions, pairs of set id and version, and no others; return whether any were unpinned.
+        """Pin the media and the computed shots of these versions, and no others; return whether media were unpinned.
 
-        They are in the order of their age: the worker keeps as many media as its quota has room for.
+        The versions are pairs of set id and version, in the order of their age: the worker keeps as many media as its quota has room for.
         """
         if self._worker_id != self.warming.worker_id:
             self._worker_id, self._pinned_media, self._failed_versions = self.warming.worker_id, set(), set()
+            self._pinned_shots = {}
         media: set[str] = set()
+        shots: dict[tuple[str, int], list[EncodedPrompt]] = {}
         for set_id, version in versions:
             with suppress(SupportSetNotFound):  # deleted meanwhile
                 support_set = await self._support_sets.get_version(set_id, version)
                 if await self._warm_and_pin(support_set):
                     media.update(support_set.media)
+                    shots[set_id, version] = self.warming.shots(set_id, version)
         if unpinned := self._pinned_media - media:
             self._client.pin(_digests(unpinned), is_kept=False)
         self._pinned_media = media
+        self._pin_shots(shots)
         return bool(unpinned)
 
     def pin_again(self) -> None:
@@ -77,6 +83,16 @@ class WarmSets:
     def forgive(self) -> None:
         """Try the versions again that could not be warmed."""
         self._failed_versions.clear()
+
+    def _pin_shots(self, shots: dict[tuple[str, int], list[EncodedPrompt]]) -> None:
+        """Pin these shots, and release those of other sets or templates."""
+        if shots == self._pinned_shots:
+            return
+        if released := [prompt for prompts in self._pinned_shots.values() for prompt in prompts]:
+            self._client.pin([], is_kept=False, prompts=released)
+        if pinned := [prompt for prompts in shots.values() for prompt in prompts]:
+            self._client.pin([], is_kept=True, prompts=pinned)
+        self._pinned_shots = shots
 
     async def _warm_and_pin(self, support_set: SupportSet) -> bool:
         """Return whether the set's media are pinned; media must be warm first, since only the worker's media can stay."""

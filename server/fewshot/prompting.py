@@ -10,12 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from server.errors import ContextLengthExceeded, InvalidRequest
+from model.prompt import Media, Segment, ShotsAttend
+from server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
 from server.fewshot.shots import DEFAULT_K, SUPPORT_SET, ShotSource, check_media
 from server.fewshot.templates import Shot, Template, TemplateError, built_in, with_end
 from server.media.source import EncodedMedia
-from server.prompt import PreparedPrompt, encode_segments
+from server.prompt import PreparedPrompt, check_shots_attend, encode_segments
 from server.request_record import RequestRecord
 from server.schemas.fewshot import (
     ExamplesFields,
@@ -34,6 +35,7 @@ ANY_QUERY = Shot(text="?", question="?", param="query")
 TEXTS = {"text", "question", "label", "id"}
 # the fields of `examples` that select shots
 SELECTION = {"k", "strategy", "order", "seed"}
+NOT_ALONE = "shots that attend alone, and the query, must each begin with an image or video and have no other"
 # the most shots of a classification that does not say how many
 MAX_DEFAULT_K = 16
 
@@ -60,12 +62,13 @@ class Question:
         """All examples: the shots given, or the whole version of the support set."""
         return self.shots if self.support_set is None else self.support_set.examples
 
-    def with_selection(self, examples: ExamplesFields) -> Question:
+    def with_selection(self, examples: ExamplesFields, attend: ShotsAttend) -> Question:
         """Return the question with these shots of its support set, unless the request says how to select them."""
         source = self.fields.examples
         if source is None or source.model_fields_set & SELECTION:
             return self
-        return replace(self, fields=self.fields.model_copy(update={"examples": examples}))
+        form = {} if "shots_attend" in self.fields.model_fields_set else {"shots_attend": attend}
+        return replace(self, fields=self.fields.model_copy(update={"examples": examples, **form}))
 
     def with_each_label(self, num_labels: int) -> Question:
         """Return the question with examples of each label, as equally many as possible, unless it names a strategy.
@@ -188,17 +191,71 @@ async def assemble_prefix(
     return prompt
 
 
+async def assemble_shots(
+    support_set: SupportSet, choice: TemplateChoice, k: int | None, model: ServedModel, source: ShotSource
+) -> list[PreparedPrompt]:
+    """Return a prompt with each of the first `k` examples as a shot that attends alone; None: all examples.
+
+    The shots of any later request with the same template are then in the cache, whichever it selects.
+    Raises `InvalidRequest` for examples that do not fit the template or cannot attend alone, and `ContextLengthExceeded`.
+    """
+    if k is not None and k > len(support_set.examples):
+        raise InvalidRequest(f"k is {k}, only {len(support_set.examples)} examples can be selected", param="k")
+    template, examples = find_template(choice, model), support_set.examples[:k]
+    try:
+        check_alone(examples, template, model)
+        shots, media = await source.read_examples(examples, template)
+        return await model.tokenize(_write_alone, template, shots, media, model)
+    except InvalidRequest as error:
+        error.param = error.param if error.param == "shots_attend" else "template"
+        raise
+
+
+def _write_alone(
+    template: Template, shots: Sequence[Shot], media: Mapping[bytes, EncodedMedia], model: ServedModel
+) -> list[PreparedPrompt]:
+    """Write each shot before a query of one token, which shows the same media item."""
+    written = [write(template, [shot], replace(ANY_QUERY, media=shot.media), media, model, "alone") for shot in shots]
+    prompts = [replace(prompt, encoded=prompt.encoded.up_to(prompt.encoded.span_starts[-1] + 1)) for prompt in written]
+    if (longest := max((prompt.num_tokens for prompt in prompts), default=0)) > model.max_model_len:
+        message = f"a shot has {longest} tokens, the model reads at most {model.max_model_len}"
+        raise ContextLengthExceeded(message, param="template")
+    return prompts
+
+
 def write(
-    template: Template, shots: Sequence[Shot], query: Shot, media: Mapping[bytes, EncodedMedia], model: ServedModel
+    template: Template,
+    shots: Sequence[Shot],
+    query: Shot,
+    media: Mapping[bytes, EncodedMedia],
+    model: ServedModel,
+    attend: ShotsAttend = "previous",
 ) -> PreparedPrompt:
     """Write shots in any order before any query. Raises `InvalidRequest` that names the shot or example at fault."""
     try:
         segments = template.render(shots, query)
+        if attend == "alone":
+            _check_alone(segments, shots, template.render([], query))
     except TemplateError as error:
         shot = query if error.shot is None else shots[error.shot]
         owner = f" (the example {shot.id!r})" if shot.param == SUPPORT_SET else ""
         raise InvalidRequest(f"{error}{owner}", param=shot.param) from None
-    return encode_segments(segments, media, model, query.param)
+    return encode_segments(segments, media, model, query.param).with_shots(attend, model)
+
+
+def check_alone(examples: Sequence[Example], template: Template, model: ServedModel) -> None:
+    """Raises `UnsupportedParameter` unless each of the examples can be a shot that attends alone, or a query."""
+    check_shots_attend("alone", model)
+    begins = all(text.startswith("{media}") for text in (template.shot, template.beginning))
+    if not begins or any(len(example.media) != 1 for example in examples):
+        raise UnsupportedParameter(NOT_ALONE, param="shots_attend")
+
+
+def _check_alone(segments: Sequence[Segment], shots: Sequence[Shot], query: Sequence[Segment]) -> None:
+    """Raises `UnsupportedParameter` if shots and query are not the text from one media item to the next."""
+    is_one = [isinstance(segment, Media) for segment in query].count(True) == 1 and isinstance(query[0], Media)
+    if shots and not (is_one and isinstance(segments[0], Media) and all(len(shot.media) == 1 for shot in shots)):
+        raise UnsupportedParameter(NOT_ALONE, param="shots_attend")
 
 
 def find_template(choice: TemplateChoice, model: ServedModel) -> Template:
@@ -258,15 +315,15 @@ def _fit(
 ) -> AssembledPrompt:
     """Write the prompt with all shots or, if requested, without the first shots that exceed the model's context."""
     fields, template, query = question.fields, question.template, question.query
-    num_left_out, limit = 0, model.max_model_len
-    prompt = write(template, shots, query, media, model)
+    num_left_out, limit, attend = 0, model.max_model_len, fields.shots_attend
+    prompt = write(template, shots, query, media, model, attend)
     if fields.truncate_shots and prompt.num_tokens + room > limit:
 
         def fits(number: int) -> bool:
             return write(template, shots[number:], query, media, model).num_tokens + room <= limit
 
         num_left_out = bisect_left(range(len(shots)), True, key=fits)
-        prompt = write(template, shots[num_left_out:], query, media, model)
+        prompt = write(template, shots[num_left_out:], query, media, model, attend)
     if prompt.num_tokens > limit:
         bare = write(template, [], query, media, model)
         raise ContextLengthExceeded(

@@ -114,6 +114,28 @@ class ShotSource:
         template does not allow.
         """
         selected = await self._select(support_set, fields, query, is_text_only=is_text_only, without=without)
+        return await self._read(selected, template, is_text_only=is_text_only)
+
+    async def read_examples(
+        self, examples: Sequence[Example], template: Template
+    ) -> tuple[list[Shot], dict[bytes, EncodedMedia]]:
+        """Return examples as shots, and these with their media by digest. Raises `InvalidRequest`.
+
+        They have at most one media item each, and may be more than the shots of a request.
+        """
+        shots: list[Shot] = []
+        media: dict[bytes, EncodedMedia] = {}
+        limit = self.intake.settings.max_media_per_request
+        for start in range(0, len(examples), limit):
+            batch = [Selected(example) for example in examples[start : start + limit]]
+            of_batch, media_of_batch = await self._read(batch, template)
+            shots += of_batch
+            media |= media_of_batch
+        return shots, media
+
+    async def _read(
+        self, selected: Sequence[Selected], template: Template, *, is_text_only: bool = False
+    ) -> tuple[list[Shot], dict[bytes, EncodedMedia]]:
         media_ids: dict[str, None] = {}
         if not is_text_only:
             for example in (item.example for item in selected):

@@ -21,6 +21,7 @@ from typing import Literal, get_args
 from model.prompt import EncodedPrompt, Media, encode
 from server.engine_client.client import Client
 from server.errors import EngineDied, EngineNotReady, ServerError
+from server.fewshot.classification import run_concurrently
 from server.fewshot.comparison import Comparison
 from server.fewshot.retrieval import Retrieval
 from server.media.source import EncodedMedia
@@ -46,7 +47,8 @@ class Warmth:
     """The progress of warming a version.
 
     `media_encoded` and `media_cached` together are the media in the worker; `media_embedded` and `texts_embedded` have a
-    vector in the database. `prompt_tokens` counts the computed shots' tokens, and `error` is why warming failed.
+    vector in the database. `prompt_tokens` counts the computed shots' tokens, of which `shots` attend alone and have
+    `shot_bytes` of keys and values. `error` is why warming failed.
     """
 
     status: Status = "pending"
@@ -56,20 +58,30 @@ class Warmth:
     media_embedded: int = 0
     texts_embedded: int = 0
     prompt_tokens: int = 0
+    shots: int = 0
+    shot_bytes: int = 0
     error: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmTarget:
-    """The parts of a version to warm in addition to its media."""
+    """The parts of a version to warm in addition to its media.
 
-    prefix: PreparedPrompt | None = None
+    `prompts`: the shots of the version in one prompt or, if they attend alone, in a prompt each.
+    """
+
+    prompts: tuple[PreparedPrompt, ...] = ()
     with_texts: bool = False
 
     def covers(self, other: WarmTarget) -> bool:
         if other.with_texts and not self.with_texts:
             return False
-        return other.prefix is None or (self.prefix is not None and self.prefix.encoded == other.prefix.encoded)
+        return not other.prompts or [p.encoded for p in self.prompts] == [p.encoded for p in other.prompts]
+
+    @property
+    def shots(self) -> list[EncodedPrompt]:
+        """The prompts of shots that attend alone."""
+        return [prompt.encoded for prompt in self.prompts if prompt.encoded.has_spans]
 
 
 MEDIA_ONLY = WarmTarget()
@@ -151,6 +163,12 @@ class Warming:
             return entry.warmth
         return await self.warm(support_set, MEDIA_ONLY if entry is None else entry.target, wait=True)
 
+    def shots(self, set_id: str, version: int) -> list[EncodedPrompt]:
+        """Return a prompt per shot that attends alone and has been computed in this worker."""
+        entry = self._entries.get((set_id, version))
+        is_ready = entry is not None and entry.worker_id == self.worker_id and entry.warmth.status == "ready"
+        return entry.target.shots if entry is not None and is_ready else []
+
     def forget(self, set_id: str, version: int) -> None:
         self._entries.pop((set_id, version), None)
 
@@ -181,16 +199,13 @@ class Warming:
         """Warm a version; `previous` warms less of the same version, and most is cached when it has ended."""
         if previous is not None:
             await asyncio.wait([previous])
-        prefix = entry.target.prefix
         try:
             await self._warm_media(entry, support_set.media)
             await self._comparison.prepare(support_set)
             if entry.target.with_texts:
                 vectors = await self._retrieval.embed_texts(support_set)
                 entry.warmth = replace(entry.warmth, texts_embedded=len(vectors))
-            if prefix is not None:
-                await self._compute(prefix.encoded, prefix.media)
-                entry.warmth = replace(entry.warmth, prompt_tokens=len(prefix.encoded.token_ids))
+            await self._compute_shots(entry)
             entry.warmth, entry.num_deaths = replace(entry.warmth, status="ready"), 0
         except ServerError as error:
             entry.is_interrupted = isinstance(error, EngineDied | EngineNotReady)
@@ -225,6 +240,25 @@ class Warming:
             media_cached=entry.warmth.media_cached + admitted.media_cached,
         )
 
+    async def _compute_shots(self, entry: _Entry) -> None:
+        """Compute the prompts of the target, several at a time, and count their shots."""
+        prompts = entry.target.prompts
+        for start in range(0, len(prompts), MAX_CONCURRENT):
+            batch = prompts[start : start + MAX_CONCURRENT]
+            await run_concurrently([self._compute(prompt.encoded, prompt.media) for prompt in batch])
+            encoded = [prompt.encoded for prompt in batch]
+            entry.warmth = replace(
+                entry.warmth,
+                prompt_tokens=entry.warmth.prompt_tokens + sum(map(_num_shot_tokens, encoded)),
+                shots=entry.warmth.shots + sum(prompt.has_spans for prompt in encoded),
+                shot_bytes=entry.warmth.shot_bytes + sum(map(self._shot_bytes, encoded)),
+            )
+
+    def _shot_bytes(self, prompt: EncodedPrompt) -> int:
+        """Return the memory of the shot of a prompt, besides its prefix and query; 0 if it is not known."""
+        block_size, block_bytes = (int(self._client.info.get(name, 0)) for name in ("block_size", "block_bytes"))
+        return -(-_num_shot_tokens(prompt) // block_size) * block_bytes if prompt.has_spans and block_size else 0
+
     async def _compute(self, prompt: EncodedPrompt, media: Mapping[bytes, EncodedMedia]) -> Admitted:
         """Have the worker compute a prompt, so that its caches hold it, and return what was in them before."""
         request = Generate(
@@ -237,3 +271,9 @@ class Warming:
         async with aclosing(self._client.stream(request, media)) as events:
             (admitted,) = [event async for event in events if isinstance(event, Admitted)]
         return admitted
+
+
+def _num_shot_tokens(prompt: EncodedPrompt) -> int:
+    """Return the tokens of the shots of a prompt: all of them, or those between prefix and query."""
+    starts = prompt.span_starts
+    return starts[-1] - starts[1] if prompt.has_spans else len(prompt.token_ids)

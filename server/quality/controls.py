@@ -40,7 +40,7 @@ def check_controls(controls: Sequence[Control], methods: Sequence[Method], templ
 
 def without_media(question: Question) -> Question:
     """Return the question without any media in the prompt."""
-    text_only = question.fields.model_copy(update={"zero_shot": True})
+    text_only = question.fields.model_copy(update={"zero_shot": True, "shots_attend": "previous"})
     return replace(question, fields=text_only, query=replace(question.query, media=()))
 
 

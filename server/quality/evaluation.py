@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from model.prompt import ShotsAttend
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Candidate, answer_of, candidates_of, read_candidates
-from server.fewshot.classification import combine
+from server.fewshot.classification import check_orders, combine
 from server.fewshot.confidence import SHOWN_POINTS, curve, fit_temperatures, probabilities
 from server.fewshot.methods import IN_CONTEXT, METHODS, parts_of
 from server.fewshot.methods.likeness import Array, folds
-from server.fewshot.prompting import find_template
+from server.fewshot.prompting import check_alone, find_template
 from server.fewshot.shots import SelectionError, check_selection
 from server.fewshot.templates import Template
 from server.quality.controls import check_controls, strategy_of_controls
@@ -80,6 +81,7 @@ class EvaluationPlan:
     weighing: dict[str, Any]
     cells: list[Cell]
     queries: list[str]
+    shots_attend: ShotsAttend = "previous"
 
     @property
     def methods(self) -> set[Method]:
@@ -118,6 +120,9 @@ def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedMod
     check_controls(fields.controls, methods, template)
     if any(IN_CONTEXT in parts_of(method) for method in methods):
         _check_queries(queries, template)
+    if fields.shots_attend == "alone":
+        check_alone(examples, template, model)
+        check_orders(fields)
     return EvaluationPlan(
         template=fields.template if isinstance(fields.template, str) else fields.template.model_dump(),
         order=fields.order,
@@ -125,6 +130,7 @@ def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedMod
         weighing=fields.model_dump(include=set(WeighingFields.model_fields)),
         cells=_cells(methods, prompts) + _control_cells(fields, prompts),
         queries=[query.id for query in queries],
+        shots_attend=fields.shots_attend,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from model.prompt import ShotsAttend
 from server.fewshot.methods.likeness import Array
 from server.fewshot.methods.paired import Paired
 from server.quality.measures import standard_error, wilson
@@ -85,11 +86,13 @@ def recommend(
     order: Order | None,
     always: Baseline,
     prior: str | None = None,
+    attend: ShotsAttend = "previous",
 ) -> dict[str, Any] | None:
     """Return the cheapest setting that is as accurate as the best one within the standard error of the difference.
 
-    `prior`: the method by likeness that the model's own evaluation found best with as many examples. None if no cell has
-    finished, or if all settings are less accurate than always giving the most frequent answer.
+    `prior`: the method by likeness that the model's own evaluation found best with as many examples. `attend`: the form
+    of all prompts. None if no cell has finished, or if all settings are less accurate than always giving the most frequent
+    answer.
     """
     rows = [row for row in summarise(cells) if row["control"] is None]
     useful = [row for row in rows if row["accuracy"] >= always.accuracy]
@@ -107,6 +110,7 @@ def recommend(
         examples |= {"order": order} if order else {}
     return {
         "examples": examples,
+        **({} if chosen["k"] is None or attend == "previous" else {"shots_attend": attend}),
         "method": chosen["method"],
         "temperature": None if chosen["k"] is None else chosen["temperature"],
         "accuracy": chosen["accuracy"],

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from model.prompt import ShotsAttend
 from server.fewshot.confidence import Confidence, Point
 from server.fewshot.methods import METHODS
 from server.fewshot.recent import Recent
@@ -34,18 +35,19 @@ class Recommended:
     examples: ExamplesFields
     labels: frozenset[str]
     confidence: Confidence
+    shots_attend: ShotsAttend = "previous"
 
     def suits(self, fields: ClassifyRequest) -> bool:
         """Return whether `auto` may follow it: the method has no prompt, or the template of a request was evaluated."""
         return self.method in METHODS or fields.template == EVALUATED_TEMPLATE
 
-    def is_of(self, method: str, examples: ExamplesFields | None, fields: ClassifyRequest) -> bool:
+    def is_of(self, method: str, examples: ExamplesFields | None, attend: ShotsAttend, fields: ClassifyRequest) -> bool:
         """Return whether a request has the method and the prompts that were evaluated, given its selection of shots."""
         weighing = WeighingFields(**fields.model_dump(include=set(WeighingFields.model_fields)))
         is_default = fields.template == EVALUATED_TEMPLATE and weighing == WeighingFields()
         has_all = not (fields.zero_shot or fields.truncate_shots)
         is_same = method == self.method and examples is not None and _shots(examples) == _shots(self.examples)
-        return is_default and has_all and is_same
+        return is_default and has_all and is_same and attend == self.shots_attend
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,10 @@ class Recommendations:
 def recommendation_of(evaluation: Evaluation) -> dict[str, Any] | None:
     """Return what the finished cells of an evaluation recommend."""
     cells, plan = list(evaluation.cells.values()), evaluation.plan
-    always, order = baseline(plan["truths"]), plan["settled"]["order"]
-    return recommend(cells, evaluation.support_set, evaluation.version, order, always, plan.get("prior"))
+    always, settled = baseline(plan["truths"]), plan["settled"]
+    attend = settled.get("shots_attend", "previous")
+    of_set = evaluation.support_set, evaluation.version
+    return recommend(cells, *of_set, settled["order"], always, plan.get("prior"), attend)
 
 
 def _read(evaluation: Evaluation) -> Recommended | None:
@@ -92,7 +96,7 @@ def _read(evaluation: Evaluation) -> Recommended | None:
     rows = summarise(list(evaluation.cells.values()))
     row = next(row for row in rows if (row["method"], row["k"], row["strategy"], row["control"]) == setting)
     confidence = Confidence(row["temperature"], tuple(Point(**point) for point in row["curve"]), row["queries"])
-    return Recommended(method, examples, labels, confidence)
+    return Recommended(method, examples, labels, confidence, recommendation.get("shots_attend", "previous"))
 
 
 def _shots(examples: ExamplesFields) -> tuple[object, ...]:

@@ -10,7 +10,7 @@ from pydantic_core import CoreSchema
 
 from server.schemas.base import FieldError, PrioritizedRequest, Schema, TimedRequest, tag_of, with_example
 from server.schemas.generation import CompletionFields
-from server.schemas.prompt import MediaPartOrUrl, Prompt, TaggedMediaPart
+from server.schemas.prompt import AttentionFields, MediaPartOrUrl, Prompt, TaggedMediaPart
 
 MAX_SHOTS = 1024
 MAX_TEMPLATE = 16384
@@ -108,7 +108,7 @@ TemplateChoice = Annotated[
 ]
 
 
-class ShotsFields(Schema):
+class ShotsFields(AttentionFields):
     """The fields of every route that may show the model shots."""
 
     shots: list[ShotFields] = Field([], max_length=MAX_SHOTS, description="Worked examples in prompt order.")
@@ -248,6 +248,9 @@ class ClassifyRequest(FewShotFields, WeighingFields, ConfidenceFields, Prioritiz
         if weighing := self._weighing:
             message = f"belongs to the language model, which takes no part in the method {self.method}"
             raise FieldError(message, param=weighing[0])
+        if "shots_attend" in self.model_fields_set:
+            message = f"is the form of a prompt, which the method {self.method} does not have"
+            raise FieldError(message, param="shots_attend")
         if self.examples is not None and (selecting := sorted(self.examples.model_fields_set & SELECTING)):
             message = f"selects shots of a prompt; the method {self.method} compares the query with all examples"
             raise FieldError(message, param=f"examples.{selecting[0]}")
@@ -270,7 +273,7 @@ ScoredCandidate = Annotated[
 ]
 
 
-class ScoreRequest(PrioritizedRequest):
+class ScoreRequest(AttentionFields, PrioritizedRequest):
     model_config = with_example(prompt="A flamingo is", candidates=[" a bird", " a fish"])
 
     prompt: Prompt

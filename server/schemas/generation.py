@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.schemas.base import ModelRequest, PrioritizedRequest, Schema, tag_of, with_example
-from server.schemas.prompt import Prompts, TaggedMediaPart, TextPart
+from server.schemas.prompt import AttentionFields, Prompts, TaggedMediaPart, TextPart
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -85,7 +85,7 @@ class CompletionFields(GenerationFields):
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="The same, for the prompt.")
 
 
-class CompletionRequest(CompletionFields):
+class CompletionRequest(CompletionFields, AttentionFields):
     model_config = with_example(prompt="A flamingo is", max_tokens=8)
 
     prompt: Prompts = Field(description="One prompt, or a list of prompts, each with `n` answers of its own.")
@@ -312,7 +312,7 @@ class Form(NamedTuple):
     field: str
 
 
-class ChatRequest(GenerationFields, ConversationFields):
+class ChatRequest(GenerationFields, ConversationFields, AttentionFields):
     model_config = with_example(messages=[{"role": "user", "content": "What is a flamingo?"}], max_tokens=8)
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from model.prompt import ShotsAttend
 from server.media.source import kind_of
 from server.schemas.base import Schema, tag_of
 
@@ -14,6 +15,19 @@ MediaId = Annotated[str, Field(min_length=1, max_length=128)]
 # clients use URLs as names, too
 MediaName = Annotated[str, Field(min_length=1, max_length=512)]
 MAX_PROMPTS = 1024
+
+
+ATTEND = (
+    "What a shot, the text from one media item to the next, reads besides itself: `previous`, all text before it, or "
+    "`alone`, only the text before the first media item. What was computed for a shot that attends alone is reused in "
+    "any prompt, and the order of the shots changes nothing."
+)
+
+
+class AttentionFields(Schema):
+    """The form of a prompt with shots."""
+
+    shots_attend: ShotsAttend = Field("previous", description=ATTEND)
 
 
 class MediaUrl(Schema):

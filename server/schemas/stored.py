@@ -14,11 +14,13 @@ from pydantic import AfterValidator, Field, GetJsonSchemaHandler, model_validato
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from model.prompt import ShotsAttend
 from server.schemas.base import (
     AFTER,
     ID,
     LIMIT,
     SET_NAME,
+    FieldError,
     ListRequest,
     ModelRequest,
     Schema,
@@ -39,6 +41,7 @@ from server.schemas.fewshot import (
     Version,
     WeighingFields,
 )
+from server.schemas.prompt import AttentionFields
 from server.store.staging import ID_PREFIX
 
 
@@ -213,13 +216,23 @@ class WarmRequest(Schema):
     version: Version | None = None
     strategy: Comparing = "rices_image"
     template: TemplateChoice | None = None
-    k: int | None = Field(None, ge=1, le=1024, description="Shots to compute, the first of the set.")
+    shots_attend: ShotsAttend = Field(
+        "previous",
+        description="The form of prompts to compute shots for: with `alone`, each example is a shot of its own.",
+    )
+    k: int | None = Field(
+        None,
+        ge=1,
+        description="The number of shots, the first of the set. Without it as many as a request shows, or all alone.",
+    )
     wait: bool = Field(False, description="Respond when the version is warm.")
 
     @model_validator(mode="after")
     def _k_is_of_a_template(self) -> WarmRequest:
         if self.k is not None and self.template is None:
             raise ValueError("k needs a template: without one only media are warmed")
+        if self.shots_attend == "alone" and self.template is None:
+            raise FieldError("needs a template: without one only media are warmed", param="shots_attend")
         return self
 
 
@@ -259,7 +272,7 @@ class RemoveExamplesRequest(ExpectedRequest):
 Control = Literal["text_only", "shuffled_labels"]
 
 
-class EvaluateRequest(WeighingFields, ModelRequest):
+class EvaluateRequest(WeighingFields, AttentionFields, ModelRequest):
     """A grid of strategies, numbers of shots and seeds; `seed` draws the queries."""
 
     seed: int = Field(0, ge=0, le=2**63 - 1, description="Samples the queries.")

@@ -2,47 +2,64 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 import torch
 
 from evaluation.intervals import Share
-from evaluation.ranking import Branch, PagedTokens, Ranker
+from evaluation.ranking import Branch, PagedTokens, Ranker, concatenate
 from model.flamingo import Flamingo
+from model.prompt import ShotsAttend
 from model.reference import log_probs
 from tests.tiny_models import CONFIGS, Family, tiny_model
 
-PREFIX = PagedTokens([5, 6, 7, 8, 9, 10], [-1, 0, 0, 1, 1, 1])
+SHOTS = [PagedTokens([5, 6, 7], [0, 0, 0]), PagedTokens([8, 9, 10, 11], [1, 1, 1, 1]), PagedTokens([3, 4], [2, 2])]
 BRANCHES = [
     Branch(0, PagedTokens([11], [-1]), PagedTokens([12], [-1])),
-    Branch(3, PagedTokens([11, 12], [2, 2]), PagedTokens([13, 14], [2, 2])),
-    Branch(3, PagedTokens([11, 12], [2, 2]), PagedTokens([15], [2])),
-    Branch(6, PagedTokens([11, 12], [0, 0]), PagedTokens([13, 14, 15], [0, 0, 0])),
+    Branch(1, PagedTokens([11, 12], [2, 2]), PagedTokens([13, 14], [2, 2])),
+    Branch(2, PagedTokens([11, 12], [2, 2]), PagedTokens([15], [2])),
+    Branch(3, PagedTokens([11, 12], [0, 0]), PagedTokens([13, 14, 15], [0, 0, 0])),
+    Branch(3, PagedTokens([11, 12], [0, 0]), PagedTokens([13, 15, 15], [0, 0, 0])),
 ]
 
 
-def sequence_score(model: Flamingo, media: torch.Tensor, branch: Branch) -> float:
-    ids = [*PREFIX.token_ids[: branch.prefix_length], *branch.query.token_ids, *branch.candidate.token_ids]
-    pages = [*PREFIX.pages[: branch.prefix_length], *branch.query.pages, *branch.candidate.pages]
-    rows = log_probs(model, ids, pages, model.fresh_media(media))
-    first = len(ids) - len(branch.candidate.token_ids)
+def sequence_score(model: Flamingo, media: torch.Tensor, branch: Branch, shots_attend: ShotsAttend) -> float:
+    parts = [*SHOTS[: branch.num_shots], concatenate([branch.query, branch.candidate])]
+    sequence = concatenate(parts)
+    starts = [0, *accumulate((len(part.token_ids) for part in parts[:-1]), initial=0)]
+    spans = starts if shots_attend == "alone" and branch.num_shots else ()
+    rows = log_probs(model, sequence.token_ids, sequence.pages, model.fresh_media(media), spans)
+    first = len(sequence.token_ids) - len(branch.candidate.token_ids)
     return sum(float(rows[first + n - 1, token]) for n, token in enumerate(branch.candidate.token_ids))
 
 
-@pytest.mark.parametrize("family", ["openflamingo", "flamingo"])
-def test_a_branchs_score_is_its_whole_sequences_score(family: Family) -> None:
+@pytest.mark.parametrize("shots_attend", ["previous", "alone"])
+@pytest.mark.parametrize("family", ["openflamingo", "flamingo", "idefics"])
+def test_a_branchs_score_is_its_whole_sequences_score(family: Family, shots_attend: ShotsAttend) -> None:
     model = tiny_model(CONFIGS[family])
     media = model.encode_media(torch.randn(3, 1, 3, 8, 8))
     with torch.inference_mode():
-        scores = Ranker(model, model.fresh_media(media)).scores(PREFIX, BRANCHES)
-    assert scores == pytest.approx([sequence_score(model, media, branch) for branch in BRANCHES], abs=1e-4)
+        scores = Ranker(model, model.fresh_media(media), shots_attend).scores(SHOTS, BRANCHES)
+    expected = [sequence_score(model, media, branch, shots_attend) for branch in BRANCHES]
+    assert scores == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_branch_without_a_prefix() -> None:
+def test_the_order_of_shots_that_attend_alone_does_not_matter() -> None:
+    model = tiny_model(CONFIGS["flamingo"])
+    pages = model.fresh_media(model.encode_media(torch.randn(3, 1, 3, 8, 8)))
+    alone, previous = Ranker(model, pages, "alone"), Ranker(model, pages)
+    branches = BRANCHES[-2:]
+    assert alone.scores(SHOTS, branches) == pytest.approx(alone.scores(SHOTS[::-1], branches), abs=1e-4)
+    assert previous.scores(SHOTS, branches) != pytest.approx(previous.scores(SHOTS[::-1], branches), abs=1e-3)
+
+
+def test_a_branch_without_shots() -> None:
     model = tiny_model(CONFIGS["flamingo"])
     media = model.encode_media(torch.randn(1, 1, 3, 8, 8))
     branch = Branch(0, PagedTokens([11, 12], [0, 0]), PagedTokens([13], [0]))
-    scores = Ranker(model, model.fresh_media(media)).scores(PagedTokens([], []), [branch])
-    assert scores == pytest.approx([sequence_score(model, media, branch)], abs=1e-4)
+    scores = Ranker(model, model.fresh_media(media)).scores([], [branch])
+    assert scores == pytest.approx([sequence_score(model, media, branch, "previous")], abs=1e-4)
 
 
 def test_wilson_intervals() -> None:

@@ -12,8 +12,10 @@ from kernels import compiled as compiled_module
 from kernels import paged_attention_cpu
 from kernels.backend import select, use_compiled
 from kernels.compiled import compiled, load, store
+from kernels.decode_attention import decode_attention, decode_attention_reference
 from kernels.paged_attention import paged_attention, paged_attention_reference, plan_step
-from kernels.paged_attention_cpu import DecodeRows, GatherPlan, decode_attention, decode_attention_reference
+from kernels.paged_attention_cpu import GatherPlan
+from kernels.paged_attention_loop import DecodeRows
 from kernels.rows import (
     add_rms_norm,
     add_rms_norm_reference,
@@ -96,9 +98,7 @@ def test_decoding_rows_read_their_own_blocks(queries: tuple[int, ...], alibi: bo
             cache[blocks[position // 4], :, :, position % 4] = torch.randn(2, 2, 24).to(dtype)
     heads = torch.randn(sum(queries), 7, 24).to(dtype)[:, :6]  # a slice of a fused projection
     slopes, starts = torch.rand(6) if alibi else None, torch.tensor((0, *queries)).cumsum(0).int()
-    plan = plan_step(
-        cache, table, starts, lengths, num_tokens=len(heads), num_heads=6, alibi_slopes=slopes, num_shared_blocks=0
-    )
+    plan = plan_step(cache, table, starts, lengths, num_tokens=len(heads), num_heads=6, alibi_slopes=slopes)
     assert isinstance(plan, GatherPlan)
     assert isinstance(plan.decode, DecodeRows)
     got = paged_attention(heads, cache, table, starts, lengths, scale=0.3, alibi_slopes=slopes, plan=plan)
@@ -206,7 +206,7 @@ def test_the_loop_serves_short_contexts_and_large_copies(monkeypatch: pytest.Mon
     def served(table: list[list[int]]) -> bool:
         plan = plan_step(
             cache, torch.tensor(table).int(), starts, lengths,
-            num_tokens=2, num_heads=2, alibi_slopes=None, num_shared_blocks=0,
+            num_tokens=2, num_heads=2, alibi_slopes=None,
         )  # fmt: skip
         assert isinstance(plan, GatherPlan)
         return plan.only_decodes(2) is not None

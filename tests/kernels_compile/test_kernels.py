@@ -19,6 +19,7 @@ from kernels.paged_attention import paged_attention
 from kernels.resampler_attention import resampler_attention
 from kernels.rows import gated_residual, layer_norm, rms_norm
 from kernels.self_attention import kv_store
+from kernels.spans import Spans
 
 KIB = 1024
 SHARED_LIMIT = {"sm_80": 163 * KIB, "sm_90": 227 * KIB, "sm_100": 227 * KIB, "gfx942": 64 * KIB}
@@ -68,7 +69,6 @@ def paged(heads: int, kv_heads: int, head_dim: int, queries: int, *, alibi: bool
     paged_attention(
         query, pool(2, kv_heads, 16, head_dim), torch.zeros(8, 64, dtype=torch.int32), starts,
         torch.full((8,), 500, dtype=torch.int32), scale=0.1, alibi_slopes=torch.ones(heads) if alibi else None,
-        num_shared_blocks=16,
     )  # fmt: skip
 
 
@@ -110,14 +110,12 @@ CASES = {
     "media_128_training": Case(lambda: media_training(32, 128, 1), FORWARD[128]),
     "resampler_64": Case(lambda: resampler(8, 64), {"_forward": tile_bytes(64, 4 * 64)}),
     "resampler_96": Case(lambda: resampler(16, 96), {"_forward": tile_bytes(96, 4 * 64)}),
-    "paged_64_grouped_decode": Case(lambda: paged(9, 3, 64, 1, alibi=False), {"_attend_blocks": tile_bytes(64, 128)}),
-    "paged_64_grouped_prefill": Case(lambda: paged(9, 3, 64, 40, alibi=False), {"_attend_blocks": tile_bytes(64, 128)}),
-    "paged_80_decode": Case(lambda: paged(32, 32, 80, 1, alibi=False), {"_attend_blocks": tile_bytes(80, 128)}),
-    "paged_80_prefill": Case(lambda: paged(32, 32, 80, 40, alibi=False), {"_attend_blocks": tile_bytes(80, 128)}),
-    "paged_128_alibi_decode": Case(lambda: paged(32, 32, 128, 1, alibi=True), {"_attend_blocks": tile_bytes(128, 128)}),
-    "paged_128_alibi_prefill": Case(
-        lambda: paged(32, 32, 128, 40, alibi=True), {"_attend_blocks": tile_bytes(128, 128)}
-    ),
+    "paged_64_grouped_decode": Case(lambda: paged(9, 3, 64, 1, alibi=False), {"_attend_tile": tile_bytes(64, 128)}),
+    "paged_64_grouped_prefill": Case(lambda: paged(9, 3, 64, 40, alibi=False), {"_attend_tile": tile_bytes(64, 128)}),
+    "paged_80_decode": Case(lambda: paged(32, 32, 80, 1, alibi=False), {"_attend_tile": tile_bytes(80, 128)}),
+    "paged_80_prefill": Case(lambda: paged(32, 32, 80, 40, alibi=False), {"_attend_tile": tile_bytes(80, 128)}),
+    "paged_128_alibi_decode": Case(lambda: paged(32, 32, 128, 1, alibi=True), {"_attend_tile": tile_bytes(128, 128)}),
+    "paged_128_alibi_prefill": Case(lambda: paged(32, 32, 128, 40, alibi=True), {"_attend_tile": tile_bytes(128, 128)}),
     # exact products of float32 are no matter for tensor cores
     "media_64_float32": Case(lambda: media(8, 64, torch.float32), tensor_cores=False),
     "rows": Case(rows, {"_norm_row": 4096 * 2, "_store_token": 32 * 128 * 2}, tensor_cores=False),
@@ -178,30 +176,31 @@ def unaligned(*values: int) -> Tensor:
     return torch.tensor((0, *values), dtype=torch.int32)[1:]
 
 
-def step(counts: tuple[int, ...], width: int, num_shared_blocks: int, media_pool: Tensor, kv_pool: Tensor) -> None:
+def step(counts: tuple[int, ...], width: int, media_pool: Tensor, kv_pool: Tensor, *, spans: bool = False) -> None:
     num_tokens, num_sequences = sum(counts), len(counts)
     query, key, value = torch.empty(num_tokens, 24, 64, dtype=BFLOAT16).split(8, 1)
     media_attention(query, media_pool, unaligned(*(i // 3 for i in range(num_tokens))), scale=0.1)
     kv_store(key, value, kv_pool, torch.zeros(num_tokens, dtype=torch.int64))
     table = unaligned(*[0] * num_sequences * width).view(num_sequences, width)
     starts, lengths = unaligned(0, *counts).cumsum(0).to(torch.int32), unaligned(*[400] * num_sequences)
-    paged_attention(query, kv_pool, table, starts, lengths, scale=0.1, num_shared_blocks=num_shared_blocks)
+    positions = torch.zeros(num_tokens, dtype=torch.int64)
+    tables = Spans(positions, table, torch.full_like(table, 16)) if spans else None
+    paged_attention(query, kv_pool, table, starts, lengths, scale=0.1, spans=tables)
 
 
 def test_nothing_is_compiled_while_a_request_waits(compile_for: Callable[..., list[Any]]) -> None:
-    """Three steps at start compile all binaries, for any numbers of tokens, sequences and blocks."""
+    """Two steps at start compile all binaries, for any numbers of tokens, sequences and blocks, with spans or without."""
     pools = (pool(8, 2, 64, 64), pool(2, 8, 16, 64))
 
     def serve() -> None:
         for counts in ((1,), (1, 1), (1,) * 16, (1,) * 33, (16, 1), (31, 7), (48,)):
             for width in (48, 67):
-                step(counts, width, 0, *pools)
-                step(counts, width, 16 if len(counts) > 1 else 0, *pools)
+                step(counts, width, *pools)
+                step(counts, width, *pools, spans=True)
 
     def warm_up() -> None:
-        step((1, 1), 64, 0, *pools)
-        step((5, 2), 64, 0, *pools)
-        step((5, 2), 64, 3, *pools)
+        step((1, 1), 64, *pools)
+        step((20, 2), 64, *pools)
 
     warm = {kernel.binary: kernel.name for kernel in compile_for("sm_90", warm_up)}
     served = {kernel.binary: kernel.name for kernel in compile_for("sm_90", serve)}

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import paged_attention as module
-from kernels.paged_attention import paged_attention, paged_attention_reference, paged_plan
+from kernels import paged_plan as module
+from kernels.paged_attention import paged_attention, paged_attention_reference
+from kernels.paged_plan import Shape, plan_tiles
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 Check = Callable[..., None]
@@ -58,7 +59,7 @@ CASES = {
 
 
 def run(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], case: Case, slopes: Tensor | None) -> Tensor:
-    return function(*inputs, scale=0.2, alibi_slopes=slopes, num_shared_blocks=case.shared)
+    return function(*inputs, scale=0.2, alibi_slopes=slopes)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -132,14 +133,4 @@ def test_an_unreadable_cache_is_refused() -> None:
     with pytest.raises(ValueError, match="block size of 12, the kernel requires a power of two"):
         paged_attention(query, kv_cache[:, :, :, :12].contiguous(), *rest, scale=0.2)
     with pytest.raises(ValueError, match="32 query heads per key head do not fit into a tile of 16"):
-        paged_plan(rest[1], rest[2], 3, group=32, head_dim=64, dtype=torch.float32)
-
-
-def test_the_plan_has_each_row_s_position_and_no_padding() -> None:
-    plan = paged_plan(
-        torch.tensor([0, 2, 3]), torch.tensor([5, 9]), 5, group=1, head_dim=64, dtype=torch.float32, shared=True
-    )
-    assert plan.positions.tolist() == [3, 4, 8, -1, -1]
-    assert plan.tiles.tolist() == [[0, 2, 0, 0], [2, 1, 1, 0], [3, 2, -1, 0]]
-    assert plan.shared_tiles is not None
-    assert plan.shared_tiles.tolist() == [[0, 5, 0, 0]]
+        plan_tiles(*rest, num_tokens=3, shape=Shape(16, 32, 64, torch.float32))

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import FlamingoConfig
+from model.prompt import EncodedPrompt
 from server.engine_client.salt import Kind, add_salt
 from server.engine_client.supervisor import State
 from server.errors import InvalidRequest, ServerError
@@ -114,6 +115,7 @@ class FakeClient:
         self.embedded: list[EncodedMedia] = []
         self.embedded_texts: list[list[int]] = []
         self.pinned: set[bytes] = set()
+        self.pinned_prompts: list[EncodedPrompt] = []
 
     async def start(self) -> None:
         pass
@@ -196,8 +198,10 @@ class FakeClient:
         rows = [self.vectors.get(tuple(ids), unit_vector(repr(ids).encode(), width)) for ids in texts]
         return np.stack(rows) if rows else np.zeros((0, width), np.float32)
 
-    def pin(self, digests: Sequence[bytes], is_kept: bool) -> None:
+    def pin(self, digests: Sequence[bytes], is_kept: bool, prompts: Sequence[EncodedPrompt] = ()) -> None:
         self.pinned = self.pinned | set(digests) if is_kept else self.pinned - set(digests)
+        pinned = [prompt for prompt in self.pinned_prompts if prompt not in prompts]
+        self.pinned_prompts = [*pinned, *prompts] if is_kept else pinned
 
     async def _events(self, request: Generate) -> AsyncGenerator[Event, None]:
         sampling = request.sampling

@@ -21,6 +21,7 @@ from training.default_data.features import feature_file
 from training.distributed import World
 from training.sets import build_mixture, loss_factory
 from training.step import StepReport
+from training.stored_runs import config_settings
 from training.trainer import Trainer, load_model, run
 
 RUNS = Path(__file__).parent / "runs"
@@ -62,14 +63,14 @@ def run_config(ablation: Ablation, scale: Scale, seed: int, model: Path, data: P
 
 def run_settings(ablation: Ablation, scale: Scale, seed: int) -> dict[str, Any]:
     """Return everything that decides the result of a run, without the paths of this machine."""
-    config = asdict(run_config(ablation, scale, seed, Path(), Path(), Path()))
+    config = run_config(ablation, scale, seed, Path(), Path(), Path())
     return {
         "ablation": ablation.name,
         "encoder": ablation.encoder,
         **asdict(scale),
         "kinds": NUM_KINDS,
         "shots": SHOTS,
-        "config": json.loads(json.dumps(config)),
+        "config": config_settings(config),
     }
 
 

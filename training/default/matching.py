@@ -146,9 +146,13 @@ def attention_scores(query: Tensor, key: Tensor) -> Tensor:  # [.., N, H, K] eac
 
 
 def earlier_names_in_sequence(batch: TrainingBatch) -> Tensor:
-    """Return a mask [N, N] that is true where the second name precedes the first in the same sequence."""
+    """Return a mask [N, N] that is true where the first name's query reads the second name, in the same sequence."""
     sequence = torch.bucketize(batch.names, batch.batch.query_starts.long(), right=True)
-    return (sequence[:, None] == sequence) & (batch.names[:, None] > batch.names)
+    is_earlier = (sequence[:, None] == sequence) & (batch.names[:, None] > batch.names)
+    if batch.batch.spans is None:
+        return is_earlier
+    spans = batch.batch.spans[batch.names]
+    return is_earlier & ((spans == 0) | ((spans[:, None] < 0) & (spans > 0)))
 
 
 def earlier_names_in_batch(batch: TrainingBatch, pages: Tensor) -> Tensor:

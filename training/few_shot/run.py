@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +23,7 @@ from training.few_shot import clips, images
 from training.few_shot.episode import answer
 from training.few_shot.language import build_model
 from training.few_shot.motions import FAMILIES
-from training.stored_runs import read_run, working_folder
+from training.stored_runs import config_settings, read_run, working_folder
 from training.trainer import run
 
 log = logging.getLogger(__name__)
@@ -71,7 +70,7 @@ def run_file(runs: Path, name: str, seed: int) -> Path:
 
 def run_settings(subject: Subject, scale: Scale, seed: int) -> dict[str, Any]:
     """Return everything that decides the result of a run, without the paths of this machine."""
-    config = json.loads(json.dumps(asdict(replace(subject.config(), steps=scale.steps, seed=seed))))
+    config = config_settings(replace(subject.config(), steps=scale.steps, seed=seed))
     return {"medium": subject.medium, **asdict(scale), "config": config}
 
 

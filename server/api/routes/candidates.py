@@ -93,12 +93,12 @@ async def _choose(
     best = recommended.method if recommended is not None and is_followed else None
     chosen = await services.comparison.choose(question, method, candidates, best)
     if best == chosen.method and recommended is not None:
-        question = question.with_selection(recommended.examples)
+        question = question.with_selection(recommended.examples, recommended.shots_attend)
     question = question.with_each_label(len(candidates))
     if (
         chosen.reads_prompt
         and recommended is not None
-        and recommended.is_of(chosen.method, question.fields.examples, fields)
+        and recommended.is_of(chosen.method, question.fields.examples, question.fields.shots_attend, fields)
     ):
         chosen = replace(chosen, confidence=recommended.confidence)
     return chosen, question
@@ -127,6 +127,7 @@ async def create_score(request: Request, services: GivenServices, record: GivenR
 async def _score(fields: ScoreRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
     model = services.model
     prompt = await prepare_prompt(fields.prompt, model, services.intake)
+    prompt = prompt.with_shots(fields.shots_attend, model)
     candidate_ids = [
         await model.tokenize(_ids, candidate, index, prompt, model) for index, candidate in enumerate(fields.candidates)
     ]

@@ -34,6 +34,7 @@ async def create_chat_completion(request: Request, services: GivenServices, reco
     _check(fields)
     services = services.with_salt(fields.cache_salt)
     prompt, template = await prepare_chat(fields.messages, fields.template, services.model, services.intake)
+    prompt = prompt.with_shots(fields.shots_attend, services.model)
     generations = completion_requests(
         fields.completion(), [prompt], services.model, template=template, form_field=fields.form.field
     )

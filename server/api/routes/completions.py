@@ -31,6 +31,7 @@ async def create_completion(request: Request, services: GivenServices, record: G
     fields = await read_request(CompletionRequest, request, services)
     services = services.with_salt(fields.cache_salt)
     prompts = await prepare_prompts(prompts_by_param(fields.prompt), services.model, services.intake)
+    prompts = [prompt.with_shots(fields.shots_attend, services.model) for prompt in prompts]
     generations = completion_requests(fields, prompts, services.model)
     return await respond(request, services, record, fields, generations, CompletionShape(fields))
 

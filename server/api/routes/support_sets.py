@@ -34,9 +34,10 @@ from server.errors import (
     Unavailable,
     VersionConflict,
 )
-from server.fewshot.prompting import assemble_prefix
+from server.fewshot.prompting import assemble_prefix, assemble_shots
 from server.fewshot.retrieval import SPACES, SimilarityQuery, check_comparable, compared_text
 from server.fewshot.warming import WarmTarget
+from server.prompt import PreparedPrompt
 from server.request_record import RequestRecord
 from server.schemas.base import list_page
 from server.schemas.fewshot import SearchRequest
@@ -244,10 +245,12 @@ async def warm_support_set(support_set: str, request: Request, services: GivenSe
     """
     fields = await read_request(WarmRequest, request, services, empty=b"{}")
     version = await services.support_sets.get_version(support_set, fields.version)
-    prefix = None
-    if fields.template is not None:
-        prefix = await assemble_prefix(version, fields.template, fields.k, services.model, services.shots)
-    target = WarmTarget(prefix=prefix, with_texts="text" in SPACES[fields.strategy])
+    prompts: Sequence[PreparedPrompt] = ()
+    if fields.template is not None and fields.shots_attend == "alone":
+        prompts = await assemble_shots(version, fields.template, fields.k, services.model, services.shots)
+    elif fields.template is not None:
+        prompts = [await assemble_prefix(version, fields.template, fields.k, services.model, services.shots)]
+    target = WarmTarget(prompts=tuple(prompts), with_texts="text" in SPACES[fields.strategy])
     await services.warming.warm(version, target, wait=fields.wait)
     return JSONResponse(_card(await services.support_sets.get(version.id, version.version), services))
 

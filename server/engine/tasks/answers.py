@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from server.engine.residents import Residents
 from server.engine.sampler import Result
 from server.engine.sequence import Order, Sequence
-from server.engine.tasks.task import RequestError, SequenceTask, finished
+from server.engine.tasks.task import RequestError, SequenceTask, check_spans, finished
 from server.grammar import GrammarError, Matcher
 from server.wire import Admitted, FinishReason, Generate, MediaWanted, Outbound, PromptScored, Token, TokenLogprob
 
@@ -19,7 +19,7 @@ from server.wire import Admitted, FinishReason, Generate, MediaWanted, Outbound,
 class Answers(SequenceTask):
     """The answers of one request, of a grammar that is compiled if there is one.
 
-    Raises `RequestError` for a prompt that is too long.
+    Raises `RequestError` for a prompt that is too long, or whose log-probabilities are requested and have no meaning.
     """
 
     def __init__(
@@ -35,6 +35,9 @@ class Answers(SequenceTask):
         limit = residents.config.max_model_len
         if length + max_tokens > limit:
             raise RequestError(f"{length} prompt tokens and max_tokens {max_tokens} exceed max_model_len {limit}")
+        check_spans(request.prompt, max_tokens, residents.config)
+        if request.prompt.has_spans and request.sampling.prompt_logprobs is not None:
+            raise RequestError("prompt_logprobs does not go with shots that attend alone")
         self._request = request
         self._residents = residents
         self._stop_ids = frozenset(request.sampling.stop_token_ids)

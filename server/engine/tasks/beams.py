@@ -157,6 +157,6 @@ def _moves(result: Result) -> Iterable[tuple[float, Move]]:
 def _check_blocks(request: Generate, config: EngineConfig) -> None:
     max_tokens, width = request.sampling.max_tokens, request.sampling.beam_width
     blocks_per_fork = -(-max_tokens // config.block_size) + 2
-    num_blocks = -(-(len(request.prompt.token_ids) + max_tokens) // config.block_size) + (width - 1) * blocks_per_fork
+    num_blocks = request.prompt.num_blocks(config.block_size, max_tokens) + (width - 1) * blocks_per_fork
     if num_blocks > config.num_blocks:
         raise RequestError(f"{width} beams need {num_blocks} blocks, the engine has {config.num_blocks}")

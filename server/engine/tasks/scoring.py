@@ -104,7 +104,8 @@ def _check(request: Score, config: EngineConfig) -> None:
             f"{length} prompt tokens and a candidate of {longest} tokens exceed max_model_len {config.max_model_len}"
         )
     # the prompt's blocks, and those of one candidate, which copies the last of them
-    size = config.block_size
-    num_blocks = -(-length // size) + (-(-(length + longest - 1) // size) - length // size if longest > 1 else 0)
+    size, num_blocks = config.block_size, request.prompt.num_blocks(config.block_size, 0)
+    query = length - (request.prompt.span_starts[-1] if request.prompt.has_spans else 0)
+    num_blocks += -(-(query + longest - 1) // size) - query // size if longest > 1 else 0
     if num_blocks > config.num_blocks:
         raise RequestError(f"prompt and candidate need {num_blocks} blocks, the engine has {config.num_blocks}")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model.prompt import EncodedPrompt
 from server.engine.config import EngineConfig
 from server.engine.plan import Plan
 from server.engine.sampler import Result
@@ -131,6 +132,13 @@ class ForwardTask(SideTask):
         except torch.OutOfMemoryError:
             return self.end("error", "the device has no memory for this request")
         return []
+
+
+def check_spans(prompt: EncodedPrompt, num_new_tokens: int, config: EngineConfig) -> None:
+    """Raises `RequestError` if a prompt whose shots attend alone needs more blocks than there are."""
+    num_blocks = prompt.num_blocks(config.block_size, num_new_tokens)
+    if prompt.has_spans and num_blocks > config.num_blocks:
+        raise RequestError(f"the shots need {num_blocks} blocks, the engine has {config.num_blocks}")
 
 
 def finished(

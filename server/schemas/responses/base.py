@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
+from model.prompt import ShotsAttend
+
 # the type of a field that some responses leave out, and that is never null: `int | Absent = None`
 Absent = SkipJsonSchema[None]
 
@@ -49,6 +51,7 @@ class FewShotDetails(ResponseSchema):
     media_encoded: int | Absent = Field(None, description="Media that were encoded for this request.")
     media_cached: int | Absent = Field(None, description="Media that had been encoded before.")
     media_deduplicated: int = Field(description="Media that the prompt shows more than once.")
+    shots_attend: ShotsAttend | Absent = Field(None, description="The form of the prompts, unless it is `previous`.")
     shots_used: int | Absent = None
     support_set: str | None = None
     version: int | None = None

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from model.prompt import ShotsAttend
 from server.schemas.fewshot import Method, Order, Strategy
 from server.schemas.responses.base import Absent, PageSchema, ResponseSchema
 from server.schemas.stored import Control
@@ -192,6 +193,7 @@ class RecommendedExamples(ResponseSchema):
 
 class Recommendation(ResponseSchema):
     examples: RecommendedExamples
+    shots_attend: ShotsAttend | Absent = Field(None, description="The form of the prompt, unless it is `previous`.")
     method: Method
     temperature: float | None = Field(
         description="null for methods without a prompt: each request fits theirs to the examples."

@@ -37,7 +37,9 @@ class Warmth(ResponseSchema):
     media_cached: int
     media_embedded: int
     texts_embedded: int
-    prompt_tokens: int
+    prompt_tokens: int = Field(description="Tokens of the shots that were computed.")
+    shots: int = Field(description="Shots that attend alone, and were computed for any order.")
+    shot_bytes: int = Field(description="The memory of their keys and values.")
     error: str | None
 
 

@@ -58,6 +58,7 @@ def test_shots_and_examples_match_the_server() -> None:
         (client.Selection, "strategy", fewshot.Strategy),
         (client.Selection, "order", fewshot.Order),
         (client.SearchOptions, "strategy", fewshot.Comparing),
+        (client.Options, "shots_attend", generation.CompletionRequest.model_fields["shots_attend"].annotation),
         *(
             (client.ClassifyOptions, name, fewshot.ClassifyRequest.model_fields[name].annotation)
             for name in ("normalisation", "calibration", "content_free")

@@ -71,3 +71,18 @@ def test_an_invalid_document_is_not_written(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(SystemExit, match="not valid CycloneDX"):
         sbom.main([str(tmp_path / "sbom.json")])
     assert not (tmp_path / "sbom.json").exists()
+
+
+def test_no_distribution_that_the_server_needs_has_a_copyleft_licence(components: dict[str, dict[str, Any]]) -> None:
+    """The server is under the Apache License; psycopg, an extra, is under the LGPL."""
+    for entry in read_lock("server"):
+        try:
+            stated = metadata.metadata(entry.name)
+        except metadata.PackageNotFoundError:  # for another platform
+            continue
+        fields = ("License-Expression", "License")
+        texts = [stated[field].partition("\n")[0] for field in fields if field in stated]
+        texts += [text for text in stated.get_all("Classifier") or () if text.startswith("License")]
+        licences = [text.replace("LGPL", "").replace("Lesser General Public", "") for text in texts]
+        is_copyleft = any("GPL" in text or "General Public License" in text for text in licences)
+        assert not is_copyleft, f"{entry.name}: {texts}"

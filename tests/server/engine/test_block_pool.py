@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.caches import BlockPool, block_hash
+from server.engine.blocks import BlockPool, block_hash
 
 
 def assert_is_whole(pool: BlockPool, held: list[list[int]]) -> None:
@@ -25,7 +25,7 @@ def test_any_sequence_of_calls(data: st.DataObject) -> None:
     held: list[list[int]] = []
     published: dict[bytes, int] = {}
     for step in range(data.draw(st.integers(1, 25))):
-        action = data.draw(st.sampled_from(["allocate", "release", "publish", "share", "clear"]))
+        action = data.draw(st.sampled_from(["allocate", "release", "publish", "share", "pin", "unpin", "clear"]))
         if action == "allocate":
             count = data.draw(st.integers(0, 7))
             available = pool.num_available
@@ -47,10 +47,14 @@ def test_any_sequence_of_calls(data: st.DataObject) -> None:
             block = published[data.draw(st.sampled_from(sorted(published)))]
             pool.share([block])
             held.append([block])
+        elif action in ("pin", "unpin") and published:
+            hashes = data.draw(st.sets(st.sampled_from(sorted(published))))
+            (pool.pin if action == "pin" else pool.unpin)(hashes)
         elif action == "clear":
             pool.clear_cache()
             published.clear()
         assert_is_whole(pool, held)
+        assert pool.num_pinned <= 3
         assert {digest: pool.find(digest) for digest in published} == published
     for blocks in held:
         pool.release(blocks)
@@ -66,6 +70,25 @@ def test_the_least_recently_used_block_is_evicted_first_and_a_prefix_last() -> N
     pool.release(blocks)
     pool.allocate(1)
     assert [pool.find(bytes([i])) is None for i in range(3)] == [False, False, True]
+
+
+def test_pinned_blocks_are_evicted_after_all_others_and_are_at_most_half_of_all() -> None:
+    pool = BlockPool(6)
+    blocks = pool.allocate(6)
+    assert blocks is not None
+    hashes = [bytes([i]) for i in range(6)]
+    for block, digest in zip(blocks, hashes, strict=True):
+        pool.publish(block, digest)
+    pool.pin(hashes[2:4])
+    pool.release(blocks)
+    pool.pin([*hashes[3:], b"unknown"])
+    assert pool.num_pinned == 3  # there is no room for the last one
+    pool.unpin([hashes[2], b"unknown"])
+    kept = pool.allocate(4)
+    assert [pool.find(digest) is None for digest in hashes] == [True, True, True, False, False, True]
+    assert kept is not None
+    assert pool.allocate(2) is not None
+    assert pool.num_pinned == 0
 
 
 def test_the_first_block_published_for_a_hash_is_found() -> None:

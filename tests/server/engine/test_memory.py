@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from model.prompt import EncodedPrompt
-from server.engine.caches import BlockPool, MediaCache
+from server.engine.blocks import BlockPool
+from server.engine.caches import MediaCache
 from server.engine.memory import Memory
 from server.engine.sequence import Order, Sequence
 from tests.engine_client import CONFIG, GREEDY, Prompt, client
@@ -22,9 +23,9 @@ def test_a_cached_prefix_ends_before_the_first_block_that_is_missing() -> None:
     assert taken is not None
     for number in (0, 2):
         blocks.publish(taken[number], sequence.block_hash(number, CONFIG.block_size))
-    assert memory.cached_prefix(sequence) == taken[:1]
+    assert memory.find_cached(sequence).blocks == taken[:1]
     blocks.publish(taken[1], sequence.block_hash(1, CONFIG.block_size))
-    assert memory.cached_prefix(sequence) == taken
+    assert memory.find_cached(sequence).blocks == taken
 
 
 @pytest.mark.parametrize("max_tokens_per_step", [5, 6, 24])

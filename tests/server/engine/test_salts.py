@@ -113,3 +113,16 @@ def test_a_request_without_a_salt_stays_as_it_is(kind: type[Request]) -> None:
     with_salt = salted(request, RED)
     salted_prompt = replace(prompt, media=[name + RED for name in prompt.media], salt=RED)
     assert with_salt == msgspec.structs.replace(request, prompt=salted_prompt)
+
+
+def test_shots_that_attend_alone_are_not_shared() -> None:
+    engine = client("openflamingo")
+    for name, salt in (("first", RED), ("second", BLUE), ("third", BLUE)):
+        engine.images |= {name[:32] + salt: frames for name, frames in IMAGES.items()}
+        request = FEW_SHOT.request(name)
+        alone = replace(request.prompt, shots_attend="alone")
+        engine.engine.add(salted(msgspec.structs.replace(request, prompt=alone), salt))
+        engine.run()
+    cached = [engine.admitted[name].cached_tokens for name in ("first", "second", "third")]
+    assert cached[:2] == [0, 0]
+    assert cached[2] > 0

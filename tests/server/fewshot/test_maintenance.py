@@ -72,6 +72,31 @@ async def test_media_of_pinned_sets_stay_in_every_worker(
     assert client.pinned == set()
 
 
+async def test_shots_of_pinned_sets_stay_in_every_worker(
+    http: httpx.AsyncClient, client: FakeClient, maintenance: Maintenance
+) -> None:
+    def pinned() -> set[bytes]:
+        return {prompt.media[0] for prompt in client.pinned_prompts}
+
+    for name, colour in (("s", "red"), ("t", "blue"), ("u", "green")):
+        await create(http, name, examples=[example("a", colour)], pinned=name != "u")
+        await warm(http, name, template="caption", shots_attend="alone")
+    await maintenance.run_once()
+    assert pinned() == digests("red", "blue")
+    await http.patch(f"{SETS}/s", json={"pinned": False})
+    await maintenance.run_once()
+    assert pinned() == digests("blue")
+    client.info, client.pinned_prompts = {"pid": "of another worker"}, []
+    await maintenance.run_once()
+    assert pinned() == digests("blue")
+    await warm(http, "t", template="vqa", shots_attend="alone")
+    await maintenance.run_once()
+    assert pinned() == digests("blue")
+    await warm(http, "t")
+    await maintenance.run_once()
+    assert client.pinned_prompts == []
+
+
 async def test_a_pinned_set_is_embedded_and_so_are_added_examples(
     http: httpx.AsyncClient, client: FakeClient, maintenance: Maintenance
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -20,11 +21,14 @@ from tests.server.colours import (
     QUERY,
     app,
     colours,
+    complete,
     example,
     refusal,
     settings,
+    shot,
     shot_ids,
     support_sets,
+    token_ids,
     url,
 )
 from tests.server.fakes import TOKENIZER, FakeClient, eventually
@@ -153,3 +157,55 @@ async def test_a_larger_target_is_warmed_after_the_running_one(
     assert len(texts(client)) == 6
     await eventually(lambda: not app.state.services.warming._tasks)
     assert len(client.requests) == 3 * 6 + 1
+
+
+async def test_every_example_is_computed_as_a_shot_that_attends_alone(
+    http: httpx.AsyncClient, client: FakeClient, colours: SupportSetInfo
+) -> None:
+    client.info = {"block_size": 4, "block_bytes": 1000}
+    card = await warm(http, template="caption", shots_attend="alone")
+    prompts = [request.prompt for request in client.requests if request.prompt.shots_attend == "alone"]
+    spans = [prompt.span_starts for prompt in prompts]
+    assert [prompt.media for prompt in prompts] == [[image.digest] * 2 for image in IMAGES]
+    shots = [prompt.token_ids[starts[1] : starts[2]] for prompt, starts in zip(prompts, spans, strict=True)]
+    expected = [token_ids(*shot(IMAGES[i], f"a {COLOURS[i]} one")) for i in range(6)]
+    assert shots == expected
+    # the query is a single token
+    assert [len(prompt.token_ids) - starts[2] for prompt, starts in zip(prompts, spans, strict=True)] == [1] * 6
+    counts = {name: card["warm"][name] for name in ("shots", "prompt_tokens", "shot_bytes")}
+    num_blocks = sum(-(-len(ids) // 4) for ids in expected)
+    assert counts == {"shots": 6, "prompt_tokens": sum(map(len, expected)), "shot_bytes": 1000 * num_blocks}
+    again = await warm(http, template="caption", shots_attend="alone", k=2)
+    assert again["warm"]["shots"] == 2
+
+
+async def test_the_shots_of_a_warm_set_are_those_of_a_request(
+    http: httpx.AsyncClient, client: FakeClient, colours: SupportSetInfo
+) -> None:
+    await warm(http, template="caption", shots_attend="alone")
+    warmed = {tuple(r.prompt.token_ids[:-1]) for r in client.requests if r.prompt.shots_attend == "alone"}
+    await complete(http, examples={"support_set": "colours", "k": 3, "strategy": "rices_image"}, shots_attend="alone")
+    prompt = client.requests[-1].prompt
+    starts = prompt.span_starts
+    prefix = prompt.token_ids[: starts[1]]
+    shots = [prompt.token_ids[first:end] for first, end in pairwise(starts[1:])]
+    assert len(shots) == 3
+    assert all((*prefix, *ids) in warmed for ids in shots)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"shots_attend": "alone"}, "shots_attend"),
+        ({"shots_attend": "alone", "template": "caption", "k": 7}, "k"),
+        ({"shots_attend": "alone", "template": {"shot": "Look: {media}{answer}"}}, "shots_attend"),
+        ({"shots_attend": "alone", "template": {"shot": "{answer}"}}, "shots_attend"),
+        ({"shots_attend": "next", "template": "caption"}, "shots_attend"),
+    ],
+)
+async def test_shots_that_cannot_be_computed_alone_are_refused(
+    http: httpx.AsyncClient, colours: SupportSetInfo, fields: dict[str, Any], param: str
+) -> None:
+    response = await http.post("/v1/support_sets/colours/warm", json=fields)
+    assert response.status_code in (400, 422), response.text
+    assert response.json()["error"]["param"] == param

@@ -65,6 +65,19 @@ async def test_auto_is_what_the_latest_evaluation_recommends(http: httpx.AsyncCl
     assert await classify(http) == ("in_context", "random", 1)
 
 
+async def test_auto_follows_the_form_of_the_prompts_that_were_evaluated(
+    http: httpx.AsyncClient, client: FakeClient, services: Services
+) -> None:
+    evaluated = await run_evaluation(http, services, k=[2], strategies=["balanced"], shots_attend="alone")
+    recommendation = evaluated["recommendation"]
+    assert (recommendation["method"], recommendation["shots_attend"]) == ("in_context", "alone")
+    assert {score.prompt.shots_attend for score in client.scores} == {"alone"}
+    answer = await answer_to(http)
+    assert (answer["method"], answer["usage"]["fewshot_details"]["shots_attend"]) == ("in_context", "alone")
+    other = await answer_to(http, shots_attend="previous")
+    assert "shots_attend" not in other["usage"]["fewshot_details"]
+
+
 async def test_a_request_that_selects_shots_keeps_its_selection(http: httpx.AsyncClient, services: Services) -> None:
     await run_evaluation(http, services, k=[2], strategies=["balanced"])
     selection = {"support_set": "colours", "k": 1, "strategy": "first"}

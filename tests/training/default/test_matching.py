@@ -104,10 +104,10 @@ def test_scores_equal_those_of_the_attention(
 ) -> None:
     layer_scores: list[Tensor] = []
 
-    def spy(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, *, scale: float, alibi_slopes: None) -> Tensor:
+    def spy(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, *, scale: float, **plain: None) -> Tensor:
         keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         layer_scores.append(torch.einsum("qhk,nhk->hqn", query, keys) * scale)
-        return causal_attention(query, key, value, starts, scale=scale, alibi_slopes=alibi_slopes)
+        return causal_attention(query, key, value, starts, scale=scale)
 
     monkeypatch.setattr("model.language_model.causal_attention", spy)
     media = model.fresh_media(matching_loss(model, discriminants).visual_tokens(batch.media))

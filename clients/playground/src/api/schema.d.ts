@@ -859,6 +859,12 @@ export interface components {
          *     }
          */
         ChatRequest: {
+            /**
+             * @description What a shot, the text from one media item to the next, reads besides itself: `previous`, all text before it, or `alone`, only the text before the first media item. What was computed for a shot that attends alone is reused in any prompt, and the order of the shots changes nothing.
+             * @default previous
+             * @enum {string|null}
+             */
+            shots_attend: "previous" | "alone" | null;
             /** @description The name of the served model. */
             model?: string | null;
             /**
@@ -1209,6 +1215,12 @@ export interface components {
              */
             seed: number | null;
             /**
+             * @description What a shot, the text from one media item to the next, reads besides itself: `previous`, all text before it, or `alone`, only the text before the first media item. What was computed for a shot that attends alone is reused in any prompt, and the order of the shots changes nothing.
+             * @default previous
+             * @enum {string|null}
+             */
+            shots_attend: "previous" | "alone" | null;
+            /**
              * @description Worked examples in prompt order.
              * @default []
              */
@@ -1361,6 +1373,12 @@ export interface components {
          *     }
          */
         CompletionRequest: {
+            /**
+             * @description What a shot, the text from one media item to the next, reads besides itself: `previous`, all text before it, or `alone`, only the text before the first media item. What was computed for a shot that attends alone is reused in any prompt, and the order of the shots changes nothing.
+             * @default previous
+             * @enum {string|null}
+             */
+            shots_attend: "previous" | "alone" | null;
             /** @description The name of the served model. */
             model?: string | null;
             /** @description Seconds that the request may take, from its arrival to its last token; then it ends with 504. */
@@ -1741,6 +1759,12 @@ export interface components {
              */
             seed: number | null;
             /**
+             * @description What a shot, the text from one media item to the next, reads besides itself: `previous`, all text before it, or `alone`, only the text before the first media item. What was computed for a shot that attends alone is reused in any prompt, and the order of the shots changes nothing.
+             * @default previous
+             * @enum {string|null}
+             */
+            shots_attend: "previous" | "alone" | null;
+            /**
              * @description Worked examples in prompt order.
              * @default []
              */
@@ -1963,6 +1987,12 @@ export interface components {
         EvaluateRequest: {
             /** @description The name of the served model. */
             model?: string | null;
+            /**
+             * @description What a shot, the text from one media item to the next, reads besides itself: `previous`, all text before it, or `alone`, only the text before the first media item. What was computed for a shot that attends alone is reused in any prompt, and the order of the shots changes nothing.
+             * @default previous
+             * @enum {string|null}
+             */
+            shots_attend: "previous" | "alone" | null;
             /**
              * @description Of the log-probabilities of a candidate's tokens.
              * @default sum
@@ -2205,6 +2235,12 @@ export interface components {
          */
         FewShotCompletionRequest: {
             /**
+             * @description What a shot, the text from one media item to the next, reads besides itself: `previous`, all text before it, or `alone`, only the text before the first media item. What was computed for a shot that attends alone is reused in any prompt, and the order of the shots changes nothing.
+             * @default previous
+             * @enum {string|null}
+             */
+            shots_attend: "previous" | "alone" | null;
+            /**
              * @description Worked examples in prompt order.
              * @default []
              */
@@ -2350,6 +2386,11 @@ export interface components {
             media_cached?: number;
             /** @description Media that the prompt shows more than once. */
             media_deduplicated: number;
+            /**
+             * @description The form of the prompts, unless it is `previous`.
+             * @enum {string}
+             */
+            shots_attend?: "previous" | "alone";
             shots_used?: number;
             support_set?: string | null;
             version?: number | null;
@@ -2906,6 +2947,11 @@ export interface components {
         /** Recommendation */
         Recommendation: {
             examples: components["schemas"]["RecommendedExamples"];
+            /**
+             * @description The form of the prompt, unless it is `previous`.
+             * @enum {string}
+             */
+            shots_attend?: "previous" | "alone";
             /** @enum {string} */
             method: "in_context" | "nearest_mean" | "knn" | "linear" | "blend";
             /** @description null for methods without a prompt: each request fits theirs to the examples. */
@@ -3034,6 +3080,12 @@ export interface components {
              * @default 0
              */
             priority: number | null;
+            /**
+             * @description What a shot, the text from one media item to the next, reads besides itself: `previous`, all text before it, or `alone`, only the text before the first media item. What was computed for a shot that attends alone is reused in any prompt, and the order of the shots changes nothing.
+             * @default previous
+             * @enum {string|null}
+             */
+            shots_attend: "previous" | "alone" | null;
             prompt: string | number[] | (components["schemas"]["TextPart"] | components["schemas"]["ImageUrlPart"] | components["schemas"]["VideoUrlPart"] | components["schemas"]["ImageIdPart"] | components["schemas"]["VideoIdPart"] | components["schemas"]["EndOfChunkPart"])[];
             candidates: (string | number[])[];
         };
@@ -3644,7 +3696,13 @@ export interface components {
              */
             strategy: "rices_image" | "rices_text" | "mixed" | null;
             template?: string | components["schemas"]["TemplateFields"] | null;
-            /** @description Shots to compute, the first of the set. */
+            /**
+             * @description The form of prompts to compute shots for: with `alone`, each example is a shot of its own.
+             * @default previous
+             * @enum {string|null}
+             */
+            shots_attend: "previous" | "alone" | null;
+            /** @description The number of shots, the first of the set. Without it as many as a request shows, or all alone. */
             k?: number | null;
             /**
              * @description Respond when the version is warm.
@@ -3664,7 +3722,12 @@ export interface components {
             media_cached: number;
             media_embedded: number;
             texts_embedded: number;
+            /** @description Tokens of the shots that were computed. */
             prompt_tokens: number;
+            /** @description Shots that attend alone, and were computed for any order. */
+            shots: number;
+            /** @description The memory of their keys and values. */
+            shot_bytes: number;
             error: string | null;
         };
         /** WeighedCandidate */

@@ -127,11 +127,15 @@ def _selection(examples: Examples) -> Selection:
 
 
 def _recommended_fields(options: ClassifyOptions) -> dict[str, Any]:
-    """Return the method and the temperature of a recommendation, unless the request has another method."""
+    """Return the method, form and temperature of a recommendation, unless the request has another method."""
     examples = options.get("examples")
     if not isinstance(examples, Recommendation) or options.get("method") not in (None, examples.method):
         return {}
-    fields = {"method": examples.method or None, "temperature": examples.temperature}
+    fields = {
+        "method": examples.method or None,
+        "temperature": examples.temperature,
+        "shots_attend": examples.shots_attend,
+    }
     return {name: value for name, value in fields.items() if value is not None}
 
 

@@ -77,6 +77,7 @@ class Recommendation:
 
     examples: Selection
     method: str = ""
+    shots_attend: str | None = None  # the form of the prompt, if it is not "previous"
     temperature: float | None = field(default=None, repr=False)
     accuracy: float
     accuracy_interval: tuple[float, float] = field(repr=False)  # 95%
@@ -88,6 +89,7 @@ class Recommendation:
         return cls(
             examples=required(values, "examples", dict, "recommendation"),
             method=values.get("method") or "",
+            shots_attend=values.get("shots_attend"),
             temperature=values.get("temperature"),
             accuracy=required(values, "accuracy", float, "recommendation"),
             accuracy_interval=_interval(values, "recommendation"),

@@ -12,6 +12,8 @@ from flamboyance_client.records import SupportSet
 # a support set as a name, an id or an object, of which the version is used; or a selection of its examples
 Examples = str | SupportSet | Selection | Recommendation
 # how a classification uses the examples
+# what shots read besides themselves: all text before them, or only the text before the first media item
+ShotsAttend = Literal["previous", "alone"]
 Method = Literal["in_context", "nearest_mean", "knn", "linear", "blend", "auto"]
 
 
@@ -53,6 +55,7 @@ class Options(TypedDict, total=False):
     logprobs: int | None
     prompt_logprobs: int | None
     return_token_ids: bool | None
+    shots_attend: ShotsAttend | None
     priority: int | None
     request_id: str | None
     user: str | None
@@ -98,6 +101,7 @@ class ClassifyOptions(PromptOptions, ProbabilityOptions, total=False):
     timeout: float | None
     candidates: Sequence[str | Candidate] | None
     top_k: int | None
+    shots_attend: ShotsAttend | None
     priority: int | None
     request_id: str | None
     user: str | None
@@ -109,6 +113,7 @@ class ScoreOptions(TypedDict, total=False):
 
     model: str | None
     timeout: float | None
+    shots_attend: ShotsAttend | None
     priority: int | None
     request_id: str | None
     user: str | None
@@ -140,6 +145,7 @@ class EvaluateOptions(ProbabilityOptions, total=False):
     seeds: Sequence[int] | None
     order: str | None
     template: str | Template | None
+    shots_attend: ShotsAttend | None
     candidates: Sequence[str | Candidate] | None
     max_queries: int | None
 
@@ -194,11 +200,12 @@ class WarmOptions(TypedDict, total=False):
     """The fields of a warm request.
 
     Media are always encoded and embedded; texts are embedded if `strategy` compares them. With a template, the first `k`
-    shots are computed too. With `wait`, the server replies when everything is ready.
+    shots are computed too, or all if they attend alone. With `wait`, the server replies when everything is ready.
     """
 
     version: int | None
     strategy: Literal["rices_image", "rices_text", "mixed"] | None
     template: str | Template | None
+    shots_attend: ShotsAttend | None
     k: int | None
     wait: bool | None

@@ -105,7 +105,10 @@ def test_the_prompt_is_computed_once_and_its_blocks_are_shared(monkeypatch: pyte
     last = [plan for plan in plans if plan.rows][-1]
     assert sorted(row.count for row in last.rows) == [1, 3, 3, 8, 8]
     # all in one forward, which reads the prompt's full blocks once, and gives logits for no other rows
-    assert batches[-1].num_shared_blocks == length // CONFIG.block_size
+    table = batches[-1].block_table
+    assert table is not None
+    shared = table[:, : length // CONFIG.block_size]
+    assert torch.equal(shared, shared[:1].expand_as(shared))
     assert len(batches[-1].last_token) == len(batches[-1].token_ids) == 1 + 3 + 3 + 8 + 8
     assert_all_released(answer.engine)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, print_json
-from flamboyance_client.cli.selection import K, StrategyOption, SupportSetOption, selection
+from flamboyance_client.cli.selection import K, ShotsAttendOption, StrategyOption, SupportSetOption, selection
 from flamboyance_client.fewshot import MediaPart, query
 from flamboyance_client.prompt import image, to_url, video
 
@@ -21,6 +21,7 @@ def ask(
     support_set: SupportSetOption = None,
     k: K = None,
     strategy: StrategyOption = "rices_image",
+    shots_attend: ShotsAttendOption = "previous",
     max_tokens: Annotated[int, typer.Option(min=1, help="The maximum length of the answer.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="0 gives the most likely answer.")] = 0.0,
     seed: Annotated[int | None, typer.Option(show_default=False, help="Makes a random answer repeatable.")] = None,
@@ -34,7 +35,7 @@ def ask(
         raise typer.BadParameter("give at least one image, and then the question", param_hint="IMAGE... QUESTION")
     options: dict[str, Any] = {"template": TEMPLATE, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     if support_set is not None:
-        options["examples"] = selection(support_set, k, strategy)
+        options |= {"examples": selection(support_set, k, strategy), "shots_attend": shots_attend}
     with connected(url, api_key) as client:
         prompt = query([_part(path) for path in images], question=question)
         if json:

@@ -14,7 +14,7 @@ from flamboyance_client.cli.tables import print_table
 from flamboyance_client.client import Client
 from flamboyance_client.evaluations import Recommendation
 from flamboyance_client.folders import media_files
-from flamboyance_client.options import Examples, Method
+from flamboyance_client.options import Examples, Method, ShotsAttend
 from flamboyance_client.records import Classification
 
 NUM_OTHERS = 2
@@ -41,6 +41,10 @@ def classify(
             show_default=False,
             help="How shots are selected; without it rices_image, and for auto as the server chooses.",
         ),
+    ] = None,
+    shots_attend: Annotated[
+        ShotsAttend | None,
+        typer.Option(show_default=False, help="What a shot reads besides itself: all shots before it, or no other."),
     ] = None,
     method: Annotated[
         Method | None, typer.Option(show_default=False, help="How the examples are used; without it auto.")
@@ -87,6 +91,7 @@ def classify(
             paths,
             on_error="return",
             examples=examples,
+            shots_attend=shots_attend,
             method=method,
             template=template,
             target_accuracy=target_accuracy,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from flamboyance_client.fewshot import Selection
+from flamboyance_client.options import ShotsAttend
 
 Strategy = Literal["first", "random", "balanced", "rices_image", "rices_text", "mixed"]
 
@@ -19,6 +20,9 @@ K = Annotated[
     typer.Option("-k", min=0, show_default=False, help="The number of shots; without it the server's default."),
 ]
 StrategyOption = Annotated[Strategy, typer.Option(help="How the shots are selected.")]
+ShotsAttendOption = Annotated[
+    ShotsAttend, typer.Option(help="What a shot reads besides itself: all shots before it, or no other.")
+]
 
 
 def selection(support_set: str, k: int | None, strategy: Strategy | None) -> Selection:

@@ -1,0 +1,152 @@
+"""Compares the forms of a few-shot prompt: shots attend to those before them, or alone: `python -m evaluation.forms`.
+
+The default model names images of categories that nothing was trained on by novel words, 5-way, after 1 and 5 shots per
+word. Both forms answer the same episodes. The first episodes are answered after their shots in several random orders,
+too. Shots that attend alone have no order. Progress goes to standard error, tables to standard output; the last line is
+JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from random import Random
+from typing import get_args
+
+import torch
+
+from evaluation.binding import Binding, Episode, sample_episodes
+from evaluation.default import SEED
+from evaluation.intervals import difference_to_best, share
+from model.folder import load_folder
+from model.prompt import PromptTokenizer, ShotsAttend
+from model.zoo.default import prepare
+from training.default.catalogue import Catalogue
+from training.default_data.records import DEFAULT_FOLDER
+
+WAYS, ROUNDS = 5, (1, 5)
+FORMS: tuple[ShotsAttend, ...] = get_args(ShotsAttend)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    episodes: int
+    orders: int
+    order_episodes: int
+    model: Path
+    data: Path
+    processes: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The correctness of the answers to an episode after each number of rounds, by form and by order of the shots."""
+
+    by_form: dict[ShotsAttend, dict[int, bool]]
+    by_order: list[dict[int, bool]]
+
+
+def in_order(episode: Episode, seed: int) -> Episode:
+    """Return an episode whose shots are in a random order within those of its first round, and within the others."""
+    rng = Random(f"{episode.query}/{episode.words}/{seed}")
+    first, later = episode.shots[:WAYS], episode.shots[WAYS:]
+    return replace(episode, shots=(*rng.sample(first, len(first)), *rng.sample(later, len(later))))
+
+
+# the evaluator of a worker process, set once by its initialiser
+_process_binding: list[Binding] = []
+
+
+def _initialise(options: Options) -> None:
+    torch.set_num_threads(1)
+    model = load_folder(options.model, "cpu", getattr(torch, options.dtype))
+    model.fold_gates()
+    tokenizer = PromptTokenizer.load(options.model, model.config.prompt)
+    _process_binding.append(Binding(model, tokenizer, Catalogue(options.data)))
+
+
+def _answer(task: tuple[Episode, int]) -> Answers:
+    """Answer an episode in both forms, and in as many random orders."""
+    episode, num_orders = task
+    return Answers(
+        {form: _is_correct(episode, form) for form in FORMS},
+        [_is_correct(in_order(episode, seed), "previous") for seed in range(num_orders)],
+    )
+
+
+def _is_correct(episode: Episode, form: ShotsAttend) -> dict[int, bool]:
+    answers = _process_binding[0].answer_in_context(episode, ROUNDS, form)
+    return {number: answer == episode.answer for number, answer in answers.items()}
+
+
+def answer_all(
+    name: str, episodes: Sequence[Episode], options: Options, pool: ProcessPoolExecutor
+) -> Iterator[Answers]:
+    """Yield the answers to episodes, and report the progress."""
+    started = time.monotonic()
+    tasks = [(episode, options.orders if i < options.order_episodes else 0) for i, episode in enumerate(episodes)]
+    for number, answers in enumerate(pool.map(_answer, tasks, chunksize=2), 1):
+        yield answers
+        if number % 25 == 0:
+            print(f"{name}: {number} of {len(tasks)}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def summarise(name: str, answers: Sequence[Answers], num_rounds: int) -> dict[str, str | float]:
+    """Return a row of the table."""
+    by_form = {form: [answer.by_form[form][num_rounds] for answer in answers] for form in FORMS}
+    by_order = [[order[num_rounds] for order in answer.by_order] for answer in answers if answer.by_order]
+    row: dict[str, str | float] = {"images": name, "shots per word": num_rounds}
+    row |= {form: str(share(correct)) for form, correct in by_form.items()}
+    row["alone less previous"] = difference_to_best(by_form, "alone")
+    if by_order:
+        shares = [statistics.fmean(correct) for correct in zip(*by_order, strict=True)]
+        row["previous, by order"] = f"{min(shares):.3f} .. {max(shares):.3f}"
+        row["changed by order"] = statistics.fmean(len(set(correct)) > 1 for correct in by_order)
+    return row
+
+
+def format_rows(rows: Sequence[dict[str, str | float]]) -> str:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for row in rows:
+        cells = (row.get(name, "") for name in columns)
+        lines.append(f"| {' | '.join(f'{cell:.3f}' if isinstance(cell, float) else str(cell) for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m evaluation.forms", description=__doc__)
+    parser.add_argument("--episodes", type=int, default=500, help="episodes per set of images (default: 500)")
+    parser.add_argument("--orders", type=int, default=6, help="random orders of the shots (default: 6)")
+    parser.add_argument(
+        "--order-episodes", type=int, default=100, help="episodes in all of these orders (default: 100)"
+    )
+    parser.add_argument("--model", type=Path, help="a model folder (default: the default model's)")
+    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="the folder of training.default_data")
+    parser.add_argument("--processes", type=int, default=2, help="worker processes, each with one thread")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="the weights' dtype")
+    values = vars(parser.parse_args(arguments))
+    options = Options(**{**values, "model": values["model"] or prepare()})
+    catalogue = Catalogue(options.data)
+    rows = []
+    with ProcessPoolExecutor(options.processes, get_context("spawn"), _initialise, (options,)) as pool:
+        for name, categories in (("drawings", catalogue.held_out_labels), ("photographs", catalogue.photographs)):
+            episodes = sample_episodes(categories, WAYS, max(ROUNDS), options.episodes, SEED)
+            answers = list(answer_all(name, episodes, options, pool))
+            rows += [summarise(name, answers, num_rounds) for num_rounds in ROUNDS]
+    print(format_rows(rows))
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    print(json.dumps({"options": settings, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Decoding rows on a CPU, where there is little to read: a compiled loop over each row's own blocks.
+
+It copies and pads nothing, runs on one thread, and a row's sums are the same in every batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from kernels.compiled import compiled_for, exp, inlined, length, load, store
+from kernels.spans import Spans
+from kernels.tiles import with_whole_heads
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRows:
+    """Sequences with one query each; all tables are contiguous int32."""
+
+    rows: Tensor  # [S]
+    tables: Tensor  # [S, W], blocks
+    lengths: Tensor  # [S], slots up to that of the query
+    slopes: Tensor | None  # [H] float32
+    spans: Spans | None = None  # with one position per row
+
+    def addresses(self) -> tuple[int, int, int, int, bool]:
+        """Return where `lengths` and the tables of `spans` are, and whether there are spans."""
+        lengths, spans = self.lengths.data_ptr(), self.spans
+        if spans is None:
+            return lengths, 0, 0, 0, False
+        block_positions, block_lengths = spans.block_positions.data_ptr(), spans.block_lengths.data_ptr()
+        return lengths, spans.positions.data_ptr(), block_positions, block_lengths, True
+
+
+@inlined
+def softmax(x, row, num_keys):
+    """Replace the first scores of a row of x by their weights."""
+    top = x[row, 0]
+    for i in range(num_keys):
+        top = max(top, x[row, i])
+    total = np.float32(0)
+    for i in range(num_keys):
+        x[row, i] = exp(x[row, i] - top)
+        total += x[row, i]
+    share = np.float32(1) / total
+    for i in range(num_keys):
+        x[row, i] *= share
+
+
+@inlined
+def attend_row(
+    query, kv_cache, out, tables, positions, block_positions, block_lengths, slopes, scale, has_spans, has_slopes, at, to,
+    row, table_width, num_slots, num_kv_heads, block_size, block_stride, head_dim, group,
+):  # fmt: skip
+    """Attend with one query, whose first element is at `at`, to the keys in its first `num_slots` slots.
+
+    The output begins at `to`. The query heads of one key head go together, so that a key is read once for all of them.
+    """
+    size = group * head_dim
+    table, position = row * table_width, num_slots - 1
+    if has_spans:
+        position = np.int64(positions[row])
+    q, o, numbers = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(head_dim, np.float32)
+    weights = np.empty((group, num_slots), np.float32)
+    for kv_head in range(num_kv_heads):
+        for i in range(size):
+            q[i] = load(query, at + kv_head * size + i) * scale
+            o[i] = np.float32(0)
+        num_keys = np.int64(0)
+        for first in range(0, num_slots, block_size):
+            entry = table + first // block_size
+            if has_spans:
+                begin = np.int64(block_positions[entry])
+                count = np.int64(max(min(block_lengths[entry], position + 1 - begin), 0))
+            else:
+                begin, count = np.int64(first), np.int64(min(block_size, num_slots - first))
+            keys = tables[entry] * block_stride + kv_head * block_size * head_dim
+            for key in range(count):
+                for i in range(head_dim):
+                    numbers[i] = load(kv_cache, keys + key * head_dim + i)
+                for head in range(group):
+                    score = np.float32(0)
+                    for i in range(head_dim):
+                        score += q[head * head_dim + i] * numbers[i]
+                    if has_slopes:
+                        score += slopes[kv_head * group + head] * np.float32(begin + key - position)
+                    weights[head, num_keys + key] = score
+            num_keys += count
+        for head in range(group):
+            softmax(weights, head, num_keys)
+        num_keys = np.int64(0)
+        for first in range(0, num_slots, block_size):
+            entry = table + first // block_size
+            if has_spans:
+                begin = np.int64(block_positions[entry])
+                count = np.int64(max(min(block_lengths[entry], position + 1 - begin), 0))
+            else:
+                begin, count = np.int64(first), np.int64(min(block_size, num_slots - first))
+            values = tables[entry] * block_stride + (num_kv_heads + kv_head) * block_size * head_dim
+            for key in range(count):
+                for i in range(head_dim):
+                    numbers[i] = load(kv_cache, values + key * head_dim + i)
+                for head in range(group):
+                    weight = weights[head, num_keys + key]
+                    for i in range(head_dim):
+                        o[head * head_dim + i] += weight * numbers[i]
+            num_keys += count
+        for i in range(size):
+            store(out, to + kv_head * size + i, o[i])
+
+
+@compiled_for("T* T* T* int32* int32* int32* int32* int32* int32* float32* float int int int int int int int int")
+def _attend_rows(head_dim, group, has_spans):
+    def attend_rows(
+        query, kv_cache, out, rows, tables, lengths, positions, block_positions, block_lengths, slopes, scale,
+        has_slopes, num_sequences, num_kv_heads, block_size, table_width, query_stride, block_stride, runtime_dim,
+    ):  # fmt: skip
+        width = length(kv_cache, head_dim, runtime_dim)
+        for sequence in range(num_sequences):
+            row = rows[sequence]
+            attend_row(
+                query, kv_cache, out, tables, positions, block_positions, block_lengths, slopes, scale, has_spans,
+                has_slopes, row * query_stride, row * num_kv_heads * group * width, sequence, table_width,
+                lengths[sequence], num_kv_heads, block_size, block_stride, width, group,
+            )  # fmt: skip
+
+    return attend_rows
+
+
+def attend_in_loop(query: Tensor, kv_cache: Tensor, plan: DecodeRows, scale: float, out: Tensor) -> None:
+    """Attend with the rows of `plan` of query [T, H, K], into those rows of out [T, H, K]."""
+    _, num_heads, head_dim = query.shape
+    _, _, num_kv_heads, block_size, _ = kv_cache.shape
+    num_sequences, table_width = plan.tables.shape
+    query, slopes = with_whole_heads(query), plan.slopes
+    *tables, has_spans = plan.addresses()
+    _attend_rows[head_dim, num_heads // num_kv_heads, has_spans][query.dtype](
+        query.data_ptr(), kv_cache.data_ptr(), out.data_ptr(), plan.rows.data_ptr(), plan.tables.data_ptr(), *tables,
+        0 if slopes is None else slopes.data_ptr(), scale, slopes is not None, num_sequences, num_kv_heads,
+        block_size, table_width, query.stride(0), kv_cache.stride(0), head_dim,
+    )  # fmt: skip

@@ -1,0 +1,156 @@
+"""The spans of a prompt whose shots attend alone: what identifies each, and where their tokens lie in the block table.
+
+A shot's keys and values are a function of the prefix, its own tokens and the media that they read, and so is the chain of
+hashes of its blocks, which begins with the prefix's. The last block of a span may be part full. Since every shot has the
+same positions, their order means nothing: in the block table they are sorted by hash, so that one set of shots gives the
+same sums in any order, and the query's blocks are found again. They are computed in another order, the cached ones first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
+from typing import NamedTuple
+
+from model.prompt import EncodedPrompt
+from server.engine.blocks import block_hash
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """A shot's tokens, the media item that they read, and the hashes of its blocks."""
+
+    token_ids: list[int]
+    source: bytes
+    key: bytes
+    hashes: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """The prefix of a prompt, and its shots, sorted by hash."""
+
+    prefix: list[int]
+    prefix_hashes: list[bytes]
+    shots: list[Shot]
+    root: bytes
+
+    @classmethod
+    def of(cls, prompt: EncodedPrompt, keys: Sequence[bytes], block_size: int) -> Spans:
+        """Return the spans of a prompt; `keys` are the content keys of its media. Hashes form a chain from the salt on."""
+        starts = prompt.span_starts
+        token_ids = [prompt.token_ids[first:end] for first, end in pairwise(starts)]
+        prefix_hashes = _chain(prompt.salt, token_ids[0], b"", block_size)
+        parent = prefix_hashes[-1] if prefix_hashes else prompt.salt
+        shots = [
+            Shot(ids, source, key, _chain(parent, ids, key, block_size))
+            for ids, source, key in zip(token_ids[1:], prompt.media, keys, strict=False)
+        ]
+        return cls(token_ids[0], prefix_hashes, sorted(shots, key=lambda shot: shot.hashes[-1]), prompt.salt)
+
+    @property
+    def hashes(self) -> list[bytes]:
+        """The hashes of all blocks before the query's, in the order of the block table."""
+        return [*self.prefix_hashes, *chain.from_iterable(shot.hashes for shot in self.shots)]
+
+    @property
+    def query_parent(self) -> bytes:
+        """The parent of the query's first block: a hash of the prefix and all shots."""
+        digest = hashlib.blake2b(self.root, digest_size=32, person=b"flmbynce-shots")
+        for hashes in (self.prefix_hashes, *(shot.hashes for shot in self.shots)):
+            digest.update(b"".join(hashes[-1:]))
+        return digest.digest()
+
+
+def _chain(parent: bytes, token_ids: list[int], key: bytes, block_size: int) -> list[bytes]:
+    """Return the hashes of a span's blocks, of which the last may be part full."""
+    hashes: list[bytes] = []
+    for start in range(0, len(token_ids), block_size):
+        ids = token_ids[start : start + block_size]
+        parent = block_hash(parent, ids, [key] * len(ids))
+        hashes.append(parent)
+    return hashes
+
+
+class Part(NamedTuple):
+    """Consecutive tokens of one span: the span's number, and the first token and the end in the sequence."""
+
+    span: int
+    start: int
+    stop: int
+
+
+class Layout:
+    """The places of a sequence's tokens: of its prefix, its shots in the order `computed`, and its query.
+
+    Per span, in the order of computation, the prefix first and the query last: `starts` has the first token, `positions`
+    its position, and `first_blocks` the place of its first block in the block table.
+    """
+
+    def __init__(self, spans: Spans, computed: Sequence[int], block_size: int) -> None:
+        lengths = [len(spans.prefix), *(len(spans.shots[shot].token_ids) for shot in computed)]
+        num_blocks = [len(shot.hashes) for shot in spans.shots]
+        blocks_of_prefix = len(spans.prefix_hashes)
+        first_blocks = list(accumulate(num_blocks, initial=blocks_of_prefix))  # in the order of the block table
+        self.block_size = block_size
+        self.num_prefix_blocks = blocks_of_prefix
+        self.starts = list(accumulate(lengths, initial=0))
+        self.first_blocks = [0, *(first_blocks[shot] for shot in computed), first_blocks[-1]]
+        first, after = lengths[0], lengths[0] + max(lengths[1:])
+        self.positions = [0, *(first for _ in computed), after]
+        # of all blocks before the query's, in the order of the block table
+        self.block_positions = [*_steps(0, lengths[0], block_size)]
+        self.block_lengths = [*_fills(lengths[0], block_size)]
+        for shot in spans.shots:
+            self.block_positions += _steps(first, len(shot.token_ids), block_size)
+            self.block_lengths += _fills(len(shot.token_ids), block_size)
+
+    @property
+    def query_start(self) -> int:
+        return self.starts[-1]
+
+    @property
+    def first_query_block(self) -> int:
+        return self.first_blocks[-1]
+
+    def num_blocks(self, num_tokens: int) -> int:
+        """Return the blocks for the prefix, all shots and the query's part of the first `num_tokens` tokens."""
+        return self.first_query_block + max(-(-(num_tokens - self.query_start) // self.block_size), 0)
+
+    def num_full_blocks(self, num_tokens: int) -> int:
+        """Return the blocks that the first `num_tokens` tokens fill for good, given that some are the query's."""
+        return self.first_query_block + (num_tokens - self.query_start) // self.block_size
+
+    def parts(self, start: int, stop: int) -> Iterator[Part]:
+        """Cut a range of tokens at the borders of spans."""
+        while start < stop:
+            span = bisect_right(self.starts, start) - 1
+            end = stop if span == len(self.starts) - 1 else min(stop, self.starts[span + 1])
+            yield Part(span, start, end)
+            start = end
+
+    def completed_blocks(self, part: Part) -> range:
+        """Return the places in the block table of the blocks that a part, computed to its end, completes."""
+        span, first = part.span, self.starts[part.span]
+        num_complete = (part.stop - first) // self.block_size
+        if span < len(self.starts) - 1 and part.stop == self.starts[span + 1]:
+            num_complete = -(-(part.stop - first) // self.block_size)
+        return range(
+            self.first_blocks[span] + (part.start - first) // self.block_size, self.first_blocks[span] + num_complete
+        )
+
+    def blocks(self, span: int) -> range:
+        """Return the places in the block table of the blocks of the prefix or a shot."""
+        num_tokens = self.starts[span + 1] - self.starts[span]
+        return range(self.first_blocks[span], self.first_blocks[span] - (-num_tokens // self.block_size))
+
+
+def _steps(position: int, num_tokens: int, block_size: int) -> range:
+    return range(position, position + num_tokens, block_size)
+
+
+def _fills(num_tokens: int, block_size: int) -> list[int]:
+    return [min(block_size, num_tokens - start) for start in range(0, num_tokens, block_size)]

@@ -1,0 +1,391 @@
+"""Prompts whose shots attend alone: the reference's log-probabilities, and spans that are computed once, in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from model.config import LanguageModelConfig
+from model.inference import prepare_for_inference
+from model.reference import encode, generate, log_probs
+from server.engine.engine import Engine
+from server.engine.plan import Plan
+from server.engine.sampler import NOT_FINITE, Result
+from server.engine.spans import Spans
+from server.wire import Abort, Pin, Sampling, Score
+from tests.engine_client import (
+    CONFIG,
+    GREEDY,
+    IMAGE_TOKEN,
+    IMAGES,
+    MODELS,
+    Client,
+    Prompt,
+    assert_all_released,
+    assert_equals_reference,
+    client,
+)
+from tests.tiny_models import CONFIGS, FAMILIES, LANGUAGE_MODEL, Family, prompt_tokenizer, tiny_model
+
+TOLERANCE = 1e-5
+PREFIX = (-1, 3)
+SHOTS = ((0, 5), (1, 4), (2, 9))
+QUERY = (3, 2)
+
+
+def alone(*parts: tuple[int, int]) -> Prompt:
+    return Prompt(parts, shots_attend="alone", step=0)
+
+
+ALONE = alone(PREFIX, *SHOTS, QUERY)
+
+
+def watch(answer: Client) -> list[Plan]:
+    """Record the plans that are run."""
+    plans: list[Plan] = []
+    run = answer.engine.runner.run
+
+    def watched(plan: Plan) -> list[Result]:
+        plans.append(plan)
+        return run(plan)
+
+    answer.engine.runner.run = watched  # type: ignore[method-assign]
+    return plans
+
+
+def ask(answer: Client, name: str, prompt: Prompt, sampling: Sampling = GREEDY) -> None:
+    answer.engine.add(prompt.request(name, sampling))
+    answer.run()
+
+
+def logprobs(answer: Client, name: str) -> list[float]:
+    return [token.logprob.logprob for token in answer.tokens[name] if token.logprob is not None]
+
+
+def num_tokens(*parts: tuple[int, int]) -> int:
+    return len(Prompt(parts).request("x").prompt.token_ids)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_prompt(family: Family) -> None:
+    answer = client(family)
+    ask(answer, "a", ALONE)
+    ask(answer, "cached", ALONE)
+    for name in ("a", "cached"):
+        assert_equals_reference(family, ALONE, answer, name, tolerance=TOLERANCE)
+    assert_all_released(answer.engine)
+    plain = replace(ALONE, shots_attend="previous")
+    ask(answer, "plain", plain)
+    assert_equals_reference(family, plain, answer, "plain", tolerance=TOLERANCE)
+    assert logprobs(answer, "plain") != pytest.approx(logprobs(answer, "a"), abs=1e-3)
+
+
+LANGUAGE_MODELS = {
+    "opt": replace(
+        LANGUAGE_MODEL,
+        family="opt",
+        num_kv_heads=4,
+        position="learned",
+        position_offset=2,
+        rotary_dim=0,
+        tied_head=True,
+    ),
+    "gpt_neox": replace(LANGUAGE_MODEL, family="gpt_neox", num_kv_heads=4, rotary_dim=4, parallel_residual=True),
+}
+
+
+@pytest.mark.parametrize("language_model", LANGUAGE_MODELS.values(), ids=LANGUAGE_MODELS)
+def test_other_language_models(language_model: LanguageModelConfig) -> None:
+    config = replace(CONFIGS["openflamingo"], language_model=language_model)
+    model = tiny_model(config)
+    answer = Client(Engine(prepare_for_inference(tiny_model(config)), prompt_tokenizer(), CONFIG), dict(IMAGES))
+    ask(answer, "a", ALONE)
+    prompt = ALONE.request("a").prompt
+    expected = generate(
+        model,
+        prompt.token_ids,
+        prompt.media_index,
+        ALONE.pixels(model),
+        max_tokens=6,
+        suppressed_ids=[IMAGE_TOKEN],
+        span_starts=prompt.span_starts,
+    )
+    assert answer.ids("a") == expected.token_ids
+    assert logprobs(answer, "a") == pytest.approx(expected.logprobs, abs=TOLERANCE)
+
+
+shots = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 12)), min_size=1, max_size=6)
+beginnings = st.lists(st.tuples(st.just(-1), st.integers(1, 9)), max_size=1)
+prompts = st.builds(
+    lambda beginning, shots, form: Prompt((*beginning, *shots), shots_attend=form, step=0),
+    beginnings,
+    shots,
+    st.sampled_from(["alone", "alone", "previous"]),
+)
+CANDIDATES = [[7, 9, 11], [7], [200, 1, 5, 5, 5]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_any_mix_of_forms(family: Family, data: st.DataObject) -> None:
+    """Answers and scores of both forms with shots from a small pool, tiny caches, small steps, any arrival, aborts."""
+    block_size = data.draw(st.sampled_from([1, 3, 4]))
+    config = replace(
+        CONFIG,
+        block_size=block_size,
+        num_blocks=-(-CONFIG.max_model_len // block_size) + data.draw(st.integers(0, 12)),
+        num_media_slots=data.draw(st.integers(2, 5)),
+        max_tokens_per_step=data.draw(st.integers(8, 40)),
+        max_sequences=data.draw(st.integers(1, 8)),
+        host_media_bytes=data.draw(st.sampled_from([0, 600, 1 << 20])),
+    )
+    requested = data.draw(st.lists(st.tuples(prompts, st.booleans()), min_size=1, max_size=6))
+    aborted = data.draw(st.sets(st.integers(0, len(requested) - 1), max_size=2))
+    answer = client(family, config)
+    for i, (prompt, is_scored) in enumerate(requested):
+        request = prompt.request(str(i))
+        score = Score(request_id=str(i), prompt=request.prompt, candidates=CANDIDATES)
+        answer.engine.add(score if is_scored else request)
+        for _ in range(data.draw(st.integers(0, 3))):
+            answer.step()
+        if i in aborted:
+            answer.engine.abort(Abort(str(i)))
+    answer.run()
+    for i, (prompt, is_scored) in enumerate(requested):
+        if i in aborted:
+            continue
+        if is_scored:
+            assert_scored(family, prompt, answer.scored[str(i)].logprobs)
+        else:
+            assert_equals_reference(family, prompt, answer, str(i), tolerance=TOLERANCE)
+    assert_all_released(answer.engine)
+
+
+def assert_scored(family: Family, prompt: Prompt, scores: list[list[float]]) -> None:
+    model, encoded = MODELS[family], prompt.request("x").prompt
+    media = encode(model, prompt.pixels(model))
+    for candidate, logprobs in zip(CANDIDATES, scores, strict=True):
+        whole = encoded.followed_by(candidate)
+        starts = encoded.span_starts if encoded.has_spans else ()
+        table = log_probs(model, whole.token_ids, whole.media_index, media, starts)
+        first = len(encoded.token_ids) - 1
+        expected = [float(table[first + i, token_id]) for i, token_id in enumerate(candidate)]
+        assert logprobs == pytest.approx(expected, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_few_blocks_force_preemption(family: Family) -> None:
+    answer = client(family, replace(CONFIG, num_blocks=16, max_model_len=64))
+    sampling = msgspec.structs.replace(GREEDY, max_tokens=16)
+    requested = [alone((-1, 2), (image, 6), ((image + 1) % 4, 5), (image, 3)) for image in range(4)]
+    for i, prompt in enumerate(requested):
+        answer.engine.add(prompt.request(str(i), sampling))
+    answer.run()
+    assert answer.engine.residents.num_preemptions > 0
+    for i, prompt in enumerate(requested):
+        assert_equals_reference(family, prompt, answer, str(i), sampling.max_tokens, TOLERANCE)
+    assert_all_released(answer.engine)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_order_of_the_shots_changes_nothing(family: Family) -> None:
+    """Not a bit, since the shots lie in the block table as sorted by their hashes."""
+    results = []
+    for order in (SHOTS, SHOTS[::-1], (SHOTS[1], SHOTS[0], SHOTS[2])):
+        answer = client(family)
+        ask(answer, "a", alone(PREFIX, *order, QUERY))
+        results.append((answer.ids("a"), logprobs(answer, "a")))
+    assert results[1:] == results[:1] * 2
+
+
+def test_shots_are_reused_in_any_order_and_before_any_query() -> None:
+    answer = client("openflamingo")
+    ask(answer, "first", ALONE)
+    answer.requested.clear()
+    plans = watch(answer)
+    other = alone(PREFIX, SHOTS[2], SHOTS[0], (4, 7))
+    ask(answer, "other", other)
+    assert answer.admitted["other"].cached_tokens == num_tokens(PREFIX, SHOTS[2], SHOTS[0])
+    assert sum(row.count for plan in plans for row in plan.rows) == 8 + GREEDY.max_tokens - 1
+    assert len(answer.requested) == 1
+    assert_equals_reference("openflamingo", other, answer, "other", tolerance=TOLERANCE)
+
+
+@pytest.mark.parametrize("new", SHOTS)
+def test_a_new_shot_is_computed_with_the_query_in_one_step(new: tuple[int, int]) -> None:
+    """Wherever its hash puts it among the others."""
+    answer = client("idefics")
+    ask(answer, "first", alone(PREFIX, *(shot for shot in SHOTS if shot != new), QUERY))
+    ask(answer, "media", Prompt((new,)))
+    plans = watch(answer)
+    ask(answer, "all", ALONE)
+    assert next(row.count for plan in plans for row in plan.rows) == num_tokens(new, QUERY)
+
+
+def test_the_same_query_after_other_shots_is_computed_again() -> None:
+    answer = client("openflamingo")
+    ask(answer, "first", alone(PREFIX, *SHOTS, (3, 9)))
+    fewer = alone(PREFIX, *SHOTS[:2], (3, 9))
+    ask(answer, "fewer", fewer)
+    assert answer.admitted["fewer"].cached_tokens == num_tokens(PREFIX, *SHOTS[:2])
+    assert_equals_reference("openflamingo", fewer, answer, "fewer", tolerance=TOLERANCE)
+
+
+def test_the_same_prompt_finds_the_blocks_of_its_query_in_any_order() -> None:
+    answer = client("flamingo")
+    ask(answer, "first", alone(PREFIX, *SHOTS, (3, 9)))
+    ask(answer, "again", alone(PREFIX, *SHOTS[::-1], (3, 9)))
+    assert answer.admitted["again"].cached_tokens == num_tokens(PREFIX, *SHOTS) + 8
+    assert logprobs(answer, "again") == pytest.approx(logprobs(answer, "first"), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda prompt: replace(prompt, token_ids=[5, *prompt.token_ids[1:]]),
+        lambda prompt: replace(prompt, media=[prompt.media[3], *prompt.media[1:]]),
+    ],
+    ids=["another prefix", "another image"],
+)
+def test_a_span_depends_on_the_prefix_and_on_its_image(change: Callable[[object], object]) -> None:
+    answer = client("openflamingo")
+    ask(answer, "first", ALONE)
+    request = ALONE.request("changed")
+    answer.engine.add(msgspec.structs.replace(request, prompt=change(request.prompt)))
+    answer.run()
+    assert answer.admitted["changed"].cached_tokens in (0, num_tokens(PREFIX, *SHOTS[1:]))
+    assert logprobs(answer, "changed") != pytest.approx(logprobs(answer, "first"), abs=1e-3)
+
+
+def test_a_span_that_another_request_computes_is_not_computed_again() -> None:
+    answer = client("openflamingo", replace(CONFIG, max_tokens_per_step=9))
+    plans = watch(answer)
+    requested = [ALONE, alone(PREFIX, SHOTS[2], SHOTS[0], (4, 2)), alone(PREFIX, SHOTS[1], (0, 2)), ALONE]
+    for i, prompt in enumerate(requested):
+        answer.engine.add(prompt.request(str(i)))
+    answer.run()
+    num_computed = sum(
+        1
+        for plan in plans
+        for row in plan.rows
+        for position in range(row.start, row.start + row.count)
+        if position < row.sequence.prompt.span_starts[-1]
+    )
+    assert num_computed == num_tokens(PREFIX, *SHOTS)
+    for i, prompt in enumerate(requested):
+        assert_equals_reference("openflamingo", prompt, answer, str(i), tolerance=TOLERANCE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shot_longer_than_a_step_is_computed_in_pieces(family: Family) -> None:
+    answer = client(family, replace(CONFIG, max_tokens_per_step=5))
+    prompt = alone((-1, 12), (0, 14), (1, 1), (2, 11), (3, 13))
+    ask(answer, "a", prompt)
+    assert_equals_reference(family, prompt, answer, "a", tolerance=TOLERANCE)
+
+
+def test_a_shot_of_which_the_end_was_evicted_is_completed() -> None:
+    answer, prompt = client("openflamingo"), alone(PREFIX, (0, 11), QUERY)
+    ask(answer, "first", prompt)
+    encoded, blocks = prompt.request("x").prompt, answer.engine.blocks
+    keys = [answer.engine.media.content_keys.get(digest) or b"" for digest in encoded.media]
+    (shot,) = Spans.of(encoded, keys, CONFIG.block_size).shots
+    last = blocks._block_of.pop(shot.hashes[-1])
+    blocks._free.append(last)
+    del blocks._hash_of[last], blocks._cached[last]
+    ask(answer, "again", prompt)
+    assert answer.admitted["again"].cached_tokens == num_tokens(PREFIX) + 8
+    assert_equals_reference("openflamingo", prompt, answer, "again", tolerance=TOLERANCE)
+    assert_all_released(answer.engine)
+
+
+def test_memory_that_was_never_written_is_not_read() -> None:
+    answer = client("openflamingo")
+    answer.engine.runner._kv.blocks[:] = torch.nan
+    ask(answer, "a", ALONE)
+    assert_equals_reference("openflamingo", ALONE, answer, "a", tolerance=TOLERANCE)
+
+
+def test_several_answers_and_beams() -> None:
+    answer = client("idefics")
+    ask(answer, "greedy", ALONE)
+    ask(answer, "three", ALONE, msgspec.structs.replace(GREEDY, n=3))
+    for index in range(3):
+        ids = [token.token_id for token in answer.tokens["three"] if token.index == index]
+        assert ids == answer.ids("greedy")
+    beams = Sampling(max_tokens=5, temperature=0.0, beam_width=3, ignore_eos=True)
+    ask(answer, "beams", ALONE, beams)
+    prompt, model = ALONE.request("x").prompt, MODELS["idefics"]
+    media = encode(model, ALONE.pixels(model))
+    whole = prompt.followed_by(answer.ids("beams"))
+    table = log_probs(model, whole.token_ids, whole.media_index, media, prompt.span_starts)
+    first = len(prompt.token_ids) - 1
+    expected = [float(table[first + i, token_id]) for i, token_id in enumerate(answer.ids("beams"))]
+    assert logprobs(answer, "beams") == pytest.approx(expected, abs=TOLERANCE)
+    assert_all_released(answer.engine)
+
+
+def test_shots_that_need_more_blocks_than_there_are_are_refused() -> None:
+    config = replace(CONFIG, num_blocks=32)
+    prompt = alone(*[(0, 4)] * 20)  # 20 spans of five tokens, in two blocks each
+    assert prompt.request("a").prompt.num_blocks(4, 6) == 19 * 2 + 3
+    answer = client("flamingo", config)
+    ask(answer, "a", prompt)
+    assert answer.finished["a"].error == "the shots need 41 blocks, the engine has 32"
+    answer.engine.add(Score(request_id="b", prompt=prompt.request("b").prompt, candidates=[[1, 2]]))
+    answer.run()
+    assert answer.finished["b"].error == "prompt and candidate need 41 blocks, the engine has 32"
+
+
+def test_log_probabilities_of_the_prompt_are_refused() -> None:
+    answer = client("flamingo")
+    ask(answer, "a", ALONE, Sampling(max_tokens=0, prompt_logprobs=0))
+    assert answer.finished["a"].error == "prompt_logprobs does not go with shots that attend alone"
+
+
+def test_pinned_shots_stay_while_other_prompts_need_the_blocks() -> None:
+    answer = client("openflamingo", replace(CONFIG, num_blocks=40))
+    ask(answer, "first", ALONE)
+    pinned = ALONE.request("x").prompt
+    answer.engine.pin(Pin(digests=[], is_kept=True, prompts=[pinned]))
+    num_blocks = pinned.num_blocks(CONFIG.block_size, 0) - 1  # without the query
+    gauges = answer.engine.gauges()
+    assert gauges["kv_cache_pinned_bytes"] == num_blocks * answer.engine.runner._kv.blocks.nbytes / 40
+    for image in range(3):
+        ask(answer, f"plain {image}", Prompt(((image, 100),)))
+    ask(answer, "again", alone(PREFIX, *SHOTS[::-1], (5, 2)))
+    assert answer.admitted["again"].cached_tokens == num_tokens(PREFIX, *SHOTS)
+    answer.engine.pin(Pin(digests=[], is_kept=False, prompts=[pinned]))
+    for image in range(3, 6):
+        ask(answer, f"plain {image}", Prompt(((image, 100),)))
+    ask(answer, "evicted", ALONE)
+    assert answer.admitted["evicted"].cached_tokens == 0
+
+
+@pytest.mark.parametrize("max_tokens_per_step", [13, 24, 40])
+def test_a_shot_that_is_not_finite_is_found_in_no_cache(max_tokens_per_step: int) -> None:
+    """Also if the piece that computes it ends in another shot, whose logits are finite."""
+    model = tiny_model(CONFIGS["idefics"])
+    config = replace(CONFIG, max_tokens_per_step=max_tokens_per_step)
+    answer = Client(Engine(prepare_for_inference(model), prompt_tokenizer(), config), dict(IMAGES))
+    prompt = alone(PREFIX, *SHOTS, (5, 9), QUERY)
+    only_in_first = 7 * 4 % 256
+    request = prompt.request("a")
+    assert request.prompt.token_ids.count(only_in_first) == 1
+    weights = model.language_model.embed.weight
+    kept = weights[only_in_first].clone()
+    weights[only_in_first] = torch.nan
+    ask(answer, "media", Prompt(((0, 1), (1, 1), (2, 1), (3, 1), (5, 1))))
+    ask(answer, "a", prompt)
+    assert answer.finished["a"].error == NOT_FINITE
+    weights[only_in_first] = kept
+    ask(answer, "b", prompt)
+    assert_equals_reference("idefics", prompt, answer, "b", tolerance=TOLERANCE)
+    assert_all_released(answer.engine)

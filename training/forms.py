@@ -1,0 +1,67 @@
+"""Sequences whose shots attend alone: a share of a set's, so that the model reads both forms of a few-shot prompt.
+
+The first images of such a sequence, half of them or more, are shots, which attend to what is before the first image and to
+themselves. All later ones are queries: each attends to that, to all shots and to itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+from training.examples import Tokens
+from training.mixture import PreparedExample, Stream
+
+
+class FormStream:
+    """The examples of a stream; each becomes one whose shots attend alone with the probability `p_alone`."""
+
+    def __init__(self, stream: Stream, p_alone: float, name: str) -> None:
+        self._stream, self._p_alone, self._name = stream, p_alone, name
+        self._num_taken = 0
+
+    def take(self) -> PreparedExample:
+        rng = Random(f"{self._name}/{self._num_taken}")
+        self._num_taken += 1
+        example = self._stream.take()
+        if rng.random() >= self._p_alone:
+            return example
+        return replace(example, tokens=attend_alone(example.tokens, rng))
+
+    def state(self) -> Any:
+        return {"stream": self._stream.state(), "taken": self._num_taken}
+
+    def load_state(self, state: Any) -> None:
+        self._stream.load_state(state["stream"])
+        self._num_taken = int(state["taken"])
+
+
+def attend_alone(tokens: Tokens, rng: Random) -> Tokens:
+    """Return the sequence with shots that attend alone; one with a single image, or with text of the next one, stays.
+
+    Targets are those of the queries whose text their own image or a shot can tell: no name that no shot has.
+    """
+    num_media = len(tokens.media)
+    if num_media < 2 or tokens.media_index != sorted(tokens.media_index):
+        return tokens
+    num_shots = rng.randrange((num_media + 1) // 2, num_media)
+    spans = tuple(_span(media, num_shots) for media in tokens.media_index)
+    answers = {first: _answer(tokens, first) for first in tokens.names}
+    taught = {answer for first, answer in answers.items() if spans[first] > 0}
+    unknown = {spans[first] for first, answer in answers.items() if spans[first] < 0 and answer not in taught}
+    target = [flag and span < 0 and span not in unknown for flag, span in zip(tokens.target, spans, strict=True)]
+    return replace(tokens, spans=spans, target=target)
+
+
+def _span(media: int, num_shots: int) -> int:
+    """Return the span of a token by the image that it reads, -1 for none."""
+    return media + 1 if media < num_shots else num_shots - media - 1
+
+
+def _answer(tokens: Tokens, first: int) -> Sequence[int]:
+    """Return the tokens from a name's first one to the end of its image's text."""
+    media = tokens.media_index[first]
+    end = next((i for i in range(first, len(tokens.media_index)) if tokens.media_index[i] != media), None)
+    return tuple(tokens.token_ids[first:end])
