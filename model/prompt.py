@@ -128,12 +128,14 @@ class EncodedPrompt:
 
     A prompt whose shots attend alone consists of *spans* (see `span_starts`). A shot attends to the prefix and to itself,
     and its positions follow the prefix, wherever it is; the query attends to everything, and follows the longest shot.
+    Prompts with different salts share nothing in a cache.
     """
 
     token_ids: list[int]
     media_index: list[int]
     media: list[bytes]
     shots_attend: ShotsAttend = "previous"
+    salt: bytes = b""
 
     def followed_by(self, token_ids: list[int]) -> EncodedPrompt:
         """Return the prompt with more text tokens, which read its last media."""

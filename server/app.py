@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI
@@ -19,8 +20,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Lifespan
 
+from server.access.callers import Caller
 from server.access.keys import Keys
 from server.access.pages import cors_options
+from server.access.tenants import DEFAULT_TENANT
 from server.api.authorisation import authorise
 from server.api.body import JSONResponse
 from server.api.guard import Guard
@@ -44,11 +47,12 @@ from server.api.routes import (
     keys as key_routes,
 )
 from server.api.services import Services
+from server.api.tenants import Tenants
 from server.engine_client.client import Client
 from server.errors import ServerError, http_error_body
 from server.fewshot.comparison import Comparison
 from server.fewshot.fits import FitStore
-from server.fewshot.maintenance import Maintenance
+from server.fewshot.maintenance import Maintenance, WarmSets
 from server.fewshot.retrieval import EmbeddingStore, Retrieval
 from server.fewshot.shots import ShotSource
 from server.fewshot.warming import Warming
@@ -70,6 +74,7 @@ from server.store.database import Database
 from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
 from server.version import VERSION
+from server.weights import Weights
 
 # the status that proxies log when a client has disconnected; it is never sent
 CLIENT_CLOSED_REQUEST = 499
@@ -157,23 +162,28 @@ def create_app(
         decoder=decoder,
         database=database,
         keys=keys,
+        retrieval=retrieval,
         media_references=media_references,
         support_sets=support_sets,
         shots=shots,
         comparison=comparison,
         warming=warming,
+        warm_sets=WarmSets(support_sets, warming, client),
         evaluations=evaluations,
         recommendations=Recommendations(evaluations),
         curation=Curation(retrieval, comparison.recent),
+        weights=Weights(None if settings.model is None else Path(settings.model)),
     )
-    leave_one_out = LeaveOneOut(shots, services.comparison, client, model, metrics)
+    tenants = Tenants(services)
     background = Background(services.admission)
-    runner = EvaluationRunner(evaluations, leave_one_out, background, settings.evaluation_queries)
-    maintenance = Maintenance(
-        support_sets, embeddings, warming, client, metrics, sweep_interval=settings.sweep_interval
+    runner = EvaluationRunner(
+        evaluations, partial(_leave_one_out, tenants), metrics, background, settings.evaluation_queries
     )
-    app = Application(lifespan=partial(_lifespan, services=services, runner=runner, maintenance=maintenance))
-    app.state.services = services
+    maintenance = Maintenance(
+        support_sets, embeddings, tenants.warm_sets, client, metrics, sweep_interval=settings.sweep_interval
+    )
+    app = Application(lifespan=partial(_lifespan, tenants=tenants, runner=runner, maintenance=maintenance))
+    app.state.services, app.state.tenants = services, tenants
     for router in ROUTERS:
         app.include_router(router, dependencies=[Depends(authorise)])
     app.add_exception_handler(HTTPException, _refuse_http)
@@ -187,8 +197,9 @@ def create_app(
 
 @asynccontextmanager
 async def _lifespan(
-    app: FastAPI, services: Services, runner: EvaluationRunner, maintenance: Maintenance
+    app: FastAPI, tenants: Tenants, runner: EvaluationRunner, maintenance: Maintenance
 ) -> AsyncIterator[None]:
+    services = tenants.of(DEFAULT_TENANT)
     await asyncio.to_thread(app.openapi)  # built once, and not while requests run
     await asyncio.to_thread(services.store.prepare)
     async with AsyncExitStack() as stopping:  # in reverse order, whatever fails
@@ -198,11 +209,23 @@ async def _lifespan(
         stopping.push_async_callback(services.decoder.stop)
         stopping.push_async_callback(services.client.stop)
         await services.client.start()
-        stopping.push_async_callback(services.warming.stop)
+        stopping.push_async_callback(_stop_warming, tenants)
         stopping.push_async_callback(runner.stop)
         await runner.start()
         stopping.push_async_callback(_cancel, asyncio.create_task(maintenance.run()))
+        digesting = services.weights.compute(lambda: services.client.state == "ready")
+        stopping.push_async_callback(_cancel, asyncio.create_task(digesting))
         yield
+
+
+def _leave_one_out(tenants: Tenants, tenant: str) -> LeaveOneOut:
+    services = tenants.of(tenant)
+    return LeaveOneOut(services.shots, services.comparison, services.client, services.model, services.metrics)
+
+
+async def _stop_warming(tenants: Tenants) -> None:
+    for services in tenants.known():
+        await services.warming.stop()
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
@@ -211,7 +234,9 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 
 
 async def _refuse(request: Request, error: ServerError) -> Response:
-    request.app.state.services.metrics.count_refused(error.code)
+    caller: Caller | None = getattr(request.state, "caller", None)  # none if it was refused before it had one
+    tenant = DEFAULT_TENANT if caller is None else caller.tenant
+    request.app.state.services.metrics.count_refused(error.code, tenant)
     current.get().describe({"error": error.code})
     logger.info(
         "request refused",

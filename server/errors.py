@@ -64,6 +64,13 @@ class TooManyExamples(InvalidRequest, code="too_many_examples"):
     """The support set would have more examples than permitted."""
 
 
+class TooManySupportSets(InvalidRequest, code="too_many_support_sets"):
+    """The tenant of the API key has as many support sets as the key permits."""
+
+    status = 403
+    type = "permission_error"
+
+
 class UnsupportedParameter(InvalidRequest, code="unsupported_parameter"):
     """The server does not implement a field, a part or a value."""
 

@@ -174,7 +174,7 @@ class Grammars:
     def __init__(self, tokenizer: PromptTokenizer) -> None:
         self._tokenizer = tokenizer
         self._thread = ThreadPoolExecutor(1, "grammars")
-        self._compiled: OrderedDict[Grammar, Future[Matcher]] = OrderedDict()
+        self._compiled: OrderedDict[tuple[bytes, Grammar], Future[Matcher]] = OrderedDict()
         self._waiting: list[tuple[int, int, Grammar, Future[Matcher]]] = []
         self._numbers = count()
 
@@ -183,16 +183,20 @@ class Grammars:
         """The table of tokens. Building it holds the interpreter's lock, unlike compiling a grammar."""
         return LLTokenizer(self._tokenizer.to_json(), eos_token=list(self._tokenizer.eos_ids))
 
-    def compile(self, grammar: Grammar) -> Future[Matcher]:
-        """Return the state at the grammar's beginning, to be copied for each answer, or its `GrammarError`."""
-        if grammar not in self._compiled:
-            compiling = self._compiled[grammar] = Future[Matcher]()
+    def compile(self, grammar: Grammar, salt: bytes = b"") -> Future[Matcher]:
+        """Return the state at the grammar's beginning, to be copied for each answer, or its `GrammarError`.
+
+        Prompts with different salts share none.
+        """
+        key = salt, grammar
+        if key not in self._compiled:
+            compiling = self._compiled[key] = Future[Matcher]()
             heappush(self._waiting, (num_bytes(grammar), next(self._numbers), grammar, compiling))
             self._thread.submit(self._compile_smallest)
-        self._compiled.move_to_end(grammar)
+        self._compiled.move_to_end(key)
         if len(self._compiled) > MAX_COMPILED:
             self._compiled.popitem(last=False)
-        return self._compiled[grammar]
+        return self._compiled[key]
 
     def _compile_smallest(self) -> None:
         _, _, grammar, compiling = heappop(self._waiting)

@@ -169,7 +169,9 @@ class Metrics:
         self.media_stored = self._counter("media_stored_total", "Uploaded media that were not yet in the store")
         self.engine_restarts = self._counter("engine_restarts_total", "Restarts of the worker")
         self._request_success = self._labelled_counter("request_success", "Finished requests", "finished_reason")
-        self._request_refused = self._labelled_counter("request_refused", "Requests that failed, by error code", "code")
+        self._request_refused = self._labelled_counter(
+            "request_refused", "Requests that failed, by error code and tenant", "code", "tenant"
+        )
         self._classifications = self._labelled_counter(
             "classifications", "Classifications and questions of decisions, by the method that answered", "method"
         )
@@ -211,8 +213,8 @@ class Metrics:
     def count_finished(self, reason: str) -> None:
         self._request_success.labels(self._model_name, reason).inc()
 
-    def count_refused(self, code: str) -> None:
-        self._request_refused.labels(self._model_name, code).inc()
+    def count_refused(self, code: str, tenant: str = "") -> None:
+        self._request_refused.labels(self._model_name, code, tenant).inc()
 
     def count_classification(self, method: str) -> None:
         self._classifications.labels(self._model_name, method).inc()
@@ -245,5 +247,5 @@ class Metrics:
     def _gauge(self, name: str, help_text: str) -> Gauge:
         return Gauge(PREFIX + name, help_text, ["model_name"], registry=self.registry).labels(self._model_name)
 
-    def _labelled_counter(self, name: str, help_text: str, label: str) -> Counter:
-        return Counter(PREFIX + name, help_text, ["model_name", label], registry=self.registry)
+    def _labelled_counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, help_text, ["model_name", *labels], registry=self.registry)

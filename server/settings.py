@@ -122,6 +122,11 @@ class Settings(BaseModel):
         None,
         description="bearer key with the role admin; none: no key is required until `flamboyance keys create` makes one",
     )
+    share_caches: bool = Field(
+        False,
+        description="let tenants share the engine's caches: faster where they send the same prompts and pictures, but the "
+        "time of an answer tells a tenant what others have sent",
+    )
     require_key: bool = Field(False, description="refuse requests without a key even while the database has no key")
     allowed_hosts: str | None = Field(
         None,

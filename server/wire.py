@@ -77,7 +77,10 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A prompt to prefill and `sampling.n` answers to decode. The prompt's media are 32-byte digests."""
+    """A prompt to prefill and `sampling.n` answers to decode.
+
+    The prompt's media are sources: 32-byte digests, followed by the salt if there is one.
+    """
 
     request_id: str
     prompt: EncodedPrompt
@@ -101,7 +104,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Embed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Media, by 32-byte digest, whose pooled features are requested."""
+    """Media, by source, whose pooled features are requested."""
 
     request_id: str
     media: list[bytes]

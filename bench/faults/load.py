@@ -65,7 +65,7 @@ class Load:
         while not self._stop.is_set():
             kind, request = draw(rng)
             answer = self._target.send(request, timeout=REQUEST_SECONDS)
-            self.sent.append(Sent(kind, answer, _stored(kind, answer)))
+            self.sent.append(Sent(kind, answer, stored_path(kind, answer)))
             self._stop.wait(0.05 if answer.status == 200 else 0.2)
 
 
@@ -85,7 +85,8 @@ def draw(rng: random.Random) -> tuple[str, Request]:
     return kind, kinds[kind]()
 
 
-def _stored(kind: str, answer: Answer) -> str | None:
+def stored_path(kind: str, answer: Answer) -> str | None:
+    """Return the path of what an answer acknowledges to be stored, if anything."""
     folder = {"new set": "support_sets", "upload": "images"}.get(kind)
     if folder is None or answer.status not in (200, 201):
         return None

@@ -63,7 +63,7 @@ def test_every_step_of_the_dockerfile_is_known(target: str, tmp_path: Path, run:
     assert {path.name for path in build.iterdir()} >= {"pyproject.toml", "server", "model"}
     assert not list(build.rglob("__pycache__"))
     indexes = [values["TORCH_INDEX"] for values in run.variables if "TORCH_INDEX" in values]
-    assert indexes == (["here"] * 3 if target == "cpu" else [])
+    assert indexes == (["here"] * 2 if target == "cpu" else [])
     assert any("useradd" in command for command in run.commands)
 
 

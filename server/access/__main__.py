@@ -7,6 +7,7 @@ cannot make one.
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
@@ -19,8 +20,9 @@ from sqlalchemy.engine import make_url
 
 from server import logs
 from server.access.keys import Key, Keys
-from server.access.quotas import MEASURES, Limits
+from server.access.quotas import LIMITS, MEASURES, Limits
 from server.access.roles import ROLES
+from server.access.tenants import DEFAULT_TENANT, TENANT_NAME
 from server.errors import ServerError
 from server.settings import SettingsError
 from server.store.database import Database
@@ -51,18 +53,17 @@ async def _run(options: Namespace, database: Database) -> None:
 
 
 async def _create(options: Namespace, keys: Keys) -> None:
-    limits = Limits(**{measure: getattr(options, measure) for measure in MEASURES})
-    key, secret = await keys.create(options.name, options.role, limits)
-    print(f"{key.id} has the role {key.role}. Its secret is shown only now:", file=sys.stderr)
+    limits = Limits(**{name: getattr(options, name) for name in LIMITS})
+    key, secret = await keys.create(options.name, options.role, limits, tenant=options.tenant or DEFAULT_TENANT)
+    print(f"{key.id} has the role {key.role}{_of_tenant(key)}. Its secret is shown only now:", file=sys.stderr)
     print(secret)
 
 
 async def _list(options: Namespace, keys: Keys) -> None:
-    table = Table("id", "name", "role", "created", "per minute")
+    table = Table("id", "name", "tenant", "role", "created", "limits")
     for key in await keys.all():
-        table.add_row(
-            key.id, key.name, key.role, f"{datetime.fromtimestamp(key.created_at, UTC):%Y-%m-%d}", _quota(key)
-        )
+        created = f"{datetime.fromtimestamp(key.created_at, UTC):%Y-%m-%d}"
+        table.add_row(key.id, key.name, key.tenant, key.role, created, _limits(key))
     Console().print(table)
 
 
@@ -71,9 +72,17 @@ async def _revoke(options: Namespace, keys: Keys) -> None:
     print(f"revoked {key.id} ({key.name})")
 
 
-def _quota(key: Key) -> str:
+def _of_tenant(key: Key) -> str:
+    return f" in the tenant {key.tenant}" if key.tenant else ""
+
+
+def _limits(key: Key) -> str:
     limits = msgspec.structs.asdict(key.limits)
-    return ", ".join(f"{number} {measure}" for measure, number in limits.items() if number is not None)
+    return "\n".join(
+        f"{number} {name}/min" if name in MEASURES else f"{number} {name.replace('_', ' ')}"
+        for name, number in limits.items()
+        if number is not None
+    )
 
 
 COMMANDS = {"create": _create, "list": _list, "revoke": _revoke}
@@ -85,8 +94,16 @@ def _parser(prog: str) -> ArgumentParser:
     create = commands.add_parser("create", help="Make a key, and print its secret.", allow_abbrev=False)
     create.add_argument("name", help="whose key it is", type=_name)
     create.add_argument("--role", choices=ROLES, default="inference", help="default: inference")
+    create.add_argument(
+        "--tenant",
+        type=_tenant,
+        help="a name for the keys that share support sets, uploads and caches (default: the operator's own tenant)",
+    )
     for measure in MEASURES:
         create.add_argument(f"--{measure}", type=_limit, metavar="N", help=f"{measure} per minute (default: no limit)")
+    create.add_argument(
+        "--support-sets", type=_limit, metavar="N", help="support sets of the tenant (default: no limit)"
+    )
     listing = commands.add_parser("list", help="List the keys, without their secrets.", allow_abbrev=False)
     revoke = commands.add_parser("revoke", help="Revoke a key.", allow_abbrev=False)
     revoke.add_argument("id", help="the id of the key")
@@ -99,6 +116,12 @@ def _parser(prog: str) -> ArgumentParser:
 def _name(text: str) -> str:
     if not 1 <= len(text) <= 128 or not text.isprintable():
         raise ArgumentTypeError("1 to 128 printable characters are accepted")
+    return text
+
+
+def _tenant(text: str) -> str:
+    if re.match(TENANT_NAME, text) is None:
+        raise ArgumentTypeError("at most 48 lower-case letters, digits, - and _, the first a letter or digit")
     return text
 
 

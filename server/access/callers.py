@@ -1,7 +1,7 @@
 """A caller is the sender of a request, as its API key names it, with a role and a quota.
 
 A server without any key is open: every caller is an administrator of all but the keys. The setting `api_key` is a key with
-the role `admin`.
+the role `admin` of the default tenant.
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ from dataclasses import dataclass
 from server.access.keys import Keys, digest
 from server.access.quotas import Quota, Quotas
 from server.access.roles import Role
+from server.access.tenants import DEFAULT_TENANT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """The sender of a request. `client` names those that share limits: a key, or else an address."""
+    """The sender of a request. `client` names those that share limits: a key, or else an address.
+
+    `max_support_sets`: how many sets its tenant may have for it to make another one; None for no limit.
+    """
 
     client: str
     role: Role
+    tenant: str = DEFAULT_TENANT
     quota: Quota | None = None
+    max_support_sets: int | None = None
     is_anonymous: bool = False
 
 
@@ -41,7 +47,13 @@ class Callers:
                 return Caller(client=address, role="admin")
             # found by its digest, so the time taken reveals nothing about the keys
             if (key := await self._keys.find(secret)) is not None:
-                return Caller(client=key.id, role=key.role, quota=self._quotas.of(key.id, key.limits))
+                return Caller(
+                    client=key.id,
+                    role=key.role,
+                    tenant=key.tenant,
+                    quota=self._quotas.of(key.id, key.limits),
+                    max_support_sets=key.limits.support_sets,
+                )
         if self._digest is None and not self._require_key and not await self._keys.exist():
             return Caller(client=address, role="admin", is_anonymous=True)
         return None

@@ -22,6 +22,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from server.access.quotas import Limits
 from server.access.roles import Role
+from server.access.tenants import DEFAULT_TENANT
 from server.errors import DatabaseUnavailable, KeyNotFound, LastKey
 from server.store.database import Base, Database, new_id
 
@@ -47,6 +48,7 @@ class KeyRow(Base):
     digest: Mapped[str] = mapped_column(String(64), unique=True)
     limits: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[float]
+    tenant: Mapped[str] = mapped_column(String(48), server_default="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,7 @@ class Key:
     role: Role
     limits: Limits
     created_at: float
+    tenant: str = DEFAULT_TENANT
 
 
 class Keys:
@@ -72,7 +75,9 @@ class Keys:
         self._num_changes = 0
         self._have_existed = False
 
-    async def create(self, name: str, role: Role, limits: Limits | None = None) -> tuple[Key, str]:
+    async def create(
+        self, name: str, role: Role, limits: Limits | None = None, *, tenant: str = DEFAULT_TENANT
+    ) -> tuple[Key, str]:
         """Make a key, and return it with its secret, which cannot be read again. Raises `DatabaseUnavailable`."""
         secret = SECRET_PREFIX + secrets.token_urlsafe(NUM_SECRET_BYTES)
 
@@ -84,6 +89,7 @@ class Keys:
                 digest=digest(secret),
                 limits=msgspec.to_builtins(limits or Limits()),
                 created_at=now,
+                tenant=tenant,
             )
             session.add(row)
             session.flush()
@@ -94,12 +100,15 @@ class Keys:
         finally:
             self._note_change()
 
-    async def all(self) -> list[Key]:
-        """Return all keys, oldest first. Raises `DatabaseUnavailable`."""
-        return [key for key in (await self._database.read(_load)).values() if key is not None]
+    async def all(self, tenant: str = DEFAULT_TENANT) -> list[Key]:
+        """Return the keys that a tenant manages, oldest first. Raises `DatabaseUnavailable`."""
+        keys = (await self._database.read(_load)).values()
+        return [key for key in keys if key is not None and manages(tenant, key.tenant)]
 
-    async def revoke(self, key_id: str, *, may_be_last: bool) -> Key:
-        """Delete a key, and return it; the last one only if it `may_be_last`, as a server without keys is open.
+    async def revoke(self, key_id: str, *, may_be_last: bool, tenant: str = DEFAULT_TENANT) -> Key:
+        """Delete a key that `tenant` manages, and return it.
+
+        The last one is deleted only if it `may_be_last`, as a server without keys is open.
 
         Raises `KeyNotFound`, `LastKey` and `DatabaseUnavailable`.
         """
@@ -107,7 +116,7 @@ class Keys:
         def delete(session: Session, now: float) -> Key:
             rows = session.scalars(select(KeyRow).order_by(KeyRow.id).with_for_update()).all()
             row = next((row for row in rows if row.id == key_id), None)
-            if row is None:
+            if row is None or not manages(tenant, row.tenant):
                 raise KeyNotFound(f"no API key has the id {key_id[:80]!r}")
             if not may_be_last and len(rows) == 1:
                 raise LastKey("this is the last key, and a server without keys is open: make another one first")
@@ -171,6 +180,11 @@ class Keys:
                 return by_digest
 
 
+def manages(tenant: str, other: str) -> bool:
+    """Return whether administrators of a tenant manage the keys of the other: those of the default one manage all."""
+    return tenant in (DEFAULT_TENANT, other)
+
+
 def digest(secret: str) -> str:
     """Return the SHA-256 of a secret. A random text of 256 bits needs no slower hash."""
     return hashlib.sha256(secret.encode()).hexdigest()
@@ -192,4 +206,4 @@ def _known(row: KeyRow) -> Key | None:
 def _key(row: KeyRow) -> Key:
     limits = msgspec.convert(row.limits, Limits)
     role = msgspec.convert(row.role, Role)
-    return Key(id=row.id, name=row.name, role=role, limits=limits, created_at=row.created_at)
+    return Key(id=row.id, name=row.name, role=role, limits=limits, created_at=row.created_at, tenant=row.tenant)

@@ -1,4 +1,4 @@
-"""Quotas of API keys: what one may use in a minute, counted in fixed windows by the library `limits`.
+"""Limits of API keys: support sets, and quotas of what one may use in a minute, counted by the library `limits`.
 
 A request is refused when it arrives if a quota is used up. What it uses is counted when it is known, so the last request of
 a minute may go beyond. Each server counts for itself.
@@ -25,12 +25,17 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The amounts that a key may use in a minute; None for no limit.
 
     `tokens` are those of prompts and answers, `bytes` those of request bodies, `media` images and videos of prompts.
+    `support_sets` is no amount per minute: with that many, the tenant of the key gets no more by this key.
     """
 
     requests: int | None = None
     tokens: int | None = None
     bytes: int | None = None
     media: int | None = None
+    support_sets: int | None = None
+
+
+LIMITS = tuple(field.name for field in msgspec.structs.fields(Limits))
 
 
 class Quotas:

@@ -69,6 +69,8 @@ MANAGE = frozenset(
         ("DELETE", "/v1/evaluations/{evaluation_id}"),
     }
 )
+# what these say is about all tenants: no other than the default one, the operator's, reads them
+OPERATOR_PATHS = frozenset({"/metrics"})
 
 
 def needed_role(method: str, path: str) -> Role:

@@ -12,7 +12,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-from aiostream import stream
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,6 +19,7 @@ from model.prompt import PromptTokenizer
 from server.api.answer_text import AnswerPiece, AnswerText, completion_logprobs, prompt_logprobs
 from server.api.body import JSONResponse
 from server.api.generation import GenerationRequest
+from server.api.merging import merge
 from server.api.services import Services
 from server.api.sse import EventStream, unless_disconnected
 from server.engine_client.client import Client
@@ -149,9 +149,10 @@ async def pieces_of(prompts: Sequence[AnswerStream], record: RequestRecord) -> A
     """
     sampling = prompts[0].generation.sampling
     limit = max(MAX_ANSWERS // max(sampling.n, sampling.beam_width), 1)
-    of_all = stream.flatmap(stream.iterate(prompts), lambda prompt, *_: prompt.pieces(), task_limit=limit)
     with record:
-        async with of_all.stream() if len(prompts) > 1 else aclosing(prompts[0].pieces()) as pieces:
+        # one needs no tasks
+        merged = prompts[0].pieces() if len(prompts) == 1 else merge((prompt.pieces() for prompt in prompts), limit)
+        async with aclosing(merged) as pieces:
             async for piece in pieces:
                 yield piece
 

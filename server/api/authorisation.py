@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 
 from server.access.callers import Caller
-from server.access.roles import may, needed_role
+from server.access.roles import OPERATOR_PATHS, may, needed_role
 from server.errors import Forbidden
 
 
@@ -16,3 +16,5 @@ async def authorise(request: Request) -> None:
     needed = needed_role(request.method, path)
     if not may(caller.role, needed):
         raise Forbidden(f"{request.method} {path} needs a key with the role {needed}, this one has {caller.role}")
+    if caller.tenant and path in OPERATOR_PATHS:
+        raise Forbidden(f"{path} is about all tenants: it needs a key of the default tenant")

@@ -1,4 +1,4 @@
-"""The services behind the routes, made once by `create_app` and handed to each route as arguments.
+"""The services behind the routes, made by `create_app` and handed to each route as those of its caller's tenant.
 
 No module below `server.api` knows this container: each function there takes what it uses.
 """
@@ -6,7 +6,7 @@ No module below `server.api` knows this container: each function there takes wha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from fastapi import Depends
@@ -17,6 +17,8 @@ from server.access.keys import Keys
 from server.engine_client.client import Client
 from server.errors import ModelNotFound
 from server.fewshot.comparison import Comparison
+from server.fewshot.maintenance import WarmSets
+from server.fewshot.retrieval import Retrieval
 from server.fewshot.shots import ShotSource
 from server.fewshot.warming import Warming
 from server.limits.admission import Admission, SharedLimit
@@ -34,6 +36,7 @@ from server.settings import Settings
 from server.store.database import Database
 from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
+from server.weights import Weights
 
 MAX_IMPORTS = 4
 # three of the four, for one client
@@ -54,18 +57,35 @@ class Services:
     decoder: DecodePool
     database: Database
     keys: Keys
+    retrieval: Retrieval
     media_references: MediaReferences
     support_sets: SupportSets
     shots: ShotSource
     comparison: Comparison
     warming: Warming
+    warm_sets: WarmSets
     evaluations: Evaluations
     recommendations: Recommendations
     curation: Curation
+    weights: Weights
     # of large bodies, whose validation holds the event loop
     parsing: RestingLock = field(default_factory=RestingLock)
     # archives that arrive or are being imported; their files are on disk
     imports: SharedLimit = field(default_factory=lambda: SharedLimit(MAX_IMPORTS, MAX_IMPORTS_SHARE))
+
+    def with_salt(self, cache_salt: str | None) -> Services:
+        """Return the services of a request that shares caches only with those of the same `cache_salt`."""
+        if cache_salt is None:
+            return self
+        client = self.client.salted(cache_salt)
+        retrieval = replace(self.retrieval, client=client)
+        return replace(
+            self,
+            client=client,
+            retrieval=retrieval,
+            shots=replace(self.shots, retrieval=retrieval),
+            comparison=replace(self.comparison, retrieval=retrieval),
+        )
 
     def model_not_found(self, name: str) -> ModelNotFound:
         names = ", ".join(map(repr, self.catalog))
@@ -73,7 +93,8 @@ class Services:
 
 
 async def _services(request: Request) -> Services:
-    services: Services = request.app.state.services
+    caller: Caller = request.state.caller
+    services: Services = request.app.state.tenants.of(caller.tenant)
     return services
 
 

@@ -1,8 +1,9 @@
 """The engine's cache of media, from frames to pages on the device.
 
-A media item has two digests. The *source* digest is of the encoded bytes as the client sent them; a hit on it decodes
-nothing. The *key* is of the decoded frames, their shape, the preprocessing and the weights: two encodings of one image
-share a slot. After a miss the pixels are requested again; a miss is never an error.
+A media item has two names. The *source* is the digest of the encoded bytes as the client sent them, followed by the salt of
+the request; a hit on it decodes nothing. The *key* is the digest of the decoded frames, their shape, the preprocessing, the
+weights and the salt: two encodings of one image share a slot. After a miss the pixels are requested again; a miss is never
+an error.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+# of a source, before the salt
+SOURCE_BYTES = 32
 MAX_SOURCES = 1 << 20
 MAX_POOLED = 1 << 12
 
@@ -214,7 +217,7 @@ class MediaCache:
 
     def supply(self, source: bytes, frames: np.ndarray, *, for_page: bool = True, for_pooling: bool = False) -> None:
         """Receive requested frames; they are kept until encoded, if the page or the features are still missing."""
-        key = content_key(frames, self._salt)
+        key = content_key(frames, self._salt + source[SOURCE_BYTES:])
         self._requested.discard(source)
         self.content_keys.put(source, key)
         lacks_page = for_page and not self._is_encoded(key)

@@ -194,7 +194,7 @@ class Engine:
                 if request.sampling.beam_width:
                     return BeamAnswers(request, order, self.residents, self._eos_ids)
                 grammar = request.sampling.grammar
-                compiling = None if grammar is None else self.grammars.compile(grammar)
+                compiling = None if grammar is None else self.grammars.compile(grammar, request.prompt.salt)
                 return Answers(request, order, self.residents, self._eos_ids, compiling)
             case Score():
                 order = Order(request.priority, request.arrived, number, request.client)

@@ -85,7 +85,6 @@ class Sequence:
         self.spans: Spans | None = None
         self.layout: Layout | None = None
         self._order: list[int] = []  # of the shots
-        self._root = b""  # parent of the first block's hash
         self._hashes: list[bytes] = []  # of the full blocks, in order
 
     @property
@@ -123,7 +122,7 @@ class Sequence:
         """Note the content keys of all media, and with them the spans of a prompt whose shots attend alone."""
         self.keys = keys
         if self.prompt.has_spans:
-            self.spans = Spans.of(self.prompt, keys, block_size, self._root)
+            self.spans = Spans.of(self.prompt, keys, block_size)
             self._hashes = self.spans.hashes
             self.arrange(range(len(self.spans.shots)), block_size)
 
@@ -164,10 +163,13 @@ class Sequence:
         return bisect_left(self.media_index, media)
 
     def block_hash(self, block: int, block_size: int) -> bytes:
-        """Return the hash of a complete block by its place in the table. Hashes form a chain and are computed once."""
+        """Return the hash of a complete block by its place in the table.
+
+        Hashes form a chain from the salt on and are computed once.
+        """
         while len(self._hashes) <= block:
             number, first_token = len(self._hashes), 0
-            parent = self._hashes[-1] if self._hashes else self._root
+            parent = self._hashes[-1] if self._hashes else self.prompt.salt
             if self.spans is not None and self.layout is not None:
                 number, first_token = number - self.layout.first_query_block, self.layout.query_start
                 parent = parent if number else self.spans.query_parent

@@ -36,20 +36,20 @@ class Spans:
     prefix: list[int]
     prefix_hashes: list[bytes]
     shots: list[Shot]
-    root: bytes
+    salt: bytes
 
     @classmethod
-    def of(cls, prompt: EncodedPrompt, keys: Sequence[bytes], block_size: int, root: bytes = b"") -> Spans:
-        """Return the spans of a prompt; `keys` are the content keys of its media, and `root` begins the chain of hashes."""
+    def of(cls, prompt: EncodedPrompt, keys: Sequence[bytes], block_size: int) -> Spans:
+        """Return the spans of a prompt; `keys` are the content keys of its media. The salt begins the chain of hashes."""
         starts = prompt.span_starts
         token_ids = [prompt.token_ids[first:end] for first, end in pairwise(starts)]
-        prefix_hashes = _chain(root, token_ids[0], b"", block_size)
-        parent = prefix_hashes[-1] if prefix_hashes else root
+        prefix_hashes = _chain(prompt.salt, token_ids[0], b"", block_size)
+        parent = prefix_hashes[-1] if prefix_hashes else prompt.salt
         shots = [
             Shot(ids, source, key, _chain(parent, ids, key, block_size))
             for ids, source, key in zip(token_ids[1:], prompt.media, keys, strict=False)
         ]
-        return cls(token_ids[0], prefix_hashes, sorted(shots, key=lambda shot: shot.hashes[-1]), root)
+        return cls(token_ids[0], prefix_hashes, sorted(shots, key=lambda shot: shot.hashes[-1]), prompt.salt)
 
     @property
     def hashes(self) -> list[bytes]:
@@ -59,7 +59,7 @@ class Spans:
     @property
     def query_parent(self) -> bytes:
         """The parent of the query's first block: a hash of the prefix and all shots."""
-        digest = hashlib.blake2b(self.root, digest_size=32, person=b"flmbynce-shots")
+        digest = hashlib.blake2b(self.salt, digest_size=32, person=b"flmbynce-shots")
         for hashes in (self.prefix_hashes, *(shot.hashes for shot in self.shots)):
             digest.update(b"".join(hashes[-1:]))
         return digest.digest()

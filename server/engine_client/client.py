@@ -10,6 +10,7 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
+from copy import copy
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from model.prompt import EncodedPrompt
 from server import wire
 from server.engine_client.media_supply import MediaDecoder, MediaSupply, OpenRequest
+from server.engine_client.salt import NO_SALT, add_salt, salted, salted_media, salted_prompt, salted_sources
 from server.engine_client.spare import Spare
 from server.engine_client.supervisor import State, Supervisor
 from server.engine_client.watchdog import Watchdog
@@ -45,6 +47,10 @@ class Client(Protocol):
     @property
     def step_age(self) -> float: ...
 
+    @property
+    def salt(self) -> bytes:
+        """The salt of its requests, which share caches only with those of the same salt."""
+
     async def start(self) -> None: ...
 
     async def stop(self) -> None: ...
@@ -54,6 +60,9 @@ class Client(Protocol):
     def stream(
         self, request: wire.Generate, media: Mapping[bytes, EncodedMedia]
     ) -> AsyncGenerator[wire.Event, None]: ...
+
+    def salted(self, name: str) -> Client:
+        """Return the client of a tenant, or of requests with a text of their own: they share no cache with others."""
 
     def end_answer(self, request_id: str, index: int) -> None:
         """Abort one of several answers; its stream still reports its end, with "abort"."""
@@ -95,6 +104,16 @@ class EngineClient:
         self._supply = MediaSupply(decoder, metrics, settings, self._open_requests)
         self._watchdog = Watchdog(settings.stall_timeout)
         self._serving: asyncio.Task[None] | None = None
+        self._salt = NO_SALT
+
+    def salted(self, name: str) -> EngineClient:
+        client = copy(self)
+        client._salt = add_salt(self._salt, name)
+        return client
+
+    @property
+    def salt(self) -> bytes:
+        return self._salt
 
     @property
     def state(self) -> State:
@@ -163,7 +182,11 @@ class EngineClient:
 
     def pin(self, digests: Sequence[bytes], is_kept: bool, prompts: Sequence[EncodedPrompt] = ()) -> None:
         if (worker := self._supervisor.worker) is not None:
-            worker.send(wire.Pin(digests=list(digests), is_kept=is_kept, prompts=list(prompts)))
+            sources, salted_prompts = (
+                salted_sources(digests, self._salt),
+                [salted_prompt(p, self._salt) for p in prompts],
+            )
+            worker.send(wire.Pin(digests=sources, is_kept=is_kept, prompts=salted_prompts))
 
     async def _reply(
         self, request: wire.Request, media: Mapping[bytes, EncodedMedia], kind: type[ReplyType]
@@ -182,7 +205,8 @@ class EngineClient:
             raise EngineNotReady(f"the model is not ready: the engine is {state}")
         if not self._open_requests:
             self._watchdog.progress()
-        opened = self._open_requests[request.request_id] = OpenRequest(media)
+        request = salted(request, self._salt)
+        opened = self._open_requests[request.request_id] = OpenRequest(salted_media(media, self._salt))
         self._supply.begin(opened)
         try:
             worker.send(request)

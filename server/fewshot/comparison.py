@@ -271,7 +271,8 @@ class Comparison:
             return ComparedExamples(labelled, self.retrieval.model.prior)
 
         source = tuple((shot.media, answer_of(shot)) for shot in shots)
-        return await self.recent.get((source, tuple(candidates), self.retrieval.embedder), build)
+        key = (self.retrieval.client.salt, source, tuple(candidates), self.retrieval.embedder)
+        return await self.recent.get(key, build)
 
     async def _of_version(self, support_set: SupportSet, candidates: Sequence[Candidate]) -> ComparedExamples:
         version = FittedVersion(support_set.id, support_set.version, self.retrieval.embedder)

@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 
 from model.likeness import unit
 from model.media import DECODING
+from server.access.tenants import DEFAULT_TENANT, qualified, split
 from server.engine_client.client import Client
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.fewshot.recent import Recent
@@ -265,23 +266,32 @@ def _joined(vectors: Iterable[Vectors]) -> Vectors:
 
 
 class EmbeddingStore:
-    """Vectors in the database; `keys` are media ids or digests of texts, `model` the fingerprint of the weights."""
+    """A tenant's vectors in the database; `keys` are media ids or digests of texts, `model` the weights' fingerprint."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, tenant: str = DEFAULT_TENANT) -> None:
         self._database = database
+        self._tenant = tenant
+
+    def of(self, tenant: str) -> EmbeddingStore:
+        return EmbeddingStore(self._database, tenant)
 
     async def get(self, keys: Iterable[str], model: str) -> dict[str, Vectors]:
         """Return the stored vectors [D] of these keys."""
-        unique = list(dict.fromkeys(keys))
+        unique = list(dict.fromkeys(qualified(self._tenant, key) for key in keys))
         return await self._database.read(lambda session, now: _vectors(session, unique, model))
 
     async def put(self, vectors: Mapping[str, Vectors], model: str) -> None:
         """Add vectors [D]; those that are stored already stay."""
 
         def add(session: Session, now: float) -> None:
-            stored = _vectors(session, list(vectors), model)
+            stored = _vectors(session, [qualified(self._tenant, key) for key in vectors], model)
             rows = [
-                {"key": key, "model": model, "vector": vector.astype("<f4").tobytes(), "created_at": now}
+                {
+                    "key": qualified(self._tenant, key),
+                    "model": model,
+                    "vector": vector.astype("<f4").tobytes(),
+                    "created_at": now,
+                }
                 for key, vector in vectors.items()
                 if key not in stored
             ]
@@ -291,7 +301,7 @@ class EmbeddingStore:
         await self._database.write(add)
 
     async def sweep(self) -> None:
-        """Delete vectors that are older than `RETENTION_SECONDS`."""
+        """Delete the vectors of all tenants that are older than `RETENTION_SECONDS`."""
         await self._database.write(
             lambda session, now: session.execute(
                 delete(EmbeddingRow).where(EmbeddingRow.created_at < now - RETENTION_SECONDS)
@@ -300,9 +310,10 @@ class EmbeddingStore:
 
 
 def _vectors(session: Session, keys: Sequence[str], model: str) -> dict[str, Vectors]:
+    """Return the stored vectors of qualified keys, by the tenant's own."""
     vectors: dict[str, Vectors] = {}
     for chunk in chunked(keys):
         query = select(EmbeddingRow.key, EmbeddingRow.vector)
         rows = session.execute(query.where(EmbeddingRow.model == model, EmbeddingRow.key.in_(chunk)))
-        vectors.update((key, np.frombuffer(vector, dtype="<f4")) for key, vector in rows)
+        vectors.update((split(key)[1], np.frombuffer(vector, dtype="<f4")) for key, vector in rows)
     return vectors

@@ -1,9 +1,9 @@
-"""Warms support sets: computes in advance what requests with them need.
+"""Warms versions of support sets, on request and for the background task that keeps them warm (`maintenance`).
 
 A version's media are encoded and embedded, and the method that fits its labels is chosen. On request, its texts are
 embedded and its shots computed. Vectors and fits stay in the database; everything else is lost with the worker, so in a new
-worker every status is "pending" again, until maintenance has warmed the versions again that were warm. Warming runs after
-all requests of clients.
+worker every status is "pending" again, until the background task has warmed the versions again that were warm. Warming runs
+after all requests of clients.
 """
 
 from __future__ import annotations

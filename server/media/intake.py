@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping
+from copy import copy
 
 from server.errors import InvalidMedia, InvalidRequest, UnsupportedParameter
 from server.media.fetch import Fetcher
@@ -19,7 +20,7 @@ from server.settings import Settings
 
 
 class Intake:
-    """Reads the media of requests.
+    """Reads the media of a tenant's requests.
 
     `fetcher` fetches URLs, by default as the settings allow. `decoder` checks media whose name is claimed for others.
     """
@@ -37,6 +38,12 @@ class Intake:
         self._fetcher = fetcher or Fetcher(settings)
         self._max_media_bytes = settings.max_media_bytes
         self._max_bytes = settings.max_body_bytes
+
+    def of(self, store: MediaStore) -> Intake:
+        """Return the intake of the tenant whose store is given."""
+        intake = copy(self)
+        intake.store = store
+        return intake
 
     async def read(self, part: MediaPartOrUrl, param: str) -> EncodedMedia:
         """Read a part. Raises `InvalidRequest`, `NotFound` and `MediaNameTaken`.
@@ -91,10 +98,10 @@ class Intake:
         """Read media that were sent now, under a name if they have one, or before."""
         if data is None:
             assert name is not None  # a part has one of the two
-            return self._names.find(name, kind, f"{param}.uuid")
+            return self._names.find(name, kind, f"{param}.uuid", self.store.tenant)
         media = await self.read_url(data.url, kind, f"{param}.{kind}_url.url")
         if name is not None:
-            await self._names.keep(name, media, f"{param}.uuid")
+            await self._names.keep(name, media, f"{param}.uuid", self.store.tenant)
         return media
 
     async def find_all(self, media_ids: Collection[str], param: str) -> list[EncodedMedia]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import replace
 
+from server.access.tenants import DEFAULT_TENANT
 from server.errors import InvalidMedia, MediaNameTaken, NamedMediaNotFound
 from server.media.pool import DecodePool
 from server.media.source import EncodedMedia, Kind
@@ -16,7 +17,8 @@ from server.media.source import EncodedMedia, Kind
 # each has at most 512 characters
 MAX_NAMES = 1 << 14
 
-Key = tuple[Kind, str]
+# of a name: the tenant, and what the name is of
+Key = tuple[str, Kind, str]
 
 
 class MediaNames:
@@ -33,9 +35,9 @@ class MediaNames:
         self._digests: OrderedDict[Key, bytes] = OrderedDict()
         self._media: OrderedDict[Key, EncodedMedia] = OrderedDict()
 
-    def find(self, name: str, kind: Kind, param: str) -> EncodedMedia:
-        """Return the media item of this name, at `param` of a request. Raises `NamedMediaNotFound`."""
-        key = kind, name
+    def find(self, name: str, kind: Kind, param: str, tenant: str = DEFAULT_TENANT) -> EncodedMedia:
+        """Return the media item of a tenant's name, at `param` of a request. Raises `NamedMediaNotFound`."""
+        key = tenant, kind, name
         if (media := self._media.get(key)) is None:
             message = f"the server has no {kind} with the uuid {name[:80]!r} (any more): send it again, with its data"
             raise NamedMediaNotFound(message, param=param)
@@ -43,9 +45,9 @@ class MediaNames:
         self._media.move_to_end(key)
         return replace(media, param=param)
 
-    async def keep(self, name: str, media: EncodedMedia, param: str) -> None:
-        """Give a name to media that were sent. Raises `MediaNameTaken` if it is the name of other media."""
-        key = media.kind, name
+    async def keep(self, name: str, media: EncodedMedia, param: str, tenant: str = DEFAULT_TENANT) -> None:
+        """Give a name to media that were sent. Raises `MediaNameTaken` if it is the name of other media of the tenant."""
+        key = tenant, media.kind, name
         while (digest := self._digests.get(key, media.digest)) != media.digest:
             if await self._is_media(key):
                 message = f"the uuid {name[:80]!r} is that of another {media.kind}: choose another"

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from pathlib import Path
 
 import fsspec
@@ -21,6 +22,7 @@ import msgspec
 from fsspec.implementations.local import LocalFileSystem
 
 from model.media import MediaError, media_type_of
+from server.access.tenants import DEFAULT_TENANT
 from server.errors import MediaNotFound, StorageUnavailable
 from server.media.source import EncodedMedia, Kind, digest_of, encoded, kind_of
 from server.settings import SettingsError
@@ -31,6 +33,8 @@ MAX_HEADER_BYTES = 1024
 # files of one kind and first digest byte share a folder, such as img_0a
 FOLDER_CHARS = len("img_") + 2
 UNFINISHED = "unfinished"
+# the folder of all tenants but the default one
+TENANTS = "tenants"
 # the writer of an older unfinished file is dead
 UNFINISHED_SECONDS = 3600
 
@@ -93,18 +97,29 @@ class LocalFolder:
 
 
 class MediaStore:
-    """The store at `url`: a folder, or any URL of fsspec (`s3://bucket/media`, `memory://`)."""
+    """A tenant's part of the store at `url`: a folder, or any URL of fsspec (`s3://bucket/media`, `memory://`)."""
 
     def __init__(self, url: str) -> None:
-        """Open a store. Raises `SettingsError` for a URL that fsspec cannot open."""
+        """Open a store, as that of the default tenant. Raises `SettingsError` for a URL that fsspec cannot open."""
         try:
             # without fsspec's cache of listings, since other replicas write to the same folders
-            self._fs, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
+            self._fs, self._top = fsspec.url_to_fs(url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             reason = str(error).rstrip(".")
             raise SettingsError(f"media_store: {url!r} is no folder or URL that fsspec opens: {reason}") from None
         self.is_local = isinstance(self._fs, LocalFileSystem)
-        self._folder = LocalFolder(self._root) if self.is_local else None
+        self._folder = LocalFolder(self._top) if self.is_local else None
+        self.tenant = DEFAULT_TENANT
+
+    def of(self, tenant: str) -> MediaStore:
+        """Return the part of another tenant."""
+        store = copy(self)
+        store.tenant = tenant
+        return store
+
+    @property
+    def _root(self) -> str:
+        return f"{self._top}/{TENANTS}/{self.tenant}" if self.tenant else self._top
 
     def prepare(self) -> None:
         """Create the folder of a local store, and remove the unfinished files of writers that were killed.
@@ -248,7 +263,9 @@ class MediaStore:
             return
         assert self._folder is not None
         target = Path(path)
-        target.parent.mkdir(exist_ok=True)  # without its parents: the store's own folder may vanish at any time
+        # one level after the other: the store's own folder may vanish at any time
+        for level in range(len(target.relative_to(self._top).parts) - 2, -1, -1):
+            target.parents[level].mkdir(exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=self._folder.unfinished)
         try:
             with os.fdopen(descriptor, "wb") as file:

@@ -177,13 +177,20 @@ class LeaveOneOut:
 
 
 class EvaluationRunner:
-    """Claims evaluations from the database and runs them, one at a time, while the server runs."""
+    """Claims evaluations of all tenants from the database and runs them, one at a time, while the server runs."""
 
     def __init__(
-        self, evaluations: Evaluations, leave_one_out: LeaveOneOut, background: Background, num_lanes: int
+        self,
+        evaluations: Evaluations,
+        leave_one_out: Callable[[str], LeaveOneOut],
+        metrics: Metrics,
+        background: Background,
+        num_lanes: int,
     ) -> None:
+        """Create a runner; `leave_one_out` returns what classifies the examples of a tenant."""
         self._evaluations = evaluations
         self._leave_one_out = leave_one_out
+        self._metrics = metrics
         self._background = background
         self._num_lanes = num_lanes
         self._holder = uuid.uuid4().hex  # identifies this run of this server in leases
@@ -215,7 +222,7 @@ class EvaluationRunner:
     async def _count(self) -> None:
         while True:
             with suppress(DatabaseUnavailable):
-                self._leave_one_out.metrics.count_unfinished_evaluations(await self._evaluations.num_unfinished())
+                self._metrics.count_unfinished_evaluations(await self._evaluations.num_unfinished())
             await asyncio.sleep(COUNT_SECONDS)
 
     async def _run(self, evaluation: Evaluation) -> None:
@@ -225,7 +232,7 @@ class EvaluationRunner:
             evaluation,
             plan,
             self._evaluations,
-            self._leave_one_out,
+            self._leave_one_out(evaluation.tenant),
             self._background,
             self._num_lanes,
             self._holder,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import msgspec
 from sqlalchemy import JSON, ColumnElement, ForeignKey, String, func, insert, or_, select, true, update
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
+from server.access.tenants import DEFAULT_TENANT
 from server.errors import ClientOverShare, EvaluationNotFound, Overloaded
 from server.fewshot.methods import IN_CONTEXT
 from server.limits.admission import SharedLimit
@@ -54,6 +56,7 @@ class EvaluationRow(Base):
     holder: Mapped[str] = mapped_column(String(64), default="")
     held_until: Mapped[float] = mapped_column(default=0.0)
     client: Mapped[str] = mapped_column(String(128), server_default="")
+    tenant: Mapped[str] = mapped_column(String(48), server_default="", index=True)
 
 
 class CellRow(Base):
@@ -80,11 +83,12 @@ class Evaluation:
     started_at: float | None
     finished_at: float | None
     error: dict[str, Any] | None
+    tenant: str
     cells: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
 class Evaluations:
-    """The evaluations of a database. `added` is set when this process has added one.
+    """The evaluations of a tenant in a database. `added` is set when this process has added one for any tenant.
 
     One client has at most `max_share` of the room, as in `SharedLimit`. `model` is the name of the model that evaluates, if
     others evaluate in the same database.
@@ -95,7 +99,14 @@ class Evaluations:
         self._database = database
         self._model = model
         self._max_share = max_share
+        self._tenant = DEFAULT_TENANT
         self._refused: dict[str, tuple[Overloaded, float]] = {}  # by client: the refusal, and until when it holds
+
+    def of(self, tenant: str) -> Evaluations:
+        """Return the evaluations of a tenant; the room for unfinished ones is shared by all."""
+        evaluations = copy(self)
+        evaluations._tenant = tenant
+        return evaluations
 
     # for clients
 
@@ -118,6 +129,7 @@ class Evaluations:
                 plan=dict(plan) if self._model is None else {**plan, "model": self._model},
                 created_at=now,
                 client=client,
+                tenant=self._tenant,
             )
             session.add(row)
             session.flush()
@@ -129,8 +141,9 @@ class Evaluations:
             evaluation = await self._database.write(add)
         except Overloaded as refusal:
             now = time.monotonic()
-            refused = {name: entry for name, entry in self._refused.items() if now < entry[1]}
-            self._refused = {**refused, client: (refusal, now + REFUSED_SECONDS)}
+            for name in [name for name, (_, until) in self._refused.items() if until <= now]:
+                del self._refused[name]
+            self._refused[client] = (refusal, now + REFUSED_SECONDS)
             raise
         self.added.set()
         return evaluation
@@ -148,7 +161,7 @@ class Evaluations:
 
     async def get(self, evaluation_id: str) -> Evaluation:
         """Return an evaluation with its cells. Raises `EvaluationNotFound`."""
-        return await self._database.read(lambda session, now: _with_cells(session, _find(session, evaluation_id)))
+        return await self._database.read(lambda session, now: _with_cells(session, self._find(session, evaluation_id)))
 
     async def latest(self, support_set: str, version: int) -> Evaluation | None:
         """Return the completed evaluation of a version by this model that was created last, with its cells, if any."""
@@ -168,13 +181,14 @@ class Evaluations:
 
     async def page(self, support_set: str | None, after: str, limit: int) -> list[Evaluation]:
         """Return the evaluations that were created after the one with the id `after`, oldest first, without cells."""
-        query = select(EvaluationRow).where(EvaluationRow.id > after).order_by(EvaluationRow.id).limit(limit)
+        is_listed = (EvaluationRow.tenant == self._tenant, EvaluationRow.id > after)
+        query = select(EvaluationRow).where(*is_listed).order_by(EvaluationRow.id).limit(limit)
         if support_set is not None:
             query = query.where(EvaluationRow.support_set == support_set)
         return await self._database.read(lambda session, now: [_without_cells(row) for row in session.scalars(query)])
 
     async def num_unfinished(self) -> dict[str, int]:
-        """Return how many evaluations are queued, and how many run, on all servers that share the database."""
+        """Return how many evaluations of all tenants are queued, and how many run, on all servers of the database."""
         query = select(EvaluationRow.status, func.count()).where(EvaluationRow.status.in_(UNFINISHED))
         by_status = query.group_by(EvaluationRow.status)
         rows = await self._database.read(lambda session, now: session.execute(by_status).all())
@@ -187,7 +201,7 @@ class Evaluations:
         """Cancel an evaluation, unless it has finished already. Raises `EvaluationNotFound`."""
 
         def end(session: Session, now: float) -> Evaluation:
-            row = _find(session, evaluation_id, lock=True)
+            row = self._find(session, evaluation_id, lock=True)
             if row.status in UNFINISHED:
                 row.status, row.finished_at = "cancelled", now
             session.flush()
@@ -199,10 +213,16 @@ class Evaluations:
 
     async def delete(self, evaluation_id: str) -> None:
         """Delete an evaluation with its cells. Raises `EvaluationNotFound`."""
-        await self._database.write(lambda session, now: session.delete(_find(session, evaluation_id, lock=True)))
+        await self._database.write(lambda session, now: session.delete(self._find(session, evaluation_id, lock=True)))
         self._refused.clear()
 
-    # for the server that runs them
+    def _find(self, session: Session, evaluation_id: str, *, lock: bool = False) -> EvaluationRow:
+        row = session.get(EvaluationRow, evaluation_id, with_for_update=lock or None)
+        if row is None or row.tenant != self._tenant:
+            raise EvaluationNotFound(f"no evaluation {evaluation_id[:80]!r}")
+        return row
+
+    # for the server that runs those of all tenants
 
     def _is_ours(self) -> ColumnElement[bool]:
         """Select the evaluations by this model; those of a server with a single model name none, and are anyone's."""
@@ -272,13 +292,6 @@ class Evaluations:
         is_held = (EvaluationRow.holder == holder, EvaluationRow.status == "running")
         end = update(EvaluationRow).where(*is_held).values(held_until=0)
         await self._database.write(lambda session, now: session.execute(end))
-
-
-def _find(session: Session, evaluation_id: str, *, lock: bool = False) -> EvaluationRow:
-    row = session.get(EvaluationRow, evaluation_id, with_for_update=lock or None)
-    if row is None:
-        raise EvaluationNotFound(f"no evaluation {evaluation_id[:80]!r}")
-    return row
 
 
 def _renew(session: Session, evaluation_id: str, holder: str, queries_done: int, now: float) -> bool:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, Validat
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from server.access.tenants import TENANT_NAME
 from server.errors import BodyTooLarge, InvalidRequest, UnsupportedParameter
 from server.limits.deadline import MAX_SECONDS
 
@@ -37,10 +38,19 @@ IN_WORDS = {
     ID: "1 to 128 letters, digits and the characters _.:-",
     SET_NAME: "at most 128 letters, digits and the characters _.:-, beginning with a letter or digit",
     SHA_256: "64 hexadecimal digits in lower case",
+    TENANT_NAME: "at most 48 lower-case letters, digits and the characters _-, beginning with a letter or digit",
 }
 
 RequestId = Annotated[str, Field(pattern=REQUEST_ID)]
 User = Annotated[str, Field(max_length=256)]
+CacheSalt = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=256,
+        description="The request shares cached prompts and media only with requests of the same `cache_salt`.",
+    ),
+]
 
 LIMIT = "The most entries of a page."
 AFTER = "The `last_id` of the page before."
@@ -107,6 +117,7 @@ class TrackedRequest(TimedRequest):
 
     request_id: RequestId | None = Field(None, description="Becomes part of the `id` of the response.")
     user: User | None = Field(None, description="Accepted and not used.")
+    cache_salt: CacheSalt | None = None
 
 
 class PrioritizedRequest(TrackedRequest):

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from server.access.roles import Role
+from server.access.tenants import TENANT_NAME
 from server.schemas.base import Schema, with_example
 
 # PostgreSQL has no text with a NUL
@@ -16,12 +17,15 @@ Limit = Annotated[int, Field(ge=1, le=2**53)]
 
 
 class LimitFields(Schema):
-    """The amounts that a key may use in a minute; one that is not given is not limited."""
+    """The amounts that a key may use in a minute, and support sets; what is not given is not limited."""
 
     requests: Limit | None = None
     tokens: Limit | None = Field(None, description="Tokens of prompts and answers.")
     bytes: Limit | None = Field(None, description="Bytes of request bodies.")
     media: Limit | None = Field(None, description="Images and videos of prompts.")
+    support_sets: Limit | None = Field(
+        None, description="Not per minute: with that many support sets, the tenant gets no more by this key."
+    )
 
 
 class CreateKeyRequest(Schema):
@@ -37,3 +41,11 @@ class CreateKeyRequest(Schema):
         description="`inference` asks and reads, `manage` also changes what is stored, `admin` also manages keys.",
     )
     limits: LimitFields = Field(default_factory=LimitFields)
+    tenant: str | None = Field(
+        None,
+        pattern=TENANT_NAME,
+        description=(
+            "The name of the keys that share support sets, uploads, evaluations and caches. Default: that of the key which "
+            "makes this one. Only administrators of the default tenant make keys for others."
+        ),
+    )

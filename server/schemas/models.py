@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from server.schemas.base import ModelRequest, TimedRequest, TrackedRequest, User, with_example
+from server.schemas.base import CacheSalt, ModelRequest, TimedRequest, TrackedRequest, User, with_example
 from server.schemas.generation import MAX_MESSAGES, ConversationFields, Message
 from server.schemas.prompt import Part, Prompt
 
@@ -66,6 +66,7 @@ class EmbeddingsRequest(TimedRequest):
         description="Of media: the vision encoder's mean features, or the vectors by which media are compared.",
     )
     user: User | None = None
+    cache_salt: CacheSalt | None = None
 
 
 class InspectRequest(TrackedRequest):

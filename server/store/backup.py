@@ -11,6 +11,7 @@ import base64
 import binascii
 import io
 import os
+import re
 import tarfile
 import tempfile
 import time
@@ -22,6 +23,7 @@ from typing import IO, Any
 import msgspec
 from sqlalchemy import Connection, LargeBinary, MetaData, Table, func, insert, select, text
 
+from server.access.tenants import TENANT_NAME, split
 from server.errors import MediaNotFound
 from server.media.store import MediaStore
 from server.settings import SettingsError
@@ -122,7 +124,8 @@ async def _write_attempt(file: Path, folder: Path, database: Database, store: Me
     with tarfile.open(file, "w") as archive:
         for media_id in media:
             try:
-                _add(archive, MEDIA + media_id, store.get_file(media_id))
+                tenant, own_id = split(media_id)
+                _add(archive, MEDIA + media_id, store.of(tenant).get_file(own_id))
             except MediaNotFound:
                 missing.append(media_id)
         for name in rows:
@@ -177,8 +180,11 @@ def _restore_media(archive: tarfile.TarFile, store: MediaStore) -> None:
     for member in archive.getmembers():
         if member.name.startswith(MEDIA):
             media_id = member.name.removeprefix(MEDIA)
+            tenant, own_id = split(media_id)
+            if tenant and re.match(TENANT_NAME, tenant) is None:  # before it becomes part of a path
+                raise BackupError(f"the backup is damaged: {tenant[:80]!r} is no tenant")
             try:
-                store.put_file(media_id, _content(archive, member).read())
+                store.of(tenant).put_file(own_id, _content(archive, member).read())
             except MediaNotFound:
                 raise BackupError(f"the backup is damaged: {media_id} does not have the bytes of its id") from None
 

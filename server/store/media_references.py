@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import delete, exists, func, insert, select, update
 from sqlalchemy.orm import Session
 
+from server.access.tenants import qualified, split
 from server.errors import MediaInUse, Unavailable
 from server.media.pool import DecodePool
 from server.media.source import EncodedMedia
@@ -39,12 +40,19 @@ class LeaseLost(Exception):
 
 
 class MediaReferences:
-    """The media store as support sets use it. `decoder` decodes new media before they are stored; None skips that."""
+    """The media store as a tenant's support sets use it.
+
+    `decoder` decodes new media before they are stored; None skips that.
+    """
 
     def __init__(self, database: Database, store: MediaStore, decoder: DecodePool | None = None) -> None:
         self._database = database
         self._store = store
         self._decoder = decoder
+
+    def of(self, store: MediaStore) -> MediaReferences:
+        """Return the references to the media of the tenant whose store is given."""
+        return MediaReferences(self._database, store, self._decoder)
 
     async def write(
         self,
@@ -69,24 +77,26 @@ class MediaReferences:
 
     async def mark_uploaded(self, media_id: str, num_bytes: int) -> None:
         """Record that a client uploaded this media item: it outlives the support sets that refer to it."""
+        row_id = self._row_id(media_id)
 
         def mark(session: Session, now: float) -> None:
-            marked = session.execute(update(MediaRow).where(MediaRow.media_id == media_id).values(is_uploaded=True))
+            marked = session.execute(update(MediaRow).where(MediaRow.media_id == row_id).values(is_uploaded=True))
             if not marked.rowcount:  # type: ignore[attr-defined]
                 # the row exists from now on, so that a later lease finds it
-                session.execute(insert(MediaRow).values(media_id=media_id, num_bytes=num_bytes, is_uploaded=True))
+                session.execute(insert(MediaRow).values(media_id=row_id, num_bytes=num_bytes, is_uploaded=True))
 
         await self._database.write(mark)
 
     async def delete(self, media_id: str) -> None:
         """Delete a media item from the store. Raises `MediaInUse` and `MediaNotFound`."""
+        row_id = self._row_id(media_id)
 
         def remove(session: Session, now: float) -> None:
-            row = session.scalar(select(MediaRow).where(MediaRow.media_id == media_id).with_for_update())
-            if is_used(session, media_id, now):
+            row = session.scalar(select(MediaRow).where(MediaRow.media_id == row_id).with_for_update())
+            if is_used(session, row_id, now):
                 raise MediaInUse(f"the media {media_id[:80]!r} is used by a support set")
             if row is not None:
-                _delete_rows(session, [media_id], now)
+                _delete_rows(session, [row_id], now)
             # without a file, the transaction is tried again, or the file was lost
             if row is None or self._store.exists(media_id):
                 self._store.delete(media_id)
@@ -94,7 +104,7 @@ class MediaReferences:
         await self._database.write(remove)
 
     async def sweep(self) -> None:
-        """Delete the media, rows and bytes, that came with support sets which no longer exist."""
+        """Delete the media of all tenants, rows and bytes, that came with support sets which no longer exist."""
         while await self._database.write(self._delete_unused):
             pass
 
@@ -111,12 +121,16 @@ class MediaReferences:
             .limit(MEDIA_PER_SWEEP)
             .with_for_update(skip_locked=True)
         )
-        media_ids = list(session.scalars(unused))
-        _delete_rows(session, media_ids, now)
-        for media_id in media_ids:
-            if self._store.exists(media_id):
-                self._store.delete(media_id)
-        return len(media_ids)
+        row_ids = list(session.scalars(unused))
+        _delete_rows(session, row_ids, now)
+        for tenant, media_id in map(split, row_ids):
+            store = self._store.of(tenant)
+            if store.exists(media_id):
+                store.delete(media_id)
+        return len(row_ids)
+
+    def _row_id(self, media_id: str) -> str:
+        return qualified(self._store.tenant, media_id)
 
     async def _decode(self, media: Mapping[str, EncodedMedia]) -> dict[str, dict[str, Any]]:
         """Decode the media that have never been decoded, and return what the store keeps of each. Raises `InvalidMedia`."""
@@ -140,13 +154,13 @@ class MediaReferences:
         holder = uuid.uuid4().hex
         stored = await asyncio.to_thread(self._stored, media)
         for chunk in chunked(list(media)):
-            sizes = {media_id: media[media_id].num_bytes for media_id in chunk}
+            sizes = {self._row_id(media_id): media[media_id].num_bytes for media_id in chunk}
             await self._database.write(partial(_add_leases, sizes, stored, holder))
         return holder
 
     def _stored(self, media_ids: Iterable[str]) -> set[str]:
-        """Return the ids of the media that are stored already."""
-        return {media_id for media_id in media_ids if self._store.exists(media_id)}
+        """Return the ids in the database of the media that are stored already."""
+        return {self._row_id(media_id) for media_id in media_ids if self._store.exists(media_id)}
 
     def _put(self, media: Mapping[str, EncodedMedia], infos: Mapping[str, dict[str, Any]]) -> None:
         """Store the bytes. Raises `MediaNotFound` for a stored media item that has been deleted in the meantime."""

@@ -8,6 +8,7 @@ bytes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,19 +87,22 @@ class SupportSet:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """The ids and latest versions of all sets, and the number of bytes of all media that they refer to."""
+    """The ids and latest versions of all sets by tenant, and the number of bytes of all media that they refer to."""
 
-    latest: list[tuple[str, int]]
+    latest: Mapping[str, list[tuple[str, int]]]
     num_bytes: int
 
 
 class SupportSetRow(Base):
-    """A support set. `version` is the latest, 0 before the first; times are in Unix seconds, and null means never."""
+    """A support set. `version` is the latest, 0 before the first; times are in Unix seconds, and null means never.
+
+    `name` begins with the tenant's.
+    """
 
     __tablename__ = "support_sets"
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    name: Mapped[str | None] = mapped_column(String(128), unique=True)
+    name: Mapped[str | None] = mapped_column(String(192), unique=True)
     version: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[float]
     updated_at: Mapped[float]
@@ -107,6 +111,7 @@ class SupportSetRow(Base):
     # the position of the next new example
     next_position: Mapped[int] = mapped_column("next_place", default=0)
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
+    tenant: Mapped[str] = mapped_column(String(48), server_default="", index=True)
 
 
 class VersionRow(Base):
@@ -146,11 +151,14 @@ class ExampleRow(Base):
 
 
 class MediaRow(Base):
-    """A stored media item: deleted with its last reference or, if a client uploaded it separately, only by a client."""
+    """A stored media item: deleted with its last reference or, if a client uploaded it separately, only by a client.
+
+    In this table and those that refer to it, an id begins with the tenant's name.
+    """
 
     __tablename__ = "media"
 
-    media_id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    media_id: Mapped[str] = mapped_column(String(128), primary_key=True)
     num_bytes: Mapped[int] = mapped_column(BigInteger)
     is_uploaded: Mapped[bool]
 
@@ -163,7 +171,7 @@ class ExampleMediaRow(Base):
 
     row_id: Mapped[int] = mapped_column(RowId, ForeignKey("examples.row_id", ondelete="CASCADE"), primary_key=True)
     position: Mapped[int] = mapped_column("place", primary_key=True)
-    media_id: Mapped[str] = mapped_column(String(80), ForeignKey("media.media_id"))
+    media_id: Mapped[str] = mapped_column(String(128), ForeignKey("media.media_id"))
 
 
 class LeaseRow(Base):
@@ -172,12 +180,15 @@ class LeaseRow(Base):
     __tablename__ = "media_leases"
 
     holder: Mapped[str] = mapped_column(String(64), primary_key=True)
-    media_id: Mapped[str] = mapped_column(String(80), ForeignKey("media.media_id"), primary_key=True, index=True)
+    media_id: Mapped[str] = mapped_column(String(128), ForeignKey("media.media_id"), primary_key=True, index=True)
     expires_at: Mapped[float]
 
 
 class IdempotencyRow(Base):
-    """The answer to a request with an `Idempotency-Key`. `scope` is the id of the set that it changed, or ""."""
+    """The answer to a request with an `Idempotency-Key`.
+
+    `scope` is the id of the set that it changed; for one that created a set, it names the tenant, "" for the default one.
+    """
 
     __tablename__ = "first_answers"
 
@@ -189,7 +200,10 @@ class IdempotencyRow(Base):
 
 
 class EmbeddingRow(Base):
-    """A vector. `key`: a media id or the digest of a text; `model`: the fingerprint of the weights that computed it."""
+    """A vector. `model`: the fingerprint of the weights that computed it.
+
+    `key`: a media id or the digest of a text, after the name of the tenant.
+    """
 
     __tablename__ = "embeddings"
 

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, inspect, text
 
 from server.settings import SettingsError
 
-NEWEST = "0003"
+NEWEST = "0004"
 # the tables of databases that were created before there were migrations
 FIRST = "0001"
 

@@ -28,9 +28,10 @@ EXAMPLES_PER_TRANSACTION = 250
 class Staging:
     """The examples of one request; `set_id` is the set without a version that holds them until they are published."""
 
-    def __init__(self, database: Database, examples: Sequence[NewExample]) -> None:
+    def __init__(self, database: Database, tenant: str, examples: Sequence[NewExample]) -> None:
         self.set_id = new_id(ID_PREFIX)
         self._database = database
+        self._tenant = tenant
         self._examples = examples
         *self._early, self._last = range(0, max(len(examples), 1), EXAMPLES_PER_TRANSACTION)
 
@@ -66,6 +67,7 @@ class Staging:
             is_pinned=False,
             next_position=0,
             metadata_={},
+            tenant=self._tenant,
         )
         session.add(row)
         session.flush()

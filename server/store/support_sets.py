@@ -11,6 +11,7 @@ import asyncio
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Row, delete
 from sqlalchemy.orm import Session
 
+from server.access.tenants import DEFAULT_TENANT, qualified
 from server.errors import IdempotencyConflict
 from server.store import media_references, versions
 from server.store.database import Database, Transaction
@@ -49,15 +51,22 @@ class IdempotencyKey:
 
 
 class SupportSets:
-    """The support sets of a database. `changed` is set when this process has changed a set."""
+    """The support sets of a tenant in a database. `changed` is set when this process has changed a set of any tenant."""
 
     def __init__(self, database: Database, media: MediaReferences, *, max_examples: int = 10_000) -> None:
         self.changed = asyncio.Event()
         self._database = database
         self._media = media
+        self._tenant = DEFAULT_TENANT
         self._max_examples = max_examples
         self._cache_lock = threading.Lock()
         self._cache: OrderedDict[tuple[str, int], tuple[Example, ...]] = OrderedDict()
+
+    def of(self, tenant: str, media: MediaReferences) -> SupportSets:
+        """Return the support sets of a tenant, whose media references are given; what was read last is kept for all."""
+        sets = copy(self)
+        sets._tenant, sets._media = tenant, media
+        return sets
 
     # reading
 
@@ -68,26 +77,27 @@ class SupportSets:
     async def get(self, id_or_name: str, version: int | None = None) -> SupportSetInfo:
         """Return a version, by default the latest, without its examples. Raises `SupportSetNotFound`."""
         return await self._database.read(
-            lambda session, now: versions.info(session, versions.find(session, id_or_name, now), version)
+            lambda session, now: versions.info(session, self._find(session, id_or_name, now), version)
         )
 
     async def page(self, after: str, limit: int) -> list[SupportSetInfo]:
         """Return the sets that were created after the one with the id `after`, oldest first."""
-        return await self._database.read(lambda session, now: versions.page(session, after, limit, now))
+        return await self._database.read(lambda session, now: versions.page(session, self._tenant, after, limit, now))
 
     async def versions(self, id_or_name: str, after: int, limit: int) -> Sequence[Row[int, float, int, int, int, int]]:
         """Return the versions after `after`, in order, as rows of columns. Raises `SupportSetNotFound`."""
         return await self._database.read(
-            lambda session, now: versions.history(session, versions.find(session, id_or_name, now), after, limit)
+            lambda session, now: versions.history(session, self._find(session, id_or_name, now), after, limit)
         )
 
     async def totals(self) -> Totals:
+        """Return the totals of all tenants."""
         return await self._database.read(
             lambda session, now: Totals(versions.latest(session, now), media_references.total_bytes(session))
         )
 
-    async def pinned(self) -> list[tuple[str, int]]:
-        """Return the ids and latest versions of the sets that are to stay on the device, oldest first."""
+    async def pinned(self) -> dict[str, list[tuple[str, int]]]:
+        """Return the ids and latest versions of the sets that are to stay on the device by tenant, oldest first."""
         return await self._database.read(lambda session, now: versions.latest(session, now, SupportSetRow.is_pinned))
 
     # changing
@@ -101,20 +111,32 @@ class SupportSets:
         is_pinned: bool = False,
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: IdempotencyKey | None = None,
+        max_sets: int | None = None,
     ) -> SupportSetInfo:
-        """Create a set at version 1. Raises `NameTaken`, `TooManyExamples` and `IdempotencyConflict`."""
-        staging = Staging(self._database, examples)
+        """Create a set at version 1; the tenant may have `max_sets` then.
+
+        Raises `NameTaken`, `TooManyExamples`, `TooManySupportSets` and `IdempotencyConflict`.
+        """
+        staging = Staging(self._database, self._tenant, examples)
+        full_name = None if name is None else qualified(self._tenant, name)
+
+        def check(session: Session, now: float) -> None:
+            if max_sets is not None:
+                versions.check_number(session, self._tenant, now, max_sets)
+            if full_name is not None:
+                versions.check_name(session, full_name, now)
 
         def create(session: Session, now: float) -> SupportSetInfo:
-            if name is not None:
-                versions.take_name(session, name, now)
+            if full_name is not None:
+                versions.take_name(session, full_name, now)
+            check(session, now)
             row = staging.finish(session, now)
-            row.name, row.created_at, row.expires_at = name, now, expires_at
+            row.name, row.created_at, row.expires_at = full_name, now, expires_at
             row.is_pinned, row.metadata_ = is_pinned, dict(metadata or {})
             versions.publish(session, row, now, self._max_examples)
             return _info(session, row, examples)
 
-        return await self._store(examples, staging, create, "", idempotency_key, name)
+        return await self._store(examples, staging, create, qualified(self._tenant, ""), idempotency_key, check)
 
     async def put_examples(
         self,
@@ -128,14 +150,14 @@ class SupportSets:
 
         Raises `SupportSetNotFound`, `VersionConflict`, `TooManyExamples` and `IdempotencyConflict`.
         """
-        staging = Staging(self._database, examples)
+        staging = Staging(self._database, self._tenant, examples)
 
         def put(session: Session, now: float) -> SupportSetInfo:
-            row = versions.find(session, id_or_name, now, lock=True, expected_version=expected_version)
+            row = self._find(session, id_or_name, now, lock=True, expected_version=expected_version)
             versions.merge(session, row, staging.finish(session, now), now, self._max_examples)
             return _info(session, row, examples)
 
-        set_id = await self._database.read(lambda session, now: versions.find(session, id_or_name, now).id)
+        set_id = await self._database.read(lambda session, now: self._find(session, id_or_name, now).id)
         return await self._store(examples, staging, put, set_id, idempotency_key)
 
     async def remove_examples(
@@ -154,7 +176,7 @@ class SupportSets:
         """Delete a set and return its id; a sweep deletes its media. Raises `SupportSetNotFound` and `VersionConflict`."""
 
         def delete(session: Session, now: float) -> str:
-            row = versions.find(session, id_or_name, now, lock=True, expected_version=expected_version)
+            row = self._find(session, id_or_name, now, lock=True, expected_version=expected_version)
             session.delete(row)
             return row.id
 
@@ -163,7 +185,10 @@ class SupportSets:
         return set_id
 
     async def sweep(self) -> None:
-        """Delete expired sets, old answers to requests with an `Idempotency-Key`, and media of deleted sets."""
+        """Delete what is no longer needed of all tenants.
+
+        That is expired sets, old answers to requests with an `Idempotency-Key`, and media of deleted sets.
+        """
         await self._database.write(versions.delete_expired)
         await self._database.write(_delete_old_answers)
         await self._media.sweep()
@@ -172,7 +197,7 @@ class SupportSets:
         self, id_or_name: str, expected_version: int | None, change: Callable[[Session, SupportSetRow, float], None]
     ) -> SupportSetInfo:
         def transaction(session: Session, now: float) -> SupportSetInfo:
-            row = versions.find(session, id_or_name, now, lock=True, expected_version=expected_version)
+            row = self._find(session, id_or_name, now, lock=True, expected_version=expected_version)
             change(session, row, now)
             return versions.info(session, row)
 
@@ -187,20 +212,20 @@ class SupportSets:
         change: Transaction[SupportSetInfo],
         scope: str,
         key: IdempotencyKey | None,
-        name: str | None = None,
+        check: Transaction[None] | None = None,
     ) -> SupportSetInfo:
         """Store the media of the examples, and run the change that refers to them. A repeated request stores nothing.
 
-        A key counts within a scope: the id of the set that the request changes, or "" if it creates one. `name` is that
-        of a new set: if it is taken, the media are not even decoded.
+        A key counts within a scope: the id of the set that the request changes, or the tenant if it creates one. If
+        `check` refuses a request, its media are not even decoded.
         """
         if key is not None:
             answer = await self._database.read(lambda session, now: _first_answer(session, scope, key, now))
             if answer is not None:
                 return answer
             change = partial(_once, change, scope, key)
-        if name is not None:
-            await self._database.read(lambda session, now: versions.check_name(session, name, now))
+        if check is not None:
+            await self._database.read(check)
         distinct = dict.fromkeys(media for example in examples for media in example.media)
         media = {media.id: media for media in distinct}
         try:
@@ -213,8 +238,19 @@ class SupportSets:
         finally:
             await staging.discard()
 
+    def _find(
+        self,
+        session: Session,
+        id_or_name: str,
+        now: float,
+        *,
+        lock: bool = False,
+        expected_version: int | None = None,
+    ) -> SupportSetRow:
+        return versions.find(session, self._tenant, id_or_name, now, lock=lock, expected_version=expected_version)
+
     def _version(self, id_or_name: str, version: int | None, session: Session, now: float) -> SupportSet:
-        row = versions.find(session, id_or_name, now)
+        row = self._find(session, id_or_name, now)
         number = versions.check_version(row, version)
         key = (row.id, number)
         with self._cache_lock:
@@ -227,7 +263,7 @@ class SupportSets:
             # the version that was read last stays, whatever its size
             while len(self._cache) > 1 and sum(map(len, self._cache.values())) > MAX_CACHED_EXAMPLES:
                 self._cache.popitem(last=False)
-        return SupportSet(id=row.id, name=row.name, version=number, examples=examples)
+        return SupportSet(id=row.id, name=versions.own_name(row), version=number, examples=examples)
 
 
 def _info(session: Session, row: SupportSetRow, examples: Sequence[NewExample]) -> SupportSetInfo:

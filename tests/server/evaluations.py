@@ -48,7 +48,8 @@ def constant_share(share: float) -> Logprobs:
 async def running(services: Services) -> AsyncIterator[EvaluationRunner]:
     leave_one_out = LeaveOneOut(services.shots, services.comparison, services.client, services.model, services.metrics)
     background = Background(services.admission)
-    runner = EvaluationRunner(services.evaluations, leave_one_out, background, services.settings.evaluation_queries)
+    num_lanes = services.settings.evaluation_queries
+    runner = EvaluationRunner(services.evaluations, lambda _: leave_one_out, services.metrics, background, num_lanes)
     await runner.start()
     try:
         yield runner

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from model.config import FlamingoConfig
 from model.prompt import EncodedPrompt
+from server.engine_client.salt import add_salt
 from server.engine_client.supervisor import State
 from server.errors import InvalidRequest, ServerError
 from server.grammar import GrammarError, Grammars
@@ -97,6 +99,8 @@ class FakeClient:
         self.state: State = "ready"
         self.info: dict[str, Any] = {"device": "fake"}
         self.step_age = 0.0
+        self.salt = b""
+        self.salts: list[bytes] = []  # of all that was asked of this client and those made from it
         self.requests: list[Generate] = []
         self.media: list[Mapping[bytes, EncodedMedia]] = []
         self.aborted: list[str] = []
@@ -122,10 +126,16 @@ class FakeClient:
     def fail_all(self, error: ServerError) -> None:
         raise NotImplementedError
 
+    def salted(self, name: str) -> FakeClient:
+        client = copy(self)
+        client.salt = add_salt(self.salt, name)
+        return client
+
     async def stream(self, request: Generate, media: Mapping[bytes, EncodedMedia]) -> AsyncGenerator[Event, None]:
         if request.sampling.grammar is not None:
             compile_grammar(request.sampling.grammar)
         self.requests.append(request)
+        self.salts.append(self.salt)
         self.media.append(media)
         num_open = request.sampling.n
         try:
@@ -145,6 +155,7 @@ class FakeClient:
 
     async def score(self, request: Score, media: Mapping[bytes, EncodedMedia]) -> Scored:
         self.scores.append(request)
+        self.salts.append(self.salt)
         self.media.append(media)
         return Scored(
             request_id=request.request_id,
@@ -158,6 +169,7 @@ class FakeClient:
     async def inspect(self, request: Inspect, media: Mapping[bytes, EncodedMedia]) -> Inspected:
         """Return attention to the first visual token and the first patch only."""
         self.inspections.append(request)
+        self.salts.append(self.salt)
         self.media.append(media)
         num_visual_tokens, side = CONFIG.resampler.num_latents, 2
         tokens = [1.0, *[0.0] * (num_visual_tokens - 1)]
@@ -175,6 +187,7 @@ class FakeClient:
 
     async def embed(self, media: Sequence[EncodedMedia]) -> NDArray[np.float32]:
         self.embedded += media
+        self.salts.append(self.salt)
         width = CONFIG.vision.feature_dim
         rows = [self.vectors.get(m.digest, unit_vector(m.digest, width)) for m in media]
         return np.stack(rows) if rows else np.zeros((0, width), np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -188,6 +189,17 @@ def test_a_stream_has_the_same_text(server: Server) -> None:
     lines = [line for line in response.text.splitlines() if line.startswith("data: ")]
     assert lines[-1] == "data: [DONE]"
     assert "".join(json.loads(line[6:])["choices"][0]["text"] for line in lines[:-1]) == whole
+
+
+def test_the_version_has_the_digests_of_the_weights(server: Server, folder: Path) -> None:
+    def weights() -> list[dict[str, Any]]:
+        listed: list[dict[str, Any]] = server.http.get("/version").json()["weights"]
+        return listed
+
+    until(lambda: all(file["sha256"] for file in weights()))
+    data = (folder / "model.safetensors").read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    assert weights() == [{"file": "model.safetensors", "bytes": len(data), "sha256": digest}]
 
 
 def test_the_server_conforms_to_its_document(server: Server) -> None:

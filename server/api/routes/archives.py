@@ -104,6 +104,7 @@ async def _import(file: BinaryIO, digest: str, fields: ImportRequest, request: R
         await _examples(archive),
         metadata=archive.manifest.metadata,
         idempotency_key=idempotency_key(request, f"{digest} {fields.name}".encode()),
+        max_sets=request.state.caller.max_support_sets,
     )
     return JSONResponse(changed_card(info, services))
 

@@ -40,7 +40,8 @@ router = APIRouter()
 async def create_classification(request: Request, services: GivenServices, record: GivenRecord) -> Response:
     """Return which of the candidates answers a few-shot query, with probabilities."""
     fields = await read_request(ClassifyRequest, request, services)
-    return JSONResponse(await unless_disconnected(request.receive, _classify(fields, record, services)))
+    work = _classify(fields, record, services.with_salt(fields.cache_salt))
+    return JSONResponse(await unless_disconnected(request.receive, work))
 
 
 async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
@@ -119,7 +120,8 @@ def _answers(question: Question) -> list[Candidate]:
 async def create_score(request: Request, services: GivenServices, record: GivenRecord) -> Response:
     """Return the log-probabilities of given continuations of a prompt."""
     fields = await read_request(ScoreRequest, request, services)
-    return JSONResponse(await unless_disconnected(request.receive, _score(fields, record, services)))
+    work = _score(fields, record, services.with_salt(fields.cache_salt))
+    return JSONResponse(await unless_disconnected(request.receive, work))
 
 
 async def _score(fields: ScoreRequest, record: RequestRecord, services: Services) -> dict[str, Any]:

@@ -32,6 +32,7 @@ async def create_chat_completion(request: Request, services: GivenServices, reco
     """Continue a conversation, written as a few-shot prompt."""
     fields = await read_request(ChatRequest, request, services)
     _check(fields)
+    services = services.with_salt(fields.cache_salt)
     prompt, template = await prepare_chat(fields.messages, fields.template, services.model, services.intake)
     prompt = prompt.with_shots(fields.shots_attend, services.model)
     generations = completion_requests(

@@ -29,6 +29,7 @@ router = APIRouter()
 async def create_completion(request: Request, services: GivenServices, record: GivenRecord) -> Response:
     """Continue a prompt, or each of several."""
     fields = await read_request(CompletionRequest, request, services)
+    services = services.with_salt(fields.cache_salt)
     prompts = await prepare_prompts(prompts_by_param(fields.prompt), services.model, services.intake)
     prompts = [prompt.with_shots(fields.shots_attend, services.model) for prompt in prompts]
     generations = completion_requests(fields, prompts, services.model)
@@ -48,6 +49,7 @@ async def create_completion(request: Request, services: GivenServices, record: G
 async def create_fewshot_completion(request: Request, services: GivenServices, record: GivenRecord) -> Response:
     """Answer a query after shots, sent or selected from a support set."""
     fields = await read_request(FewShotCompletionRequest, request, services)
+    services = services.with_salt(fields.cache_salt)
     assembled = await unless_disconnected(request.receive, _assemble(fields, services))
     report = assembled.report(record)
     if fields.echo:

@@ -44,7 +44,8 @@ router = APIRouter()
 async def create_decision(request: Request, services: GivenServices, record: GivenRecord) -> Response:
     """Answer questions about an input with probabilities: predicates, choices and scores."""
     fields = await read_request(DecisionRequest, request, services)
-    return JSONResponse(await unless_disconnected(request.receive, _decide(fields, record, services)))
+    work = _decide(fields, record, services.with_salt(fields.cache_salt))
+    return JSONResponse(await unless_disconnected(request.receive, work))
 
 
 async def _decide(fields: DecisionRequest, record: RequestRecord, services: Services) -> dict[str, Any]:

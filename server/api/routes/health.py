@@ -53,8 +53,9 @@ async def health(services: GivenServices) -> Response:
 
 @router.get("/version", **describe("Health", response=ServerVersion))
 async def version(services: GivenServices) -> Response:
-    """Return the versions of the server and of its packages, and what the engine runs on."""
-    return JSONResponse({"version": VERSION, "engine": services.client.info})
+    """Return the versions of the server and of its packages, what the engine runs on, and the digests of the weights."""
+    weights = services.weights.describe()
+    return JSONResponse({"version": VERSION, "engine": services.client.info, "weights": weights})
 
 
 @router.get("/metrics", **describe("Health", response={"text/plain": str}))

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.access.callers import Caller
-from server.access.keys import Key
+from server.access.keys import Key, manages
 from server.access.quotas import Limits
 from server.api.body import JSONResponse, read_request
 from server.api.openapi import describe
@@ -31,18 +31,21 @@ FIRST_KEY = "this server has no key yet: make the first one with `flamboyance ke
 )
 async def create_key(request: Request, services: GivenServices) -> Response:
     """Make an API key. Its secret is in this response alone."""
-    _require_key(request)
+    administrator = _tenant(request)
     fields = await read_request(CreateKeyRequest, request, services)
+    tenant = administrator if fields.tenant is None else fields.tenant
+    if not manages(administrator, tenant):
+        raise Forbidden(f"keys of the tenant {tenant} are made by its own administrators", param="tenant")
     limits = Limits(**fields.limits.model_dump())
-    key, secret = await services.keys.create(fields.name, fields.role, limits)
+    key, secret = await services.keys.create(fields.name, fields.role, limits, tenant=tenant)
     return JSONResponse({**_card(key), "key": secret})
 
 
 @router.get("/v1/keys", **describe("Keys", response=responses.Keys, errors=(DatabaseUnavailable, Forbidden)))
 async def list_keys(request: Request, services: GivenServices) -> Response:
-    """List the API keys, without their secrets."""
-    _require_key(request)
-    return JSONResponse({"object": "list", "data": [_card(key) for key in await services.keys.all()]})
+    """List the API keys, without their secrets: those of the own tenant or, in the default tenant, of all."""
+    keys = await services.keys.all(_tenant(request))
+    return JSONResponse({"object": "list", "data": [_card(key) for key in keys]})
 
 
 @router.delete(
@@ -54,16 +57,17 @@ async def revoke_key(key_id: str, request: Request, services: GivenServices) -> 
 
     The last key is kept, unless the setting `api_key` is set: a server without keys is open.
     """
-    _require_key(request)
-    key = await services.keys.revoke(key_id, may_be_last=services.settings.api_key is not None)
+    may_be_last = services.settings.api_key is not None
+    key = await services.keys.revoke(key_id, may_be_last=may_be_last, tenant=_tenant(request))
     return JSONResponse({"id": key.id, "object": "api_key", "deleted": True})
 
 
-def _require_key(request: Request) -> None:
-    """Keep a stranger from taking over an open server. Raises `Forbidden`."""
+def _tenant(request: Request) -> str:
+    """Return the tenant of an administrator. A stranger does not take over an open server: raises `Forbidden`."""
     caller: Caller = request.state.caller
     if caller.is_anonymous:
         raise Forbidden(FIRST_KEY)
+    return caller.tenant
 
 
 def _card(key: Key) -> dict[str, Any]:
@@ -72,6 +76,7 @@ def _card(key: Key) -> dict[str, Any]:
         "object": "api_key",
         "name": key.name,
         "role": key.role,
+        "tenant": key.tenant or None,
         "limits": msgspec.structs.asdict(key.limits),
         "created_at": key.created_at,
     }

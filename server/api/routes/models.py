@@ -145,7 +145,8 @@ async def detokenize(request: Request, services: GivenServices) -> Response:
 async def create_embeddings(request: Request, services: GivenServices, record: GivenRecord) -> Response:
     """Return the vectors of texts or of media, never of both in one request."""
     fields = await read_request(EmbeddingsRequest, request, services)
-    return JSONResponse(await unless_disconnected(request.receive, _embed(fields, record, services)))
+    work = _embed(fields, record, services.with_salt(fields.cache_salt))
+    return JSONResponse(await unless_disconnected(request.receive, work))
 
 
 async def _embed(fields: EmbeddingsRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
@@ -218,7 +219,8 @@ def _ids(text: str | list[int] | Part, param: str, model: ServedModel) -> list[i
 async def inspect(request: Request, services: GivenServices, record: GivenRecord) -> Response:
     """Return what a token reads of its image, and how far the gates are open."""
     fields = await read_request(InspectRequest, request, services)
-    return JSONResponse(await unless_disconnected(request.receive, _inspect(fields, record, services)))
+    work = _inspect(fields, record, services.with_salt(fields.cache_salt))
+    return JSONResponse(await unless_disconnected(request.receive, work))
 
 
 async def _inspect(fields: InspectRequest, record: RequestRecord, services: Services) -> dict[str, Any]:

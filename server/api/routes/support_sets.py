@@ -30,6 +30,7 @@ from server.errors import (
     InvalidRequest,
     NameTaken,
     TooManyExamples,
+    TooManySupportSets,
     Unavailable,
     VersionConflict,
 )
@@ -63,7 +64,7 @@ router = APIRouter()
 
 CHANGE = (*SUPPORT_SET, VersionConflict)
 EXAMPLES = (*MEDIA, TooManyExamples, IdempotencyConflict, Unavailable)
-CREATE = (*CHANGE, *EXAMPLES, NameTaken)
+CREATE = (*CHANGE, *EXAMPLES, NameTaken, TooManySupportSets)
 KEY = ("Idempotency-Key",)
 
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -90,6 +91,7 @@ async def create_support_set(request: Request, services: GivenServices) -> Respo
         is_pinned=fields.pinned,
         metadata=fields.metadata,
         idempotency_key=await asyncio.to_thread(idempotency_key, request, body),
+        max_sets=request.state.caller.max_support_sets,
     )
     return await _store(fields.examples, store, request, services)
 

@@ -11,12 +11,13 @@ from server.schemas.responses.base import ListSchema, ResponseSchema
 
 
 class KeyLimits(ResponseSchema):
-    """The amounts that a key may use in a minute; null where it has no limit."""
+    """The amounts that a key may use in a minute, and the support sets of its tenant; null where it has no limit."""
 
     requests: int | None
     tokens: int | None
     bytes: int | None
     media: int | None
+    support_sets: int | None
 
 
 class Key(ResponseSchema):
@@ -26,6 +27,7 @@ class Key(ResponseSchema):
     object: Literal["api_key"]
     name: str
     role: Role
+    tenant: str | None = Field(description="Null for the default tenant.")
     limits: KeyLimits
     created_at: float = Field(description="In Unix seconds.")
 

@@ -131,6 +131,13 @@ class Health(Ready):
     engine: EngineInfo = Field(description="Versions, device, number formats and kernels.")
 
 
+class WeightsFile(ResponseSchema):
+    file: str
+    bytes: int
+    sha256: str | None = Field(description="Null until it is computed, which begins when the engine is ready.")
+
+
 class ServerVersion(ResponseSchema):
     version: str
     engine: EngineInfo
+    weights: list[WeightsFile] = Field(description="The files of weights in the model's folder.")

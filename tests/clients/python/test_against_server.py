@@ -156,3 +156,29 @@ def test_invalid_image_bytes_raise(client: Client, streamed: bool) -> None:
     with pytest.raises(BadRequest) as caught:
         send()
     assert (caught.value.code, caught.value.param) == ("invalid_media", "prompt[0].image_url.url")
+
+
+def test_keys_are_made_listed_and_revoked(client: Client, url: str) -> None:
+    made = client.keys.create("team", role="manage", tenant="acme", limits={"requests": 5})
+    assert (made.name, made.role, made.tenant, made.limits["requests"]) == ("team", "manage", "acme", 5)
+    assert made.secret is not None
+    assert made.secret not in repr(made)
+    assert [(key.id, key.secret) for key in client.keys.list()] == [(made.id, None)]
+    with Client(url, api_key=made.secret, retries=Retries(limit=0)) as team:
+        assert len(team.support_sets.list()) == 0
+        with pytest.raises(NotAuthorised):
+            team.keys.list()
+    assert client.keys.revoke(made.id)
+    with pytest.raises(TypeError, match="unheard_of"):
+        client.keys.create("team", limits={"unheard_of": 5})  # type: ignore[arg-type]
+
+
+def test_keys_of_an_async_client(url: str) -> None:
+    async def manage() -> None:
+        async with AsyncClient(url, api_key=KEY, retries=Retries(limit=0)) as client:
+            made = await client.keys.create("team")
+            assert (made.role, made.tenant) == ("inference", None)
+            assert made.id in [key.id for key in await client.keys.list()]
+            assert await client.keys.revoke(made.id)
+
+    asyncio.run(manage())

@@ -10,6 +10,7 @@ import flamboyance_client as client
 from flamboyance_client.prompt import Part
 from server.schemas import fewshot, generation, stored
 from server.schemas.base import Schema
+from server.schemas.keys import LimitFields
 from server.schemas.models import InspectRequest
 from server.schemas.prompt import Part as ServerPart
 from server.schemas.stored import EvaluateRequest
@@ -31,6 +32,7 @@ PAIRS: list[tuple[Any, type[Schema], set[str]]] = [
     (client.SearchOptions, fewshot.SearchRequest, {"query"}),
     (client.SuggestOptions, stored.SuggestRequest, {"pool"}),
     (client.WarmOptions, stored.WarmRequest, set()),
+    (client.KeyLimits, LimitFields, set()),
     (client.Query, fewshot.QueryFields, set()),
     (client.Selection, fewshot.ExamplesFields, set()),
     (client.Template, fewshot.TemplateFields, set()),

@@ -113,3 +113,18 @@ async def test_pins_reach_the_worker(engine: EngineClient, metrics: Metrics) -> 
     await eventually(lambda: metrics.engine.values.get("media_slots_pinned") == 2)
     engine.pin([image("a").digest], False)
     await eventually(lambda: metrics.engine.values.get("media_slots_pinned") == 1)
+
+
+async def test_salted_clients_have_media_of_their_own(engine: EngineClient, decoder: FakeDecoder) -> None:
+    decoder.opened.clear()
+    clients = [engine, engine.salted("x"), engine.salted("y"), engine.salted("x")]
+    requests = [
+        asyncio.create_task(each.score(score(str(number), image("a")), {image("a").digest: image("a")}))
+        for number, each in enumerate(clients)
+    ]
+    await eventually(lambda: len(decoder.decoded) == 3)  # requests with the same salt wait for the same pixels
+    decoder.opened.set()
+    assert [scored.logprobs for scored in await asyncio.gather(*requests)] == [[[-1, -2], [-3]]] * 4
+    assert decoder.decoded == [b"a"] * 3
+    assert len({each.salt for each in clients}) == 3
+    assert engine.salted("x").salted("y").salt != engine.salted("y").salted("x").salt

@@ -39,7 +39,7 @@ def maintenance(app: FastAPI) -> Maintenance:
     return Maintenance(
         services.support_sets,
         EmbeddingStore(services.database),
-        services.warming,
+        app.state.tenants.warm_sets,
         services.client,
         services.metrics,
         sweep_interval=3600,

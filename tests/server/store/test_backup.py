@@ -75,6 +75,39 @@ async def test_a_restored_database_is_the_same(
     }
 
 
+async def test_the_media_of_all_tenants_are_restored(
+    sets: SupportSets, database: Database, store: MediaStore, other: Database, other_store: MediaStore, tmp_path: Path
+) -> None:
+    of_acme = sets.of("acme", MediaReferences(database, store).of(store.of("acme")))
+    await of_acme.create("colours", [example("z", RED)])
+    written = await write_backup(tmp_path / "backup.tar", database, store)
+    assert (written.num_media, written.missing) == (4, [])
+    await restore_backup(tmp_path / "backup.tar", other, other_store)
+    assert await contents(other) == await contents(database)
+    assert [list(other_store.of(tenant).names()) for tenant in ("acme", "unheard-of")] == [[RED.id], []]
+    assert len(list(other_store.names())) == 3
+    restored = SupportSets(other, MediaReferences(other, other_store))
+    assert len((await restored.get_version("colours")).examples) == 2
+    restored = restored.of("acme", MediaReferences(other, other_store.of("acme")))
+    assert [each.id for each in (await restored.get_version("colours")).examples] == ["z"]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "A/x", "tenants/acme/x"])
+async def test_a_backup_writes_no_file_outside_the_store(
+    sets: SupportSets, database: Database, store: MediaStore, other: Database, tmp_path: Path, name: str
+) -> None:
+    await write_backup(tmp_path / "backup.tar", database, store)
+    with tarfile.open(tmp_path / "backup.tar") as written, tarfile.open(tmp_path / "evil.tar", "w") as evil:
+        for member in written.getmembers():
+            content = written.extractfile(member)
+            if member.name == f"media/{RED.id}":
+                member.name = f"media/{name}/{RED.id}"
+            evil.addfile(member, content)
+    with pytest.raises(BackupError, match="damaged"):
+        await restore_backup(tmp_path / "evil.tar", other, MediaStore(str(tmp_path / "new" / "store")))
+    assert not [file for file in tmp_path.rglob(RED.id) if tmp_path / "media" not in file.parents]
+
+
 async def test_a_restored_set_is_changed_as_before(
     sets: SupportSets, database: Database, store: MediaStore, other: Database, other_store: MediaStore, tmp_path: Path
 ) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, String, text
 from sqlalchemy.orm import Session
+from sqlalchemy.types import TypeEngine
 
 from server.media.store import MediaStore
 from server.quality.evaluation_store import Evaluations
@@ -24,8 +26,17 @@ pytestmark = pytest.mark.anyio
 
 def differences(session: Session, _now: float) -> list[object]:
     """Return what would have to change so that the database has the tables of the code."""
-    context = MigrationContext.configure(session.connection(), opts={"include_name": _is_table_of_code})
+    options = {"include_name": _is_table_of_code, "compare_type": _has_other_type}
+    context = MigrationContext.configure(session.connection(), opts=options)
     return list(compare_metadata(context, Base.metadata))
+
+
+def _has_other_type(
+    context: MigrationContext, _column: object, _of_code: object, in_database: TypeEngine[Any], in_code: TypeEngine[Any]
+) -> bool | None:
+    """Ignore the length of a text in SQLite, where it has no meaning; None leaves it to Alembic."""
+    is_text = isinstance(in_database, String) and isinstance(in_code, String)
+    return False if context.dialect.name == "sqlite" and is_text else None
 
 
 def _is_table_of_code(name: str | None, kind: str, _parents: object) -> bool:

@@ -161,7 +161,7 @@ async def test_an_update_changes_only_its_fields_and_no_version(support_sets: Su
     assert (changed.is_pinned, changed.metadata, changed.expires_at) == (True, {"b": 2}, clock.now + 9)
     assert (changed.name, changed.version, changed.created_at) == ("s", 1, info.created_at)
     assert changed.updated_at == clock.now
-    assert await support_sets.pinned() == [(info.id, 1)]
+    assert await support_sets.pinned() == {"": [(info.id, 1)]}
 
 
 async def test_the_number_of_examples_is_limited(support_sets: SupportSets) -> None:
@@ -187,7 +187,7 @@ async def test_an_expired_set_is_not_found_and_its_name_is_free(
     with pytest.raises(SupportSetNotFound):
         await support_sets.update("s", {"expires_at": None})
     assert await support_sets.page("", 10) == []
-    assert await support_sets.pinned() == []
+    assert await support_sets.pinned() == {}
     assert store.exists(RED.id)
     await support_sets.sweep()
     assert not store.exists(RED.id)

@@ -552,7 +552,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** List the API keys, without their secrets */
+        /** List the API keys, without their secrets: those of the own tenant or, in the default tenant, of all */
         get: operations["list_keys"];
         put?: never;
         /** Make an API key. Its secret is in this response alone */
@@ -658,7 +658,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Return the versions of the server and of its packages, and what the engine runs on */
+        /** Return the versions of the server and of its packages, what the engine runs on, and the digests of the weights */
         get: operations["version"];
         put?: never;
         post?: never;
@@ -889,6 +889,8 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
+            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            cache_salt?: string | null;
             /**
              * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
              * @default 0
@@ -1171,6 +1173,8 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
+            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            cache_salt?: string | null;
             /**
              * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
              * @default 0
@@ -1383,6 +1387,8 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
+            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            cache_salt?: string | null;
             /**
              * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
              * @default 0
@@ -1549,6 +1555,8 @@ export interface components {
              */
             role: "inference" | "manage" | "admin" | null;
             limits?: components["schemas"]["LimitFields"] | null;
+            /** @description The name of the keys that share support sets, uploads, evaluations and caches. Default: that of the key which makes this one. Only administrators of the default tenant make keys for others. */
+            tenant?: string | null;
         };
         /**
          * CreateRequest
@@ -1709,6 +1717,8 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
+            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            cache_salt?: string | null;
             /**
              * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
              * @default 0
@@ -1939,6 +1949,8 @@ export interface components {
              */
             media_vector: "features" | "likeness" | null;
             user?: string | null;
+            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            cache_salt?: string | null;
         };
         /** EndOfChunkPart */
         EndOfChunkPart: {
@@ -2256,6 +2268,8 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
+            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            cache_salt?: string | null;
             /**
              * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
              * @default 0
@@ -2531,6 +2545,8 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
+            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            cache_salt?: string | null;
             prompt: string | number[] | (components["schemas"]["TextPart"] | components["schemas"]["ImageUrlPart"] | components["schemas"]["VideoUrlPart"] | components["schemas"]["ImageIdPart"] | components["schemas"]["VideoIdPart"] | components["schemas"]["EndOfChunkPart"])[];
             /**
              * @description The text after the prompt.
@@ -2594,19 +2610,22 @@ export interface components {
             name: string;
             /** @enum {string} */
             role: "inference" | "manage" | "admin";
+            /** @description Null for the default tenant. */
+            tenant: string | null;
             limits: components["schemas"]["KeyLimits"];
             /** @description In Unix seconds. */
             created_at: number;
         };
         /**
          * KeyLimits
-         * @description The amounts that a key may use in a minute; null where it has no limit.
+         * @description The amounts that a key may use in a minute, and the support sets of its tenant; null where it has no limit.
          */
         KeyLimits: {
             requests: number | null;
             tokens: number | null;
             bytes: number | null;
             media: number | null;
+            support_sets: number | null;
         };
         /** Keys */
         Keys: {
@@ -2680,7 +2699,7 @@ export interface components {
         };
         /**
          * LimitFields
-         * @description The amounts that a key may use in a minute; one that is not given is not limited.
+         * @description The amounts that a key may use in a minute, and support sets; what is not given is not limited.
          */
         LimitFields: {
             requests?: number | null;
@@ -2690,6 +2709,8 @@ export interface components {
             bytes?: number | null;
             /** @description Images and videos of prompts. */
             media?: number | null;
+            /** @description Not per minute: with that many support sets, the tenant gets no more by this key. */
+            support_sets?: number | null;
         };
         /** Live */
         Live: {
@@ -2784,6 +2805,8 @@ export interface components {
             name: string;
             /** @enum {string} */
             role: "inference" | "manage" | "admin";
+            /** @description Null for the default tenant. */
+            tenant: string | null;
             limits: components["schemas"]["KeyLimits"];
             /** @description In Unix seconds. */
             created_at: number;
@@ -3050,6 +3073,8 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
+            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            cache_salt?: string | null;
             /**
              * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
              * @default 0
@@ -3130,6 +3155,8 @@ export interface components {
             engine: {
                 [key: string]: unknown;
             };
+            /** @description The files of weights in the model's folder. */
+            weights: components["schemas"]["WeightsFile"][];
         };
         /**
          * ShotFields
@@ -3716,6 +3743,13 @@ export interface components {
             scores: {
                 [key: string]: number;
             };
+        };
+        /** WeightsFile */
+        WeightsFile: {
+            file: string;
+            bytes: number;
+            /** @description Null until it is computed, which begins when the engine is ready. */
+            sha256: string | null;
         };
     };
     responses: never;
@@ -7785,7 +7819,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `too_many_support_sets`, `permission_denied`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -10279,7 +10313,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `too_many_support_sets`, `permission_denied`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];

@@ -47,6 +47,7 @@ from flamboyance_client.fewshot import (
     query,
 )
 from flamboyance_client.folders import media_files
+from flamboyance_client.keys import ApiKey, KeyLimits
 from flamboyance_client.options import (
     ClassifyOptions,
     EvaluateOptions,
@@ -78,6 +79,7 @@ from flamboyance_client.retries import Retries
 
 __all__ = [
     "ApiError",
+    "ApiKey",
     "AsyncClient",
     "BadRequest",
     "Baseline",
@@ -102,6 +104,7 @@ __all__ = [
     "Harmful",
     "Health",
     "InspectOptions",
+    "KeyLimits",
     "Logprobs",
     "Mislabelled",
     "Model",

@@ -25,6 +25,7 @@ from flamboyance_client.batches import CONCURRENCY, OnError, checked_queries, cl
 from flamboyance_client.connection import checked_url, headers, request_arguments, transport_errors
 from flamboyance_client.errors import FlamboyanceError
 from flamboyance_client.fewshot import AnyQuery
+from flamboyance_client.keys import AsyncKeys, Keys
 from flamboyance_client.options import ClassifyOptions, InspectOptions, Options, ScoreOptions
 from flamboyance_client.prompt import Part, Prompt
 from flamboyance_client.records import Classification, Score
@@ -60,6 +61,7 @@ class Client:
         self.images = Images(self._send)
         self.support_sets = SupportSets(self._send, self._download, model)
         self.evaluations = Evaluations(self._send)
+        self.keys = Keys(self._send)
         url = checked_url(base_url)
         self._http = httpx.Client(base_url=url, headers=headers(api_key), timeout=timeout, transport=transport)
         finalize(self, self._http.close)
@@ -205,6 +207,7 @@ class AsyncClient:
         self.images = AsyncImages(self._send)
         self.support_sets = AsyncSupportSets(self._send, self._download, model)
         self.evaluations = AsyncEvaluations(self._send)
+        self.keys = AsyncKeys(self._send)
         self._http = httpx.AsyncClient(
             base_url=checked_url(base_url), headers=headers(api_key), timeout=timeout, transport=transport
         )

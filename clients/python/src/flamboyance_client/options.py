@@ -59,6 +59,7 @@ class Options(TypedDict, total=False):
     priority: int | None
     request_id: str | None
     user: str | None
+    cache_salt: str | None
 
 
 class PromptOptions(TypedDict, total=False):
@@ -104,6 +105,7 @@ class ClassifyOptions(PromptOptions, ProbabilityOptions, total=False):
     priority: int | None
     request_id: str | None
     user: str | None
+    cache_salt: str | None
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -115,6 +117,7 @@ class ScoreOptions(TypedDict, total=False):
     priority: int | None
     request_id: str | None
     user: str | None
+    cache_salt: str | None
 
 
 class InspectOptions(TypedDict, total=False):
@@ -127,6 +130,7 @@ class InspectOptions(TypedDict, total=False):
     layers: Sequence[int] | None
     request_id: str | None
     user: str | None
+    cache_salt: str | None
 
 
 class EvaluateOptions(ProbabilityOptions, total=False):

@@ -35,17 +35,17 @@ class ImageCalls:
         return Call(method="POST", path="/v1/images", content=data, content_type=content_type, read=read)
 
     def get(self, media_id: str) -> Call[StoredMedia]:
-        return Call(method="GET", path=_path("images", media_id), read=json_reader(StoredMedia.parse))
+        return Call(method="GET", path=resource_path("images", media_id), read=json_reader(StoredMedia.parse))
 
     def content(self, media_id: str) -> Call[bytes]:
-        return Call(method="GET", path=f"{_path('images', media_id)}/content", read=lambda status, body: body)
+        return Call(method="GET", path=f"{resource_path('images', media_id)}/content", read=lambda status, body: body)
 
     def list(self, limit: int, after: str | None) -> Call[Page[StoredMedia]]:
         read = json_reader(lambda values: Page[StoredMedia].parse(values, StoredMedia.parse))
         return Call(method="GET", path="/v1/images", query=_query(limit=limit, after=after), read=read)
 
     def delete(self, media_id: str) -> Call[bool]:
-        return Call(method="DELETE", path=_path("images", media_id), read=json_reader(is_deleted))
+        return Call(method="DELETE", path=resource_path("images", media_id), read=json_reader(is_deleted))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ class SupportSetCalls:
         return _created("/v1/support_sets", sent)
 
     def get(self, name: str, version: int | None) -> Call[SupportSet]:
-        path, query = _path("support_sets", name), _query(version=version)
+        path, query = resource_path("support_sets", name), _query(version=version)
         return Call(method="GET", path=path, query=query, read=json_reader(SupportSet.parse))
 
     def list(self, limit: int, after: str | None) -> Call[Page[SupportSet]]:
@@ -70,36 +70,36 @@ class SupportSetCalls:
 
     def update(self, name: str, changes: SetChanges) -> Call[SupportSet]:
         checked_options(SetChanges, changes)
-        return _set_call("PATCH", _path("support_sets", name), dict(changes))
+        return _set_call("PATCH", resource_path("support_sets", name), dict(changes))
 
     def delete(self, name: str) -> Call[bool]:
-        return Call(method="DELETE", path=_path("support_sets", name), read=json_reader(is_deleted))
+        return Call(method="DELETE", path=resource_path("support_sets", name), read=json_reader(is_deleted))
 
     def put(self, name: str, examples: Sequence[Example], expected_version: int | None) -> Call[SupportSet]:
         expected = {} if expected_version is None else {"expected_version": expected_version}
         return _created(
-            _path("support_sets", name, "examples"),
+            resource_path("support_sets", name, "examples"),
             {"examples": [with_media(example) for example in examples], **expected},
         )
 
     def remove(self, name: str, ids: Sequence[str], expected_version: int | None) -> Call[SupportSet]:
         query = _query(id=",".join(ids), expected_version=expected_version)
-        path = _path("support_sets", name, "examples")
+        path = resource_path("support_sets", name, "examples")
         return Call(method="DELETE", path=path, query=query, read=json_reader(SupportSet.parse))
 
     def examples(self, name: str, version: int | None, limit: int, after: str | None) -> Call[Page[StoredExample]]:
         query = _query(version=version, limit=limit, after=after)
         read = json_reader(lambda values: Page[StoredExample].parse(values, StoredExample.parse))
-        return Call(method="GET", path=_path("support_sets", name, "examples"), query=query, read=read)
+        return Call(method="GET", path=resource_path("support_sets", name, "examples"), query=query, read=read)
 
     def export(self, name: str, version: int | None) -> Call[bytes]:
-        path = _path("support_sets", name, "export")
+        path = resource_path("support_sets", name, "export")
         return Call(method="GET", path=path, query=_query(version=version), read=lambda status, body: body)
 
     def import_(self, file: Path, name: str | None) -> Call[SupportSet]:
         call = Call(
             method="POST",
-            path=_path("support_sets", "import"),
+            path=resource_path("support_sets", "import"),
             file=file,
             content_type=ARCHIVE_TYPE,
             query=_query(name=name),
@@ -110,26 +110,26 @@ class SupportSetCalls:
     def search(self, name: str, query: AnyQuery, options: SearchOptions) -> Call[Page[StoredExample]]:
         body = self._with_model({**checked_options(SearchOptions, options), "query": as_query(query)})
         read = json_reader(lambda values: Page[StoredExample].parse(values, StoredExample.parse))
-        return Call(method="POST", path=_path("support_sets", name, "search"), body=body, read=read)
+        return Call(method="POST", path=resource_path("support_sets", name, "search"), body=body, read=read)
 
     def diagnostics(self, name: str, version: int | None, limit: int | None) -> Call[Diagnostics]:
-        path, query = _path("support_sets", name, "diagnostics"), _query(version=version, limit=limit)
+        path, query = resource_path("support_sets", name, "diagnostics"), _query(version=version, limit=limit)
         return Call(method="GET", path=path, query=query, read=json_reader(Diagnostics.parse))
 
     def suggest(self, name: str, pool: Sequence[QueryMedia], options: SuggestOptions) -> Call[Suggestions]:
         media = checked_pool(pool)
         fields = {**checked_options(SuggestOptions, options), "pool": list(map(as_query, media))}
         read = json_reader(lambda values: Suggestions.parse(values, media))
-        path = _path("support_sets", name, "suggest")
+        path = resource_path("support_sets", name, "suggest")
         return Call(method="POST", path=path, body=self._with_model(fields), read=read)
 
     def warm(self, name: str, options: WarmOptions) -> Call[SupportSet]:
-        return _set_call("POST", _path("support_sets", name, "warm"), checked_options(WarmOptions, options))
+        return _set_call("POST", resource_path("support_sets", name, "warm"), checked_options(WarmOptions, options))
 
     def evaluate(self, name: str, options: EvaluateOptions) -> Call[Evaluation]:
         return Call(
             method="POST",
-            path=_path("support_sets", name, "evaluate"),
+            path=resource_path("support_sets", name, "evaluate"),
             body=self._with_model(checked_options(EvaluateOptions, options)),
             read=json_reader(Evaluation.parse),
             accepts=frozenset({202}),
@@ -144,7 +144,7 @@ class EvaluationCalls:
     """Builds the calls of `/v1/evaluations`."""
 
     def get(self, evaluation_id: str) -> Call[Evaluation]:
-        return Call(method="GET", path=_path("evaluations", evaluation_id), read=json_reader(Evaluation.parse))
+        return Call(method="GET", path=resource_path("evaluations", evaluation_id), read=json_reader(Evaluation.parse))
 
     def list(self, support_set: str | None, limit: int, after: str | None) -> Call[Page[Evaluation]]:
         query = _query(support_set=support_set, limit=limit, after=after)
@@ -152,11 +152,11 @@ class EvaluationCalls:
         return Call(method="GET", path="/v1/evaluations", query=query, read=read)
 
     def cancel(self, evaluation_id: str) -> Call[Evaluation]:
-        path = _path("evaluations", evaluation_id, "cancel")
+        path = resource_path("evaluations", evaluation_id, "cancel")
         return Call(method="POST", path=path, read=json_reader(Evaluation.parse))
 
     def delete(self, evaluation_id: str) -> Call[bool]:
-        return Call(method="DELETE", path=_path("evaluations", evaluation_id), read=json_reader(is_deleted))
+        return Call(method="DELETE", path=resource_path("evaluations", evaluation_id), read=json_reader(is_deleted))
 
 
 def _set_call(method: str, path: str, body: dict[str, Any]) -> Call[SupportSet]:
@@ -168,7 +168,7 @@ def _created(path: str, body: dict[str, Any]) -> Call[SupportSet]:
     return replace(_set_call("POST", path, body), idempotency_key=str(uuid4()))
 
 
-def _path(*segments: str) -> str:
+def resource_path(*segments: str) -> str:
     """Return the path of a resource. Raises `ValueError` for a name or an id that would make it another one's."""
     for segment in segments:
         if segment in ("", ".", ".."):

@@ -366,7 +366,7 @@ async def test_metrics_count_requests_tokens_and_media(
     text = (await http.get("/metrics")).text
 
     def value(name: str, labels: str = "") -> float:
-        (line,) = (s for s in text.splitlines() if s.startswith(f'flamboyance:{name}{{{labels}model_name="tiny"}}'))
+        (line,) = (s for s in text.splitlines() if s.startswith(f'flamboyance:{name}{{{labels}model_name="tiny"'))
         return float(line.split()[-1])
 
     assert value("request_success_total", 'finished_reason="stop",') == 1

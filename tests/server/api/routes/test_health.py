@@ -54,4 +54,5 @@ async def test_during_shutdown_the_server_is_not_ready_and_refuses_requests(
 
 
 async def test_the_version_includes_the_engine(http: httpx.AsyncClient) -> None:
-    assert (await http.get("/version")).json() == {"version": "0.1.0", "engine": {"device": "fake"}}
+    expected = {"version": "0.1.0", "engine": {"device": "fake"}, "weights": []}
+    assert (await http.get("/version")).json() == expected

@@ -131,13 +131,15 @@ class TestOpenServer:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     location = ["--data-dir", str(tmp_path)]
-    assert main(["keys", "create", "team", "--tokens", "100", *location]) == 0
+    limits = ["--tokens", "100", "--support-sets", "3"]
+    assert main(["keys", "create", "team", "--tenant", "acme", *limits, *location]) == 0
     secret = capsys.readouterr().out.strip()
 
     async def find() -> str | None:
         database = Database(f"sqlite:///{tmp_path / 'flamboyance.db'}")
         key = await Keys(database).find(secret)
         database.close()
+        assert key is None or key.tenant == "acme"
         return None if key is None else key.id
 
     key_id = asyncio.run(find())
@@ -145,10 +147,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["keys", "list", *location]) == 0
     listed = capsys.readouterr().out
     assert "team" in listed
-    assert "100 tokens" in listed
+    assert "acme" in listed
+    assert "100 tokens/min" in listed
+    assert "3 support sets" in listed
     assert secret not in listed
     assert main(["keys", "revoke", key_id, *location]) == 2
     assert "a server without keys is open" in capsys.readouterr().err
     assert main(["keys", "revoke", key_id, "--last", *location]) == 0
     assert main(["keys", "revoke", key_id, *location]) == 2
     assert "no API key has the id" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["keys", "create", "team", "--tenant", "../acme", *location])
+    assert "--tenant: at most 48 lower-case letters" in capsys.readouterr().err

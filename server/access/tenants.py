@@ -1,0 +1,22 @@
+"""Names of what a tenant stores: those of the default tenant are plain, all others begin with the tenant's name.
+
+A tenant is a group of API keys that share support sets, uploads, evaluations and caches. No tenant sees those of another.
+The default tenant is that of the setting `api_key`, of servers without keys, and of keys that name no other.
+"""
+
+from __future__ import annotations
+
+DEFAULT_TENANT = ""
+# part of paths and of names, which have no slash of their own
+TENANT_NAME = r"^[a-z0-9][a-z0-9_-]{0,47}$"
+
+
+def qualified(tenant: str, name: str) -> str:
+    """Return the name, or the media id, under which a tenant's own `name` is stored."""
+    return f"{tenant}/{name}" if tenant else name
+
+
+def split(name: str) -> tuple[str, str]:
+    """Return the tenant and its own name of a qualified name."""
+    tenant, _, unqualified = name.rpartition("/")
+    return tenant, unqualified

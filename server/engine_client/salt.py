@@ -1,0 +1,54 @@
+"""Salts keep the engine's caches apart: a request finds in them only what requests with the same salt have left.
+
+The salt is part of the hash of each block of text, of the key of each media item, and of each compiled grammar. So the time
+that a prompt takes tells nothing about the prompts of others. A tenant has a salt of its own, unless the operator lets
+tenants share; a request may add another one (`cache_salt`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import msgspec
+
+from model.prompt import EncodedPrompt
+from server import wire
+from server.media.source import EncodedMedia
+
+NO_SALT = b""
+SALT_BYTES = 16
+
+
+def add_salt(salt: bytes, name: str) -> bytes:
+    """Return the salt of requests that have `salt` and also the name of a tenant, or a text of their own."""
+    return hashlib.blake2b(salt + name.encode(), digest_size=SALT_BYTES, person=b"flmbynce-salt").digest()
+
+
+def salted(request: wire.Request, salt: bytes) -> wire.Request:
+    """Return a request whose prompt and media have a salt. Without one they stay as they are."""
+    match request:
+        case _ if not salt:
+            return request
+        case wire.Generate() | wire.Score() | wire.Inspect():
+            return msgspec.structs.replace(request, prompt=salted_prompt(request.prompt, salt))
+        case wire.Embed():
+            return msgspec.structs.replace(request, media=salted_sources(request.media, salt))
+    return request
+
+
+def salted_prompt(prompt: EncodedPrompt, salt: bytes) -> EncodedPrompt:
+    return replace(prompt, media=salted_sources(prompt.media, salt), salt=salt)
+
+
+def salted_media(media: Mapping[bytes, EncodedMedia], salt: bytes) -> Mapping[bytes, EncodedMedia]:
+    """Return media by their sources."""
+    if not salt:
+        return media
+    return {digest + salt: replace(item, digest=digest + salt) for digest, item in media.items()}
+
+
+def salted_sources(digests: Iterable[bytes], salt: bytes) -> list[bytes]:
+    """Return the sources of media: how the worker names them."""
+    return [digest + salt for digest in digests]
