@@ -106,7 +106,7 @@ def test_shots_of_a_warm_set_that_attend_alone_are_reused_whatever_is_selected(s
     # a marker, the text of the template with the colour, the end of the chunk
     num_blocks = sum(-(-(1 + len(f"Output:{colour}.\n") + 1) // size) for colour in COLOURS)
     assert warm["shot_bytes"] == num_blocks * size * bytes_per_token
-    answers = []
+    answers: list[dict[str, Any]] = []
     for strategy, order, k in (("rices_image", None, 5), ("rices_image", "shuffled", 5), ("random", None, 3)):
         examples = {"support_set": "colours", "k": k, "strategy": strategy, "order": order}
         new = {"image": data_url(png("pink", (9, 9 + len(answers) // 2)))}
