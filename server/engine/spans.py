@@ -36,7 +36,7 @@ class Spans:
     prefix: list[int]
     prefix_hashes: list[bytes]
     shots: list[Shot]
-    root: bytes
+    salt: bytes
 
     @classmethod
     def of(cls, prompt: EncodedPrompt, keys: Sequence[bytes], block_size: int) -> Spans:
@@ -59,7 +59,7 @@ class Spans:
     @property
     def query_parent(self) -> bytes:
         """The parent of the query's first block: a hash of the prefix and all shots."""
-        digest = hashlib.blake2b(self.root, digest_size=32, person=b"flmbynce-shots")
+        digest = hashlib.blake2b(self.salt, digest_size=32, person=b"flmbynce-shots")
         for hashes in (self.prefix_hashes, *(shot.hashes for shot in self.shots)):
             digest.update(b"".join(hashes[-1:]))
         return digest.digest()

@@ -47,7 +47,8 @@ class WarmSets:
     async def pin(self, versions: Iterable[tuple[str, int]]) -> bool:
         """Pin the media and the computed shots of these versions, and no others; return whether media were unpinned.
 
-        The versions are pairs of set id and version, in the order of their age: the worker keeps as many media as its quota has room for.
+        The versions are pairs of set id and version, in the order of their age: the worker keeps as many media as its quota
+        has room for.
         """
         if self._worker_id != self.warming.worker_id:
             self._worker_id, self._pinned_media, self._failed_versions = self.warming.worker_id, set(), set()

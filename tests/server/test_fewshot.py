@@ -14,7 +14,7 @@ from model.folder import save_folder
 from model.media import MediaLimits, load_image, resize
 from model.vision import normalise
 from tests.server.conftest import data_url, image_part, png
-from tests.server.test_main import Server, running
+from tests.server.test_main import Server, running, until
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
 CONFIG = CONFIGS["openflamingo"]
@@ -95,6 +95,38 @@ def test_embedded_media_are_not_encoded_again(server: Server) -> None:
     body = post(server, "/v1/fewshot/completions", query=QUERY_FIELDS, examples=examples)
     details = body["usage"]["fewshot_details"]
     assert (details["media"], details["media_encoded"], details["media_cached"]) == (9, 0, 9)
+
+
+def test_shots_of_a_warm_set_that_attend_alone_are_reused_whatever_is_selected(server: Server) -> None:
+    fields = {"template": "caption", "shots_attend": "alone", "wait": True}
+    warm = post(server, "/v1/support_sets/colours/warm", **fields)["warm"]
+    assert warm["shots"] == len(COLOURS)
+    config, size = CONFIG.language_model, 4
+    bytes_per_token = 4 * config.num_layers * 2 * config.num_kv_heads * config.head_dim
+    # a marker, the text of the template with the colour, the end of the chunk
+    num_blocks = sum(-(-(1 + len(f"Output:{colour}.\n") + 1) // size) for colour in COLOURS)
+    assert warm["shot_bytes"] == num_blocks * size * bytes_per_token
+    answers: list[dict[str, Any]] = []
+    for strategy, order, k in (("rices_image", None, 5), ("rices_image", "shuffled", 5), ("random", None, 3)):
+        examples = {"support_set": "colours", "k": k, "strategy": strategy, "order": order}
+        new = {"image": data_url(png("pink", (9, 9 + len(answers) // 2)))}
+        body = post(
+            server, "/v1/fewshot/completions", query=new, examples=examples, shots_attend="alone", logprobs=0, **GREEDY
+        )
+        answers.append(body)
+        usage = body["usage"]
+        assert usage["fewshot_details"]["shots_attend"] == "alone"
+        query = 1 + len("Output:")  # of which blocks are cached when it is sent again
+        assert usage["prompt_tokens_details"]["cached_tokens"] >= usage["prompt_tokens"] - query
+        assert usage["fewshot_details"]["media_encoded"] <= 1
+    ordered, shuffled, _ = answers
+    assert [shot["id"] for shot in ordered["fewshot"]["shots"]] != [shot["id"] for shot in shuffled["fewshot"]["shots"]]
+    assert ordered["choices"][0]["token_ids"] == shuffled["choices"][0]["token_ids"]
+    assert ordered["choices"][0]["logprobs"] == shuffled["choices"][0]["logprobs"]
+    assert server.http.patch("/v1/support_sets/colours", json={"pinned": True}).is_success
+    until(lambda: server.metric("kv_cache_pinned_bytes") == warm["shot_bytes"])
+    assert server.http.patch("/v1/support_sets/colours", json={"pinned": False}).is_success
+    until(lambda: server.metric("kv_cache_pinned_bytes") == 0)
 
 
 def test_a_text_search_needs_no_images(server: Server) -> None:

@@ -1,0 +1,79 @@
+"""Requests that share shots which attend alone, in simulated time: each is computed once, and sharing delays nobody."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from statistics import mean
+
+import pytest
+
+from model.prompt import EncodedPrompt
+from server.wire import BACKGROUND_PRIORITY, Generate, Sampling
+from tests.engine_client import IMAGE_TOKEN, assert_all_released
+from tests.engine_simulation import Simulation
+from tests.server.engine.test_scheduler import CONFIG
+
+PREFIX = [7, 7, 7]
+LENGTH = 9
+ONCE = Sampling(max_tokens=2, temperature=0.0, ignore_eos=True)
+
+
+def ask(simulation: Simulation, shots: Sequence[int], priority: int = 0) -> str:
+    """Add a request with these shots and a query of its own."""
+    name = simulation._name()
+    media = [*(f"shot {shot}" for shot in shots), f"query {name}"]
+    digests = [hashlib.blake2b(text.encode(), digest_size=32).digest() for text in media]
+    simulation.num_frames.update(dict.fromkeys(digests, 1))
+    token_ids, media_index = list(PREFIX), [-1] * len(PREFIX)
+    for index, text in enumerate(media):
+        token_ids += [IMAGE_TOKEN, *text.encode()[: LENGTH - 1].ljust(LENGTH - 1, b".")]
+        media_index += [index] * LENGTH
+    prompt = EncodedPrompt(token_ids=token_ids, media_index=media_index, media=digests, shots_attend="alone")
+    return simulation.add(Generate(request_id=name, prompt=prompt, sampling=ONCE, priority=priority))
+
+
+def num_computed(simulation: Simulation) -> int:
+    """Return how many tokens of prefixes and shots were computed."""
+    rows = [row for plan in simulation.runner.plans for row in plan.rows if row.sequence.layout is not None]
+    starts = [(row, row.sequence.layout.query_start) for row in rows if row.sequence.layout is not None]
+    return sum(min(row.start + row.count, start) - min(row.start, start) for row, start in starts)
+
+
+def latencies(simulation: Simulation, selections: Sequence[Sequence[int]]) -> list[float]:
+    """Let requests arrive at random moments; return the seconds of each."""
+    moments, names = random.Random(1), []
+    for shots in selections:
+        simulation.run_until(simulation.now + 0.05 * moments.random())
+        names.append(ask(simulation, shots))
+    for name in names:
+        simulation.run(name)
+    assert_all_released(simulation.engine)
+    return [simulation.ended[name] - simulation.arrived[name] for name in names]
+
+
+def test_each_shot_is_computed_once_and_sharing_delays_nobody() -> None:
+    draw = random.Random(0)
+    selections = [draw.sample(range(60), 8) for _ in range(120)]
+    simulation = Simulation(CONFIG)
+    shared = latencies(simulation, selections)
+    used = {shot for shots in selections for shot in shots}
+    assert num_computed(simulation) == len(PREFIX) + LENGTH * len(used)
+    apart = latencies(Simulation(CONFIG), [[1000 * i + shot for shot in shots] for i, shots in enumerate(selections)])
+    assert mean(shared) < mean(apart)
+    assert max(shared) < max(apart)
+
+
+@pytest.mark.parametrize("num_shots", [1, 8])
+def test_warming_delays_requests_that_need_its_shots_little(num_shots: int) -> None:
+    """A request waits for a shot that work in the background computes, in a step of its own at most."""
+    simulation = Simulation(CONFIG)
+    alone = mean(simulation.run(ask(simulation, range(100 * i, 100 * i + num_shots))) for i in range(3))
+    seconds = []
+    for i in range(5, 15):
+        for shot in range(100 * i, 100 * i + num_shots):
+            ask(simulation, [shot], BACKGROUND_PRIORITY)
+        simulation.step()
+        seconds.append(simulation.run(ask(simulation, range(100 * i, 100 * i + num_shots))))
+    assert mean(seconds) <= 3 * alone
