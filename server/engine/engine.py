@@ -18,9 +18,10 @@ from model.inference import InferenceModel
 from model.prompt import PromptTokenizer
 from server.engine.caches import BlockPool, MediaCache
 from server.engine.config import EngineConfig
+from server.engine.graphs import Recorder
 from server.engine.plan import Plan
 from server.engine.residents import Residents
-from server.engine.runner import Recorder, Runner
+from server.engine.runner import Runner
 from server.engine.sampler import Result, Sampler
 from server.engine.scheduler import HEAVY_SHARE, Scheduler
 from server.engine.sequence import Order

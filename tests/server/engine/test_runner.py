@@ -14,16 +14,8 @@ from model.batch import Batch, MediaPages
 from model.inference import prepare_for_inference
 from server.engine.caches import Encoding, MediaCache
 from server.engine.engine import Engine
-from server.engine.runner import (
-    REBUILT_TOGETHER,
-    DecodeGraphs,
-    Encoder,
-    Step,
-    bucket_sizes,
-    fill,
-    first_rows,
-    static_batch,
-)
+from server.engine.graphs import DecodeGraphs, Step, bucket_sizes, fill, first_rows, static_batch
+from server.engine.runner import REBUILT_TOGETHER, Encoder
 from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
