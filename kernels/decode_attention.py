@@ -60,10 +60,9 @@ def decode_attention(qkv: Tensor, cos: Tensor, sin: Tensor, kv_cache: Tensor, pl
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     group = width // (num_kv_heads * head_dim) - 2
     out = qkv.new_empty(num_sequences, group * num_kv_heads * head_dim)
-    *tables, has_spans = plan.addresses()
-    _rotate_store_attend[head_dim, group, has_spans][qkv.dtype](
-        qkv.data_ptr(), cos.data_ptr(), sin.data_ptr(), kv_cache.data_ptr(), out.data_ptr(), plan.tables.data_ptr(),
-        *tables, scale, num_sequences, num_kv_heads, block_size, plan.tables.shape[1], qkv.stride(0),
+    _rotate_store_attend[head_dim, group, plan.spans is not None][qkv.dtype](
+        qkv.data_ptr(), cos.data_ptr(), sin.data_ptr(), kv_cache.data_ptr(), out.data_ptr(), *plan.addresses,
+        scale, num_sequences, num_kv_heads, block_size, plan.tables.shape[1], qkv.stride(0),
         kv_cache.stride(0), cos.shape[-1], head_dim,
     )  # fmt: skip
     return out

@@ -31,6 +31,7 @@ def paged_attention_reference(
     spans: Spans | None = None,
     plan: Plan | GatherPlan | None = None,
 ) -> Tensor:
+    """The specification: a key is read if and only if it is valid and its position is at most the query's."""
     block_size, group = kv_cache.shape[3], query.shape[1] // kv_cache.shape[2]
     slopes = query.new_zeros(query.shape[1]) if alibi_slopes is None else alibi_slopes.float()
     outputs, sequences = [query[:0].float()], pairwise(query_starts.tolist())

@@ -5,7 +5,7 @@ It copies and pads nothing, runs on one thread, and a row's sums are the same in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
@@ -25,13 +25,15 @@ class DecodeRows:
     slopes: Tensor | None  # [H] float32
     spans: Spans | None = None  # with one position per row
 
-    def addresses(self) -> tuple[int, int, int, int, bool]:
-        """Return where `lengths` and the tables of `spans` are, and whether there are spans."""
-        lengths, spans = self.lengths.data_ptr(), self.spans
-        if spans is None:
-            return lengths, 0, 0, 0, False
-        block_positions, block_lengths = spans.block_positions.data_ptr(), spans.block_lengths.data_ptr()
-        return lengths, spans.positions.data_ptr(), block_positions, block_lengths, True
+    # of the tables, the lengths, and the positions, block positions and block lengths of `spans`: looked up once per step
+    addresses: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        tables, spans = [self.tables, self.lengths], self.spans
+        if spans is not None:
+            tables += [spans.positions, spans.block_positions, spans.block_lengths]
+        addresses = [table.data_ptr() for table in tables]
+        object.__setattr__(self, "addresses", (*addresses, *[0] * (5 - len(addresses))))
 
 
 @inlined
@@ -135,9 +137,8 @@ def attend_in_loop(query: Tensor, kv_cache: Tensor, plan: DecodeRows, scale: flo
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
     num_sequences, table_width = plan.tables.shape
     query, slopes = with_whole_heads(query), plan.slopes
-    *tables, has_spans = plan.addresses()
-    _attend_rows[head_dim, num_heads // num_kv_heads, has_spans][query.dtype](
-        query.data_ptr(), kv_cache.data_ptr(), out.data_ptr(), plan.rows.data_ptr(), plan.tables.data_ptr(), *tables,
+    _attend_rows[head_dim, num_heads // num_kv_heads, plan.spans is not None][query.dtype](
+        query.data_ptr(), kv_cache.data_ptr(), out.data_ptr(), plan.rows.data_ptr(), *plan.addresses,
         0 if slopes is None else slopes.data_ptr(), scale, slopes is not None, num_sequences, num_kv_heads,
         block_size, table_width, query.stride(0), kv_cache.stride(0), head_dim,
     )  # fmt: skip

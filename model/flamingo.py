@@ -44,14 +44,18 @@ class Flamingo(nn.Module):
         """Compute the logits [W, V + A] of the rows in `batch.last_token`, of packed token ids [T]."""
         x = self.language_model.embed_tokens(batch)  # [T, D]
         context = self.language_model.step_context(batch, x.dtype, kv_cache.layer(0))
-        plan: MediaPlan | None = batch.media_plan
-        if plan is None:
-            plan = plan_media(x, batch.media_slot, self.config.gated.head_dim)
+        plan = self.media_plan(batch, x)
         for i, gated, layer in self.layers():
             if gated is not None:
                 x = gated(x, media_pages.layer(i), batch.media_slot, plan)  # text reads its own image
             x = layer(x, context, kv_cache.layer(i))
         return self.language_model.logits(x[batch.last_token])
+
+    def media_plan(self, batch: Batch, x: Tensor) -> MediaPlan | None:
+        """Return how all gated layers read the media pages: the plan of the batch, or one from its slots."""
+        if batch.media_plan is not None:
+            return batch.media_plan
+        return plan_media(x, batch.media_slot, self.config.gated.head_dim)
 
     def layers(self) -> list[tuple[int, GatedCrossAttention | None, nn.Module]]:
         """Return the language model's layers in order: index, the gated layer before it if there is one, and the layer."""

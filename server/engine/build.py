@@ -25,7 +25,7 @@ from model.inference import prepare_for_inference
 from model.prompt import EncodedPrompt
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
-from server.engine.runner import can_be_recorded, record_cuda
+from server.engine.graphs import can_be_recorded, record_cuda
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError
 from server.wire import Generate, Grammar, MediaPixels, MediaWanted, Sampling

@@ -19,9 +19,10 @@ from model.prompt import PromptTokenizer
 from server.engine.blocks import BlockPool
 from server.engine.caches import MediaCache
 from server.engine.config import EngineConfig
+from server.engine.graphs import Recorder
 from server.engine.plan import Plan
 from server.engine.residents import Residents
-from server.engine.runner import Recorder, Runner
+from server.engine.runner import Runner
 from server.engine.sampler import Result, Sampler
 from server.engine.scheduler import HEAVY_SHARE, Scheduler
 from server.engine.sequence import Order

@@ -55,6 +55,14 @@ def test_half_precision(dtype: torch.dtype, close: Check) -> None:
     close("out", attend(step), expected)
 
 
+@pytest.mark.parametrize("block_size", [1, 16, 32])
+def test_blocks_shorter_than_a_part_as_long_and_longer(block_size: int, close: Check) -> None:
+    rows = [Row((PREFIX, A, C, LAST), 1), Row((PREFIX, B, A, Span(28, 30)), 19), Row((PREFIX, A, B, LAST), 2)]
+    step = step_of(rows, block_size=block_size)
+    expected = paged_attention_reference(*step.inputs, scale=0.3, spans=step.spans)
+    close("out", attend(step), expected)
+
+
 NEIGHBOURS = [
     Row((PREFIX, A, C, LAST), 1),
     Row((PREFIX, A, B, Span(28, 5)), 1),

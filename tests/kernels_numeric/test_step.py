@@ -12,7 +12,7 @@ from kernels.backend import select
 from kernels.media_attention_gpu import media_tiles
 from kernels.paged_plan import Shape, static_plan
 from model.batch import Batch, KVCache, MediaPages
-from server.engine.runner import DecodeGraphs, static_batch
+from server.engine.graphs import DecodeGraphs, static_batch
 from tests.span_steps import Row, Span, step_of
 from tests.tiny_models import CONFIGS, tiny_model
 

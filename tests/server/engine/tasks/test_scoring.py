@@ -17,8 +17,8 @@ from model.inference import prepare_for_inference
 from model.reference import encode, log_probs
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
+from server.engine.graphs import Step
 from server.engine.plan import Plan
-from server.engine.runner import Step
 from server.engine.sampler import Result
 from server.wire import Abort, Sampling, Score
 from tests.engine_client import (
