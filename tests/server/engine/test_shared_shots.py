@@ -1,4 +1,4 @@
-"""Requests that share shots which attend alone, in simulated time: each is computed once, and sharing delays nobody."""
+"""Requests that share shots which attend alone, in simulated time: each is computed once, and sharing delays no request."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def latencies(simulation: Simulation, selections: Sequence[Sequence[int]]) -> li
     return [simulation.ended[name] - simulation.arrived[name] for name in names]
 
 
-def test_each_shot_is_computed_once_and_sharing_delays_nobody() -> None:
+def test_each_shot_is_computed_once_and_sharing_delays_no_request() -> None:
     draw = random.Random(0)
     selections = [draw.sample(range(60), 8) for _ in range(120)]
     simulation = Simulation(CONFIG)
