@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from math import inf
 
 from server.engine.blocks import BlockPool
@@ -11,6 +12,9 @@ from server.engine.caches import MediaCache
 from server.engine.config import EngineConfig
 from server.engine.plan import Plan
 from server.engine.sequence import Sequence
+
+# others wait for the shots that a sequence computes in this fraction of a step; large prompts have pieces of about as many
+STEPS_AHEAD = 8
 
 
 @dataclass(slots=True)
@@ -44,21 +48,31 @@ class Memory:
     def next_blocks(self, running: Iterable[Sequence]) -> set[bytes]:
         """Return the hashes of blocks that sequences compute next: others that need them wait instead of computing them.
 
-        These are each sequence's next full block and, while it computes shots that attend alone, all of their blocks.
+        These are each sequence's next full block or, while it computes shots that attend alone, the blocks of the next
+        ones, not of all: a small request would wait long for the last shots of a large one.
         """
-        size = self.config.block_size
+        size, horizon = self.config.block_size, self.config.max_tokens_per_step // STEPS_AHEAD
         hashes: set[bytes] = set()
         for sequence in running:
             layout, num_computed = sequence.layout, sequence.num_computed
             if layout is not None and num_computed < layout.query_start:
-                for part in layout.parts(num_computed, layout.query_start):
-                    hashes.update(sequence.block_hash(block, size) for block in layout.completed_blocks(part))
+                last = layout.span_of(min(num_computed + horizon, layout.query_start - 1))
+                hashes |= self.blocks_of_shots(sequence, num_computed, layout.starts[last + 1])
                 continue
             first_block, first_token = (0, 0) if layout is None else (layout.first_query_block, layout.query_start)
             block = (num_computed - first_token) // size
             if first_token + (block + 1) * size <= len(sequence.token_ids):
                 hashes.add(sequence.block_hash(first_block + block, size))
         return hashes
+
+    def blocks_of_shots(self, sequence: Sequence, start: int, stop: int) -> set[bytes]:
+        """Return the hashes of the blocks of shots that attend alone which a range of tokens completes."""
+        layout = sequence.layout
+        if layout is None:
+            return set()
+        parts = layout.parts(start, min(stop, layout.query_start))
+        blocks = chain.from_iterable(map(layout.completed_blocks, parts))
+        return {sequence.block_hash(block, self.config.block_size) for block in blocks}
 
     def resolve(self, sequence: Sequence) -> bool:
         """Return whether the content keys of all media are known: the prefix cache is keyed by them."""
@@ -110,6 +124,30 @@ class Memory:
         num_blocks = (sequence.first_computed - first_token) // size
         hashes = (sequence.block_hash(first_block + number, size) for number in range(num_blocks))
         return self._find(hashes, num_blocks * size)
+
+    def skip_cached(self, sequence: Sequence) -> None:
+        """Take the shots that others have computed since a sequence was admitted, instead of computing them again.
+
+        They move before the shot that is next, or that is computed in part.
+        """
+        layout, spans, size = sequence.layout, sequence.spans, self.config.block_size
+        if layout is None or spans is None or sequence.num_computed >= layout.query_start:
+            return
+        span = layout.span_of(sequence.num_computed)
+        num_done, order = sequence.num_computed - layout.starts[span], sequence.order_of_shots
+        first = span - 1 + (num_done > 0)  # of the shots of which nothing is computed
+        cached = [shot for shot in order[max(first, 0) :] if not self._find(spans.shots[shot].hashes, 0).missing]
+        if not span or not cached:
+            return
+        rest = [shot for shot in order[span - 1 :] if shot not in cached]
+        sequence.arrange([*order[: span - 1], *cached, *rest], size)
+        for index in chain.from_iterable(map(sequence.layout.blocks, range(span, span + len(cached)))):
+            block = self.blocks.find(sequence.block_hash(index, size))
+            assert block is not None
+            self.blocks.share([block])
+            self.blocks.release([sequence.block_table[index]])
+            sequence.block_table[index] = block
+        sequence.num_computed = sequence.layout.starts[span + len(cached)] + num_done
 
     def place(self, sequence: Sequence, blocks: list[int]) -> list[int]:
         """Return a block table; `blocks` are in the order of computation."""

@@ -224,6 +224,7 @@ class Scheduler:
 
     def _run(self, plan: Plan, sequence: Sequence) -> None:
         """Add a row of a running sequence, if it can run."""
+        self._memory.skip_cached(sequence)
         count = self._num_runnable(sequence, plan)
         if count and self._residents.grow(plan, sequence, sequence.num_computed + count):
             self._add_row(plan, sequence, count)
@@ -263,6 +264,8 @@ class Scheduler:
             # while a prompt is computed its need stays the same, so that prompts of one length take turns by age
             work, num_tokens = work_of(count, start, count if start < sequence.scored.stop else 1), count
         plan.rows.append(Row(sequence, start, count, samples))
+        if self.waiting and sequence.layout is not None:
+            plan.in_progress |= self._memory.blocks_of_shots(sequence, start, start + count)
         plan.tokens_left -= count
         plan.work += work
         plan.seconds += work * plan.pace.per_work

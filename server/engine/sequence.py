@@ -84,7 +84,7 @@ class Sequence:
         self.is_stem = False  # it is computed only for others to be forked from it
         self.spans: Spans | None = None
         self.layout: Layout | None = None
-        self._order: list[int] = []  # of the shots
+        self.order_of_shots: list[int] = []  # in which they are computed; numbers are those of `spans`
         self._hashes: list[bytes] = []  # of the full blocks, in order
 
     @property
@@ -130,9 +130,9 @@ class Sequence:
         """Put the shots, numbered as in the block table, into the order in which they are computed."""
         spans, order = self.spans, list(shots)
         assert spans is not None
-        if order == self._order:
+        if order == self.order_of_shots:
             return
-        self._order = order
+        self.order_of_shots = order
         start = self.prompt.span_starts[-1]
         query = self.token_ids[start:]
         arranged = [spans.shots[shot] for shot in order]
@@ -152,7 +152,7 @@ class Sequence:
         child.token_ids, child.media_index = list(self.token_ids), list(self.media_index)
         child.keys, child.logprobs, child._hashes = list(self.keys), list(self.logprobs), list(self._hashes)
         child.sources, child.spans, child.layout = list(self.sources), self.spans, self.layout
-        child._order = self._order
+        child.order_of_shots = self.order_of_shots
         child.was_admitted = True
         for token_id in token_ids:
             child.append(token_id)

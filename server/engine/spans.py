@@ -116,6 +116,10 @@ class Layout:
     def first_query_block(self) -> int:
         return self.first_blocks[-1]
 
+    def span_of(self, token: int) -> int:
+        """Return the number of the span of a token, in the order of computation."""
+        return bisect_right(self.starts, token) - 1
+
     def num_blocks(self, num_tokens: int) -> int:
         """Return the blocks for the prefix, all shots and the query's part of the first `num_tokens` tokens."""
         return self.first_query_block + max(-(-(num_tokens - self.query_start) // self.block_size), 0)
@@ -127,7 +131,7 @@ class Layout:
     def parts(self, start: int, stop: int) -> Iterator[Part]:
         """Cut a range of tokens at the borders of spans."""
         while start < stop:
-            span = bisect_right(self.starts, start) - 1
+            span = self.span_of(start)
             end = stop if span == len(self.starts) - 1 else min(stop, self.starts[span + 1])
             yield Part(span, start, end)
             start = end

@@ -77,3 +77,19 @@ def test_warming_delays_requests_that_need_its_shots_little(num_shots: int) -> N
         simulation.step()
         seconds.append(simulation.run(ask(simulation, range(100 * i, 100 * i + num_shots))))
     assert mean(seconds) <= 3 * alone
+
+
+def test_a_small_request_does_not_wait_for_the_last_shots_of_a_large_one() -> None:
+    """It computes them itself, and the large one does not compute them again."""
+    simulation = Simulation(CONFIG)
+    alone = mean(simulation.run(ask(simulation, [1000 + i])) for i in range(3))
+    before, num_shots = num_computed(simulation), 400
+    large = ask(simulation, range(num_shots))
+    for _ in range(3):
+        simulation.step()
+    seconds = [simulation.run(ask(simulation, [num_shots - 1 - i])) for i in range(6)]
+    assert max(seconds) <= 3 * alone
+    assert large not in simulation.ended
+    simulation.run(large)
+    assert num_computed(simulation) - before == LENGTH * num_shots
+    assert_all_released(simulation.engine)

@@ -275,8 +275,9 @@ def test_prompts_with_different_salts_share_no_span() -> None:
     assert logprobs(answer, "salted") == pytest.approx(logprobs(answer, "first"), abs=TOLERANCE)
 
 
-def test_a_span_that_another_request_computes_is_not_computed_again() -> None:
-    answer = client("openflamingo", replace(CONFIG, max_tokens_per_step=9))
+@pytest.mark.parametrize("max_tokens_per_step", [9, 40])
+def test_a_span_that_another_request_computes_is_not_computed_again(max_tokens_per_step: int) -> None:
+    answer = client("openflamingo", replace(CONFIG, max_tokens_per_step=max_tokens_per_step))
     plans = watch(answer)
     requested = [ALONE, alone(PREFIX, SHOTS[2], SHOTS[0], (4, 2)), alone(PREFIX, SHOTS[1], (0, 2)), ALONE]
     for i, prompt in enumerate(requested):
