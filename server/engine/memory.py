@@ -140,14 +140,14 @@ class Memory:
         if not span or not cached:
             return
         rest = [shot for shot in order[span - 1 :] if shot not in cached]
-        sequence.arrange([*order[: span - 1], *cached, *rest], size)
-        for index in chain.from_iterable(map(sequence.layout.blocks, range(span, span + len(cached)))):
+        layout = sequence.arrange([*order[: span - 1], *cached, *rest], size)
+        for index in chain.from_iterable(map(layout.blocks, range(span, span + len(cached)))):
             block = self.blocks.find(sequence.block_hash(index, size))
             assert block is not None
             self.blocks.share([block])
             self.blocks.release([sequence.block_table[index]])
             sequence.block_table[index] = block
-        sequence.num_computed = sequence.layout.starts[span + len(cached)] + num_done
+        sequence.num_computed = layout.starts[span + len(cached)] + num_done
 
     def place(self, sequence: Sequence, blocks: list[int]) -> list[int]:
         """Return a block table; `blocks` are in the order of computation."""

@@ -126,12 +126,12 @@ class Sequence:
             self._hashes = self.spans.hashes
             self.arrange(range(len(self.spans.shots)), block_size)
 
-    def arrange(self, shots: Iterable[int], block_size: int) -> None:
+    def arrange(self, shots: Iterable[int], block_size: int) -> Layout:
         """Put the shots, numbered as in the block table, into the order in which they are computed."""
         spans, order = self.spans, list(shots)
         assert spans is not None
-        if order == self.order_of_shots:
-            return
+        if self.layout is not None and order == self.order_of_shots:
+            return self.layout
         self.order_of_shots = order
         start = self.prompt.span_starts[-1]
         query = self.token_ids[start:]
@@ -143,6 +143,7 @@ class Sequence:
         self.media_index += [len(arranged)] * len(query)
         self.sources = [*(shot.source for shot in arranged), self.sources[-1]]
         self.keys = [*(shot.key for shot in arranged), self.keys[-1]]
+        return self.layout
 
     def fork(
         self, index: int, token_ids: Iterable[int] = (), targets: Mapping[int, list[int]] | None = None

@@ -17,8 +17,7 @@ from model.reference import encode, generate, log_probs
 from server.engine.engine import Engine
 from server.engine.plan import Plan
 from server.engine.sampler import NOT_FINITE, Result
-from server.engine.spans import Spans
-from server.wire import Abort, Pin, Sampling, Score
+from server.wire import Abort, Sampling, Score
 from tests.engine_client import (
     CONFIG,
     GREEDY,
@@ -303,21 +302,6 @@ def test_a_shot_longer_than_a_step_is_computed_in_pieces(family: Family) -> None
     assert_equals_reference(family, prompt, answer, "a", tolerance=TOLERANCE)
 
 
-def test_a_shot_of_which_the_end_was_evicted_is_completed() -> None:
-    answer, prompt = client("openflamingo"), alone(PREFIX, (0, 11), QUERY)
-    ask(answer, "first", prompt)
-    encoded, blocks = prompt.request("x").prompt, answer.engine.blocks
-    keys = [answer.engine.media.content_keys.get(digest) or b"" for digest in encoded.media]
-    (shot,) = Spans.of(encoded, keys, CONFIG.block_size).shots
-    last = blocks._block_of.pop(shot.hashes[-1])
-    blocks._free.append(last)
-    del blocks._hash_of[last], blocks._cached[last]
-    ask(answer, "again", prompt)
-    assert answer.admitted["again"].cached_tokens == num_tokens(PREFIX) + 8
-    assert_equals_reference("openflamingo", prompt, answer, "again", tolerance=TOLERANCE)
-    assert_all_released(answer.engine)
-
-
 def test_memory_that_was_never_written_is_not_read() -> None:
     answer = client("openflamingo")
     answer.engine.runner._kv.blocks[:] = torch.nan
@@ -344,41 +328,10 @@ def test_several_answers_and_beams() -> None:
     assert_all_released(answer.engine)
 
 
-def test_shots_that_need_more_blocks_than_there_are_are_refused() -> None:
-    config = replace(CONFIG, num_blocks=32)
-    prompt = alone(*[(0, 4)] * 20)  # 20 spans of five tokens, in two blocks each
-    assert prompt.request("a").prompt.num_blocks(4, 6) == 19 * 2 + 3
-    answer = client("flamingo", config)
-    ask(answer, "a", prompt)
-    assert answer.finished["a"].error == "the shots need 41 blocks, the engine has 32"
-    answer.engine.add(Score(request_id="b", prompt=prompt.request("b").prompt, candidates=[[1, 2]]))
-    answer.run()
-    assert answer.finished["b"].error == "prompt and candidate need 41 blocks, the engine has 32"
-
-
 def test_log_probabilities_of_the_prompt_are_refused() -> None:
     answer = client("flamingo")
     ask(answer, "a", ALONE, Sampling(max_tokens=0, prompt_logprobs=0))
     assert answer.finished["a"].error == "prompt_logprobs does not go with shots that attend alone"
-
-
-def test_pinned_shots_stay_while_other_prompts_need_the_blocks() -> None:
-    answer = client("openflamingo", replace(CONFIG, num_blocks=40))
-    ask(answer, "first", ALONE)
-    pinned = ALONE.request("x").prompt
-    answer.engine.pin(Pin(digests=[], is_kept=True, prompts=[pinned]))
-    num_blocks = pinned.num_blocks(CONFIG.block_size, 0) - 1  # without the query
-    gauges = answer.engine.gauges()
-    assert gauges["kv_cache_pinned_bytes"] == num_blocks * answer.engine.runner._kv.blocks.nbytes / 40
-    for image in range(3):
-        ask(answer, f"plain {image}", Prompt(((image, 100),)))
-    ask(answer, "again", alone(PREFIX, *SHOTS[::-1], (5, 2)))
-    assert answer.admitted["again"].cached_tokens == num_tokens(PREFIX, *SHOTS)
-    answer.engine.pin(Pin(digests=[], is_kept=False, prompts=[pinned]))
-    for image in range(3, 6):
-        ask(answer, f"plain {image}", Prompt(((image, 100),)))
-    ask(answer, "evicted", ALONE)
-    assert answer.admitted["evicted"].cached_tokens == 0
 
 
 @pytest.mark.parametrize("max_tokens_per_step", [13, 24, 40])

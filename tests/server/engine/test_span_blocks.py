@@ -1,0 +1,56 @@
+"""The blocks of shots that attend alone: eviction, pins, and prompts that need more than there are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from server.engine.spans import Spans
+from server.wire import Pin, Score
+from tests.engine_client import CONFIG, Prompt, assert_all_released, assert_equals_reference, client
+from tests.server.engine.test_spans import ALONE, PREFIX, QUERY, SHOTS, TOLERANCE, alone, ask, num_tokens
+
+
+def test_pinned_shots_stay_while_other_prompts_need_the_blocks() -> None:
+    answer = client("openflamingo", replace(CONFIG, num_blocks=40))
+    ask(answer, "first", ALONE)
+    pinned = ALONE.request("x").prompt
+    answer.engine.pin(Pin(digests=[], is_kept=True, prompts=[pinned]))
+    num_blocks = pinned.num_blocks(CONFIG.block_size, 0) - 1  # without the query
+    gauges = answer.engine.gauges()
+    assert gauges["kv_cache_pinned_bytes"] == num_blocks * answer.engine.runner._kv.blocks.nbytes / 40
+    for image in range(3):
+        ask(answer, f"plain {image}", Prompt(((image, 100),)))
+    ask(answer, "again", alone(PREFIX, *SHOTS[::-1], (5, 2)))
+    assert answer.admitted["again"].cached_tokens == num_tokens(PREFIX, *SHOTS)
+    answer.engine.pin(Pin(digests=[], is_kept=False, prompts=[pinned]))
+    for image in range(3, 6):
+        ask(answer, f"plain {image}", Prompt(((image, 100),)))
+    ask(answer, "evicted", ALONE)
+    assert answer.admitted["evicted"].cached_tokens == 0
+
+
+def test_a_shot_of_which_the_end_was_evicted_is_completed() -> None:
+    answer, prompt = client("openflamingo"), alone(PREFIX, (0, 11), QUERY)
+    ask(answer, "first", prompt)
+    encoded, blocks = prompt.request("x").prompt, answer.engine.blocks
+    keys = [answer.engine.media.content_keys.get(digest) or b"" for digest in encoded.media]
+    (shot,) = Spans.of(encoded, keys, CONFIG.block_size).shots
+    last = blocks._block_of.pop(shot.hashes[-1])
+    blocks._free.append(last)
+    del blocks._hash_of[last], blocks._cached[last]
+    ask(answer, "again", prompt)
+    assert answer.admitted["again"].cached_tokens == num_tokens(PREFIX) + 8
+    assert_equals_reference("openflamingo", prompt, answer, "again", tolerance=TOLERANCE)
+    assert_all_released(answer.engine)
+
+
+def test_shots_that_need_more_blocks_than_there_are_are_refused() -> None:
+    config = replace(CONFIG, num_blocks=32)
+    prompt = alone(*[(0, 4)] * 20)  # 20 spans of five tokens, in two blocks each
+    assert prompt.request("a").prompt.num_blocks(4, 6) == 19 * 2 + 3
+    answer = client("flamingo", config)
+    ask(answer, "a", prompt)
+    assert answer.finished["a"].error == "the shots need 41 blocks, the engine has 32"
+    answer.engine.add(Score(request_id="b", prompt=prompt.request("b").prompt, candidates=[[1, 2]]))
+    answer.run()
+    assert answer.finished["b"].error == "prompt and candidate need 41 blocks, the engine has 32"
