@@ -263,17 +263,6 @@ def test_a_span_depends_on_the_prefix_and_on_its_image(change: Callable[[object]
     assert logprobs(answer, "changed") != pytest.approx(logprobs(answer, "first"), abs=1e-3)
 
 
-def test_prompts_with_different_salts_share_no_span() -> None:
-    answer = client("openflamingo")
-    ask(answer, "first", ALONE)
-    request = ALONE.request("salted")
-    answer.engine.add(msgspec.structs.replace(request, prompt=replace(request.prompt, salt=b"of another tenant")))
-    answer.run()
-    assert answer.admitted["salted"].cached_tokens == 0
-    # sorted by other hashes, the shots give the same sums up to rounding
-    assert logprobs(answer, "salted") == pytest.approx(logprobs(answer, "first"), abs=TOLERANCE)
-
-
 @pytest.mark.parametrize("max_tokens_per_step", [9, 40])
 def test_a_span_that_another_request_computes_is_not_computed_again(max_tokens_per_step: int) -> None:
     answer = client("openflamingo", replace(CONFIG, max_tokens_per_step=max_tokens_per_step))
