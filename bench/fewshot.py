@@ -123,8 +123,7 @@ class FewShot:
             is_compared = case.set_size == 0 or case.shots_attend == "alone"
             if case.k == self._options.shots and case.is_image_new and case.route == COMPLETIONS and is_compared:
                 report.bars.append(Bar(name=f"{case.name} / no shots", value=ratio.median, at_most=AT_MOST))
-        kibibytes = answer["shot_bytes"] / large / 1024
-        report.add({"case": f"keys and values of a shot that attends alone: {kibibytes:.1f} KiB (mean of {large:,})"})
+        report.settings["KiB per shot that attends alone"] = round(answer["shot_bytes"] / large / 1024, 1)
         self._add_cold(report, _cold_cases(self._options))
 
     def _add_cold(self, report: Report, cases: Sequence[Case]) -> None:

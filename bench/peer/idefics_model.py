@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
@@ -34,6 +36,9 @@ from model.prompt import PromptTokenizer, encode
 from model.vision import normalise
 
 Inputs = dict[str, Tensor]
+
+# the resampler's output for `generate`: [S, M, R, D] for S sequences of M images, later [S * M, R, D]
+TAKES_IMAGES_BY_SEQUENCE = Version(transformers.__version__) < Version("5.24")
 
 
 def checkpoint(name: str) -> tuple[Path, Path]:
@@ -159,7 +164,10 @@ class Peer:
         core = self.model.model
         features = core.vision_model(pixel_values=inputs["pixel_values"].flatten(0, 1)).last_hidden_state
         text = {name: tensor for name, tensor in inputs.items() if name != "pixel_values"}
-        return {**text, "perceiver_embeddings": core.perceiver_resampler(features)}
+        embeddings = core.perceiver_resampler(features)  # [S * M, R, D]
+        if TAKES_IMAGES_BY_SEQUENCE:
+            embeddings = embeddings.unflatten(0, inputs["pixel_values"].shape[:2])
+        return {**text, "perceiver_embeddings": embeddings}
 
     def run(self, inputs: Inputs, max_tokens: int) -> Outcome:
         """Generate exactly `max_tokens` greedy tokens for each sequence of the batch."""

@@ -89,15 +89,19 @@ def test_fewshot() -> None:
     assert bar_names(report) == [
         f"first token, 4 shots, {strategy}, new image / no shots"
         for strategy in ("first", "rices_image", "rices_image stored")
-    ]
+    ] + ["first token, 4 shots of 12, rices_image, attend alone, new image / no shots"]
     rows = {(row["case"], row["image"]): row for row in report["rows"]}
-    assert len(rows) == len(report["rows"]) == 18
+    assert len(rows) == len(report["rows"]) == 20
+    assert report["settings"]["KiB per shot that attends alone"] > 0
     assert all(row["ms"] > 0 for row in rows.values())
     assert rows["first token, 0 shots", "new"]["cached"] == 0
     # The warm shots are cached, also those that similarity selects when they keep the order of the support set.
     for strategy in ("first", "rices_image stored"):
         row = rows[f"first token, 4 shots, {strategy}", "new"]
         assert row["prompt tokens"] - row["cached"] < rows["first token, 0 shots", "new"]["prompt tokens"] + 16
+    # the query alone is computed after shots that attend alone, whichever they are
+    row = rows["first token, 4 shots of 12, rices_image, attend alone", "new"]
+    assert row["prompt tokens"] - row["cached"] < rows["first token, 0 shots", "new"]["prompt tokens"] + 16
     assert ("classify, 4 shots, first", "seen") in rows
     assert ("first token, 4 shots, rices_image, cold", "new") in rows
 
