@@ -96,7 +96,7 @@ REPORTED = ("picture", "text")
 
 
 class Caller:
-    """A client with a key, and a connection per request. `hits` counts the requests that the server says were in a cache."""
+    """A client with a key; each request has a connection. `hits` counts those that the server says were in a cache."""
 
     def __init__(self, port: int, key: str) -> None:
         self._connection = http.client.HTTPConnection(HOST, port, timeout=REQUEST_SECONDS)
