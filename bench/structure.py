@@ -18,12 +18,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from bench import random_models
@@ -175,6 +177,10 @@ def classification(new_image: Callable[[], str]) -> dict[str, Any]:
 ROUTES = {"/v1/completions": completion, "/v1/fewshot/completions": fewshot, "/v1/classify": classification}
 
 
+def _is_armed_or_gone(folder: Path) -> bool:
+    return (folder / "armed").exists() or not psutil.pid_exists(int(folder.name))
+
+
 class TracedServer:
     """A running server whose processes carry a tracer that writes into `folder`."""
 
@@ -192,8 +198,9 @@ class TracedServer:
         for route, body in routes.items():
             self._post(route, body(self._new_image))
         for folder in self._folder.glob("[0-9]*"):
-            os.kill(int(folder.name), SIGNAL)
-            self._wait("the tracers", (folder / "armed").exists)
+            with suppress(ProcessLookupError):  # it computed the digests of the weights, and has ended
+                os.kill(int(folder.name), SIGNAL)
+                self._wait("the tracers", partial(_is_armed_or_gone, folder))
 
     def trace(self, route: str, body: Callable[..., Any]) -> Trace:
         self._post(route, body(self._new_image))
