@@ -228,6 +228,15 @@ def test_a_new_shot_is_computed_with_the_query_in_one_step(new: tuple[int, int])
     assert next(row.count for plan in plans for row in plan.rows) == num_tokens(new, QUERY)
 
 
+def test_shots_after_one_prefix_are_not_found_after_another() -> None:
+    answer, prefix = client("openflamingo"), (-1, 4)
+    ask(answer, "first", ALONE)
+    ask(answer, "prefix", alone(prefix, (4, 6), QUERY))
+    ask(answer, "second", alone(prefix, *SHOTS, QUERY))
+    assert answer.admitted["second"].cached_tokens == num_tokens(prefix)
+    assert_equals_reference("openflamingo", alone(prefix, *SHOTS, QUERY), answer, "second")
+
+
 def test_the_same_query_after_other_shots_is_computed_again() -> None:
     answer = client("openflamingo")
     ask(answer, "first", alone(PREFIX, *SHOTS, (3, 9)))
