@@ -8,11 +8,9 @@ table by operator, architecture, head size and dtype; nothing is tuned at reques
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -99,11 +97,14 @@ def use_triton(x: Tensor) -> bool:
     return runs
 
 
+def needs_gradients(*tensors: Tensor | None) -> bool:
+    """Return whether a result of these tensors takes part in a backward pass, for operators whose kernels have none."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
 def use_compiled(*tensors: Tensor) -> bool:
     """Return whether the CPU kernels serve: a small first tensor of a dtype that they know, and no gradients."""
-    if _requested == "reference" or numba is None:
-        return False
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if _requested == "reference" or numba is None or needs_gradients(*tensors):
         return False
     x = tensors[0]
     return x.is_cpu and x.dtype in ELEMENTS and x.numel() <= MAX_COMPILED_ELEMENTS
@@ -152,7 +153,13 @@ DEFAULTS = {
     "resampler_backward": Launch(16, 4, 1),
     "paged_prefill": Launch(16, 4, 2),
     "paged_decode": Launch(16, 4, 2),
+    "paged_offsets": Launch(16, 4, 2),  # prefill and decode of models whose keys have offsets
     "row": Launch(1, 4, 1),
+    # products with packed weights, of few rows and of more: about 20 KiB of weights are in flight per multiprocessor
+    "int8": Launch(16, 4, 6),
+    "int8_many": Launch(64, 4, 3),
+    "int4": Launch(16, 4, 8),
+    "int4_many": Launch(64, 4, 3),
 }
 
 NVIDIA = ("sm_80", "sm_90", "sm_100")
@@ -163,8 +170,10 @@ SHIPPED: tuple[tuple[str, tuple[str, ...], tuple[int, ...], tuple[str, ...], Lau
     ("resampler", NVIDIA[1:], (96,), HALF, Launch(64, 4, 1)),  # on sm_80, which has no wgmma, this spills
     ("resampler_backward", NVIDIA, (64,), HALF, Launch(64, 4, 1)),
     ("resampler_backward", NVIDIA[1:], (96,), HALF, Launch(64, 4, 1)),
+    ("paged_decode", NVIDIA, (64, 80, 128), HALF, Launch(16, 4, 3)),  # two steps of keys and values in flight
     ("paged_prefill", NVIDIA, (64,), HALF, Launch(64, 4, 2)),
     ("paged_prefill", NVIDIA[:2], (80, 128), HALF, Launch(64, 8, 2)),  # 4 warps would use every register
+    ("paged_offsets", NVIDIA[:1], (80,), HALF, Launch(16, 4, 3)),  # 2 stages would spill
     ("paged_prefill", NVIDIA[2:], (80, 128), HALF, Launch(64, 8, 3)),  # 2 stages, compiled otherwise there, would spill
 )
 
@@ -190,16 +199,3 @@ def _architecture_of(driver: Any) -> str:
 def launch_config(operator: str, head_dim: int, dtype: torch.dtype) -> Launch:
     key = (operator, architecture(), head_dim, str(dtype).removeprefix("torch."))
     return TABLE.get(key, DEFAULTS[operator])
-
-
-def load_launches(file: Path) -> None:
-    """Replace rows of the table by those of a file that `python -m kernels.bench --launches FILE` wrote on this machine.
-
-    It is a JSON list of {"operator", "architecture", "head_dim", "dtype", "block", "num_warps", "num_stages"}. Raises
-    `ValueError` for an unknown operator.
-    """
-    for row in json.loads(file.read_text(encoding="utf-8")):
-        if row["operator"] not in DEFAULTS:
-            raise ValueError(f"{file}: operator {row['operator']!r} is none of {', '.join(DEFAULTS)}")
-        key = (row["operator"], row["architecture"], row["head_dim"], row["dtype"])
-        TABLE[key] = Launch(row["block"], row["num_warps"], row["num_stages"])

@@ -6,12 +6,12 @@ from torch import Tensor
 
 from kernels.compiled import compiled_for, length
 from kernels.paged_attention import paged_attention_reference
-from kernels.paged_attention_loop import DecodeRows, attend_row
+from kernels.paged_attention_loop import LoopRows, attend_row
 from kernels.self_attention import kv_store, rotate_, rotate_heads, store_token
 
 
 def decode_attention_reference(
-    qkv: Tensor, cos: Tensor, sin: Tensor, kv_cache: Tensor, plan: DecodeRows, scale: float
+    qkv: Tensor, cos: Tensor, sin: Tensor, kv_cache: Tensor, plan: LoopRows, scale: float
 ) -> Tensor:
     block_size, head_dim = kv_cache.shape[3:]
     num_kv_heads, last = kv_cache.shape[2], plan.lengths.long() - 1
@@ -25,11 +25,14 @@ def decode_attention_reference(
     return paged_attention_reference(query, kv_cache, *rest, scale=scale, spans=plan.spans).flatten(1)
 
 
-@compiled_for("T* T* T* T* T* int32* int32* int32* int32* int32* float int int int int int int int int")
-def _rotate_store_attend(head_dim, group, has_spans):
+@compiled_for(
+    "T* T* T* T* T* int32* int32* int32* int32* int32* int32* float32* float32* float int int int int int int int int"
+)
+def _rotate_store_attend(head_dim, group, has_spans, has_offsets):
     def rotate_store_attend(
-        qkv, cos, sin, kv_cache, out, tables, lengths, positions, block_positions, block_lengths, scale,
-        num_sequences, num_kv_heads, block_size, table_width, qkv_stride, block_stride, rotary_dim, runtime_dim,
+        qkv, cos, sin, kv_cache, out, tables, lengths, positions, block_positions, block_lengths, block_offsets, offset_cos,
+        offset_sin, scale, num_sequences, num_kv_heads, block_size, table_width, qkv_stride, block_stride, rotary_dim,
+        runtime_dim,
     ):  # fmt: skip
         width = length(kv_cache, head_dim, runtime_dim)
         size = num_kv_heads * width
@@ -42,25 +45,26 @@ def _rotate_store_attend(head_dim, group, has_spans):
             store_token(qkv, qkv, kv_cache, key, key + size, target, num_kv_heads, block_size, width)
             no_slopes = lengths  # never read
             attend_row(
-                qkv, kv_cache, out, tables, positions, block_positions, block_lengths, no_slopes, scale, has_spans, False,
-                at, row * group * size, row, table_width, last + 1, num_kv_heads, block_size, block_stride, width, group,
+                qkv, kv_cache, out, tables, positions, block_positions, block_lengths, block_offsets, offset_cos,
+                offset_sin, no_slopes, scale, has_spans, has_offsets, False, at, row * group * size, row, table_width,
+                last + 1, num_kv_heads, block_size, block_stride, width, rotary_dim, group,
             )  # fmt: skip
 
     return rotate_store_attend
 
 
-def decode_attention(qkv: Tensor, cos: Tensor, sin: Tensor, kv_cache: Tensor, plan: DecodeRows, scale: float) -> Tensor:
+def decode_attention(qkv: Tensor, cos: Tensor, sin: Tensor, kv_cache: Tensor, plan: LoopRows, scale: float) -> Tensor:
     """Rotate and store the rows' keys and values, and attend: qkv [S, (H + 2 G) K], overwritten -> [S, H K].
 
-    cos and sin [S, 1, rotary_dim]; kv_cache [N, 2, G, B, K], for which `plan` was built. All rows are the last tokens of
-    their sequences, so that the block table says where each key is stored. On a CPU it is one call instead of three
-    operators and the views between them.
+    cos and sin [S, 1, rotary_dim]; kv_cache [N, 2, G, B, K], for which `plan` was built. The last slot of each row is that
+    of its own token, so that the block table says where its key is stored, before later rows read it. On a CPU it is one
+    call instead of three operators and the views between them.
     """
     num_sequences, width = qkv.shape
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     group = width // (num_kv_heads * head_dim) - 2
     out = qkv.new_empty(num_sequences, group * num_kv_heads * head_dim)
-    _rotate_store_attend[head_dim, group, plan.spans is not None][qkv.dtype](
+    _rotate_store_attend[head_dim, group, plan.spans is not None, plan.offsets is not None][qkv.dtype](
         qkv.data_ptr(), cos.data_ptr(), sin.data_ptr(), kv_cache.data_ptr(), out.data_ptr(), *plan.addresses,
         scale, num_sequences, num_kv_heads, block_size, plan.tables.shape[1], qkv.stride(0),
         kv_cache.stride(0), cos.shape[-1], head_dim,

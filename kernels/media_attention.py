@@ -98,7 +98,7 @@ def media_attention_reference(
     if query_norm is not None:
         q = rms_norm_reference(q, query_norm, query_norm_eps)
     slots = by_row(media_slot).long()  # [T, J]
-    pages = _dequantised(media_kv, media_scale)[slots.clamp(min=0)].float()  # [T, J, H, 2, R, K]
+    pages = dequantise_pages(media_kv, media_scale)[slots.clamp(min=0)].float()  # [T, J, H, 2, R, K]
     absent = (slots < 0)[:, :, None, None, None]
     keys, values = (pages[:, :, :, i].masked_fill(absent, 0.0) for i in (0, 1))
     scores = torch.einsum("thk,tjhrk->thjr", q, keys) * scale
@@ -119,7 +119,8 @@ def quantise_pages(media_kv: Tensor) -> tuple[Tensor, Tensor]:
     return (media_kv.float() / media_scale[..., None]).round().to(torch.int8), media_scale
 
 
-def _dequantised(media_kv: Tensor, media_scale: Tensor | None) -> Tensor:
+def dequantise_pages(media_kv: Tensor, media_scale: Tensor | None) -> Tensor:
+    """Return pages in float32, or as they are if they have no scales."""
     return media_kv if media_scale is None else media_kv.float() * media_scale[..., None]
 
 
@@ -200,7 +201,7 @@ def media_attention(
         if query_norm is not None:
             query = rms_norm(query, query_norm, query_norm_eps)
         runs = plan if isinstance(plan, MediaRuns) else MediaRuns(media_slot)
-        return _attend_in_torch(query, _dequantised(media_kv, media_scale).to(query.dtype), runs, scale)
+        return _attend_in_torch(query, dequantise_pages(media_kv, media_scale).to(query.dtype), runs, scale)
     if query_norm is not None and (grad or media_slot.dim() == 2):  # the kernel's own norm has no gradient
         query, query_norm = rms_norm(query, query_norm, query_norm_eps), None
     if media_scale is not None and (grad or media_slot.dim() == 2):

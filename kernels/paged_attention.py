@@ -31,7 +31,10 @@ def paged_attention_reference(
     spans: Spans | None = None,
     plan: Plan | GatherPlan | None = None,
 ) -> Tensor:
-    """The specification: a key is read if and only if it is valid and its position is at most the query's."""
+    """The specification: a key is read if and only if it is valid and its position is at most the query's.
+
+    Keys with an offset are rotated by it.
+    """
     block_size, group = kv_cache.shape[3], query.shape[1] // kv_cache.shape[2]
     slopes = query.new_zeros(query.shape[1]) if alibi_slopes is None else alibi_slopes.float()
     outputs, sequences = [query[:0].float()], pairwise(query_starts.tolist())
@@ -44,8 +47,12 @@ def paged_attention_reference(
                 x[0, :context] for x in spans.select(slice(first, end), [row]).keys(slice(width), block_size)
             )
             positions, is_valid = spans.positions[first:end], ~is_empty
-        kv = gather_blocks(kv_cache, block_table[row, :width])[:, :, :context][:, :, is_valid]
-        key, value = kv.float().repeat_interleave(group, 1)  # [H, C, K] each
+        kv = gather_blocks(kv_cache, block_table[row, :width]).float()
+        offsets = None if spans is None else spans.offsets
+        rotation = None if offsets is None else offsets.rotation(offsets.blocks[row, :width])
+        if rotation is not None:
+            rotation.apply_(kv[0].unflatten(1, (width, -1)))
+        key, value = kv[:, :, :context][:, :, is_valid].repeat_interleave(group, 1)  # [H, C, K] each
         distance = keys[is_valid] - positions[:, None]  # [Q, C]
         scores = torch.einsum("qhk,hck->hqc", query[first:end].float(), key) * scale
         scores = (scores + slopes[:, None, None] * distance).masked_fill(distance > 0, float("-inf"))
@@ -75,7 +82,8 @@ def plan_step(
         )  # fmt: skip
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     tables = (table.cpu() for table in (block_table, query_starts, context_lengths))
-    shape = Shape(block_size, num_heads // num_kv_heads, head_dim, kv_cache.dtype)
+    has_offsets = spans is not None and spans.offsets is not None
+    shape = Shape(block_size, num_heads // num_kv_heads, head_dim, kv_cache.dtype, has_offsets)
     plan = plan_tiles(*tables, num_tokens=num_tokens, shape=shape, spans=None if spans is None else spans.to("cpu"))
     return plan.to(kv_cache.device).over(block_table, block_size, spans)
 

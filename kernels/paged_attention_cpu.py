@@ -1,8 +1,9 @@
-"""Paged attention on a CPU: decoding sequences in one batch or in a compiled loop, all other sequences one by one.
+"""Paged attention on a CPU: a compiled loop over rows with little to read, products of gathered blocks for the others.
 
-A `GatherPlan` holds what all layers of a step share (blocks, masks). Blocks that every decoding sequence has in the same
-place (a support set) are read once for all of them. Where there is little to read, a compiled loop goes through each
-sequence's own blocks.
+A `GatherPlan` holds what all layers of a step share (blocks, masks). A run of few new tokens is treated as if each of them
+were a decoding sequence, and the loop goes through the blocks of each. Sequences that decode and have too much to read for
+the loop are gathered together, so that the blocks that all of them have in the same place are read once. All other runs are
+gathered one by one.
 """
 
 from __future__ import annotations
@@ -17,26 +18,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.backend import use_compiled
-from kernels.paged_attention_loop import DecodeRows, attend_in_loop
+from kernels.paged_attention_loop import LoopRows, attend_in_loop
 from kernels.self_attention import alibi_bias, is_contiguous_in_blocks
-from kernels.spans import Spans
+from kernels.spans import KeyRotation, Spans
 
-# query heads times keys of all decoding rows, up to which a loop on one thread beats gathering for a product on two
+# query heads times keys of all decoding rows, or of one run, up to which a loop on one thread beats a product on two
 MAX_LOOP_SCORES = 1 << 14
 # keys and values of one layer, from which on the copy alone takes longer than the loop
 MAX_GATHERED_BYTES = 24 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class DecodePlan:
-    """Sequences with one query each, whose keys and values are gathered for a product."""
+class GatheredRows:
+    """Queries whose keys and values are gathered for a product, each with its own and the shared blocks."""
 
     rows: Tensor  # [S]
-    shared: Tensor  # [W], the blocks that all sequences have in the same place
+    shared: Tensor  # [W], the blocks that all queries have in the same place
     shared_unfilled: Tensor | None  # indices among their slots [C] of those without a valid key, if there are any
     unshared: Tensor  # [S * W'], the other blocks of each
     unfilled: Tensor  # indices among the slots of all unshared blocks [S * C'] of those that hold no key for their row
     mask: Tensor  # float32 [1, S, 1, C + C'], with ALiBi [G, S, H / G, C + C'], added to the scores
+    shared_rotation: KeyRotation | None
+    unshared_rotation: KeyRotation | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,28 +53,68 @@ class PiecePlan:
     mask: Tensor | None  # None: causal from the start of the sequence
     is_causal: bool
     unfilled: Tensor | None = None  # indices of slots without a valid key, if there may be any
+    rotation: KeyRotation | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class GatherPlan:
-    decode: DecodePlan | DecodeRows | None
+    loop: LoopRows | None  # what the compiled loop serves
+    gathered: GatheredRows | None
     pieces: list[PiecePlan]
 
-    def only_decodes(self, num_tokens: int) -> DecodeRows | None:
+    def only_loop(self, num_tokens: int) -> LoopRows | None:
         """Return the rows if all `num_tokens` of the step are served by the compiled loop."""
-        decode = self.decode
-        return decode if isinstance(decode, DecodeRows) and len(decode.rows) == num_tokens else None
+        return self.loop if self.loop is not None and len(self.loop.rows) == num_tokens else None
 
 
 class _Step(NamedTuple):
     kv_cache: Tensor
     block_table: Tensor
-    query_starts: Tensor
-    starts: list[int]
-    context_lengths: Tensor
-    contexts: list[int]
     alibi_slopes: Tensor | None
     spans: Spans | None
+
+    @property
+    def block_size(self) -> int:
+        return self.kv_cache.shape[3]
+
+
+class _Run(NamedTuple):
+    """The queries of one sequence, rows first .. end, and its slots up to the last of them."""
+
+    sequence: int
+    first: int
+    end: int
+    context: int
+
+    @property
+    def num_queries(self) -> int:
+        return self.end - self.first
+
+    @property
+    def lengths(self) -> range:
+        """The slots up to each query."""
+        return range(self.context - self.num_queries + 1, self.context + 1)
+
+    @property
+    def num_slots(self) -> int:
+        """The slots that the queries read, each by itself."""
+        return self.num_queries * (self.lengths.start + self.context) // 2
+
+
+class _Queries(NamedTuple):
+    """Queries of any runs: of each its row, its sequence, and the slots up to its own."""
+
+    rows: list[int]
+    sequences: list[int]
+    lengths: list[int]
+
+    @classmethod
+    def of(cls, runs: Sequence[_Run]) -> _Queries:
+        return cls(
+            [row for run in runs for row in range(run.first, run.end)],
+            [run.sequence for run in runs for _ in run.lengths],
+            [length for run in runs for length in run.lengths],
+        )
 
 
 def gather_plan(
@@ -85,50 +128,63 @@ def gather_plan(
     spans: Spans | None = None,
 ) -> GatherPlan:
     """Build the plan for all layers; `kv_cache` [N, 2, G, B, K] is any layer's, `num_heads` counts query heads."""
-    starts, contexts = query_starts.tolist(), context_lengths.tolist()
-    step = _Step(kv_cache, block_table, query_starts, starts, context_lengths, contexts, alibi_slopes, spans)
-    rows = [(i, first, end) for i, (first, end) in enumerate(pairwise(starts)) if end > first]
-    decoding = [i for i, first, end in rows if end == first + 1]
-    may_loop = use_compiled(kv_cache[:0]) and is_contiguous_in_blocks(kv_cache)
-    loops = may_loop and sum(contexts[i] for i in decoding) * num_heads <= MAX_LOOP_SCORES
-    decode: DecodePlan | DecodeRows | None = None
-    if decoding and not loops:
-        decode = _decode_plan(step, decoding)
-        loops = may_loop and len(decode.unshared) * kv_cache[:1].nbytes >= MAX_GATHERED_BYTES
-    if decoding and loops:
-        decode = _decode_rows(step, decoding)
+    step = _Step(kv_cache, block_table, alibi_slopes, spans)
+    contexts, bounds = context_lengths.tolist(), pairwise(query_starts.tolist())
+    runs = [_Run(i, first, end, contexts[i]) for i, (first, end) in enumerate(bounds) if end > first]
+    may_loop, most = use_compiled(kv_cache[:0]) and is_contiguous_in_blocks(kv_cache), MAX_LOOP_SCORES // num_heads
+    decoding, gathered = [run for run in runs if run.num_queries == 1], None
+    if decoding and not (may_loop and sum(run.num_slots for run in decoding) <= most):
+        plan = _gathered_rows(step, _Queries.of(decoding))
+        if not may_loop or len(plan.unshared) * kv_cache[:1].nbytes < MAX_GATHERED_BYTES:
+            gathered = plan
+    looped, pieces = list[_Run](), list[_Run]()
+    for run in runs:
+        if gathered is None or run.num_queries > 1:
+            is_looped = may_loop and (run.num_queries == 1 or run.num_slots <= most)
+            (looped if is_looped else pieces).append(run)
+    loop = _loop_rows(step, _Queries.of(looped)) if looped else None
     plan_piece = _plan_piece if spans is None else _plan_piece_of_spans
-    return GatherPlan(decode, [plan_piece(step, i, first, end) for i, first, end in rows if end > first + 1])
+    return GatherPlan(loop, gathered, [plan_piece(step, run) for run in pieces])
 
 
-def _decode_plan(step: _Step, sequences: Sequence[int]) -> DecodePlan:
-    block_size, slopes = step.kv_cache.shape[3], step.alibi_slopes
-    contexts = [step.contexts[i] for i in sequences]
-    width, rows = -(-max(contexts) // block_size), torch.tensor([step.starts[i] for i in sequences])
-    tables = step.block_table[sequences, :width]
-    spans = None if step.spans is None else step.spans.select(rows, sequences)
-    if spans is None:
-        is_shared = _equal_columns(tables)
-        is_shared[(min(contexts) - 1) // block_size :] = False
-    else:
-        is_shared = _equal_columns(tables, spans.block_positions[:, :width], spans.block_lengths[:, :width])
+def _gathered_rows(step: _Step, queries: _Queries) -> GatheredRows:
+    block_size, slopes, lengths = step.block_size, step.alibi_slopes, queries.lengths
+    width, rows = -(-max(lengths) // block_size), torch.tensor(queries.rows)
+    tables = step.block_table[queries.sequences, :width]
+    spans = None if step.spans is None else step.spans.select(rows, queries.sequences)
+    is_shared = _equal_columns(tables, *([] if spans is None else (table[:, :width] for table in spans.block_tables)))
+    is_shared[(min(lengths) - 1) // block_size :] = False
     num_shared = int(is_shared.sum())
     columns = torch.cat([is_shared.nonzero()[:, 0], (~is_shared).nonzero()[:, 0]]) if num_shared else None
     tables = tables if columns is None else tables[:, columns]
-    distance, is_empty = _distances(contexts, width if columns is None else columns, block_size, spans)
+    distance, is_empty = _distances(lengths, width if columns is None else columns, block_size, spans)
     is_hidden = distance > 0 if is_empty is None else is_empty | (distance > 0)  # [S, C + C']
     num_slots = num_shared * block_size
+    shared_rotation, unshared_rotation = _rotations(spans, slice(width) if columns is None else columns, num_shared)
     shared_unfilled = None
     if is_empty is not None and bool(is_empty[0, :num_slots].any()):
         shared_unfilled = is_empty[0, :num_slots].nonzero()[:, 0]
-    return DecodePlan(
+    return GatheredRows(
         rows,
         tables[0, :num_shared],
         shared_unfilled,
         tables[:, num_shared:].flatten().clamp(min=0),
         is_hidden[:, num_slots:].flatten().nonzero()[:, 0],
-        _decode_mask(distance, is_hidden, slopes, step.kv_cache.shape[2]),
+        _row_mask(distance, is_hidden, slopes, step.kv_cache.shape[2]),
+        shared_rotation,
+        unshared_rotation,
     )
+
+
+def _rotations(
+    spans: Spans | None, columns: Tensor | slice, num_shared: int
+) -> tuple[KeyRotation | None, KeyRotation | None]:
+    """Return the turns of the shared blocks, which are the first of these columns, and of the unshared ones of all rows."""
+    if spans is None or spans.offsets is None:
+        return None, None
+    blocks = spans.offsets.blocks[:, columns]
+    shared, unshared = blocks[0, :num_shared], blocks[:, num_shared:].flatten()
+    return spans.offsets.rotation(shared), spans.offsets.rotation(unshared)
 
 
 def _equal_columns(*tables: Tensor) -> Tensor:
@@ -157,7 +213,7 @@ def _distances(
     return keys - spans.positions[:, None], is_empty
 
 
-def _decode_mask(distance: Tensor, is_hidden: Tensor, slopes: Tensor | None, num_kv_heads: int) -> Tensor:
+def _row_mask(distance: Tensor, is_hidden: Tensor, slopes: Tensor | None, num_kv_heads: int) -> Tensor:
     mask = torch.zeros(distance.shape) if slopes is None else slopes.float()[:, None, None] * distance
     mask = mask.masked_fill(is_hidden, float("-inf"))
     if slopes is None:
@@ -165,67 +221,70 @@ def _decode_mask(distance: Tensor, is_hidden: Tensor, slopes: Tensor | None, num
     return mask.unflatten(0, (num_kv_heads, -1)).transpose(1, 2).contiguous()
 
 
-def _decode_rows(step: _Step, sequences: Sequence[int]) -> DecodeRows:
-    spans, inputs = step.spans, (step.query_starts[:-1], step.block_table, step.context_lengths)
-    rows, tables, lengths = (x.to(torch.int32) for x in inputs)
-    if len(sequences) < len(lengths):
-        rows, tables, lengths = (x[sequences] for x in (rows, tables, lengths))
-    if spans is not None:
-        spans = spans.select(rows.long(), sequences)
+def _loop_rows(step: _Step, queries: _Queries) -> LoopRows:
+    rows, lengths = (torch.tensor(numbers, dtype=torch.int32) for numbers in (queries.rows, queries.lengths))
+    tables = step.block_table.to(torch.int32)
+    if queries.sequences != [*range(len(tables))]:  # otherwise each has one query
+        tables = tables[queries.sequences]
+    spans = None if step.spans is None else step.spans.select(rows.long(), queries.sequences)
     slopes = None if step.alibi_slopes is None else step.alibi_slopes.float()
-    return DecodeRows(rows, tables.contiguous(), lengths.contiguous(), slopes, spans)
+    return LoopRows(rows, tables.contiguous(), lengths, slopes, spans)
 
 
-def _plan_piece(step: _Step, row: int, first: int, end: int) -> PiecePlan:
-    context, block_size, slopes = step.contexts[row], step.kv_cache.shape[3], step.alibi_slopes
-    num_queries, mask = end - first, None
+def _plan_piece(step: _Step, run: _Run) -> PiecePlan:
+    context, num_queries, slopes, mask = run.context, run.num_queries, step.alibi_slopes, None
     is_whole = num_queries == context and slopes is None
     if slopes is not None:
         mask = alibi_bias(slopes, num_queries, context).to(step.kv_cache.dtype)
     elif not is_whole:
         mask = torch.ones(num_queries, context, dtype=torch.bool).tril(context - num_queries)
-    return PiecePlan(first, end, step.block_table[row, : -(-context // block_size)], context, mask, is_whole)
+    blocks = step.block_table[run.sequence, : -(-context // step.block_size)]
+    return PiecePlan(run.first, run.end, blocks, context, mask, is_whole)
 
 
-def _plan_piece_of_spans(step: _Step, row: int, first: int, end: int) -> PiecePlan:
+def _plan_piece_of_spans(step: _Step, run: _Run) -> PiecePlan:
     assert step.spans is not None
-    context, block_size, slopes = step.contexts[row], step.kv_cache.shape[3], step.alibi_slopes
-    width = -(-context // block_size)
-    keys, is_empty = (
-        x[0, :context] for x in step.spans.select(slice(first, end), [row]).keys(slice(width), block_size)
-    )
-    distance = keys - step.spans.positions[first:end, None]  # [Q, C]
+    context, block_size, slopes = run.context, step.block_size, step.alibi_slopes
+    width, spans = -(-context // block_size), step.spans.select(slice(run.first, run.end), [run.sequence])
+    keys, is_empty = (x[0, :context] for x in spans.keys(slice(width), block_size))
+    distance = keys - spans.positions[:, None]  # [Q, C]
     is_hidden = is_empty | (distance > 0)
     mask = ~is_hidden
     if slopes is not None:
         bias = slopes.float()[:, None, None] * distance
         mask = bias.masked_fill(is_hidden, float("-inf")).to(step.kv_cache.dtype)
-    return PiecePlan(first, end, step.block_table[row, :width], context, mask, False, is_empty.nonzero()[:, 0])
+    rotation = None if spans.offsets is None else spans.offsets.rotation(spans.offsets.blocks[0, :width])
+    blocks, unfilled = step.block_table[run.sequence, :width], is_empty.nonzero()[:, 0]
+    return PiecePlan(run.first, run.end, blocks, context, mask, False, unfilled, rotation)
 
 
 def attend(query: Tensor, kv_cache: Tensor, plan: GatherPlan, scale: float) -> Tensor:
     """Attend to the cache [N, 2, G, B, K]: query [T, H, K] -> [T, H, K]."""
-    if plan.decode is None and len(plan.pieces) == 1:
+    if plan.loop is None and plan.gathered is None and len(plan.pieces) == 1:
         return _attend_piece(query, kv_cache, plan.pieces[0], scale)
-    if isinstance(plan.decode, DecodePlan) and len(plan.decode.rows) == len(query):
-        return _attend_gathered(query, kv_cache, plan.decode, scale)
+    if plan.gathered is not None and len(plan.gathered.rows) == len(query):
+        return _attend_gathered(query, kv_cache, plan.gathered, scale)
     out = query.new_empty(query.shape)
     for piece in plan.pieces:
         out[piece.first : piece.end] = _attend_piece(query[piece.first : piece.end], kv_cache, piece, scale)
-    if isinstance(plan.decode, DecodeRows):
-        attend_in_loop(query, kv_cache, plan.decode, scale, out)
-    elif plan.decode is not None:
-        out[plan.decode.rows] = _attend_gathered(query[plan.decode.rows], kv_cache, plan.decode, scale)
+    if plan.gathered is not None:
+        rows = plan.gathered.rows
+        out[rows] = _attend_gathered(query[rows], kv_cache, plan.gathered, scale)
+    if plan.loop is not None:
+        attend_in_loop(query, kv_cache, plan.loop, scale, out)
     return out
 
 
-def gather_blocks(kv_cache: Tensor, blocks: Tensor) -> Tensor:
-    """Copy the keys and values of these blocks: [2, G, len(blocks) * B, K]."""
-    return kv_cache.permute(1, 2, 0, 3, 4).index_select(2, blocks).flatten(2, 3)
+def gather_blocks(kv_cache: Tensor, blocks: Tensor, rotation: KeyRotation | None = None) -> Tensor:
+    """Copy the keys and values of these blocks, [2, G, len(blocks) * B, K], with keys rotated to where a row sees them."""
+    kv = kv_cache.permute(1, 2, 0, 3, 4).index_select(2, blocks)
+    if rotation is not None:
+        rotation.apply_(kv[0])
+    return kv.flatten(2, 3)
 
 
 def _attend_piece(query: Tensor, kv_cache: Tensor, piece: PiecePlan, scale: float) -> Tensor:
-    kv = gather_blocks(kv_cache, piece.blocks)[:, :, : piece.num_slots]
+    kv = gather_blocks(kv_cache, piece.blocks, piece.rotation)[:, :, : piece.num_slots]
     if piece.unfilled is not None:
         kv.index_fill_(2, piece.unfilled, 0)
     key, value = kv[:, None]
@@ -235,19 +294,19 @@ def _attend_piece(query: Tensor, kv_cache: Tensor, piece: PiecePlan, scale: floa
     return out[0].transpose(0, 1)
 
 
-def _attend_gathered(query: Tensor, kv_cache: Tensor, plan: DecodePlan, scale: float) -> Tensor:
-    """One softmax over shared and unshared keys, one query per sequence: [S, H, K] -> [S, H, K]."""
-    num_sequences, _, head_dim = query.shape
+def _attend_gathered(query: Tensor, kv_cache: Tensor, plan: GatheredRows, scale: float) -> Tensor:
+    """One softmax over the shared keys and those of each of [S] queries: [S, H, K] -> [S, H, K]."""
+    num_queries, _, head_dim = query.shape
     num_kv_heads = kv_cache.shape[2]
-    grouped = query.view(num_sequences, num_kv_heads, -1, head_dim).transpose(0, 1)  # [G, S, H / G, K]
-    unshared = gather_blocks(kv_cache, plan.unshared).index_fill_(2, plan.unfilled, 0)
-    unshared_key, unshared_value = unshared.unflatten(2, (num_sequences, -1))  # [G, S, C', K]
+    grouped = query.view(num_queries, num_kv_heads, -1, head_dim).transpose(0, 1)  # [G, S, H / G, K]
+    unshared = gather_blocks(kv_cache, plan.unshared, plan.unshared_rotation).index_fill_(2, plan.unfilled, 0)
+    unshared_key, unshared_value = unshared.unflatten(2, (num_queries, -1))  # [G, S, C', K]
     scores = grouped @ unshared_key.transpose(2, 3)
     if not len(plan.shared):
         out = torch.add(plan.mask, scores, alpha=scale).softmax(-1).to(query.dtype) @ unshared_value
         return out.transpose(0, 1).reshape(query.shape)
     flat = grouped.reshape(num_kv_heads, -1, head_dim)
-    shared = gather_blocks(kv_cache, plan.shared)
+    shared = gather_blocks(kv_cache, plan.shared, plan.shared_rotation)
     if plan.shared_unfilled is not None:
         shared.index_fill_(2, plan.shared_unfilled, 0)
     shared_key, shared_value = shared  # [G, C, K]

@@ -1,4 +1,4 @@
-"""Decoding rows on a CPU, where there is little to read: a compiled loop over each row's own blocks.
+"""Rows of few new tokens on a CPU, where there is little to read: a compiled loop over the blocks of each.
 
 It copies and pads nothing, runs on one thread, and a row's sums are the same in every batch.
 """
@@ -11,13 +11,18 @@ import numpy as np
 from torch import Tensor
 
 from kernels.compiled import compiled_for, exp, inlined, length, load, store
-from kernels.spans import Spans
+from kernels.spans import Offsets, Spans
 from kernels.tiles import with_whole_heads
+
+NUM_ADDRESSES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeRows:
-    """Sequences with one query each; all tables are contiguous int32."""
+class LoopRows:
+    """Queries, each read like that of a decoding sequence; all tables are contiguous int32.
+
+    Several may be of one sequence, in the order of their tokens: none reads slots after its own.
+    """
 
     rows: Tensor  # [S]
     tables: Tensor  # [S, W], blocks
@@ -25,15 +30,26 @@ class DecodeRows:
     slopes: Tensor | None  # [H] float32
     spans: Spans | None = None  # with one position per row
 
-    # of the tables, the lengths, and the positions, block positions and block lengths of `spans`: looked up once per step
+    # of the tables, the lengths, and the tables of `spans`: looked up once per step
     addresses: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         tables, spans = [self.tables, self.lengths], self.spans
         if spans is not None:
             tables += [spans.positions, spans.block_positions, spans.block_lengths]
+        if self.offsets is not None:
+            tables += [self.offsets.blocks, self.offsets.cos, self.offsets.sin]
         addresses = [table.data_ptr() for table in tables]
-        object.__setattr__(self, "addresses", (*addresses, *[0] * (5 - len(addresses))))
+        object.__setattr__(self, "addresses", (*addresses, *[0] * (NUM_ADDRESSES - len(addresses))))
+
+    @property
+    def offsets(self) -> Offsets | None:
+        return None if self.spans is None else self.spans.offsets
+
+    @property
+    def rotary_dim(self) -> int:
+        """The elements of a head that offsets rotate."""
+        return 0 if self.offsets is None else self.offsets.cos.shape[1]
 
 
 @inlined
@@ -52,13 +68,26 @@ def softmax(x, row, num_keys):
 
 
 @inlined
+def rotate_back(rotated, x, cos, sin, angle, num_heads, head_dim, rotary_dim):
+    """Write into `rotated` the heads of x rotated back by the angles that begin at `angle`; other elements stay."""
+    half = rotary_dim // 2
+    for head in range(0, num_heads * head_dim, head_dim):
+        for i in range(half):
+            low, high = x[head + i], x[head + half + i]
+            rotated[head + i] = low * cos[angle + i] - high * sin[angle + i]
+            rotated[head + half + i] = high * cos[angle + half + i] - low * sin[angle + half + i]
+
+
+@inlined
 def attend_row(
-    query, kv_cache, out, tables, positions, block_positions, block_lengths, slopes, scale, has_spans, has_slopes, at, to,
-    row, table_width, num_slots, num_kv_heads, block_size, block_stride, head_dim, group,
+    query, kv_cache, out, tables, positions, block_positions, block_lengths, block_offsets, offset_cos, offset_sin, slopes,
+    scale, has_spans, has_offsets, has_slopes, at, to, row, table_width, num_slots, num_kv_heads, block_size, block_stride,
+    head_dim, rotary_dim, group,
 ):  # fmt: skip
     """Attend with one query, whose first element is at `at`, to the keys in its first `num_slots` slots.
 
     The output begins at `to`. The query heads of one key head go together, so that a key is read once for all of them.
+    Where `block_offsets` change, the query is rotated back, by the angles in a row of `offset_cos` and `offset_sin`.
     """
     size = group * head_dim
     table, position = row * table_width, num_slots - 1
@@ -66,10 +95,15 @@ def attend_row(
         position = np.int64(positions[row])
     q, o, numbers = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(head_dim, np.float32)
     weights = np.empty((group, num_slots), np.float32)
+    base, offset = np.empty(size, np.float32) if has_offsets else q, np.int64(0)
     for kv_head in range(num_kv_heads):
         for i in range(size):
             q[i] = load(query, at + kv_head * size + i) * scale
             o[i] = np.float32(0)
+        if has_offsets:
+            offset = np.int64(0)
+            for i in range(size):
+                base[i] = q[i]
         num_keys = np.int64(0)
         for first in range(0, num_slots, block_size):
             entry = table + first // block_size
@@ -78,6 +112,9 @@ def attend_row(
                 count = np.int64(max(min(block_lengths[entry], position + 1 - begin), 0))
             else:
                 begin, count = np.int64(first), np.int64(min(block_size, num_slots - first))
+            if has_offsets and block_offsets[entry] != offset:
+                offset = np.int64(block_offsets[entry])
+                rotate_back(q, base, offset_cos, offset_sin, offset * rotary_dim, group, head_dim, rotary_dim)
             keys = tables[entry] * block_stride + kv_head * block_size * head_dim
             for key in range(count):
                 for i in range(head_dim):
@@ -113,32 +150,37 @@ def attend_row(
             store(out, to + kv_head * size + i, o[i])
 
 
-@compiled_for("T* T* T* int32* int32* int32* int32* int32* int32* float32* float int int int int int int int int")
-def _attend_rows(head_dim, group, has_spans):
+@compiled_for(
+    "T* T* T* int32* int32* int32* int32* int32* int32* int32* float32* float32* float32* float"
+    " int int int int int int int int int"
+)
+def _attend_rows(head_dim, group, has_spans, has_offsets):
     def attend_rows(
-        query, kv_cache, out, rows, tables, lengths, positions, block_positions, block_lengths, slopes, scale,
-        has_slopes, num_sequences, num_kv_heads, block_size, table_width, query_stride, block_stride, runtime_dim,
+        query, kv_cache, out, rows, tables, lengths, positions, block_positions, block_lengths, block_offsets, offset_cos,
+        offset_sin, slopes, scale, has_slopes, num_sequences, num_kv_heads, block_size, table_width, query_stride,
+        block_stride, runtime_dim, rotary_dim,
     ):  # fmt: skip
         width = length(kv_cache, head_dim, runtime_dim)
         for sequence in range(num_sequences):
             row = rows[sequence]
             attend_row(
-                query, kv_cache, out, tables, positions, block_positions, block_lengths, slopes, scale, has_spans,
-                has_slopes, row * query_stride, row * num_kv_heads * group * width, sequence, table_width,
-                lengths[sequence], num_kv_heads, block_size, block_stride, width, group,
+                query, kv_cache, out, tables, positions, block_positions, block_lengths, block_offsets, offset_cos,
+                offset_sin, slopes, scale, has_spans, has_offsets, has_slopes, row * query_stride,
+                row * num_kv_heads * group * width, sequence, table_width, lengths[sequence], num_kv_heads, block_size,
+                block_stride, width, rotary_dim, group,
             )  # fmt: skip
 
     return attend_rows
 
 
-def attend_in_loop(query: Tensor, kv_cache: Tensor, plan: DecodeRows, scale: float, out: Tensor) -> None:
+def attend_in_loop(query: Tensor, kv_cache: Tensor, plan: LoopRows, scale: float, out: Tensor) -> None:
     """Attend with the rows of `plan` of query [T, H, K], into those rows of out [T, H, K]."""
     _, num_heads, head_dim = query.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
     num_sequences, table_width = plan.tables.shape
     query, slopes = with_whole_heads(query), plan.slopes
-    _attend_rows[head_dim, num_heads // num_kv_heads, plan.spans is not None][query.dtype](
+    _attend_rows[head_dim, num_heads // num_kv_heads, plan.spans is not None, plan.offsets is not None][query.dtype](
         query.data_ptr(), kv_cache.data_ptr(), out.data_ptr(), plan.rows.data_ptr(), *plan.addresses,
         0 if slopes is None else slopes.data_ptr(), scale, slopes is not None, num_sequences, num_kv_heads,
-        block_size, table_width, query.stride(0), kv_cache.stride(0), head_dim,
+        block_size, table_width, query.stride(0), kv_cache.stride(0), head_dim, plan.rotary_dim,
     )  # fmt: skip

@@ -10,6 +10,7 @@ A recorded step reads the tables from buffers of a fixed size, in which tiles of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.backend import Launch, launch_config
-from kernels.spans import Spans, slot_positions
+from kernels.spans import Offsets, Spans, slot_positions
 
 # One sequence of 1,000 tokens and 32 heads gives 128 programs, about one per core of an H100.
 SPLIT = 256
@@ -37,10 +38,12 @@ class Shape:
     group: int  # query heads per key head
     head_dim: int
     dtype: torch.dtype
+    has_offsets: bool = False
 
     def launches(self) -> tuple[Launch, Launch]:
         """Return those for few and for many tokens. Raises `ValueError` if a group of heads does not fit into a tile."""
-        few, many = (launch_config(name, self.head_dim, self.dtype) for name in ("paged_decode", "paged_prefill"))
+        names = ("paged_offsets", "paged_offsets") if self.has_offsets else ("paged_decode", "paged_prefill")
+        few, many = (launch_config(name, self.head_dim, self.dtype) for name in names)
         block = min(few.block, many.block)
         if self.group > block:
             raise ValueError(f"{self.group} query heads per key head do not fit into a tile of {block} rows")
@@ -58,13 +61,6 @@ class Tiles:
     split: int
     launch: Launch
 
-    def to(self, device: torch.device) -> Tiles:
-        """Return them on a device, without waiting for a GPU."""
-        tables = {name: getattr(self, name) for name in TABLES}
-        if device.type == "cuda":
-            tables = {name: table.pin_memory() for name, table in tables.items()}
-        return replace(self, **{name: table.to(device, non_blocking=True) for name, table in tables.items()})
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -73,14 +69,27 @@ class Plan:
     few: Tiles | None
     many: Tiles | None = None
     keys: Tensor | None = None  # [S, W * B], the position of the key in each slot, made on the device
+    offsets: Offsets | None = None
+
+    @property
+    def tables(self) -> list[Tensor]:
+        """The tables of all tiles, in the order in which `with_tables` takes copies of them."""
+        return [getattr(tiles, name) for tiles in (self.few, self.many) if tiles is not None for name in TABLES]
+
+    def with_tables(self, tables: Iterator[Tensor]) -> Plan:
+        few, many = (
+            None if tiles is None else replace(tiles, records=next(tables), members=next(tables), rows=next(tables))
+            for tiles in (self.few, self.many)
+        )
+        return replace(self, few=few, many=many)
 
     def to(self, device: torch.device) -> Plan:
-        few, many = (None if tiles is None else tiles.to(device) for tiles in (self.few, self.many))
-        return Plan(few, many)
+        return self.with_tables(table.to(device) for table in self.tables)
 
     def over(self, block_table: Tensor, block_size: int, spans: Spans | None) -> Plan:
         """Return the plan with the positions of keys, from tables on the device: the host waits for nothing."""
-        return replace(self, keys=slot_positions(block_table, block_size, spans))
+        offsets = None if spans is None else spans.offsets
+        return replace(self, keys=slot_positions(block_table, block_size, spans), offsets=offsets)
 
 
 class Rows(NamedTuple):
@@ -109,8 +118,8 @@ def plan_tiles(
     starts, contexts = (table.numpy().astype(np.int64) for table in (query_starts, context_lengths))
     rows = _rows(starts, contexts, spans)
     is_few = (np.diff(starts) <= few.block // shape.group)[rows.sequence]
-    tables = [block_table] if spans is None else [block_table, spans.block_positions, spans.block_lengths]
-    content = np.stack([table.numpy() for table in tables], -1)  # [S, W, 1 or 3]
+    tables = [block_table] if spans is None else [block_table, *spans.block_tables]
+    content = np.stack([table.numpy() for table in tables], -1)  # [S, W, 1, 3 or 4]
     padding = np.arange(starts[-1], num_tokens)
     return Plan(
         _few(rows.take(is_few), padding, content, contexts, shape, few),
@@ -186,10 +195,10 @@ def _table(values: NDArray[Any]) -> Tensor:
     return torch.from_numpy(values.astype(np.int32))
 
 
-def static_plan(num_rows: int, table_width: int, shape: Shape, device: torch.device) -> Plan:
+def static_plan(num_rows: int, table_width: int, shape: Shape) -> Plan:
     """Return a plan of `num_rows` decoding rows of padding, as large as any of theirs, which `fill_plan` overwrites."""
     num_parts = -(-table_width * shape.block_size // SPLIT)
-    rows = torch.stack([torch.arange(num_rows), torch.zeros(num_rows)], 1).to(device, torch.int32)
+    rows = torch.stack([torch.arange(num_rows), torch.zeros(num_rows)], 1).to(torch.int32)
     records, members = (rows.new_zeros(num_rows * num_parts, width) for width in (5, 3))
     return Plan(Tiles(records, members, rows, num_parts, SPLIT, shape.launches()[0]))
 

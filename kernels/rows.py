@@ -1,6 +1,6 @@
-"""Operators on the rows of a matrix: norms, SwiGLU, the gated residual and the greedy argmax, each row by itself.
+"""Operators on the rows of a matrix: norms, residual sums, SwiGLU and the greedy argmax, each row by itself.
 
-The norms' and SwiGLU's gradients come from torch, not from the kernels. The gated residual has kernels for both directions.
+Only the gated residual has kernels for both directions; the gradients of the other operators come from torch.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import jit, jit_runtime, launch_config, tl, triton, use_compiled, use_triton
+from kernels.backend import jit, jit_runtime, launch_config, needs_gradients, tl, triton, use_compiled, use_triton
 from kernels.compiled import compiled, exp, inlined, load, store
 
 WIDTH = 1024  # columns per program of the gated residual
-ROWS = 32  # rows that one program of its backward pass sums
+ROWS = 32  # rows that one program of the gated residual's backward pass sums
+SWIGLU_WIDTH = 2048  # columns per program of SwiGLU: loads of 16 bytes per thread on every target
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -37,17 +38,45 @@ def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor | None, eps: fl
     return (y if bias is None else y + bias.float()).to(x.dtype)
 
 
+def add_layer_norm_reference(
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    h = x + branch
+    return h, layer_norm_reference(h, weight, bias, eps)
+
+
 @jit
-def _norm_row(x, weight, bias, out, stride, eps, D: tl.constexpr, BLOCK: tl.constexpr, CENTRE: tl.constexpr):
-    row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
-    mask = columns < D
-    y = tl.load(x + row * stride + columns, mask=mask, other=0.0).to(tl.float32)
+def _normed(y, weight, bias, columns, mask, eps, D: tl.constexpr, CENTRE: tl.constexpr):
+    """Normalise a row of float32, whose columns outside of the mask are 0."""
     if CENTRE:
         y = tl.where(mask, y - tl.sum(y, 0) / D, 0.0)
     y = y * tl.rsqrt(tl.sum(y * y, 0) / D + eps) * tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
     if bias is not None:
         y += tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)
+    return y
+
+
+@jit
+def _norm_row(x, weight, bias, out, stride, eps, D: tl.constexpr, BLOCK: tl.constexpr, CENTRE: tl.constexpr):
+    row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    mask = columns < D
+    y = tl.load(x + row * stride + columns, mask=mask, other=0.0).to(tl.float32)
+    y = _normed(y, weight, bias, columns, mask, eps, D, CENTRE)
     tl.store(out + row * D + columns, y.to(out.dtype.element_ty), mask=mask)
+
+
+@jit
+def _add_norm_row(
+    x, branch, weight, bias, total, out, eps, D: tl.constexpr, BLOCK: tl.constexpr, CENTRE: tl.constexpr
+):  # fmt: skip
+    columns = tl.arange(0, BLOCK)
+    mask, at = columns < D, tl.program_id(0).to(tl.int64) * D + columns
+    y = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    y += tl.load(branch + at, mask=mask, other=0.0).to(tl.float32)
+    h = y.to(total.dtype.element_ty)
+    tl.store(total + at, h, mask=mask)
+    y = _normed(h.to(tl.float32), weight, bias, columns, mask, eps, D, CENTRE)  # the norm is that of the rounded sum
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
 
 
 def _norm_rows(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, *, centre: bool) -> Tensor:
@@ -60,6 +89,18 @@ def _norm_rows(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, *, ce
         **launch_config("row", width, x.dtype).options,
     )  # fmt: skip
     return out.view(x.shape)
+
+
+def _add_norm_rows(
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, eps: float, *, centre: bool
+) -> tuple[Tensor, Tensor]:
+    x, branch, width = x.contiguous(), branch.contiguous(), x.shape[-1]
+    total, out = torch.empty_like(x), torch.empty_like(x)
+    _add_norm_row[(x.numel() // width,)](
+        x, branch, weight, bias, total, out, eps, D=width, BLOCK=triton.next_power_of_2(width), CENTRE=centre,
+        **launch_config("row", width, x.dtype).options,
+    )  # fmt: skip
+    return total, out
 
 
 @inlined
@@ -87,8 +128,8 @@ def _add_rms_rows(x, branch, weight, total, out, num_rows, width, eps):
         norm_row(total, weight, out, first, width, eps)
 
 
-def _kernel_serves(x: Tensor, weight: Tensor) -> bool:
-    return use_triton(x) and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+def _kernel_serves(x: Tensor, *tensors: Tensor | None) -> bool:
+    return use_triton(x) and not needs_gradients(x, *tensors)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -106,8 +147,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return x + branch and its norm: x, branch [..., D] of one dtype, weight [D]."""
-    if use_triton(x) or not use_compiled(x, branch, weight):
+    """Return x + branch and its RMSNorm: x, branch [..., D] of one dtype, weight [D]."""
+    if _kernel_serves(x, branch, weight):
+        return _add_norm_rows(x, branch, weight, None, eps, centre=False)
+    if not use_compiled(x, branch, weight):
         h = x + branch
         return h, rms_norm(h, weight, eps)
     x, branch, weight, width = x.contiguous(), branch.contiguous(), weight.float(), x.shape[-1]
@@ -121,14 +164,32 @@ def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """Return the LayerNorm of x [..., D]; weight and bias are [D]."""
-    if _kernel_serves(x, weight):
+    if _kernel_serves(x, weight, bias):
         return _norm_rows(x, weight, bias, eps, centre=True)
     return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def add_layer_norm(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """Return x + branch and its LayerNorm: x, branch [..., D] of one dtype; weight and bias are [D]."""
+    if _kernel_serves(x, branch, weight, bias):
+        return _add_norm_rows(x, branch, weight, bias, eps, centre=True)
+    h = x + branch
+    return h, layer_norm(h, weight, bias, eps)
 
 
 def swiglu_reference(x: Tensor) -> Tensor:
     gate, up = x.chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+@jit
+def _swiglu_block(x, out, width, BLOCK: tl.constexpr):
+    row, columns = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = columns < width
+    gate = tl.load(x + 2 * row * width + columns, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(x + (2 * row + 1) * width + columns, mask=mask, other=0.0).to(tl.float32)
+    y = gate / (1.0 + tl.exp(-gate)) * up
+    tl.store(out + row * width + columns, y.to(out.dtype.element_ty), mask=mask)
 
 
 @compiled("T* T* int int")
@@ -142,12 +203,33 @@ def _swiglu_rows(x, out, num_rows, width):
 
 def swiglu(x: Tensor) -> Tensor:
     """Return silu(gate) * up of x, which holds [gate; up] (Shazeer, 2020): x [..., 2 F] -> [..., F]."""
-    if not use_compiled(x):
+    on_gpu = _kernel_serves(x)
+    if not on_gpu and not use_compiled(x):
         return swiglu_reference(x)
     x, width = x.contiguous(), x.shape[-1] // 2
     out = x.new_empty(*x.shape[:-1], width)
-    _swiglu_rows[x.dtype](x.data_ptr(), out.data_ptr(), out.numel() // max(width, 1), width)
+    num_rows = out.numel() // max(width, 1)
+    if on_gpu:
+        _swiglu_block[(num_rows, triton.cdiv(width, SWIGLU_WIDTH))](
+            x, out, width, BLOCK=SWIGLU_WIDTH, **launch_config("row", width, x.dtype).options
+        )
+    else:
+        _swiglu_rows[x.dtype](x.data_ptr(), out.data_ptr(), num_rows, width)
     return out
+
+
+def add_linear_reference(h: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return h + F.linear(x, weight, bias)
+
+
+def add_linear_(h: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return h + x W^T + b: h [T, N], x [T, K], weight [N, K], bias [N]; h may be overwritten, unless a gradient needs it.
+
+    On a GPU, the product without a bias is added to h as it is written, and is no tensor of its own.
+    """
+    if bias is None and _kernel_serves(h, x, weight):
+        return h.addmm_(x, weight.T)
+    return h + F.linear(x, weight, bias)
 
 
 def gated_residual_reference(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import jit_runtime, launch_config, tl, triton, use_compiled, use_triton
+from kernels.backend import jit_runtime, launch_config, needs_gradients, tl, triton, use_compiled, use_triton
 from kernels.compiled import compiled, inlined, load, store
-from kernels.tiles import with_equal_strides
+from kernels.tiles import load_tile, rotary_partner, store_tile, with_equal_strides, with_whole_heads
+
+ELEMENTS = 2048  # of queries and keys that one program rotates: loads of 16 bytes per thread on every target
 
 
 def rotary_angles(positions: Tensor, rotary_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -82,8 +85,8 @@ def kv_store_reference(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mappin
 
 @jit_runtime("slots")
 def _store_token(
-    key, value, kv_cache, slots, stride, block_stride, G: tl.constexpr, B: tl.constexpr, K: tl.constexpr,
-    BLOCK: tl.constexpr,
+    key, value, kv_cache, slots, key_stride, value_stride, block_stride, G: tl.constexpr, B: tl.constexpr,
+    K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row)
@@ -92,16 +95,16 @@ def _store_token(
     index = tl.arange(0, BLOCK)
     mask = index < G * K
     to = kv_cache + slot // B * block_stride + index // K * B * K + slot % B * K + index % K
-    tl.store(to, tl.load(key + row * stride + index, mask=mask), mask=mask)
-    tl.store(to + G * B * K, tl.load(value + row * stride + index, mask=mask), mask=mask)
+    tl.store(to, tl.load(key + row * key_stride + index, mask=mask), mask=mask)
+    tl.store(to + G * B * K, tl.load(value + row * value_stride + index, mask=mask), mask=mask)
 
 
 def _store_triton(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
     _, num_kv_heads, head_dim = key.shape
-    key, value = with_equal_strides(key, value)
+    key, value = with_whole_heads(key), with_whole_heads(value)
     _store_token[(len(key),)](
-        key, value, kv_cache, slot_mapping, key.stride(0), kv_cache.stride(0), G=num_kv_heads, B=kv_cache.shape[3],
-        K=head_dim, BLOCK=triton.next_power_of_2(num_kv_heads * head_dim),
+        key, value, kv_cache, slot_mapping, key.stride(0), value.stride(0), kv_cache.stride(0), G=num_kv_heads,
+        B=kv_cache.shape[3], K=head_dim, BLOCK=triton.next_power_of_2(num_kv_heads * head_dim),
         **launch_config("row", head_dim, key.dtype).options,
     )  # fmt: skip
 
@@ -163,6 +166,81 @@ def kv_store(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor)
         _store_in_torch(key, value, kv_cache, slot_mapping)
 
 
+def rotate_and_store_reference(
+    heads: Tensor, value: Tensor, cos: Tensor | None, sin: Tensor | None, kv_cache: Tensor, slot_mapping: Tensor
+) -> Tensor:
+    num_kv_heads = value.shape[1]
+    rotated = heads if cos is None or sin is None else rotate_reference(heads, cos, sin)
+    kv_store_reference(rotated[:, -num_kv_heads:], value, kv_cache, slot_mapping)
+    return rotated[:, :-num_kv_heads]
+
+
+@jit_runtime("slots")
+def _rotate_and_store(
+    heads, value, cos, sin, slots, query, kv_cache, stride, value_stride, block_stride, H: tl.constexpr, G: tl.constexpr,
+    B: tl.constexpr, K: tl.constexpr, ROTARY: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_H heads of one token: queries are rotated, keys are rotated and stored with their values.
+
+    The queries have memory of their own: a thread may read an element after another one has rotated it.
+    """
+    EVEN: tl.constexpr = BLOCK_K == K
+    row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_K)
+    head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    at, mask, kv_head = (head * K)[:, None], head < H + G, head - H
+    is_key = mask & (kv_head >= 0)
+    angle, is_rotated = row * ROTARY + columns, columns < ROTARY
+    heads += row * stride
+    x = load_tile(heads, at + columns[None, :], mask, columns, K, EVEN).to(tl.float32)
+    other = load_tile(heads, at + rotary_partner(columns, ROTARY)[None, :], mask, columns, K, EVEN).to(tl.float32)
+    v = load_tile(value + row * value_stride, (kv_head * K)[:, None] + columns[None, :], is_key, columns, K, EVEN)
+    cosine = tl.load(cos + angle, mask=is_rotated, other=1.0).to(tl.float32)
+    sine = tl.load(sin + angle, mask=is_rotated, other=0.0).to(tl.float32)
+    y = x * cosine[None, :] + other * sine[None, :]
+    store_tile(query + row * H * K, at + columns[None, :], y, head < H, columns, K, EVEN)
+    slot = tl.load(slots + row)
+    if slot < 0:
+        return
+    kv_cache += slot // B * block_stride + slot % B * K
+    to = (kv_head * B * K)[:, None] + columns[None, :]
+    store_tile(kv_cache, to, y, is_key, columns, K, EVEN)
+    store_tile(kv_cache + G * B * K, to, v, is_key, columns, K, EVEN)
+
+
+def _rotate_and_store_triton(
+    heads: Tensor, value: Tensor, cos: Tensor, sin: Tensor, kv_cache: Tensor, slot_mapping: Tensor
+) -> Tensor:
+    heads, value = with_whole_heads(heads), with_whole_heads(value)
+    (num_tokens, num_heads, head_dim), num_kv_heads = heads.shape, value.shape[1]
+    query = heads.new_empty(num_tokens, num_heads - num_kv_heads, head_dim)
+    block_width = triton.next_power_of_2(head_dim)
+    block = max(1, ELEMENTS // block_width)
+    _rotate_and_store[(num_tokens, triton.cdiv(num_heads, block))](
+        heads, value, cos.contiguous(), sin.contiguous(), slot_mapping, query, kv_cache, heads.stride(0), value.stride(0),
+        kv_cache.stride(0), H=num_heads - num_kv_heads, G=num_kv_heads, B=kv_cache.shape[3], K=head_dim,
+        ROTARY=cos.shape[-1], BLOCK_H=block, BLOCK_K=block_width, **launch_config("row", head_dim, heads.dtype).options,
+    )  # fmt: skip
+    return query
+
+
+def rotate_and_store(
+    heads: Tensor, value: Tensor, cos: Tensor | None, sin: Tensor | None, kv_cache: Tensor, slot_mapping: Tensor
+) -> Tensor:
+    """Rotate heads [T, H + G, K] of queries and keys, store the keys with value [T, G, K], and return the queries.
+
+    cos and sin are those of `rotate_`, or None where positions do not rotate; heads may be overwritten. The cache and the
+    slots are those of `kv_store`.
+    """
+    num_kv_heads = value.shape[1]
+    if cos is not None and sin is not None:
+        if use_triton(heads) and not needs_gradients(heads, value):
+            return _rotate_and_store_triton(heads, value, cos, sin, kv_cache, slot_mapping)
+        heads = rotate_(heads, cos, sin)
+    query, key = heads.split_with_sizes([heads.shape[1] - num_kv_heads, num_kv_heads], dim=1)
+    kv_store(key, value, kv_cache, slot_mapping)
+    return query
+
+
 def alibi_bias(slopes: Tensor, num_queries: int, num_keys: int) -> Tensor:
     """Return [H, Q, C]: minus slope times distance, for queries that end at the last key; -inf ahead of each query."""
     positions = torch.arange(num_keys, device=slopes.device)
@@ -195,14 +273,19 @@ def causal_attention(
     alibi_slopes: Tensor | None = None,
     positions: Tensor | None = None,
     spans: Tensor | None = None,
+    seen_positions: Tensor | None = None,
+    seen_key: Tensor | None = None,
 ) -> Tensor:
     """Attend within each sequence: query [T, H, K]; key, value [T, G, K]; query_starts [S + 1], first rows -> [T, H, K].
 
     For training and the oracle, in plain torch and differentiable; grouped heads and ALiBi are as in `paged_attention`.
-    `spans` [T] and `positions` [T] are those of `model.batch.Batch`, for sequences whose shots attend alone.
+    `spans`, `positions` and `seen_positions` [T] are those of `model.batch.Batch`, for sequences whose shots attend alone.
+    `seen_key` [T, G, K] has the keys as rotated to their seen positions, if these differ.
     """
     if spans is not None and positions is not None:
-        return _attend_padded(query, key, value, query_starts, scale, alibi_slopes, positions, spans)
+        seen = positions if seen_positions is None else seen_positions
+        context = _SpanContext(positions, spans, seen, key if seen_key is None else seen_key)
+        return _attend_padded(query, key, value, query_starts, scale, alibi_slopes, context)
     if torch.is_grad_enabled() and query.requires_grad and len(query_starts) > 2:
         return _attend_padded(query, key, value, query_starts, scale, alibi_slopes)
     outputs = [query[:0]]
@@ -221,8 +304,7 @@ def _attend_padded(
     query_starts: Tensor,
     scale: float,
     alibi_slopes: Tensor | None,
-    positions: Tensor | None = None,
-    spans: Tensor | None = None,
+    context: _SpanContext | None = None,
 ) -> Tensor:
     """Attend to all sequences as one batch, padded at their ends, where causality hides the padding.
 
@@ -233,21 +315,40 @@ def _attend_padded(
     longest = int(lengths.max())
     columns = torch.arange(longest, device=query.device)
     rows = (starts[:-1, None] + columns).clamp(max=len(query) - 1)  # [S, L]
-    token_positions = columns[None] if positions is None else positions[rows]  # [S or 1, L]
     hidden = columns[:, None] < columns  # [L, L]
-    if spans is not None:
-        hidden = hidden | ~_are_readable(spans[rows])  # [S, L, L]
-    distance = (token_positions[:, None] - token_positions[:, :, None])[
-        :, None
-    ].float()  # [S or 1, 1, L, L], key less query
-    bias = distance * (0.0 if alibi_slopes is None else alibi_slopes.float()[:, None, None])
+    if context is None:
+        distance = (columns - columns[:, None])[None]  # [1, L, L], key less query
+    else:
+        hidden = hidden | ~_are_readable(context.spans[rows])  # [S, L, L]
+        distance = context.distances(rows)
+    bias = distance[:, None].float() * (0.0 if alibi_slopes is None else alibi_slopes.float()[:, None, None])
     bias = bias.masked_fill(hidden.unsqueeze(-3), float("-inf"))
     group = query.shape[1] // key.shape[1]
     q = query[rows].transpose(1, 2)  # [S, H, L, K]
     k, v = (x[rows].transpose(1, 2).repeat_interleave(group, 1) for x in (key, value))
-    weights = ((q @ k.transpose(-1, -2)) * scale + bias.to(q.dtype)).softmax(-1, dtype=torch.float32).to(v.dtype)
+    products = q @ k.transpose(-1, -2)
+    if context is not None and context.seen_key is not key:
+        seen = context.seen_key[rows].transpose(1, 2).repeat_interleave(group, 1)
+        products = torch.where(context.are_queries(rows)[:, None], q @ seen.transpose(-1, -2), products)
+    weights = (products * scale + bias.to(q.dtype)).softmax(-1, dtype=torch.float32).to(v.dtype)
     out = (weights @ v).transpose(1, 2)  # [S, L, H, K]
     return out[columns < lengths[:, None]]
+
+
+class _SpanContext(NamedTuple):
+    """Sequences whose shots attend alone: the positions of tokens, and what queries see of them."""
+
+    positions: Tensor  # [T]
+    spans: Tensor  # [T]
+    seen_positions: Tensor  # [T]
+    seen_key: Tensor  # [T, G, K]
+
+    def are_queries(self, rows: Tensor) -> Tensor:  # [S, L] -> [S, L, 1]
+        return (self.spans[rows] < 0)[:, :, None]
+
+    def distances(self, rows: Tensor) -> Tensor:  # [S, L] -> [S, L, L], key less query
+        positions, seen = self.positions[rows], self.seen_positions[rows]
+        return torch.where(self.are_queries(rows), seen[:, None], positions[:, None]) - positions[:, :, None]
 
 
 def _are_readable(spans: Tensor) -> Tensor:

@@ -6,7 +6,11 @@ no sort, no padding. The table is built once per step for all layers.
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.backend import jit, tl, triton
@@ -26,6 +30,19 @@ def tile_records(keys: Tensor, rows: int) -> Tensor:
     because counting the tiles would make the host wait.
     """
     keys = by_row(keys)
+    return torch.from_numpy(_real_tiles(keys.numpy(), rows)) if keys.is_cpu else _tile_per_row(keys, rows)
+
+
+def _real_tiles(keys: NDArray[Any], rows: int) -> NDArray[np.int32]:
+    begins = np.concatenate([[0], np.flatnonzero((keys[1:] != keys[:-1]).any(1)) + 1])  # of runs
+    ends = np.append(begins[1:], len(keys))
+    num_tiles = -(-(ends - begins) // rows)
+    run = np.repeat(np.arange(len(begins)), num_tiles)
+    first = begins[run] + rows * (np.arange(len(run)) - np.repeat(np.cumsum(num_tiles) - num_tiles, num_tiles))
+    return np.stack([first, np.minimum(ends[run] - first, rows), keys[first, 0], 0 * first], 1).astype(np.int32)
+
+
+def _tile_per_row(keys: Tensor, rows: int) -> Tensor:
     index = torch.arange(len(keys), device=keys.device)
     differs = torch.ones(len(keys) + 1, dtype=torch.bool, device=keys.device)
     differs[1:-1] = (keys[1:] != keys[:-1]).any(1)
@@ -33,8 +50,7 @@ def tile_records(keys: Tensor, rows: int) -> Tensor:
     end = (index + 1).where(differs[1:], len(keys)).flip(0).cummin(0).values.flip(0)
     begins = (index - start) % rows == 0
     count = (end - index).clamp(max=rows).where(begins, 0)
-    records = torch.stack([index, count, keys[:, 0], torch.zeros_like(index)], 1).to(torch.int32)
-    return records if records.is_cuda else records[begins]
+    return torch.stack([index, count, keys[:, 0], torch.zeros_like(index)], 1).to(torch.int32)
 
 
 def tiles_of_pages(records: Tensor, slots: Tensor, num_pages: int) -> tuple[Tensor, Tensor]:
@@ -88,6 +104,15 @@ def store_tile(pointers, offsets, tile, row_mask, columns, WIDTH: tl.constexpr, 
         tl.store(pointers + offsets, value, mask=row_mask[:, None])
     else:
         tl.store(pointers + offsets, value, mask=row_mask[:, None] & (columns < WIDTH)[None, :])
+
+
+@jit
+def rotary_partner(columns, ROTARY: tl.constexpr):
+    """Return the other column of each rotated pair; columns from ROTARY on are returned as they are."""
+    HALF: tl.constexpr = ROTARY // 2
+    WIDTH: tl.constexpr = HALF & -HALF  # the largest power of two in it: as many elements are loaded at once
+    partner = tl.where(columns < HALF, columns + HALF, tl.where(columns < ROTARY, columns - HALF, columns))
+    return tl.max_contiguous(tl.multiple_of(partner, WIDTH), WIDTH)
 
 
 @jit

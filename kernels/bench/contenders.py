@@ -52,6 +52,10 @@ def gather(query: Tensor, pages: Tensor, slots: Tensor, scale: float) -> Tensor:
     return F.scaled_dot_product_attention(query[:, :, None], gathered[:, :, 0], gathered[:, :, 1], scale=scale)[:, :, 0]
 
 
+PLAIN: dict[str, Contender] = {"dense mask": dense_mask, "einsum": einsum, "gather": gather}
+VARLEN = ("FA2 varlen of torch", "efficient varlen of torch")
+
+
 def _runs(slots: Tensor) -> tuple[Tensor, Tensor, int]:
     """Return the start rows of the runs [n + 1], their pages [n], and the longest run; not part of the measured time."""
     pages, lengths = torch.unique_consecutive(slots, return_counts=True)
@@ -93,7 +97,7 @@ def varlen(pages: Tensor, slots: Tensor) -> dict[str, Contender]:
         result: Tensor = out[0][0]
         return result
 
-    return {"FA2 varlen of torch": flash, "efficient varlen of torch": efficient}
+    return dict(zip(VARLEN, (flash, efficient), strict=True))
 
 
 def flex(pages: Tensor, slots: Tensor) -> Contender:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from kernels import backend
-from kernels.backend import INTERPRETING, Launch, launch_config, use_triton
+from kernels.backend import Launch, launch_config, use_triton
 from kernels.bench import contenders
-from kernels.bench.measure import Report, Row, Stopwatch
+from kernels.bench.measure import WRONG, Result, Stopwatch
 from kernels.bench.sizes import Sizes, Spec
+from kernels.bench.task import Task
 from kernels.bench.variants import VARIANTS
 from kernels.media_attention import media_attention, media_attention_reference
 from kernels.paged_attention import paged_attention, paged_attention_reference
@@ -23,6 +24,8 @@ from kernels.tiles import tile_records
 
 STAGE = "2 correctness"
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
+FROM_DEVICE = "ours, tile table from the device"
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -50,33 +53,17 @@ def device_tiles(slots: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor | N
     return records.to(slots.device)
 
 
-def _poison(device: torch.device) -> None:
+def poison(device: torch.device) -> None:
     """Leave NaN in memory that torch's allocator will reuse for the next outputs."""
     for size in (1 << 16, 1 << 22):
         torch.full((size,), float("nan"), device=device)
 
 
-def check(report: Report, case: str, name: str, actual: Tensor, expected: Tensor) -> None:
+def compare(actual: Tensor, expected: Tensor) -> Result:
     error, limit = relative_error(actual, expected), TOLERANCE[actual.dtype]
-    verdict = "ok" if error <= limit else f"WRONG: more than {limit:.0e}"
-    report.add(Row(STAGE, case, name, 1e6 * error, "ppm", note=verdict))
-
-
-def check_other(
-    report: Report,
-    case: str,
-    name: str,
-    run: Callable[[], Tensor],
-    expected: Tensor,
-    rows: Tensor | slice = slice(None),
-) -> None:
-    """Check an implementation that is not served, and that this machine or torch may reject."""
-    try:
-        actual = run()
-    except (RuntimeError, NotImplementedError, TypeError) as error:
-        report.add_rejected(STAGE, case, name, error)
-    else:
-        check(report, case, name, actual[rows], expected[rows])
+    # NaN is not within the limit
+    note = "ok" if error <= limit else f"{WRONG}: more than {limit:.0e}"
+    return Result(value=1e6 * error, unit="ppm", note=note)
 
 
 def _inputs(spec: Spec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,53 +73,51 @@ def _inputs(spec: Spec, device: torch.device, dtype: torch.dtype) -> tuple[Tenso
     return query, pages, slots
 
 
-def _check_media(report: Report, spec: Spec, device: torch.device, dtype: torch.dtype) -> None:
-    _poison(device)
-    query, pages, slots = _inputs(spec, device, dtype)
+def media_cases(spec: Spec, dtype: str, *, is_gpu: bool) -> list[str]:
+    """Return the names of the implementations that are checked: the contenders in bfloat16 only."""
+    names = ["ours", FROM_DEVICE, *VARIANTS]
+    if dtype == "bfloat16":
+        names += [*contenders.PLAIN, *(contenders.VARLEN if is_gpu else ())]
+    return names
+
+
+def check_media(watch: Stopwatch, sizes: Sizes, *, spec: str, dtype: str, name: str) -> Result:
+    poison(watch.device)
+    of, number_format = sizes.spec(spec), DTYPES[dtype]
+    query, pages, slots = _inputs(of, watch.device, number_format)
     expected = media_attention_reference(query.float(), pages.float(), slots, scale=0.1)
-    case = f"media, {spec.name}, {str(dtype).removeprefix('torch.')}"
-    tiles = device_tiles(slots, spec.media_head_dim, dtype)
-    actual = media_attention(query, pages, slots, scale=0.1, plan=tiles)
-    check(report, case, "ours", actual, expected)
-    check(report, case, "ours, tile table from the device", media_attention(query, pages, slots, scale=0.1), expected)
-    for name, variant in VARIANTS.items():
-        check_other(report, case, name, partial(variant, query, pages, slots, tiles, 0.1), expected)
-    if dtype != torch.bfloat16:
-        return
+    tiles = device_tiles(slots, of.media_head_dim, number_format)
+    if name == "ours":
+        return compare(media_attention(query, pages, slots, scale=0.1, plan=tiles), expected)
+    if name == FROM_DEVICE:
+        return compare(media_attention(query, pages, slots, scale=0.1), expected)
+    if name in VARIANTS:
+        return compare(VARIANTS[name](query, pages, slots, tiles, 0.1), expected)
     has_page = slots >= 0  # the results of contenders for a token without a page are unspecified
-    implementations: dict[str, contenders.Contender] = {
-        "dense mask": contenders.dense_mask,
-        "einsum": contenders.einsum,
-        "gather": contenders.gather,
-    }
-    if device.type == "cuda":
-        implementations |= contenders.varlen(pages, slots.clamp(min=0))
-    for name, contender in implementations.items():
-        run = partial(contender, query, pages, slots.clamp(min=0), 0.1)
-        check_other(report, case, name, run, expected, has_page)
+    known = slots.clamp(min=0)
+    contender = contenders.PLAIN[name] if name in contenders.PLAIN else contenders.varlen(pages, known)[name]
+    return compare(contender(query, pages, known, 0.1)[has_page], expected[has_page])
 
 
-def _check_text(report: Report, device: torch.device, dtype: torch.dtype) -> None:
-    _poison(device)
-    kv_cache = torch.randn(80, 2, 2, 16, 64, device=device).to(dtype)
+def check_text(watch: Stopwatch, sizes: Sizes, *, dtype: str, counts: tuple[int, ...]) -> Result:
+    poison(watch.device)
+    device, number_format = watch.device, DTYPES[dtype]
+    kv_cache = torch.randn(80, 2, 2, 16, 64, device=device).to(number_format)
     table = torch.stack([torch.arange(40), torch.cat([torch.arange(20), torch.arange(40, 60)])]).to(device, torch.int32)
     contexts = torch.tensor([600, 500], dtype=torch.int32, device=device)
     slopes = torch.rand(8, device=device)
-    for name, counts in {"decode": (1, 1), "prefill": (100, 33)}.items():
-        starts = torch.tensor((0, *counts), device=device).cumsum(0).to(torch.int32)
-        query = torch.randn(sum(counts), 8, 64, device=device).to(dtype)
-        rest = (table, starts, contexts)
-        expected = paged_attention_reference(query.float(), kv_cache.float(), *rest, scale=0.1, alibi_slopes=slopes)
-        out = paged_attention(query, kv_cache, *rest, scale=0.1, alibi_slopes=slopes)
-        check(report, f"paged {name}, {str(dtype).removeprefix('torch.')}", "ours", out, expected)
+    starts = torch.tensor((0, *counts), device=device).cumsum(0).to(torch.int32)
+    query = torch.randn(sum(counts), 8, 64, device=device).to(number_format)
+    rest = (table, starts, contexts)
+    expected = paged_attention_reference(query.float(), kv_cache.float(), *rest, scale=0.1, alibi_slopes=slopes)
+    return compare(paged_attention(query, kv_cache, *rest, scale=0.1, alibi_slopes=slopes), expected)
 
 
-def _check_resampler(report: Report, device: torch.device, dtype: torch.dtype) -> None:
-    _poison(device)
-    inputs = [torch.randn(2, n, 4, 64, device=device).to(dtype) for n in (64, 257, 257, 64, 64)]
+def check_resampler(watch: Stopwatch, sizes: Sizes, *, dtype: str) -> Result:
+    poison(watch.device)
+    inputs = [torch.randn(2, n, 4, 64, device=watch.device).to(DTYPES[dtype]) for n in (64, 257, 257, 64, 64)]
     expected = resampler_attention_reference(*(x.float() for x in inputs), scale=0.1)
-    case = f"resampler, {str(dtype).removeprefix('torch.')}"
-    check(report, case, "ours", resampler_attention(*inputs, scale=0.1), expected)
+    return compare(resampler_attention(*inputs, scale=0.1), expected)
 
 
 def _is_invariant(run: Callable[[Tensor, Tensor], Tensor], row: Tensor, slot: int) -> bool:
@@ -148,31 +133,52 @@ def _is_invariant(run: Callable[[Tensor, Tensor], Tensor], row: Tensor, slot: in
     return True
 
 
-def _check_invariance(report: Report, spec: Spec, device: torch.device) -> None:
-    query, pages, _ = _inputs(spec, device, torch.bfloat16)
-
-    def run(query: Tensor, slots: Tensor) -> Tensor:
-        return media_attention(query, pages, slots, scale=0.1)
-
-    is_same = _is_invariant(run, query[:1], 3)
-    report.add(
-        Row(STAGE, f"media, {spec.name}: bits of a row", "ours", float(is_same), "", note="1: the same in every batch")
-    )
-    if not use_triton(query) or INTERPRETING:
-        return
-    slots = torch.full((len(query),), 3, dtype=torch.int32, device=device)
-    narrow = run(query, slots)
-    wide = replace(launch_config("media", spec.media_head_dim, query.dtype), block=32)
-    with use_launch("media", spec.media_head_dim, query.dtype, wide):
-        is_same = torch.equal(run(query, slots), narrow)
-    report.add(Row(STAGE, f"media, {spec.name}: 16 rows and 32", "ours", float(is_same), "", note="1: the same bits"))
+def check_invariance(watch: Stopwatch, sizes: Sizes, *, spec: str) -> Result:
+    query, pages, _ = _inputs(sizes.spec(spec), watch.device, torch.bfloat16)
+    is_same = _is_invariant(lambda q, slots: media_attention(q, pages, slots, scale=0.1), query[:1], 3)
+    return _same_bits(is_same)
 
 
-def check_all(report: Report, watch: Stopwatch, sizes: Sizes) -> None:
-    for dtype in TOLERANCE:
+def check_tiles(watch: Stopwatch, sizes: Sizes, *, spec: str) -> Result:
+    """Compare the bits of tiles of 16 rows with those of tiles of 32."""
+    query, pages, _ = _inputs(sizes.spec(spec), watch.device, torch.bfloat16)
+    slots = torch.full((len(query),), 3, dtype=torch.int32, device=watch.device)
+    narrow = media_attention(query, pages, slots, scale=0.1)
+    head_dim = query.shape[2]
+    wide = replace(launch_config("media", head_dim, query.dtype), block=32)
+    with use_launch("media", head_dim, query.dtype, wide):
+        return _same_bits(torch.equal(media_attention(query, pages, slots, scale=0.1), narrow))
+
+
+def _same_bits(is_same: bool) -> Result:
+    return Result(value=float(is_same), unit="", note="ok" if is_same else f"{WRONG}: other bits")
+
+
+def tasks(sizes: Sizes, *, is_gpu: bool) -> Iterator[Task]:
+    task = partial(Task, stage=STAGE)
+    for dtype in DTYPES:
         for spec in sizes.core:
-            _check_media(report, spec, watch.device, dtype)
-        _check_text(report, watch.device, dtype)
-        _check_resampler(report, watch.device, dtype)
+            for name in media_cases(spec, dtype, is_gpu=is_gpu):
+                arguments = {"spec": spec.name, "dtype": dtype, "name": name}
+                case = f"media, {spec.name}, {dtype}"
+                yield task(case=case, name=name, function=f"{__name__}:check_media", arguments=arguments)
+        for kind, counts in {"decode": (1, 1), "prefill": (100, 33)}.items():
+            yield task(
+                case=f"paged {kind}, {dtype}",
+                name="ours",
+                function=f"{__name__}:check_text",
+                arguments={"dtype": dtype, "counts": counts},
+            )
+        yield task(
+            case=f"resampler, {dtype}",
+            name="ours",
+            function=f"{__name__}:check_resampler",
+            arguments={"dtype": dtype},
+        )
     for spec in sizes.core:
-        _check_invariance(report, spec, watch.device)
+        checks = {"bits of a row in any batch": check_invariance} | ({"16 rows and 32": check_tiles} if is_gpu else {})
+        for what, check in checks.items():
+            function = f"{__name__}:{check.__name__}"
+            yield task(
+                case=f"media, {spec.name}: {what}", name="ours", function=function, arguments={"spec": spec.name}
+            )

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kernels.backend import jit, tl, triton, use_triton
-from kernels.bench.measure import Report, Row, Stopwatch
+from kernels.bench.journal import Row
+from kernels.bench.measure import Result, Stopwatch
 from kernels.bench.sizes import Sizes
+from kernels.bench.task import Task
 
 STAGE = "1 machine"
+READ, NODE = "read", "empty kernel"
+YARDSTICKS = (READ, "product")  # the cases that later stages are compared with
 CHUNK = 8192  # elements per load of a program
 
 
@@ -21,7 +26,13 @@ class Machine:
 
     read: float  # bytes per microsecond
     flops: float  # bfloat16 operations per microsecond
-    node: float  # microseconds per kernel of a graph
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> Machine | None:
+        """Return the machine of the rows of stage 1, or None if a value is missing."""
+        values = {row.unit: row.value for row in rows if row.stage == STAGE and row.case.startswith(YARDSTICKS)}
+        read, flops = values.get("GB/s"), values.get("TFLOP/s")
+        return None if read is None or flops is None else cls(read * 1e3, flops * 1e6)
 
     def bound(self, num_bytes: float, flops: float = 0.0) -> float:
         """Return the minimum time in microseconds to read the bytes and compute the operations."""
@@ -47,19 +58,37 @@ def read_all(x: Tensor) -> Tensor:
     return out
 
 
-def measure_machine(report: Report, watch: Stopwatch, sizes: Sizes) -> Machine:
-    device, n = watch.device, sizes.matmul
-    x = torch.zeros(sizes.read_bytes // 4, device=device)
-    read = watch.time([lambda: read_all(x)]).microseconds
+def tasks(sizes: Sizes) -> Iterator[Task]:
+    product = f"product of {sizes.matmul} x {sizes.matmul}, bfloat16"
+    for case, name, measure in (
+        (READ, "our kernel", measure_read),
+        ("copy, bytes read and written", "torch", measure_copy),
+        (product, "torch", measure_product),
+        (NODE, "of a graph, or in a loop", measure_node),
+    ):
+        yield Task(stage=STAGE, case=case, name=name, function=f"{__name__}:{measure.__name__}")
+
+
+def measure_read(watch: Stopwatch, sizes: Sizes) -> Result:
+    x = torch.zeros(sizes.read_bytes // 4, device=watch.device)
+    timing = watch.time([lambda: read_all(x)])
+    return Result(value=sizes.read_bytes / timing.microseconds / 1e3, unit="GB/s", note=timing.note)
+
+
+def measure_copy(watch: Stopwatch, sizes: Sizes) -> Result:
+    x = torch.zeros(sizes.read_bytes // 4, device=watch.device)
     target = torch.empty_like(x)
-    copy = watch.time([lambda: target.copy_(x)]).microseconds
-    a, b = torch.randn(2, n, n, device=device).bfloat16()
-    product = watch.time([lambda: torch.mm(a, b)]).microseconds
-    element = torch.zeros(1, device=device)
-    node = watch.time([element.zero_] * 100).microseconds
-    machine = Machine(sizes.read_bytes / read, 2 * n**3 / product, node)
-    report.add(Row(STAGE, "read", "our kernel", machine.read / 1e3, "GB/s"))
-    report.add(Row(STAGE, "copy, bytes read and written", "torch", 2 * sizes.read_bytes / copy / 1e3, "GB/s"))
-    report.add(Row(STAGE, f"product of {n} x {n}, bfloat16", "torch", machine.flops / 1e6, "TFLOP/s"))
-    report.add(Row(STAGE, "empty kernel", "graph" if device.type == "cuda" else "loop", node))
-    return machine
+    timing = watch.time([lambda: target.copy_(x)])
+    return Result(value=2 * sizes.read_bytes / timing.microseconds / 1e3, unit="GB/s", note=timing.note)
+
+
+def measure_product(watch: Stopwatch, sizes: Sizes) -> Result:
+    n = sizes.matmul
+    a, b = torch.randn(2, n, n, device=watch.device).bfloat16()
+    timing = watch.time([lambda: torch.mm(a, b)])
+    return Result(value=2 * n**3 / timing.microseconds / 1e6, unit="TFLOP/s", note=timing.note)
+
+
+def measure_node(watch: Stopwatch, sizes: Sizes) -> Result:
+    element = torch.zeros(1, device=watch.device)
+    return Result.of(watch.time([element.zero_] * 100))

@@ -21,6 +21,7 @@ class Spec:
     media_head_dim: int
     media_dim: int
     num_latents: int = 64
+    ffn_matrices: int = 2  # of a feed-forward; 3 in SwiGLU
 
     @property
     def gated_layers(self) -> int:
@@ -33,8 +34,9 @@ class Spec:
     @property
     def step_params(self) -> int:
         """Return the number of parameters that one decode step reads; media keys and values are cached."""
-        layer = 4 * self.dim**2 + 2 * self.dim * self.ffn_dim
-        gated = 2 * self.dim * self.media_inner + 2 * self.dim * self.ffn_dim
+        feed_forward = self.ffn_matrices * self.dim * self.ffn_dim
+        layer = 4 * self.dim**2 + feed_forward
+        gated = 2 * self.dim * self.media_inner + feed_forward
         return self.num_layers * layer + self.vocab_size * self.dim + self.gated_layers * gated
 
     @property
@@ -57,7 +59,7 @@ OF_9B = Spec(
 )  # fmt: skip
 IDEFICS_9B = Spec(
     name="IDEFICS-9B", num_layers=32, dim=4096, num_heads=32, head_dim=128, ffn_dim=11008, vocab_size=32002, interval=4,
-    media_heads=32, media_head_dim=128, media_dim=1280,
+    media_heads=32, media_head_dim=128, media_dim=1280, ffn_matrices=3,
 )  # fmt: skip
 TOY = Spec(
     name="toy", num_layers=2, dim=64, num_heads=4, head_dim=16, ffn_dim=128, vocab_size=320, interval=2,
@@ -81,11 +83,13 @@ class Sizes:
     pool_bytes: int  # of the pages that the launches of one measurement cycle through
     read_bytes: int
     matmul: int
+    resampler_images: int
     launches: int  # per graph
     replays: int
-    vision_layers: int
-    vision_tokens: int
     compile: bool  # measure the baselines that need torch.compile
+
+    def spec(self, name: str) -> Spec:
+        return next(spec for spec in (*self.core, *self.models) if spec.name == name)
 
     @property
     def images(self) -> int:
@@ -95,14 +99,20 @@ class Sizes:
     def shared_tokens(self) -> int:
         return self.shots * self.shot_tokens
 
+    @property
+    def context(self) -> int:
+        """The tokens of a sequence: the shots and the query."""
+        return self.shared_tokens + self.query_tokens
+
 
 FULL = Sizes(
-    core=(OF_9B, IDEFICS_9B), models=(OF_3B, OF_9B), decode=(1, 8, 64), core_decode=(1, 8, 64, 512),
+    core=(OF_9B, IDEFICS_9B), models=(OF_3B, OF_9B, IDEFICS_9B), decode=(1, 8, 64), core_decode=(1, 8, 64, 512),
     prefill=(960, 8192), step=(1, 8, 64), shots=32, shot_tokens=30, query_tokens=20, pool_bytes=1 << 30,
-    read_bytes=4 << 30, matmul=8192, launches=32, replays=50, vision_layers=24, vision_tokens=257, compile=True,
+    read_bytes=4 << 30, matmul=8192, resampler_images=16, launches=32, replays=50, compile=True,
 )  # fmt: skip
 SMALL = Sizes(
     core=(TOY,), models=(TOY,), decode=(1, 3), core_decode=(1, 3), prefill=(48,), step=(1, 2), shots=4,
-    shot_tokens=8, query_tokens=4, pool_bytes=1 << 16, read_bytes=1 << 20, matmul=64, launches=2, replays=2,
-    vision_layers=1, vision_tokens=9, compile=False,
+    shot_tokens=8, query_tokens=4, pool_bytes=1 << 16, read_bytes=1 << 20, matmul=64, resampler_images=1,
+    launches=2, replays=2, compile=False,
 )  # fmt: skip
+SIZES = {"full": FULL, "quick": SMALL}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ from kernels.backend import (
     Launch,
     describe,
     launch_config,
-    load_launches,
     select,
     use_compiled,
     use_triton,
@@ -91,17 +88,6 @@ def test_without_numba_the_reference_serves_and_is_reported(monkeypatch: pytest.
     assert (describe()["backend"], describe()["numba"]) == ("reference", None)
 
 
-ROW = {
-    "operator": "media",
-    "architecture": "sm_90",
-    "head_dim": 64,
-    "dtype": "bfloat16",
-    "block": 16,
-    "num_warps": 4,
-    "num_stages": 3,
-}
-
-
 @pytest.fixture
 def on_sm_90(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "architecture", lambda: "sm_90")
@@ -113,23 +99,6 @@ def test_a_row_of_the_table_comes_before_the_default() -> None:
     assert launch_config("paged_prefill", 128, torch.bfloat16) == Launch(64, 8, 2)
     assert launch_config("paged_prefill", 128, torch.float32) == DEFAULTS["paged_prefill"]
     assert launch_config("paged_prefill", 48, torch.bfloat16) == DEFAULTS["paged_prefill"]
-
-
-@pytest.mark.usefixtures("on_sm_90")
-def test_a_file_replaces_rows(tmp_path: Path) -> None:
-    file = tmp_path / "launches.json"
-    file.write_text(json.dumps([ROW]))
-    load_launches(file)
-    assert launch_config("media", 64, torch.bfloat16) == Launch(16, 4, 3)
-    assert launch_config("media", 128, torch.bfloat16) == DEFAULTS["media"]
-
-
-@pytest.mark.usefixtures("on_sm_90")
-def test_a_file_for_an_unknown_operator_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "launches.json"
-    file.write_text(json.dumps([{**ROW, "operator": "medea"}]))
-    with pytest.raises(ValueError, match="'medea' is none of media"):
-        load_launches(file)
 
 
 def test_media_attention_has_one_shape_of_tile() -> None:

@@ -10,7 +10,15 @@ import torch.nn.functional as F
 
 from kernels.backend import select
 from kernels.resampler_attention import resampler_attention, resampler_attention_reference
-from kernels.rows import gated_residual, layer_norm, layer_norm_reference, rms_norm, rms_norm_reference
+from kernels.rows import (
+    add_layer_norm,
+    add_layer_norm_reference,
+    gated_residual,
+    layer_norm,
+    layer_norm_reference,
+    rms_norm,
+    rms_norm_reference,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +38,17 @@ def test_norms(bias: bool) -> None:
     torch.testing.assert_close(layer_norm_reference(x, weight, shift, 1e-5), expected)
     torch.testing.assert_close(rms_norm(x, weight, 1e-5), F.rms_norm(x, (24,), weight, 1e-5))
     torch.testing.assert_close(rms_norm_reference(x, weight, 1e-5), F.rms_norm(x, (24,), weight, 1e-5))
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+def test_add_layer_norm(bias: bool) -> None:
+    x, branch, weight = torch.randn(3, 24), torch.randn(3, 24), torch.randn(24)
+    shift = torch.randn(24) if bias else None
+    h, normed = add_layer_norm(x, branch, weight, shift, 1e-5)
+    assert torch.equal(h, x + branch)
+    assert torch.equal(normed, layer_norm(x + branch, weight, shift, 1e-5))
+    _, expected = add_layer_norm_reference(x, branch, weight, shift, 1e-5)
+    torch.testing.assert_close(normed, expected)
 
 
 @pytest.mark.parametrize("width", [1, 24], ids=["scalar", "channel"])

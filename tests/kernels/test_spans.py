@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,11 +15,10 @@ from kernels import paged_attention_cpu
 from kernels.backend import select
 from kernels.decode_attention import decode_attention, decode_attention_reference
 from kernels.paged_attention import paged_attention, paged_attention_reference
-from kernels.paged_attention_cpu import DecodePlan, gather_plan
-from kernels.paged_attention_loop import DecodeRows
-from kernels.self_attention import rotary_angles
+from kernels.paged_attention_cpu import GatheredRows, GatherPlan, gather_plan
+from kernels.self_attention import kv_store, rotary_angles, rotate_reference
 from kernels.spans import Spans
-from tests.span_steps import Row, Span, Step, span_rows, step_of
+from tests.span_steps import Row, Span, Step, candidate_rows, span_rows, step_of
 
 PREFIX, A, B, C = Span(0, 5, "prefix"), Span(5, 7, "a"), Span(5, 4, "b"), Span(5, 8, "c")
 OWN = Span(13, 3)
@@ -55,14 +55,62 @@ def test_a_key_is_read_if_it_is_valid_and_not_ahead() -> None:
         torch.testing.assert_close(out[row, 0], scores.softmax(0) @ values[:count])
 
 
+def test_a_key_with_an_offset_is_read_as_if_it_were_rotated_to_its_place_in_the_row() -> None:
+    torch.manual_seed(1)
+    # a prefix of 5 tokens, shots of 7 and of 8 tokens, and two queries
+    step = step_of([Row((PREFIX, A, C, Span(13, 2)), 2).in_a_row()], kv_heads=1, rotary_dim=12)
+    assert step.spans.positions.tolist() == [20, 21]
+    raw, query, value = torch.randn(22, 1, 16), torch.randn(2, 4, 16), torch.randn(22, 1, 16)
+    stored = rotate_reference(raw, *rotary_angles(torch.tensor([*range(12), *range(5, 13), 20, 21]), 12, 1e4))
+    table = step.block_table[0, :7].tolist()
+    slots = [block * 4 + at for block, n in zip(table, (4, 1, 4, 3, 4, 4, 2), strict=True) for at in range(n)]
+    kv_store(stored, value, step.kv_cache, torch.tensor(slots))
+    got = paged_attention_reference(query, *step.inputs[1:], scale=0.3, spans=step.spans)
+    key = rotate_reference(raw, *rotary_angles(torch.arange(22), 12, 1e4))
+    for row, count in ((0, 21), (1, 22)):
+        scores = query[row] @ key[:count, 0].T * 0.3
+        torch.testing.assert_close(got[row], scores.softmax(-1) @ value[:count, 0])
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(span_rows(), st.booleans(), st.integers(1, 3), st.booleans())
-def test_any_spans(path: str, rows: list[Row], alibi: bool, group: int, decodes: bool) -> None:
+@given(span_rows(), st.sampled_from(["alibi", "rotary", "offsets"]), st.integers(1, 3), st.booleans())
+def test_any_spans(path: str, rows: list[Row], position: str, group: int, decodes: bool) -> None:
     rows = [replace(row, num_queries=min(row.num_queries, 1)) if decodes else row for row in rows]
-    step, slopes = step_of(rows, heads=2 * group), torch.rand(2 * group) if alibi else None
+    step = step_of(rows, heads=2 * group, rotary_dim=12 if position == "offsets" else 0)
+    slopes = torch.rand(2 * group) if position == "alibi" else None
     got = paged_attention(*step.inputs, scale=0.3, alibi_slopes=slopes, spans=step.spans)
     expected = paged_attention_reference(*step.inputs, scale=0.3, alibi_slopes=slopes, spans=step.spans)
     torch.testing.assert_close(got, expected)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(candidate_rows(), st.sampled_from(["alibi", "rotary", "offsets"]), st.integers(1, 3))
+def test_any_candidates(path: str, rows: list[Row], position: str, group: int) -> None:
+    step = step_of(rows, heads=2 * group, rotary_dim=12 if position == "offsets" else 0)
+    slopes = torch.rand(2 * group) if position == "alibi" else None
+    got = paged_attention(*step.inputs, scale=0.3, alibi_slopes=slopes, spans=step.spans)
+    expected = paged_attention_reference(*step.inputs, scale=0.3, alibi_slopes=slopes, spans=step.spans)
+    torch.testing.assert_close(got, expected)
+
+
+CANDIDATES = [Row((PREFIX, A, B, C, Span(13, count)), count) for count in (2, 1, 3)]
+
+
+@pytest.mark.parametrize("path", ["loop"], indirect=True)
+def test_rows_of_few_tokens_and_little_to_read_are_all_served_by_the_loop(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def served(most: int) -> tuple[int, int, int]:
+        monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_SCORES", most)
+        plan = gather_plan(*step.inputs[1:], num_heads=4, spans=step.spans)
+        assert_equals_reference(step, plan)
+        num_gathered = 0 if plan.gathered is None else len(plan.gathered.rows)
+        return 0 if plan.loop is None else len(plan.loop.rows), num_gathered, len(plan.pieces)
+
+    step = step_of([replace(row, spans=(Span(0, 30),)) for row in CANDIDATES])
+    assert served(max(4 * sum(range(31 - row.num_queries, 31)) for row in CANDIDATES)) == (6, 0, 0)
+    assert served(4 * 30) == (1, 0, 2)
+    assert served(4 * 30 - 1) == (0, 1, 2)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -77,29 +125,68 @@ def test_plain_rows_give_the_same_with_tables_and_without(path: str, drawn: list
     torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("path", ["gathered"], indirect=True)
-def test_blocks_in_the_same_place_are_read_once(path: str) -> None:
-    step = step_of([Row((PREFIX, A, C, OWN), 1), Row((PREFIX, B, C, OWN), 1), Row((PREFIX, A, C, OWN), 1)])
+def the_product(step: Step) -> GatheredRows:
+    """Return the product that serves all rows of a step."""
     plan = gather_plan(*step.inputs[1:], num_heads=4, spans=step.spans)
-    assert isinstance(plan.decode, DecodePlan)
-    # the prefix's two blocks; a has two blocks and b one, so that only the last two rows of c are in one place
-    assert len(plan.decode.shared) == 2
-    step = step_of([Row((PREFIX, A, C, OWN), 1), Row((PREFIX, Span(5, 8, "d"), C, OWN), 1)])
-    plan = gather_plan(*step.inputs[1:], num_heads=4, spans=step.spans)
-    assert isinstance(plan.decode, DecodePlan)
-    assert len(plan.decode.shared) == 4
+    assert plan.loop is None
+    assert not plan.pieces
+    product = plan.gathered
+    assert product is not None
+    return product
+
+
+def assert_equals_reference(step: Step, plan: GatherPlan) -> None:
     got = paged_attention(*step.inputs, scale=0.3, spans=step.spans, plan=plan)
     torch.testing.assert_close(got, paged_attention_reference(*step.inputs, scale=0.3, spans=step.spans))
 
 
-@pytest.mark.parametrize("table", ["block_positions", "block_lengths"])
-def test_blocks_of_other_positions_or_lengths_are_not_shared(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_SCORES", 0)
-    step = step_of([Row((PREFIX, A, OWN), 1), Row((PREFIX, A, OWN), 1)])
-    getattr(step.spans, table)[1, 0] -= 1
+@pytest.mark.parametrize("path", ["gathered"], indirect=True)
+def test_blocks_in_the_same_place_are_read_once(path: str) -> None:
+    step = step_of([Row((PREFIX, A, C, OWN), 1), Row((PREFIX, B, C, OWN), 1), Row((PREFIX, A, C, OWN), 1)])
+    # the prefix's two blocks; a has two blocks and b one, so that only the last two rows of c are in one place
+    assert len(the_product(step).shared) == 2
+    step = step_of([Row((PREFIX, A, C, OWN), 1), Row((PREFIX, Span(5, 8, "d"), C, OWN), 1)])
     plan = gather_plan(*step.inputs[1:], num_heads=4, spans=step.spans)
-    assert isinstance(plan.decode, DecodePlan)
-    assert plan.decode.shared.tolist() == step.block_table[0, 1:4].tolist()
+    assert plan.gathered is not None
+    assert len(plan.gathered.shared) == 4
+    assert_equals_reference(step, plan)
+
+
+@pytest.mark.parametrize("path", ["gathered"], indirect=True)
+@pytest.mark.parametrize("table", ["positions", "lengths", "offsets"])
+def test_blocks_of_other_positions_lengths_or_offsets_are_not_shared(table: str, path: str) -> None:
+    step = step_of([Row((PREFIX, A, OWN), 1), Row((PREFIX, A, OWN), 1)], rotary_dim=16)
+    spans, offsets = step.spans, step.spans.offsets
+    assert offsets is not None
+    tables = {"positions": spans.block_positions, "lengths": spans.block_lengths, "offsets": offsets.blocks}
+    tables[table][1, 0] -= 1
+    assert the_product(step).shared.tolist() == step.block_table[0, 1:4].tolist()
+
+
+@pytest.mark.parametrize("path", ["gathered"], indirect=True)
+def test_rows_with_common_offsets_share_rotated_blocks(path: str) -> None:
+    rows = [Row((PREFIX, C, A, OWN), 1).in_a_row(), Row((PREFIX, C, A, B, OWN), 1).in_a_row()]
+    step = step_of(rows, rotary_dim=16)
+    plan = gather_plan(*step.inputs[1:], num_heads=4, spans=step.spans)
+    product = plan.gathered
+    assert product is not None
+    assert product.shared_rotation is not None
+    assert product.shared_rotation.blocks.tolist() == [4, 5]  # after two blocks of the prefix and two of c
+    assert_equals_reference(step, plan)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(span_rows(max_queries=1))
+def test_offsets_of_0_change_no_bit(path: str, rows: list[Row]) -> None:
+    """They change none in a step in which another row has offsets."""
+    step = step_of([*rows, Row((PREFIX, A, B, OWN), 1).in_a_row()], rotary_dim=16)
+    assert step.spans.offsets is not None
+    rows_without = [row for row in range(len(rows)) if not step.spans.offsets.blocks[row].any()]
+    plain = [at for row in rows_without for at in range(*step.query_starts[row : row + 2].tolist())]
+    with_offsets = paged_attention(*step.inputs, scale=0.3, spans=step.spans)
+    without = paged_attention(*step.inputs, scale=0.3, spans=replace(step.spans, offsets=None))
+    assert torch.equal(with_offsets[plain], without[plain])
+    assert not torch.equal(with_offsets, without)
 
 
 NEIGHBOURS = {
@@ -107,36 +194,41 @@ NEIGHBOURS = {
     "some": Row((PREFIX, A, B, OWN), 1),
     "none": Row((Span(0, 31),), 1),
     "other": Row((Span(0, 3, "other"), Span(3, 9, "far"), Span(12, 2)), 1),
+    "all in a row": Row((PREFIX, C, A, OWN), 1).in_a_row(),
+    "several queries": Row((PREFIX, A, C, OWN), 3),
+    "several queries in a row": Row((PREFIX, C, A, OWN), 2).in_a_row(),
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("alibi", [False, True], ids=["rotary", "alibi"])
-def test_a_decoding_row_is_the_same_next_to_any_neighbours(alibi: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("position", ["rotary", "alibi", "offsets"])
+def test_a_decoding_row_is_the_same_next_to_any_neighbours(position: str, dtype: torch.dtype) -> None:
     """In the compiled loop, bit for bit."""
     torch.manual_seed(3)
-    slopes = torch.rand(4) if alibi else None
-    together = step_of([Row((PREFIX, A, C, OWN), 1), *NEIGHBOURS.values()], dtype=dtype)
+    slopes = torch.rand(4) if position == "alibi" else None
+    rotary_dim = 16 if position == "offsets" else 0
+    together = step_of([Row((PREFIX, A, C, OWN), 1), *NEIGHBOURS.values()], dtype=dtype, rotary_dim=rotary_dim)
 
     def run(step: Step) -> torch.Tensor:
         plan = gather_plan(*step.inputs[1:], num_heads=4, alibi_slopes=slopes, spans=step.spans)
-        assert isinstance(plan.decode, DecodeRows)
+        assert plan.only_loop(len(step.query)) is not None
         return paged_attention(*step.inputs, scale=0.3, alibi_slopes=slopes, spans=step.spans, plan=plan)
 
-    out = run(together)
-    for row in range(len(together.query)):
-        assert torch.equal(run(together.row(row))[0], out[row])
+    out, starts = run(together), together.query_starts.tolist()
+    for row, (first, end) in enumerate(pairwise(starts)):
+        assert torch.equal(run(together.row(row)), out[first:end])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_call_rotates_stores_and_attends(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("rotary_dim", [0, 16], ids=["in place", "offsets"])
+def test_one_call_rotates_stores_and_attends(rotary_dim: int, dtype: torch.dtype) -> None:
     torch.manual_seed(2)
-    step = step_of(
-        [Row((PREFIX, A, B, OWN), 1), Row((Span(0, 9),), 1), Row((Span(0, 2, "p"), Span(2, 1)), 1)], dtype=dtype
-    )
-    plan = gather_plan(*step.inputs[1:], num_heads=4, spans=step.spans).decode
-    assert isinstance(plan, DecodeRows)
-    qkv = torch.randn(3, 8 * 16).to(dtype)
+    rows = [Row((PREFIX, A, B, OWN), 3), Row((Span(0, 9),), 2), Row((Span(0, 2, "p"), Span(2, 1)), 1)]
+    rows = [row.in_a_row() if rotary_dim else row for row in rows]
+    step = step_of(rows, dtype=dtype, rotary_dim=rotary_dim)
+    plan = gather_plan(*step.inputs[1:], num_heads=4, spans=step.spans).only_loop(6)
+    assert plan is not None
+    qkv = torch.randn(6, 8 * 16).to(dtype)
     cos, sin = (a.to(dtype) for a in rotary_angles(step.spans.positions, 16, 1e4))
     expected_cache, got_cache = step.kv_cache.clone(), step.kv_cache.clone()
     expected = decode_attention_reference(qkv.clone(), cos, sin, expected_cache, plan, 0.3)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.backend import select
 from kernels.paged_attention import paged_attention, paged_attention_reference
-from kernels.paged_attention_cpu import DecodePlan, gather_plan
+from kernels.paged_attention_cpu import gather_plan
 from kernels.self_attention import causal_attention, causal_attention_reference, kv_store
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 6, 2, 16, 4
@@ -107,8 +107,9 @@ def test_blocks_that_decoding_sequences_share_are_found(lengths: tuple[int, int]
     table = torch.tensor([[1, 2, 3, 4], [1, 2, 5, 6]], dtype=torch.int32)
     kv_cache = torch.randn(7, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
     plan = gather_plan(kv_cache, table, starts_of(1, 1), torch.tensor(lengths), num_heads=HEADS)
-    assert isinstance(plan.decode, DecodePlan)
-    assert len(plan.decode.shared) == min(2, (min(lengths) - 1) // BLOCK_SIZE)
+    product = plan.gathered
+    assert product is not None
+    assert len(product.shared) == min(2, (min(lengths) - 1) // BLOCK_SIZE)
     inputs = (torch.randn(2, HEADS, HEAD_DIM), kv_cache, table, starts_of(1, 1), torch.tensor(lengths))
     got = paged_attention(*inputs, scale=0.3, plan=plan)
     torch.testing.assert_close(got, paged_attention_reference(*inputs, scale=0.3))

@@ -1,182 +1,24 @@
-"""Compiles the kernels with no GPU, through the same functions that launch them, and reads what came out.
-
-A stand-in for Triton's driver names the target; every launch becomes a compilation, so that specialisations (divisible
-by 16, equal to 1) are the production's own. The disassemblers ship inside the triton wheel.
-"""
+"""Compiles the kernels with no GPU: `compile_for` gives the tests what a launch compiles to."""
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import JITFunction
+
+from kernels.bench.ahead_of_time import Compiled, compiling, read
 
 collect_ignore_glob = ["*"] if triton.knobs.runtime.interpret else []
 
-WIDE_COPY = r"\b(?:LDG|LDGSTS)\.[A-Z0-9_.]*128"
-WAIT = r"\bACQBULK\b"  # griddepcontrol.wait
-BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-}
-
-
-class StandInDriver:
-    """The part of a driver that a compilation needs."""
-
-    def __init__(self, target: GPUTarget) -> None:
-        self.target = target
-
-    def get_current_target(self) -> GPUTarget:
-        return self.target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int | None = None) -> int:
-        return 0
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """A kernel compiled for one target, in figures."""
-
-    name: str
-    target: str
-    binary: str  # hash of source, options and specialisation
-    threads: int
-    shared: int  # bytes of shared memory
-    spills: int  # bytes of stack and local memory, spilled registers
-    registers: int
-    tensor_core: int  # matrix instructions
-    copies: int  # loads from global memory, of a tile's row or less
-    wide_copies: int  # those of 16 bytes per thread
-    halfword_copies: int  # those of 2 bytes: a tile that is read element by element
-    early_copies: int  # those of 16 bytes that are issued before the first product (NVIDIA)
-    waits: int  # for the preceding kernel, in a launch that began before its end (NVIDIA)
-    copies_before_wait: int  # those of 16 bytes that are issued before the first wait
-    stores: int
-    wide_stores: int
-    layouts: frozenset[str]  # how matrix instructions are spread over warps: the order of a row's sums
-
-
-def _run(tool: str, *arguments: str) -> str:
-    return subprocess.run([str(BINARIES / tool), *arguments], capture_output=True, text=True, check=True).stdout
-
-
-def _of_nvidia(kernel: Any, folder: Path, target: str) -> Compiled:
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(kernel.asm["cubin"])
-    usage = _run("cuobjdump", "--dump-resource-usage", str(cubin))
-    registers, stack, local = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK", "LOCAL"))  # type: ignore[index]
-    sass = _run("nvdisasm", "-c", str(cubin))
-
-    def count(pattern: str) -> int:
-        return len(re.findall(pattern, sass))
-
-    first_product = re.search(r"\b(?:HMMA|HGMMA)\b", sass)
-    before = sass[: first_product.start() if first_product else None]
-    return Compiled(
-        name=kernel.metadata.name,
-        target=target,
-        binary=kernel.hash,
-        threads=kernel.metadata.num_warps * TARGETS[target].warp_size,
-        shared=kernel.metadata.shared,
-        spills=stack + local + count(r"\b(?:LDL|STL)\b"),
-        registers=registers,
-        tensor_core=count(r"\b(?:HMMA|HGMMA|UTCHMMA|UTC\w*MMA|DMMA)\b"),
-        copies=count(r"\b(?:LDG|LDGSTS)\."),
-        wide_copies=count(WIDE_COPY),
-        early_copies=len(re.findall(WIDE_COPY, before)),
-        waits=count(WAIT),
-        copies_before_wait=len(re.findall(WIDE_COPY, re.split(WAIT, sass)[0])),
-        halfword_copies=count(r"\bLDG\.[A-Z0-9_.]*[US]16"),
-        stores=count(r"\bSTG\."),
-        wide_stores=count(r"\bSTG\.[A-Z0-9_.]*128"),
-        layouts=frozenset(re.findall(r"#ttg\.nvidia_mma<\{(.*?)\}>", kernel.asm["ttgir"])),
-    )
-
-
-def _of_amd(kernel: Any, target: str) -> Compiled:
-    assembly = kernel.asm["amdgcn"]
-
-    def figure(word: str) -> int:
-        return int(re.search(rf"\.{word}:\s+(\d+)", assembly)[1])  # type: ignore[index]
-
-    def count(pattern: str) -> int:
-        return len(re.findall(pattern, assembly))
-
-    return Compiled(
-        name=kernel.metadata.name,
-        target=target,
-        binary=kernel.hash,
-        threads=kernel.metadata.num_warps * TARGETS[target].warp_size,
-        shared=kernel.metadata.shared,
-        spills=figure("vgpr_spill_count") + figure("sgpr_spill_count") + figure("private_segment_fixed_size"),
-        registers=figure("vgpr_count"),
-        tensor_core=count(r"v_mfma"),
-        copies=count(r"(?:global|buffer)_load_"),
-        wide_copies=count(r"(?:global|buffer)_load_dwordx4"),
-        early_copies=0,
-        waits=0,
-        copies_before_wait=0,
-        halfword_copies=count(r"(?:global|buffer)_load_[us]?short"),
-        stores=count(r"(?:global|buffer)_store_"),
-        wide_stores=count(r"(?:global|buffer)_store_dwordx4"),
-        layouts=frozenset(),
-    )
-
-
-def _modules() -> list[ModuleType]:
-    return [module for name, module in sys.modules.items() if name.startswith("kernels.")]
-
-
-def _kernels() -> list[JITFunction[Any]]:
-    values = [value for module in _modules() for value in vars(module).values()]
-    return [value for value in values if isinstance(value, JITFunction)]
-
 
 @pytest.fixture
-def compile_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., list[Compiled]]]:
+def compile_for() -> Callable[..., list[Compiled]]:
     """Return by `compile_for(target, launch)` the binaries that `launch()` would have started."""
-    driver = triton.runtime.driver
-    before = driver._active
-    launched: list[Any] = []
-    run = JITFunction.run
-
-    def compile_only(self: JITFunction[Any], *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        launched.append(run(self, *arguments, grid=grid, warmup=True, **options))
 
     def compile_for(target: str, launch: Callable[[], object]) -> list[Compiled]:
-        driver.set_active(StandInDriver(TARGETS[target]))
-        for function in _kernels():
-            function.device_caches.clear()
-        launched.clear()
-        launch()
-        read = _of_amd if target.startswith("gfx") else lambda kernel, t: _of_nvidia(kernel, tmp_path, t)
-        return [read(kernel, target) for kernel in {kernel.hash: kernel for kernel in launched}.values()]
+        with compiling(target) as launched:
+            launch()
+        return read(launched, target)
 
-    monkeypatch.setattr(JITFunction, "run", compile_only)
-    for module in _modules():
-        if hasattr(module, "use_triton"):
-            monkeypatch.setattr(module, "use_triton", lambda x: True)
-    yield compile_for
-    driver._active = before
-    for function in _kernels():  # made for a target that is not here
-        function.device_caches.clear()
+    return compile_for

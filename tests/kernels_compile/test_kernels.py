@@ -17,9 +17,9 @@ from kernels import backend
 from kernels.media_attention import media_attention
 from kernels.paged_attention import paged_attention
 from kernels.resampler_attention import resampler_attention
-from kernels.rows import gated_residual, layer_norm, rms_norm
-from kernels.self_attention import kv_store
-from kernels.spans import Spans
+from kernels.rows import add_layer_norm, add_rms_norm, gated_residual, layer_norm, rms_norm, swiglu
+from kernels.self_attention import kv_store, rotate_and_store
+from kernels.spans import Offsets, Spans
 
 KIB = 1024
 SHARED_LIMIT = {"sm_80": 163 * KIB, "sm_90": 227 * KIB, "sm_100": 227 * KIB, "gfx942": 64 * KIB}
@@ -63,23 +63,42 @@ def resampler(heads: int, head_dim: int) -> None:
     with_gradients(lambda *x: resampler_attention(*x, scale=0.1), query, *features.unbind(2), *latents.unbind(2))
 
 
-def paged(heads: int, kv_heads: int, head_dim: int, queries: int, *, alibi: bool) -> None:
+def paged(heads: int, kv_heads: int, head_dim: int, queries: int, *, alibi: bool = False, rotary_dim: int = 0) -> None:
     starts = (torch.arange(9) * queries).to(torch.int32)
     query = torch.empty(8 * queries, heads + 2 * kv_heads, head_dim, dtype=BFLOAT16)[:, :heads]
+    table, positions = torch.zeros(8, 64, dtype=torch.int32), torch.zeros(8 * queries, dtype=torch.int64)
     paged_attention(
-        query, pool(2, kv_heads, 16, head_dim), torch.zeros(8, 64, dtype=torch.int32), starts,
-        torch.full((8,), 500, dtype=torch.int32), scale=0.1, alibi_slopes=torch.ones(heads) if alibi else None,
+        query, pool(2, kv_heads, 16, head_dim), table, starts, torch.full((8,), 500, dtype=torch.int32), scale=0.1,
+        alibi_slopes=torch.ones(heads) if alibi else None, spans=spans_with_offsets(positions, table, rotary_dim),
     )  # fmt: skip
+
+
+def spans_with_offsets(positions: Tensor, table: Tensor, rotary_dim: int) -> Spans | None:
+    """Return spans with offsets of keys, or None if nothing is rotated."""
+    if not rotary_dim:
+        return None
+    angles = torch.ones(64, rotary_dim)
+    return Spans(positions, table, torch.full_like(table, 16), Offsets(table, angles, angles))
 
 
 def rows() -> None:
     x, channel = torch.empty(64, 4096, dtype=BFLOAT16), torch.zeros(4096, dtype=BFLOAT16)
     rms_norm(x, channel, 1e-5)
     layer_norm(x, channel, channel, 1e-5)
+    add_rms_norm(x, x, channel, 1e-5)
+    add_layer_norm(x, x, channel, channel, 1e-5)
+    swiglu(x)
     with_gradients(gated_residual, x, x, channel)
     with_gradients(gated_residual, x, x, channel[:1])
     key = torch.empty(8, 96, 128, dtype=BFLOAT16)[:, 32:64]
     kv_store(key, key, pool(2, 32, 16, 128), torch.zeros(8, dtype=torch.int64))
+    rotation(128, 128)
+
+
+def rotation(head_dim: int, rotary_dim: int) -> None:
+    fused, cos = torch.empty(8, 96, head_dim, dtype=BFLOAT16), torch.empty(8, 1, rotary_dim, dtype=BFLOAT16)
+    slots = torch.zeros(8, dtype=torch.int64)
+    rotate_and_store(fused[:, :64], fused[:, 64:], cos, cos, pool(2, 32, 16, head_dim), slots)
 
 
 @dataclass(frozen=True)
@@ -95,6 +114,8 @@ def tile_bytes(head_dim: int, *rows: int) -> int:
 
 
 FORWARD = {64: {"_forward": tile_bytes(64, 64, 64, 16)}, 128: {"_forward": tile_bytes(128, 64, 64, 16)}}
+# keys and values of a block, queries and the other elements of their rotated pairs
+OFFSETS = {head_dim: {"_attend_tile": tile_bytes(head_dim, 16, 16, 16, 16)} for head_dim in (64, 80, 128)}
 WEIGHT = torch.empty(128, dtype=BFLOAT16)
 CASES = {
     "media_64": Case(lambda: media(8, 64), FORWARD[64]),
@@ -116,11 +137,30 @@ CASES = {
     "paged_80_prefill": Case(lambda: paged(32, 32, 80, 40, alibi=False), {"_attend_tile": tile_bytes(80, 128)}),
     "paged_128_alibi_decode": Case(lambda: paged(32, 32, 128, 1, alibi=True), {"_attend_tile": tile_bytes(128, 128)}),
     "paged_128_alibi_prefill": Case(lambda: paged(32, 32, 128, 40, alibi=True), {"_attend_tile": tile_bytes(128, 128)}),
+    "paged_64_offsets_decode": Case(lambda: paged(9, 3, 64, 1, rotary_dim=64), OFFSETS[64]),
+    "paged_64_offsets_prefill": Case(lambda: paged(9, 3, 64, 40, rotary_dim=64), OFFSETS[64]),
+    "paged_80_offsets_decode": Case(lambda: paged(32, 32, 80, 1, rotary_dim=20), OFFSETS[80]),
+    "paged_80_offsets_prefill": Case(lambda: paged(32, 32, 80, 40, rotary_dim=20), OFFSETS[80]),
+    "paged_128_offsets_decode": Case(lambda: paged(32, 32, 128, 1, rotary_dim=128), OFFSETS[128]),
+    "paged_128_offsets_prefill": Case(lambda: paged(32, 32, 128, 40, rotary_dim=128), OFFSETS[128]),
     # exact products of float32 are no matter for tensor cores
     "media_64_float32": Case(lambda: media(8, 64, torch.float32), tensor_cores=False),
-    "rows": Case(rows, {"_norm_row": 4096 * 2, "_store_token": 32 * 128 * 2}, tensor_cores=False),
+    "rows": Case(
+        rows,
+        {
+            "_norm_row": 4096 * 2,
+            "_add_norm_row": 2 * 4096 * 2,
+            "_swiglu_block": 2 * 2048 * 2,
+            "_store_token": 32 * 128 * 2,
+            "_rotate_and_store": 3 * 2048 * 2,
+        },
+        tensor_cores=False,
+    ),
+    "rows_partly_rotated": Case(lambda: rotation(80, 20), tensor_cores=False),
 }
 WITHOUT_PRODUCTS = {"_merge_parts"}
+# loads of an element per thread: the weight of a norm, unless there are others
+ELEMENT_LOADS = {"_rotate_and_store": 2}  # cos and sin
 
 
 @pytest.mark.parametrize("target", SHARED_LIMIT)
@@ -137,7 +177,7 @@ def test_compiles_well(name: str, target: str, compile_for: Callable[..., list[A
             assert kernel.tensor_core > 0, kernel
         if kernel.name in case.tiles:
             assert kernel.wide_copies >= case.tiles[kernel.name] // (16 * kernel.threads), kernel
-            assert kernel.halfword_copies <= 1, kernel  # the weight of a norm, an element per thread
+            assert kernel.halfword_copies <= ELEMENT_LOADS.get(kernel.name, 1), kernel
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
@@ -148,6 +188,16 @@ def test_a_page_is_requested_before_the_first_wait(
     """In a plain loop, V would be loaded only after the round trip of K: two latencies in a row."""
     [kernel] = compile_for(target, lambda: media(8, head_dim))
     assert kernel.early_copies >= FORWARD[head_dim]["_forward"] // (16 * 128)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("head_dim", [64, 80, 128])
+def test_decode_has_the_next_keys_and_values_in_flight_while_it_computes(
+    head_dim: int, target: str, compile_for: Callable[..., list[Any]]
+) -> None:
+    """A group of copies is of keys or of values; a wait that leaves two in flight leaves the next step's."""
+    kernels = {kernel.name: kernel for kernel in compile_for(target, lambda: paged(32, 32, head_dim, 1))}
+    assert kernels["_attend_tile"].copies_in_flight >= 2
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
@@ -176,20 +226,38 @@ def unaligned(*values: int) -> Tensor:
     return torch.tensor((0, *values), dtype=torch.int32)[1:]
 
 
-def step(counts: tuple[int, ...], width: int, media_pool: Tensor, kv_pool: Tensor, *, spans: bool = False) -> None:
+def step(
+    counts: tuple[int, ...],
+    width: int,
+    media_pool: Tensor,
+    kv_pool: Tensor,
+    *,
+    spans: bool = False,
+    rotary_dim: int = 0,
+) -> None:
     num_tokens, num_sequences = sum(counts), len(counts)
-    query, key, value = torch.empty(num_tokens, 24, 64, dtype=BFLOAT16).split(8, 1)
+    fused, slots = torch.empty(num_tokens, 24, 64, dtype=BFLOAT16), torch.zeros(num_tokens, dtype=torch.int64)
+    query, key, value = fused.split(8, 1)
     media_attention(query, media_pool, unaligned(*(i // 3 for i in range(num_tokens))), scale=0.1)
-    kv_store(key, value, kv_pool, torch.zeros(num_tokens, dtype=torch.int64))
+    kv_store(key, value, kv_pool, slots)
+    cos = torch.empty(num_tokens, 1, 64, dtype=BFLOAT16)
+    rotate_and_store(fused[:, :16], value, cos, cos, kv_pool, slots)
     table = unaligned(*[0] * num_sequences * width).view(num_sequences, width)
     starts, lengths = unaligned(0, *counts).cumsum(0).to(torch.int32), unaligned(*[400] * num_sequences)
     positions = torch.zeros(num_tokens, dtype=torch.int64)
-    tables = Spans(positions, table, torch.full_like(table, 16)) if spans else None
+    tables = (
+        Spans(positions, table, torch.full_like(table, 16))
+        if spans
+        else spans_with_offsets(positions, table, rotary_dim)
+    )
     paged_attention(query, kv_pool, table, starts, lengths, scale=0.1, spans=tables)
 
 
 def test_nothing_is_compiled_while_a_request_waits(compile_for: Callable[..., list[Any]]) -> None:
-    """Two steps at start compile all binaries, for any numbers of tokens, sequences and blocks, with spans or without."""
+    """Two steps at start compile all binaries, for any numbers of tokens, sequences and blocks, with spans or without.
+
+    Two more compile those of a model with offsets of keys.
+    """
     pools = (pool(8, 2, 64, 64), pool(2, 8, 16, 64))
 
     def serve() -> None:
@@ -197,10 +265,13 @@ def test_nothing_is_compiled_while_a_request_waits(compile_for: Callable[..., li
             for width in (48, 67):
                 step(counts, width, *pools)
                 step(counts, width, *pools, spans=True)
+                step(counts, width, *pools, rotary_dim=64)
 
     def warm_up() -> None:
         step((1, 1), 64, *pools)
         step((20, 2), 64, *pools)
+        step((1, 1), 64, *pools, rotary_dim=64)
+        step((20, 2), 64, *pools, rotary_dim=64)
 
     warm = {kernel.binary: kernel.name for kernel in compile_for("sm_90", warm_up)}
     served = {kernel.binary: kernel.name for kernel in compile_for("sm_90", serve)}

@@ -1,7 +1,8 @@
 """The kernels under Triton's interpreter, with bfloat16 repaired, memory poisoned and one tolerance for every machine.
 
 The interpreter (3.6 and 3.9) silently takes bfloat16's bit pattern for its value in `tl.dot` and in casts from integers,
-and truncates float32 instead of rounding. Both are repaired here, and arithmetic on bfloat16 is refused.
+and truncates float32 instead of rounding. Both are repaired here, and arithmetic on bfloat16 is refused. Its fp8 (e4m3)
+loses what rounding carries to the exponent, and NaN; torch converts instead.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
 
 # Triton binds kernels at import to the interpreter or the compiler: these tests need a process of their own
 collect_ignore_glob = [] if triton.knobs.runtime.interpret else ["*"]
@@ -36,6 +37,11 @@ def to_bfloat16(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
 
 
+def to_fp8(values: np.ndarray) -> np.ndarray:
+    wide = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    return wide.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+
+
 def _widened(handle: Any) -> Any:
     return TensorHandle(to_float32(handle.data), tl.float32) if handle.dtype.scalar == tl.bfloat16 else handle
 
@@ -47,6 +53,8 @@ def _cast(stock: Any) -> Any:
         wide = _widened(source)
         if target.scalar == tl.bfloat16:
             return TensorHandle(to_bfloat16(wide.data.astype(np.float32)), tl.bfloat16)
+        if target.scalar == tl.float8e4nv:
+            return TensorHandle(to_fp8(wide.data), tl.float8e4nv)
         if wide is not source and target.scalar == tl.float32:
             return wide
         return stock(self, wide, target, *rounding)
@@ -98,6 +106,20 @@ def ordered_products(monkeypatch: pytest.MonkeyPatch) -> None:
         return TensorHandle(total, d.dtype.scalar)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that a test has launched so far, in order."""
+    names: list[str] = []
+    run = InterpretedFunction.run
+
+    def launch(kernel: Any, *args: Any, **options: Any) -> Any:
+        names.append(kernel.fn.__name__)
+        return run(kernel, *args, **options)
+
+    monkeypatch.setattr(InterpretedFunction, "run", launch)
+    return names
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -39,17 +39,20 @@ def attend(step: Step, slopes: Tensor | None = None, plan: Plan | None = None) -
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(span_rows(max_rows=4), st.booleans(), st.integers(1, 3))
-def test_any_spans(close: Check, rows: list[Row], alibi: bool, group: int) -> None:
-    step, slopes = step_of(rows, heads=2 * group), torch.rand(2 * group) if alibi else None
+@given(span_rows(max_rows=4), st.sampled_from(["alibi", "rotary", "offsets"]), st.integers(1, 3))
+def test_any_spans(close: Check, rows: list[Row], position: str, group: int) -> None:
+    step = step_of(rows, heads=2 * group, rotary_dim=12 if position == "offsets" else 0)
+    slopes = torch.rand(2 * group) if position == "alibi" else None
     expected = paged_attention_reference(*step.inputs, scale=0.3, alibi_slopes=slopes, spans=step.spans)
     close("out", attend(step, slopes), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision(dtype: torch.dtype, close: Check) -> None:
-    rows = [Row((PREFIX, A, C, LAST), 1), Row((PREFIX, B, A, Span(28, 30)), 19), Row((Span(0, 50),), 1)]
-    step = step_of(rows, dtype=dtype, head_dim=40)
+@pytest.mark.parametrize("rotary_dim", [0, 24, 40])
+def test_half_precision(rotary_dim: int, dtype: torch.dtype, close: Check) -> None:
+    rows = [Row((PREFIX, A, C, B, LAST), 1), Row((PREFIX, B, A, C, Span(28, 30)), 19), Row((Span(0, 50),), 1)]
+    rows = [row.in_a_row() if rotary_dim else row for row in rows]
+    step = step_of(rows, dtype=dtype, head_dim=40, rotary_dim=rotary_dim)
     exact = replace(step, query=step.query.float(), kv_cache=step.kv_cache.float())
     expected = paged_attention_reference(*exact.inputs, scale=0.3, spans=step.spans)
     close("out", attend(step), expected)
@@ -58,7 +61,7 @@ def test_half_precision(dtype: torch.dtype, close: Check) -> None:
 @pytest.mark.parametrize("block_size", [1, 16, 32])
 def test_blocks_shorter_than_a_part_as_long_and_longer(block_size: int, close: Check) -> None:
     rows = [Row((PREFIX, A, C, LAST), 1), Row((PREFIX, B, A, Span(28, 30)), 19), Row((PREFIX, A, B, LAST), 2)]
-    step = step_of(rows, block_size=block_size)
+    step = step_of([*rows, rows[0].in_a_row(), rows[1].in_a_row()], block_size=block_size, rotary_dim=16)
     expected = paged_attention_reference(*step.inputs, scale=0.3, spans=step.spans)
     close("out", attend(step), expected)
 
@@ -71,19 +74,22 @@ NEIGHBOURS = [
     Row((Span(0, 3, "other"), Span(3, 9, "far"), Span(12, 2)), 1),
     Row((PREFIX, B, Span(27, 40)), 30),
     Row((Span(0, 21, "prefix"), Span(21, 25)), 12),
+    Row((PREFIX, C, A, LAST), 1).in_a_row(),
+    Row((PREFIX, A, C, B, Span(28, 20)), 20).in_a_row(),
 ]
 
 
 @pytest.mark.usefixtures("ordered_products")
-@pytest.mark.parametrize("alibi", [False, True], ids=["rotary", "alibi"])
-def test_a_row_is_the_same_next_to_any_neighbours(alibi: bool) -> None:
+@pytest.mark.parametrize("position", ["rotary", "alibi", "offsets"])
+def test_a_row_is_the_same_next_to_any_neighbours(position: str) -> None:
     """Neighbours have all of its spans, some, or none, decode or prefill, and come in any order."""
-    slopes = torch.rand(4) if alibi else None
-    step = step_of([Row((PREFIX, A, C, LAST), 1), *NEIGHBOURS])
+    slopes = torch.rand(4) if position == "alibi" else None
+    rotary_dim = 16 if position == "offsets" else 0
+    step = step_of([Row((PREFIX, A, C, LAST), 1), *NEIGHBOURS], rotary_dim=rotary_dim)
     plan = planned(step)
     assert plan.few is not None
     assert plan.many is not None
-    assert int(plan.few.records[:, 1].max()) == 5  # the prefix's first part, for all rows of few tokens that have it
+    assert int(plan.few.records[:, 1].max()) == 6  # the prefix's first part, for all rows of few tokens that have it
     together = attend(step, slopes)
     assert together.isfinite().all()
     for index in range(len(step.context_lengths)):
@@ -126,7 +132,7 @@ def test_rows_with_equal_parts_are_one_tile() -> None:
 
 
 def test_blocks_that_are_equal_at_other_positions_are_not_one_tile() -> None:
-    step = step_of([Row((PREFIX, LAST), 1), Row((PREFIX, LAST), 1)])
+    step = step_of([Row((PREFIX, LAST), 1), Row((PREFIX, LAST), 1)], rotary_dim=16)
     plan = planned(step)
     assert plan.few is not None
     shared = len(plan.few.records)
@@ -136,6 +142,12 @@ def test_blocks_that_are_equal_at_other_positions_are_not_one_tile() -> None:
     assert len(plan.few.records) > shared
     step.spans.block_positions[1] -= 1
     step.spans.block_lengths[1, 0] -= 1
+    plan = planned(step)
+    assert plan.few is not None
+    assert len(plan.few.records) == shared + 1
+    step.spans.block_lengths[1, 0] += 1
+    assert step.spans.offsets is not None
+    step.spans.offsets.blocks[1, 0] += 1
     plan = planned(step)
     assert plan.few is not None
     assert len(plan.few.records) == shared + 1
@@ -161,14 +173,14 @@ def test_parts_of_equal_hash_that_differ_are_not_one_tile(monkeypatch: pytest.Mo
 
 def test_a_recorded_step_reads_the_plan_of_each_step(close: Check) -> None:
     """One set of buffers serves steps of other sizes, one after the other; their padding gives zeros."""
-    largest = static_plan(8, 16, SHAPE, torch.device("cpu"))
+    largest = static_plan(8, 16, SHAPE)
     static = first_rows_of(largest, 4)
     for rows in (
         [Row((PREFIX, A, C, LAST), 1), Row((PREFIX, A, B, LAST), 1), Row((Span(0, 60),), 1), Row((Span(0, 4),), 1)],
-        [Row((PREFIX, A, C, LAST), 1), Row((PREFIX, A, B, LAST), 1)],
+        [Row((PREFIX, A, C, LAST), 1), Row((PREFIX, A, B, LAST), 1).in_a_row()],
         [Row((Span(0, 33),), 1), Row((Span(0, 2),), 1), Row((PREFIX, LAST), 1)],
     ):
-        step, count = step_of(rows), len(rows)
+        step, count = step_of(rows, rotary_dim=16), len(rows)
         plan = planned(step)
         fill_plan(static, plan)
         assert static.few is not None
@@ -176,11 +188,9 @@ def test_a_recorded_step_reads_the_plan_of_each_step(close: Check) -> None:
         assert static.few.records[:, 1].sum() == plan.few.records[:, 1].sum()  # no tile of an earlier step is left
         width = 16 - step.block_table.shape[1]
         pad = torch.nn.functional.pad
-        spans = Spans(
-            step.spans.positions,
-            pad(step.spans.block_positions, (0, width, 0, 4 - count)),
-            pad(step.spans.block_lengths, (0, width, 0, 4 - count)),
-        )
+        positions, lengths, offsets = (pad(table, (0, width, 0, 4 - count)) for table in step.spans.block_tables)
+        assert step.spans.offsets is not None
+        spans = Spans(step.spans.positions, positions, lengths, replace(step.spans.offsets, blocks=offsets))
         query = torch.cat([step.query, torch.randn(4 - count, 4, 16)])
         padded = replace(step, query=query, block_table=pad(step.block_table, (0, width, 0, 4 - count)), spans=spans)
         out = attend(padded, plan=static.over(padded.block_table, 4, spans))
