@@ -7,23 +7,26 @@ the blocks that hold the keys and values of each. The engine decides which block
 A sequence's context may also be a list of spans: runs of whole blocks, the last of which may be part full, computed apart
 from each other and at any positions. `block_positions` and `block_lengths` then say which tokens each block holds, and a
 token reads a key if and only if the key is valid and its position is at most the token's own. The last span is the
-sequence's own: its slots end with the tokens of this step.
+sequence's own: its slots end with the tokens of this step. Keys may have been computed at other positions than those at
+which the sequence sees them; `block_offsets` has the differences.
 """
 
 from __future__ import annotations
 
 import mmap
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels.paged_attention_cpu import GatherPlan
 from kernels.paged_plan import Plan
-from model.config import FlamingoConfig
+from model.config import AlonePositions, FlamingoConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +47,36 @@ class Batch:
     # sequence's own span may count as full), 0 where there is no block; None if all sequences are plain: w * block_size
     block_positions: Tensor | None = None
     block_lengths: Tensor | None = None
+    # [S, B] int32, by how much the row sees the keys of each block after the positions to which they were rotated; None: 0
+    block_offsets: Tensor | None = None
     slot_mapping: Tensor | None = None  # [T] int64, block * block_size + offset of each token's keys and values
     # without a cache only: [T] int32, the span of each token in sequences whose shots attend alone. A token reads those
     # before it in its own span and in span 0; in a query (-1, -2, ...) also those of the shots (1, 2, ...). None: all 0
     spans: Tensor | None = None
+    span_offsets: Tensor | None = None  # [T], by how much queries see each token after its position. None: all 0
     plan: Plan | GatherPlan | None = None  # how the cache is read, by `LanguageModel.plan`; None: the forward makes it
+
+    @property
+    def seen_positions(self) -> Tensor:
+        """The positions [T] at which queries see the tokens of whole sequences."""
+        return self.positions if self.span_offsets is None else self.positions + self.span_offsets
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the batch, those of a GPU's plan included, in the order in which `with_tensors` takes others."""
+        tables = [table for name in TABLES if (table := getattr(self, name)) is not None]
+        return [*tables, *(self.plan.tables if isinstance(self.plan, Plan) else [])]
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> Batch:
+        """Return the batch with other tensors in place of its own, such as copies of them on a device."""
+        remaining = iter(tensors)
+        names = [name for name in TABLES if getattr(self, name) is not None]
+        tables: dict[str, Any] = {name: next(remaining) for name in names}
+        batch = replace(self, **tables)
+        return replace(batch, plan=self.plan.with_tables(remaining)) if isinstance(self.plan, Plan) else batch
+
+
+TABLES = tuple(field.name for field in fields(Batch) if field.name != "plan")
 
 
 def whole_sequences(
@@ -56,14 +84,16 @@ def whole_sequences(
     media_slot: Sequence[Sequence[int] | Sequence[Sequence[int]]],
     device: torch.device | str = "cpu",
     spans: Sequence[Sequence[int]] = (),
+    alone_positions: AlonePositions = "restart",
 ) -> Batch:
     """Return a batch of whole sequences, for a forward without a cache that gives the logits of every token.
 
-    `spans`: those of the tokens of each sequence, if shots of any attend alone.
+    `spans`: those of the tokens of each sequence, if shots of any attend alone, and where queries see them.
     """
     lengths = torch.tensor([0] + [len(ids) for ids in token_ids])
     starts = lengths.cumsum(0)
-    positions = [span_positions(of) for of in spans or ([0] * len(ids) for ids in token_ids)]
+    positions = [span_positions(of, alone_positions) for of in spans or ([0] * len(ids) for ids in token_ids)]
+    offsets = [offset for of in spans for offset in span_offsets(of)] if alone_positions == "in_a_row" else []
     return Batch(
         token_ids=torch.tensor([t for ids in token_ids for t in ids], device=device),
         positions=torch.tensor([position for of in positions for position in of], device=device),
@@ -71,20 +101,32 @@ def whole_sequences(
         query_starts=starts.to(torch.int32).to(device),
         last_token=torch.arange(int(starts[-1]), device=device),
         spans=torch.tensor([s for of in spans for s in of], dtype=torch.int32, device=device) if spans else None,
+        span_offsets=torch.tensor(offsets, device=device) if offsets else None,
     )
 
 
-def span_positions(spans: Sequence[int]) -> list[int]:
-    """Return the position of each token of a sequence: shots follow span 0, queries follow the longest shot."""
+def span_positions(spans: Sequence[int], alone_positions: AlonePositions) -> list[int]:
+    """Return the position of each token of a sequence.
+
+    Shots follow span 0; queries follow the longest shot or, if they see shots in a row, the last one.
+    """
     lengths = Counter(spans)
-    prefix, longest = lengths[0], max((count for span, count in lengths.items() if span > 0), default=0)
+    shots = [count for span, count in lengths.items() if span > 0]
+    prefix, after = lengths[0], sum(shots) if alone_positions == "in_a_row" else max(shots, default=0)
     num_seen = Counter[int]()
     positions = []
     for span in spans:
-        origin = 0 if span == 0 else prefix if span > 0 else prefix + longest
+        origin = 0 if span == 0 else prefix if span > 0 else prefix + after
         positions.append(origin + num_seen[span])
         num_seen[span] += 1
     return positions
+
+
+def span_offsets(spans: Sequence[int]) -> list[int]:
+    """Return by how much queries that see shots in a row see each token after its position."""
+    lengths = Counter(span for span in spans if span > 0)  # in the order of the shots
+    first = dict(zip(lengths, accumulate(lengths.values(), initial=0), strict=False))
+    return [first.get(span, 0) for span in spans]
 
 
 @dataclass(frozen=True, slots=True)

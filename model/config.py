@@ -24,6 +24,8 @@ LENGTH_BYTES = 8
 Norm = Literal["layer_norm", "rms_norm"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "squared_relu", "silu"]
 Position = Literal["rotary", "alibi", "learned"]
+# where a query sees shots that attend alone: all after the prefix, or one after the other
+AlonePositions = Literal["restart", "in_a_row"]
 Resize = Literal["crop", "squash", "pad"]
 
 
@@ -41,6 +43,24 @@ def _require_sizes(part: str, config: Any) -> None:
         value, limit = getattr(config, entry.name), MAX_LAYERS if entry.name == "num_layers" else MAX_SIZE
         if type(value) is int:
             _require(0 <= value <= limit, f"{part}.{entry.name} is {value}, must lie in 0..{limit}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KinConfig:
+    """The coordinates that `model/kin.py` appends to the features, and the sizes from which they are computed; 0: none."""
+
+    dim: int = 0
+    num_classes: int = 0
+    num_ancestors: int = 0
+
+    def __post_init__(self) -> None:
+        _require_sizes("vision.kin", self)
+        sizes = (self.dim, self.num_classes, self.num_ancestors)
+        _require(all(sizes) or not any(sizes), f"vision.kin has sizes {sizes}, must have three positive ones or none")
+        _require(
+            self.dim <= self.num_ancestors,
+            f"vision.kin.dim {self.dim} is more than vision.kin.num_ancestors {self.num_ancestors}",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +87,12 @@ class VisionConfig:
     activation: Activation = "gelu"
     norm_eps: float = 1e-5
     keep_class_token: bool = False
+    kin: KinConfig = KinConfig()
+
+    @property
+    def width(self) -> int:
+        """The width of a feature as the resampler reads it, with the coordinates of kin."""
+        return self.feature_dim + self.kin.dim
 
     def __post_init__(self) -> None:
         _require_sizes("vision", self)
@@ -164,6 +190,8 @@ class LanguageModelConfig:
     norm_bias: bool = False
     gated_ffn: bool = False
     position: Position
+    # a shot is computed right after the prefix in either case, so that its keys and values do not depend on its place
+    alone_positions: AlonePositions = "restart"
     rotary_dim: int = 0
     rope_theta: float = 10000.0
     alibi_bias_max: int = 8
@@ -190,6 +218,16 @@ class LanguageModelConfig:
             self.position != "rotary" or 0 < self.rotary_dim <= self.head_dim,
             f"language_model.rotary_dim is {self.rotary_dim}, must lie in 1..head_dim {self.head_dim}",
         )
+        _require(
+            self.position != "learned" or self.alone_positions == "restart",
+            f"language_model.alone_positions is {self.alone_positions!r}, must be 'restart' with learned positions: "
+            "they are part of a shot's keys",
+        )
+
+    @property
+    def has_key_offsets(self) -> bool:
+        """True if a query sees keys of shots that attend alone at other positions than those they are rotated to."""
+        return self.position == "rotary" and self.alone_positions == "in_a_row"
 
     @property
     def num_token_ids(self) -> int:
@@ -233,8 +271,8 @@ class FlamingoConfig:
             f"config.json has format_version {self.format_version}, this version reads {FORMAT_VERSION}",
         )
         _require(
-            self.resampler.input_projection or self.resampler.dim == self.vision.feature_dim,
-            f"resampler.dim {self.resampler.dim} differs from vision.feature_dim {self.vision.feature_dim} "
+            self.resampler.input_projection or self.resampler.dim == self.vision.width,
+            f"resampler.dim {self.resampler.dim} differs from the width {self.vision.width} of the vision features "
             "and resampler.input_projection is off",
         )
         _require(

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from kernels.decode_attention import decode_attention
 from kernels.rows import add_rms_norm, rms_norm, swiglu
+from kernels.weight_only import GROUP, quantise_groups
 from model.flamingo import Flamingo
 from model.language_model import Layer, StepContext
 from model.layers import RMSNorm, TokenTable
@@ -36,7 +37,6 @@ ROUNDED: tuple[Format, ...] = ("rounded",)
 # the format for each number of rows, and those of all matrices by `FastLinear.key`
 Choice = dict[int, Format]
 Choices = dict[str, Choice]
-GROUP = 32
 ROWS = (1, 4, 8, 16, 32)
 # for each number of rows below the last of ROWS, the one whose format serves it
 MEASURED_ROWS = [max(measured for measured in ROWS if measured <= max(rows, 1)) for rows in range(ROWS[-1])]
@@ -139,19 +139,6 @@ FORMATS: dict[Format, Callable[[Tensor, Tensor | None], Product]] = {
 }
 
 
-def quantise_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise groups of 32 weights: [N, K] -> q int32 [N, K] in 0..15, and (scale, zero) bfloat16 [K / 32, N, 2].
-
-    The smallest and the largest weight of a group become 0 and 15, as in Q4_1, so that weights from Q4_1 keep their q.
-    """
-    groups = weight.float().unflatten(-1, (-1, GROUP))  # [N, K / 32, 32]
-    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    scale = ((high - low) / 15).clamp(min=1e-12)
-    q = (groups - low).div_(scale).round_().clamp_(0, 15)
-    constants = torch.cat([scale, low + 8 * scale], dim=-1)  # [N, K / 32, 2]
-    return q.flatten(-2).to(torch.int32), constants.transpose(0, 1).to(torch.bfloat16).contiguous()
-
-
 def formats_for(weight: Tensor, requested: Sequence[Format]) -> tuple[Format, ...]:
     """Return the requested formats whose kernel takes a matrix of this shape here; bfloat16 and float32 take any."""
     rows, columns = weight.shape
@@ -238,10 +225,11 @@ class FastTable(nn.Module):
 
 
 class DecodeLayer(nn.Module):
-    """A Llama-like decoder layer for decode steps: four products, and one kernel call between each two.
+    """A Llama-like decoder layer for steps of few new tokens: four products, and one kernel call between each two.
 
     A step of few rows is bound by what runs between its products: operators of torch, modules, and lookups of their
-    attributes. This layer looks its parts up once; any other step runs the layer that it wraps.
+    attributes. This layer looks its parts up once. A step that the compiled loop does not serve as a whole runs the layer
+    that it wraps.
     """
 
     def __init__(self, layer: Layer) -> None:

@@ -1,8 +1,13 @@
 """Print a model's parameters by part, next to the paper's figures: `python -m model.describe [NAME|FOLDER ...]`.
 
-A name is that of one of the paper's models (`model/presets/paper.py`); these are counted on the meta device. Published
-figures are those of table 1 and section 4.1.1. A mark notes those that do not follow from the paper's own table of layers
-and widths.
+A name is that of one of the paper's models (`model/presets/paper.py`), or openflamingo-9b, idefics-9b or idefics-80b; these
+are counted on the meta device. Published figures are those of table 1 and section 4.1.1. A mark notes those that do not
+follow from the paper's own table of layers and widths.
+
+With `--tensor-parallel N`, print the memory that each of N devices needs instead: weights, and keys and values of text and
+of media. With `--weight-format FORMAT`, print that of one device whose decoder weights are in this format. With
+`--device-memory GIB` as well, print whether they fit together with one request of the longest length with 32 shots, and how
+many devices are the fewest.
 """
 
 from __future__ import annotations
@@ -17,7 +22,11 @@ import torch
 
 from model.config import ConfigError, FlamingoConfig, load_config
 from model.flamingo import Flamingo
+from model.footprint import MAX_SIZE, Footprint, smallest_size
 from model.presets.paper import PRESETS
+from model.presets.published import MODELS
+from model.quantised import KINDS, WeightFormat
+from model.ranks import Rank
 
 PARTS = {"language_model": "frozen", "vision": "frozen", "gated": "trainable", "resampler": "trainable"}
 TRAINABLE = tuple(part for part, weights in PARTS.items() if weights == "trainable")
@@ -65,6 +74,9 @@ NOTES = {
 }
 HEAD = ("part", "weights", "parameters (M)", "share", "published (M)", "share", "ratio")
 NUM_TEXTS = 2  # leading columns of text; the others are numbers
+MEMORY_HEAD: tuple[str, ...] = ("memory", "unit", "whole", "per device")
+DTYPE = torch.bfloat16
+GIB, MIB, KIB = 2**30, 2**20, 2**10
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +123,52 @@ def preset_name(config: FlamingoConfig) -> str:
 
 def table(config: FlamingoConfig) -> str:
     lines = rows(config)
-    cells = [HEAD, *(row.cells(lines[-1]) for row in lines)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     marks = dict.fromkeys(row.mark for row in lines if row.mark)
     return "\n".join(
         [
             f"{config.name}: gated layers before {list(config.gated_layers)}",
-            *(_line(row, widths) for row in cells),
+            *_aligned([HEAD, *(row.cells(lines[-1]) for row in lines)]),
             *(f"{mark} {NOTES[mark]}" for mark in marks),
         ]
     )
+
+
+def memory_table(
+    config: FlamingoConfig, size: int, device_memory: float | None, weight_format: WeightFormat | None = None
+) -> str:
+    """Return what each of `size` devices holds, and whether that fits into `device_memory` GiB."""
+    whole, rank = Footprint.of(config, DTYPE), Footprint.of(config, DTYPE, Rank(0, size), weight_format)
+    quantities = [
+        *((part, "GiB", whole.weights[part] / GIB, rank.weights[part] / GIB) for part in PARTS),
+        ("all weights", "GiB", sum(whole.weights.values()) / GIB, sum(rank.weights.values()) / GIB),
+        ("a token of text", "KiB", whole.token / KIB, rank.token / KIB),
+        ("a media item", "MiB", whole.page / MIB, rank.page / MIB),
+        ("all weights and one request", "GiB", whole.needed / GIB, rank.needed / GIB),
+    ]
+    cells = [(name, unit, f"{total:,.2f}", f"{share:,.2f}") for name, unit, total, share in quantities]
+    heading, head = f"{config.name}: {size} devices, bfloat16", MEMORY_HEAD
+    if weight_format is not None:
+        heading, head = f"{config.name}: one device", (*MEMORY_HEAD[:NUM_TEXTS], "bfloat16", weight_format)
+    return "\n".join([heading, *_aligned([head, *cells]), *_verdict(config, rank, device_memory, weight_format)])
+
+
+def _verdict(
+    config: FlamingoConfig, rank: Footprint, device_memory: float | None, weight_format: WeightFormat | None
+) -> list[str]:
+    if device_memory is None:
+        return []
+    device_bytes = int(device_memory * GIB)
+    verdict = "fits" if rank.fits(device_bytes) else "does not fit"
+    if weight_format is not None:  # a divided model has none
+        return [f"{verdict} into a device of {device_memory:g} GiB"]
+    smallest = smallest_size(config, DTYPE, device_bytes)
+    fewest = f"{smallest} are the fewest" if smallest else f"not even {MAX_SIZE} are enough"
+    return [f"{verdict} into devices of {device_memory:g} GiB, of which {fewest}"]
+
+
+def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [_line(row, widths) for row in cells]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -132,19 +180,35 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def find(name: str) -> FlamingoConfig:
-    if name in PRESETS:
-        return PRESETS[name]
+    known = {**PRESETS, **MODELS}
+    if name in known:
+        return known[name]
     if Path(name).is_dir():
         return load_config(Path(name))
-    raise ConfigError(f"{name!r} is neither a model folder nor one of {', '.join(PRESETS)}")
+    raise ConfigError(f"{name!r} is neither a model folder nor one of {', '.join(known)}")
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m model.describe") -> int:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("names", nargs="*", default=list(PRESETS), metavar="NAME|FOLDER")
-    names = parser.parse_args(arguments).names
+    parser.add_argument("--tensor-parallel", type=int, metavar="N", help="print the memory per device of N")
+    parser.add_argument("--weight-format", choices=KINDS, help="print the memory with decoder weights in this format")
+    parser.add_argument("--device-memory", type=float, metavar="GIB", help="memory of a device, with one of the above")
+    parsed = parser.parse_args(arguments)
+    size, weight_format = parsed.tensor_parallel, parsed.weight_format
+    if size is None and weight_format is None and parsed.device_memory is not None:
+        parser.error("--device-memory needs --tensor-parallel or --weight-format")
+    if size is not None and size < 1:
+        parser.error(f"--tensor-parallel is {size}, must be at least 1")
+    if size is not None and size > 1 and weight_format is not None:
+        parser.error(f"--weight-format {weight_format} is not supported with --tensor-parallel {size}")
     try:
-        print("\n\n".join(table(find(name)) for name in names))
+        configs = [find(name) for name in parsed.names]
+        if size is None and weight_format is None:
+            tables = [table(config) for config in configs]
+        else:
+            tables = [memory_table(config, size or 1, parsed.device_memory, weight_format) for config in configs]
+        print("\n\n".join(tables))
     except ConfigError as error:
         parser.error(str(error))
     return 0

@@ -21,18 +21,22 @@ from model.batch import Batch, KVCache, MediaPages, NoCache
 from model.config import FlamingoConfig, GatedConfig
 from model.language_model import LanguageModel
 from model.layers import FeedForward, LayerNorm, RMSNorm, make_norm
+from model.quantised import QuantisedLinear
+from model.ranks import ALONE, Rank
 from model.vision import VisionEncoder, build_resampler
 
 QK_NORM_EPS = 1e-6
 
 
 class Flamingo(nn.Module):
-    def __init__(self, config: FlamingoConfig) -> None:
+    """A model of this configuration: the whole, or what a rank of a divided one holds (`rank_config`)."""
+
+    def __init__(self, config: FlamingoConfig, rank: Rank = ALONE) -> None:
         super().__init__()
         self.config = config
         self.vision = VisionEncoder(config.vision)
-        self.resampler = build_resampler(config.resampler, config.vision.feature_dim)
-        self.language_model = LanguageModel(config.language_model)
+        self.resampler = build_resampler(config.resampler, config.vision.width)
+        self.language_model = LanguageModel(config.language_model, rank)
         self.gated = nn.ModuleDict(
             {
                 str(layer): GatedCrossAttention(config.gated, config.language_model.dim, config.resampler.dim)
@@ -149,11 +153,16 @@ class GatedCrossAttention(nn.Module):
     def forward(self, x: Tensor, media_kv: Tensor, media_slot: Tensor | None, plan: MediaPlan | None = None) -> Tensor:
         if self.is_closed or (self.needs_media and media_slot is None):
             return x
-        y = x
-        if media_slot is not None:  # to a token without media, attention adds exactly zero
-            y = _gated(y, self.attention(self.attention_norm(y), media_kv, media_slot, plan), self.attn_gate)
-        y = _gated(y, self.feed_forward(self.ffw_norm(y)), self.ffw_gate)
-        return torch.where(reads_media(media_slot), y, x) if self.needs_media and media_slot is not None else y
+        if media_slot is None:
+            return _gated(x, self.feed_forward(self.ffw_norm(x)), self.ffw_gate)
+        # to a token without media, attention adds exactly zero
+        attended = self.attention(self.attention_norm(x), media_kv, media_slot, plan)
+        if self.attn_gate is None and self.ffw_gate is None:
+            y = self.feed_forward.added_to(*self.ffw_norm.of_sum(x, attended))
+        else:
+            y = _gated(x, attended, self.attn_gate)
+            y = _gated(y, self.feed_forward(self.ffw_norm(y)), self.ffw_gate)
+        return torch.where(reads_media(media_slot), y, x) if self.needs_media else y
 
     def project_media(self, visual_tokens: Tensor) -> Tensor:
         return self.attention.project_media(self.media_norm(visual_tokens))
@@ -201,8 +210,11 @@ def _gated(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
-def _fold(linear: nn.Linear, gate: Tensor | None) -> None:
+def _fold(linear: nn.Linear | QuantisedLinear, gate: Tensor | None) -> None:
     if gate is None:
         return
-    folded = linear.weight.float() * gate.float().tanh()[:, None]
-    linear.weight.copy_(folded.to(linear.weight.dtype))
+    openness = gate.float().tanh()
+    if isinstance(linear, QuantisedLinear):
+        linear.scale_features(openness)
+    else:
+        linear.weight.copy_((linear.weight.float() * openness[:, None]).to(linear.weight.dtype))

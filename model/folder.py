@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 from model.config import FlamingoConfig, VisionConfig, from_dict, load_config
 from model.flamingo import Flamingo
+from model.quantised import WeightFormat, packed_tensors, replace_linears
+from model.ranks import ALONE, Part, Parts, Rank, rank_config
 from model.vision import VisionEncoder
 
 Shape: TypeAlias = tuple[int, ...]
@@ -63,15 +65,30 @@ def save_folder(
         _write_weights(partial, tensors, shard_bytes)
 
 
-def load_folder(folder: Path, device: torch.device | str, dtype: torch.dtype) -> Flamingo:
-    """Load the model for evaluation, with floating-point weights in `dtype`. Raises `CheckpointError`."""
+def load_folder(
+    folder: Path,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    rank: Rank = ALONE,
+    weight_format: WeightFormat | None = None,
+) -> Flamingo:
+    """Load the model for evaluation, with floating-point weights in `dtype`. Raises `CheckpointError`.
+
+    Of the tensors that are divided between ranks, only the part of `rank` is read. With a format, matrices are packed one
+    by one, from the numbers of the file: the device never holds all of them in another one.
+    """
     config = load_config(folder)
     files = weight_files(folder, WEIGHTS)
     if not files:
         raise CheckpointError(f"{folder} holds no weights: neither {WEIGHTS} nor {WEIGHTS}.index.json")
     with torch.device("meta"):
-        model = Flamingo(config)
-    _load(model, folder, SafetensorsFiles(files, device), dtype)
+        model = Flamingo(rank_config(config, rank), rank)
+        whole = model if rank == ALONE else Flamingo(config)
+    stored = SafetensorsFiles(files, device)
+    _check(whole, folder, stored)
+    if weight_format is not None:
+        replace_linears(weight_format, model.language_model.layers, model.gated)
+    _assign(model, stored, dtype, Parts(config, rank))
     return model.eval()
 
 
@@ -90,18 +107,30 @@ def load_vision_folder(folder: Path) -> VisionEncoder:
     config = from_dict(VisionConfig, read_json(folder / CONFIG), f"{folder}/{CONFIG}")
     with torch.device("meta"):
         encoder = VisionEncoder(config)
-    _load(encoder, folder, SafetensorsFiles([folder / WEIGHTS]))
+    stored = SafetensorsFiles([folder / WEIGHTS])
+    _check(encoder, folder, stored)
+    encoder.load_state_dict(dict(stored), assign=True)
     return encoder
 
 
-def _load(module: nn.Module, folder: Path, stored: SafetensorsFiles, dtype: torch.dtype | None = None) -> None:
-    """Replace the module's tensors by those of the folder, floating-point ones in `dtype`; None keeps what is stored."""
+def _check(module: nn.Module, folder: Path, stored: SafetensorsFiles) -> None:
     check_shapes(str(folder), shapes_of(module.state_dict()), {name: stored.shape(name) for name in stored})
-    module.load_state_dict({name: _cast(tensor, dtype) for name, tensor in stored.items()}, assign=True)
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+def _assign(model: Flamingo, stored: SafetensorsFiles, dtype: torch.dtype, parts: Parts) -> None:
+    """Replace the model's tensors by those that are stored, or a rank's parts of them; floating-point ones in `dtype`."""
+    tensors: dict[str, Tensor] = {}
+    for name in stored:
+        tensors |= _prepared(model, name, stored.part(name, parts.get(name)), dtype)
+    model.load_state_dict(tensors, assign=True)
+
+
+def _prepared(model: Flamingo, name: str, tensor: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return what the model holds of a stored tensor, by names."""
+    packed = packed_tensors(model, name, tensor)
+    if packed is not None:
+        return packed
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor}
 
 
 @contextmanager
@@ -168,6 +197,13 @@ class SafetensorsFiles(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._file_of)
+
+    def part(self, name: str, part: Part | None) -> Tensor:
+        """Return a part of a tensor, in memory of its own, and read nothing else; None: the whole."""
+        if part is None:
+            return self[name]
+        stored = self._file_of[name].get_slice(name)
+        return torch.cat([stored[index] for index in part.indices()], part.axis)
 
     def shape(self, name: str) -> Shape:
         return tuple(self._file_of[name].get_slice(name).get_shape())

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.rows import layer_norm, rms_norm, swiglu
+from kernels.rows import add_layer_norm, add_linear_, add_rms_norm, layer_norm, rms_norm, swiglu
 from model.config import Activation, Norm
 
 
@@ -40,6 +40,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
 
+    def of_sum(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x + branch and its norm."""
+        return add_rms_norm(x, branch, self.weight, self.eps)
+
 
 class LayerNorm(nn.Module):
     def __init__(self, dim: int, eps: float, bias: bool = True) -> None:
@@ -50,6 +54,10 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return layer_norm(x, self.weight, self.bias, self.eps)
+
+    def of_sum(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x + branch and its norm."""
+        return add_layer_norm(x, branch, self.weight, self.bias, self.eps)
 
 
 def make_norm(kind: Norm, dim: int, eps: float, bias: bool = True) -> RMSNorm | LayerNorm:
@@ -74,6 +82,13 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.activated(self.up(x)))
+
+    def added_to(self, h: Tensor, x: Tensor) -> Tensor:
+        """Return h + self(x) for h and x [T, D]; h may be overwritten, unless a gradient needs it."""
+        hidden = self.activated(self.up(x))
+        if type(self.down) is nn.Linear:  # others compute more than a product
+            return add_linear_(h, hidden, self.down.weight, self.down.bias)
+        return h + self.down(hidden)
 
     def activated(self, h: Tensor) -> Tensor:
         if not self.gated:

@@ -8,7 +8,9 @@ unlike the training images, such as photographs for a model of drawings. Other m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -33,7 +35,7 @@ class Likeness(Protocol):
         """Return vectors [N, D] of length one for mean features [N, Dv]."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class ClassLikeness:
     """The likeness by discriminants, classes and their ancestors: the mean of the three similarities, by their shares.
 
@@ -51,13 +53,32 @@ class ClassLikeness:
 
     def __call__(self, features: Vectors) -> Vectors:
         discriminants = (features - self.mean) @ self.directions.T
-        evidence = unit(features) @ (self.weight - self.weight.mean(0)).T
+        evidence = unit(features) @ self._centred_weight.T
         probabilities = _softmax(features @ self.weight.T + self.bias)
-        nodes = np.sqrt(probabilities @ self.ancestors.T) - np.sqrt(self.ancestors.mean(1))
+        nodes = np.sqrt(self._sums_below(probabilities)) - self._expected
         of_discriminants, of_classes, of_familiar, of_strange = self.shares
         of_ancestors = of_familiar + (of_strange - of_familiar) * self.strangeness(features)[:, None]
         parts = ((of_discriminants, discriminants), (of_classes, evidence), (of_ancestors, nodes))
         return unit(np.concatenate([np.sqrt(share) * unit(part) for share, part in parts], axis=-1))
+
+    @cached_property
+    def _centred_weight(self) -> Vectors:  # [C, Dv]
+        return self.weight - self.weight.mean(0)
+
+    @cached_property
+    def _expected(self) -> Vectors:  # [A], with all classes alike
+        return np.sqrt(self.ancestors.mean(1))
+
+    def _sums_below(self, probabilities: Vectors) -> Vectors:  # [N, C] -> [N, A]
+        """Return the sums over the classes below each ancestor: a class has about ten of more than a thousand."""
+        ancestors, classes = self._below
+        sums = [np.bincount(ancestors, row[classes], len(self.ancestors)) for row in probabilities]
+        return np.array(sums, np.float32).reshape(-1, len(self.ancestors))
+
+    @cached_property
+    def _below(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        ancestors, classes = np.nonzero(self.ancestors)
+        return ancestors, classes
 
     def strangeness(self, features: Vectors) -> Vectors:
         """Return how strange images are, [N]: from 0 to 1."""
@@ -83,13 +104,17 @@ def load_likeness(folder: Path) -> Likeness:
     if not (folder / LIKENESS).is_file():
         return unit
     tensors = load_file(folder / LIKENESS)
-    num_classes = len(tensors["bias"])
     return ClassLikeness(
         **{name: tensors[name].astype(np.float32) for name in MATRICES},
-        ancestors=np.unpackbits(tensors["ancestors"], axis=1, count=num_classes).astype(np.float32),
+        ancestors=unpack_ancestors(tensors),
         familiar=tensors.get(FAMILIAR, tensors["directions"][:0]).astype(np.float32),
         shares=tensors.get(SHARES, np.array(FIRST_SHARES, np.float32)),
     )
+
+
+def unpack_ancestors(tensors: Mapping[str, NDArray[np.generic]]) -> Vectors:  # -> [A, C]
+    packed = tensors["ancestors"].astype(np.uint8, copy=False)
+    return np.unpackbits(packed, axis=1, count=len(tensors["bias"])).astype(np.float32)
 
 
 def unit(vectors: NDArray[np.floating]) -> Vectors:

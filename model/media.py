@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import AvifImagePlugin, ExifTags, Image, TiffImagePlugin
 
+from model import heif
 from model.config import VisionConfig
-from model.truncation import has_no_pixels, image_ends_early, lacks_strips, video_ends_early
+from model.truncation import has_no_pixels, image_ends_early, lacks_strips, still_ends_early, video_ends_early
 
 # the first bytes of a file -> PIL's name of the format
 IMAGE_MAGIC = (
@@ -30,13 +31,10 @@ IMAGE_MAGIC = (
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
 )
-IMAGE_FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF"
+IMAGE_FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC"
 VIDEO_FORMATS = "MP4, WebM, Matroska"
 # TIFF's photometric interpretation of grey whose highest number is white
 BLACK_IS_ZERO = 1
-AVIF_BRANDS = (b"avif", b"avis")
-# brands of stills in the container of MP4, with other codecs or any
-STILL_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # PIL's modes in which white is defined, and that become RGB
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B"}
 # FFmpeg's name of a format -> its media type
@@ -82,6 +80,13 @@ class MediaError(ValueError):
     """Bytes that cannot be decoded as this kind of media, or exceed the limits."""
 
 
+class HeifNotInstalled(MediaError):
+    """A HEIF still, for a server without the library that reads them."""
+
+    def __init__(self) -> None:
+        super().__init__(heif.NOT_INSTALLED)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaLimits:
     max_bytes: int = 32 * 2**20
@@ -115,6 +120,8 @@ def media_type_of(data: bytes) -> str:
     """Return image/... or video/..., from the first bytes alone. Raises `MediaError` for an unsupported format."""
     try:
         return f"image/{_image_format(data).lower()}"
+    except HeifNotInstalled:
+        raise
     except MediaError:
         pass
     try:
@@ -168,6 +175,10 @@ def _high_bytes(image: Image.Image) -> Image.Image:
 def _open_image(data: bytes, limits: MediaLimits) -> Image.Image:
     """Read the header."""
     image_format = _image_format(data)
+    if image_format == heif.FORMAT:
+        if still_ends_early(data):
+            raise MediaError(ENDS_EARLY)
+        heif.register()
     try:
         image = Image.open(io.BytesIO(data), formats=[image_format])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -183,8 +194,10 @@ def _open_image(data: bytes, limits: MediaLimits) -> Image.Image:
 def _image_format(data: bytes) -> str:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
-    if data[4:8] == b"ftyp" and data[8:12] in AVIF_BRANDS:
-        return "AVIF"
+    if (still := heif.still_format(data)) is not None:
+        if still == heif.FORMAT and not heif.is_installed():
+            raise HeifNotInstalled
+        return still
     if data[:2] == b"BM" and data[15:18] == b"\0\0\0":  # the high bytes of the header's length
         return "BMP"
     for magic, name in IMAGE_MAGIC:
@@ -236,7 +249,7 @@ def load_video(data: bytes, limits: MediaLimits, budget: PixelBudget | None = No
 
 
 def _video_format(data: bytes) -> str:
-    if data[4:8] == b"ftyp" and data[8:12] not in AVIF_BRANDS + STILL_BRANDS:
+    if data[4:8] == b"ftyp" and heif.still_format(data) is None:
         return "mp4"
     if data[:4] == b"\x1aE\xdf\xa3":
         return "matroska"

@@ -127,7 +127,8 @@ class EncodedPrompt:
     """Token ids, and the media index of each into `media`, which holds digests; -1 means that a token reads none.
 
     A prompt whose shots attend alone consists of *spans* (see `span_starts`). A shot attends to the prefix and to itself,
-    and its positions follow the prefix, wherever it is; the query attends to everything, and follows the longest shot.
+    and its positions follow the prefix, wherever it is. The query attends to everything. The model's `alone_positions` say
+    where it sees the shots: where they are, and itself after the longest one, or in a row, and itself after the last one.
     Prompts with different salts share nothing in a cache.
     """
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from model.batch import NO_CACHE, Batch, MediaPages, whole_sequences
+from model.config import AlonePositions
 from model.flamingo import Flamingo
 from model.language_model import Layer
 
@@ -52,36 +54,51 @@ def log_probs(
 def _forward_of_spans(model: Flamingo, batch: Batch, media: MediaPages, span_starts: Sequence[int]) -> Tensor:
     """The model's forward, with positions and a mask that are written out."""
     language_model = model.language_model
-    positions, readable = _positions_and_mask(span_starts, len(batch.token_ids))
-    batch = replace(batch, positions=positions.to(batch.positions))
+    layout = _layout(span_starts, len(batch.token_ids), language_model.config.alone_positions)
+    batch = replace(batch, positions=layout.positions.to(batch.positions))
     x = language_model.embed_tokens(batch)
     context = language_model.step_context(batch, x.dtype)
+    query_context = language_model.step_context(replace(batch, positions=layout.seen.to(batch.positions)), x.dtype)
     slopes = 0.0 if context.alibi_slopes is None else context.alibi_slopes[:, None, None]
-    bias = slopes * (positions - positions[:, None]).float()  # [T, T], or [H, T, T]
-    bias = bias.masked_fill(~readable, -torch.inf)
+    is_query = layout.is_query[:, None]
+    bias = slopes * (torch.where(is_query, layout.seen, layout.positions) - layout.positions[:, None]).float()
+    bias = bias.masked_fill(~layout.readable, -torch.inf)  # [T, T], or [H, T, T]
     for i, gated, layer in model.layers():
         assert isinstance(layer, Layer)
         if gated is not None:
             x = gated(x, media.layer(i), batch.media_slot)
         query, key, value = layer.attention.project(layer.attention_norm(x), context)
-        key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
-        scores = torch.einsum("qhk,chk->hqc", query, key) * layer.attention.head_dim**-0.5 + bias
+        _, seen_key, _ = layer.attention.project(layer.attention_norm(x), query_context)
+        group = query.shape[1] // key.shape[1]
+        key, seen_key, value = (part.repeat_interleave(group, 1) for part in (key, seen_key, value))
+        products = [torch.einsum("qhk,chk->hqc", query, keys) for keys in (seen_key, key)]
+        scores = torch.where(is_query, *products) * layer.attention.head_dim**-0.5 + bias
         attended = torch.einsum("hqc,chk->qhk", scores.softmax(-1), value)
         h = x + layer.attention.output(attended.flatten(-2))
         x = h + layer.feed_forward(layer.ffn_norm(x if layer.parallel else h))
     return language_model.logits(x)
 
 
-def _positions_and_mask(span_starts: Sequence[int], num_tokens: int) -> tuple[Tensor, Tensor]:
-    """Return the position of each token [T], and which keys each reads [T, T], given the starts of shots and query."""
+class _Layout(NamedTuple):
+    """The position of each token of a prompt whose shots attend alone, and which keys each reads."""
+
+    positions: Tensor  # [T]
+    seen: Tensor  # [T], the positions at which the query sees them
+    is_query: Tensor  # [T]
+    readable: Tensor  # [T, T]
+
+
+def _layout(span_starts: Sequence[int], num_tokens: int, alone_positions: AlonePositions) -> _Layout:
     index = torch.arange(num_tokens)
     span = torch.bucketize(index, torch.tensor(span_starts[1:]), right=True)  # 0: the prefix
     last, prefix = len(span_starts) - 1, span_starts[1]
     longest = max(end - start for start, end in pairwise(span_starts[1:]))
-    origin = torch.tensor([0] + [prefix] * (last - 1) + [prefix + longest])
+    after = span_starts[-1] if alone_positions == "in_a_row" else prefix + longest
+    origin = torch.tensor([0] + [prefix] * (last - 1) + [after])
     positions = origin[span] + index - torch.tensor(span_starts)[span]
+    seen = index if alone_positions == "in_a_row" else positions
     may_read = (span == span[:, None]) | (span == 0) | (span[:, None] == last)
-    return positions, may_read & (index <= index[:, None])
+    return _Layout(positions, seen, span == last, may_read & (index <= index[:, None]))
 
 
 @torch.inference_mode()

@@ -46,6 +46,11 @@ def has_no_pixels(data: bytes, size: tuple[int, int]) -> bool:
     return is_small and data.startswith(b"\xff\xd8") and _jpeg_ends_early(data)
 
 
+def still_ends_early(data: bytes) -> bool:
+    """Return whether a HEIF still lacks data; libheif would leave the tiles that are missing grey."""
+    return _boxes_end(data) > len(data)
+
+
 def image_ends_early(data: bytes, image: Image.Image) -> bool:
     """Return whether a decoded JPEG or PNG lacks data; PIL itself finds this out for the other formats."""
     last = image.getpixel((image.width - 1, image.height - 1))

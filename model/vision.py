@@ -2,7 +2,7 @@
 
 Normalised pixels [F, 3, h, w] become features [F, P, Dv]. A CLIP Vision Transformer returns its last hidden state, before
 the final norm that only CLIP's own pooling uses; a convolutional network its last feature map, a token per position. Parts
-after the features are not built.
+after the features are not built. A model may append the kin of the frame to each of its features (`model/kin.py`).
 
 The Perceiver resampler turns any number of features into R visual tokens (Flamingo, section 3.1 and appendix A.1.1).
 Learned latents attend to [features; latents], layer by layer. Frames have a learned embedding of their time, which is
@@ -12,6 +12,7 @@ Perceiver with a plain transformer and an MLP (table 3), which are the last two 
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from kernels.resampler_attention import resampler_attention
 from model.config import ConfigError, ResamplerConfig, VisionConfig
 from model.efficientnet import EfficientNetLite0, fold_batch_norms
+from model.kin import Kin
 from model.layers import FeedForward, LayerNorm, learned_rows
 
 TIMM_ENCODERS = "model.timm_encoders"
@@ -29,8 +31,14 @@ TIMM_ENCODERS = "model.timm_encoders"
 
 def normalise(frames: Tensor, config: VisionConfig) -> Tensor:
     """Normalise each channel by the encoder's mean and deviation: uint8 [F, h, w, 3] -> float32 [F, 3, h, w]."""
-    mean, std = (torch.tensor(channels, device=frames.device) for channels in (config.mean, config.std))
+    mean, std = (_channels(tuple(values), frames.device) for values in (config.mean, config.std))
     return ((frames.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+
+@cache  # a new tensor on a GPU would make the host wait for it
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # the cached tensor may take part in a backward pass later
+        return torch.tensor(values, device=device)
 
 
 class VisionEncoder(nn.Module):
@@ -38,11 +46,20 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = build_encoder(config)
+        self.kin = Kin(config.kin, config.feature_dim) if config.kin.dim else None
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
+        return self.with_kin(self.plain_features(pixels))
+
+    def plain_features(self, pixels: Tensor) -> Tensor:
+        """Encode frames as the network alone does, without their kin."""
         pixels = pixels.to(next(self.encoder.parameters()).dtype)
         return self._hidden_state(pixels) if self.config.architecture == "clip_vit" else self._map(pixels)
+
+    def with_kin(self, features: Tensor) -> Tensor:
+        """Append the kin of each frame to features [.., P, Dv], if the model has it and the features do not."""
+        return features if self.kin is None or features.shape[-1] == self.config.width else self.kin(features)
 
     def _hidden_state(self, pixels: Tensor) -> Tensor:
         features: Tensor = self.encoder.forward_features(pixels)

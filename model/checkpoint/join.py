@@ -50,7 +50,7 @@ class BridgeSizes:
             ffn_dim=4 * dim,
             activation="squared_relu",
             num_frames=NUM_FRAMES,
-            input_projection=dim != vision.feature_dim,
+            input_projection=dim != vision.width,
         )
 
     def gated(self, language_model: LanguageModelConfig) -> GatedConfig:

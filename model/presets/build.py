@@ -42,7 +42,7 @@ def build(
 
 def preset_config(preset: FlamingoConfig, text: LanguageExpert, vision: VisionExpert, name: str) -> FlamingoConfig:
     """Return the configuration of the preset with these experts; with experts of the preset's sizes it is the preset."""
-    resampler = replace(preset.resampler, input_projection=preset.resampler.dim != vision.config.feature_dim)
+    resampler = replace(preset.resampler, input_projection=preset.resampler.dim != vision.config.width)
     gated = BridgeSizes(cross_attn_every=preset.gated.interval).gated(text.config)
     return joined_config(text, vision, resampler, gated, name)
 

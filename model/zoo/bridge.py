@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from model.config import FlamingoConfig
 from model.flamingo import GatedCrossAttention
+from model.kin import ANCESTORS, COMPONENTS, principal_components
 from model.vision import PerceiverResampler, Resampler, ResamplerLayer, build_resampler
 
 SEED = 0
@@ -61,12 +62,13 @@ def _dequantised(name: str, tensor: Tensor, stored: Mapping[str, Tensor]) -> Ten
 def start_bridge(config: FlamingoConfig, experts: Mapping[str, Tensor], seed: int = SEED) -> dict[str, Tensor]:
     """Return all tensors of the model that are not an expert's; they are the same on every call with a seed.
 
-    `experts` has the language model's token tables under their full names.
+    `experts` has the language model's token tables under their full names, and the ancestors of classes if the model reads
+    kin.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         bridge = nn.Module()
-        bridge.resampler = build_resampler(config.resampler, config.vision.feature_dim)
+        bridge.resampler = build_resampler(config.resampler, config.vision.width)
         start_as_mean(bridge.resampler)
         bridge.gated = nn.ModuleDict(
             {
@@ -74,7 +76,8 @@ def start_bridge(config: FlamingoConfig, experts: Mapping[str, Tensor], seed: in
                 for layer in config.gated_layers
             }
         )
-    return {**bridge.state_dict(), **_new_rows(config.language_model.num_new_tokens, experts)}
+    rows = _new_rows(config.language_model.num_new_tokens, experts)
+    return {**bridge.state_dict(), **rows, **_kin_components(config.vision.kin.dim, experts)}
 
 
 def _new_rows(number: int, experts: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -83,6 +86,11 @@ def _new_rows(number: int, experts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         f"{table}.new_rows": experts[f"{table}.weight"].mean(dim=0, dtype=torch.float32).repeat(number, 1)
         for table in tables
     }
+
+
+def _kin_components(dim: int, experts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the directions of kin, unless the experts have them."""
+    return {COMPONENTS: principal_components(experts[ANCESTORS], dim)} if dim and COMPONENTS not in experts else {}
 
 
 @torch.no_grad()

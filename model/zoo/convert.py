@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from model.cache import is_ready
 from model.checkpoint.gguf import GGUFFile
 from model.checkpoint.vision_models import convert_efficientnet_lite
 from model.folder import NO_FILES, CheckpointError, save_folder
+from model.kin import classifier_tensors
 from model.likeness import LIKENESS
 from model.prior import PRIOR
 from model.zoo.bridge import load_bridge, start_bridge
@@ -40,8 +43,10 @@ def convert(vision: Path, language_model: Path, folder: Path) -> None:
     if (config := source.config(len(NEW_TOKENS))) != DEFAULT.language_model:
         raise CheckpointError(f"{language_model} is {config}, the default model has {DEFAULT.language_model}")
     weights = torch.load(vision, weights_only=True)
-    files = {LIKENESS: _likeness(weights), PRIOR: PRIOR_FILE.read_bytes()}
-    save_once(folder, _tensors(weights, source, progress), source.tokenizer(NEW_TOKENS).to_str(), files)
+    likeness = _likeness(weights)
+    files = {LIKENESS: save(likeness), PRIOR: PRIOR_FILE.read_bytes()}
+    tensors = _tensors(weights, likeness, source, progress)
+    save_once(folder, tensors, source.tokenizer(NEW_TOKENS).to_str(), files)
 
 
 def save_once(
@@ -58,19 +63,23 @@ def save_once(
             raise
 
 
-def _likeness(vision: Mapping[str, Tensor]) -> bytes:
-    """Return the file that `training.default.likeness` built, with the classifier of the encoder's file."""
+def _likeness(vision: Mapping[str, Tensor]) -> dict[str, NDArray[np.generic]]:
+    """Return the tensors that `training.default.likeness` built, with the classifier of the encoder's file."""
     classifier = {"weight": vision["_fc.weight"], "bias": vision["_fc.bias"]}
-    return save(load_file(LIKENESS_FILE) | {name: t.half().contiguous().numpy() for name, t in classifier.items()})
+    return load_file(LIKENESS_FILE) | {name: t.half().contiguous().numpy() for name, t in classifier.items()}
 
 
-def _tensors(vision: Mapping[str, Tensor], source: GGUFFile, progress: Progress) -> Iterator[tuple[str, Tensor]]:
+def _tensors(
+    vision: Mapping[str, Tensor], likeness: Mapping[str, NDArray[np.generic]], source: GGUFFile, progress: Progress
+) -> Iterator[tuple[str, Tensor]]:
     progress.stage("reading the vision encoder")
     encoder = convert_efficientnet_lite(DEFAULT.vision, dict(vision))
     progress.stage("unpacking the language model")
     language_model = source.tensors(progress.track)
     experts = {f"vision.{name}": tensor for name, tensor in encoder.items()}
     experts |= {f"language_model.{name}": tensor for name, tensor in language_model.items()}
+    if DEFAULT.vision.kin.dim:
+        experts |= classifier_tensors(likeness)
     yield from experts.items()
     yield from (load_bridge(BRIDGE) if BRIDGE.exists() else start_bridge(DEFAULT, experts)).items()
     progress.stage("writing the model folder")

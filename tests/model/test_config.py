@@ -46,8 +46,9 @@ def test_bytes_that_are_not_json_are_refused_by_name(data: bytes, tmp_path: Path
         (["language_model", "num_kv_heads"], 3, "num_heads 4 is not a multiple of num_kv_heads 3"),
         (["language_model", "position"], "sinus", "config.language_model.position: 'sinus' is none of"),
         (["language_model", "rotary_dim"], 9, "must lie in 1..head_dim 8"),
+        (["language_model", "alone_positions"], "row", "config.language_model.alone_positions: 'row' is none of"),
         (["vision", "num_patches"], 9, "vision.num_patches is 9, but the sizes give 5"),
-        (["resampler", "dim"], 20, "resampler.dim 20 differs from vision.feature_dim 16"),
+        (["resampler", "dim"], 20, "resampler.dim 20 differs from the width 16 of the vision features"),
         (["resampler", "num_spatial"], 7, "is neither 0 nor vision.num_patches 5"),
         (["format_version"], 2, "format_version 2, this version reads 1"),
         (["vision"], 1, "config.vision: expected an object, got int"),
@@ -64,6 +65,14 @@ def test_a_wrong_value_is_named(path: list[str], value: object, message: str) ->
     parent[path[-1]] = value
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         from_dict(FlamingoConfig, values)
+
+
+def test_learned_positions_are_in_no_row() -> None:
+    text = CONFIGS["idefics"].language_model
+    assert replace(text, alone_positions="in_a_row").has_key_offsets
+    assert not replace(text, alone_positions="in_a_row", position="alibi").has_key_offsets
+    with pytest.raises(ConfigError, match="alone_positions is 'in_a_row', must be 'restart' with learned positions"):
+        replace(text, alone_positions="in_a_row", position="learned")
 
 
 def test_a_missing_key_is_named() -> None:

@@ -97,5 +97,5 @@ def test_a_folder_is_compared_with_the_paper_only_if_it_is_one_of_its_models(
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match="flamingo-3b, flamingo-9b, flamingo-80b"):
+    with pytest.raises(ConfigError, match="flamingo-3b, flamingo-9b, flamingo-80b, openflamingo-9b"):
         find("flamingo-4b")

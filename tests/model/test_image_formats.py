@@ -148,17 +148,8 @@ def test_a_tiff_that_lacks_strips_is_refused(tag: int) -> None:
 
 @pytest.mark.parametrize("form", ["PPM", "ICO", "TGA", "JPEG2000"])
 def test_a_refusal_names_the_formats_that_are_read(form: str) -> None:
-    with pytest.raises(MediaError, match=r"bytes are none of JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF$"):
+    with pytest.raises(MediaError, match=r"bytes are none of JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC$"):
         load_image(encoded(noise(16, 16), form), LIMITS)
-
-
-@pytest.mark.parametrize("brand", [b"heic", b"heix", b"hevc", b"mif1", b"msf1"])
-def test_a_still_of_another_codec_is_neither_an_image_nor_a_video(brand: bytes) -> None:
-    data = b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic" + bytes(64)
-    with pytest.raises(MediaError, match="none of JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, MP4, WebM, Matroska"):
-        media_type_of(data)
-    with pytest.raises(MediaError, match="none of MP4, WebM, Matroska"):
-        list(load_video(data, LIMITS))
 
 
 def test_an_avif_image_is_no_video() -> None:

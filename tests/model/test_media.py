@@ -355,7 +355,9 @@ def test_the_media_type_comes_from_the_first_bytes() -> None:
     assert media_type_of(video([0], form="webm", codec="libvpx")) == "video/webm"
     assert media_type_of(video([0], form="matroska")) == "video/x-matroska"
     for other in (b"", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"<!doctype html>", b"webm", b"BM1234"):
-        with pytest.raises(MediaError, match="none of JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, MP4, WebM, Matroska"):
+        with pytest.raises(
+            MediaError, match="none of JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, MP4, WebM, Matroska"
+        ):
             media_type_of(other)
 
 

@@ -40,7 +40,7 @@ from tests.model.checkpoint.test_language_models import (
     randomise,
     written,
 )
-from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
+from tests.tiny_models import CONFIGS, KIN_CONFIG, byte_tokenizer, tiny_model
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "openflamingo"
 CLIP, LLAMA, NEOX = GOLDENS / "clip", GOLDENS / "llama" / "language_model", GOLDENS / "gpt_neox" / "language_model"
@@ -276,7 +276,14 @@ def model_folder(folder: Path) -> tuple[Path, Callable[[Tensor], Tensor]]:
     return folder, write_model(folder, CONFIGS["flamingo"]).vision
 
 
-@pytest.mark.parametrize("form", [clip, open_clip, timm_network, contrastive, model_folder], ids=lambda f: f.__name__)
+def model_folder_with_kin(folder: Path) -> tuple[Path, Callable[[Tensor], Tensor]]:
+    return folder, write_model(folder, KIN_CONFIG).vision
+
+
+FORMS = [clip, open_clip, timm_network, contrastive, model_folder, model_folder_with_kin]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 @torch.inference_mode()
 def test_every_form_of_encoder_keeps_its_features(
     form: Callable[[Path], tuple[Path, Callable[[Tensor], Tensor]]], tmp_path: Path
@@ -285,7 +292,7 @@ def test_every_form_of_encoder_keeps_its_features(
     model = join(tmp_path / "out", LLAMA, folder)
     image = pixels(model, 0)
     features = model.vision(image)
-    assert features.shape == (1, model.config.vision.num_patches, model.config.vision.feature_dim)
+    assert features.shape == (1, model.config.vision.num_patches, model.config.vision.width)
     torch.testing.assert_close(features, expected(image), atol=1e-5, rtol=1e-5)
     assert model.encode_media(image[None]).shape == (1, 64, model.config.vision.feature_dim)
 

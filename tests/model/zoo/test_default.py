@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,17 +18,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.cache import is_ready
-from model.config import load_config
+from model.config import KinConfig, load_config
 from model.flamingo import Flamingo
-from model.folder import CheckpointError, load_folder
+from model.folder import CheckpointError, load_folder, shapes_of
 from model.media import MediaLimits, load_image, resize
 from model.prompt import EndOfChunk, Media, PromptTokenizer, Text, encode
 from model.reference import encode as encode_media
 from model.reference import log_probs
-from model.vision import PerceiverResampler, normalise
+from model.vision import PerceiverResampler, VisionEncoder, normalise
 from model.zoo import default, fetch
 from model.zoo.bridge import load_bridge, quantise_rows, save_bridge, start_as_mean, start_bridge
-from model.zoo.convert import convert, save_once
+from model.zoo.convert import _likeness, _tensors, convert, save_once
 from model.zoo.default import (
     DEFAULT,
     VISION_FILE,
@@ -37,6 +38,7 @@ from model.zoo.default import (
     prepare,
 )
 from model.zoo.fetch import DefaultModelError
+from model.zoo.progress import Progress
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "photographs"
 # ImageNet's five domestic cats, and its espresso and cup
@@ -138,6 +140,33 @@ def test_a_file_with_other_bytes_is_refused(tmp_path: Path) -> None:
         CheckpointError, match=f"but the file of {VISION_FILE.distribution} .* has {VISION_FILE.sha256}"
     ):
         convert(tmp_path / "other.pth", tmp_path / "other.gguf", tmp_path / "folder")
+
+
+class NoLanguageModel:
+    """Stands for the language model's file."""
+
+    def tensors(self, track: Callable[[Sequence[str]], Sequence[str]]) -> dict[str, Tensor]:
+        return {"embed.weight": torch.zeros(3, DEFAULT.language_model.dim)}
+
+
+def test_a_default_model_with_kin_is_converted_with_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = KinConfig(dim=32, num_classes=1000, num_ancestors=1395)
+    config = replace(DEFAULT, vision=replace(DEFAULT.vision, kin=sizes))
+    monkeypatch.setattr("model.zoo.convert.DEFAULT", config)
+    monkeypatch.setattr("model.zoo.convert.BRIDGE", Path("absent"))
+    weights = torch.load(expert_files().vision, weights_only=True)
+    progress = Progress("", num_stages=4)
+    tensors = dict(_tensors(weights, _likeness(weights), NoLanguageModel(), progress))  # type: ignore[arg-type]
+    with torch.device("meta"):
+        model = Flamingo(config)
+    expected = shapes_of(model.state_dict())
+    ours = {name for name in expected if not name.startswith("language_model.")}
+    assert shapes_of({name: tensors[name] for name in ours}) == {name: expected[name] for name in ours}
+    encoder = VisionEncoder(config.vision)
+    encoder.load_state_dict({n.removeprefix("vision."): t for n, t in tensors.items() if n.startswith("vision.")})
+    with torch.inference_mode():
+        cat, coffee = (encoder(pixels(name))[0, 0, DEFAULT.vision.feature_dim :] for name in CLASSES)
+    assert (cat - coffee).norm() > 1.5
 
 
 def test_two_concurrent_conversions_leave_one_complete_folder(tmp_path: Path) -> None:
