@@ -22,10 +22,10 @@ from model.hub import prepare as hub
 from model.hub.sources import ModelNameError
 from model.zoo.default import prepare
 from model.zoo.fetch import DefaultModelError
-from server import logs
 from server.address import check_address
 from server.engine_client.spare import Spare
 from server.settings import PROGRAM, Settings, SettingsError, read_settings
+from server.telemetry import logs
 from server.wire import ENGINE_FACTORY
 
 logger = logging.getLogger("server")

@@ -62,17 +62,17 @@ from server.media.fetch import Fetcher
 from server.media.intake import Intake
 from server.media.pool import DecodePool
 from server.media.store import MediaStore
-from server.metrics import Metrics
 from server.quality.curation import Curation
 from server.quality.evaluation_runner import EvaluationRunner, LeaveOneOut
 from server.quality.evaluation_store import Evaluations
 from server.quality.recommendations import Recommendations
 from server.served_model import ServedModel
 from server.settings import Settings
-from server.stages import current, noting
 from server.store.database import Database
 from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
+from server.telemetry.metrics import Metrics
+from server.telemetry.stages import current, noting
 from server.version import VERSION
 from server.weights import Weights
 

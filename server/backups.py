@@ -12,13 +12,13 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from server import logs
 from server.errors import ServerError
 from server.media.store import MediaStore
 from server.settings import Settings, SettingsError
 from server.store.backup import Manifest, restore_backup, write_backup
 from server.store.database import Database
 from server.store.location import add_location, read_location
+from server.telemetry import logs
 
 PROGRAM = "python -m server.backups"
 
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
 async def _backup(file: Path, settings: Settings) -> Manifest:
     database = Database(settings.database_url, settings.database_setting)
     try:
+        database.require()
         return await write_backup(file, database, MediaStore(settings.media_store_url))
     finally:
         database.close()

@@ -123,6 +123,12 @@ class HostRefused(InvalidRequest, code="host_not_allowed"):
     status = 421
 
 
+class OriginRefused(InvalidRequest, code="origin_not_allowed"):
+    """A page of another site sent the request."""
+
+    status = 403
+
+
 class NotFound(ServerError, code="not_found"):
     """No resource has this id."""
 

@@ -29,11 +29,11 @@ from server.errors import DatabaseUnavailable, ShuttingDown
 from server.limits.admission import Admission
 from server.limits.connections import Connection, ConnectionLimits, permit_open_files
 from server.media.pool import DecodePool
-from server.metrics import Metrics
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError
 from server.store.database import Database
 from server.store.schema import DatabaseError
+from server.telemetry.metrics import Metrics
 
 # time to write the last error events after all requests were aborted
 FINAL_EVENTS_SECONDS = 2
@@ -121,7 +121,7 @@ async def assemble(
 def _trace_requests(app: FastAPI, endpoint: str, model_name: str) -> None:
     """Trace requests with packages that are imported only for it. Raises `SettingsError` if they are not installed."""
     try:
-        tracing = import_module("server.tracing")
+        tracing = import_module("server.telemetry.tracing")
     except ModuleNotFoundError as error:
         message = f"otlp_endpoint: {error.name} is not installed: pip install 'flamboyance[otel]'"
         raise SettingsError(message) from None

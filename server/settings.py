@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from model.cache import cache_folder
-from server.logs import LogFormat
+from server.telemetry.logs import LogFormat
 
 PREFIX = "FLAMBOYANCE_"
 # of the client's command line, which may have the same environment
@@ -28,6 +28,7 @@ PROGRAM = "python -m server"
 
 # the processes that the server starts have another working directory
 Folder: TypeAlias = Annotated[Path, AfterValidator(Path.absolute)]
+File: TypeAlias = Folder
 MIN_KEY_LENGTH = 8
 
 
@@ -58,6 +59,9 @@ class Settings(BaseModel):
     )
     served_model_name: str | None = Field(None, description="model name for clients; none: the name in config.json")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device of the model")
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, description="GPUs, or processes on a CPU, between which the model is divided by heads"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="number format of weights")
     cache_dir: Folder | None = Field(
         None, description="folder for imported models and measured weight formats; none: ~/.cache/flamboyance"
@@ -84,8 +88,14 @@ class Settings(BaseModel):
         description="kernel backend; auto: Triton on a GPU, Numba on a CPU. "
         "Startup fails if the requested backend cannot run",
     )
-    weight_format: Literal["auto", "native", "int8", "int4"] = Field(
-        "auto", description="CPU: format of decoder weights; auto: four bits if the model has them, else native"
+    kernel_launches: File | None = Field(
+        None,
+        description="GPU: file of launches that the kernel benchmark measured on such a card; none: the file for the "
+        "card that the server comes with, if there is one",
+    )
+    weight_format: Literal["auto", "native", "fp8", "int8", "int4"] = Field(
+        "auto",
+        description="format of decoder weights; auto: on a CPU four bits if the model has them, else native; fp8: GPU only",
     )
     vision_format: Literal["auto", "native", "bfloat16"] = Field(
         "auto",
@@ -94,13 +104,23 @@ class Settings(BaseModel):
     max_model_len: int | None = Field(
         None, ge=2, description="maximum tokens of prompt and answer; none: the model's limit"
     )
-    max_num_seqs: int = Field(64, ge=1, le=4096, description="maximum sequences that run concurrently")
-    max_num_batched_tokens: int = Field(512, ge=16, description="maximum tokens per step")
+    max_num_seqs: int | None = Field(
+        None, ge=1, le=4096, description="maximum sequences that run concurrently; none: 64, on a GPU 256"
+    )
+    max_num_batched_tokens: int | None = Field(
+        None, ge=16, description="maximum tokens per step; none: 512, on a GPU 2048"
+    )
     step_time_target: float = Field(
         0.05,
         gt=0,
         le=60,
         description="seconds that a step of the engine should take at most while requests run concurrently",
+    )
+    speculative_tokens: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="maximum tokens that are proposed for a greedy answer and verified in a step; 0: none",
     )
     allow_negative_priority: bool = Field(
         False, description="accept negative priorities, with which requests run before all others"
@@ -108,8 +128,19 @@ class Settings(BaseModel):
     block_size: int | None = Field(
         None, ge=1, le=1024, description="tokens per block of the text cache; none: 16, on a CPU 4"
     )
-    kv_cache_mb: int = Field(1024, ge=1, description="memory for keys and values of text, in MiB")
-    media_cache_mb: int = Field(1024, ge=1, description="memory for keys and values of media, in MiB")
+    memory_fraction: float = Field(
+        0.9, gt=0, le=1, description="GPU: fraction of its memory for weights, steps and both caches"
+    )
+    kv_cache_mb: int | None = Field(
+        None,
+        ge=1,
+        description="memory for keys and values of text, in MiB; none: 1024, on a GPU what memory_fraction leaves",
+    )
+    media_cache_mb: int | None = Field(
+        None,
+        ge=1,
+        description="memory for keys and values of media, in MiB; none: 1024, on a GPU a quarter of what is left",
+    )
     host_media_mb: int = Field(256, ge=0, description="host memory for visual tokens, in MiB")
 
     host: str = Field("127.0.0.1", description="address to listen on")

@@ -166,13 +166,18 @@ class PromptScored(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """One sampled token. An end-of-sequence or stop token has the `finish_reason` "stop" and is not part of the text."""
+    """One sampled token. An end-of-sequence or stop token has the `finish_reason` "stop" and is not part of the text.
+
+    The last token of a step says how many tokens were proposed in vain.
+    """
 
     request_id: str
     token_id: int
     index: int = 0  # which of the n answers
     logprob: TokenLogprob | None = None
     finish_reason: FinishReason | None = None
+    is_proposed: bool = False
+    num_rejected: int = 0
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -199,7 +204,7 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Encoded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Sent after a step that encoded frames for a request, with the seconds of the whole step; for traces."""
+    """Sent after a step that encoded frames for a request, with the seconds of the whole step, if requests are traced."""
 
     request_id: str
     num_frames: int

@@ -15,20 +15,22 @@ from datetime import UTC, datetime
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from sqlalchemy.engine import make_url
 
-from server import logs
-from server.access.keys import Key, Keys
-from server.access.quotas import LIMITS, MEASURES, Limits
+from server.access.keys import Key, Keys, log_change
+from server.access.quotas import LIMITS, MAX_LIMIT, MEASURES, Limits
 from server.access.roles import ROLES
 from server.access.tenants import DEFAULT_TENANT, TENANT_NAME
 from server.errors import ServerError
 from server.settings import SettingsError
 from server.store.database import Database
 from server.store.location import add_location, read_location
+from server.telemetry import logs
 
 PROGRAM = "python -m server.access"
+# what its changes are logged under, as those of a key are under its id
+NAME = "flamboyance keys"
 
 
 def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
@@ -47,6 +49,8 @@ def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
 
 async def _run(options: Namespace, database: Database) -> None:
     try:
+        if options.command != "create":  # which may come before the first start of the server
+            database.require()
         await COMMANDS[options.command](options, Keys(database))
     finally:
         database.close()
@@ -55,20 +59,27 @@ async def _run(options: Namespace, database: Database) -> None:
 async def _create(options: Namespace, keys: Keys) -> None:
     limits = Limits(**{name: getattr(options, name) for name in LIMITS})
     key, secret = await keys.create(options.name, options.role, limits, tenant=options.tenant or DEFAULT_TENANT)
+    log_change("made", key, NAME)
     print(f"{key.id} has the role {key.role}{_of_tenant(key)}. Its secret is shown only now:", file=sys.stderr)
     print(secret)
 
 
+# columns of a table that no terminal bounds
+PIPE_WIDTH = 200
+
+
 async def _list(options: Namespace, keys: Keys) -> None:
-    table = Table("id", "name", "tenant", "role", "created", "limits")
+    # a part of an id could not be revoked
+    table = Table(Column("id", no_wrap=True), "name", "tenant", "role", "created", "limits")
     for key in await keys.all():
         created = f"{datetime.fromtimestamp(key.created_at, UTC):%Y-%m-%d}"
         table.add_row(key.id, key.name, key.tenant, key.role, created, _limits(key))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
 async def _revoke(options: Namespace, keys: Keys) -> None:
     key = await keys.revoke(options.id, may_be_last=options.last)
+    log_change("revoked", key, NAME)
     print(f"revoked {key.id} ({key.name})")
 
 
@@ -126,8 +137,8 @@ def _tenant(text: str) -> str:
 
 
 def _limit(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_LIMIT:
+        raise ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_LIMIT}")
     return int(text)
 
 

@@ -15,18 +15,26 @@ from server.access.roles import Role
 from server.access.tenants import DEFAULT_TENANT
 
 NO_LIMITS = Limits()
+OF_SETTING = "api_key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """The sender of a request. `client` names those that share limits: a key, or else an address."""
+    """The sender of a request. `client` names those that share limits: a key of the database, or else an address.
+
+    `key` is the id of its key, `api_key` for that of the setting, empty for a caller without one.
+    """
 
     client: str
     role: Role
     tenant: str = DEFAULT_TENANT
     limits: Limits = NO_LIMITS
     quota: Quota | None = None
-    is_anonymous: bool = False
+    key: str = ""
+
+    @property
+    def is_anonymous(self) -> bool:
+        return not self.key
 
 
 class Callers:
@@ -43,7 +51,7 @@ class Callers:
         scheme, _, secret = authorization.partition(" ")
         if scheme.lower() == "bearer" and (secret := secret.strip()):
             if self._digest is not None and hmac.compare_digest(digest(secret), self._digest):
-                return Caller(client=address, role="admin")
+                return Caller(client=address, role="admin", key=OF_SETTING)
             # found by its digest, so the time taken reveals nothing about the keys
             if (key := await self._keys.find(secret)) is not None:
                 return Caller(
@@ -52,7 +60,8 @@ class Callers:
                     tenant=key.tenant,
                     limits=key.limits,
                     quota=self._quotas.of(key.id, key.limits),
+                    key=key.id,
                 )
         if self._digest is None and not self._require_key and not await self._keys.exist():
-            return Caller(client=address, role="admin", is_anonymous=True)
+            return Caller(client=address, role="admin")
         return None

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from sqlalchemy import JSON, String, select
@@ -185,6 +185,12 @@ class Keys:
 def manages(tenant: str, other: str) -> bool:
     """Return whether administrators of a tenant manage the keys of the other: those of the default one manage all."""
     return tenant in (DEFAULT_TENANT, other)
+
+
+def log_change(change: Literal["made", "revoked"], key: Key, by: str) -> None:
+    """Log that a key was made or revoked; `by` is the id of the key that did it, or the name of a command."""
+    fields = {"key": key.id, "role": key.role, "tenant": key.tenant or None, "by": by}
+    logger.info("an API key was %s", change, extra=fields)
 
 
 def digest(secret: str) -> str:

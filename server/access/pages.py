@@ -1,19 +1,26 @@
 """Web pages that may send requests: those of this server, and those of the origins that the settings name.
 
-A page of another site cannot send JSON or read a response unless CORS permits it. But its own name may be made to lead to a
-loopback address (DNS rebinding): so a server that only this machine can reach, and that needs no key, accepts the names of
-this machine alone in the header `Host`.
+A page of another site cannot send JSON or read a response unless CORS permits it. It could send a form, or a request
+without a body, to a server that needs no key: so what changes anything is refused to it. Its own name may be made to
+lead to a loopback address (DNS rebinding): so a server that only this machine can reach, and that needs no key, accepts
+the names of this machine alone in the header `Host`.
 """
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Collection, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from server.settings import Settings
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 LOOPBACK_NAMES = frozenset({"localhost", "ip6-localhost"})
+# these change nothing
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+# what `Sec-Fetch-Site` says of a page of this server, and of a request that no page sent
+OWN_SITES = frozenset({"same-origin", "none"})
 METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")
 EXPOSED_HEADERS = ("ETag", "Retry-After", "X-Request-Id", "X-Should-Retry")
 
@@ -31,6 +38,34 @@ def name_of(host: str) -> str:
     """Return the value of a `Host` header without its port."""
     name, separator, port = host.rpartition(":")
     return (name if separator and (port.isdecimal() or not port) else host).lower().removesuffix(".")
+
+
+def is_address(name: str) -> bool:
+    """Return whether the name in a `Host` header is an IP address, which is the same machine for everybody."""
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
+
+
+def permitted_origins(settings: Settings) -> frozenset[str]:
+    """Return the origins whose pages may send any request; `*` is all of them."""
+    return _names(settings.cors_origins or "")
+
+
+def may_change(headers: Mapping[str, str], origins: Collection[str]) -> bool:
+    """Return whether a request that changes something comes from no page, from one of this server, or of these origins.
+
+    Browsers name the page's origin, and most say whether it is this server's, which a proxy may know by another name. A
+    page of another site cannot add a key.
+    """
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    if "authorization" in headers or not {"*", (origin or "").lower()}.isdisjoint(origins):
+        return True
+    if site is not None:
+        return site in OWN_SITES
+    return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
 
 
 def cors_options(origins: str) -> dict[str, Any]:

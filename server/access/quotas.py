@@ -19,6 +19,7 @@ from server.errors import QuotaExceeded
 
 Measure = Literal["requests", "tokens", "bytes", "media"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
+MAX_LIMIT = 2**53  # JSON has no larger integer that every client reads
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

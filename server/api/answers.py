@@ -23,8 +23,8 @@ from server.api.merging import merge
 from server.api.services import Services
 from server.api.sse import EventStream, unless_disconnected
 from server.engine_client.client import Client
-from server.request_record import RequestRecord
 from server.schemas.generation import MAX_ANSWERS, CompletionFields, GenerationFields, StreamOptions
+from server.telemetry.request_record import RequestRecord
 from server.wire import Admitted, Finished, Generate, PromptScored, Token, TokenLogprob
 
 
@@ -75,7 +75,7 @@ class AnswerStream:
         if answer.finish_reason is not None:
             return  # a stop string ended it, which the engine does not know
         if isinstance(event, Token):
-            self.record.token(self.first + event.index)
+            self.record.token(self.first + event.index, event)
         piece = answer.take(event)
         yield piece
         if piece.finish_reason is not None and event.finish_reason is None and not self._are_finished():

@@ -21,7 +21,7 @@ from server.limits.admission import Ticket
 from server.limits.resting_lock import RestingLock
 from server.schemas.base import ModelRequest, PrioritizedRequest, SchemaType, TimedRequest, read
 from server.settings import Settings
-from server.stages import current
+from server.telemetry.stages import current
 
 JSON = "application/json"
 # bytes of a body that take some milliseconds to read, and of JSON to parse

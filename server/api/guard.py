@@ -21,9 +21,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.access.callers import Caller, Callers
 from server.access.keys import Keys
-from server.access.pages import allowed_hosts, name_of
+from server.access.pages import SAFE_METHODS, allowed_hosts, is_address, may_change, name_of, permitted_origins
 from server.access.roles import OPERATOR_PATHS
-from server.errors import ClientOverShare, Forbidden, HostRefused, InvalidRequest, ServerError, Unauthorized
+from server.errors import (
+    ClientOverShare,
+    Forbidden,
+    HostRefused,
+    InvalidRequest,
+    OriginRefused,
+    ServerError,
+    Unauthorized,
+)
 from server.limits.admission import Admission
 from server.limits.deadline import HEADER, Deadline, read_header
 from server.settings import Settings
@@ -35,8 +43,8 @@ DOCS_PATHS = frozenset(
 )
 # Probes and scrapers carry no key either.
 METRICS_PATH = "/metrics"
-PROBE_PATHS = frozenset({"/health/live", "/health/ready", METRICS_PATH})
-OPEN_PATHS = PROBE_PATHS | DOCS_PATHS
+PROBE_PATHS = frozenset({"/health/live", "/health/ready"})
+OPEN_PATHS = PROBE_PATHS | DOCS_PATHS | {METRICS_PATH}
 IPV6_PREFIX = 64
 # bytes of a refused body that are read, and dropped, so that a disconnection is noticed: it follows the body
 MAX_DROPPED = 2**16
@@ -64,7 +72,7 @@ class Guard:
         self._callers = Callers(keys, api_key, require_key=settings.require_key)
         self._timeout = settings.request_timeout
         self._open_paths = OPEN_PATHS - {METRICS_PATH} if settings.guard_metrics else OPEN_PATHS
-        self._hosts = allowed_hosts(settings)
+        self._hosts, self._origins = allowed_hosts(settings), permitted_origins(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -86,10 +94,11 @@ class Guard:
         try:
             _check_length(headers)
             self._check_host(scope["path"], headers)
+            self._check_page(scope["method"], headers)
             state["caller"] = caller = await self._identify(scope["path"], headers, address)
             client = caller.client
             _check_tenant(scope["path"], caller)
-            if caller.quota is not None:
+            if caller.quota is not None and not is_health(scope["path"]):
                 caller.quota.begin()
             state["deadline"] = deadline = Deadline(self._timeout)
             deadline.shorten(read_header(headers.get(HEADER)))
@@ -112,13 +121,22 @@ class Guard:
     def _check_host(self, path: str, headers: Headers) -> None:
         """Refuse a page whose name was made to lead to this machine. Raises `HostRefused`."""
         name = name_of(headers.get("host", ""))  # every browser sends one
-        if self._hosts is not None and name and name not in self._hosts and path not in PROBE_PATHS:
+        if self._hosts is None or not name or name in self._hosts or path in PROBE_PATHS:
+            return
+        # a scraper may know each server of a cluster by its address, to which no page's name can be made to lead
+        if path != METRICS_PATH or not is_address(name):
             raise HostRefused(f"the host {name[:128]!r} is not this server: its operator can add it to allowed_hosts")
+
+    def _check_page(self, method: str, headers: Headers) -> None:
+        """Refuse a page of another site what would change something. Raises `OriginRefused`."""
+        if method not in SAFE_METHODS and not may_change(headers, self._origins):
+            origin = headers.get("origin", "")[:128]
+            raise OriginRefused(f"pages of {origin!r} are not this server's: its operator can add it to cors_origins")
 
     async def _identify(self, path: str, headers: Headers, address: str) -> Caller:
         """Return the caller, of an open path an anonymous one. Raises `Unauthorized` and `DatabaseUnavailable`."""
         if path in self._open_paths or is_playground(path):
-            return Caller(client=address, role="inference", is_anonymous=True)
+            return Caller(client=address, role="inference")
         caller = await self._callers.identify(headers.get("authorization", ""), address)
         if caller is None:
             raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")
@@ -135,6 +153,11 @@ def _check_length(headers: Headers) -> None:
     """Check that the end of the body is unambiguous. Raises `InvalidRequest`."""
     if "content-length" in headers and "transfer-encoding" in headers:
         raise InvalidRequest("a body has Content-Length or Transfer-Encoding, not both", param="Content-Length")
+
+
+def is_health(path: str) -> bool:
+    """Return whether a path tells about the state of the server: that a limit of a key is used up is no state of it."""
+    return path == "/health" or path.startswith("/health/")
 
 
 def is_playground(path: str) -> bool:

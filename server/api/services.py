@@ -26,16 +26,16 @@ from server.limits.resting_lock import RestingLock
 from server.media.intake import Intake
 from server.media.pool import DecodePool
 from server.media.store import MediaStore
-from server.metrics import Metrics
 from server.quality.curation import Curation
 from server.quality.evaluation_store import Evaluations
 from server.quality.recommendations import Recommendations
-from server.request_record import RequestRecord
 from server.served_model import ServedModel
 from server.settings import Settings
 from server.store.database import Database
 from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
+from server.telemetry.metrics import Metrics
+from server.telemetry.request_record import RequestRecord
 from server.weights import Weights
 
 MAX_IMPORTS = 4

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.errors import EngineFailed, ServerError
 from server.limits.deadline import Deadline
-from server.stages import current
+from server.telemetry.stages import current
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"

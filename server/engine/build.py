@@ -8,33 +8,46 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
-from math import prod
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kernels import backend
+from kernels.launch_files import LaunchFileError, load_launches, shipped_file
 from model.config import ConfigError, FlamingoConfig
 from model.cpu import FLOAT32, ROUNDED, Format
 from model.flamingo import Flamingo
 from model.folder import CheckpointError, load_folder
+from model.footprint import Footprint, page_bytes, token_bytes
 from model.format_memory import FormatMemory, ProcessorTime
-from model.inference import prepare_for_inference
+from model.inference import InferenceModel, prepare_for_inference
+from model.parallel import join
 from model.prompt import EncodedPrompt
-from server.engine.config import EngineConfig
+from model.quantised import WeightFormat
+from model.ranks import ALONE, Rank, rank_config
+from server.engine.caches import MediaCache
+from server.engine.config import DEVICE_LIMITS, EngineConfig
+from server.engine.device_memory import MIB, CudaMemory, DeviceMemory, Room, check_weights, divide, fixed_caches
 from server.engine.engine import Engine
-from server.engine.graphs import can_be_recorded, record_cuda
+from server.engine.graphs import CudaRecorder, can_be_recorded
+from server.engine.largest_step import measure
+from server.engine.ranks.division import check_division
+from server.engine.ranks.group import connect, leading
+from server.engine.ranks.messages import NO_FOLLOWERS, Followers
+from server.engine.runner import Runner
+from server.engine.sampler import Sampler
+from server.engine.weight_formats import WeightFormats
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError
 from server.wire import Generate, Grammar, MediaPixels, MediaWanted, Sampling
 
-MIB = 2**20
 WARM_UP_DIGEST = b"warm-up" + bytes(25)
 NUM_PROMPT_TOKENS = 48
 NUM_NEW_TOKENS = 4
 MAX_STEPS = 200
+WARM_UP_SAMPLING = Sampling(max_tokens=NUM_NEW_TOKENS, temperature=0.0, ignore_eos=True, logprobs=0)
 
 logger = logging.getLogger(__name__)
 
@@ -54,31 +67,38 @@ class Phases:
 
 def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     """Build the engine. Raises `SettingsError` or `ConfigError` for settings or a model that cannot work."""
-    phases = Phases()
-    if settings.num_threads is not None:
-        torch.set_num_threads(settings.num_threads)
+    phases, rank = Phases(), Rank(0, settings.tensor_parallel)
+    _set_threads(settings)
     _select_kernels(settings)
     logger.info("kernels", extra=backend.describe())
     served = ServedModel.load(settings)
     phases.end("tokenizer")
-    device = _device(settings)
+    device = _device(settings, rank)
     dtype = _dtype(settings, device)
-    model = _load(Path(settings.model or ""), device, dtype)
+    launches = _load_launches(settings, device)
+    weight_formats = WeightFormats.of(settings, served.config, device, dtype)
+    check_division(settings, served.config, device, dtype, weight_formats.packed)
+    memory = _device_memory(device, rank)
+    if memory is not None:
+        footprint = Footprint.of(served.config, dtype, weight_format=weight_formats.packed)
+        check_weights(memory, settings.memory_fraction, sum(footprint.weights.values()))
+    model, followers = _load_model(settings, served, device, dtype, weight_formats.packed)
     phases.end("weights")
-    layer_formats = _layer_formats(settings, served.config, device, dtype)
-    memory = FormatMemory.of(settings.cache_folder / "formats", served.config)
+    known_formats = FormatMemory.of(settings.cache_folder / "formats", served.config)
     processor_time = ProcessorTime()
-    prepared = prepare_for_inference(model, layer_formats, _vision_formats(settings), memory.load())
-    memory.save(prepared.formats, is_disturbed=processor_time.is_disturbed(torch.get_num_threads()))
+    prepared = prepare_for_inference(model, weight_formats.layers, _vision_formats(settings), known_formats.load())
+    known_formats.save(prepared.formats, is_disturbed=processor_time.is_disturbed(torch.get_num_threads()))
     for shape, best in prepared.formats.items():
         logger.info("weights %s: %s", shape, ", ".join(f"{name} from {rows}" for rows, name in best.items()))
     if all(gated.is_closed for gated in model.gated_layers().values()):
         logger.warning("the gates are closed: the model is not trained yet, and images change no answer")
     phases.end("formats")
     dtype = model.language_model.embed.weight.dtype  # a format may have changed it
-    config = engine_config(served, settings, dtype)
-    record = record_cuda if device.type == "cuda" and can_be_recorded(served.config) else None
-    engine = Engine(prepared, served.tokenizer, config, salt=served.config.to_json().encode(), record=record)
+    record = CudaRecorder() if device.type == "cuda" and can_be_recorded(served.config) and rank == ALONE else None
+    room = None if memory is None else _room(memory, prepared, served, settings, is_recorded=record is not None)
+    config = engine_config(served, settings, dtype, room, rank)
+    salt = served.config.to_json().encode()
+    engine = Engine(prepared, served.tokenizer, config, salt=salt, record=record, followers=followers)
     phases.end("caches")
     # meanwhile the table of tokens is built, which would hold the interpreter's lock during a step
     engine.grammars.compile(Grammar(kind="regex", text="a"))
@@ -87,19 +107,43 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     info = {
         "model": served.config.name,
         "device": str(device),
+        "tensor_parallel": rank.size,
         "dtype": str(dtype).removeprefix("torch."),
+        "weight_format": weight_formats.name,
         "weight_formats": prepared.formats,
         "backend": {name: str(value) for name, value in backend.describe().items()},
+        "kernel_launches": launches and str(launches),
         "threads": torch.get_num_threads(),
         "num_blocks": config.num_blocks,
         "block_size": config.block_size,
-        "block_bytes": block_bytes(served.config, config.block_size, dtype),
+        "block_bytes": block_bytes(rank_config(served.config, rank), config.block_size, dtype),
         "num_media_slots": config.num_media_slots,
         "max_model_len": config.max_model_len,
         "load_seconds": round(sum(phases.seconds.values()), 2),
         "load_phases": phases.seconds,
     }
     return engine, info
+
+
+def build_rank(settings: Settings, rank: Rank, store: str) -> Runner:
+    """Build the runner of a rank other than rank 0, which has checked the settings."""
+    _set_threads(settings)
+    _select_kernels(settings)
+    served, device = ServedModel.load(settings), _device(settings, rank)
+    _load_launches(settings, device)
+    dtype = _dtype(settings, device)
+    model = join(_load(Path(settings.model or ""), device, dtype, rank), connect(rank, store, device))
+    config = engine_config(served, settings, dtype, rank=rank)
+    media = MediaCache(config.num_media_slots, 0, b"")
+    return Runner(prepare_for_inference(model), config, Sampler((), ()), media)
+
+
+def _set_threads(settings: Settings) -> None:
+    """Set the threads of each rank; without a setting, the ranks on a CPU share torch's default."""
+    if settings.num_threads is not None:
+        torch.set_num_threads(settings.num_threads)
+    elif settings.tensor_parallel > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // settings.tensor_parallel))
 
 
 def _select_kernels(settings: Settings) -> None:
@@ -109,31 +153,49 @@ def _select_kernels(settings: Settings) -> None:
         raise SettingsError(f"kernels: {error}; auto takes what runs here") from None
 
 
-def _load(folder: Path, device: torch.device, dtype: torch.dtype) -> Flamingo:
+def _load_launches(settings: Settings, device: torch.device) -> Path | None:
+    """Load the measured launches of the settings, or else of the GPU, and return their file; None: those of the table."""
+    if device.type != "cuda" or settings.kernels == "reference":
+        if settings.kernel_launches is not None:
+            reason = "kernels is reference" if device.type == "cuda" else f"the device is {device.type}"
+            raise SettingsError(f"kernel_launches: they are for the kernels of a GPU, and {reason}")
+        return None
+    file = settings.kernel_launches or shipped_file(torch.cuda.get_device_name(device))
+    if file is None:
+        return None
     try:
-        return load_folder(folder, device, dtype)
+        number = load_launches(file)
+    except LaunchFileError as error:
+        raise SettingsError(f"kernel_launches: {error}") from None
+    logger.info("kernel launches: %s has %d for this GPU", file, number)
+    return file
+
+
+def _load_model(
+    settings: Settings,
+    served: ServedModel,
+    device: torch.device,
+    dtype: torch.dtype,
+    weight_format: WeightFormat | None,
+) -> tuple[Flamingo, Followers]:
+    """Load the model, or the part of rank 0 while processes of their own load the others."""
+    folder, rank = Path(settings.model or ""), Rank(0, settings.tensor_parallel)
+    if rank == ALONE:
+        return _load(folder, device, dtype, rank, weight_format), NO_FOLLOWERS
+    # settings that cannot work are refused before processes are started
+    engine_config(served, settings, dtype, rank=rank)
+    with leading(settings) as (followers, store):
+        model = _load(folder, device, dtype, rank)
+        return join(model, connect(rank, store, device)), followers
+
+
+def _load(
+    folder: Path, device: torch.device, dtype: torch.dtype, rank: Rank, weight_format: WeightFormat | None = None
+) -> Flamingo:
+    try:
+        return load_folder(folder, device, dtype, rank, weight_format)
     except (CheckpointError, ConfigError) as error:
         raise SettingsError(f"model: {error}") from None
-
-
-def _layer_formats(
-    settings: Settings, config: FlamingoConfig, device: torch.device, dtype: torch.dtype
-) -> tuple[Format, ...]:
-    """Return the formats for the decoder's layers on a CPU, none where the weights stay as loaded.
-
-    `weight_format` auto keeps a model's own four bits, and otherwise the dtype.
-    """
-    if settings.vision_format == "bfloat16" and device.type != "cpu":
-        raise SettingsError(f"vision_format: bfloat16 is for a CPU, and the device is {device.type}")
-    weight_format = settings.weight_format
-    if weight_format == "auto":
-        is_q4 = config.language_model.weights == "q4"
-        weight_format = "int4" if device.type == "cpu" and settings.dtype == "auto" and is_q4 else "native"
-    if weight_format == "native":
-        return FLOAT32 if device.type == "cpu" and dtype == torch.float32 else ()
-    if device.type != "cpu":
-        raise SettingsError(f"weight_format: {weight_format} is for a CPU, and the device is {device.type}")
-    return weight_format, "bfloat16"
 
 
 def _vision_formats(settings: Settings) -> tuple[Format, ...]:
@@ -142,59 +204,86 @@ def _vision_formats(settings: Settings) -> tuple[Format, ...]:
     return FLOAT32 if settings.vision_format == "native" else ROUNDED
 
 
-def engine_config(served: ServedModel, settings: Settings, dtype: torch.dtype) -> EngineConfig:
-    """Return limits with as many blocks and slots as fit. Raises `SettingsError` if the longest request does not fit.
-
-    Each request that shares a prompt computes the rest after its last full block again: expensive on a CPU, where small
-    blocks cost nothing; a GPU reads large blocks faster.
-    """
-    block_size = settings.block_size or (4 if _device(settings).type == "cpu" else 16)
-    longest = -(-served.max_model_len // block_size)
-    num_blocks = _num_entries("kv_cache_mb", settings.kv_cache_mb, block_bytes(served.config, block_size, dtype))
-    if num_blocks < longest:
-        raise SettingsError(
-            f"kv_cache_mb: {settings.kv_cache_mb} holds {num_blocks} blocks of {block_size} tokens, but one request of "
-            f"max_model_len {served.max_model_len} needs {longest}; raise kv_cache_mb or lower max_model_len"
-        )
+def engine_limits(served: ServedModel, settings: Settings) -> EngineConfig:
+    """Return the limits of the settings, or else of the device, with blocks for one request of max_model_len."""
+    defaults = DEVICE_LIMITS[_device(settings).type]
+    block_size = settings.block_size or defaults.block_size
     return EngineConfig(
         block_size=block_size,
-        num_blocks=num_blocks,
-        num_media_slots=_num_entries("media_cache_mb", settings.media_cache_mb, page_bytes(served.config, dtype)),
+        num_blocks=-(-served.max_model_len // block_size),
         host_media_bytes=settings.host_media_mb * MIB,
-        max_sequences=settings.max_num_seqs,
-        max_tokens_per_step=settings.max_num_batched_tokens,
+        max_sequences=settings.max_num_seqs or defaults.max_sequences,
+        max_tokens_per_step=settings.max_num_batched_tokens or defaults.max_tokens_per_step,
+        max_frames_per_step=defaults.max_frames_per_step,
+        max_frames_idle=defaults.max_frames_idle,
         step_seconds=settings.step_time_target,
+        speculative_tokens=settings.speculative_tokens,
+        reports_encoding=settings.otlp_endpoint is not None,
+        overlaps=defaults.overlaps,
         max_model_len=served.max_model_len,
     )
 
 
+def engine_config(
+    served: ServedModel, settings: Settings, dtype: torch.dtype, room: Room | None = None, rank: Rank = ALONE
+) -> EngineConfig:
+    """Return limits with as many blocks and slots as fit: into `room`, or without it into caches of fixed sizes.
+
+    The memory for caches is that of each rank.
+    Raises `SettingsError` if the longest request does not fit.
+    """
+    limits = engine_limits(served, settings)
+    block_size, longest = limits.block_size, limits.num_blocks
+    divided = rank_config(served.config, rank)
+    block, page = block_bytes(divided, block_size, dtype), page_bytes(divided, dtype)
+    caches = fixed_caches(settings) if room is None else divide(room, settings, longest * block, page)
+    num_blocks = _num_entries("kv_cache_mb", caches.text, block)
+    if num_blocks < longest:
+        raise SettingsError(
+            f"kv_cache_mb: {caches.text // MIB} holds {num_blocks} blocks of {block_size} tokens, but one request of "
+            f"max_model_len {served.max_model_len} needs {longest}; raise kv_cache_mb or lower max_model_len"
+        )
+    return replace(limits, num_blocks=num_blocks, num_media_slots=_num_entries("media_cache_mb", caches.media, page))
+
+
 def block_bytes(config: FlamingoConfig, block_size: int, dtype: torch.dtype) -> int:
     """Return the bytes of one block: keys and values of all layers."""
-    lm = config.language_model
-    return prod((lm.num_layers, 2, lm.num_kv_heads, block_size, lm.head_dim, dtype.itemsize))
+    return block_size * token_bytes(config, dtype)
 
 
-def page_bytes(config: FlamingoConfig, dtype: torch.dtype) -> int:
-    """Return the bytes of one media page: keys and values of all gated layers."""
-    gated = config.gated
-    return prod(
-        (len(config.gated_layers), gated.num_heads, 2, config.resampler.num_latents, gated.head_dim, dtype.itemsize)
-    )
-
-
-def _num_entries(setting: str, mebibytes: int, entry_bytes: int) -> int:
-    if mebibytes * MIB < entry_bytes:
-        raise SettingsError(f"{setting}: {mebibytes} is less than one entry, of {entry_bytes} bytes")
+def _num_entries(setting: str, num_bytes: int, entry_bytes: int) -> int:
+    if num_bytes < entry_bytes:
+        raise SettingsError(f"{setting}: {num_bytes // MIB} is less than one entry, of {entry_bytes} bytes")
     # tables with more entries cost more than they save
-    return min(mebibytes * MIB // entry_bytes, 2**16)
+    return min(num_bytes // entry_bytes, 2**16)
 
 
-def _device(settings: Settings) -> torch.device:
-    if settings.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if settings.device == "cuda" and not torch.cuda.is_available():
+def _room(
+    memory: DeviceMemory, model: InferenceModel, served: ServedModel, settings: Settings, *, is_recorded: bool
+) -> Room:
+    limits = engine_limits(served, settings)
+    room = measure(memory, settings.memory_fraction, model, served.tokenizer, limits, is_recorded=is_recorded)
+    logger.info("memory: %s", room)
+    return room
+
+
+def _device_memory(device: torch.device, rank: Rank) -> DeviceMemory | None:
+    """Return the memory whose free part the caches fill; None where they have fixed sizes: on a CPU, and if divided."""
+    return CudaMemory(device) if device.type == "cuda" and rank == ALONE else None
+
+
+def _device(settings: Settings, rank: Rank = ALONE) -> torch.device:
+    """Return the device of a rank, and make it the default one."""
+    if settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise SettingsError("device: torch finds no CUDA device here; cpu and auto are accepted")
-    return torch.device(settings.device)
+    if rank == ALONE:
+        return torch.device("cuda")
+    if rank.size > (count := torch.cuda.device_count()):
+        raise SettingsError(f"tensor_parallel: {rank.size} needs as many CUDA devices, and torch finds {count} here")
+    torch.cuda.set_device(rank.number)
+    return torch.device("cuda", rank.number)
 
 
 def _dtype(settings: Settings, device: torch.device) -> torch.dtype:
@@ -207,8 +296,9 @@ def warm_up(engine: Engine, media_token_id: int, image_size: int) -> None:
     """Run two requests like any others, while kernels are compiled and libraries choose their algorithms.
 
     An image is encoded, a prompt is computed and decoded, and a second prompt that shares its beginning is computed while
-    the first decodes. The prefix cache is empty afterwards, and the steps are forgotten: they take many times as long as
-    later ones. The image keeps its slot until another one needs it.
+    the first decodes. If keys have offsets, a third one has a shot that attends alone. The prefix cache is empty
+    afterwards, and the steps are forgotten: they take many times as long as later ones. The image keeps its slot until
+    another one needs it.
     """
     length = min(NUM_PROMPT_TOKENS, engine.config.max_model_len - NUM_NEW_TOKENS)
     shape = (1, image_size, image_size, 3)
@@ -219,6 +309,8 @@ def warm_up(engine: Engine, media_token_id: int, image_size: int) -> None:
             break
         if step == 2:  # the first request decodes by now
             engine.add(_warm_up_request("second", media_token_id, length))
+            if engine.runner.model.config.language_model.has_key_offsets:
+                engine.add(_warm_up_shots(media_token_id, length))
         for event in engine.step():
             if isinstance(event, MediaWanted):
                 engine.supply(pixels)
@@ -229,9 +321,18 @@ def warm_up(engine: Engine, media_token_id: int, image_size: int) -> None:
 def _warm_up_request(name: str, media_token_id: int, length: int) -> Generate:
     """Return a request that differs from the other only in its last token."""
     token_ids = [media_token_id, *[0] * (length - 2), len(name) % 2]
-    sampling = Sampling(max_tokens=NUM_NEW_TOKENS, temperature=0.0, ignore_eos=True, logprobs=0)
-    return Generate(
-        request_id=f"warm-up-{name}",
-        prompt=EncodedPrompt(token_ids=token_ids, media_index=[0] * length, media=[WARM_UP_DIGEST]),
-        sampling=sampling,
+    prompt = EncodedPrompt(token_ids=token_ids, media_index=[0] * length, media=[WARM_UP_DIGEST])
+    return Generate(request_id=f"warm-up-{name}", prompt=prompt, sampling=WARM_UP_SAMPLING)
+
+
+def _warm_up_shots(media_token_id: int, length: int) -> Generate:
+    """Return a request with two shots of two tokens that attend alone; the query sees the second one with an offset."""
+    shot, media = [media_token_id, 0], [WARM_UP_DIGEST] * 3
+    query = [media_token_id, *[0] * max(length - 5, 0)]
+    prompt = EncodedPrompt(
+        token_ids=[*shot, *shot, *query],
+        media_index=[0, 0, 1, 1, *[2] * len(query)],
+        media=media,
+        shots_attend="alone",
     )
+    return Generate(request_id="warm-up-shots", prompt=prompt, sampling=WARM_UP_SAMPLING)

@@ -7,13 +7,53 @@ from math import inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceLimits:
+    """The limits that fit a kind of device, where the settings name no others.
+
+    Each request that shares a prompt computes the rest after its last full block again: expensive on a CPU, where small
+    blocks cost nothing; a GPU reads large blocks faster, and computes many tokens and frames in the time of a few. It also
+    `overlaps`: it works while the host does, and encodes media next to a forward.
+    """
+
+    block_size: int
+    max_sequences: int
+    max_tokens_per_step: int
+    max_frames_per_step: int
+    max_frames_idle: int
+    overlaps: bool
+
+
+DEVICE_LIMITS = {
+    "cpu": DeviceLimits(
+        block_size=4,
+        max_sequences=64,
+        max_tokens_per_step=512,
+        max_frames_per_step=2,
+        max_frames_idle=16,
+        overlaps=False,
+    ),
+    "cuda": DeviceLimits(
+        block_size=16,
+        max_sequences=256,
+        max_tokens_per_step=2048,
+        max_frames_per_step=16,
+        max_frames_idle=64,
+        overlaps=True,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """The limits of an engine.
 
     `max_tokens_per_step` bounds one forward. `max_frames_per_step` bounds the frames encoded in a step next to sequences,
     and `max_frames_idle` those in a step without any; the features of `max_kept_frames` wait for later pieces. A request is
     light while it has had, and is known to want, no more than `max_light_tokens` of work. `step_seconds` is the longest
-    that a step should take.
+    that a step should take. A decoding sequence has at most `speculative_tokens` proposed tokens in a step. The engine
+    `reports_encoding` if requests are traced: it then says how many frames each step has encoded for a request. If it
+    `overlaps`, a step is launched while the one before it runs, where that is possible, and pages that are encoded next to
+    rows are read from the next step on.
     """
 
     block_size: int = 16
@@ -28,6 +68,9 @@ class EngineConfig:
     max_model_len: int = 2048
     max_light_tokens: int = 256
     step_seconds: float = inf
+    speculative_tokens: int = 0
+    reports_encoding: bool = False
+    overlaps: bool = False
 
     def __post_init__(self) -> None:
         for name in ("block_size", "num_blocks", "num_media_slots", "max_sequences", "max_tokens_per_step"):

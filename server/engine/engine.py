@@ -1,4 +1,6 @@
-"""The engine runs requests on a model in steps: schedule -> run -> commit -> emit.
+"""The engine runs requests on a model in steps: schedule -> launch -> wait -> commit -> emit.
+
+On a device that works while the host does, the next step is launched before the wait, if it is known by then.
 
 It takes requests and returns events as messages of `wire`, and knows neither HTTP nor processes. A request's task (see
 `tasks`) turns its results into events.
@@ -21,8 +23,9 @@ from server.engine.caches import MediaCache
 from server.engine.config import EngineConfig
 from server.engine.graphs import Recorder
 from server.engine.plan import Plan
+from server.engine.ranks.messages import NO_FOLLOWERS, Followers
 from server.engine.residents import Residents
-from server.engine.runner import Runner
+from server.engine.runner import Launched, Runner
 from server.engine.sampler import Result, Sampler
 from server.engine.scheduler import HEAVY_SHARE, Scheduler
 from server.engine.sequence import Order
@@ -34,7 +37,7 @@ from server.engine.tasks.inspection import Inspection
 from server.engine.tasks.scoring import Scoring
 from server.engine.tasks.task import ForwardTask, RequestError, SequenceTask, SideTask, Task, finished
 from server.grammar import Grammars
-from server.measures import Measures
+from server.telemetry.measures import Measures
 from server.wire import (
     Abort,
     Embed,
@@ -56,7 +59,10 @@ GRAMMAR_WAIT = 0.005
 
 
 class Engine:
-    """Runs requests on a model. `salt` names weights and preprocessing in the media keys; `record` is the runner's."""
+    """Runs requests on a model. `salt` names weights and preprocessing in the media keys.
+
+    `record` and `followers` are the runner's.
+    """
 
     def __init__(
         self,
@@ -66,28 +72,35 @@ class Engine:
         salt: bytes = b"",
         record: Recorder | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        followers: Followers = NO_FOLLOWERS,
     ) -> None:
         self.config = config
         self.media = MediaCache(config.num_media_slots, config.host_media_bytes, salt, config.max_kept_frames)
         self.blocks = BlockPool(config.num_blocks)
-        all_previous = model.flamingo.config.gated.attends == "all_previous"
-        self.residents = Residents(config, self.blocks, self.media, all_previous=all_previous)
-        self.scheduler = Scheduler(self.residents, clock)
-        self.runner = Runner(model, config, Sampler(tokenizer.suppressed_ids, tokenizer.eos_ids), self.media, record)
+        self.residents = Residents(config, self.blocks, self.media, model.flamingo.config)
+        self.scheduler = Scheduler(self.residents, clock, {*tokenizer.suppressed_ids, *tokenizer.eos_ids})
+        sampler = Sampler(tokenizer.suppressed_ids, tokenizer.eos_ids)
+        self.runner = Runner(model, config, sampler, self.media, record, followers)
+        self._is_divided = bool(followers)
+        self._overlaps = config.overlaps and not followers
+        self._alone_positions = model.flamingo.config.language_model.alone_positions
         self._clock = clock
         self._measures = Measures()
+        self._num_proposed = self._num_accepted = 0  # tokens, by all sequences
         self.grammars = Grammars(tokenizer)
         self._eos_ids = frozenset(tokenizer.eos_ids)
         self._numbers = count()  # of requests, in the order in which they were received
         self._sequence_tasks: dict[str, SequenceTask] = {}
         self._side_tasks: dict[str, SideTask] = {}
         self._events: list[Outbound] = []
+        self._ahead: Launched | None = None  # the next step, if it was launched while the one before it ran
+        self._began = 0.0  # when the device could begin the step that it runs
         self._forward_seconds = 0.0  # that forwards of their own may take now; negative after they took too many
         self._is_stuck = False
 
     def has_work(self) -> bool:
-        """Return whether there is an unfinished request, even one that waits for pixels, or an unsent event."""
-        return bool(self._sequence_tasks or self._side_tasks or self._events)
+        """Return whether there is an unfinished request, even if it waits for pixels, an unsent event or a step ahead."""
+        return bool(self._sequence_tasks or self._side_tasks or self._events or self._ahead)
 
     def is_waiting_for_media(self) -> bool:
         """Return whether the last step could do nothing, and no message has come in since: media are awaited."""
@@ -152,17 +165,18 @@ class Engine:
         for prompt in pin.prompts:
             keys = list(filter(None, map(self.media.content_keys.get, prompt.media)))
             if len(keys) == len(prompt.media):
-                hashes = Spans.of(prompt, keys, self.config.block_size).hashes
+                hashes = Spans.of(prompt, keys, self.config.block_size, self._alone_positions).hashes
                 (self.blocks.pin if pin.is_kept else self.blocks.unpin)(hashes)
 
     def step(self) -> list[Outbound]:
         """Run one step, and return the events since the last call; pending ones are returned at once, without a step."""
         if self._events and self.scheduler.running:
             return self._take_events()  # requests for pixels do not wait for a step
-        plan = self._schedule()
-        results = self._run(plan)
-        self.scheduler.commit(plan, {result.row.sequence for result in results if result.error})
-        return self._emit(plan, results)
+        launched = self._ahead or self._launch(self._schedule())
+        self._ahead = self._launch_after(launched)
+        results = self._wait_for(launched)
+        self.scheduler.commit(launched.plan, {result.row.sequence for result in results if result.error})
+        return self._emit(launched.plan, results)
 
     def gauges(self) -> dict[str, float]:
         """Return the engine's gauges and counters by metric name."""
@@ -180,6 +194,8 @@ class Engine:
             "media_evictions": self.media.slots.num_evictions,
             "media_single_flight_joins": self.media.num_joins,
             "num_preemptions": self.residents.num_preemptions,
+            "spec_decode_num_draft_tokens": self._num_proposed,
+            "spec_decode_num_accepted_tokens": self._num_accepted,
         }
 
     def histograms(self) -> dict[str, dict[str, list[float]]]:
@@ -204,6 +220,8 @@ class Engine:
                 return MediaEmbedding(request, self.media)
             case EmbedText():
                 return TextEmbedding(request, self.runner)
+            case Inspect() if self._is_divided:
+                raise RequestError("attention cannot be inspected with tensor_parallel: a rank has some of the heads")
             case Inspect():
                 return Inspection(request, self.runner, self.media)
 
@@ -217,15 +235,29 @@ class Engine:
             self._events += map(MediaWanted, side_task.plan(plan))
         return plan
 
-    def _run(self, plan: Plan) -> list[Result]:
-        began = self._clock()
-        results = self.runner.run(plan)
-        seconds = self._clock() - began
+    def _launch(self, plan: Plan) -> Launched:
+        self._began = self._clock()
+        return self.runner.launch(plan)
+
+    def _launch_after(self, launched: Launched) -> Launched | None:
+        """Launch the step after one that runs, if it is the same whatever the results are."""
+        if not self._overlaps or self._side_tasks or self._is_compiling():
+            return None
+        plan = self.scheduler.schedule_after(launched.plan)
+        return None if plan is None else self.runner.launch(plan, launched)
+
+    def _wait_for(self, launched: Launched) -> list[Result]:
+        plan, results = launched.plan, launched.results()
+        ended = self._clock()
+        seconds, self._began = ended - self._began, ended
         if plan.rows or plan.pieces:
             self.scheduler.learn(plan, seconds)
-            self._measures.note_step((row.count for row in plan.rows), plan.num_frames, seconds)
-            for request_id, num_frames in plan.frames_by_request.items():
-                self._events.append(Encoded(request_id=request_id, num_frames=num_frames, seconds=seconds))
+            num_proposed = sum(len(row.proposed) for row in plan.rows)
+            self._num_proposed += num_proposed
+            self._num_accepted += sum(result.is_proposed for result in results)
+            self._measures.note_step((row.count for row in plan.rows), num_proposed, plan.num_frames, seconds)
+            if self.config.reports_encoding:
+                self._events += _encoded(plan, seconds)
         # next to rows, forwards of their own have as much of the time as heavy sequences
         self._forward_seconds = min(self._forward_seconds, 0.0) + HEAVY_SHARE * seconds if plan.rows else inf
         return results
@@ -235,8 +267,10 @@ class Engine:
             self._events += self._sequence_tasks[sequence.request_id].handle_admission(sequence)
         for result in results:
             if not result.row.sequence.is_finished:
+                if result.number:
+                    self.scheduler.accept(result.row.sequence)
                 self._emit_result(result)
-        side_tasks = self._next_side_tasks()
+        side_tasks = [] if self._ahead else self._next_side_tasks()
         self._run_side_tasks(side_tasks)
         self.media.discard(self.media.nonfinite)
         self.media.nonfinite.clear()
@@ -262,6 +296,9 @@ class Engine:
             self.media.discard(suspects)
         else:
             self._handle(task, task.handle_result(result))
+
+    def _is_compiling(self) -> bool:
+        return any(task.compiling is not None for task in self._sequence_tasks.values())
 
     def _await_grammars(self) -> bool:
         """Wait a moment for grammars that are being compiled, and return whether a task needed one in this step."""
@@ -295,3 +332,9 @@ class Engine:
 
     def _tasks(self) -> Iterable[Task]:
         return chain(self._sequence_tasks.values(), self._side_tasks.values())
+
+
+def _encoded(plan: Plan, seconds: float) -> list[Outbound]:
+    """Return what a step of so many seconds has encoded, by request."""
+    frames = plan.frames_by_request.items()
+    return [Encoded(request_id=name, num_frames=count, seconds=seconds) for name, count in frames]

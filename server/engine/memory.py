@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from math import inf
 
+from model.config import FlamingoConfig
 from server.engine.blocks import BlockPool
 from server.engine.caches import MediaCache
 from server.engine.config import EngineConfig
@@ -31,11 +32,12 @@ class Cached:
 
 
 class Memory:
-    def __init__(self, config: EngineConfig, blocks: BlockPool, media: MediaCache, *, all_previous: bool) -> None:
+    def __init__(self, config: EngineConfig, blocks: BlockPool, media: MediaCache, model: FlamingoConfig) -> None:
         self.config = config
         self.blocks = blocks
         self.media = media
-        self._all_previous = all_previous
+        self._all_previous = model.gated.attends == "all_previous"
+        self._alone_positions = model.language_model.alone_positions
 
     def missing_sources(self, sequence: Sequence) -> list[bytes]:
         """Return sources that were never supplied and, after a cached prefix, those that are no longer in any cache."""
@@ -80,7 +82,8 @@ class Memory:
             keys = [self.media.content_keys.get(source) for source in sequence.sources]
             if None in keys:
                 return False
-            sequence.identify([key for key in keys if key is not None], self.config.block_size)
+            keys_known = [key for key in keys if key is not None]
+            sequence.identify(keys_known, self.config.block_size, self._alone_positions)
         return True
 
     def find_cached(self, sequence: Sequence) -> Cached:
@@ -135,8 +138,8 @@ class Memory:
             return
         span = layout.span_of(sequence.num_computed)
         num_done, order = sequence.num_computed - layout.starts[span], sequence.order_of_shots
-        first = span - 1 + (num_done > 0)  # of the shots of which nothing is computed
-        cached = [shot for shot in order[max(first, 0) :] if not self._find(spans.shots[shot].hashes, 0).missing]
+        left = order[layout.num_begun(sequence.num_computed) :]
+        cached = [shot for shot in left if not self._find(spans.shots[shot].hashes, 0).missing]
         if not span or not cached:
             return
         rest = [shot for shot in order[span - 1 :] if shot not in cached]
@@ -148,6 +151,42 @@ class Memory:
             self.blocks.release([sequence.block_table[index]])
             sequence.block_table[index] = block
         sequence.num_computed = layout.starts[span + len(cached)] + num_done
+
+    def shots_within(self, sequence: Sequence, start: int, stop: int) -> Iterator[bytes]:
+        """Yield the hashes of the last blocks of the shots that attend alone to which a range of tokens belongs."""
+        layout, spans = sequence.layout, sequence.spans
+        if layout is None or spans is None:
+            return
+        for part in layout.parts(start, min(stop, layout.query_start)):
+            if part.span:
+                yield spans.shots[sequence.order_of_shots[part.span - 1]].hashes[-1]
+
+    def shots_in_part(self, running: Iterable[Sequence]) -> dict[bytes, Sequence]:
+        """Return the shots of which sequences have computed some tokens, but not all: by the hash of the last block."""
+        shots: dict[bytes, Sequence] = {}
+        for sequence in running:
+            layout, next_token = sequence.layout, sequence.num_computed
+            if layout is not None and layout.starts[layout.span_of(next_token)] < next_token:
+                for digest in self.shots_within(sequence, next_token, next_token + 1):
+                    shots.setdefault(digest, sequence)
+        return shots
+
+    def put_off(self, sequence: Sequence, shots: Mapping[bytes, Sequence]) -> int:
+        """Make the shots that other sequences compute the last ones, and return the first of their tokens.
+
+        Without any, it is the end of the sequence. No sequence waits for one of a lower priority.
+        """
+        layout, spans, order = sequence.layout, sequence.spans, sequence.order_of_shots
+        if layout is None or spans is None or not shots or sequence.num_computed >= layout.query_start:
+            return len(sequence.token_ids)
+        first = layout.num_begun(sequence.num_computed)
+        owners = {shot: shots.get(spans.shots[shot].hashes[-1], sequence) for shot in order[first:]}
+        priority = sequence.account.priority
+        later = [s for s, owner in owners.items() if owner is not sequence and owner.account.priority <= priority]
+        if not later:
+            return len(sequence.token_ids)
+        sooner = [shot for shot in order if shot not in later]
+        return sequence.arrange([*sooner, *later], self.config.block_size).starts[1 + len(sooner)]
 
     def place(self, sequence: Sequence, blocks: list[int]) -> list[int]:
         """Return a block table; `blocks` are in the order of computation."""
@@ -191,7 +230,8 @@ class Memory:
         sequence.media_slots.clear()
 
     def hold(self, sequence: Sequence, media: int, plan: Plan) -> bool:
-        """Hold a slot for every page that a token with this media index reads."""
+        """Hold a slot for every page that a token with this media index reads; return whether this step may read them."""
+        can_be_read = True
         for read in range(media + 1) if self._all_previous else (media,):
             key = sequence.keys[read]
             if key not in sequence.media_slots:
@@ -199,7 +239,8 @@ class Memory:
                 if slot is None:
                     return False
                 sequence.media_slots[key] = slot
-        return True
+            can_be_read = can_be_read and key not in plan.later_pages
+        return can_be_read
 
     def _slot(self, sequence: Sequence, media: int, plan: Plan) -> int | None:
         key, slots = sequence.keys[media], self.media.slots

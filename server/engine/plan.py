@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, abc
 from dataclasses import dataclass, field
 from math import inf
 
@@ -10,28 +10,63 @@ from server.engine.caches import Piece
 from server.engine.sequence import Sequence
 from server.engine.shares import Pace
 
+# stands for a token that only the device knows
+UNKNOWN = 0
+
 
 @dataclass(slots=True)
 class Row:
-    """One sequence's part of a step: `count` tokens from `start`. It `samples` if that reaches the sequence's end."""
+    """One sequence's part of a step: `count` tokens from `start`. It `samples` if that reaches the sequence's end.
+
+    `proposed` tokens, which the sequence does not have yet, follow its own. The row samples after each of them as well.
+    A row whose one token only the device knows `follows` the row with this number of the step before, which samples it.
+    """
 
     sequence: Sequence
     start: int
     count: int
     samples: bool
+    proposed: abc.Sequence[int] = ()
+    follows: int | None = None
+
+    @classmethod
+    def of(cls, sequence: Sequence, count: int, proposed: abc.Sequence[int] = ()) -> Row:
+        """Return the row of a sequence's next `count` tokens, which it has."""
+        end = sequence.num_computed + count
+        return cls(sequence, sequence.num_computed, count, end == len(sequence.token_ids), proposed)
+
+    @property
+    def end(self) -> int:
+        """The position after the last token."""
+        return self.start + self.count + len(self.proposed)
+
+    @property
+    def token_ids(self) -> list[int]:
+        if self.follows is not None:
+            return [UNKNOWN]
+        return [*self.sequence.token_ids[self.start : self.start + self.count], *self.proposed]
+
+    @property
+    def media_index(self) -> list[int]:
+        if self.follows is not None:
+            return self.sequence.media_index[-1:]
+        index = self.sequence.media_index[self.start : self.start + self.count]
+        return index + index[-1:] * len(self.proposed)
 
 
 @dataclass(slots=True)
 class Plan:
     """A step for the runner: rows, pieces of media and copies, and the budgets that are left.
 
-    `max_frames` bounds the frames of a step with rows, `max_frames_idle` those of one without.
+    `max_frames` bounds the frames of a step with rows, `max_frames_idle` those of one without. If it `overlaps`, rows do
+    not wait for media that are encoded next to them.
     """
 
     step: int  # its number
     tokens_left: int
     max_frames: int
     max_frames_idle: int
+    overlaps: bool = False
     rows: list[Row] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)  # blocks (from, to), copied before anything else
@@ -41,9 +76,12 @@ class Plan:
     seats_left: int = 0
     num_newcomer_seats: int = 0  # of these, those for requests of which no sequence runs
     in_progress: set[bytes] = field(default_factory=set)  # hashes of the blocks that are being computed
+    # shots that attend alone and are computed in this step, or are computed in part: by the hashes of their last blocks
+    shots: dict[bytes, Sequence] = field(default_factory=dict)
     work: float = 0.0
     num_frames: int = 0
     frames_by_request: Counter[str] = field(default_factory=Counter)
+    later_pages: set[bytes] = field(default_factory=set)  # keys of media that no row of this step reads
     seconds: float = 0.0  # that the step is expected to take
     max_seconds: float = inf
     # the next piece of a prompt or a media item may take longer: otherwise the smallest one might never run
@@ -58,9 +96,16 @@ class Plan:
             left = min(left, int((self.max_seconds - self.seconds) / self.pace.per_frame))
         return max(left, int(self.may_exceed and not self.pieces))
 
+    @property
+    def reads_its_pages(self) -> bool:
+        """True if rows may read media that are encoded in this step."""
+        return not self.overlaps or any(p.is_last and p.encoding.key not in self.later_pages for p in self.pieces)
+
     def add_piece(self, piece: Piece, request_id: str) -> None:
         """Encode a piece of a media item for a request; others may wait for it too."""
         self.pieces.append(piece)
+        if self.overlaps and self.rows and piece.is_last:
+            self.later_pages.add(piece.encoding.key)
         if piece.count:
             self.frames_by_request[request_id] += piece.count
         self.num_frames += piece.count

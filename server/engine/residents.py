@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import insort
 
+from model.config import FlamingoConfig
 from server.engine.blocks import BlockPool
 from server.engine.caches import MediaCache
 from server.engine.config import EngineConfig
@@ -23,7 +24,7 @@ PATIENCE = 2048
 class Residents:
     """The sequences of all requests, and what they hold."""
 
-    def __init__(self, config: EngineConfig, blocks: BlockPool, media: MediaCache, *, all_previous: bool) -> None:
+    def __init__(self, config: EngineConfig, blocks: BlockPool, media: MediaCache, model: FlamingoConfig) -> None:
         self.config = config
         self.blocks = blocks
         self.media = media
@@ -32,7 +33,7 @@ class Residents:
         self.num_preemptions = 0
         # a client that comes back is before the others until it has had the work of a light request
         self.shares = Shares(credit=2 * config.max_light_tokens)
-        self.memory = Memory(config, blocks, media, all_previous=all_previous)
+        self.memory = Memory(config, blocks, media, model)
         self.copies: list[tuple[int, int]] = []  # of blocks, for the next step
         self.starved: Sequence | None = None  # the oldest that lacks blocks
         self._starved_at = 0.0  # the work that was done for all when its patience began
@@ -147,10 +148,7 @@ class Residents:
 
     def grow(self, plan: Plan, sequence: Sequence, num_tokens: int) -> bool:
         """Extend the block table to `num_tokens`, preempting the last sequences; False if this one cannot run."""
-        num_missing = self.memory.num_blocks_for(sequence, num_tokens) - len(sequence.block_table)
-        if num_missing <= 0:
-            return True
-        while (new_blocks := self._allocate(sequence, num_missing, is_last_resort=plan.is_last_resort)) is None:
+        while not self.extend(sequence, num_tokens, is_last_resort=plan.is_last_resort):
             victim = self._last_idle(plan, sequence)
             if victim is sequence and self.running[-1] is not sequence:
                 self._note_starved(sequence)
@@ -158,8 +156,16 @@ class Residents:
             self.preempt(victim)
             if victim is sequence:
                 return False
-        sequence.block_table += new_blocks
         return True
+
+    def extend(self, sequence: Sequence, num_tokens: int, *, is_last_resort: bool = False) -> bool:
+        """Extend the block table to `num_tokens`, or return False if there are no blocks for them."""
+        num_missing = self.memory.num_blocks_for(sequence, num_tokens) - len(sequence.block_table)
+        if num_missing <= 0:
+            return True
+        new_blocks = self._allocate(sequence, num_missing, is_last_resort=is_last_resort)
+        sequence.block_table += new_blocks or []
+        return new_blocks is not None
 
     def _last_idle(self, plan: Plan, sequence: Sequence) -> Sequence:
         """Return the last sequence that takes no part in this step yet.

@@ -1,14 +1,15 @@
 """The runs of a step's rows: consecutive tokens that attend to the same blocks.
 
 A plain sequence's part of a step is one run. Where shots attend alone, each span has a run of its own: the prefix, every
-shot after the prefix, and the query after all of them. All can be in one step, since a layer stores the keys and values of
-all tokens before it reads any.
+shot after the prefix, and the query after all of them. Where tokens are proposed, each token has one, and is computed as in
+a step of its own. All can be in one step, since a layer stores a token's keys and values before later tokens read any.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from server.engine.plan import Row
 from server.engine.spans import Layout, Part
@@ -19,7 +20,8 @@ class Run:
     """Tokens of one row at these positions, and the blocks that they read: those of other spans, then of their own.
 
     The first token is number `first` of its own span. For the blocks of other spans, `before_positions` has the position of
-    the first token of each, and `before_lengths` how many tokens are in each.
+    the first token of each, `before_lengths` how many tokens are in each, and `before_offsets` by how much that position is
+    after the one for which they were computed.
     """
 
     positions: range
@@ -27,6 +29,7 @@ class Run:
     table: list[int]
     before_positions: Sequence[int] = ()
     before_lengths: Sequence[int] = ()
+    before_offsets: Sequence[int] = ()
 
     @property
     def count(self) -> int:
@@ -51,14 +54,18 @@ class Run:
         """Return the valid tokens of each block; the run's own count as full, as the later ones come after its tokens."""
         return [*self.before_lengths, *[block_size] * (len(self.table) - len(self.before_lengths))]
 
+    def block_offsets(self) -> list[int]:
+        return [*self.before_offsets, *[0] * (len(self.table) - len(self.before_offsets))]
+
 
 def runs_of(rows: Iterable[Row]) -> Iterator[Run]:
     for row in rows:
-        layout, table, stop = row.sequence.layout, row.sequence.block_table, row.start + row.count
-        if layout is None:
-            yield Run(range(row.start, stop), row.start, table)
-        else:
-            yield from (_run(layout, table, part) for part in layout.parts(row.start, stop))
+        layout, table = row.sequence.layout, row.sequence.block_table
+        for start, stop in pairwise(range(row.start, row.end + 1)) if row.proposed else [(row.start, row.end)]:
+            if layout is None:
+                yield Run(range(start, stop), start, table)
+            else:
+                yield from (_run(layout, table, part) for part in layout.parts(start, stop))
 
 
 def _run(layout: Layout, table: list[int], part: Part) -> Run:
@@ -74,4 +81,5 @@ def _run(layout: Layout, table: list[int], part: Part) -> Run:
         table[:num_before] + blocks,
         layout.block_positions[:num_before],
         layout.block_lengths[:num_before],
+        layout.block_offsets[:num_before],
     )

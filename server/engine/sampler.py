@@ -6,36 +6,42 @@ of the parameters. The last logits of each row are read even if nothing is sampl
 finite: other sequences can share what a row wrote into the caches only after that.
 
 Whatever the logits and the parameters are, an id is in the vocabulary, and a row without a permitted token fails alone.
+
+A row with proposed tokens is that of a greedy sequence. It has a result for each of them that is the most likely token, up
+to the first that is not, and for the token that follows them.
 """
 
 from __future__ import annotations
 
-from collections import Counter, abc
+from collections import abc, defaultdict
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain, pairwise
 
 import torch
 from torch import Tensor
 
-from kernels.rows import greedy_argmax
+from kernels.rows import greedy_argmax, greedy_argmax_reference
+from server.engine.choice import Choice, ids_that_end
 from server.engine.plan import Row
 from server.engine.sequence import Sequence
-from server.wire import Sampling, TokenLogprob
+from server.engine.transfers import Downloads, Uploads, upload
+from server.wire import TokenLogprob
 
 NOT_FINITE = "the model's output is not finite"
 NOTHING_PERMITTED = "with the other options, no next token is permitted"
-TINY = torch.finfo(torch.float32).tiny
-# room below infinity, so that no penalty or bias takes a sum there
-LARGEST = torch.finfo(torch.float32).max / 4
 # rows of log-probabilities that are computed at once: a step of prompt tokens times a vocabulary takes hundreds of MB
 ROWS_TOGETHER = 64
 
 
 @dataclass(slots=True)
 class Result:
-    """The result of a row: a token, log-probabilities, or only K/V; or the `error` that fails its sequence."""
+    """A result of a row: a token, log-probabilities, or only K/V; or the `error` that fails its sequence.
+
+    The token of result `number` follows that many proposed tokens.
+    """
 
     row: Row
+    number: int = 0
     token_id: int | None = None
     logprob: TokenLogprob | None = None
     # of tokens start + 1 .. of the prompt, in order
@@ -47,17 +53,74 @@ class Result:
     error: str = ""
     param: str = ""  # the request's field that caused the error
 
+    @property
+    def is_proposed(self) -> bool:
+        """True if the token is the one that was proposed."""
+        proposed = self.row.proposed
+        return self.number < len(proposed) and self.token_id == proposed[self.number]
+
+    @property
+    def num_rejected(self) -> int:
+        """The number of proposed tokens that the row's last result refutes, 0 for the others."""
+        return 0 if self.is_proposed else len(self.row.proposed) - self.number
+
 
 def logit_positions(row: Row) -> range:
-    """Return the positions whose logits are read: those after which log-probabilities are reported, and the last one."""
-    end, scored = row.start + row.count, row.sequence.scored
-    first = max(row.start, scored.start) if row.start < scored.stop else end - 1
-    return range(min(first, end - 1), end)
+    """Return the positions whose logits are read: those after which something is reported or sampled, and the last one."""
+    last, scored = row.start + row.count - 1, row.sequence.scored
+    first = max(row.start, scored.start) if row.start < scored.stop else last
+    return range(min(first, last), row.end)
 
 
 def num_candidates(beam_width: int) -> int:
     """Return how many candidates each beam reports: enough to continue all beams even if each of them could end."""
     return 2 * beam_width
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The results of rows, on their way from the device, where their tokens stay as well, in the order of the rows."""
+
+    by_row: list[list[Result]]
+    to_host: Downloads
+    token_ids: Tensor  # of the results for which one is chosen
+
+    def results(self) -> list[Result]:
+        """Wait for the device, once, and return the results."""
+        self.to_host.finish()
+        return list(chain.from_iterable(map(_verified, self.by_row)))
+
+
+@dataclass(slots=True)
+class StepLogits:
+    """A step's logits [W, V] in float32, of which `positions[i]` has those of result i, from number `starts[i]` on."""
+
+    logits: Tensor
+    results: list[Result]
+    positions: abc.Sequence[range]
+    starts: list[int]
+    to_device: Uploads
+    to_host: Downloads
+    sampled: list[int]  # results for which a token is chosen
+    token_ids: Tensor  # of these results, once they are chosen
+
+    @classmethod
+    def of(cls, results: list[Result], positions: abc.Sequence[range], logits: Tensor) -> StepLogits:
+        logits, starts = logits.float(), list(accumulate(map(len, positions), initial=0))
+        rows, copies = [result.row for result in results], (Uploads(logits.device), Downloads())
+        sampled = [i for i, row in enumerate(rows) if row.samples and not row.sequence.targets]
+        return cls(logits, results, positions, starts, *copies, sampled, token_ids=logits.new_empty(0))
+
+    def last(self, index: int) -> int:
+        """Return the number of a result's last logits."""
+        return self.starts[index + 1] - 1
+
+    def take(self, numbers: abc.Sequence[int], on_device: Tensor) -> Tensor:
+        """Return the logits with these numbers; consecutive ones are a view."""
+        first, count = numbers[0], len(numbers)
+        if numbers[-1] - first == count - 1 and list(numbers) == list(range(first, first + count)):
+            return self.logits[first : first + count]
+        return self.logits[on_device]
 
 
 class Sampler:
@@ -67,113 +130,128 @@ class Sampler:
         self._suppressed = torch.tensor(suppressed_ids, dtype=torch.long)
         self._eos = list(eos_ids)
 
-    def read(self, rows: abc.Sequence[Row], positions: abc.Sequence[range], logits: Tensor) -> list[Result]:
-        """Read logits [W, V] of the model's dtype, of which `len(positions[i])` belong to row i. They are overwritten."""
-        if len(logits) == len(rows) and all(map(_reads_greedy_token, rows)):
-            return self._read_greedy(rows, logits)
-        logits = logits.float()
-        results = [Result(row) for row in rows]
-        parts = logits.split(list(map(len, positions)))
-        # a row's maximum is NaN if any of its logits is
-        is_finite = logits.amax(-1).isfinite()
-        sampling = [i for i, row in enumerate(rows) if row.samples and not row.sequence.targets]
-        token_ids, is_permitted = self._choose([results[i] for i in sampling], [parts[i][-1] for i in sampling])
-        for i, token_id, is_row_permitted in zip(sampling, token_ids.tolist(), is_permitted.tolist(), strict=True):
-            results[i].token_id = token_id
-            if not is_row_permitted:
-                results[i].error, results[i].param = _refusal(rows[i].sequence)
-        for result, is_part_finite in zip(results, is_finite.split(list(map(len, positions))), strict=True):
-            if not bool(is_part_finite.all()):
-                result.error, result.param = NOT_FINITE, ""
-        _report_logprobs(results, positions, parts)
-        _report_targets(results, positions, logits)
-        return results
+    def read(
+        self,
+        rows: abc.Sequence[Row],
+        positions: abc.Sequence[range],
+        logits: Tensor,
+        greedy: abc.Sequence[Tensor] = (),
+    ) -> Reading:
+        """Begin to read logits [W, V] of the model's dtype, of which `len(positions[i])` belong to row i.
 
-    def _read_greedy(self, rows: abc.Sequence[Row], logits: Tensor) -> list[Result]:
-        token_ids, is_finite = self.greedy(logits)
-        return [
-            Result(row, token_id=token_id if row.samples else None, error="" if is_row_finite else NOT_FINITE)
-            for row, token_id, is_row_finite in zip(rows, token_ids.tolist(), is_finite.tolist(), strict=True)
-        ]
+        They are overwritten. `greedy` is what that method gives for these logits, if it was called.
+        """
+        by_row = [[Result(row, number) for number in range(1 + len(row.proposed))] for row in rows]
+        results = list(chain.from_iterable(by_row))
+        if len(logits) == len(results) and all(map(_reads_greedy_token, rows)):
+            token_ids, is_finite = greedy or self.greedy(logits)
+            to_host = Downloads()
+            to_host.add([token_ids, is_finite], _note_greedy, results)
+        else:
+            step = StepLogits.of(results, _own_positions(results, positions), logits)
+            self._read_all(step)
+            token_ids, to_host = step.token_ids, step.to_host
+        to_host.begin()
+        return Reading(by_row, to_host, token_ids)
 
-    def _choose(self, results: list[Result], logits: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Sample for each result, as `sample` does. Beams get candidates as well."""
-        sequences = [result.row.sequence for result in results]
-        for result, sequence, row in zip(results, sequences, logits, strict=True):
-            if width := sequence.sampling.beam_width:
-                logprobs = row.log_softmax(-1)
-                self._keep_from_ending(logprobs, sequence)
-                result.candidates = self.candidates(logprobs, num_candidates(width))
-        return self.sample(torch.stack(logits), sequences) if logits else (torch.empty(0), torch.empty(0))
+    def _read_all(self, step: StepLogits) -> None:
+        self._choose(step)
+        # a row's maximum is NaN if any of its logits is; the logits themselves need not stay until the results are there
+        step.to_host.add([step.logits.amax(-1).isfinite()], _note_broken, step.results, step.starts)
+        _report_prompts(step)
+        _report_sampled(step)
+        _report_targets(step)
+        step.to_device.run()
+
+    def _choose(self, step: StepLogits) -> None:
+        """Choose a token for each result that is sampled. Beams get candidates as well."""
+        if not step.sampled:
+            return
+        self._continue_beams(step)
+        sequences, numbers = [step.results[i].row.sequence for i in step.sampled], list(map(step.last, step.sampled))
+        choice = Choice(sequences, self._eos, step.logits.shape[1])
+
+        def choose(on_device: Tensor, *tables: Tensor) -> None:
+            logits = step.logits.index_select(0, on_device)
+            step.token_ids, is_permitted = self._token_ids(logits, choice, tables)
+            step.to_host.add([step.token_ids, is_permitted], _note_tokens, [step.results[i] for i in step.sampled])
+
+        step.to_device.add([torch.tensor(numbers), *choice.tables], choose)
+
+    def _token_ids(self, logits: Tensor, choice: Choice, tables: abc.Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        logits.index_fill_(1, self._suppressed_on(logits.device), -torch.inf)
+        return choice.token_ids(logits, *tables)
 
     def sample(self, logits: Tensor, sequences: abc.Sequence[Sequence]) -> tuple[Tensor, Tensor]:
-        """Float32 logits [S, V], overwritten -> token ids [S], and whether each row permits a token; else its id is any.
+        """Float32 logits [S, V], overwritten -> token ids [S], and whether each row permits a token; else its id is any."""
+        choice = Choice(sequences, self._eos, logits.shape[1])
+        return self._token_ids(logits, choice, upload(choice.tables, logits.device))
 
-        Nothing here makes the host wait for the device.
-        """
-        logits.index_fill_(1, self._suppressed_on(logits.device), -torch.inf)
-        for row, sequence in zip(logits, sequences, strict=True):
-            self._shape(row, sequence)
-        token_ids = logits.argmax(-1)
-        is_permitted = logits.gather(1, token_ids[:, None])[:, 0].isfinite()
-        random_rows = [i for i, sequence in enumerate(sequences) if sequence.sampling.is_random]
-        for truncate in (False, True):
-            if rows := [i for i in random_rows if _is_truncated(sequences[i].sampling) == truncate]:
-                uniform = [sequences[i].random.random() for i in rows]
-                samplings = [sequences[i].sampling for i in rows]
-                token_ids[rows] = draw(logits[rows], samplings, uniform, truncate=truncate)
-        return token_ids, is_permitted
-
-    def greedy(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [S, V], overwritten, of greedy sequences -> token ids [S], and whether each row is finite."""
-        return greedy_argmax(logits, self._suppressed_on(logits.device))
+    def greedy(self, logits: Tensor, *, keeps_logits: bool = False) -> tuple[Tensor, Tensor]:
+        """Logits [S, V] of greedy sequences, overwritten unless kept -> token ids [S], and whether each row is finite."""
+        find = greedy_argmax_reference if keeps_logits else greedy_argmax
+        return find(logits, self._suppressed_on(logits.device))
 
     def _suppressed_on(self, device: torch.device) -> Tensor:
         if self._suppressed.device != device:
-            self._suppressed = self._suppressed.to(device)
+            (self._suppressed,) = upload([self._suppressed], device)
         return self._suppressed
 
-    def candidates(self, logprobs: Tensor, count: int) -> list[tuple[int, float]]:
-        """Return a beam's `count` best next tokens, or all there are, from its log-probabilities [V], best first."""
-        allowed = logprobs.index_fill(0, self._suppressed_on(logprobs.device), -torch.inf)
-        values, ids = allowed.topk(min(count, len(allowed)))
-        pairs = zip(ids.tolist(), values.tolist(), strict=True)
-        return [(token_id, logprob) for token_id, logprob in pairs if logprob > -torch.inf]
+    def _continue_beams(self, step: StepLogits) -> None:
+        by_width: dict[int, list[int]] = defaultdict(list)
+        for i in step.sampled:
+            if width := step.results[i].row.sequence.sampling.beam_width:
+                by_width[width].append(i)
+        for width, rows in by_width.items():
+            self._continue_group(step, rows, num_candidates(width))
 
-    def _shape(self, row: Tensor, sequence: Sequence) -> None:
-        sampling = sequence.sampling
-        if (matcher := sequence.matcher) is not None:
-            ends = matcher.must_end(sampling.max_tokens - sequence.num_output_tokens, sampling.max_tokens)
-            allowed = torch.from_numpy(matcher.allowed(len(row), ends=ends))
-            row.masked_fill_(~allowed.to(row.device), -torch.inf)
-        self._keep_from_ending(row, sequence)
-        if sampling.logit_bias:
-            ids = list(sampling.logit_bias)
-            row[ids] += torch.tensor([sampling.logit_bias[i] for i in ids], device=row.device)
-        if sampling.repetition_penalty != 1:
-            _penalise_repetition(row, set(sequence.token_ids), sampling.repetition_penalty)
-        if sampling.presence_penalty or sampling.frequency_penalty:
-            _penalise_presence(row, Counter(sequence.token_ids[sequence.num_prompt_tokens :]), sampling)
+    def _continue_group(self, step: StepLogits, rows: list[int], count: int) -> None:
+        results, numbers = [step.results[i] for i in rows], list(map(step.last, rows))
+        endings = [ids_that_end(result.row.sequence, self._eos) for result in results]
+        beams, ids = [beam for beam, ids in enumerate(endings) for _ in ids], [i for ids in endings for i in ids]
 
-    def _keep_from_ending(self, row: Tensor, sequence: Sequence) -> None:
-        """Forbid the tokens that end the sequence, logits or log-probabilities [V], before `min_tokens`."""
-        if sequence.num_output_tokens < sequence.sampling.min_tokens:
-            row[self._eos + list(sequence.sampling.stop_token_ids)] = -torch.inf
+        def continue_beams(on_device: Tensor, forbidden: Tensor) -> None:
+            logprobs = step.take(numbers, on_device).log_softmax(-1)
+            logprobs[forbidden[0], forbidden[1]] = -torch.inf
+            step.to_host.add(self.candidates(logprobs, count), _note_candidates, results)
+
+        step.to_device.add([torch.tensor(numbers), torch.tensor([beams, ids], dtype=torch.int64)], continue_beams)
+
+    def candidates(self, logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return the values and ids of each beam's `count` best next tokens, or of all there are, best first.
+
+        They come from its log-probabilities [R, V]; those that are not permitted have minus infinity.
+        """
+        allowed = logprobs.index_fill(1, self._suppressed_on(logprobs.device), -torch.inf)
+        values, ids = allowed.topk(min(count, allowed.shape[1]))
+        return values, ids
 
 
 def _reads_greedy_token(row: Row) -> bool:
     """Return whether at most the most likely token is read from the row's logits."""
     sequence = row.sequence
     reports_logprobs = sequence.targets or sequence.sampling.logprobs is not None or sequence.wants_prompt_logprobs
-    return not reports_logprobs and (not row.samples or is_greedy(sequence))
+    return not reports_logprobs and (not row.samples or sequence.is_greedy)
 
 
-def is_greedy(sequence: Sequence) -> bool:
-    """Return whether the next token is the most likely one, with no change to the logits but suppressed ids."""
-    sampling = sequence.sampling
-    is_shaped = sequence.matcher is not None or sequence.num_output_tokens < sampling.min_tokens or sampling.logit_bias
-    is_penalised = sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
-    return not (sampling.is_random or sampling.beam_width or is_shaped or is_penalised)
+def _own_positions(results: abc.Sequence[Result], positions: abc.Sequence[range]) -> list[range]:
+    """Return the positions of each row's own tokens for its first result, and of a proposed token for each later one."""
+    firsts = iter(positions)
+    ends = [result.row.start + result.row.count + result.number for result in results]
+    return [range(end - 1 if r.number else next(firsts).start, end) for r, end in zip(results, ends, strict=True)]
+
+
+def _verified(results: list[Result]) -> list[Result]:
+    """Return a row's results up to the first whose token was not proposed; the later ones follow a wrong token.
+
+    If one of these has failed, it is the only one.
+    """
+    num_verified = 1 + next((i for i, result in enumerate(results) if not result.is_proposed), 0)
+    for result in results[:num_verified]:
+        if result.error:
+            results[0].error, results[0].param = result.error, result.param
+            return results[:1]
+    return results[:num_verified]
 
 
 def _refusal(sequence: Sequence) -> tuple[str, str]:
@@ -183,114 +261,125 @@ def _refusal(sequence: Sequence) -> tuple[str, str]:
     return f"min_tokens: {NOTHING_PERMITTED}", "min_tokens"
 
 
-def _penalise_repetition(row: Tensor, seen: set[int], penalty: float) -> None:
-    """Divide positive logits of seen tokens, prompt included, and multiply negative ones (CTRL, Keskar et al., 2019)."""
-    ids = torch.tensor(sorted(seen), device=row.device)
-    values, penalty = row[ids], max(penalty, TINY)  # 0 times minus infinity would be NaN
-    row[ids] = torch.where(values > 0, values / penalty, values * penalty).clamp(max=LARGEST)
+def _note_greedy(results: list[Result], token_ids: Tensor, is_finite: Tensor) -> None:
+    for result, token_id, is_row_finite in zip(results, token_ids.tolist(), is_finite.tolist(), strict=True):
+        result.token_id = token_id if result.row.samples else None
+        result.error = "" if is_row_finite else NOT_FINITE
 
 
-def _penalise_presence(row: Tensor, counts: Counter[int], sampling: Sampling) -> None:
-    """Penalise generated tokens, by presence once and by frequency once per occurrence (OpenAI's definition)."""
-    if not counts:
-        return
-    ids = torch.tensor(list(counts), device=row.device)
-    occurrences = torch.tensor(list(counts.values()), dtype=row.dtype, device=row.device)
-    row[ids] -= sampling.presence_penalty + sampling.frequency_penalty * occurrences
+def _note_tokens(results: list[Result], token_ids: Tensor, is_permitted: Tensor) -> None:
+    for result, token_id, is_row_permitted in zip(results, token_ids.tolist(), is_permitted.tolist(), strict=True):
+        result.token_id = token_id
+        if not is_row_permitted and not result.error:
+            result.error, result.param = _refusal(result.row.sequence)
 
 
-def _is_truncated(sampling: Sampling) -> bool:
-    return bool(sampling.top_k or sampling.top_p < 1 or sampling.min_p)
+def _note_broken(results: list[Result], starts: list[int], is_finite: Tensor) -> None:
+    are_finite = is_finite.tolist()
+    for result, (first, end) in zip(results, pairwise(starts), strict=True):
+        if not all(are_finite[first:end]):
+            result.error, result.param = NOT_FINITE, ""
 
 
-def draw(rows: Tensor, samplings: abc.Sequence[Sampling], uniform: abc.Sequence[float], *, truncate: bool) -> Tensor:
-    """Sample by inverse transform: logits [R, V] and a number in [0, 1) per row -> token ids [R].
-
-    With `truncate`, tokens are sorted by probability, and those outside top-k, top-p or min-p get none.
-    """
-    # the largest becomes 0 first: no temperature takes it to infinity
-    scaled = (rows - rows.amax(-1, keepdim=True)) / _column([s.temperature for s in samplings], rows)
-    if not truncate:
-        return _invert(scaled.softmax(-1), uniform)
-    values, ids = scaled.sort(dim=-1, descending=True, stable=True)
-    probs = values.softmax(-1)
-    before = probs.cumsum(-1) - probs  # the token whose probability reaches top-p is kept
-    rank = torch.arange(probs.shape[-1], device=probs.device)
-    keep = rank < _column([s.top_k or probs.shape[-1] for s in samplings], rows)
-    keep &= before < _column([s.top_p for s in samplings], rows)
-    keep &= probs >= _column([s.min_p for s in samplings], rows) * probs[:, :1]
-    keep[:, 0] = True
-    return ids.gather(1, _invert(torch.where(keep, probs, 0), uniform)[:, None])[:, 0]
+def _note_candidates(results: list[Result], values: Tensor, ids: Tensor) -> None:
+    for result, row_ids, row_values in zip(results, ids.tolist(), values.tolist(), strict=True):
+        pairs = zip(row_ids, row_values, strict=True)
+        result.candidates = [(token_id, logprob) for token_id, logprob in pairs if logprob > -torch.inf]
 
 
-def _column(values: abc.Sequence[float], rows: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=rows.device)[:, None]
+def _report_sampled(step: StepLogits) -> None:
+    """Report the log-probabilities of sampled tokens: rows with as many alternatives together."""
+    by_number: dict[int, list[int]] = defaultdict(list)
+    for index, i in enumerate(step.sampled):
+        if (num_top := step.results[i].row.sequence.sampling.logprobs) is not None:
+            by_number[num_top].append(index)
+    for num_top, indices in by_number.items():
+        for first in range(0, len(indices), ROWS_TOGETHER):
+            _report_group(step, indices[first : first + ROWS_TOGETHER], num_top)
 
 
-def _invert(weights: Tensor, uniform: abc.Sequence[float]) -> Tensor:
-    """Return the first index of each row [V] at which the running sum exceeds that fraction of the row's sum.
+def _report_group(step: StepLogits, indices: list[int], num_top: int) -> None:
+    rows = [step.sampled[index] for index in indices]
+    numbers = list(map(step.last, rows))
 
-    Of a row with NaN, it returns any index.
-    """
-    cumulative = weights.double().cumsum(-1)
-    total = cumulative[:, -1:].contiguous()
-    targets = torch.tensor(uniform, dtype=torch.float64, device=weights.device)[:, None] * total
-    index = torch.searchsorted(cumulative, targets, right=True)
-    last = torch.searchsorted(cumulative, total)  # rounding may take a target past the last token with a weight
-    return torch.minimum(index, last).clamp(max=weights.shape[-1] - 1)[:, 0]
+    def report(on_device: Tensor, among_sampled: Tensor) -> None:
+        logprobs = step.take(numbers, on_device).log_softmax(-1)
+        token_ids = step.token_ids[among_sampled]
+        step.to_host.add(token_logprobs(logprobs, token_ids, num_top), _note_logprobs, [step.results[i] for i in rows])
+
+    step.to_device.add([torch.tensor(numbers), torch.tensor(indices)], report)
 
 
-def _report_logprobs(results: list[Result], positions: abc.Sequence[range], parts: abc.Sequence[Tensor]) -> None:
-    """Set the log-probabilities of prompts and of sampled tokens that the requests ask for."""
-    for result, span, part in zip(results, positions, parts, strict=True):
-        if result.error:
+def _note_logprobs(results: list[Result], *values: Tensor) -> None:
+    for result, logprob in zip(results, _logprobs(*values), strict=True):
+        result.logprob = None if result.error else logprob
+
+
+def _report_prompts(step: StepLogits) -> None:
+    """Report the log-probabilities of the prompt tokens that follow each position; none follows the last one."""
+    for result, positions, start in zip(step.results, step.positions, step.starts, strict=False):
+        sequence = result.row.sequence
+        if not sequence.wants_prompt_logprobs:
             continue
-        sampling = result.row.sequence.sampling
-        if result.row.sequence.wants_prompt_logprobs:
-            result.prompt_logprobs = _prompt_logprobs(result.row, span, part)
-        if sampling.logprobs is not None and result.token_id is not None:
-            row = part[-1:].log_softmax(-1)
-            (result.logprob,) = token_logprobs(row, [result.token_id], [sampling.logprobs])
+        following = [sequence.token_ids[at + 1] for at in positions if at + 1 < sequence.num_prompt_tokens]
+        for first in range(0, len(following), ROWS_TOGETHER):
+            _report_prompt(step, result, start + first, following[first : first + ROWS_TOGETHER])
 
 
-def _prompt_logprobs(row: Row, positions: range, logits: Tensor) -> list[TokenLogprob]:
-    """Return the log-probabilities of the prompt tokens that follow `positions`; none follows the last prompt token."""
-    sequence = row.sequence
-    following = [sequence.token_ids[at + 1] for at in positions if at + 1 < sequence.num_prompt_tokens]
-    num_top = sequence.sampling.prompt_logprobs or 0
-    reported: list[TokenLogprob] = []
-    for part in logits[: len(following)].split(ROWS_TOGETHER):
-        ids = following[len(reported) : len(reported) + len(part)]
-        reported += token_logprobs(part.log_softmax(-1), ids, [num_top] * len(ids))
-    return reported
+def _report_prompt(step: StepLogits, result: Result, start: int, following: list[int]) -> None:
+    num_top = result.row.sequence.sampling.prompt_logprobs or 0
+
+    def report(token_ids: Tensor) -> None:
+        logprobs = step.logits[start : start + len(following)].log_softmax(-1)
+        step.to_host.add(token_logprobs(logprobs, token_ids, num_top), _note_prompt, result)
+
+    step.to_device.add([torch.tensor(following)], report)
 
 
-def _report_targets(results: list[Result], positions: abc.Sequence[range], logits: Tensor) -> None:
-    """Set the targets' log-probabilities, of many rows at once: many candidates are a step of many short rows."""
-    starts = accumulate(map(len, positions), initial=0)
+def _note_prompt(result: Result, *values: Tensor) -> None:
+    if not result.error:
+        result.prompt_logprobs += _logprobs(*values)
+
+
+def _report_targets(step: StepLogits) -> None:
+    """Report the targets' log-probabilities, of many rows at once: many candidates are a step of many short rows."""
     targets = [
-        (result, position, start + offset, result.row.sequence.targets[position])
-        for result, start, span in zip(results, starts, positions, strict=False)
+        (result, position, start + offset)
+        for result, start, span in zip(step.results, step.starts, step.positions, strict=False)
         for offset, position in enumerate(span)
-        if position in result.row.sequence.targets and not result.error
+        if position in result.row.sequence.targets
     ]
     for first in range(0, len(targets), ROWS_TOGETHER):
-        group = targets[first : first + ROWS_TOGETHER]
-        logprobs = logits[[row for _, _, row, _ in group]].log_softmax(-1)
-        rows = [row for row, (_, _, _, ids) in enumerate(group) for _ in ids]
-        values = iter(logprobs[rows, [i for _, _, _, ids in group for i in ids]].tolist())
-        for result, position, _, ids in group:
-            result.target_logprobs[position] = [next(values) for _ in ids]
+        _report_target_group(step, targets[first : first + ROWS_TOGETHER])
 
 
-def token_logprobs(logprobs: Tensor, token_ids: abc.Sequence[int], num_top: abc.Sequence[int]) -> list[TokenLogprob]:
-    """Log-probabilities [W, V] and the token of each row -> what is reported, with `num_top` alternatives per row."""
-    if not token_ids:
-        return []
-    token_values = logprobs.gather(1, torch.tensor(token_ids, device=logprobs.device)[:, None])[:, 0].tolist()
-    max_top = min(max(num_top), logprobs.shape[-1])
-    values, ids = logprobs.topk(max_top) if max_top else (logprobs[:, :0], logprobs[:, :0].long())
-    tops = [
-        list(zip(i[:n], v[:n], strict=True)) for i, v, n in zip(ids.tolist(), values.tolist(), num_top, strict=True)
-    ]
-    return [TokenLogprob(t, value, top) for t, value, top in zip(token_ids, token_values, tops, strict=True)]
+def _report_target_group(step: StepLogits, group: list[tuple[Result, int, int]]) -> None:
+    ids_of_rows = [result.row.sequence.targets[position] for result, position, _ in group]
+    rows, ids = [row for row, ids in enumerate(ids_of_rows) for _ in ids], [i for ids in ids_of_rows for i in ids]
+    numbers = [number for _, _, number in group]
+
+    def report(on_device: Tensor, index: Tensor) -> None:
+        logprobs = step.take(numbers, on_device).log_softmax(-1)
+        step.to_host.add([logprobs[index[0], index[1]]], _note_targets, group)
+
+    step.to_device.add([torch.tensor(numbers), torch.tensor([rows, ids], dtype=torch.int64)], report)
+
+
+def _note_targets(group: list[tuple[Result, int, int]], values: Tensor) -> None:
+    remaining = iter(values.tolist())
+    for result, position, _ in group:
+        logprobs = [next(remaining) for _ in result.row.sequence.targets[position]]
+        if not result.error:
+            result.target_logprobs[position] = logprobs
+
+
+def token_logprobs(logprobs: Tensor, token_ids: Tensor, num_top: int) -> list[Tensor]:
+    """Log-probabilities [R, V] and the token of each row -> ids, values, and those of the `num_top` best ones [R, n]."""
+    values, num_top = logprobs.gather(1, token_ids[:, None])[:, 0], min(num_top, logprobs.shape[1])
+    top_values, top_ids = logprobs.topk(num_top) if num_top else (logprobs[:, :0], token_ids[:, None][:, :0])
+    return [token_ids, values, top_ids, top_values]
+
+
+def _logprobs(token_ids: Tensor, values: Tensor, top_ids: Tensor, top_values: Tensor) -> list[TokenLogprob]:
+    tops = [list(zip(*pair, strict=True)) for pair in zip(top_ids.tolist(), top_values.tolist(), strict=True)]
+    return [TokenLogprob(*of) for of in zip(token_ids.tolist(), values.tolist(), tops, strict=True)]

@@ -16,6 +16,8 @@ from collections.abc import Callable, Collection
 from math import inf
 from operator import attrgetter
 
+from server.engine.ahead import rows_after
+from server.engine.lookup import num_worthwhile
 from server.engine.plan import Group, Plan, Row
 from server.engine.residents import Residents
 from server.engine.sequence import Sequence
@@ -42,7 +44,12 @@ LONE_SECONDS = 2.0
 class Scheduler:
     """Fills each step with rows of the residents."""
 
-    def __init__(self, residents: Residents, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        residents: Residents,
+        clock: Callable[[], float] = time.perf_counter,
+        never_proposed: Collection[int] = (),
+    ) -> None:
         self.config, self.running, self.waiting = residents.config, residents.running, residents.waiting
         self._residents = residents
         self._blocks, self._media = residents.blocks, residents.media
@@ -50,6 +57,7 @@ class Scheduler:
         self._step = 0
         self.pace = Pace()
         self._clock = clock
+        self._never_proposed = never_proposed  # ids that are never sampled, or end an answer
         self._met = -inf  # when two requests were there at once
         self._credits = [0.0, 0.0]  # seconds that heavy sequences may run next to light ones: decoding, prompts
 
@@ -63,6 +71,25 @@ class Scheduler:
         # side work encodes media next to the rows
         plan.max_seconds = (1 + HEAVY_SHARE) * plan.seconds if plan.rows else self.config.step_seconds
         plan.may_exceed = True
+        return plan
+
+    def schedule_after(self, before: Plan) -> Plan | None:
+        """Return the step after one whose results are not known yet: the next token of each of its sequences.
+
+        None if it may have to be another one, because something waits, or if it depends on the results.
+        """
+        rows = rows_after(before, len(self.running), may_propose=bool(self.config.speculative_tokens))
+        if not rows or self._residents.starved or any(map(self._memory.resolve, self.waiting)):
+            return None
+        seconds = self.pace.fixed + self.pace.per_work * sum(work_of(1, row.start) for row in rows)
+        if seconds > self._short_step() or len(rows) > self.config.max_tokens_per_step:
+            return None
+        # they preempt no other sequence
+        if not all(self._residents.extend(row.sequence, row.end) for row in rows):
+            return None
+        plan = self._begin_step()
+        for row in rows:
+            self._add_row(plan, row)
         return plan
 
     def learn(self, plan: Plan, seconds: float) -> None:
@@ -82,11 +109,12 @@ class Scheduler:
         self._residents.free_seat()
         config = self.config
         budgets = config.max_tokens_per_step, config.max_frames_per_step, config.max_frames_idle
-        plan = Plan(self._step, *budgets, copies=self._residents.copies, pace=self.pace)
+        plan = Plan(self._step, *budgets, config.overlaps, copies=self._residents.copies, pace=self.pace)
         self._residents.copies = []
         plan.seconds = self.pace.fixed
         plan.seats_left = self._residents.num_admissible()
         plan.in_progress = self._memory.next_blocks(self.running) if self.waiting else set()
+        plan.shots = self._memory.shots_in_part(self.running)
         return plan
 
     def _can_run_together(self, plan: Plan) -> bool:
@@ -210,11 +238,11 @@ class Scheduler:
     def commit(self, plan: Plan, failed: Collection[Sequence] = ()) -> None:
         """Note that the step's keys and values are computed: publish full blocks, release media that no later token reads.
 
-        Blocks of `failed` sequences are not published.
+        Blocks of `failed` sequences are not published, nor those of sequences that have ended since the step was launched.
         """
         for row in plan.rows:
             sequence = row.sequence
-            if sequence in failed:
+            if sequence in failed or sequence.is_finished:
                 continue
             sequence.num_computed += row.count
             sequence.num_scored = max(sequence.num_scored, sequence.num_computed)
@@ -222,12 +250,36 @@ class Scheduler:
             if row.start < sequence.num_prompt_tokens:  # later tokens read the same media as the prompt's last
                 self._memory.release_read_media(sequence)
 
+    def accept(self, sequence: Sequence) -> None:
+        """Note that the last step has computed a sequence's last token too, which was proposed."""
+        if not sequence.is_waiting:  # otherwise it was preempted after the step
+            sequence.num_computed += 1
+            self._memory.publish(sequence, sequence.num_computed - 1)
+
     def _run(self, plan: Plan, sequence: Sequence) -> None:
         """Add a row of a running sequence, if it can run."""
         self._memory.skip_cached(sequence)
         count = self._num_runnable(sequence, plan)
         if count and self._residents.grow(plan, sequence, sequence.num_computed + count):
-            self._add_row(plan, sequence, count)
+            self._add_row(plan, Row.of(sequence, count, self._propose(plan, sequence)))
+
+    def _propose(self, plan: Plan, sequence: Sequence) -> list[int]:
+        """Return tokens that probably follow a decoding sequence: those that gain more time than they cost."""
+        num_left = sequence.sampling.max_tokens - sequence.num_output_tokens
+        limit = min(self.config.speculative_tokens, num_left - 1, plan.tokens_left - len(self.running))
+        is_decoding = sequence.num_output_tokens > 0 and sequence.num_left == 1
+        if limit <= 0 or not (is_decoding and sequence.is_greedy):
+            return []
+        # a proposed token takes as long as that of another sequence would
+        seconds = work_of(1, sequence.num_computed) * self.pace.per_work
+        token_seconds = self.pace.fixed / len(self.running) + seconds
+        lookup = sequence.updated_lookup()
+        count = num_worthwhile(lookup.hit_share, seconds / token_seconds if token_seconds else 0.0, limit)
+        while count and plan.seconds + (1 + count) * seconds > plan.max_seconds:
+            count -= 1
+        proposed = lookup.predict(count, self._never_proposed)
+        # they preempt no other sequence
+        return proposed if self._residents.extend(sequence, sequence.num_computed + 1 + len(proposed)) else []
 
     def _try_to_admit(self, plan: Plan, sequence: Sequence) -> bool:
         """Admit a waiting sequence if it can run; return False if those after it must wait for it."""
@@ -249,24 +301,25 @@ class Scheduler:
         if count or len(plan.pieces) > num_pieces:
             self._admit(plan, sequence, num_cached_media)
             if count:
-                self._add_row(plan, sequence, count)
+                self._add_row(plan, Row.of(sequence, count))
             plan.in_progress |= self._memory.next_blocks([sequence])
         else:
             self._memory.release(sequence)
         return True
 
-    def _add_row(self, plan: Plan, sequence: Sequence, count: int) -> None:
-        start = sequence.num_computed
-        samples = start + count == len(sequence.token_ids)
+    def _add_row(self, plan: Plan, row: Row) -> None:
+        sequence, start, count, proposed = row.sequence, row.start, row.count, row.proposed
         if count == 1:
-            work = num_tokens = 2 + start / CONTEXT_PER_TOKEN
+            work = num_tokens = (1 + len(proposed)) * work_of(1, start)
         else:
             # while a prompt is computed its need stays the same, so that prompts of one length take turns by age
             work, num_tokens = work_of(count, start, count if start < sequence.scored.stop else 1), count
-        plan.rows.append(Row(sequence, start, count, samples))
+        plan.rows.append(row)
+        for shot in self._memory.shots_within(sequence, start, start + count):
+            plan.shots.setdefault(shot, sequence)
         if self.waiting and sequence.layout is not None:
             plan.in_progress |= self._memory.blocks_of_shots(sequence, start, start + count)
-        plan.tokens_left -= count
+        plan.tokens_left -= count + len(proposed)
         plan.work += work
         plan.seconds += work * plan.pace.per_work
         plan.may_exceed = False
@@ -296,17 +349,19 @@ class Scheduler:
 
     def _num_runnable(self, sequence: Sequence, plan: Plan) -> int:
         """Return how many tokens can run now: within the budgets, up to the first whose media are not available."""
+        end = len(sequence.token_ids) if plan.is_last_resort else self._memory.put_off(sequence, plan.shots)
         start, media_index = sequence.num_computed, sequence.media_index
-        count = min(len(sequence.token_ids) - start, plan.tokens_left)
+        count = min(end - start, plan.tokens_left)
         if count > 0 and plan.max_seconds < inf:
             count = self._num_in_time(sequence, plan, count)
-        if count <= 0:
-            return 0  # without budget, or a beam that waits for the others, or a stem
+        if count <= 0:  # without budget, or a beam that waits for the others, or a stem, or one that waits for shots
+            return 0
         num_frames = plan.num_frames
         for media in range(max(media_index[start], 0), media_index[start + count - 1] + 1):
             if not self._memory.hold(sequence, media, plan):
-                count = max(sequence.first_token_of(media), start) - start
-                break
+                count = min(count, max(sequence.first_token_of(media), start) - start)
+                if sequence.keys[media] not in plan.later_pages:
+                    break
         if plan.num_frames > num_frames:
             work = (plan.num_frames - num_frames) * TOKENS_PER_FRAME
             self._shares.charge(sequence.account, work, work)

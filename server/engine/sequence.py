@@ -8,8 +8,10 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from model.config import AlonePositions
 from model.prompt import EncodedPrompt
 from server.engine.blocks import block_hash
+from server.engine.lookup import Lookup
 from server.engine.shares import Account
 from server.engine.spans import Layout, Spans
 from server.grammar import Matcher
@@ -32,7 +34,7 @@ class Sequence:
     """Tokens [0, num_computed) have their K/V in `block_table`; the rest are to be computed, and the last is sampled from.
 
     If its prompt's shots attend alone, it has `spans` once the content of its media is known, and tokens, sources and keys
-    are in the order of the `layout`, which may change while the sequence holds no blocks. With `targets`, nothing is
+    are in the order of the `layout`, in which shots that are not begun may change places. With `targets`, nothing is
     sampled: they map a position to the ids whose log-probabilities after it are reported.
     """
 
@@ -85,6 +87,7 @@ class Sequence:
         self.spans: Spans | None = None
         self.layout: Layout | None = None
         self.order_of_shots: list[int] = []  # in which they are computed; numbers are those of `spans`
+        self.lookup: Lookup | None = None  # from its second token on, if its tokens are proposed
         self._hashes: list[bytes] = []  # of the full blocks, in order
 
     @property
@@ -94,6 +97,25 @@ class Sequence:
     @property
     def num_encoded_media(self) -> int:
         return len(set(self.keys)) - self.num_cached_media
+
+    @property
+    def is_greedy(self) -> bool:
+        """True if the next token is the most likely one, with no change to the logits but suppressed ids."""
+        sampling = self.sampling
+        is_shaped = self.matcher is not None or self.num_output_tokens < sampling.min_tokens or sampling.logit_bias
+        return not (sampling.is_random or sampling.beam_width or is_shaped or self.is_penalised)
+
+    @property
+    def needs_last_token(self) -> bool:
+        """True if the host has to know each token before the next one can be chosen."""
+        sampling = self.sampling
+        is_shaped = self.matcher is not None or self.num_output_tokens < sampling.min_tokens
+        return bool(is_shaped or self.is_penalised or sampling.beam_width or self.targets)
+
+    @property
+    def is_penalised(self) -> bool:
+        sampling = self.sampling
+        return bool(sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty)
 
     @property
     def is_computed(self) -> bool:
@@ -118,11 +140,19 @@ class Sequence:
         self.token_ids.append(token_id)
         self.media_index.append(self.media_index[-1])
 
-    def identify(self, keys: list[bytes], block_size: int) -> None:
+    def updated_lookup(self) -> Lookup:
+        """Return the lookup of a sequence that decodes, which has read all of its tokens."""
+        if self.lookup is None:
+            self.lookup = Lookup()
+            self.lookup.begin(self.token_ids[: self.num_prompt_tokens])
+        self.lookup.extend(self.token_ids[len(self.lookup) :])
+        return self.lookup
+
+    def identify(self, keys: list[bytes], block_size: int, alone_positions: AlonePositions) -> None:
         """Note the content keys of all media, and with them the spans of a prompt whose shots attend alone."""
         self.keys = keys
         if self.prompt.has_spans:
-            self.spans = Spans.of(self.prompt, keys, block_size)
+            self.spans = Spans.of(self.prompt, keys, block_size, alone_positions)
             self._hashes = self.spans.hashes
             self.arrange(range(len(self.spans.shots)), block_size)
 

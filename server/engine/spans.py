@@ -1,20 +1,22 @@
 """The spans of a prompt whose shots attend alone: what identifies each, and where their tokens lie in the block table.
 
 A shot's keys and values are a function of the prefix, its own tokens and the media that they read, and so is the chain of
-hashes of its blocks, which begins with the prefix's. The last block of a span may be part full. Since every shot has the
-same positions, their order means nothing: in the block table they are sorted by hash, so that one set of shots gives the
-same sums in any order, and the query's blocks are found again. They are computed in another order, the cached ones first.
+hashes of its blocks, which begins with the prefix's. The last block of a span may be part full. Where positions restart,
+every shot has the same ones, and their order means nothing: in the block table they are sorted by hash, so that one set of
+shots gives the same sums in any order, and the blocks of the query are found again. Where it sees them in a row, they keep
+their order. They are computed in another order, the cached ones first.
 """
 
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
+from model.config import AlonePositions
 from model.prompt import EncodedPrompt
 from server.engine.blocks import block_hash
 
@@ -31,15 +33,18 @@ class Shot:
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """The prefix of a prompt, and its shots, sorted by hash."""
+    """The prefix of a prompt, and its shots, in the order of the block table."""
 
     prefix: list[int]
     prefix_hashes: list[bytes]
     shots: list[Shot]
     salt: bytes
+    alone_positions: AlonePositions
 
     @classmethod
-    def of(cls, prompt: EncodedPrompt, keys: Sequence[bytes], block_size: int) -> Spans:
+    def of(
+        cls, prompt: EncodedPrompt, keys: Sequence[bytes], block_size: int, alone_positions: AlonePositions
+    ) -> Spans:
         """Return the spans of a prompt; `keys` are the content keys of its media. Hashes form a chain from the salt on."""
         starts = prompt.span_starts
         token_ids = [prompt.token_ids[first:end] for first, end in pairwise(starts)]
@@ -49,7 +54,9 @@ class Spans:
             Shot(ids, source, key, _chain(parent, ids, key, block_size))
             for ids, source, key in zip(token_ids[1:], prompt.media, keys, strict=False)
         ]
-        return cls(token_ids[0], prefix_hashes, sorted(shots, key=lambda shot: shot.hashes[-1]), prompt.salt)
+        if alone_positions == "restart":
+            shots.sort(key=lambda shot: shot.hashes[-1])
+        return cls(token_ids[0], prefix_hashes, shots, prompt.salt, alone_positions)
 
     @property
     def hashes(self) -> list[bytes]:
@@ -58,7 +65,7 @@ class Spans:
 
     @property
     def query_parent(self) -> bytes:
-        """The parent of the query's first block: a hash of the prefix and all shots."""
+        """The parent of the query's first block: a hash of the prefix and all shots, in the order of the block table."""
         digest = hashlib.blake2b(self.salt, digest_size=32, person=b"flmbynce-shots")
         for hashes in (self.prefix_hashes, *(shot.hashes for shot in self.shots)):
             digest.update(b"".join(hashes[-1:]))
@@ -87,7 +94,8 @@ class Layout:
     """The places of a sequence's tokens: of its prefix, its shots in the order `computed`, and its query.
 
     Per span, in the order of computation, the prefix first and the query last: `starts` has the first token, `positions`
-    its position, and `first_blocks` the place of its first block in the block table.
+    its position, and `first_blocks` the place of its first block in the block table. The query may see shots after their
+    positions: `block_offsets` has by how much.
     """
 
     def __init__(self, spans: Spans, computed: Sequence[int], block_size: int) -> None:
@@ -99,14 +107,20 @@ class Layout:
         self.num_prefix_blocks = blocks_of_prefix
         self.starts = list(accumulate(lengths, initial=0))
         self.first_blocks = [0, *(first_blocks[shot] for shot in computed), first_blocks[-1]]
-        first, after = lengths[0], lengths[0] + max(lengths[1:])
+        first, is_row = lengths[0], spans.alone_positions == "in_a_row"
+        after = first + (sum(lengths[1:]) if is_row else max(lengths[1:]))
         self.positions = [0, *(first for _ in computed), after]
-        # of all blocks before the query's, in the order of the block table
-        self.block_positions = [*_steps(0, lengths[0], block_size)]
-        self.block_lengths = [*_fills(lengths[0], block_size)]
+        # of all blocks before the query's, in the order of the block table, as the query sees them
+        self.block_positions = [*_steps(0, first, block_size)]
+        self.block_lengths = [*_fills(first, block_size)]
+        self.block_offsets = [0] * blocks_of_prefix
+        offset = 0
         for shot in spans.shots:
-            self.block_positions += _steps(first, len(shot.token_ids), block_size)
-            self.block_lengths += _fills(len(shot.token_ids), block_size)
+            num_tokens = len(shot.token_ids)
+            self.block_positions += _steps(first + offset, num_tokens, block_size)
+            self.block_lengths += _fills(num_tokens, block_size)
+            self.block_offsets += [offset] * len(shot.hashes)
+            offset += num_tokens if is_row else 0
 
     @property
     def query_start(self) -> int:
@@ -119,6 +133,10 @@ class Layout:
     def span_of(self, token: int) -> int:
         """Return the number of the span of a token, in the order of computation."""
         return bisect_right(self.starts, token) - 1
+
+    def num_begun(self, num_tokens: int) -> int:
+        """Return how many shots have tokens among the first `num_tokens`."""
+        return max(bisect_left(self.starts, num_tokens) - 1, 0)
 
     def num_blocks(self, num_tokens: int) -> int:
         """Return the blocks for the prefix, all shots and the query's part of the first `num_tokens` tokens."""

@@ -22,8 +22,9 @@ import msgspec
 import zmq
 
 from model.config import ConfigError
-from server import logs, wire
+from server import wire
 from server.settings import Settings, SettingsError
+from server.telemetry import logs
 
 BEAT_SECONDS = 0.5
 # seconds for the API process to read why a start was refused

@@ -35,8 +35,8 @@ from server.engine_client.watchdog import Watchdog
 from server.engine_client.worker_process import WorkerProcess
 from server.errors import EngineDied, EngineNotReady, EngineStalled, ServerError
 from server.media.source import EncodedMedia
-from server.metrics import Metrics
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
 
 ReplyType = TypeVar("ReplyType", wire.Scored, wire.Embedded, wire.Inspected)
 

@@ -18,9 +18,9 @@ from server.errors import EngineFailed, InvalidMedia, InvalidRequest, MediaNotFo
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
 from server.media.turns import Job, Requester, Turns
-from server.metrics import Metrics
 from server.settings import Settings
-from server.stages import Stages, current
+from server.telemetry.metrics import Metrics
+from server.telemetry.stages import Stages, current
 from server.wire import MAX_MESSAGE_BYTES, Event, Finished, MediaFailed, MediaPixels, Reply
 
 MAX_FRAME_BYTES = MAX_MESSAGE_BYTES - 2**16

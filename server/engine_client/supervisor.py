@@ -17,8 +17,8 @@ import zmq
 from server.engine_client.spare import Spare
 from server.engine_client.worker_process import WorkerProcess
 from server.errors import EngineDied
-from server.metrics import Metrics
 from server.settings import Settings, SettingsError
+from server.telemetry.metrics import Metrics
 
 FIRST_DELAY = 0.5
 # a worker that served this long was healthy: the next one is started without a pause

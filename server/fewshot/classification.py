@@ -30,9 +30,9 @@ from server.fewshot.prompting import AssembledPrompt, write
 from server.fewshot.templates import Shot
 from server.media.source import EncodedMedia, encoded
 from server.prompt import PreparedPrompt, check_length, continuation_ids
-from server.request_record import RequestRecord
 from server.schemas.fewshot import ContentFree, Normalisation, WeighingFields
 from server.served_model import ServedModel
+from server.telemetry.request_record import RequestRecord
 from server.wire import Score, Scored
 
 NO_TEXT = "N/A"
@@ -132,7 +132,7 @@ async def prepare_scoring(
     question, segments = assembled.question, assembled.prompt.segments
     template, attend = question.template, question.fields.shots_attend
     if attend == "alone":
-        check_orders(weighing)
+        check_orders(weighing, model)
     texts = [template.lead + candidate.text for candidate in candidates]
     token_ids = [await model.tokenize(continuation_ids, segments, text, model.tokenizer) for text in texts]
     orders = shot_orders(len(assembled.shots), weighing.permutations, weighing.seed)
@@ -148,9 +148,9 @@ async def prepare_scoring(
     return ScoringPrompts(prompts=prompts, candidate_ids=token_ids, num_orders=len(orders), weighing=weighing)
 
 
-def check_orders(weighing: WeighingFields) -> None:
-    """Raises `UnsupportedParameter` for several orders of shots that attend alone."""
-    if weighing.permutations > 1:
+def check_orders(weighing: WeighingFields, model: ServedModel) -> None:
+    """Raises `UnsupportedParameter` for several orders of shots that attend alone, if all orders are equal."""
+    if weighing.permutations > 1 and model.config.language_model.alone_positions == "restart":
         message = "the order of shots that attend alone changes nothing: permutations must be 1"
         raise UnsupportedParameter(message, param="permutations")
 

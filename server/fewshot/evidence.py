@@ -17,9 +17,9 @@ from server.fewshot.methods.likeness import Array
 from server.fewshot.prompting import AssembledPrompt, Question, assemble
 from server.fewshot.shots import ShotSource
 from server.prompt import encode_text
-from server.request_record import RequestRecord
 from server.schemas.fewshot import WeighingFields
 from server.served_model import ServedModel
+from server.telemetry.request_record import RequestRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

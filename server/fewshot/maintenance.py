@@ -21,9 +21,9 @@ from server.errors import ServerError, SupportSetNotFound
 from server.fewshot.retrieval import EmbeddingStore
 from server.fewshot.warming import Status, Warming
 from server.media.source import digest_of
-from server.metrics import Metrics
 from server.store.records import SupportSet, Totals
 from server.store.support_sets import SupportSets
+from server.telemetry.metrics import Metrics
 
 # the longest delay until a new worker, or a change by another server, is noticed
 POLL_SECONDS = 2.0

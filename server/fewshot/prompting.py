@@ -17,7 +17,6 @@ from server.fewshot.shots import DEFAULT_K, SUPPORT_SET, ShotSource, check_media
 from server.fewshot.templates import Shot, Template, TemplateError, built_in, with_end
 from server.media.source import EncodedMedia
 from server.prompt import PreparedPrompt, check_shots_attend, encode_segments
-from server.request_record import RequestRecord
 from server.schemas.fewshot import (
     ExamplesFields,
     FewShotFields,
@@ -28,6 +27,7 @@ from server.schemas.fewshot import (
 )
 from server.served_model import ServedModel
 from server.store.records import Example, SupportSet
+from server.telemetry.request_record import RequestRecord
 
 # takes the position of a query's text: only whole blocks before it stay in the prefix cache
 ANY_QUERY = Shot(text="?", question="?", param="query")

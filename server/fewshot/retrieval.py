@@ -1,8 +1,8 @@
 """RICES: finds the examples most similar to a query, by features of the frozen vision encoder, the language model, or both.
 
 Examples are embedded once, and their vectors stay in the database, computed once for all servers that share it, under the
-fingerprint of the weights and the name of the decoding. A version of a support set never changes, so its index is built
-once. An index computes every score: sets are small enough for that.
+fingerprint of the weights, their format unless it is native, and the name of the decoding. A version of a support set
+never changes, so its index is built once. An index computes every score: sets are small enough for that.
 """
 
 from __future__ import annotations
@@ -150,8 +150,11 @@ class Retrieval:
 
     @property
     def embedder(self) -> str:
-        """The key of everything that a vector depends on, apart from its input."""
-        return f"{self.model.fingerprint}-{self.client.info.get('dtype', '')}-mean-{DECODING}"
+        """The key of everything that a vector, and what is fitted to vectors, depends on, apart from its input."""
+        numbers, weight_format = self.client.info.get("dtype", ""), self.client.info.get("weight_format", "native")
+        if weight_format != "native":
+            numbers += f"-{weight_format}"
+        return f"{self.model.fingerprint}-{numbers}-mean-{DECODING}"
 
     async def _query_vector(self, space: Space, query: SimilarityQuery) -> Vectors:  # -> [D]
         if space == "text":
@@ -160,8 +163,10 @@ class Retrieval:
                     [await self.model.tokenize(self._text_ids, query.text, "query")], is_stored=False
                 )
             )
-        (vector,) = await self.media_vectors([query.media])
-        return vector
+        # not from the database: the prompt shows the same media, so the engine encodes or has them in any case
+        media = {item.id: item for item in query.media}
+        features = await self.client.embed([*media.values()])
+        return _mean(dict(zip(media, await asyncio.to_thread(self.model.likeness, features), strict=True)))
 
     async def _example_vectors(self, support_set: SupportSet, space: Space, strategy: Strategy) -> Vectors:
         """Return one vector per example, [N, D]; the work for a large set runs in threads, not in the event loop."""

@@ -17,7 +17,7 @@ from typing import Literal
 from server.errors import ClientOverShare, Overloaded, ShuttingDown
 from server.limits.body_rate import BodyRate
 from server.limits.pacing import Pacing
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 
 MAX_RETRY_AFTER = 60
 # a client that sends one request after the other is silent for less between them

@@ -17,7 +17,7 @@ from ipaddress import ip_address
 
 import httpx
 
-from model.media import IMAGE_FORMATS, VIDEO_FORMATS, MediaError, media_type_of
+from model.media import IMAGE_FORMATS, VIDEO_FORMATS, HeifNotInstalled, MediaError, media_type_of
 from server.errors import MediaNotFetched, MediaUrlRefused
 from server.media.addresses import Address, UrlRules, host_of, port_of
 from server.media.source import EncodedMedia, Kind, encoded, too_large
@@ -133,8 +133,11 @@ class Fetcher:
 def _check_kind(data: bytes, kind: Kind, param: str) -> None:
     """Check the kind by the first bytes, whatever the host states: a page of an internal service goes no further."""
     with suppress(MediaError):
-        if media_type_of(data).startswith(f"{kind}/"):
-            return
+        try:
+            if media_type_of(data).startswith(f"{kind}/"):
+                return
+        except HeifNotInstalled as error:
+            raise MediaNotFetched(f"the URL's content cannot be read: {error}", param=param) from None
     raise MediaNotFetched(f"the URL's content is none of {FORMATS[kind]}", param=param)
 
 

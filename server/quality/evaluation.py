@@ -122,7 +122,7 @@ def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedMod
         _check_queries(queries, template)
     if fields.shots_attend == "alone":
         check_alone(examples, template, model)
-        check_orders(fields)
+        check_orders(fields, model)
     return EvaluationPlan(
         template=fields.template if isinstance(fields.template, str) else fields.template.model_dump(),
         order=fields.order,

@@ -31,7 +31,6 @@ from server.fewshot.prompting import assemble, find_template, read_question
 from server.fewshot.retrieval import SPACES
 from server.fewshot.shots import ShotSource
 from server.limits.background import Background
-from server.metrics import Metrics
 from server.quality.controls import with_shuffled_labels, without_media
 from server.quality.evaluation import (
     Cell,
@@ -44,11 +43,12 @@ from server.quality.evaluation import (
 )
 from server.quality.evaluation_store import Evaluation, Evaluations
 from server.quality.learning_curve import MAX_EXAMPLES, Curve, learning_curve
-from server.request_record import RequestRecord
 from server.schemas.fewshot import ExamplesFields, FewShotFields, Method, QueryFields, TemplateFields, WeighingFields
 from server.schemas.prompt import stored_media_part
 from server.served_model import ServedModel
 from server.store.records import Example
+from server.telemetry.metrics import Metrics
+from server.telemetry.request_record import RequestRecord
 from server.wire import BACKGROUND_PRIORITY
 
 # intervals for renewing a lease and storing progress, and for finding evaluations that other servers created

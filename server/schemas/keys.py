@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from server.access.quotas import MAX_LIMIT
 from server.access.roles import Role
 from server.access.tenants import TENANT_NAME
 from server.schemas.base import Schema, with_example
@@ -13,7 +14,7 @@ from server.schemas.base import Schema, with_example
 # PostgreSQL has no text with a NUL
 KEY_NAME = r"^[^\x00-\x1f\x7f]*$"
 
-Limit = Annotated[int, Field(ge=1, le=2**53)]
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 
 
 class LimitFields(Schema):

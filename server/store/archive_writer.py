@@ -25,6 +25,7 @@ SUFFIXES = {
     "image/bmp": ".bmp",
     "image/tiff": ".tiff",
     "image/avif": ".avif",
+    "image/heif": ".heic",
     "video/mp4": ".mp4",
     "video/webm": ".webm",
     "video/x-matroska": ".mkv",

@@ -89,6 +89,11 @@ class Database:
         if self._file is not None:
             self._file.lock()
 
+    def require(self) -> None:
+        """Check that there is a database, before a connection creates its file. Raises `SettingsError`."""
+        if self._file is not None:
+            self._file.require()
+
     async def prepare(self) -> None:
         """Create or upgrade the tables. Raises `DatabaseError` for a newer server's database, and `DatabaseUnavailable`."""
         await self._in_thread(self._prepare)

@@ -45,6 +45,11 @@ class DatabaseFile:
                 f"set {self._setting} to a place that this user may write to"
             ) from None
 
+    def require(self) -> None:
+        """Check that the file exists, and create none. Raises `SettingsError`."""
+        if not self._path.is_file():
+            raise SettingsError(f"{self._setting}: there is no database {self._path}")
+
     def lock(self) -> None:
         """Keep other servers from the file until `unlock`, or the end of this process however it ends.
 

@@ -13,11 +13,11 @@ from model.config import FlamingoConfig
 from model.prompt import EndOfChunk, Media, Segment, Text, encode
 from server.app import create_app
 from server.media.source import EncodedMedia, encoded
-from server.metrics import Metrics
 from server.served_model import ServedModel
 from server.settings import Settings
 from server.store.records import NewExample, SupportSetInfo
 from server.store.support_sets import SupportSets
+from server.telemetry.metrics import Metrics
 from tests.server.conftest import data_url, png
 from tests.server.fakes import CONFIG, TOKENIZER, FakeClient
 

@@ -18,11 +18,11 @@ from PIL import Image
 from bench.postgresql import postgresql
 from server.app import create_app
 from server.media.store import MediaStore
-from server.metrics import Metrics
 from server.settings import Settings
 from server.store.database import Database
 from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
+from server.telemetry.metrics import Metrics
 from tests.server.documented import CHECKED
 from tests.server.fakes import FakeClient, served_model
 

@@ -107,6 +107,7 @@ class FakeClient:
         self.num_streams_ended = 0
         self.admitted = Admitted(request_id="", queue_seconds=0.25, cached_tokens=2, media_encoded=1)
         self.before: Callable[[int], Any] | None = None
+        self.proposals: Mapping[int, tuple[bool, int]] = {}  # by place in the answer: accepted, and rejected before it
         self.ended: list[tuple[str, int]] = []
         self.logprobs: Callable[[Score, list[int]], list[float]] = fake_logprobs
         self.scores: list[Score] = []
@@ -217,6 +218,7 @@ class FakeClient:
         for position, token_id in enumerate(ids):
             if self.before is not None:
                 await self.before(position)
+            is_proposed, num_rejected = self.proposals.get(position, (False, 0))
             last = "stop" if token_id == EOS else "length" if position + 1 == len(ids) else None
             for index in range(sampling.n):
                 yield Token(
@@ -225,6 +227,8 @@ class FakeClient:
                     index=index,
                     logprob=token_logprob(token_id, sampling.logprobs),
                     finish_reason=last,  # type: ignore[arg-type]
+                    is_proposed=is_proposed,
+                    num_rejected=num_rejected,
                 )
 
 

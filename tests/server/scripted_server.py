@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from server import logs
 from server.__main__ import start
 from server.settings import read_settings
+from server.telemetry import logs
 
 if __name__ == "__main__":
     settings = read_settings(sys.argv[1:])

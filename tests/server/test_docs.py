@@ -12,7 +12,6 @@ from deploy.ray.replay import ReplicaLost
 from server.api.guard import OPEN_PATHS
 from server.app import ROUTERS
 from server.errors import ServerError
-from server.metrics import Metrics
 from server.schemas.decisions import DecisionRequest
 from server.schemas.fewshot import ClassifyRequest, FewShotFields
 from server.schemas.generation import ChatRequest, CompletionRequest, GenerationFields
@@ -20,6 +19,7 @@ from server.schemas.models import EmbeddingsRequest, InspectRequest
 from server.schemas.responses.curation import Diagnostics, Reason
 from server.schemas.stored import DiagnosticsRequest, EvaluateRequest, SuggestRequest
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 API = (DOCS / "api.md").read_text(encoding="utf-8")

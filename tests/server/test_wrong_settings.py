@@ -168,6 +168,7 @@ def test_the_worker_refuses_a_broken_model(change: Change, message: str, folder:
     [
         ({"device": "cuda"}, "device: torch finds no CUDA device here; cpu and auto"),
         ({"kernels": "triton"}, "kernels: backend 'triton' was requested, but torch sees no GPU"),
+        ({"kernel_launches": "x.json"}, "kernel_launches: they are for the kernels of a GPU, and the device is cpu$"),
     ],
 )
 def test_the_worker_refuses_a_wrong_setting(

@@ -25,10 +25,10 @@ from server.fewshot.evidence import gather, prepare
 from server.fewshot.prompting import Question, read_question
 from server.fewshot.shots import SUPPORT_SET as SUPPORT_SET_FIELD
 from server.prompt import PreparedPrompt, check_texts, check_token_ids, continuation_ids, prepare_prompt
-from server.request_record import RequestRecord
 from server.schemas.fewshot import ClassifyRequest, ScoreRequest
 from server.schemas.responses.completions import Classification, Scores
 from server.served_model import ServedModel
+from server.telemetry.request_record import RequestRecord
 
 router = APIRouter()
 

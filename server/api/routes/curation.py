@@ -21,10 +21,10 @@ from server.quality.curation import check_diagnosable, check_number
 from server.quality.diagnostics import Diagnosis
 from server.quality.measures import wilson
 from server.quality.suggestion import Suggestion
-from server.request_record import RequestRecord
 from server.schemas.responses import curation as responses
 from server.schemas.stored import DiagnosticsRequest, SuggestRequest
 from server.store.records import SupportSet
+from server.telemetry.request_record import RequestRecord
 
 router = APIRouter()
 

@@ -26,9 +26,9 @@ from server.fewshot.classification import run_concurrently, weigh
 from server.fewshot.decisions import YES, Decision, read_decisions, text_of
 from server.fewshot.evidence import PreparedQuestion, gather, prepare
 from server.fewshot.methods import IN_CONTEXT, METHODS
-from server.request_record import RequestRecord
 from server.schemas.decisions import ChoiceQuestion, DecisionRequest, ScoreQuestion
 from server.schemas.responses.decisions import Decision as DecisionResponse
+from server.telemetry.request_record import RequestRecord
 
 # questions of one request whose prompts are in the engine or being written; one with several orders of its shots counts for
 # each of them

@@ -8,11 +8,11 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from server import metrics as metrics_module
 from server.api.body import JSONResponse
 from server.api.openapi import describe
 from server.api.services import GivenServices, Services
 from server.schemas.responses.models import EngineProgress, Health, Live, Ready, ServerVersion
+from server.telemetry import metrics as metrics_module
 from server.version import VERSION
 
 router = APIRouter()

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.access.callers import Caller
-from server.access.keys import Key, manages
+from server.access.keys import Key, log_change, manages
 from server.access.quotas import Limits
 from server.api.body import JSONResponse, read_request
 from server.api.openapi import describe
@@ -38,6 +38,7 @@ async def create_key(request: Request, services: GivenServices) -> Response:
         raise Forbidden(f"keys of the tenant {tenant} are made by its own administrators", param="tenant")
     limits = _limits(fields.limits, administrator.limits)
     key, secret = await services.keys.create(fields.name, fields.role, limits, tenant=tenant)
+    log_change("made", key, administrator.key)
     return JSONResponse({**_card(key), "key": secret})
 
 
@@ -57,8 +58,9 @@ async def revoke_key(key_id: str, request: Request, services: GivenServices) -> 
 
     The last key is kept, unless the setting `api_key` is set: a server without keys is open.
     """
-    may_be_last = services.settings.api_key is not None
-    key = await services.keys.revoke(key_id, may_be_last=may_be_last, tenant=_administrator(request).tenant)
+    administrator, may_be_last = _administrator(request), services.settings.api_key is not None
+    key = await services.keys.revoke(key_id, may_be_last=may_be_last, tenant=administrator.tenant)
+    log_change("revoked", key, administrator.key)
     return JSONResponse({"id": key.id, "object": "api_key", "deleted": True})
 
 

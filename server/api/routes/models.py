@@ -35,11 +35,11 @@ from server.prompt import (
     encode_text,
     prepare_prompt,
 )
-from server.request_record import RequestRecord
 from server.schemas.models import DetokenizeRequest, EmbeddingsRequest, Inputs, InspectRequest, TokenizeRequest
 from server.schemas.prompt import MediaPart, Part, TextPart
 from server.schemas.responses.models import Embeddings, Inspection, Model, Models, Text, TokenizerInfo, Tokens
 from server.served_model import ServedModel
+from server.telemetry.request_record import RequestRecord
 from server.wire import AttentionMap, Inspect
 
 router = APIRouter()
@@ -74,6 +74,7 @@ def _card(model: ServedModel, max_media: int) -> dict[str, Any]:
         "sources": [msgspec.structs.asdict(part) for part in model.origin.parts],
         "vision": {
             "image_size": config.vision.image_size,
+            "resize": config.vision.resize,
             "visual_tokens": config.resampler.num_latents,
             "max_media_per_request": max_media,
         },
@@ -219,6 +220,8 @@ def _ids(text: str | list[int] | Part, param: str, model: ServedModel) -> list[i
 async def inspect(request: Request, services: GivenServices, record: GivenRecord) -> Response:
     """Return what a token reads of its image, and how far the gates are open."""
     fields = await read_request(InspectRequest, request, services)
+    if (size := services.settings.tensor_parallel) > 1:
+        raise UnsupportedParameter(f"attention cannot be inspected with tensor_parallel {size}")
     work = _inspect(fields, record, services.with_salt(fields.cache_salt))
     return JSONResponse(await unless_disconnected(request.receive, work))
 

@@ -38,7 +38,6 @@ from server.fewshot.prompting import assemble_prefix, assemble_shots
 from server.fewshot.retrieval import SPACES, SimilarityQuery, check_comparable, compared_text
 from server.fewshot.warming import WarmTarget
 from server.prompt import PreparedPrompt
-from server.request_record import RequestRecord
 from server.schemas.base import list_page
 from server.schemas.fewshot import SearchRequest
 from server.schemas.prompt import stored_media_part
@@ -59,6 +58,7 @@ from server.schemas.stored import (
 )
 from server.store.records import Example, NewExample, SupportSet, SupportSetInfo
 from server.store.support_sets import IdempotencyKey
+from server.telemetry.request_record import RequestRecord
 
 router = APIRouter()
 

@@ -138,6 +138,8 @@ class Answers(SequenceTask):
                 token_id=token_id,
                 logprob=result.logprob,
                 finish_reason=reason,
+                is_proposed=result.is_proposed,
+                num_rejected=result.num_rejected,
             )
         ]
         if reason is not None:

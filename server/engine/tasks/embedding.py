@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from model.layered import LayeredForward
 from server.engine.caches import MediaCache
 from server.engine.config import EngineConfig
+from server.engine.encoder import unit
 from server.engine.plan import Plan
-from server.engine.runner import Runner, unit
+from server.engine.runner import Runner
 from server.engine.sampler import NOT_FINITE
 from server.engine.tasks.task import ForwardTask, RequestError, SideTask
 from server.wire import Embed, Embedded, EmbedText, Outbound
@@ -96,6 +97,7 @@ class TextEmbedding(ForwardTask):
 
     def __init__(self, request: EmbedText, runner: Runner) -> None:
         self._model = runner.model.language_model
+        self._followers = runner.followers
         _check_texts(request, runner.config)
         self._texts = deque(request.texts)
         super().__init__(request.request_id, (), runner.config, len(self._model.layers))
@@ -110,8 +112,12 @@ class TextEmbedding(ForwardTask):
         while self._texts:
             texts = self._next_texts()
             forward = LayeredForward(self._model, texts, self.max_tokens)
-            for layer in self._model.layers:
-                yield from forward.run(layer)
+            with self._followers.embedding(self.request_id, texts, self.max_tokens) as begin_piece:
+                for layer in self._model.layers:
+                    pieces = forward.run(layer)
+                    for _ in forward.spans:
+                        begin_piece()
+                        yield next(pieces)
             hidden = forward.hidden_states().float()
             vectors.extend(unit(torch.stack([part.mean(0) for part in hidden.split(list(map(len, texts)))])))
             if not np.isfinite(vectors[-len(texts) :]).all():

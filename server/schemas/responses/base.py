@@ -44,6 +44,13 @@ class PromptTokensDetails(ResponseSchema):
     cached_tokens: int = Field(description="Prompt tokens that were not computed again.")
 
 
+class CompletionTokensDetails(ResponseSchema):
+    """Tokens that the server itself proposed, from the prompt and the completion before them."""
+
+    accepted_prediction_tokens: int = Field(description="Tokens of the completion that were proposed.")
+    rejected_prediction_tokens: int = Field(description="Proposed tokens that are not in the completion.")
+
+
 class FewShotDetails(ResponseSchema):
     """The media of all prompts and, for few-shot requests, their shots."""
 
@@ -64,6 +71,9 @@ class Usage(ResponseSchema):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | Absent = Field(
+        None, description="Present if tokens were proposed."
+    )
     fewshot_details: FewShotDetails
 
 

@@ -6,11 +6,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from model.config import Resize
 from server.schemas.responses.base import Absent, ListSchema, ResponseSchema, Usage
 
 
 class Vision(ResponseSchema):
     image_size: int
+    resize: Resize = Field(
+        description="How an image becomes a square: its centre is cropped, or all of it is squashed or padded."
+    )
     visual_tokens: int
     max_media_per_request: int
 

@@ -177,13 +177,15 @@ async def test_callers(keys: Keys) -> None:
     open_server = await Callers(keys).identify("", "10.0.0.1")
     assert open_server is not None
     assert (open_server.role, open_server.is_anonymous, open_server.client) == ("admin", True, "10.0.0.1")
+    assert open_server.key == ""
     key, secret = await keys.create("team", "inference", Limits(tokens=10))
     assert await Callers(keys).identify("", "10.0.0.1") is None
     caller = await Callers(keys, "the setting").identify(f"Bearer {secret}", "10.0.0.1")
     assert caller is not None
-    assert (caller.role, caller.client, caller.is_anonymous) == ("inference", key.id, False)
+    assert (caller.role, caller.client, caller.key, caller.is_anonymous) == ("inference", key.id, key.id, False)
     of_setting = await Callers(keys, "the setting").identify("bearer the setting", "10.0.0.1")
     assert of_setting is not None
-    assert (of_setting.role, of_setting.quota) == ("admin", None)
+    assert (of_setting.role, of_setting.quota, of_setting.key) == ("admin", None, "api_key")
+    assert of_setting.client == "10.0.0.1"
     for header in ("", "Bearer", "Bearer ", f"Basic {secret}", secret, f"Bearer {secret}x", "Bearer the settin"):
         assert await Callers(keys, "the setting").identify(header, "") is None

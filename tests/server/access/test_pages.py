@@ -9,8 +9,9 @@ import pytest
 
 from server.access.pages import LOCAL_NAMES, allowed_hosts, name_of
 from server.app import create_app
-from server.metrics import Metrics
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
+from tests.server.conftest import png
 from tests.server.fakes import FakeClient, served_model
 
 pytestmark = pytest.mark.anyio
@@ -58,6 +59,60 @@ async def test_a_page_whose_name_leads_to_this_machine_is_refused(tmp_path: Path
             refused = await http.get("/v1/models", headers={"Host": host})
             assert (refused.status_code, refused.json()["error"]["code"]) == (421, "host_not_allowed")
         assert (await http.get("/health/live", headers={"Host": "10.1.2.3:8000"})).status_code == 200  # a probe
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8000", 200),
+        ("10.1.2.3:8000", 200),  # a scraper that knows the servers of a cluster by their addresses
+        ("[fd00::1]:8000", 200),
+        ("evil.example:8000", 421),
+        ("10.1.2.3.evil.example", 421),
+        ("0x7f.1", 421),
+    ],
+)
+async def test_a_page_whose_name_leads_to_this_machine_reads_no_metrics(host: str, status: int, tmp_path: Path) -> None:
+    async with client(Settings(data_dir=tmp_path)) as http:
+        assert (await http.get("/metrics", headers={"Host": host})).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_refused"),
+    [
+        ({}, False),
+        ({"Origin": PAGE}, True),
+        ({"Origin": "null"}, True),
+        ({"Origin": "http://localhost:8000"}, False),
+        ({"Origin": "http://localhost:9000"}, True),
+        ({"Origin": PAGE, "Sec-Fetch-Site": "cross-site"}, True),
+        ({"Origin": PAGE, "Sec-Fetch-Site": "same-site"}, True),
+        ({"Sec-Fetch-Site": "cross-site"}, True),
+        # a proxy has replaced the name in Host
+        ({"Origin": PAGE, "Sec-Fetch-Site": "same-origin"}, False),
+        ({"Sec-Fetch-Site": "none"}, False),
+        # a page of another site cannot add it
+        ({"Origin": PAGE, "Authorization": "Bearer any"}, False),
+    ],
+)
+async def test_a_form_of_another_site_changes_nothing(
+    headers: dict[str, str], is_refused: bool, tmp_path: Path
+) -> None:
+    """A browser sends a form, and a request without a body, to another site without asking it."""
+    async with client(Settings(data_dir=tmp_path)) as http:
+        form = await http.post("/v1/images", files={"file": ("a.png", png())}, headers=headers)
+        without_body = await http.post("/v1/support_sets/none/evaluate", headers=headers)
+        assert (form.status_code, without_body.status_code) == ((403, 403) if is_refused else (200, 404))
+        if is_refused:
+            assert form.json()["error"]["code"] == without_body.json()["error"]["code"] == "origin_not_allowed"
+        assert (await http.get("/v1/models", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize("origins", [PAGE, "*"])
+async def test_a_page_of_a_permitted_origin_sends_forms(origins: str, tmp_path: Path) -> None:
+    headers = {"Origin": PAGE, "Sec-Fetch-Site": "cross-site"}
+    async with client(Settings(data_dir=tmp_path, cors_origins=origins)) as http:
+        assert (await http.post("/v1/images", files={"file": ("a.png", png())}, headers=headers)).status_code == 200
 
 
 async def test_no_page_is_permitted_by_default(tmp_path: Path) -> None:

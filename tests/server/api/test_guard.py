@@ -14,13 +14,13 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from server.access.keys import Keys
-from server.api.guard import OPEN_PATHS, Guard
+from server.api.guard import OPEN_PATHS, Guard, is_health
 from server.errors import ClientOverShare, ServerError
 from server.limits.admission import Admission
 from server.limits.pacing import MAX_PAUSE
-from server.metrics import Metrics
 from server.settings import Settings
 from server.store.database import Database
+from server.telemetry.metrics import Metrics
 from tests.server.fakes import eventually
 
 pytestmark = pytest.mark.anyio
@@ -123,7 +123,7 @@ async def refused(connection: Connection, keys: Keys) -> AsyncIterator[asyncio.T
     admission = Admission(1, Metrics("tiny"))
     while admission.pacing.pause("a") < MAX_PAUSE:
         pass
-    scope: Scope = {"type": "http", "path": "/v1/completions", "headers": [], "client": ("a", 1)}
+    scope: Scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "client": ("a", 1)}
     task = asyncio.create_task(Guard(over_share, admission, refuse, keys, Settings())(scope, connection.receive, send))
     await eventually(lambda: admission.pacing.num_held == 1)
     yield task
@@ -170,6 +170,11 @@ async def test_metrics_are_the_operators_also_where_no_route_answers(
     settings = Settings(guard_metrics=True)
     await Guard(answer, Admission(1, Metrics("tiny")), refuse, keys, settings)(scope, Connection().receive, ignore)
     assert bool(answered) == is_answered
+
+
+def test_only_paths_below_health_are_about_health() -> None:
+    assert all(map(is_health, ("/health", "/health/live", "/health/progress")))
+    assert not any(map(is_health, ("/healthy", "/v1/health", "/")))
 
 
 @pytest.mark.parametrize(

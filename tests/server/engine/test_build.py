@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
-from kernels import backend
+from kernels import backend, launch_files
+from kernels.backend import Launch, launch_config
+from model.batch import Batch
+from model.config import AlonePositions
 from model.cpu import FLOAT32, ROUNDED
 from model.folder import save_folder
-from server.engine.build import WARM_UP_DIGEST, _vision_formats, build, warm_up
+from server.engine import build as build_module
+from server.engine.build import WARM_UP_DIGEST, _load_launches, _vision_formats, build, engine_limits, warm_up
 from server.engine.plan import Plan
-from server.engine.sampler import Result
+from server.engine.runner import Launched
+from server.served_model import ServedModel
 from server.settings import Settings, SettingsError
 from tests.engine_client import CONFIG, FEW_SHOT, IMAGE_TOKEN, assert_all_released, assert_equals_reference, client
 from tests.tiny_models import CONFIGS, FAMILIES, Family, byte_tokenizer, tiny_model
@@ -49,10 +57,63 @@ def test_a_model_whose_gates_are_closed_is_reported(
     assert ("the gates are closed" in caplog.text) is not is_open
 
 
+@pytest.fixture
+def launches_of_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a file with launches for the GPU that this machine seems to have, whose name it has."""
+    table = dict(backend.TABLE)
+    for module in (backend, launch_files):
+        monkeypatch.setattr(module, "architecture", lambda: "sm_90")
+        monkeypatch.setattr(module, "TABLE", table)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A Card")
+    monkeypatch.setattr(build_module, "shipped_file", lambda card: launch_files.shipped_file(card, tmp_path))
+    key = {"operator": "paged_decode", "architecture": "sm_90", "head_dim": 128, "dtype": "bfloat16"}
+    file = tmp_path / "a-card.json"
+    file.write_text(json.dumps([{**key, "block": 16, "num_warps": 8, "num_stages": 5}]))
+    return file
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_the_launches_of_the_card_are_loaded(
+    is_named: bool, launches_of_a_card: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    file = launches_of_a_card.rename(launches_of_a_card.with_name("other.json")) if is_named else launches_of_a_card
+    settings = Settings(kernel_launches=file if is_named else None)
+    assert _load_launches(settings, torch.device("cuda")) == file
+    assert launch_config("paged_decode", 128, torch.bfloat16) == Launch(16, 8, 5)
+    assert f"kernel launches: {file} has 1 for this GPU" in caplog.text
+
+
+@pytest.mark.usefixtures("launches_of_a_card")
+def test_a_card_without_a_file_has_the_launches_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Another Card")
+    before = dict(backend.TABLE)
+    assert _load_launches(Settings(), torch.device("cuda")) is None
+    assert before == backend.TABLE
+
+
+def test_a_bad_file_of_launches_ends_the_start(launches_of_a_card: Path) -> None:
+    launches_of_a_card.write_text("{}")
+    with pytest.raises(SettingsError, match=r"^kernel_launches: .*a-card\.json contains a dict, not a list"):
+        _load_launches(Settings(), torch.device("cuda"))
+
+
+def test_launches_that_nothing_would_read_are_refused(launches_of_a_card: Path) -> None:
+    settings = Settings(kernel_launches=launches_of_a_card, kernels="reference")
+    with pytest.raises(SettingsError, match=r"^kernel_launches: .* kernels of a GPU, and kernels is reference$"):
+        _load_launches(settings, torch.device("cuda"))
+
+
 def test_kernels_that_cannot_run_here_are_refused(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_obstacle", lambda: "torch sees no GPU")
     with pytest.raises(SettingsError, match=r"^kernels: .* was requested, but torch sees no GPU; auto "):
         build(Settings(model=folder, kernels="triton"))
+
+
+@pytest.mark.parametrize("endpoint", [None, "http://127.0.0.1:4318"])
+def test_the_engine_reports_encoding_only_to_a_collector(folder: str, endpoint: str | None) -> None:
+    settings = Settings(model=folder, device="cpu", otlp_endpoint=endpoint)
+    assert engine_limits(ServedModel.load(settings), settings).reports_encoding == (endpoint is not None)
 
 
 def test_a_format_of_the_cpu_gives_the_engine_its_dtype(folder: str) -> None:
@@ -78,8 +139,11 @@ def test_the_encoder_is_rounded_only_if_the_settings_allow_it() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("max_model_len", [16, 128])
-def test_the_warm_up_ends_and_leaves_nothing(family: Family, max_model_len: int) -> None:
-    answer = client(family, replace(CONFIG, max_model_len=max_model_len))
+@pytest.mark.parametrize("alone_positions", ["restart", "in_a_row"])
+def test_the_warm_up_ends_and_leaves_nothing(
+    family: Family, max_model_len: int, alone_positions: AlonePositions
+) -> None:
+    answer = client(family, replace(CONFIG, max_model_len=max_model_len), alone_positions)
     engine = answer.engine
     warm_up(engine, IMAGE_TOKEN, image_size=8)
     assert not engine.has_work()
@@ -94,16 +158,32 @@ def test_the_warm_up_ends_and_leaves_nothing(family: Family, max_model_len: int)
 def test_a_prompt_is_computed_while_another_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = client("flamingo").engine
     kinds: list[set[bool]] = []
-    run = engine.runner.run
+    launch = engine.runner.launch
 
-    def watched(plan: Plan) -> list[Result]:
+    def watched(plan: Plan) -> Launched:
         kinds.append({row.count > 1 for row in plan.rows})
-        return run(plan)
+        return launch(plan)
 
-    monkeypatch.setattr(engine.runner, "run", watched)
+    monkeypatch.setattr(engine.runner, "launch", watched)
     warm_up(engine, IMAGE_TOKEN, image_size=8)
     assert {True, False} in kinds
     assert {False} in kinds
+
+
+def test_prefill_and_decode_with_offsets_are_part_of_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = client("idefics", alone_positions="in_a_row").engine
+    num_queries: set[int] = set()
+    forward = engine.runner._forward
+
+    def watched(batch: Batch) -> Tensor:
+        if batch.block_offsets is not None:
+            num_queries.update(batch.query_starts.diff()[batch.block_offsets.any(1)].tolist())
+        return forward(batch)
+
+    monkeypatch.setattr(engine.runner, "_forward", watched)
+    warm_up(engine, IMAGE_TOKEN, image_size=8)
+    assert 1 in num_queries
+    assert max(num_queries) > 16, "fewer tokens go through the kernel of decoding rows"
 
 
 def test_answers_after_the_warm_up_equal_the_reference() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from server.measures import ENGINE_HISTOGRAMS, STEP_FRAMES, STEP_SECONDS, STEP_TOKENS
-from server.wire import Sampling
+import pytest
+
+from server.telemetry.measures import ENGINE_HISTOGRAMS, STEP_FRAMES, STEP_SECONDS, STEP_TOKENS
+from server.wire import Encoded, Outbound, Sampling
 from tests.engine_client import CONFIG, Prompt, client
 
 
@@ -25,6 +27,21 @@ def test_the_steps_of_a_request_are_counted_with_their_tokens_and_frames() -> No
     *_, num_frames = histograms[STEP_FRAMES][""]
     assert num_frames == 2
     assert all(seconds > 0 for kind, (*_, seconds) in histograms[STEP_SECONDS].items() if steps[kind])
+
+
+@pytest.mark.parametrize(("is_traced", "num_frames"), [(True, 2), (False, 0)])
+def test_encoding_is_reported_if_requests_are_traced(is_traced: bool, num_frames: int) -> None:
+    answer = client("openflamingo", replace(CONFIG, reports_encoding=is_traced))
+    answer.engine.add(Prompt(((0, 6), (1, 6))).request("a"))
+    messages: list[Outbound] = []
+    while answer.engine.has_work():
+        for message in answer.engine.step():
+            messages.append(message)
+            answer.take(message)
+    reports = [message for message in messages if isinstance(message, Encoded)]
+    assert sum(report.num_frames for report in reports) == num_frames
+    assert all((report.request_id, report.seconds > 0) == ("a", True) for report in reports)
+    assert answer.ids("a")
 
 
 def test_a_page_from_host_memory_is_a_host_hit() -> None:

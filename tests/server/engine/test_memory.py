@@ -13,11 +13,12 @@ from server.engine.caches import MediaCache
 from server.engine.memory import Memory
 from server.engine.sequence import Order, Sequence
 from tests.engine_client import CONFIG, GREEDY, Prompt, client
+from tests.tiny_models import CONFIGS
 
 
 def test_a_cached_prefix_ends_before_the_first_block_that_is_missing() -> None:
     blocks = BlockPool(4)
-    memory = Memory(CONFIG, blocks, MediaCache(1, 0, b""), all_previous=False)
+    memory = Memory(CONFIG, blocks, MediaCache(1, 0, b""), CONFIGS["flamingo"])
     sequence = Sequence("a", Prompt(((-1, 4 * CONFIG.block_size),)).request("a").prompt, GREEDY, Order())
     taken = blocks.allocate(3)
     assert taken is not None

@@ -10,7 +10,7 @@ import torch
 from model.batch import Batch, MediaPages
 from model.inference import prepare_for_inference
 from server.engine.caches import Encoding, MediaCache
-from server.engine.runner import REBUILT_TOGETHER, Encoder
+from server.engine.encoder import REBUILT_TOGETHER, Encoder
 from tests.engine_client import (
     CONFIG,
     Prompt,
@@ -28,7 +28,7 @@ def test_each_media_item_from_host_memory_reaches_its_own_slot(family: Family) -
     encoder = Encoder(prepare_for_inference(model), pages, MediaCache(num_media + 2, 1 << 20, b""))
     slots = [(5 * n + 1) % (num_media + 2) for n in range(num_media)]
     encodings = [Encoding(bytes([n]), visual_tokens=tokens[n], slot=slot) for n, slot in enumerate(slots)]
-    encoder.run([encoding.next_piece(0) for encoding in encodings])
+    encoder.encode([encoding.next_piece(0) for encoding in encodings])
     torch.testing.assert_close(pages.pages[slots], untouched.media_kv(tokens), atol=1e-5, rtol=1e-5)
     unused = sorted(set(range(num_media + 2)) - set(slots))
     assert len(unused) == 2

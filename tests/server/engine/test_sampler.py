@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from kernels.rows import greedy_argmax
 from model.prompt import EncodedPrompt
+from server.engine.choice import draw, parameters
 from server.engine.plan import Row
-from server.engine.sampler import NOT_FINITE, NOTHING_PERMITTED, Result, Sampler, draw, is_greedy, logit_positions
+from server.engine.sampler import NOT_FINITE, NOTHING_PERMITTED, Result, Sampler, logit_positions
 from server.engine.sequence import Order, Sequence
 from server.schemas.generation import GenerationFields
 from server.wire import Sampling
@@ -29,7 +30,7 @@ def make_sequence(sampling: Sampling, prompt: tuple[int, ...] = (0,), output: tu
 
 def drawn(sampling: Sampling, uniform: float) -> int:
     cut = bool(sampling.top_k or sampling.top_p < 1 or sampling.min_p)
-    return int(draw(LOGITS, [sampling], [uniform], truncate=cut)[0])
+    return int(draw(LOGITS, parameters([sampling], [uniform]), truncate=cut)[0])
 
 
 @pytest.mark.parametrize(
@@ -68,8 +69,11 @@ def test_a_row_draws_the_same_alone_and_among_others(uniform: list[float], top_k
     rows = torch.randn(len(uniform), 11, generator=torch.Generator().manual_seed(1))
     samplings = [Sampling(max_tokens=1, top_k=top_k, top_p=top_p, temperature=0.5 + i) for i in range(len(uniform))]
     cut = bool(top_k or top_p < 1)
-    together = draw(rows, samplings, uniform, truncate=cut).tolist()
-    alone = [int(draw(rows[i : i + 1], [samplings[i]], [uniform[i]], truncate=cut)[0]) for i in range(len(uniform))]
+    together = draw(rows, parameters(samplings, uniform), truncate=cut).tolist()
+    alone = [
+        int(draw(rows[i : i + 1], parameters([samplings[i]], [uniform[i]]), truncate=cut)[0])
+        for i in range(len(uniform))
+    ]
     assert together == alone
 
 
@@ -99,7 +103,7 @@ def test_suppressed_ids_are_never_sampled() -> None:
     sampler = Sampler([0, 1], [])
     token_ids, _ = sampler.sample(LOGITS.clone(), [make_sequence(Sampling(max_tokens=1, temperature=0))])
     assert token_ids.tolist() == [2]
-    assert [i for i, _ in sampler.candidates(LOGITS[0], 2)] == [2, 3]
+    assert sampler.candidates(LOGITS, 2)[1].tolist() == [[2, 3]]
 
 
 def test_the_end_of_sequence_waits_for_min_tokens() -> None:
@@ -126,7 +130,7 @@ def test_the_end_of_sequence_waits_for_min_tokens() -> None:
     ],
 )
 def test_sequences_without_other_parameters_are_greedy(sampling: Sampling, greedy: bool) -> None:
-    assert is_greedy(make_sequence(sampling, output=(1,))) is greedy
+    assert make_sequence(sampling, output=(1,)).is_greedy is greedy
 
 
 def test_the_greedy_token_is_the_sampled_one() -> None:
@@ -150,7 +154,7 @@ def read(samplings: list[Sampling], logits: torch.Tensor, output: tuple[int, ...
     sequences = [make_sequence(sampling, (0, 1, 2), output) for sampling in samplings]
     length = 3 + len(output)
     rows = [Row(sequence, length - 1, 1, samples=True) for sequence in sequences]
-    return Sampler([7], [3]).read(rows, [logit_positions(row) for row in rows], logits.clone())
+    return Sampler([7], [3]).read(rows, [logit_positions(row) for row in rows], logits.clone()).results()
 
 
 ROW = torch.tensor([1.5, 0.5, -2.0, 0.25, 3.0, -1.0, 0.75, 9.0, -4.0, 2.0, 0.0, 1.0])
@@ -253,6 +257,64 @@ def test_a_row_that_is_not_finite_fails_alone(sampling: Sampling) -> None:
     assert (broken.error, before.error, after.error) == (NOT_FINITE, "", "")
 
 
+def read_proposed(proposed: list[int], logits: torch.Tensor, **fields: int) -> list[Result]:
+    sequence = make_sequence(Sampling(max_tokens=9, temperature=0.0, **fields), (0, 1, 2), (4,))  # type: ignore[arg-type]
+    row = Row(sequence, 3, 1, samples=True, proposed=proposed)
+    return Sampler([7], [3]).read([row], [logit_positions(row)], logits.clone()).results()
+
+
+def likely(*token_ids: int) -> torch.Tensor:
+    """Return logits after which these tokens are the most likely ones."""
+    return torch.nn.functional.one_hot(torch.tensor(token_ids), VOCABULARY).float()
+
+
+@pytest.mark.parametrize("fields", [{}, {"logprobs": 1}])
+@pytest.mark.parametrize(
+    ("proposed", "token_ids", "num_rejected"),
+    [([5, 6], [5, 6, 8], 0), ([5, 1], [5, 6], 1), ([1, 6], [5], 2), ([5], [5, 6], 0), ([], [5], 0)],
+)
+def test_proposed_tokens_are_accepted_up_to_the_first_other_one(
+    proposed: list[int], token_ids: list[int], num_rejected: int, fields: dict[str, int]
+) -> None:
+    results = read_proposed(proposed, likely(5, 6, 8)[: 1 + len(proposed)], **fields)
+    assert [result.token_id for result in results] == token_ids
+    assert [result.num_rejected for result in results] == [0] * (len(results) - 1) + [num_rejected]
+    assert sum(result.is_proposed for result in results) == len(proposed) - num_rejected
+    assert all((result.logprob is not None) == bool(fields) for result in results)
+
+
+def test_proposed_tokens_are_read_as_alone_next_to_a_prompt_and_a_random_row() -> None:
+    def rows() -> list[Row]:
+        prompt = make_sequence(Sampling(max_tokens=9, seed=1, logprobs=0, prompt_logprobs=2), (0, 1, 2, 5))
+        greedy = make_sequence(Sampling(max_tokens=9, temperature=0.0, logprobs=1), (0, 1, 2), (4,))
+        other = make_sequence(Sampling(max_tokens=9, seed=2, logprobs=3), (0,))
+        return [Row(prompt, 0, 4, True), Row(greedy, 3, 1, True, proposed=[5, 1]), Row(other, 0, 1, True)]
+
+    def of(results: list[Result]) -> list[object]:
+        return [(r.number, r.token_id, r.logprob, r.prompt_logprobs, r.error) for r in results]
+
+    logits = torch.randn(8, VOCABULARY, generator=torch.Generator().manual_seed(3))
+    logits[4:7] += 9 * likely(5, 6, 8)
+    parts, sampler = logits.split([4, 3, 1]), Sampler([7], [3])
+    alone = [
+        sampler.read([row], [logit_positions(row)], part.clone()).results()
+        for row, part in zip(rows(), parts, strict=True)
+    ]
+    assert [len(results) for results in alone] == [1, 2, 1]
+    assert len(alone[0][0].prompt_logprobs) == 3
+    together = sampler.read(rows(), list(map(logit_positions, rows())), logits.clone()).results()
+    assert of(together) == [each for results in alone for each in of(results)]
+
+
+@pytest.mark.parametrize("fields", [{}, {"logprobs": 1}])
+def test_what_follows_a_rejected_token_need_not_be_finite(fields: dict[str, int]) -> None:
+    logits = likely(5, 6, 8)
+    logits[2] = torch.nan
+    assert [(result.token_id, result.error) for result in read_proposed([5, 1], logits, **fields)] == [(5, ""), (6, "")]
+    (failed,) = read_proposed([5, 6], logits, **fields)
+    assert failed.error == NOT_FINITE
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_the_greedy_token_of_a_broken_row_is_in_the_vocabulary(value: float) -> None:
     token_ids, is_finite = greedy_argmax(torch.full((2, 40), value), torch.tensor([7]))
@@ -267,9 +329,9 @@ def test_log_probabilities_in_groups_of_rows_are_those_of_all_rows(monkeypatch: 
     rows = [Row(sequence, 0, 11, samples=True), Row(targets, 0, 11, samples=True)]
     positions = [logit_positions(row) for row in rows]
     logits = torch.randn(sum(map(len, positions)), VOCABULARY)
-    whole = Sampler([], []).read(rows, positions, logits.clone())
+    whole = Sampler([], []).read(rows, positions, logits.clone()).results()
     monkeypatch.setattr("server.engine.sampler.ROWS_TOGETHER", 4)
-    parts = Sampler([], []).read(rows, positions, logits.clone())
+    parts = Sampler([], []).read(rows, positions, logits.clone()).results()
     assert [r.prompt_logprobs for r in parts] == [r.prompt_logprobs for r in whole]
     assert [r.target_logprobs for r in parts] == [r.target_logprobs for r in whole]
     assert len(whole[0].prompt_logprobs) == 10

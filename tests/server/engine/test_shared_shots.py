@@ -16,20 +16,20 @@ from tests.engine_simulation import Simulation
 from tests.server.engine.test_scheduler import CONFIG
 
 PREFIX = [7, 7, 7]
-LENGTH = 9
+LENGTH, LONGER_THAN_A_STEP = 9, 150
 ONCE = Sampling(max_tokens=2, temperature=0.0, ignore_eos=True)
 
 
-def ask(simulation: Simulation, shots: Sequence[int], priority: int = 0) -> str:
-    """Add a request with these shots and a query of its own."""
+def ask(simulation: Simulation, shots: Sequence[int], priority: int = 0, length: int = LENGTH) -> str:
+    """Add a request with these shots and a query of its own, of `length` tokens each."""
     name = simulation._name()
     media = [*(f"shot {shot}" for shot in shots), f"query {name}"]
     digests = [hashlib.blake2b(text.encode(), digest_size=32).digest() for text in media]
     simulation.num_frames.update(dict.fromkeys(digests, 1))
     token_ids, media_index = list(PREFIX), [-1] * len(PREFIX)
     for index, text in enumerate(media):
-        token_ids += [IMAGE_TOKEN, *text.encode()[: LENGTH - 1].ljust(LENGTH - 1, b".")]
-        media_index += [index] * LENGTH
+        token_ids += [IMAGE_TOKEN, *text.encode()[: length - 1].ljust(length - 1, b".")]
+        media_index += [index] * length
     prompt = EncodedPrompt(token_ids=token_ids, media_index=media_index, media=digests, shots_attend="alone")
     return simulation.add(Generate(request_id=name, prompt=prompt, sampling=ONCE, priority=priority))
 
@@ -41,26 +41,32 @@ def num_computed(simulation: Simulation) -> int:
     return sum(min(row.start + row.count, start) - min(row.start, start) for row, start in starts)
 
 
-def latencies(simulation: Simulation, selections: Sequence[Sequence[int]]) -> list[float]:
+def latencies(simulation: Simulation, selections: Sequence[Sequence[int]], length: int) -> list[float]:
     """Let requests arrive at random moments; return the seconds of each."""
     moments, names = random.Random(1), []
     for shots in selections:
         simulation.run_until(simulation.now + 0.05 * moments.random())
-        names.append(ask(simulation, shots))
+        names.append(ask(simulation, shots, length=length))
     for name in names:
         simulation.run(name)
     assert_all_released(simulation.engine)
     return [simulation.ended[name] - simulation.arrived[name] for name in names]
 
 
-def test_each_shot_is_computed_once_and_sharing_delays_no_request() -> None:
+@pytest.mark.parametrize(
+    ("length", "num_shots", "num_requests"), [(LENGTH, 60, 120), (LONGER_THAN_A_STEP, 12, 16)], ids=["short", "long"]
+)
+def test_each_shot_is_computed_once_and_sharing_delays_no_request(
+    length: int, num_shots: int, num_requests: int
+) -> None:
     draw = random.Random(0)
-    selections = [draw.sample(range(60), 8) for _ in range(120)]
+    selections = [draw.sample(range(num_shots), 8) for _ in range(num_requests)]
     simulation = Simulation(CONFIG)
-    shared = latencies(simulation, selections)
+    shared = latencies(simulation, selections, length)
     used = {shot for shots in selections for shot in shots}
-    assert num_computed(simulation) == len(PREFIX) + LENGTH * len(used)
-    apart = latencies(Simulation(CONFIG), [[1000 * i + shot for shot in shots] for i, shots in enumerate(selections)])
+    assert num_computed(simulation) == len(PREFIX) + length * len(used)
+    unshared = [[1000 * i + shot for shot in shots] for i, shots in enumerate(selections)]
+    apart = latencies(Simulation(CONFIG), unshared, length)
     assert mean(shared) < mean(apart)
     assert max(shared) < max(apart)
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
+from model.config import AlonePositions
 from server.engine.spans import Spans
 from server.wire import Pin, Score
 from tests.engine_client import CONFIG, Prompt, assert_all_released, assert_equals_reference, client
-from tests.server.engine.test_spans import ALONE, PREFIX, QUERY, SHOTS, TOLERANCE, alone, ask, num_tokens
+from tests.server.engine.test_spans import ALONE, POSITIONS, PREFIX, QUERY, SHOTS, TOLERANCE, alone, ask, num_tokens
+from tests.tiny_models import FAMILIES, Family
 
 
-def test_pinned_shots_stay_while_other_prompts_need_the_blocks() -> None:
-    answer = client("openflamingo", replace(CONFIG, num_blocks=40))
+@pytest.mark.parametrize("alone_positions", POSITIONS)
+def test_pinned_shots_stay_while_other_prompts_need_the_blocks(alone_positions: AlonePositions) -> None:
+    answer = client("openflamingo", replace(CONFIG, num_blocks=40), alone_positions)
     ask(answer, "first", ALONE)
     pinned = ALONE.request("x").prompt
     answer.engine.pin(Pin(digests=[], is_kept=True, prompts=[pinned]))
@@ -29,18 +34,21 @@ def test_pinned_shots_stay_while_other_prompts_need_the_blocks() -> None:
     assert answer.admitted["evicted"].cached_tokens == 0
 
 
-def test_a_shot_of_which_the_end_was_evicted_is_completed() -> None:
-    answer, prompt = client("openflamingo"), alone(PREFIX, (0, 11), QUERY)
+@pytest.mark.parametrize("alone_positions", POSITIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shot_of_which_the_end_was_evicted_is_completed(family: Family, alone_positions: AlonePositions) -> None:
+    answer, prompt = client(family, alone_positions=alone_positions), alone(PREFIX, (1, 6), (0, 11), QUERY)
     ask(answer, "first", prompt)
     encoded, blocks = prompt.request("x").prompt, answer.engine.blocks
     keys = [answer.engine.media.content_keys.get(digest) or b"" for digest in encoded.media]
-    (shot,) = Spans.of(encoded, keys, CONFIG.block_size).shots
+    spans = Spans.of(encoded, keys, CONFIG.block_size, alone_positions)
+    shot = max(spans.shots, key=lambda shot: len(shot.token_ids))
     last = blocks._block_of.pop(shot.hashes[-1])
     blocks._free.append(last)
     del blocks._hash_of[last], blocks._cached[last]
     ask(answer, "again", prompt)
-    assert answer.admitted["again"].cached_tokens == num_tokens(PREFIX) + 8
-    assert_equals_reference("openflamingo", prompt, answer, "again", tolerance=TOLERANCE)
+    assert answer.admitted["again"].cached_tokens == num_tokens(PREFIX, (1, 6)) + 8
+    assert_equals_reference(family, prompt, answer, "again", tolerance=TOLERANCE)
     assert_all_released(answer.engine)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import get_args
 
 import msgspec
 import pytest
@@ -11,27 +12,31 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.config import LanguageModelConfig
+from kernels import paged_attention_cpu
+from model.config import AlonePositions, LanguageModelConfig
+from model.flamingo import Flamingo
 from model.inference import prepare_for_inference
 from model.reference import encode, generate, log_probs
 from server.engine.engine import Engine
 from server.engine.plan import Plan
-from server.engine.sampler import NOT_FINITE, Result
+from server.engine.runner import Launched
+from server.engine.sampler import NOT_FINITE
 from server.wire import Abort, Sampling, Score
 from tests.engine_client import (
     CONFIG,
     GREEDY,
     IMAGE_TOKEN,
     IMAGES,
-    MODELS,
     Client,
     Prompt,
     assert_all_released,
     assert_equals_reference,
     client,
+    reference_model,
 )
 from tests.tiny_models import CONFIGS, FAMILIES, LANGUAGE_MODEL, Family, prompt_tokenizer, tiny_model
 
+POSITIONS: tuple[AlonePositions, ...] = get_args(AlonePositions)
 TOLERANCE = 1e-5
 PREFIX = (-1, 3)
 SHOTS = ((0, 5), (1, 4), (2, 9))
@@ -47,14 +52,13 @@ ALONE = alone(PREFIX, *SHOTS, QUERY)
 
 def watch(answer: Client) -> list[Plan]:
     """Record the plans that are run."""
-    plans: list[Plan] = []
-    run = answer.engine.runner.run
+    plans, launch = list[Plan](), answer.engine.runner.launch
 
-    def watched(plan: Plan) -> list[Result]:
+    def watched(plan: Plan, before: Launched | None = None) -> Launched:
         plans.append(plan)
-        return run(plan)
+        return launch(plan, before)
 
-    answer.engine.runner.run = watched  # type: ignore[method-assign]
+    answer.engine.runner.launch = watched  # type: ignore[method-assign]
     return plans
 
 
@@ -71,9 +75,10 @@ def num_tokens(*parts: tuple[int, int]) -> int:
     return len(Prompt(parts).request("x").prompt.token_ids)
 
 
+@pytest.mark.parametrize("alone_positions", POSITIONS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_prompt(family: Family) -> None:
-    answer = client(family)
+def test_one_prompt(family: Family, alone_positions: AlonePositions) -> None:
+    answer = client(family, alone_positions=alone_positions)
     ask(answer, "a", ALONE)
     ask(answer, "cached", ALONE)
     for name in ("a", "cached"):
@@ -85,6 +90,7 @@ def test_one_prompt(family: Family) -> None:
     assert logprobs(answer, "plain") != pytest.approx(logprobs(answer, "a"), abs=1e-3)
 
 
+GPT_NEOX = replace(LANGUAGE_MODEL, family="gpt_neox", num_kv_heads=4, rotary_dim=4, parallel_residual=True)
 LANGUAGE_MODELS = {
     "opt": replace(
         LANGUAGE_MODEL,
@@ -95,7 +101,8 @@ LANGUAGE_MODELS = {
         rotary_dim=0,
         tied_head=True,
     ),
-    "gpt_neox": replace(LANGUAGE_MODEL, family="gpt_neox", num_kv_heads=4, rotary_dim=4, parallel_residual=True),
+    "gpt_neox": GPT_NEOX,
+    "gpt_neox in a row": replace(GPT_NEOX, alone_positions="in_a_row"),
 }
 
 
@@ -130,10 +137,11 @@ prompts = st.builds(
 CANDIDATES = [[7, 9, 11], [7], [200, 1, 5, 5, 5]]
 
 
+@pytest.mark.parametrize("alone_positions", POSITIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_any_mix_of_forms(family: Family, data: st.DataObject) -> None:
+def test_any_mix_of_forms(family: Family, alone_positions: AlonePositions, data: st.DataObject) -> None:
     """Answers and scores of both forms with shots from a small pool, tiny caches, small steps, any arrival, aborts."""
     block_size = data.draw(st.sampled_from([1, 3, 4]))
     config = replace(
@@ -147,28 +155,28 @@ def test_any_mix_of_forms(family: Family, data: st.DataObject) -> None:
     )
     requested = data.draw(st.lists(st.tuples(prompts, st.booleans()), min_size=1, max_size=6))
     aborted = data.draw(st.sets(st.integers(0, len(requested) - 1), max_size=2))
-    answer = client(family, config)
+    answer = client(family, config, alone_positions)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paged_attention_cpu, "MAX_LOOP_SCORES", data.draw(st.sampled_from([0, 300, 1 << 14])))
+        for i, (prompt, is_scored) in enumerate(requested):
+            request = prompt.request(str(i))
+            score = Score(request_id=str(i), prompt=request.prompt, candidates=CANDIDATES)
+            answer.engine.add(score if is_scored else request)
+            for _ in range(data.draw(st.integers(0, 3))):
+                answer.step()
+            if i in aborted:
+                answer.engine.abort(Abort(str(i)))
+        answer.run()
     for i, (prompt, is_scored) in enumerate(requested):
-        request = prompt.request(str(i))
-        score = Score(request_id=str(i), prompt=request.prompt, candidates=CANDIDATES)
-        answer.engine.add(score if is_scored else request)
-        for _ in range(data.draw(st.integers(0, 3))):
-            answer.step()
-        if i in aborted:
-            answer.engine.abort(Abort(str(i)))
-    answer.run()
-    for i, (prompt, is_scored) in enumerate(requested):
-        if i in aborted:
-            continue
-        if is_scored:
-            assert_scored(family, prompt, answer.scored[str(i)].logprobs)
-        else:
+        if is_scored and i not in aborted:
+            assert_scored(reference_model(family, alone_positions), prompt, answer.scored[str(i)].logprobs)
+        elif i not in aborted:
             assert_equals_reference(family, prompt, answer, str(i), tolerance=TOLERANCE)
     assert_all_released(answer.engine)
 
 
-def assert_scored(family: Family, prompt: Prompt, scores: list[list[float]]) -> None:
-    model, encoded = MODELS[family], prompt.request("x").prompt
+def assert_scored(model: Flamingo, prompt: Prompt, scores: list[list[float]]) -> None:
+    encoded = prompt.request("x").prompt
     media = encode(model, prompt.pixels(model))
     for candidate, logprobs in zip(CANDIDATES, scores, strict=True):
         whole = encoded.followed_by(candidate)
@@ -179,9 +187,10 @@ def assert_scored(family: Family, prompt: Prompt, scores: list[list[float]]) -> 
         assert logprobs == pytest.approx(expected, abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("alone_positions", POSITIONS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_few_blocks_force_preemption(family: Family) -> None:
-    answer = client(family, replace(CONFIG, num_blocks=16, max_model_len=64))
+def test_few_blocks_force_preemption(family: Family, alone_positions: AlonePositions) -> None:
+    answer = client(family, replace(CONFIG, num_blocks=16, max_model_len=64), alone_positions)
     sampling = msgspec.structs.replace(GREEDY, max_tokens=16)
     requested = [alone((-1, 2), (image, 6), ((image + 1) % 4, 5), (image, 3)) for image in range(4)]
     for i, prompt in enumerate(requested):
@@ -204,8 +213,20 @@ def test_the_order_of_the_shots_changes_nothing(family: Family) -> None:
     assert results[1:] == results[:1] * 2
 
 
-def test_shots_are_reused_in_any_order_and_before_any_query() -> None:
-    answer = client("openflamingo")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shots_in_a_row_have_an_order(family: Family) -> None:
+    results = []
+    for order in (SHOTS, SHOTS[::-1]):
+        answer = client(family, alone_positions="in_a_row")
+        ask(answer, "a", alone(PREFIX, *order, QUERY))
+        results.append(logprobs(answer, "a"))
+    assert results[0] != pytest.approx(results[1], abs=1e-3)
+
+
+@pytest.mark.parametrize("alone_positions", POSITIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shots_are_reused_in_any_order_and_before_any_query(family: Family, alone_positions: AlonePositions) -> None:
+    answer = client(family, alone_positions=alone_positions)
     ask(answer, "first", ALONE)
     answer.requested.clear()
     plans = watch(answer)
@@ -214,7 +235,7 @@ def test_shots_are_reused_in_any_order_and_before_any_query() -> None:
     assert answer.admitted["other"].cached_tokens == num_tokens(PREFIX, SHOTS[2], SHOTS[0])
     assert sum(row.count for plan in plans for row in plan.rows) == 8 + GREEDY.max_tokens - 1
     assert len(answer.requested) == 1
-    assert_equals_reference("openflamingo", other, answer, "other", tolerance=TOLERANCE)
+    assert_equals_reference(family, other, answer, "other", tolerance=TOLERANCE)
 
 
 @pytest.mark.parametrize("new", SHOTS)
@@ -252,6 +273,27 @@ def test_the_same_prompt_finds_the_blocks_of_its_query_in_any_order() -> None:
     ask(answer, "again", alone(PREFIX, *SHOTS[::-1], (3, 9)))
     assert answer.admitted["again"].cached_tokens == num_tokens(PREFIX, *SHOTS) + 8
     assert logprobs(answer, "again") == pytest.approx(logprobs(answer, "first"), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_query_after_shots_in_another_row_is_computed_again(family: Family) -> None:
+    answer = client(family, alone_positions="in_a_row")
+    for name, order in (("first", SHOTS), ("again", SHOTS), ("other", SHOTS[::-1])):
+        prompt = alone(PREFIX, *order, (3, 9))
+        ask(answer, name, prompt)
+        assert_equals_reference(family, prompt, answer, name, tolerance=TOLERANCE)
+    assert answer.admitted["again"].cached_tokens == num_tokens(PREFIX, *SHOTS) + 8
+    assert answer.admitted["other"].cached_tokens == num_tokens(PREFIX, *SHOTS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_positions_are_the_same_for_one_shot(family: Family) -> None:
+    results = []
+    for alone_positions in POSITIONS:
+        answer = client(family, alone_positions=alone_positions)
+        ask(answer, "a", alone(PREFIX, SHOTS[0], QUERY))
+        results.append((answer.ids("a"), logprobs(answer, "a")))
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize(
@@ -292,23 +334,27 @@ def test_a_span_that_another_request_computes_is_not_computed_again(max_tokens_p
         assert_equals_reference("openflamingo", prompt, answer, str(i), tolerance=TOLERANCE)
 
 
+@pytest.mark.parametrize("alone_positions", POSITIONS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_shot_longer_than_a_step_is_computed_in_pieces(family: Family) -> None:
-    answer = client(family, replace(CONFIG, max_tokens_per_step=5))
+def test_a_shot_longer_than_a_step_is_computed_in_pieces(family: Family, alone_positions: AlonePositions) -> None:
+    answer = client(family, replace(CONFIG, max_tokens_per_step=5), alone_positions)
     prompt = alone((-1, 12), (0, 14), (1, 1), (2, 11), (3, 13))
     ask(answer, "a", prompt)
     assert_equals_reference(family, prompt, answer, "a", tolerance=TOLERANCE)
 
 
-def test_memory_that_was_never_written_is_not_read() -> None:
-    answer = client("openflamingo")
+@pytest.mark.parametrize("alone_positions", POSITIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_memory_that_was_never_written_is_not_read(family: Family, alone_positions: AlonePositions) -> None:
+    answer = client(family, alone_positions=alone_positions)
     answer.engine.runner._kv.blocks[:] = torch.nan
     ask(answer, "a", ALONE)
-    assert_equals_reference("openflamingo", ALONE, answer, "a", tolerance=TOLERANCE)
+    assert_equals_reference(family, ALONE, answer, "a", tolerance=TOLERANCE)
 
 
-def test_several_answers_and_beams() -> None:
-    answer = client("idefics")
+@pytest.mark.parametrize("alone_positions", POSITIONS)
+def test_several_answers_and_beams(alone_positions: AlonePositions) -> None:
+    answer = client("idefics", alone_positions=alone_positions)
     ask(answer, "greedy", ALONE)
     ask(answer, "three", ALONE, msgspec.structs.replace(GREEDY, n=3))
     for index in range(3):
@@ -316,7 +362,7 @@ def test_several_answers_and_beams() -> None:
         assert ids == answer.ids("greedy")
     beams = Sampling(max_tokens=5, temperature=0.0, beam_width=3, ignore_eos=True)
     ask(answer, "beams", ALONE, beams)
-    prompt, model = ALONE.request("x").prompt, MODELS["idefics"]
+    prompt, model = ALONE.request("x").prompt, reference_model("idefics", alone_positions)
     media = encode(model, ALONE.pixels(model))
     whole = prompt.followed_by(answer.ids("beams"))
     table = log_probs(model, whole.token_ids, whole.media_index, media, prompt.span_starts)

@@ -16,10 +16,10 @@ from model.batch import MediaPages
 from model.inference import prepare_for_inference
 from model.vision import normalise
 from server.engine.caches import Encoding, MediaCache
-from server.engine.runner import Encoder, pool
+from server.engine.encoder import Encoder, pool
 from server.wire import Abort
 from tests.engine_client import CONFIG, GREEDY, Prompt, assert_all_released, assert_equals_reference, client, frames
-from tests.tiny_models import CONFIGS, FAMILIES, Family, tiny_model
+from tests.tiny_models import CONFIGS, FAMILIES, KIN_CONFIG, Family, tiny_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -37,14 +37,31 @@ def test_pages_of_media_in_pieces_equal_those_of_the_model(family: Family) -> No
         [last.next_piece(2), image.next_piece(1)],
         [last.next_piece(2), first.next_piece(1)],
     ):
-        encoder.run(steps)
+        encoder.encode(steps)
     for n, clip in enumerate(clips):
         features = untouched.features(normalise(torch.from_numpy(clip), model.config.vision)[None])
         page = untouched.media_kv(untouched.resampler(features))[0]
         torch.testing.assert_close(pages.pages[n], page, atol=1e-5, rtol=1e-5)
         pooled = media.pooled.get(bytes([n]))
         assert pooled is not None
-        torch.testing.assert_close(torch.from_numpy(pooled), torch.from_numpy(pool(features))[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(torch.from_numpy(pooled), pool(features)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_pooled_features_are_without_kin() -> None:
+    untouched, model = tiny_model(KIN_CONFIG), tiny_model(KIN_CONFIG)
+    pages, media = MediaPages.zeros(model.config, 1, torch.float32, "cpu"), MediaCache(1, 1 << 20, b"")
+    clip = frames(0, 3)
+    encoding = Encoding(b"clip", clip, slot=0)
+    encoder = Encoder(prepare_for_inference(model), pages, media)
+    encoder.encode([encoding.next_piece(2)])
+    encoder.encode([encoding.next_piece(1)])
+    pixels = normalise(torch.from_numpy(clip), model.config.vision)
+    page = untouched.media_kv(untouched.encode_media(pixels[None]))[0]
+    torch.testing.assert_close(pages.pages[0], page, atol=1e-5, rtol=1e-5)
+    pooled = media.pooled.get(b"clip")
+    assert pooled is not None
+    expected = untouched.vision.plain_features(pixels).mean((0, 1))
+    torch.testing.assert_close(torch.from_numpy(pooled), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_kept_features_take_no_more_memory_than_their_frames() -> None:
@@ -52,7 +69,7 @@ def test_kept_features_take_no_more_memory_than_their_frames() -> None:
     pages = MediaPages.zeros(model.config, 2, torch.float32, "cpu")
     encoder = Encoder(prepare_for_inference(model), pages, MediaCache(2, 1 << 20, b""))
     clip, long = Encoding(b"clip", frames(0, 2)), Encoding(b"long", frames(1, 16))
-    encoder.run([clip.next_piece(1), long.next_piece(15)])
+    encoder.encode([clip.next_piece(1), long.next_piece(15)])
     vision = model.config.vision
     size = vision.num_patches * vision.feature_dim * 4
     assert [f.untyped_storage().nbytes() for e in (clip, long) for f in e.features] == [size, 15 * size]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from server.engine_client.client import EngineClient
-from server.metrics import Metrics
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
 from tests.server.engine_client.requests import FakeDecoder
 
 

@@ -11,7 +11,7 @@ import pytest
 from model.prompt import EncodedPrompt
 from server.engine_client.client import EngineClient
 from server.errors import EngineFailed, InvalidRequest, ShuttingDown
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 from server.wire import Admitted, Finished, Generate, Inspect, Sampling, Token
 from tests.server.engine_client.requests import FakeDecoder, image, read_tokens, score, stream, text_prompt
 from tests.server.fakes import TOKENIZER, eventually

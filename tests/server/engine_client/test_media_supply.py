@@ -16,8 +16,8 @@ from server.errors import EngineDied, InvalidMedia, MediaNotFound
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
 from server.media.turns import Job, Turns
-from server.metrics import Metrics
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
 from tests.server.engine_client.requests import FRAME, FakeDecoder, image, read_tokens, stream
 from tests.server.fakes import eventually
 

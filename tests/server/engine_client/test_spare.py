@@ -16,8 +16,8 @@ import pytest
 from server.engine_client import spare as spare_module
 from server.engine_client.client import EngineClient
 from server.engine_client.spare import Spare
-from server.metrics import Metrics
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
 from server.wire import WORKER_MODULE
 from tests.server.engine_client.requests import FakeDecoder, read_tokens, stream
 from tests.server.fakes import TOKENIZER, eventually

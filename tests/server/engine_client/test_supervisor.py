@@ -18,8 +18,8 @@ import pytest
 from server.engine_client import supervisor as supervisor_module
 from server.engine_client.client import EngineClient
 from server.errors import EngineDied, EngineNotReady, EngineStalled
-from server.metrics import Metrics
 from server.settings import Settings, SettingsError
+from server.telemetry.metrics import Metrics
 from tests.server.engine_client.requests import FakeDecoder, image, read_tokens, score, stream
 from tests.server.fakes import TOKENIZER, eventually
 from tests.server.scripted_engine import EXIT, RAISE, SLEEP

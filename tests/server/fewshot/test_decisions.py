@@ -11,8 +11,8 @@ from fastapi import FastAPI
 
 from server.app import create_app
 from server.fewshot.classification import GREY_MEDIA
-from server.metrics import Metrics
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
 from server.wire import Score
 from tests.server.conftest import data_url
 from tests.server.decisions import (

@@ -218,10 +218,17 @@ async def test_examples_are_embedded_only_once_even_across_restarts(
 async def test_vectors_of_other_weights_are_not_used(
     http: httpx.AsyncClient, client: FakeClient, colours: SupportSetInfo
 ) -> None:
-    await shot_ids(http, strategy="rices_image")
-    client.info = {"dtype": "bfloat16"}
-    await shot_ids(http, strategy="rices_image")
-    assert [media.digest for media in client.embedded].count(IMAGES[0].digest) == 2
+    async def num_embedded(**info: str) -> int:
+        client.info = info
+        await shot_ids(http, strategy="rices_image")
+        return [media.digest for media in client.embedded].count(IMAGES[0].digest)
+
+    assert await num_embedded(dtype="float32") == 1
+    assert await num_embedded(dtype="bfloat16") == 2
+    assert await num_embedded(dtype="bfloat16", weight_format="native") == 2  # as stored before there were formats
+    assert await num_embedded(dtype="bfloat16", weight_format="fp8") == 3
+    assert await num_embedded(dtype="bfloat16", weight_format="int8") == 4
+    assert await num_embedded(dtype="bfloat16", weight_format="fp8") == 4
 
 
 async def test_vectors_of_media_that_were_decoded_otherwise_are_not_used(

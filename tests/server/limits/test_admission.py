@@ -13,8 +13,8 @@ from fastapi import FastAPI
 
 from server.errors import ClientOverShare, Overloaded
 from server.limits.admission import Admission, SharedLimit
-from server.metrics import Metrics
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
 from server.wire import Generate
 from tests.server.documented import CHECKED
 from tests.server.fakes import AS_JSON, FakeClient, eventually

@@ -8,7 +8,7 @@ import pytest
 
 from server.limits.admission import QUIET_SECONDS, Admission
 from server.limits.background import Background
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 from tests.server.fakes import eventually
 
 pytestmark = pytest.mark.anyio

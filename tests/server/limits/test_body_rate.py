@@ -9,8 +9,8 @@ from fastapi import FastAPI
 from server.api.body import LARGE_BODY
 from server.limits.admission import Admission
 from server.limits.body_rate import BYTES_PER_SECOND, MIN_PAUSE, BodyRate
-from server.metrics import Metrics
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
 from tests.server.fakes import AS_JSON
 
 PIECE = 2**16

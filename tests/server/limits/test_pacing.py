@@ -14,8 +14,8 @@ from fastapi import FastAPI
 from server.app import create_app
 from server.limits.admission import Admission, SharedLimit
 from server.limits.pacing import FREE_REFUSALS, MAX_PAUSE, REFUSALS_PER_SECOND, Pacing
-from server.metrics import Metrics
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
 from tests.server.fakes import Clock, FakeClient, eventually, served_model
 from tests.server.limits.test_admission import Gate, from_address
 

@@ -107,6 +107,7 @@ def test_an_unexpected_error_is_a_refusal_that_names_its_type(monkeypatch: pytes
 
 def test_requests_are_answered_in_order_until_the_input_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resource.setrlimit", lambda *_: None)
+    monkeypatch.setattr("os.nice", lambda _: 0)  # otherwise all later tests have this priority
     setup = decoder.Setup(
         vision=dataclasses.asdict(VISION), limits=dataclasses.asdict(MediaLimits()), max_memory_bytes=1
     )

@@ -12,6 +12,7 @@ from ipaddress import ip_address
 import pytest
 import trustme
 
+from model import heif
 from server.errors import InvalidMedia, MediaNotFetched, MediaUrlRefused
 from server.media.addresses import Address
 from server.media.fetch import Fetcher, Resolve, resolve
@@ -225,6 +226,14 @@ async def test_a_response_that_is_not_an_image_is_a_client_error(web: Web, page:
     assert (caught.value.status, caught.value.param) == (400, PARAM)
     assert "127.0.0.1" not in caught.value.message
     assert "secret" not in caught.value.message
+
+
+async def test_a_heic_still_without_the_extra_names_it(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heif, "is_installed", lambda: False)
+    web.pages["/x"] = answer(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    with pytest.raises(MediaNotFetched, match=r"pip install 'flamboyance\[heif\]'") as caught:
+        await fetch(fetcher(web), web, "/x")
+    assert (caught.value.status, caught.value.param) == (400, PARAM)
 
 
 async def test_a_video_is_fetched_as_a_video(web: Web) -> None:

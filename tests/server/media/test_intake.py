@@ -14,9 +14,9 @@ from server.errors import InvalidMedia, InvalidRequest, MediaNotFetched, MediaNo
 from server.media.intake import Intake
 from server.media.source import encoded
 from server.media.store import MediaStore
-from server.metrics import Metrics
 from server.schemas.prompt import ImageIdPart, ImageUrlPart
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
 from tests.server.conftest import data_url, png
 from tests.server.documented import CHECKED
 from tests.server.fakes import FakeClient, served_model

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model import heif
 from model.config import VisionConfig
 from model.media import MediaLimits, load_image, resize
 from server.errors import InvalidMedia, MediaNotFound
@@ -89,6 +90,16 @@ async def test_a_bad_image_is_refused_and_the_process_continues(pool: DecodePool
     assert caught.value.param == "prompt[0]"
     await pool.decode(media(png()))
     assert pids(pool) == before
+
+
+async def test_a_heic_still_is_decoded_in_the_process(pool: DecodePool) -> None:
+    heif.register()
+    file = io.BytesIO()
+    Image.effect_noise((40, 30), 80).convert("RGB").save(file, "HEIF")
+    frames = await pool.decode(media(file.getvalue()))
+    expected = resize(load_image(file.getvalue(), MediaLimits()), VISION)
+    assert np.array_equal(np.frombuffer(frames.data, np.uint8).reshape(12, 12, 3), expected)
+    assert frames.size == (40, 30)
 
 
 async def test_a_process_that_dies_fails_its_media_item_and_is_replaced(pool: DecodePool) -> None:

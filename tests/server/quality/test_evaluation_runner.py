@@ -19,10 +19,10 @@ from server.api.services import Services
 from server.app import create_app
 from server.errors import EngineNotReady, InvalidMedia
 from server.limits import background
-from server.metrics import Metrics
 from server.quality import evaluation_runner
 from server.quality.evaluation_store import LEASE_SECONDS
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
 from server.wire import BACKGROUND_PRIORITY, Score
 from tests.server.evaluations import (
     EXAMPLES,

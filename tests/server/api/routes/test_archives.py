@@ -20,11 +20,11 @@ from server.app import create_app
 from server.errors import StorageUnavailable
 from server.media.source import EncodedMedia
 from server.media.turns import Job
-from server.metrics import Metrics
 from server.schemas.archive import ArchivedMedia
 from server.settings import Settings
 from server.store import media_references
 from server.store.records import NewExample
+from server.telemetry.metrics import Metrics
 from tests.server.api.routes.test_support_sets import SETS, create, error, example
 from tests.server.archives import archive, reference, unpacked
 from tests.server.conftest import png

@@ -22,9 +22,9 @@ from server.engine.engine import Engine
 from server.fewshot.classification import GREY_MEDIA
 from server.media.decoder import Decode, Frames, frames_of
 from server.media.source import EncodedMedia, encoded
-from server.metrics import Metrics
 from server.served_model import ServedModel
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
 from server.wire import Score, Scored
 from tests.engine_client import CONFIG, MODELS, SERVED, Client
 from tests.server.conftest import data_url, png

@@ -238,6 +238,19 @@ async def test_a_stop_string_ends_the_text_and_aborts_the_request(http: httpx.As
     assert len(client.aborted) == 1
 
 
+async def test_the_usage_has_the_tokens_that_were_proposed(http: httpx.AsyncClient, client: FakeClient) -> None:
+    assert "completion_tokens_details" not in (await complete(http, prompt="x"))["usage"]
+    client.proposals = {1: (True, 0), 2: (True, 0), 3: (False, 2)}
+    usage = (await complete(http, prompt="x"))["usage"]
+    assert usage["completion_tokens_details"] == {"accepted_prediction_tokens": 2, "rejected_prediction_tokens": 2}
+    client.answer = "a cat STOP more"
+    client.proposals = dict.fromkeys(range(3, 15), (True, 0))
+    usage = (await complete(http, prompt="x", stop=" STOP", max_tokens=20))["usage"]
+    # those after the stop string are not in the answer
+    assert usage["completion_tokens_details"] == {"accepted_prediction_tokens": 7, "rejected_prediction_tokens": 0}
+    assert usage["completion_tokens"] == 10
+
+
 async def test_a_stream_never_contains_the_stop_string(http: httpx.AsyncClient, client: FakeClient) -> None:
     client.answer = "a cat STOP more"
     chunks = await stream(http, prompt="x", stop=" STOP", max_tokens=20)

@@ -15,8 +15,8 @@ from server.api.routes.decisions import MAX_CONCURRENT
 from server.app import create_app
 from server.errors import EngineFailed
 from server.media.source import EncodedMedia
-from server.metrics import Metrics
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
 from server.wire import Score, Scored
 from tests.server.decisions import (
     BLUE,

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from model import heif
 from server.api.services import Services
 from server.media.source import EncodedMedia, encoded
 from server.settings import Settings
@@ -142,6 +143,16 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     ("a URL", {"json": {"url": "https://a.org/b.png"}}, 422, "unsupported_parameter", "url"),
     ("a file's URL", {"json": {"url": "file:///etc/passwd"}}, 400, "invalid_value", "url"),
 ]
+
+
+async def test_a_heic_still_without_the_extra_is_refused_by_its_name(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heif, "is_installed", lambda: False)
+    data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
+    response = await http.post("/v1/images", content=data, headers={"Content-Type": "image/heic"})
+    assert_refused(response, 400, "invalid_media", "body")
+    assert "pip install 'flamboyance[heif]'" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(("body", "status", "code", "param"), [bad[1:] for bad in BAD], ids=[bad[0] for bad in BAD])

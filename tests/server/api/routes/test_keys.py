@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from server.access.keys import Keys
 from server.limits.admission import Ticket
 from server.settings import Settings
 from server.store.database import Database
+from server.telemetry.logs import JsonFormatter
 from tests.server.conftest import image_part
 
 pytestmark = pytest.mark.anyio
@@ -46,6 +50,32 @@ async def test_a_key_is_made_used_listed_and_revoked(http: httpx.AsyncClient) ->
     assert (await http.delete(f"/v1/keys/{made['id']}", headers=ADMIN)).json()["error"]["code"] == "key_not_found"
 
 
+async def test_a_line_says_who_has_made_or_revoked_a_key(
+    http: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    fields = {"name": "of acme", "role": "admin", "tenant": "acme"}
+    admin = (await http.post("/v1/keys", json=fields, headers=ADMIN)).json()
+    header = {"Authorization": f"Bearer {admin['key']}"}
+    made = (await http.post("/v1/keys", json={"name": "reader"}, headers=header)).json()
+    assert (await http.delete(f"/v1/keys/{made['id']}", headers=header)).status_code == 200
+    assert (await http.delete(f"/v1/keys/{made['id']}", headers=header)).status_code == 404
+    assert changes(caplog) == [
+        ("an API key was made", admin["id"], "admin", "acme", "api_key"),
+        ("an API key was made", made["id"], "inference", "acme", admin["id"]),
+        ("an API key was revoked", made["id"], "inference", "acme", admin["id"]),
+    ]
+    logged = "".join(JsonFormatter().format(record) for record in caplog.records)
+    assert admin["id"] in logged
+    assert not [secret for secret in (admin["key"], made["key"], SETTING) if secret in logged]
+
+
+def changes(caplog: pytest.LogCaptureFixture) -> list[tuple[str, ...]]:
+    """Return the lines about keys: the message, the key, its role and tenant, and who did it."""
+    records = [vars(record) for record in caplog.records if record.name == "server.access.keys"]
+    return [(line["message"], line["key"], line["role"], line["tenant"], line["by"]) for line in records]
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -73,6 +103,36 @@ async def test_the_quota_of_requests(http: httpx.AsyncClient) -> None:
     assert refused.json()["error"]["code"] == "quota_exceeded"
     assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert (await http.get("/v1/models", headers=ADMIN)).status_code == 200
+
+
+async def test_health_is_answered_also_when_a_limit_is_used_up(http: httpx.AsyncClient) -> None:
+    header = await make(http, limits={"requests": 1})
+    paths = ("/health", "/health/progress", "/health/ready", "/health/live")
+    for path in paths:  # none of these counts
+        assert (await http.get(path, headers=header)).status_code == 200
+    assert (await http.get("/v1/models", headers=header)).status_code == 200
+    assert (await http.get("/v1/models", headers=header)).status_code == 429
+    assert [(await http.get(path, headers=header)).status_code for path in paths] == [200] * 4
+
+
+@pytest.mark.parametrize("is_chunked", [True, False])
+async def test_a_body_may_go_beyond_the_limit_of_bytes_once(
+    http: httpx.AsyncClient, app: FastAPI, is_chunked: bool
+) -> None:
+    header = await make(http, limits={"bytes": 20}) | {"Content-Type": "application/json"}
+    body = json.dumps({"prompt": "x" * 20}).encode()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for byte in body:
+            yield bytes([byte])
+
+    statuses = []
+    # the other client reads the body of a request again, to compare it with the document
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        for _ in range(2):
+            content = pieces() if is_chunked else body
+            statuses.append((await client.post("/v1/completions", content=content, headers=header)).status_code)
+    assert statuses == [200, 429]
 
 
 @pytest.mark.parametrize("limits", [{"tokens": 1}, {"media": 1}, {"bytes": 20}])
@@ -148,6 +208,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert key_id is not None
     assert main(["keys", "list", *location]) == 0
     listed = capsys.readouterr().out
+    assert key_id in listed
     assert "team" in listed
     assert "acme" in listed
     assert "100 tokens/min" in listed
@@ -162,3 +223,37 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         with pytest.raises(SystemExit):
             main(["keys", "create", "team", "--tenant", tenant, *location])
         assert "--tenant: at most 48 lower-case letters" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["keys", "list"], ["keys", "revoke", "key_1"], ["backup", "copy.tar"]])
+def test_a_command_that_needs_a_database_creates_no_folder(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "typo"
+    assert main([*command, "--data-dir", str(folder)]) == 2
+    assert capsys.readouterr().err == f"error: data_dir: there is no database {folder / 'flamboyance.db'}\n"
+    assert not folder.exists()
+    assert main(["keys", "create", "me", "--data-dir", str(folder)]) == 0
+    assert main(["keys", "list", "--data-dir", str(folder)]) == 0
+
+
+def test_the_command_logs_what_it_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLAMBOYANCE_LOG_FORMAT", "json")
+    assert main(["keys", "create", "me", "--role", "manage", "--data-dir", str(tmp_path)]) == 0
+    secret, made = capsys.readouterr()
+    line = change(made)
+    assert (line["message"], line["role"], line["tenant"]) == ("an API key was made", "manage", None)
+    assert line["by"] == "flamboyance keys"
+    assert secret.strip() not in made
+    assert main(["keys", "revoke", line["key"], "--last", "--data-dir", str(tmp_path)]) == 0
+    revoked = change(capsys.readouterr().err)
+    assert (revoked["message"], revoked["key"]) == ("an API key was revoked", line["key"])
+
+
+def change(errors: str) -> dict[str, Any]:
+    """Return the line about a key among those on standard error."""
+    lines: list[dict[str, Any]] = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
+    (line,) = [line for line in lines if line["logger"] == "server.access.keys"]
+    return line

@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from server.app import create_app
-from server.metrics import Metrics
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
 from tests.server.conftest import image_part
 from tests.server.documented import CHECKED
 from tests.server.fakes import EOS, TOKENIZER, FakeClient, served_model
@@ -21,7 +21,12 @@ async def test_the_card_has_the_limits_of_the_model(http: httpx.AsyncClient) -> 
     (card,) = (await http.get("/v1/models")).json()["data"]
     assert card["id"] == "tiny"
     assert card["max_model_len"] == 64
-    assert card["vision"] == {"image_size": 8, "visual_tokens": 4, "max_media_per_request": 3}
+    assert card["vision"] == {
+        "image_size": 8,
+        "resize": "squash",
+        "visual_tokens": 4,
+        "max_media_per_request": 3,
+    }
     assert (await http.get("/v1/models/tiny")).json() == card
 
 

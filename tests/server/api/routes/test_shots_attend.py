@@ -129,6 +129,18 @@ async def test_a_model_whose_text_reads_all_media_refuses_it(path: str, client: 
     assert response.json()["error"]["param"] == "shots_attend"
 
 
+async def test_orders_of_a_row_are_averaged(client: FakeClient, settings: Settings) -> None:
+    """A model that sees shots in a row answers differently in another order."""
+    config = replace(CONFIG, language_model=replace(CONFIG.language_model, alone_positions="in_a_row"))
+    fields = {**REQUESTS["/v1/classify"], "permutations": 2, "shots_attend": "alone"}
+    transport = httpx.ASGITransport(application(client, settings, config))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        response = await http.post("/v1/classify", json=fields)
+    assert response.status_code == 200, response.text
+    first, second = (spans_of(request.prompt) for request in client.scores)
+    assert first[:2] == second[1::-1]
+
+
 async def test_stored_examples_attend_alone_in_any_order(
     http: httpx.AsyncClient, client: FakeClient, colours: SupportSetInfo
 ) -> None:

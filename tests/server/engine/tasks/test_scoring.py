@@ -19,7 +19,7 @@ from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.engine.graphs import Step
 from server.engine.plan import Plan
-from server.engine.sampler import Result
+from server.engine.runner import Launched
 from server.wire import Abort, Sampling, Score
 from tests.engine_client import (
     CONFIG,
@@ -68,13 +68,13 @@ def assert_scored(
 def steps(answer: Client) -> list[Plan]:
     """Record the plans that are run."""
     plans: list[Plan] = []
-    run = answer.engine.runner.run
+    launch = answer.engine.runner.launch
 
-    def watched(plan: Plan) -> list[Result]:
+    def watched(plan: Plan, before: Launched | None = None) -> Launched:
         plans.append(plan)
-        return run(plan)
+        return launch(plan, before)
 
-    answer.engine.runner.run = watched  # type: ignore[method-assign]
+    answer.engine.runner.launch = watched  # type: ignore[method-assign]
     return plans
 
 

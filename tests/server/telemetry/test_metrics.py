@@ -8,8 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from model.inference import prepare_for_inference
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
-from server.measures import ENGINE_METRICS, Buckets, Measures, kind_of_step
-from server.metrics import Metrics
+from server.telemetry.measures import ENGINE_METRICS, Buckets, Measures, kind_of_step
+from server.telemetry.metrics import Metrics
 from tests.tiny_models import CONFIGS, prompt_tokenizer, tiny_model
 
 # counted in the API process, from acceptance on
@@ -41,10 +41,10 @@ def test_every_finish_reason_begins_at_zero(reason: str) -> None:
 class TestHistogramsOfTheEngine:
     def test_a_step_is_counted_by_its_kind_and_its_tokens(self) -> None:
         measures, metrics = Measures(), Metrics("m")
-        measures.note_step([1, 1], 0, 0.004)
-        measures.note_step([1, 100], 2, 0.3)
-        measures.note_step([], 3, 0.3)
-        measures.note_step([], 0, 0.3)  # nothing ran
+        measures.note_step([1, 1], 0, 0, 0.004)
+        measures.note_step([1, 100], 3, 2, 0.3)
+        measures.note_step([], 0, 3, 0.3)
+        measures.note_step([], 0, 0, 0.3)  # nothing ran
         metrics.engine.histograms |= measures.snapshot()
         text = metrics.expose().decode()
         assert 'flamboyance:step_seconds_count{kind="decode",model_name="m"} 1.0' in text
@@ -53,7 +53,7 @@ class TestHistogramsOfTheEngine:
         assert 'flamboyance:step_seconds_count{kind="mixed",model_name="m"} 1.0' in text
         assert 'flamboyance:step_seconds_count{kind="encode",model_name="m"} 1.0' in text
         assert 'flamboyance:step_seconds_count{kind="prompt",model_name="m"} 0.0' in text
-        assert 'flamboyance:iteration_tokens_sum{model_name="m"} 103.0' in text
+        assert 'flamboyance:iteration_tokens_sum{model_name="m"} 106.0' in text
         assert 'flamboyance:encoder_batch_size_bucket{le="2.0",model_name="m"} 1.0' in text
         assert 'flamboyance:encoder_batch_size_count{model_name="m"} 2.0' in text
 
@@ -94,6 +94,8 @@ class TestVllmNames:
             "vllm:mm_cache_queries": "counter",
             "vllm:mm_cache_hits": "counter",
             "vllm:num_preemptions": "counter",
+            "vllm:spec_decode_num_draft_tokens": "counter",
+            "vllm:spec_decode_num_accepted_tokens": "counter",
             "vllm:prompt_tokens": "counter",
             "vllm:generation_tokens": "counter",
             "vllm:request_success": "counter",

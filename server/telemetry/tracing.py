@@ -23,7 +23,7 @@ from opentelemetry.util.types import AttributeValue
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.stages import NO_STAGES, Interval, Stages, current
+from server.telemetry.stages import NO_STAGES, Interval, Stages, current
 from server.version import VERSION
 
 SERVICE = "flamboyance"

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from server.measures import ENGINE_HISTOGRAMS, ENGINE_METRICS, Measures
 from server.schemas.fewshot import Method
+from server.telemetry.measures import ENGINE_HISTOGRAMS, ENGINE_METRICS, Measures
 
 PREFIX = "flamboyance:"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -43,6 +43,8 @@ SAME_IN_VLLM = (
     "request_prompt_tokens",
     "request_generation_tokens",
     "num_preemptions",
+    "spec_decode_num_draft_tokens",
+    "spec_decode_num_accepted_tokens",
 )
 VLLM_NAMES = (
     *((name, name) for name in SAME_IN_VLLM),
@@ -59,7 +61,7 @@ FINISHED_REASONS = ("stop", "length", "abort", "error")
 
 
 class EngineCollector(Collector):
-    """Exposes what the worker's last heartbeat counted, as `server/measures.py` lists it.
+    """Exposes what the worker's last heartbeat counted, as `server/telemetry/measures.py` lists it.
 
     Waiting and running requests are not among it: the API process counts them, from acceptance on.
     """

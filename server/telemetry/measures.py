@@ -19,6 +19,8 @@ ENGINE_METRICS = {
     "media_evictions": ("Media pages reused for another media item", True),
     "media_single_flight_joins": ("Media that a request found already requested for another one", True),
     "num_preemptions": ("Sequences that released their blocks and were queued again", True),
+    "spec_decode_num_draft_tokens": ("Tokens that were proposed and verified by a step", True),
+    "spec_decode_num_accepted_tokens": ("Proposed tokens that the model would have generated", True),
 }
 # the kinds of a step: its rows decode, compute prompts, or both; or it has none, and encodes media
 STEP_KINDS = ("decode", "prompt", "mixed", "encode")
@@ -73,14 +75,14 @@ class Measures:
             for value in histogram.values
         }
 
-    def note_step(self, counts: Iterable[int], num_frames: int, seconds: float) -> None:
-        """Note a step whose rows compute `counts` tokens each."""
+    def note_step(self, counts: Iterable[int], num_proposed: int, num_frames: int, seconds: float) -> None:
+        """Note a step whose rows compute `counts` tokens each, and `num_proposed` together."""
         counts = list(counts)
         if not counts and not num_frames:
             return
         self._buckets[STEP_SECONDS, kind_of_step(counts)].observe(seconds)
         if counts:
-            self._buckets[STEP_TOKENS, ""].observe(sum(counts))
+            self._buckets[STEP_TOKENS, ""].observe(sum(counts) + num_proposed)
         if num_frames:
             self._buckets[STEP_FRAMES, ""].observe(num_frames)
 

@@ -50,7 +50,7 @@ async def test_a_request_is_counted_once(
     http: httpx.AsyncClient, app: FastAPI, route: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     body, num_media = REQUESTS[route]
-    with caplog.at_level(logging.INFO, "server.request_record"):
+    with caplog.at_level(logging.INFO, "server.telemetry.request_record"):
         response = await http.post(route, json=body, headers={"X-Request-Id": "mine"})
     assert response.status_code == 200, response.text
     usage = response.json()["usage"]

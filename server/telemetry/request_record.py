@@ -13,9 +13,9 @@ from typing import Any
 from model.prompt import ShotsAttend
 from server.access.quotas import Quota
 from server.limits.admission import Ticket
-from server.metrics import Metrics
-from server.stages import NO_STAGES, current
-from server.wire import Admitted, FinishReason, Scored
+from server.telemetry.metrics import Metrics
+from server.telemetry.stages import NO_STAGES, current
+from server.wire import Admitted, FinishReason, Scored, Token
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         self.details: dict[str, Any] = {}  # fields that a route adds to `usage.fewshot_details`
         self.prompt_tokens = 0
         self.completion_tokens = 0
+        self.accepted_proposals = 0
+        self.rejected_proposals = 0
         self.media = 0
         self.media_deduplicated = 0
         self.cached_tokens = 0
@@ -99,10 +101,12 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         if self._ticket is not None:
             self._ticket.started()
 
-    def token(self, index: int) -> None:
+    def token(self, index: int, event: Token) -> None:
         """Count a token of the answer `index`."""
         now = time.monotonic()
         self.completion_tokens += 1
+        self.accepted_proposals += event.is_proposed
+        self.rejected_proposals += event.num_rejected
         self._metrics.generation_tokens.inc()
         if self._first_token is None:
             self._first_token = now - self.arrived
@@ -113,13 +117,21 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         self._last_token[index] = now
 
     def usage(self) -> dict[str, Any]:
-        """Return the usage in OpenAI's shape, with `fewshot_details`; media by cache only where the engine reports it."""
+        """Return the usage in OpenAI's shape, with `fewshot_details`.
+
+        Media by cache are only where the engine reports them, and proposed tokens where there were any.
+        """
         by_cache = {"media_encoded": self.media_encoded, "media_cached": self.media_cached}
+        proposals = {
+            "accepted_prediction_tokens": self.accepted_proposals,
+            "rejected_prediction_tokens": self.rejected_proposals,
+        }
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            **({"completion_tokens_details": proposals} if any(proposals.values()) else {}),
             "fewshot_details": {
                 "media": self.media,
                 **(by_cache if self.media_cached is not None else {}),

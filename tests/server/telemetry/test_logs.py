@@ -8,8 +8,8 @@ import logging
 import httpx
 import pytest
 
-from server import logs
 from server.settings import Settings
+from server.telemetry import logs
 from tests.server.conftest import image_part
 
 

@@ -1,0 +1,103 @@
+"""The processes of a divided model: rank 0 is the worker, which starts the others and ends with any of them.
+
+A rank reads its messages from its input, whose end means that the worker is gone. All processes are on one machine; what
+they add up goes over the loopback interface, or between the GPUs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, Any
+
+import torch
+import torch.distributed as dist
+
+from model.parallel import Group, ProcessGroup
+from model.ranks import Rank
+from server.engine.ranks.messages import Begin, Followers, encode
+from server.settings import Settings, child_environment
+
+ROOT = Path(__file__).resolve().parents[3]
+MODULE = "server.engine.ranks.follower"
+# a rank may load its weights for long while another one waits; the end of a process is noticed at once
+TIMEOUT = timedelta(hours=1)
+# bytes of the length before each message
+LENGTH = 8
+FAILED = 1
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def leading(settings: Settings) -> Iterator[tuple[Followers, str]]:
+    """Start the other ranks; give them, and the file at which all meet, which is removed afterwards."""
+    with TemporaryDirectory(prefix="flamboyance-ranks-") as folder:
+        store, size = f"{folder}/store", settings.tensor_parallel
+        sends = []
+        for number in range(1, size):
+            process = _start()
+            assert process.stdin is not None
+            sends.append(_sender(process.stdin))
+            sends[-1](encode(Begin(settings.to_worker(), number, size, store)))
+            threading.Thread(target=_end_with, args=(process, number), daemon=True).start()
+        yield Followers(sends), store
+
+
+def connect(rank: Rank, store: str, device: torch.device) -> Group:
+    """Return the group of all ranks when each of them has called this; the file `store` is not needed afterwards."""
+    file = dist.FileStore(store, rank.size)  # type: ignore[attr-defined]
+    group = ProcessGroup(_nccl(file, rank) if device.type == "cuda" else _gloo(file, rank))
+    group.add_up(torch.zeros(1, device=device))  # NCCL connects at the first sum
+    return group
+
+
+def _gloo(file: Any, rank: Rank) -> Any:
+    kind: Any = dist.ProcessGroupGloo
+    options = kind._Options()
+    # other machines could connect to any other interface
+    options._devices = [kind.create_device(hostname="127.0.0.1")]
+    options._timeout = TIMEOUT
+    return kind(file, rank.number, rank.size, options)
+
+
+def _nccl(file: Any, rank: Rank) -> Any:
+    kind: Any = dist.ProcessGroupNCCL
+    options = kind.Options()
+    options._timeout = TIMEOUT
+    return kind(file, rank.number, rank.size, options)
+
+
+def read_message(file: IO[bytes]) -> bytes | None:
+    """Return the next message, or None at the end of the input."""
+    head = file.read(LENGTH)
+    data = file.read(int.from_bytes(head, "little"))
+    return data if len(head) == LENGTH and len(data) == int.from_bytes(head, "little") else None
+
+
+def _start() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", MODULE], stdin=subprocess.PIPE, cwd=ROOT, env=child_environment())
+
+
+def _sender(pipe: IO[bytes]) -> Callable[[bytes], None]:
+    def send(data: bytes) -> None:
+        pipe.write(len(data).to_bytes(LENGTH, "little") + data)
+        pipe.flush()
+
+    return send
+
+
+def _end_with(process: subprocess.Popen[bytes], number: int) -> None:
+    """End this process when another rank has ended: no step could be computed without it, and this one may wait for it."""
+    exit_code = process.wait()
+    logger.error("rank %d of the model ended", number, extra={"exit_code": exit_code})
+    logging.shutdown()
+    os._exit(FAILED)

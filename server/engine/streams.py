@@ -1,0 +1,33 @@
+"""A second stream of work on a GPU, next to the current one; a CPU has none, and works in the order of the program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class SideStream:
+    """A stream whose work may run at the same time as that of the current stream, unless one waits for the other."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = None if device.type == "cpu" else torch.cuda.Stream(device)
+
+    def mark(self) -> torch.cuda.Event | None:
+        """Return the end of the work that the current stream has so far; None on a CPU."""
+        return None if self._stream is None else torch.cuda.current_stream().record_event()
+
+    def wait(self, mark: torch.cuda.Event) -> None:
+        """Let the work that the current stream gets from now on come after a mark, for which the host does not wait."""
+        torch.cuda.current_stream().wait_event(mark)
+
+    @contextmanager
+    def after(self, mark: torch.cuda.Event | None) -> Iterator[None]:
+        """Let the work of a block run on this stream, as the current one, after a mark."""
+        if self._stream is None or mark is None:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            self.wait(mark)
+            yield

@@ -1,0 +1,141 @@
+"""Copies of many tensors at once between the host and the device: each one costs a launch, and one to the host a wait.
+
+On a CPU, which is both, nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 16  # bytes, of each tensor in a copy
+
+
+def upload(tables: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Return tensors of the host on the device, by one copy from pinned memory, for which the host does not wait."""
+    if device.type == "cpu":
+        return list(tables)
+    packed = torch.empty(sum(map(_aligned_size, tables)), dtype=torch.uint8, pin_memory=True)
+    for part, table in zip(unpack(packed, tables), tables, strict=True):
+        part.copy_(table)
+    return list(unpack(packed.to(device, non_blocking=True), tables))
+
+
+class Download:
+    """Tensors of the device on their way to the host, by one copy, for which it waits when it reads them.
+
+    What the device does later may overwrite them there.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
+        self.has_arrived = not tensors or tensors[0].is_cpu
+        if not self.has_arrived:
+            packed = torch.cat([tensor.contiguous().flatten().view(torch.uint8) for tensor in tensors])
+            self._packed = torch.empty(len(packed), dtype=torch.uint8, pin_memory=True)
+            self._packed.copy_(packed, non_blocking=True)
+            self._end = torch.cuda.Event()
+            self._end.record()
+
+    def wait(self) -> list[Tensor]:
+        """Return the tensors on the host."""
+        if self.has_arrived:
+            return list(self._tensors)
+        self._end.synchronize()
+        parts = self._packed.split([tensor.nbytes for tensor in self._tensors])
+        # a copy of each, because it begins at an aligned address
+        pairs = zip(parts, self._tensors, strict=True)
+        return [part.clone().view(tensor.dtype).view(tensor.shape) for part, tensor in pairs]
+
+
+def unpack(packed: Tensor, tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Return views of packed bytes, one after the other, with the shapes and dtypes of these tensors."""
+    start = 0
+    for tensor in tensors:
+        yield packed[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        start += _aligned_size(tensor)
+
+
+def _aligned_size(tensor: Tensor) -> int:
+    return -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+
+
+class Together:
+    """Copies that are made together, and what is done with each of them afterwards."""
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[Sequence[Tensor], Callable[..., None]]] = []
+
+    def add(self, tensors: Sequence[Tensor], then: Callable[..., None], *arguments: Any) -> None:
+        """Call `then` with these arguments and the copies of the tensors, later."""
+        self._pending.append((tensors, partial(then, *arguments)))
+
+    @property
+    def _tensors(self) -> list[Tensor]:
+        return [tensor for tensors, _ in self._pending for tensor in tensors]
+
+    def _use(self, copies: Iterable[Tensor]) -> None:
+        """Make the calls in the order in which they were added."""
+        pending, self._pending, copies = self._pending, [], iter(copies)
+        for tensors, then in pending:
+            then(*islice(copies, len(tensors)))
+
+
+class Uploads(Together):
+    """Copies to the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+
+    def run(self) -> None:
+        self._use(upload(self._tensors, self._device))
+
+
+class Downloads(Together):
+    """Copies to the host. What is on a CPU is used at once, everything else when it has arrived."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._download: Download | None = None
+
+    def begin(self) -> None:
+        self._download = Download(self._tensors)
+        if self._download.has_arrived:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for what has begun, if anything has."""
+        if self._download is not None:
+            download, self._download = self._download, None
+            self._use(download.wait())
+
+
+NUM_SIDES = 2
+
+
+class Mirror:
+    """Memory on the device with the same tensors as memory on the host, from which one copy brings their values.
+
+    The host has two sets of the tensors: it can write the next values while the last ones are still copied.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
+        size, is_pinned = sum(map(_aligned_size, tensors)), device.type != "cpu"
+        self._sources = [torch.zeros(size, dtype=torch.uint8, pin_memory=is_pinned) for _ in range(NUM_SIDES)]
+        self._target = torch.zeros(size, dtype=torch.uint8, device=device)
+        self.on_host = [list(unpack(source, tensors)) for source in self._sources]
+        self.on_device = list(unpack(self._target, tensors))
+        for parts in self.on_host:
+            for part, tensor in zip(parts, tensors, strict=True):
+                part.copy_(tensor)
+        self.send(NUM_SIDES - 1)  # the first step may be written to the first set before this copy ends
+
+    def send(self, side: int) -> None:
+        """Copy the values of a set to the device; the host may overwrite them once it has waited for a later result."""
+        self._target.copy_(self._sources[side], non_blocking=True)
