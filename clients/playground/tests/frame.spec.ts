@@ -68,6 +68,18 @@ for (const [name, address] of Object.entries(VIEWS)) {
   })
 }
 
+test('the head of the page has two rows on a phone', async ({ page }) => {
+  await page.setViewportSize({ width: 360, height: 640 })
+  await page.goto('/')
+  await expect(page.locator('.dot.ready')).toBeVisible()
+  const middle = async (name: string) => {
+    const box = (await page.getByRole('banner').getByText(name).or(page.getByLabel(name)).first().boundingBox())!
+    return box.y + box.height / 2
+  }
+  const row = await middle('Flamboyance')
+  for (const name of ['API', 'Theme: system']) expect(Math.abs((await middle(name)) - row)).toBeLessThan(6)
+})
+
 test('the first view is there within a second', async ({ page }) => {
   await page.goto('/')
   await expect(heading(page)).toBeVisible()
@@ -143,7 +155,41 @@ test.describe('a server with a key', () => {
     await expect(dialog).toBeHidden()
 
     const other = await context.newPage()
+    let asked = 0
+    other.on('request', (sent) => (asked += Number(sent.url().endsWith('/v1/models'))))
     await other.goto(`${address}/#/sets`)
     await expect(other.getByRole('dialog', { name: 'This server needs a key' })).toBeVisible()
+    await other.waitForTimeout(2500)
+    expect(asked).toBe(1) // it waits for the key
+  })
+
+  test('the key is changed, and another tenant sees nothing of the first', async ({ page, request }) => {
+    const headers = { Authorization: 'Bearer let-me-in' }
+    await request.post(`${address}/v1/support_sets`, { headers, data: { name: 'ours', examples: [] } })
+    const other = { name: 'other', tenant: 'other', role: 'manage' }
+    const { key } = await (await request.post(`${address}/v1/keys`, { headers, data: other })).json()
+
+    await page.goto(address)
+    const dialog = page.getByRole('dialog')
+    await dialog.getByLabel('API key').fill('let-me-in')
+    await page.keyboard.press('Enter')
+    await page.getByRole('button', { name: 'Drawings with made-up words' }).click()
+    await expect(page.getByRole('textbox', { name: 'Text of shot 3' })).toHaveValue('blicket')
+    await page.waitForTimeout(600)
+    await page.getByRole('link', { name: 'Support sets' }).click()
+    await expect(page.getByRole('link', { name: 'ours' })).toBeVisible()
+
+    await page.getByRole('button', { name: 'Key', exact: true }).click()
+    await expect(dialog).toHaveAccessibleName('The key of this tab')
+    await dialog.getByLabel('API key').fill(key)
+    await page.keyboard.press('Enter')
+    await expect(page.getByText('There is no support set yet.')).toBeVisible()
+    await page.getByRole('link', { name: 'Try', exact: true }).click()
+    await expect(page.getByText('Add a picture to ask about.')).toBeVisible()
+    await expect(page.getByRole('textbox', { name: 'Text of shot 1' })).toHaveCount(0)
+
+    await page.getByRole('button', { name: 'Key', exact: true }).click()
+    await dialog.getByRole('button', { name: 'Forget the key' }).click()
+    await expect(dialog).toHaveAccessibleName('This server needs a key')
   })
 })

@@ -70,6 +70,41 @@ test('the heat is drawn as strong as the shares of the server', async ({ page })
   expect(bright[byShare.at(-1)!]! - bright[byShare[0]!]!).toBeGreaterThan(150)
 })
 
+for (const [resize, fit, ratio] of [
+  ['squash', 'fill', 3],
+  ['crop', 'cover', 1],
+  ['pad', 'contain', 1],
+] as const) {
+  test(`the heat lies on what the encoder reads of a wide picture: ${resize}`, async ({ page }) => {
+    await page.route('/v1/models', async (route) => {
+      const models = await (await route.fetch()).json()
+      models.data[0].vision.resize = resize
+      await route.fulfill({ json: models })
+    })
+    await page.goto('/')
+    await page
+      .getByTestId('files')
+      .last()
+      .setInputFiles({ name: 'wide.png', mimeType: 'image/png', buffer: await wide(page) })
+    await page.getByRole('link', { name: 'Look inside' }).click()
+    const picture = page.getByRole('img', { name: /^wide.png: of \d+ by \d+ patches/ })
+    await expect(picture.locator('img')).toHaveCSS('object-fit', fit)
+    await expect
+      .poll(async () => ((box) => box && box.width / box.height)(await picture.boundingBox()))
+      .toBeCloseTo(ratio, 1)
+  })
+}
+
+/** Draws a picture that is three times as wide as high. */
+async function wide(page: Page): Promise<Buffer> {
+  const url = await page.evaluate(() => {
+    const canvas = Object.assign(document.createElement('canvas'), { width: 96, height: 32 })
+    canvas.getContext('2d')!.fillRect(10, 10, 20, 12)
+    return canvas.toDataURL()
+  })
+  return Buffer.from(url.split(',')[1]!, 'base64')
+}
+
 test('gates are shown by layer', async ({ page }) => {
   await openInside(page)
   const rows = page.getByRole('table', { name: 'The tanh of the gates by layer' }).getByRole('row')

@@ -18,10 +18,18 @@ test.beforeEach(async ({ page }) => {
   })
 })
 
+/** Checks the page as it is in light and dark, and that it fits a phone. */
 async function expectAccessible(page: Page) {
-  const { violations } = await new AxeBuilder({ page }).analyze()
-  const grave = violations.filter(({ impact }) => impact === 'serious' || impact === 'critical')
-  expect(grave.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).join(' ')}`)).toEqual([])
+  for (const colorScheme of ['dark', 'light'] as const) {
+    await page.emulateMedia({ colorScheme, reducedMotion: 'reduce' })
+    const { violations } = await new AxeBuilder({ page }).analyze()
+    const grave = violations.filter(({ impact }) => impact === 'serious' || impact === 'critical')
+    expect(grave.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).join(' ')}`)).toEqual([])
+  }
+  const size = page.viewportSize()!
+  await page.setViewportSize({ width: 360, height: 740 })
+  await expect.poll(() => page.evaluate(() => document.documentElement.scrollWidth)).toBeLessThanOrEqual(360)
+  await page.setViewportSize(size)
 }
 
 const tab = (page: Page, name: string) =>
@@ -64,6 +72,12 @@ test('an example is edited, filtered, found by a picture and removed, and versio
   await page.getByLabel('Label', { exact: true }).fill('wall')
   await page.getByRole('button', { name: 'Save as version 2' }).click()
   await expect(page.getByText('version 2', { exact: true })).toBeVisible()
+  const words = page.getByRole('searchbox', { name: 'Find examples by their words' })
+  await words.fill('GRA')
+  await expect(page.getByRole('article')).toHaveCount(4) // of grass and gravel
+  await words.fill('cat')
+  await expect(page.getByText('No example has these words.')).toBeVisible()
+  await words.fill('')
   await page.getByRole('button', { name: /^wall/ }).click()
   await expect(page.getByRole('region', { name: 'brick' })).toBeHidden()
   await expect(pictures(page.getByRole('region', { name: 'wall' }))).toHaveCount(1)
@@ -123,6 +137,19 @@ test('a set is evaluated, and the results stay after a reload', async ({ page })
   await expect(page.getByRole('img', { name: /Calibration/ })).toBeVisible()
   await expect(page.getByRole('img', { name: /surest queries/ })).toBeVisible()
 
+  await page.getByText('brick, answered rightly').scrollIntoViewIfNeeded() // thumbnails are loaded when they are near
+  await expect(page.getByRole('img', { name: 'brick', exact: true })).toHaveCount(2)
+  const setting = page.getByLabel('Setting in detail')
+  const wrong = await setting
+    .locator('option', { hasText: /no shots: \d\d?%/ })
+    .first()
+    .textContent()
+  await setting.selectOption({ label: wrong! })
+  await expect(page.getByRole('button', { pressed: true, name: /answered/ })).not.toHaveAccessibleName(
+    /of (\w+) answered \1$/,
+  )
+  await expect(page.getByText(/^\w+, answered(?! rightly)/)).toBeVisible()
+  await setting.selectOption({ index: 0 })
   await page.getByRole('button', { name: '2 of grass answered grass' }).focus()
   await expect(page.getByText('grass, answered rightly')).toBeVisible()
   await expect(page.getByRole('img', { name: 'grass', exact: true })).toHaveCount(2)

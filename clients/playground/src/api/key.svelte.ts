@@ -7,7 +7,8 @@ export const key = $state({ value: sessionStorage.getItem(NAME) ?? '', isNeeded:
 export function setKey(value: string) {
   key.value = value
   key.isNeeded = false
-  sessionStorage.setItem(NAME, value)
+  if (value) sessionStorage.setItem(NAME, value)
+  else sessionStorage.removeItem(NAME)
 }
 
 /** The header that sends the key, if there is one. */

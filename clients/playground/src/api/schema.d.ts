@@ -1494,6 +1494,16 @@ export interface components {
             /** @description One prompt, or a list of prompts, each with `n` answers of its own. */
             prompt: string | number[] | (components["schemas"]["TextPart"] | components["schemas"]["ImageUrlPart"] | components["schemas"]["VideoUrlPart"] | components["schemas"]["ImageIdPart"] | components["schemas"]["VideoIdPart"] | components["schemas"]["EndOfChunkPart"])[] | (string | number[] | (components["schemas"]["TextPart"] | components["schemas"]["ImageUrlPart"] | components["schemas"]["VideoUrlPart"] | components["schemas"]["ImageIdPart"] | components["schemas"]["VideoIdPart"] | components["schemas"]["EndOfChunkPart"])[])[];
         };
+        /**
+         * CompletionTokensDetails
+         * @description Tokens that the server itself proposed, from the prompt and the completion before them.
+         */
+        CompletionTokensDetails: {
+            /** @description Tokens of the completion that were proposed. */
+            accepted_prediction_tokens: number;
+            /** @description Proposed tokens that are not in the completion. */
+            rejected_prediction_tokens: number;
+        };
         /** ConflictingPair */
         ConflictingPair: {
             ids: string[];
@@ -3617,6 +3627,8 @@ export interface components {
             completion_tokens: number;
             total_tokens: number;
             prompt_tokens_details: components["schemas"]["PromptTokensDetails"];
+            /** @description Present if tokens were proposed. */
+            completion_tokens_details?: components["schemas"]["CompletionTokensDetails"];
             fewshot_details: components["schemas"]["FewShotDetails"];
         };
         /** UsedShot */
@@ -3681,6 +3693,11 @@ export interface components {
         /** Vision */
         Vision: {
             image_size: number;
+            /**
+             * @description How an image becomes a square: its centre is cropped, or all of it is squashed or padded.
+             * @enum {string}
+             */
+            resize: "crop" | "squash" | "pad";
             visual_tokens: number;
             max_media_per_request: number;
         };

@@ -1,6 +1,7 @@
 // Whether the server is ready, and which model it serves: asked every few seconds while the page is visible.
-import { api } from '../api/client'
+import { api, type Schemas } from '../api/client'
 import { ApiError } from '../api/errors'
+import { key } from '../api/key.svelte'
 
 const PERIOD = { ready: 10_000, waiting: 1_000 }
 
@@ -10,13 +11,15 @@ export const server = $state({
   model: '',
   visualTokens: 0,
   maxMedia: 0,
+  /** How pictures become the square that the encoder reads. */
+  resize: 'squash' as Schemas['Vision']['resize'],
 })
 
 /** Starts to watch, and returns the function that stops it. */
 export function watchServer() {
   let timer: ReturnType<typeof setTimeout>
   async function ask() {
-    if (!document.hidden) await look()
+    if (!document.hidden && !key.isNeeded) await look()
     timer = setTimeout(ask, server.isReady ? PERIOD.ready : PERIOD.waiting)
   }
   void ask()
@@ -43,4 +46,5 @@ async function describe() {
   server.model = model.id
   server.visualTokens = model.vision.visual_tokens
   server.maxMedia = model.vision.max_media_per_request
+  server.resize = model.vision.resize
 }

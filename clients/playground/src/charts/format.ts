@@ -2,6 +2,12 @@
 
 export const percent = (share: number, digits = 0) => `${(100 * share).toFixed(digits)}%`
 
+/** A probability in whole percents. It is none of 0% and 100%, which would be certain. */
+export function probable(probability: number): string {
+  if (probability < 0.01) return '< 1%'
+  return probability > 0.99 ? '> 99%' : percent(probability)
+}
+
 export const whole = (value: number) => Math.round(value).toLocaleString('en')
 
 /** A number with about three digits that count: 0, 0.042, 1.25, 48.3, 1,300. */

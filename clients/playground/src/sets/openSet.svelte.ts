@@ -1,5 +1,6 @@
 // The set that is shown: its latest version with all examples. Each change makes a version, which is then loaded.
 import { ApiError } from '../api/errors'
+import { part, type Picture } from '../media/pictures'
 import {
   putExamples,
   readExamples,
@@ -67,6 +68,11 @@ export class OpenSet {
 /** Returns an example as it can be sent. */
 export function stored({ id, media, text, question, label, metadata }: Example): NewExample {
   return { id, media, text, question, label, metadata }
+}
+
+/** Returns an example of each picture. The label is the name of its folder, or else the given one. */
+export function asExamples(pictures: Picture[], label = ''): NewExample[] {
+  return pictures.map((picture) => ({ media: [part(picture)], label: picture.folder || label }))
 }
 
 /** What the example teaches the model to answer. */

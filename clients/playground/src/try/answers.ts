@@ -17,6 +17,8 @@ export type Answer = {
   shots: number
   text: string
   probability: number
+  /** Whether it reached the limit of its length before its end. */
+  isCut: boolean
   tokens: Token[]
   /** The labels from the most to the least likely, where the task is to choose. */
   candidates: Option[]
@@ -26,7 +28,7 @@ export type Answer = {
 }
 
 export function emptyAnswer(shots: number): Answer {
-  return { shots, text: '', probability: 1, tokens: [], candidates: [], method: null, cost: null }
+  return { shots, text: '', probability: 1, isCut: false, tokens: [], candidates: [], method: null, cost: null }
 }
 
 /** Adds a chunk of a stream to an answer. */
@@ -35,7 +37,8 @@ export function addChunk(answer: Answer, chunk: Schemas['CompletionChunk'], firs
   const text = answer.text + (choice?.text ?? '')
   const tokens = [...answer.tokens, ...(choice?.logprobs ? tokensOf(choice.logprobs) : [])]
   const cost = chunk.usage ? costOf(chunk.usage, firstToken) : answer.cost
-  return { ...answer, text, tokens, cost, probability: probabilityOf(tokens, text) }
+  const isCut = answer.isCut || choice?.finish_reason === 'length'
+  return { ...answer, text, tokens, cost, isCut, probability: probabilityOf(tokens, text) }
 }
 
 function tokensOf(logprobs: Schemas['CompletionLogprobs']): Token[] {
@@ -80,9 +83,4 @@ function costOf(usage: Schemas['Usage'], firstToken: number): Cost {
     cachedTokens: usage.prompt_tokens_details?.cached_tokens ?? 0,
     firstToken,
   }
-}
-
-export function percent(probability: number): string {
-  if (probability > 0 && probability < 0.01) return '< 1 %'
-  return `${Math.round(probability * 100)} %`
 }

@@ -1,11 +1,11 @@
 // The shots, the query and the task that Try and Look inside work on. They are kept in this browser, so that a reload keeps
 // them; the pictures themselves stay on the server.
-import { get, set } from 'idb-keyval'
 import { SvelteMap } from 'svelte/reactivity'
 import { api } from '../api/client'
 import { ApiError } from '../api/errors'
 import type { Picture } from '../media/pictures'
 import type { Answer } from './answers'
+import { keep, read } from './storage'
 
 /** A worked example. `key` tells apart two shots of the same picture. */
 export type Shot = { key: string; picture: Picture; text: string }
@@ -29,7 +29,6 @@ export type Workspace = {
 }
 
 export const PATTERN = 'This is a {answer}.'
-const NAME = 'flamboyance-workspace'
 const MAX_ANSWERS = 200
 
 export function emptyWorkspace(): Workspace {
@@ -56,7 +55,7 @@ type Stored = { workspace: Workspace; answers: [string, Answer][] }
 
 export async function readWorkspace() {
   if (kept.isRead) return
-  const stored = await get<Stored>(NAME).catch(() => undefined) // private windows may have no store
+  const stored = await read<Stored>()
   if (stored) Object.assign(workspace, stored.workspace)
   for (const [request, answer] of stored?.answers ?? []) answers.set(request, answer)
   kept.isRead = true
@@ -75,7 +74,7 @@ async function checkPicture(id: string) {
 export async function keepWorkspace() {
   if (!kept.isRead) return
   const stored: Stored = { workspace: $state.snapshot(workspace), answers: [...answers] }
-  await set(NAME, stored).catch(() => undefined)
+  await keep(stored)
 }
 
 function pictures(): Picture[] {

@@ -9,13 +9,17 @@ from pathlib import Path
 from flamboyance_client.labelled import LabelledMedia
 from flamboyance_client.prompt import media_type
 
-# The formats that the server reads, by the names of files and by their first bytes.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+# The formats that the server reads, by the names of files and by their first bytes; HEIC if it has the extra `heif`.
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"),
+    *(".heic", ".heif", ".hif"),
+)
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv")
 SUFFIXES = frozenset(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
-IMAGE_TYPES = frozenset(f"image/{name}" for name in ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"))
+HEIF_TYPES = frozenset(f"image/{name}" for name in ("heic", "heic-sequence", "heif", "heif-sequence"))
+IMAGE_TYPES = HEIF_TYPES | {f"image/{name}" for name in ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif")}
 MEDIA_TYPES = IMAGE_TYPES | {"video/mp4", "video/webm"}
-FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF images; MP4, WebM and Matroska videos"
+FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and HEIC images; MP4, WebM and Matroska videos"
 SIGNATURE_BYTES = 32
 
 

@@ -83,6 +83,16 @@ export function coverageSeries({ curve }: Cell): Series[] {
 }
 
 /** Returns the left-out examples of one cell of the confusion matrix: those with this right label and this answer. */
+/** Returns the right label and the other answer that it got most often, or undefined if all answers are right. */
+export function commonestMistake({ confusion }: Cell): { right: string; answered: string } | undefined {
+  const mistakes = Object.entries(confusion).flatMap(([right, counts]) =>
+    Object.entries(counts)
+      .filter(([answered, count]) => answered !== right && count)
+      .map(([answered, count]) => ({ right, answered, count })),
+  )
+  return mistakes.sort((one, other) => other.count - one.count)[0]
+}
+
 export function confusedExamples(
   { left_out }: Evaluation,
   cell: Cell,

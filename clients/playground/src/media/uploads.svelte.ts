@@ -1,7 +1,6 @@
 // Uploads of many files, a few at a time. A file that is no image or video is named, and the others go on.
 import { ApiError } from '../api/errors'
-import { part, upload, type Dropped, type Picture } from '../media/pictures'
-import type { NewExample } from './calls'
+import { upload, type Dropped, type Picture } from './pictures'
 
 const CONCURRENCY = 4
 
@@ -38,9 +37,4 @@ export class Uploads {
       this.done += 1
     }
   }
-}
-
-/** Returns an example of each picture. The label is the name of its folder, or else the given one. */
-export function asExamples(pictures: Picture[], label = ''): NewExample[] {
-  return pictures.map((picture) => ({ media: [part(picture)], label: picture.folder || label }))
 }

@@ -1,0 +1,36 @@
+// Where a value of this page is kept: in the session of its tab, which other tabs do not write to. New tabs start with the
+// value that was kept last by any tab, unless a key is in use: the key ends with its tab, and so does what was done with it.
+import { get, set } from 'idb-keyval'
+import { key } from '../api/key.svelte'
+
+const NAME = 'flamboyance-workspace'
+let kept: string | null = null
+
+export async function read<Value>(): Promise<Value | undefined> {
+  kept = sessionStorage.getItem(NAME)
+  if (kept) return JSON.parse(kept)
+  return key.value ? undefined : get<Value>(NAME).catch(() => undefined) // private windows may have no store
+}
+
+/** Keeps a value if it is another one. A tab that only looks on overwrites nothing. */
+export async function keep(value: object): Promise<void> {
+  const text = JSON.stringify(value)
+  if (text === kept) return
+  kept = text
+  keepInTab(text)
+  if (!key.value) await set(NAME, value).catch(() => undefined)
+}
+
+/** A value that the session has no room for is kept for new tabs only. */
+function keepInTab(text: string) {
+  try {
+    sessionStorage.setItem(NAME, text)
+  } catch {
+    sessionStorage.removeItem(NAME)
+  }
+}
+
+/** Forgets what the tab has, before another key is used. */
+export function forget() {
+  sessionStorage.removeItem(NAME)
+}
