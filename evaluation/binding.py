@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation.ranking import Branch, Ranker, encode_segments
+from model.config import AlonePositions
 from model.flamingo import Flamingo
 from model.likeness import Likeness, Vectors, unit
 from model.prior import NEAREST_MEAN as DEFAULT_PRIOR
@@ -108,10 +109,14 @@ class Binding:
 
     @torch.inference_mode()
     def answer_in_context(
-        self, episode: Episode, rounds: Sequence[int], shots_attend: ShotsAttend = "previous"
+        self,
+        episode: Episode,
+        rounds: Sequence[int],
+        shots_attend: ShotsAttend = "previous",
+        alone_positions: AlonePositions | None = None,
     ) -> dict[int, int]:
         """Return the language model's answer after each number of rounds, as the index of a word."""
-        answers = self._rank_variants(episode, rounds, (IN_CONTEXT,), shots_attend)[IN_CONTEXT]
+        answers = self._rank_variants(episode, rounds, (IN_CONTEXT,), shots_attend, alone_positions)[IN_CONTEXT]
         return {number: int(values.argmax()) for number, values in answers.items()}
 
     def _compare(self, episode: Episode, num_rounds: int) -> dict[str, Array]:
@@ -139,12 +144,14 @@ class Binding:
         rounds: Sequence[int],
         variants: Sequence[str],
         shots_attend: ShotsAttend = "previous",
+        alone_positions: AlonePositions | None = None,
     ) -> dict[str, dict[int, Array]]:
         if not variants:
             return {}
         rows = list(dict.fromkeys([*(row for row, _ in episode.shots), episode.query]))
         features = torch.stack([self.catalogue.features(row) for row in rows]).to(self._dtype)
-        ranker = Ranker(self.model, self.model.fresh_media(self.model.resampler(features)), shots_attend)
+        media = self.model.fresh_media(self.model.resampler(self.model.vision.with_kin(features)))
+        ranker = Ranker(self.model, media, shots_attend, alone_positions)
         pages = {row: page for page, row in enumerate(rows)}
         return {name: self._rank(ranker, _variant(episode, name), rounds, pages, name) for name in variants}
 

@@ -29,6 +29,7 @@ from model.folder import load_folder
 from model.likeness import load_likeness
 from model.prior import load_prior
 from model.prompt import PromptTokenizer
+from model.quantised import KINDS, WeightFormat
 from model.zoo.default import prepare
 from server.fewshot.methods import BLEND, IN_CONTEXT, METHODS
 from training.default.catalogue import Catalogue, Rows
@@ -53,12 +54,15 @@ class Options:
     data: Path
     processes: int
     dtype: str
+    weight_format: WeightFormat | None = None
     encoder_only: bool = False
     domains: Sequence[str] = DOMAINS
 
     @property
     def variants(self) -> tuple[str, ...]:
-        return () if self.encoder_only else VARIANTS
+        if self.encoder_only:
+            return ()
+        return VARIANTS[:1] if self.controls == 0 else VARIANTS
 
     def variants_of(self, number: int) -> tuple[str, ...]:
         """Return the variants in which the episode with this number is judged."""
@@ -108,7 +112,7 @@ def _initialise(folder: Path, options: Options) -> None:
 
 
 def _load_served(folder: Path, options: Options) -> Flamingo:
-    model = load_folder(folder, "cpu", getattr(torch, options.dtype))
+    model = load_folder(folder, "cpu", getattr(torch, options.dtype), weight_format=options.weight_format)
     model.fold_gates()
     return model
 
@@ -196,6 +200,7 @@ def measure(options: Options) -> dict[str, Any]:
         "episodes": options.episodes,
         "controls": options.controls,
         "dtype": options.dtype,
+        "weight_format": options.weight_format,
         "shares": share_values({**binding_rows, **naming_rows}),
         "style": style.value,
         "perplexity": text,
@@ -222,6 +227,7 @@ def main() -> None:
         help=f"the folder of training.default_data (default: {DEFAULT_FOLDER})",
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="the weights' dtype")
+    parser.add_argument("--weight-format", choices=KINDS, help="the format in which a GPU would keep the weights")
     parser.add_argument(
         "--processes", type=int, default=2, help="worker processes, each with one thread and the model's 0.7 GB"
     )

@@ -1,9 +1,9 @@
 """Compares the forms of a few-shot prompt: shots attend to those before them, or alone: `python -m evaluation.forms`.
 
 The default model names images of categories that nothing was trained on by novel words, 5-way, after 1 and 5 shots per
-word. Both forms answer the same episodes. The first episodes are answered after their shots in several random orders,
-too. Shots that attend alone have no order. Progress goes to standard error, tables to standard output; the last line is
-JSON.
+word. A query sees shots that attend alone at the same positions, or in a row: a model's `alone_positions`. All forms answer
+the same episodes. The first episodes are answered after their shots in several random orders, too, unless all orders are
+equal. Progress goes to standard error, tables to standard output; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
-from typing import get_args
+from typing import NamedTuple, TypeAlias
 
 import torch
 
 from evaluation.binding import Binding, Episode, sample_episodes
 from evaluation.default import SEED
 from evaluation.intervals import difference_to_best, share
+from model.config import AlonePositions
 from model.folder import load_folder
 from model.prompt import PromptTokenizer, ShotsAttend
 from model.zoo.default import prepare
@@ -33,7 +34,25 @@ from training.default.catalogue import Catalogue
 from training.default_data.records import DEFAULT_FOLDER
 
 WAYS, ROUNDS = 5, (1, 5)
-FORMS: tuple[ShotsAttend, ...] = get_args(ShotsAttend)
+PREVIOUS = "previous"
+Correct: TypeAlias = dict[int, bool]  # by number of rounds
+
+
+COLUMNS = ("images", "shots per word", "shots attend", "accuracy", "less previous", "by order", "changed by order")
+
+
+class Form(NamedTuple):
+    """A form of a prompt, and where a query sees shots that attend alone."""
+
+    shots_attend: ShotsAttend
+    alone_positions: AlonePositions = "restart"
+
+    @property
+    def has_order(self) -> bool:
+        return self.shots_attend == "previous" or self.alone_positions == "in_a_row"
+
+
+FORMS = {PREVIOUS: Form("previous"), "alone": Form("alone"), "alone, in a row": Form("alone", "in_a_row")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +68,10 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The correctness of the answers to an episode after each number of rounds, by form and by order of the shots."""
+    """The correctness of the answers to an episode, by form, in its own order of the shots and in random ones."""
 
-    by_form: dict[ShotsAttend, dict[int, bool]]
-    by_order: list[dict[int, bool]]
+    in_own_order: dict[str, Correct]
+    by_order: dict[str, list[Correct]]  # of forms that have an order
 
 
 def in_order(episode: Episode, seed: int) -> Episode:
@@ -75,16 +94,17 @@ def _initialise(options: Options) -> None:
 
 
 def _answer(task: tuple[Episode, int]) -> Answers:
-    """Answer an episode in both forms, and in as many random orders."""
+    """Answer an episode in all forms, and in as many random orders."""
     episode, num_orders = task
+    orders = [in_order(episode, seed) for seed in range(num_orders)]
     return Answers(
-        {form: _is_correct(episode, form) for form in FORMS},
-        [_is_correct(in_order(episode, seed), "previous") for seed in range(num_orders)],
+        {name: _is_correct(episode, form) for name, form in FORMS.items()},
+        {name: [_is_correct(order, form) for order in orders] for name, form in FORMS.items() if form.has_order},
     )
 
 
-def _is_correct(episode: Episode, form: ShotsAttend) -> dict[int, bool]:
-    answers = _process_binding[0].answer_in_context(episode, ROUNDS, form)
+def _is_correct(episode: Episode, form: Form) -> Correct:
+    answers = _process_binding[0].answer_in_context(episode, ROUNDS, *form)
     return {number: answer == episode.answer for number, answer in answers.items()}
 
 
@@ -100,22 +120,24 @@ def answer_all(
             print(f"{name}: {number} of {len(tasks)}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
 
-def summarise(name: str, answers: Sequence[Answers], num_rounds: int) -> dict[str, str | float]:
+def summarise(name: str, answers: Sequence[Answers], num_rounds: int, form: str) -> dict[str, str | float]:
     """Return a row of the table."""
-    by_form = {form: [answer.by_form[form][num_rounds] for answer in answers] for form in FORMS}
-    by_order = [[order[num_rounds] for order in answer.by_order] for answer in answers if answer.by_order]
-    row: dict[str, str | float] = {"images": name, "shots per word": num_rounds}
-    row |= {form: str(share(correct)) for form, correct in by_form.items()}
-    row["alone less previous"] = difference_to_best(by_form, "alone")
-    if by_order:
-        shares = [statistics.fmean(correct) for correct in zip(*by_order, strict=True)]
-        row["previous, by order"] = f"{min(shares):.3f} .. {max(shares):.3f}"
-        row["changed by order"] = statistics.fmean(len(set(correct)) > 1 for correct in by_order)
+    correct, previous = ([of.in_own_order[each][num_rounds] for of in answers] for each in (form, PREVIOUS))
+    by_order = [[order[num_rounds] for order in of.by_order.get(form, [])] for of in answers]
+    row: dict[str, str | float] = {"images": name, "shots per word": num_rounds, "shots attend": form}
+    row["accuracy"] = str(share(correct))
+    if form != PREVIOUS:
+        row["less previous"] = difference_to_best({form: correct, PREVIOUS: previous}, form)
+    if by_order := [orders for orders in by_order if orders]:
+        shares = [statistics.fmean(order) for order in zip(*by_order, strict=True)]
+        row["by order"] = f"{min(shares):.3f} .. {max(shares):.3f}"
+        row["changed by order"] = statistics.fmean(len(set(orders)) > 1 for orders in by_order)
     return row
 
 
 def format_rows(rows: Sequence[dict[str, str | float]]) -> str:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    named = {name for row in rows for name in row}
+    columns = [name for name in COLUMNS if name in named]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in rows:
         cells = (row.get(name, "") for name in columns)
@@ -142,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, categories in (("drawings", catalogue.held_out_labels), ("photographs", catalogue.photographs)):
             episodes = sample_episodes(categories, WAYS, max(ROUNDS), options.episodes, SEED)
             answers = list(answer_all(name, episodes, options, pool))
-            rows += [summarise(name, answers, num_rounds) for num_rounds in ROUNDS]
+            rows += [summarise(name, answers, num_rounds, form) for num_rounds in ROUNDS for form in FORMS]
     print(format_rows(rows))
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
     print(json.dumps({"options": settings, "rows": rows}))

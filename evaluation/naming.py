@@ -93,7 +93,7 @@ class Naming:
 
     def _media(self, rows: Sequence[int]) -> MediaPages:
         features = torch.stack([self.catalogue.features(row) for row in rows]).to(self._dtype)
-        return self.model.fresh_media(self.model.resampler(features))
+        return self.model.fresh_media(self.model.resampler(self.model.vision.with_kin(features)))
 
 
 @torch.inference_mode()

@@ -7,12 +7,14 @@ so a branch's block table lists the tokens of its shots and then its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain, pairwise
+from typing import NamedTuple
 
 import torch
 
 from model.batch import Batch, KVCache, MediaPages
+from model.config import AlonePositions
 from model.flamingo import Flamingo
 from model.prompt import PromptTokenizer, Segment, ShotsAttend
 from training.examples import encode_segment
@@ -49,12 +51,31 @@ class Branch:
         return len(self.query.token_ids) + len(self.candidate.token_ids)
 
 
-class Ranker:
-    """Scores candidates; `shots_attend` as in `model.prompt.EncodedPrompt`, without a prefix."""
+class SeenToken(NamedTuple):
+    """The position at which a query sees a token, and by how much it is after the one at which it was computed."""
 
-    def __init__(self, model: Flamingo, media: MediaPages, shots_attend: ShotsAttend = "previous") -> None:
+    position: int
+    offset: int
+
+
+class Ranker:
+    """Scores candidates; `shots_attend` as in `model.prompt.EncodedPrompt`, without a prefix.
+
+    `alone_positions` instead of those of the model. Raises `ConfigError` for positions that it cannot have.
+    """
+
+    def __init__(
+        self,
+        model: Flamingo,
+        media: MediaPages,
+        shots_attend: ShotsAttend = "previous",
+        alone_positions: AlonePositions | None = None,
+    ) -> None:
         self.model, self.media = model, media
         self._attend_alone = shots_attend == "alone"
+        config = model.config.language_model
+        checked = replace(config, alone_positions=alone_positions or config.alone_positions)
+        self._is_row = checked.alone_positions == "in_a_row"
         self._dtype = next(model.language_model.parameters()).dtype
 
     @torch.inference_mode()
@@ -95,7 +116,6 @@ class Ranker:
             for branch, first in zip(branches, starts, strict=False)
             for n in range(len(branch.candidate.token_ids))
         ]
-        positions = [position for shot in shots for position in range(len(shot.token_ids))]
         return _batch(
             [part for branch in branches for part in (branch.query, branch.candidate)],
             runs=[range(origin, origin + b.num_tokens) for origin, b in zip(origins, branches, strict=True)],
@@ -105,13 +125,23 @@ class Ranker:
             ],
             first_slot=ends[-1],
             last_token=scored,
-            shot_positions=positions if self._attend_alone else None,
+            shots=self._seen(shots) if self._attend_alone else None,
         )
 
     def _origin(self, shots: Sequence[PagedTokens]) -> int:
         """Return the position of a query's first token: after all shots, or after the longest."""
         lengths = [len(shot.token_ids) for shot in shots]
-        return max(lengths, default=0) if self._attend_alone else sum(lengths)
+        return max(lengths, default=0) if self._attend_alone and not self._is_row else sum(lengths)
+
+    def _seen(self, shots: Sequence[PagedTokens]) -> list[SeenToken]:
+        """Return where queries see the tokens of shots that attend alone, each of which is computed from position 0 on."""
+        ends = accumulate((len(shot.token_ids) for shot in shots), initial=0)
+        offsets = [end if self._is_row else 0 for end in ends]
+        return [
+            SeenToken(offset + position, offset)
+            for offset, shot in zip(offsets, shots, strict=False)
+            for position in range(len(shot.token_ids))
+        ]
 
 
 def _batch(
@@ -120,23 +150,22 @@ def _batch(
     tables: Sequence[Sequence[int]],
     first_slot: int,
     last_token: Sequence[int],
-    shot_positions: Sequence[int] | None = None,
+    shots: Sequence[SeenToken] | None = None,
 ) -> Batch:
     """Return a batch of sequences at the positions `runs`, whose keys are in the slots `tables`, own tokens last.
 
-    `shot_positions`: the positions of the tokens of shots that attend alone, which come first in the tables.
+    `shots`: the tokens of shots that attend alone, which come first in the tables.
     """
     tokens = concatenate(parts)
     table = torch.zeros(len(tables), max(map(len, tables)), dtype=torch.int32)
     for row, slots in zip(table, tables, strict=True):
         row[: len(slots)] = torch.tensor(slots, dtype=torch.int32)
-    positions = lengths = None
-    if shot_positions is not None:
-        positions, lengths = torch.zeros_like(table), torch.zeros_like(table)
+    positions = lengths = offsets = None
+    if shots is not None:
+        positions, lengths, offsets = (torch.zeros_like(table) for _ in range(3))
         for row, (run, slots) in enumerate(zip(runs, tables, strict=True)):
-            num_shot_tokens = len(slots) - len(run)
-            in_order = [*shot_positions[:num_shot_tokens], *run]
-            positions[row, : len(slots)] = torch.tensor(in_order, dtype=torch.int32)
+            seen = [*shots[: len(slots) - len(run)], *(SeenToken(position, 0) for position in run)]
+            positions[row, : len(slots)], offsets[row, : len(slots)] = torch.tensor(seen, dtype=torch.int32).T
             lengths[row, : len(slots)] = 1
     return Batch(
         token_ids=torch.tensor(tokens.token_ids),
@@ -149,5 +178,6 @@ def _batch(
         block_table=table,
         block_positions=positions,
         block_lengths=lengths,
+        block_offsets=offsets if offsets is not None and offsets.any() else None,
         slot_mapping=first_slot + torch.arange(len(tokens.token_ids)),
     )

@@ -31,7 +31,7 @@ def train(config: TrainConfig, world: World, pause_file: Path | None = None) -> 
     folder = prepare() if config.model == "default" else Path(config.model).expanduser()
     model = load_model(config, folder)
     tokenizer = PromptTokenizer.load(folder, model.config.prompt)
-    mixture = build_mixture(config, model.config, tokenizer, world)
+    mixture = build_mixture(config, model, tokenizer, world)
     trainer = Trainer(config, model, mixture, world, loss_factory(config, tokenizer))
     run(trainer, folder / "tokenizer.json", pause_file)
 

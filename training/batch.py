@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.batch import Batch, whole_sequences
+from model.config import AlonePositions
 from training.examples import Tokens
 
 
@@ -46,12 +47,18 @@ def pack(sequences: Iterable[Tokens], max_tokens: int) -> list[list[Tokens]]:
 
 
 def collate(
-    sequences: Sequence[Tokens], media: Mapping[bytes, Tensor], device: torch.device, *, all_previous: bool = False
+    sequences: Sequence[Tokens],
+    media: Mapping[bytes, Tensor],
+    device: torch.device,
+    *,
+    all_previous: bool = False,
+    alone_positions: AlonePositions = "restart",
 ) -> TrainingBatch:
+    """Pack sequences; the options are those of the model's configuration."""
     pages = {digest: page for page, digest in enumerate(dict.fromkeys(d for s in sequences for d in s.media))}
     slots = [[-1 if index < 0 else pages[s.media[index]] for index in s.media_index] for s in sequences]
     spans = [s.spans or (0,) * len(s.token_ids) for s in sequences] if any(s.spans for s in sequences) else ()
-    batch = whole_sequences([s.token_ids for s in sequences], slots, device, spans)
+    batch = whole_sequences([s.token_ids for s in sequences], slots, device, spans, alone_positions)
     if all_previous:
         batch = replace(batch, media_slot=_all_previous(sequences, pages).to(device))
     target = torch.tensor([flag for s in sequences for flag in s.target], device=device)

@@ -88,7 +88,7 @@ class BridgeLoss(nn.Module):
         if not media:
             resampler = model.config.resampler
             return torch.zeros(0, resampler.num_latents, resampler.dim, dtype=dtype)
-        features = self._features(media)
+        features = self.features(media)
         by_frames: dict[int, list[int]] = {}
         for index, frames in enumerate(features):
             by_frames.setdefault(len(frames), []).append(index)
@@ -99,11 +99,11 @@ class BridgeLoss(nn.Module):
         order = torch.tensor([index for indices in by_frames.values() for index in indices])
         return torch.cat(parts)[order.argsort().to(parts[0].device)]
 
-    def _features(self, media: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Return features [F, P, Dv] for media that are pixels [F, 3, h, w] or already features.
+    def features(self, media: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return features with kin [F, P, Dv] for media that are pixels [F, 3, h, w], features, or features with kin.
 
         All pixels go through the encoder in one call, so that every process gathers a sharded encoder equally often.
         """
         if media[0].dim() == 3:
-            return media
+            return tuple(map(self.flamingo.vision.with_kin, media))
         return self.flamingo.vision(torch.cat(media)).split([len(frames) for frames in media])

@@ -124,6 +124,8 @@ class TrainConfig:
     # a folder of `python -m training.default_data`: an untrained bridge's resampler begins with the discriminants of its
     # images (`training/default/discriminants.py`); "": with a random projection
     discriminants: str = ""
+    # coordinates of the kin of an image (`model/kin.py`) that an untrained bridge reads; 0: as many as the folder has
+    kin: int = 0
     # a folder of `python -m training.contrastive`, whose encoder replaces the model's; "": keep the model's encoder
     vision: str = ""
     # the parts that train; everything else stays unchanged, bit for bit. The paper fine-tunes bridge and vision
@@ -185,6 +187,10 @@ class TrainConfig:
             raise ConfigError("ablate changes the untrained bridge and needs `bridge: start`")
         if self.discriminants and self.bridge != "start":
             raise ConfigError("discriminants initialise an untrained bridge and need `bridge: start`")
+        if self.kin and self.bridge != "start":
+            raise ConfigError("kin changes what the bridge reads and needs `bridge: start`")
+        if self.kin and self.vision:
+            raise ConfigError("kin needs the classes of the model's own encoder, which vision replaces")
         if self.vision and self.bridge != "start":
             raise ConfigError("vision replaces the encoder that the bridge was trained on and needs `bridge: start`")
         if self.language_model == "scratch" and "language_model" not in self.trains:

@@ -41,7 +41,8 @@ class FormStream:
 def attend_alone(tokens: Tokens, rng: Random) -> Tokens:
     """Return the sequence with shots that attend alone; one with a single image, or with text of the next one, stays.
 
-    Targets are those of the queries whose text their own image or a shot can tell: no name that no shot has.
+    Targets are those of the queries whose text their own image or a shot can tell: no name that no shot has. A sequence
+    that would lose all its targets stays too, such as one of real names that are all different.
     """
     num_media = len(tokens.media)
     if num_media < 2 or tokens.media_index != sorted(tokens.media_index):
@@ -52,7 +53,7 @@ def attend_alone(tokens: Tokens, rng: Random) -> Tokens:
     taught = {answer for first, answer in answers.items() if spans[first] > 0}
     unknown = {spans[first] for first, answer in answers.items() if spans[first] < 0 and answer not in taught}
     target = [flag and span < 0 and span not in unknown for flag, span in zip(tokens.target, spans, strict=True)]
-    return replace(tokens, spans=spans, target=target)
+    return replace(tokens, spans=spans, target=target) if any(target) else tokens
 
 
 def _span(media: int, num_shots: int) -> int:

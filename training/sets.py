@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from model.config import ConfigError, FlamingoConfig
+from model.config import ConfigError
 from model.flamingo import Flamingo
 from model.prompt import PromptTokenizer
 from training.ablations.data import Captions, Kinds, Sequences
@@ -14,7 +14,8 @@ from training.config import FEATURE_SETS, GENERATED_SETS, SetConfig, SetKind, Tr
 from training.data.stream import ShardStream, find_shards
 from training.default.alignment import AlignmentLoss, AlignmentPairs, encode_labels
 from training.default.catalogue import Catalogue
-from training.default.discriminants import Discriminants, fit_discriminants
+from training.default.class_images import CatalogueWithClasses
+from training.default.discriminants import Discriminants, Domains, fit_discriminants
 from training.default.episodes import Episodes
 from training.default.matching import TextAndMatchingLoss, probe_sequences
 from training.default.states import single_image_prompt
@@ -24,15 +25,16 @@ from training.few_shot.images import TaughtImages
 from training.forms import FormStream
 from training.mixture import DataSet, GeneratedStream, Mixture, PreparedExample, Stream, owned_streams
 
+# they also show artificial images of the encoder's classes
+CLASS_SETS = ("episodes", "alignment")
 
-def build_mixture(config: TrainConfig, model: FlamingoConfig, tokenizer: PromptTokenizer, world: World) -> Mixture:
+
+def build_mixture(config: TrainConfig, model: Flamingo, tokenizer: PromptTokenizer, world: World) -> Mixture:
     sets = [_build_set(data_set, config.seed, model, tokenizer, world) for data_set in config.sets]
     return Mixture(sets, config.accumulate)
 
 
-def _build_set(
-    config: SetConfig, seed: int, model: FlamingoConfig, tokenizer: PromptTokenizer, world: World
-) -> DataSet:
+def _build_set(config: SetConfig, seed: int, model: Flamingo, tokenizer: PromptTokenizer, world: World) -> DataSet:
     is_generated = config.kind in GENERATED_SETS
     stream_at = (_generated_streams if is_generated else _shard_streams)(config, seed, model, tokenizer)
     streams = {index: stream_at(index) for index in owned_streams(config.streams, world.rank, world.size)}
@@ -45,20 +47,20 @@ def _build_set(
 
 
 def _shard_streams(
-    config: SetConfig, seed: int, model: FlamingoConfig, tokenizer: PromptTokenizer
+    config: SetConfig, seed: int, model: Flamingo, tokenizer: PromptTokenizer
 ) -> Callable[[int], Stream]:
     shards = find_shards(config.shards)
-    return lambda index: ShardStream(shards, config, tokenizer, model.vision, seed=seed, index=index)
+    return lambda index: ShardStream(shards, config, tokenizer, model.config.vision, seed=seed, index=index)
 
 
 def _generated_streams(
-    config: SetConfig, seed: int, model: FlamingoConfig, tokenizer: PromptTokenizer
+    config: SetConfig, seed: int, model: Flamingo, tokenizer: PromptTokenizer
 ) -> Callable[[int], Stream]:
     if config.kind == "named_clips":
         clips = NamedClips(tokenizer, seed)
         return lambda index: GeneratedStream(clips, index, config.streams)
     folder = Path(config.shards).expanduser()
-    catalogue = Catalogue(folder)
+    catalogue = CatalogueWithClasses(folder) if config.kind in CLASS_SETS else Catalogue(folder)
     makers: dict[SetKind, Callable[[], Callable[[int], PreparedExample]]] = {
         "episodes": lambda: Episodes(catalogue, tokenizer, seed, config.batch_size),
         "turned": lambda: Episodes(
@@ -66,9 +68,7 @@ def _generated_streams(
             tokenizer,
             seed,
             config.batch_size,
-            fit_discriminants(folder, model.resampler.dim),
-            config.strangeness,
-            config.noise,
+            Domains(_discriminants(model, folder), model.vision.with_kin, config.strangeness, config.noise),
         ),
         "alignment": lambda: AlignmentPairs(catalogue, tokenizer, seed),
         "sequences": lambda: Sequences(Kinds(catalogue), tokenizer, seed),
@@ -94,9 +94,9 @@ def loss_factory(config: TrainConfig, tokenizer: PromptTokenizer) -> Callable[[F
         )
     if any(data_set.kind != "alignment" for data_set in config.sets):
         raise ConfigError("objective alignment accepts only sets of kind alignment")
-    labels = encode_labels(sorted(Catalogue(folder).labels), tokenizer)
+    labels = encode_labels(sorted(CatalogueWithClasses(folder).named), tokenizer)
     return lambda model: AlignmentLoss(model, labels, prompt, _discriminants(model, folder))
 
 
 def _discriminants(model: Flamingo, folder: Path) -> Discriminants:
-    return fit_discriminants(folder, model.config.resampler.dim)
+    return fit_discriminants(folder, model.config.resampler.dim, model.vision.kin)

@@ -10,12 +10,15 @@ from math import isqrt
 from pathlib import Path
 
 import torch
+from safetensors.numpy import load_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
-from model.config import ConfigError, FlamingoConfig, VisionConfig
+from model.config import ConfigError, FlamingoConfig, KinConfig, VisionConfig
 from model.flamingo import Flamingo
+from model.kin import ANCESTORS, COMPONENTS, classifier_tensors
 from model.language_model import LanguageModel
+from model.likeness import LIKENESS
 from model.vision import VisionEncoder
 from model.zoo.bridge import SEED, start_bridge
 from training.bridge import is_bridge
@@ -52,13 +55,29 @@ def with_vision(model: Flamingo, encoder: VisionEncoder) -> Flamingo:
     config, patches = model.config, encoder.config.num_patches
     resampler = replace(
         config.resampler,
-        input_projection=config.resampler.input_projection or config.resampler.dim != encoder.config.feature_dim,
+        input_projection=config.resampler.input_projection or config.resampler.dim != encoder.config.width,
         num_spatial=patches if config.resampler.num_spatial else 0,
     )
     config = replace(config, vision=encoder.config, resampler=resampler)
     language_model = {n: t for n, t in model.state_dict().items() if n.startswith("language_model.")}
     vision = {f"vision.{name}": tensor for name, tensor in encoder.state_dict().items()}
     return rebuild(config, {**language_model, **vision, **start_bridge(config, language_model)})
+
+
+def with_kin(model: Flamingo, folder: Path, dim: int) -> Flamingo:
+    """Return the model whose untrained bridge also reads `dim` coordinates of kin, by the likeness of the model's folder.
+
+    Raises ConfigError if the folder has no likeness with classes.
+    """
+    if not (folder / LIKENESS).is_file():
+        raise ConfigError(f"kin needs the classes in {LIKENESS}, which {folder} does not have")
+    kept = {name: tensor for name, tensor in model.state_dict().items() if not is_bridge(name)}
+    kept.pop(COMPONENTS, None)
+    experts = kept | classifier_tensors(load_file(folder / LIKENESS))
+    num_ancestors, num_classes = experts[ANCESTORS].shape
+    kin = KinConfig(dim=dim, num_classes=num_classes, num_ancestors=num_ancestors)
+    config = replace(model.config, vision=replace(model.config.vision, kin=kin))
+    return rebuild(config, {**experts, **start_bridge(config, experts)})
 
 
 def with_ablated_bridge(model: Flamingo, ablate: AblateConfig, seed: int = SEED) -> Flamingo:
@@ -81,10 +100,10 @@ def with_discriminants(model: Flamingo, data: Path) -> Flamingo:
 
     Raises ConfigError if the resampler has no input projection or the features have another width.
     """
-    resampler, feature_dim = model.config.resampler, model.config.vision.feature_dim
+    resampler, feature_dim = model.config.resampler, model.config.vision.width
     if resampler.kind != "perceiver" or not resampler.input_projection:
         raise ConfigError(f"discriminants need a Perceiver with an input projection, the resampler is {resampler.kind}")
-    discriminants = fit_discriminants(data, resampler.dim)
+    discriminants = fit_discriminants(data, resampler.dim, model.vision.kin)
     if (width := discriminants.directions.shape[1]) != feature_dim:
         raise ConfigError(f"discriminants: {data} holds features of width {width}, the encoder's have {feature_dim}")
     tensors = model.state_dict()

@@ -96,10 +96,18 @@ class Stepper:
         return float(mean), sum(len(b.batch.token_ids) for b in batches)
 
     def _batches(self, examples: list[PreparedExample]) -> list[TrainingBatch]:
-        media = merge_media(examples)
-        all_previous = self.loss.flamingo.config.gated.attends == "all_previous"
+        media, config = merge_media(examples), self.loss.flamingo.config
         packs = pack((example.tokens for example in examples), self.config.pack_tokens)
-        return [collate(sequences, media, self.world.device, all_previous=all_previous) for sequences in packs]
+        return [
+            collate(
+                sequences,
+                media,
+                self.world.device,
+                all_previous=config.gated.attends == "all_previous",
+                alone_positions=config.language_model.alone_positions,
+            )
+            for sequences in packs
+        ]
 
     def _forward(self, batch: TrainingBatch) -> Tensor:
         if self.world.size > 1:

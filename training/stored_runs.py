@@ -21,18 +21,24 @@ from training.config import TrainConfig
 CPU_INFO = Path("/proc/cpuinfo")
 
 
-# fields of a set that the runs stored so far did not have: with these values they change nothing
-LATER_FIELDS = {"p_alone": 0.0}
+# fields that the runs stored so far did not have: with these values they change nothing
+LATER_FIELDS = {"kin": 0}
+LATER_FIELDS_OF_SETS = {"p_alone": 0.0}
 
 
 def config_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the configuration of a run as JSON values, without later fields that it does not use."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    _drop_unused(values, LATER_FIELDS)
     for fields in values["sets"]:
-        for name, unused in LATER_FIELDS.items():
-            if fields[name] == unused:
-                del fields[name]
+        _drop_unused(fields, LATER_FIELDS_OF_SETS)
     return values
+
+
+def _drop_unused(fields: dict[str, Any], later: Mapping[str, Any]) -> None:
+    for name, unused in later.items():
+        if fields[name] == unused:
+            del fields[name]
 
 
 def digest_settings(settings: Mapping[str, Any]) -> str:

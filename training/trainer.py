@@ -30,6 +30,7 @@ from training.start import (
     with_ablated_bridge,
     with_discriminants,
     with_free_weights,
+    with_kin,
     with_new_language_model,
     with_vision,
 )
@@ -166,6 +167,8 @@ def load_model(config: TrainConfig, folder: Path) -> Flamingo:
         model = with_free_weights(model)
     if config.language_model == "scratch":
         model = with_new_language_model(model, config.seed)
+    if config.kin:
+        model = with_kin(model, folder, config.kin)
     if config.bridge == "start":
         model = with_ablated_bridge(model, config.ablate, config.seed)
     if config.discriminants:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from flamboyance_client import FlamboyanceError, NotAuthorised
 from flamboyance_client.client import BASE_URL
 
 OUT = Path("benchmark-results")
+# as of the client's own commands: other users of the machine can read flags
+KEY_VARIABLE = "FLAMBOYANCE_API_KEY"
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m evaluation.benchmarks") -> int:
@@ -42,7 +45,7 @@ def _first(error: BaseException) -> BaseException:
 
 def _text(error: BaseException) -> str:
     """Return what to tell about an error; the advice of a missing key is for code that uses the client."""
-    return f"{error.message}: pass --api-key" if isinstance(error, NotAuthorised) else str(error)
+    return f"{error.message}: pass --api-key or set {KEY_VARIABLE}" if isinstance(error, NotAuthorised) else str(error)
 
 
 def _evaluate(benchmark: Benchmark, options: argparse.Namespace) -> int:
@@ -70,7 +73,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--data", type=Path, help="the folder of its annotation and media files; for a list, of all data"
     )
     parser.add_argument("--server", default=BASE_URL, help=f"the server's URL (default: {BASE_URL})")
-    parser.add_argument("--api-key", help="the server's API key, if it requires one")
+    parser.add_argument(
+        "--api-key",
+        default=os.environ.get(KEY_VARIABLE),
+        help=f"the server's API key, if it requires one (default: the variable {KEY_VARIABLE})",
+    )
     parser.add_argument("--out", type=Path, default=OUT, help=f"the folder of answers and results (default: {OUT})")
     parser.add_argument("--shots", type=_count, nargs="+", help="numbers of shots (default: the benchmark's)")
     parser.add_argument("--selection", choices=("random", "rices"), default="random", help="how shots are selected")

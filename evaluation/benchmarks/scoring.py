@@ -12,6 +12,8 @@ from sklearn.metrics import roc_auc_score
 
 from evaluation.benchmarks.items import Row
 from evaluation.benchmarks.metrics.cider import cider
+from evaluation.benchmarks.metrics.lemmas import lemmas
+from evaluation.benchmarks.metrics.okvqa_stems import OkvqaStemmer
 from evaluation.benchmarks.metrics.ranking import Clip, average_precisions, ndcg
 from evaluation.benchmarks.metrics.vqa_accuracy import accuracy
 from evaluation.benchmarks.metrics.wups import score as wups
@@ -85,6 +87,13 @@ def _vqa_accuracy(answers: Sequence[Answer]) -> Score:
     return _share([accuracy(a.text, a.row.answers) for a in answers])
 
 
+def _okvqa_accuracy(answers: Sequence[Answer]) -> Score:
+    """Score by stems, which are those of the people's answers to these questions."""
+    people = ((a.row.facts.get("raw_answers", a.row.answers), a.row.answers) for a in answers)
+    stemmer = OkvqaStemmer(pair for raw, stemmed in people for pair in zip(raw, stemmed, strict=True))
+    return _share([accuracy(stemmer.stem(a.text), a.row.answers) for a in answers])
+
+
 def _agreement(answers: Sequence[Answer]) -> Score:
     counts = [[_plain(text) for text in a.row.answers].count(_plain(a.text)) for a in answers]
     return _share([min(1.0, count / NUM_AGREEING) for count in counts])
@@ -129,16 +138,16 @@ def _clip(answer: Answer) -> Clip:
 def _wups(answers: Sequence[Answer]) -> Score:
     """Score by WordNet; raises ValueError without nltk, its data or the stop words of the official evaluation."""
     try:
-        lexicon = import_module("evaluation.benchmarks.metrics.wordnet")
+        wordnet = import_module("evaluation.benchmarks.metrics.wordnet")
     except ModuleNotFoundError:
         raise ValueError("WUPS needs nltk: pip install nltk") from None
-    lexicon.check_data()
+    wordnet.check_data()
     if not (stop_words := answers[0].row.facts["stop_words"]):
         raise ValueError("WUPS needs the stopwords.txt of NExT-OE in the folder of the data")
-    values = []
+    lexicon, values = wordnet.WordNet(), []
     for answer in answers:
-        text, *references = (lexicon.lemmas(t, stop_words) for t in (answer.text, *answer.row.answers))
-        values.append(wups(text, references, answer.row.facts["type"], lexicon.similarity))
+        text, *references = (lemmas(t, stop_words, lexicon) for t in (answer.text, *answer.row.answers))
+        values.append(wups(text, references, answer.row.facts["type"], wordnet.similarity))
     return _mean(values)
 
 
@@ -148,6 +157,7 @@ METRICS: Mapping[str, Metric] = {
     "cider": Metric("CIDEr", _cider),
     "mwap": Metric("mWAP", _mwap, None),
     "ndcg": Metric("NDCG", _ndcg, None),
+    "okvqa_accuracy": Metric("VQA accuracy of stems", _okvqa_accuracy),
     "roc_auc": Metric("ROC AUC", _roc_auc, None),
     "top_1_and_5": Metric("mean of top-1 and top-5 accuracy", _top_1_and_5, 5),
     "vqa_accuracy": Metric("VQA accuracy", _vqa_accuracy),

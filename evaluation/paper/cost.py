@@ -23,12 +23,12 @@ import torch
 from model.config import FlamingoConfig
 from model.flamingo import Flamingo
 from model.folder import load_folder
+from model.footprint import page_bytes
 from model.inference import prepare_for_inference
 from model.presets.build import build
 from model.presets.paper import PRESETS
 from model.presets.scale import at_scale
 from model.prompt import EncodedPrompt, PromptTokenizer
-from server.engine.build import page_bytes
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.wire import Generate, MediaPixels, MediaWanted, Sampling, Token

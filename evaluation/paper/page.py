@@ -14,7 +14,6 @@ from training.ablations import data as ablation_data
 from training.ablations.run import Scale
 from training.ablations.small import small_config
 from training.ablations.table import format_table, state_of_base
-from training.default.episodes import MAX_SHOTS
 from training.few_shot import clips
 from training.few_shot.episode import MAX_MEDIA
 from training.few_shot.images import SHOTS, WAYS
@@ -147,7 +146,9 @@ def _curve(evidence: Evidence) -> list[str]:
     picture = "![accuracy by shots](paper/curve.svg)\n"
     return [
         "## More shots than in training\n",
-        DEFAULT_NOTE.format(media=MAX_SHOTS, ways=shots.WAYS, chance=100 / shots.WAYS, confidence=CONFIDENCE),
+        DEFAULT_NOTE.format(
+            media=shots.TRAINED_IMAGES, ways=shots.WAYS, chance=100 / shots.WAYS, confidence=CONFIDENCE
+        ),
         *_table(("shots", *evidence.shots), [("default model", *map(_share, evidence.shots.values()))]),
         "",
         note,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from evaluation.binding import Binding, sample_episodes
-from evaluation.default import format_table
+from evaluation.default import Options, format_table
 from evaluation.intervals import Share, difference_to_best
 from evaluation.naming import Naming, perplexity
 from model.likeness import Vectors
@@ -113,3 +115,10 @@ def test_the_table_shows_intervals_and_chance() -> None:
     assert format_table(rows, ("model", "blind"), chance=True).splitlines()[-1] == (
         "| drawings, 5-way, 1 per word (5 in all) | 0.500 [0.095, 0.905] | 0.000 [0.000, 0.658] | 0.20 |"
     )
+
+
+@pytest.mark.parametrize(("controls", "judged"), [(None, True), (5, True), (0, False)])
+def test_a_table_has_the_controls_that_are_judged(controls: int | None, judged: bool) -> None:
+    options = Options(episodes=9, controls=controls, model=None, data=Path(), processes=1, dtype="float32")
+    assert ("shuffled" in options.columns) == judged
+    assert set(options.columns) >= set(options.variants_of(0))

@@ -9,10 +9,11 @@ import torch
 
 from evaluation.intervals import Share
 from evaluation.ranking import Branch, PagedTokens, Ranker, concatenate
+from model.config import AlonePositions
 from model.flamingo import Flamingo
 from model.prompt import ShotsAttend
 from model.reference import log_probs
-from tests.tiny_models import CONFIGS, Family, tiny_model
+from tests.tiny_models import CONFIGS, Family, tiny_model, with_alone_positions
 
 SHOTS = [PagedTokens([5, 6, 7], [0, 0, 0]), PagedTokens([8, 9, 10, 11], [1, 1, 1, 1]), PagedTokens([3, 4], [2, 2])]
 BRANCHES = [
@@ -34,15 +35,24 @@ def sequence_score(model: Flamingo, media: torch.Tensor, branch: Branch, shots_a
     return sum(float(rows[first + n - 1, token]) for n, token in enumerate(branch.candidate.token_ids))
 
 
-@pytest.mark.parametrize("shots_attend", ["previous", "alone"])
+@pytest.mark.parametrize(
+    ("shots_attend", "alone_positions"), [("previous", "restart"), ("alone", "restart"), ("alone", "in_a_row")]
+)
 @pytest.mark.parametrize("family", ["openflamingo", "flamingo", "idefics"])
-def test_a_branchs_score_is_its_whole_sequences_score(family: Family, shots_attend: ShotsAttend) -> None:
-    model = tiny_model(CONFIGS[family])
+def test_a_branchs_score_is_its_whole_sequences_score(
+    family: Family, shots_attend: ShotsAttend, alone_positions: AlonePositions
+) -> None:
+    model = tiny_model(with_alone_positions(CONFIGS[family], alone_positions))
     media = model.encode_media(torch.randn(3, 1, 3, 8, 8))
     with torch.inference_mode():
         scores = Ranker(model, model.fresh_media(media), shots_attend).scores(SHOTS, BRANCHES)
     expected = [sequence_score(model, media, branch, shots_attend) for branch in BRANCHES]
     assert scores == pytest.approx(expected, abs=1e-4)
+    # another model's positions can be replaced by these
+    other = tiny_model(CONFIGS[family])
+    with torch.inference_mode():
+        replaced = Ranker(other, other.fresh_media(media), shots_attend, alone_positions).scores(SHOTS, BRANCHES)
+    assert replaced == pytest.approx(scores, abs=1e-5)
 
 
 def test_the_order_of_shots_that_attend_alone_does_not_matter() -> None:
@@ -52,6 +62,8 @@ def test_the_order_of_shots_that_attend_alone_does_not_matter() -> None:
     branches = BRANCHES[-2:]
     assert alone.scores(SHOTS, branches) == pytest.approx(alone.scores(SHOTS[::-1], branches), abs=1e-4)
     assert previous.scores(SHOTS, branches) != pytest.approx(previous.scores(SHOTS[::-1], branches), abs=1e-3)
+    in_a_row = Ranker(model, pages, "alone", "in_a_row")
+    assert in_a_row.scores(SHOTS, branches) != pytest.approx(in_a_row.scores(SHOTS[::-1], branches), abs=1e-3)
 
 
 def test_a_branch_without_shots() -> None:

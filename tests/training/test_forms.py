@@ -9,10 +9,11 @@ from random import Random
 import pytest
 import torch
 
-from model.batch import NO_CACHE, span_positions, whole_sequences
+from model.batch import NO_CACHE, span_offsets, span_positions, whole_sequences
+from model.config import AlonePositions
 from model.prompt import EndOfChunk, Media, Text
 from model.reference import log_probs
-from tests.tiny_models import CONFIGS, Family, prompt_tokenizer, tiny_model
+from tests.tiny_models import CONFIGS, Family, prompt_tokenizer, tiny_model, with_alone_positions
 from tests.training.test_batch import CPU
 from tests.training.test_examples import tokens
 from training.batch import collate
@@ -37,12 +38,16 @@ def part(values: Sequence[int], *numbers: int) -> list[int]:
 
 
 @pytest.mark.parametrize("with_gradient", [False, True])
+@pytest.mark.parametrize("alone_positions", ["restart", "in_a_row"])
 @pytest.mark.parametrize("family", ["openflamingo", "flamingo", "idefics"])
-def test_each_query_has_the_log_probabilities_of_its_own_prompt(family: Family, with_gradient: bool) -> None:
-    model = tiny_model(CONFIGS[family])
+def test_each_query_has_the_log_probabilities_of_its_own_prompt(
+    family: Family, alone_positions: AlonePositions, with_gradient: bool
+) -> None:
+    model = tiny_model(with_alone_positions(CONFIGS[family], alone_positions))
     pages = model.fresh_media(model.encode_media(torch.randn(4, 1, 3, 8, 8)))
     plain = ([7, 8, 9, 10, 11], [-1, 0, 0, 1, 1])
-    batch = whole_sequences([plain[0], IDS], [plain[1], SLOTS], spans=[[0] * 5, TOKEN_SPANS])
+    spans = [[0] * 5, TOKEN_SPANS]
+    batch = whole_sequences([plain[0], IDS], [plain[1], SLOTS], spans=spans, alone_positions=alone_positions)
     with torch.set_grad_enabled(with_gradient):
         logs = model(batch, NO_CACHE, pages).float().log_softmax(-1).detach()
     torch.testing.assert_close(logs[:5], log_probs(model, *plain, pages), atol=1e-5, rtol=0)
@@ -54,8 +59,26 @@ def test_each_query_has_the_log_probabilities_of_its_own_prompt(family: Family, 
 
 
 def test_positions_restart() -> None:
-    assert span_positions(TOKEN_SPANS) == [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7, 8, 6, 7]
-    assert span_positions([0] * 4) == [0, 1, 2, 3]
+    assert span_positions(TOKEN_SPANS, "restart") == [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7, 8, 6, 7]
+    assert span_positions([0] * 4, "restart") == [0, 1, 2, 3]
+
+
+def test_queries_see_shots_in_a_row() -> None:
+    positions, offsets = span_positions(TOKEN_SPANS, "in_a_row"), span_offsets(TOKEN_SPANS)
+    assert positions == [0, 1, 2, 3, 4, 2, 3, 4, 5, 9, 10, 11, 9, 10]
+    assert [position + offset for position, offset in zip(positions, offsets, strict=True)][:9] == list(range(9))
+    assert offsets[9:] == [0] * 5
+
+
+def test_only_sequences_whose_shots_attend_alone_have_offsets() -> None:
+    media = {bytes([n]): torch.randn(1, 3, 8, 8) for n in range(4)}
+    batch = collate([alone(WORDS), sequence(WORDS)], media, CPU, alone_positions="in_a_row").batch
+    starts = batch.query_starts.tolist()
+    assert batch.seen_positions[starts[1] :].tolist() == list(range(starts[2] - starts[1]))
+    spans = torch.tensor(alone(WORDS).spans)
+    shots = int((spans > 0).sum())
+    assert batch.seen_positions[:shots].tolist() == list(range(shots))
+    assert batch.positions[: starts[1]][spans == -1].tolist()[0] == shots
 
 
 def test_the_gradient_does_not_depend_on_the_other_sequences() -> None:
@@ -106,8 +129,13 @@ def test_targets_are_those_of_queries() -> None:
 def test_a_name_that_no_shot_has_is_no_target() -> None:
     result = alone(("red", "blue", "green", "blue"), learned=(False, False, True, True))
     assert {span for span, flag in zip(result.spans, result.target, strict=True) if flag} == {-2}
-    result = alone(("red", "blue", "bluer", "redder"), learned=(False, False, True, True))
-    assert not any(result.target)
+    result = alone(("red", "blue", "bluer", "blue"), learned=(False, False, True, True))
+    assert {span for span, flag in zip(result.spans, result.target, strict=True) if flag} == {-2}
+
+
+def test_a_sequence_that_would_lose_all_targets_stays() -> None:
+    words = ("red", "blue", "bluer", "redder")
+    assert alone(words) == sequence(words)
 
 
 def test_a_sequence_with_a_single_image_stays() -> None:

@@ -5,22 +5,27 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
-from model.config import ConfigError, VisionConfig
+from model.config import ConfigError, KinConfig, VisionConfig
+from model.kin import COMPONENTS
+from model.likeness import LIKENESS, to_tensors
 from model.zoo.bridge import start_bridge
-from tests.tiny_models import CONFIGS, tiny_model
+from tests.tiny_models import CONFIGS, KIN_CONFIG, tiny_model
 from tests.training.default.data import make_folder
 from training.bridge import is_bridge
 from training.config import AblateConfig
-from training.default.discriminants import fit_discriminants
+from training.default.discriminants import fit_discriminants, random_rotation
 from training.start import (
     at_resolution,
     interpolate_positions,
     with_ablated_bridge,
     with_discriminants,
     with_free_weights,
+    with_kin,
     with_new_language_model,
 )
 
@@ -161,6 +166,44 @@ def test_a_resampler_that_begins_with_discriminants_projects_features_to_them(tm
     torch.testing.assert_close(projected, expected, atol=1e-4, rtol=1e-4)
     unchanged = model.state_dict().keys() - {"resampler.input.weight", "resampler.input.bias"}
     assert all(torch.equal(model.state_dict()[name], changed.state_dict()[name]) for name in unchanged)
+
+
+def test_an_untrained_bridge_reads_kin_by_the_likeness_of_the_folder(tmp_path: Path) -> None:
+    config = CONFIGS["flamingo"]
+    width, ancestors = config.vision.feature_dim, np.eye(5, 4, dtype=bool)
+    matrices = {"weight": np.ones((4, width), np.float32), "bias": np.arange(4, dtype=np.float32)}
+    save_file(to_tensors(ancestors, (1.0,), **matrices), tmp_path / LIKENESS)
+    model = tiny_model(config)
+    changed = with_kin(model, tmp_path, 3)
+    kin = changed.vision.kin
+    assert changed.config.vision.kin == KinConfig(dim=3, num_classes=4, num_ancestors=5)
+    assert kin is not None
+    assert torch.equal(kin.weight, torch.ones(4, width))
+    assert kin.ancestors.tolist() == ancestors.astype(float).tolist()
+    assert changed.state_dict()["resampler.input.weight"].shape[1] == width + 3
+    experts = {name for name in model.state_dict() if not is_bridge(name)}
+    assert all(torch.equal(model.state_dict()[name], changed.state_dict()[name]) for name in experts)
+    again = with_ablated_bridge(changed, AblateConfig())
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in changed.state_dict().items())
+    assert with_kin(changed, tmp_path, 2).state_dict()[COMPONENTS].shape == (2, 5)
+
+
+def test_kin_without_classes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"kin needs the classes in likeness.safetensors, which .* does not have"):
+        with_kin(tiny_model(CONFIGS["flamingo"]), tmp_path, 3)
+
+
+def test_a_resampler_that_begins_with_discriminants_projects_kin_too(tmp_path: Path) -> None:
+    config = replace(KIN_CONFIG, resampler=replace(KIN_CONFIG.resampler, dim=16))
+    model, folder = tiny_model(config), make_folder(tmp_path)
+    discriminants = fit_discriminants(folder, 16, model.vision.kin)
+    changed = with_discriminants(model, folder)
+    pixels = torch.randn(1, 3, 8, 8)
+    features = changed.vision(pixels)
+    projected = changed.resampler.input(features) - model.resampler.input.bias
+    expected = discriminants(features) @ random_rotation(16, 0)[:, : len(discriminants.directions)].T
+    assert len(discriminants.directions) == 16 // 4 + 3
+    torch.testing.assert_close(projected, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_discriminants_without_an_input_projection_are_refused(tmp_path: Path) -> None:

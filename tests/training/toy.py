@@ -71,7 +71,7 @@ def make_trainer(config: TrainConfig, world: World | None = None) -> Trainer:
     model = load_model(config, Path(config.model))
     tokenizer = prompt_tokenizer()
     return Trainer(
-        config, model, build_mixture(config, model.config, tokenizer, world), world, loss_factory(config, tokenizer)
+        config, model, build_mixture(config, model, tokenizer, world), world, loss_factory(config, tokenizer)
     )
 
 

@@ -79,7 +79,7 @@ def build_trainer(config: TrainConfig) -> tuple[Trainer, PromptTokenizer]:
     model = load_model(config, folder)
     tokenizer = PromptTokenizer.load(folder, model.config.prompt)
     world = World()
-    mixture = build_mixture(config, model.config, tokenizer, world)
+    mixture = build_mixture(config, model, tokenizer, world)
     return Trainer(config, model, mixture, world, loss_factory(config, tokenizer)), tokenizer
 
 

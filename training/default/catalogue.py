@@ -44,6 +44,16 @@ class Catalogue:
     def labels(self) -> Rows:
         return self._group(self.training, lambda record: record.label, 3)
 
+    @property
+    def class_images(self) -> Rows:
+        """Return artificial images of the encoder's classes, which only `CatalogueWithClasses` has."""
+        return {}
+
+    @property
+    def named(self) -> Rows:
+        """Return all rows that may be trained on by their name."""
+        return self.labels | self.class_images
+
     @cached_property
     def categories(self) -> Rows:
         return self._group(self.training, lambda record: record.category, 6)

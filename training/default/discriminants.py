@@ -5,6 +5,8 @@ covariance between labels is theirs and that of the classes of the frozen encode
 directions that distinguish photographs but no drawings would be lost. There are few directions, not many more than the
 width of a head of the frozen decoder: of many directions, only a random projection would reach the comparison.
 
+If the model appends the kin of a frame to its features (`model/kin.py`), its coordinates are discriminants, too.
+
 The resampler's input projection begins with them, and similarity losses compare images by them. Images are moved to
 generated domains along them, so that a model can learn from similarity only, and a photograph is no stranger than the
 training images.
@@ -13,6 +15,7 @@ training images.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -23,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ConfigError
+from model.kin import Kin
 from training.default.catalogue import Catalogue
 from training.default_data.classes import read_classes
 
@@ -31,6 +35,8 @@ SHRINKAGE = 0.5
 CLASS_WEIGHT = 3.0  # of the covariance between the encoder's classes, relative to that between the drawings' labels
 WIDTH_RATIO = 4  # the width of a visual token, divided by the number of directions
 LENGTH = 6.0  # the mean length of an image's discriminants
+# relative to LENGTH: the mean length of the kin of the training drawings; that of a photograph's kin is twice as long
+KIN_LENGTH = 0.3
 SEED = 0
 NUM_FAMILIAR = 64  # the directions in which training images differ; half a photograph's deviation is in others
 
@@ -39,7 +45,7 @@ NUM_FAMILIAR = 64  # the directions in which training images differ; half a phot
 class Discriminants:
     """A linear map from features [.., Dv] to discriminants [.., D], and its pseudo-inverse."""
 
-    mean: Tensor  # [Dv]
+    mean: Tensor  # [Dv], also of kin
     directions: Tensor  # [D, Dv]
     inverse: Tensor  # [Dv, D]
 
@@ -73,6 +79,23 @@ class Domain:
     noise: float  # the length of the vector that is added to each image
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Domains:
+    """Another random domain for every step; `with_kin` completes features by their kin (`model/vision.py`)."""
+
+    discriminants: Discriminants
+    with_kin: Callable[[Tensor], Tensor]
+    strangeness: float = 0.0
+    noise: float = 0.0
+
+    def move(self, features: Tensor, seed: int, step: int, row: int) -> Tensor:
+        """Return the features of the image `row` with kin, as they would be in the domain of `step`."""
+        domain_seed = Random(f"{seed}/domain/{step}").getrandbits(63)
+        domain = random_domain(len(self.discriminants.directions), self.strangeness, self.noise, domain_seed)
+        noise_seed = Random(f"{seed}/noise/{step}/{row}").getrandbits(63)
+        return self.discriminants.move_to_domain(self.with_kin(features.float()), domain, noise_seed)
+
+
 @lru_cache(maxsize=1)
 def random_domain(dim: int, strangeness: float, noise: float, seed: int) -> Domain:
     """Draw a domain whose mean is at most `strangeness` times as long as an image, and its noise at most `noise` times.
@@ -86,11 +109,24 @@ def random_domain(dim: int, strangeness: float, noise: float, seed: int) -> Doma
 
 
 @cache
-def fit_discriminants(data: Path, width: int) -> Discriminants:
+def fit_discriminants(data: Path, width: int, kin: Kin | None = None) -> Discriminants:
     """Fit the discriminants of the labelled training images in `data`, for visual tokens of `width` numbers."""
     catalogue = Catalogue(data)
     images = [torch.stack([catalogue.pooled(row) for row in rows]) for rows in catalogue.labels.values()]
-    return compute_discriminants(images, read_classes(data), width // WIDTH_RATIO)
+    discriminants = compute_discriminants(images, read_classes(data), width // WIDTH_RATIO)
+    return discriminants if kin is None else with_kin(discriminants, kin.coordinates(torch.cat(images)))
+
+
+def with_kin(discriminants: Discriminants, kin: Tensor) -> Discriminants:
+    """Return the discriminants of features to which kin is appended; `kin` [n, K] is that of the training images."""
+    mean = kin.mean(0)
+    scale = float(KIN_LENGTH * LENGTH / (kin - mean).norm(dim=-1).mean())
+    identity = torch.eye(len(mean))
+    return Discriminants(
+        torch.cat([discriminants.mean, mean]),
+        torch.block_diag(discriminants.directions, identity * scale),
+        torch.block_diag(discriminants.inverse, identity / scale),
+    )
 
 
 def compute_discriminants(images_by_label: list[Tensor], classes: Tensor, dim: int) -> Discriminants:
@@ -103,12 +139,7 @@ def compute_discriminants(images_by_label: list[Tensor], classes: Tensor, dim: i
         raise ConfigError(f"{dim} discriminants were requested, but features of width {width} have at most {width}")
     images = torch.cat(images_by_label).double()
     centres = torch.stack([label.double().mean(0) for label in images_by_label])
-    deviations = images - torch.cat(
-        [centre.expand(len(label), -1) for centre, label in zip(centres, images_by_label, strict=True)]
-    )
-    within = deviations.T @ deviations / len(images)  # [Dv, Dv]
-    isotropic = torch.eye(len(within), dtype=within.dtype) * within.trace() / len(within)
-    within = (1 - SHRINKAGE) * within + SHRINKAGE * isotropic
+    within = covariance_within(images_by_label)
     # if a class's images have this covariance, the best classifier's weights are its mean times the inverse of `within`
     between = unit_trace_covariance(centres) + CLASS_WEIGHT * unit_trace_covariance(classes.double() @ within)
     eigenvalues, axes = torch.linalg.eigh(within)
@@ -118,6 +149,14 @@ def compute_discriminants(images_by_label: list[Tensor], classes: Tensor, dim: i
     mean = images.mean(0)
     directions *= LENGTH / ((images - mean) @ directions.T).norm(dim=-1).mean()
     return Discriminants(mean.float(), directions.float(), torch.linalg.pinv(directions).float())
+
+
+def covariance_within(images_by_label: list[Tensor]) -> Tensor:
+    """Return the covariance [Dv, Dv] of images around the mean of their label, shrunk towards an isotropic one."""
+    deviations = torch.cat([images.double() - images.double().mean(0) for images in images_by_label])
+    within = deviations.T @ deviations / len(deviations)
+    isotropic = torch.eye(len(within), dtype=within.dtype) * within.trace() / len(within)
+    return (1 - SHRINKAGE) * within + SHRINKAGE * isotropic
 
 
 def familiar_directions(images: Tensor, mean: Tensor, count: int) -> Tensor:

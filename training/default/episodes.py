@@ -15,16 +15,18 @@ from torch import Tensor
 
 from model.prompt import PromptTokenizer, Segment
 from training.default.catalogue import Catalogue, row_of
-from training.default.discriminants import Discriminants, random_domain
+from training.default.discriminants import Domains
 from training.default.templates import ANSWERS, CAPTIONS, KIND_QUESTION, YES_NO_QUESTION, Template, item
 from training.default.views import random_view
 from training.default.words import vocabularies
 from training.examples import Example, Limits, tokenize
 from training.mixture import PreparedExample
 
-MAX_SHOTS = 10
-POOL_LABELS, POOL_IMAGES = 10, 4
-LIMITS = Limits(max_tokens=320, max_media=MAX_SHOTS)
+MAX_IMAGES = 5  # as in the paper
+# of novel words or categories in a sequence; fewer than its images, so that one at least is taught and then asked
+MAX_WAYS = 4
+POOL_LABELS, POOL_IMAGES, POOL_CLASSES = 10, 4, 4
+LIMITS = Limits(max_tokens=320, max_media=MAX_IMAGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class Pool:
 
     images: dict[str, list[int]]
     categories: dict[str, list[int]]
+    classes: dict[str, list[int]]  # artificial images of the encoder's classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,8 @@ Maker = Callable[["Episodes", Pool, Random], list[Item]]
 class Episodes:
     """`Episodes(...)(n)` is the n-th sequence.
 
-    With `discriminants`, sequences teach novel words only, and every step moves the images to another generated domain
-    (`random_domain`). The model can then not learn the images' names, only which images are alike, in any direction.
+    With `domains`, sequences teach novel words only, and every step moves the images to another generated domain. The model
+    can then not learn the images' names, only which images are alike, in any direction.
     """
 
     def __init__(
@@ -65,14 +68,12 @@ class Episodes:
         tokenizer: PromptTokenizer,
         seed: int,
         per_pool: int,
-        discriminants: Discriminants | None = None,
-        strangeness: float = 0.0,
-        noise: float = 0.0,
+        domains: Domains | None = None,
     ) -> None:
         self.catalogue = catalogue
-        self._tokenizer, self._seed, self._per_pool = tokenizer, seed, per_pool
-        self._discriminants, self._strangeness, self._noise = discriminants, strangeness, noise
+        self._tokenizer, self._seed, self._per_pool, self._domains = tokenizer, seed, per_pool, domains
         self._vocabularies = vocabularies(tokenizer)
+        self._step, self._views = -1, dict[int, Tensor]()
         self._kinds: dict[str, set[str]] = {}
         for label, rows in catalogue.labels.items():
             self._kinds.setdefault(catalogue.records[rows[0]].category, set()).add(label)
@@ -81,7 +82,7 @@ class Episodes:
         step = number // self._per_pool
         pool = self.pool(Random(f"{self._seed}/pool/{step}"))
         rng = Random(f"{self._seed}/sequence/{number}")
-        makers = [(maker, share) for maker, share in MAKERS if maker in NOVEL_MAKERS or self._discriminants is None]
+        makers = [(maker, share) for maker, share in MAKERS if maker in NOVEL_MAKERS or self._domains is None]
         make = rng.choices([maker for maker, _ in makers], [share for _, share in makers])[0]
         example = build_example(f"{make.__name__}/{number}", make(self, pool, rng))
         tokens = tokenize(example, self._tokenizer, LIMITS, rng)
@@ -93,13 +94,15 @@ class Episodes:
 
     def _view(self, row: int, step: int) -> Tensor:
         """Return an image's features as all sequences of the step show them; the next step shows another view."""
+        if step != self._step:
+            self._step, self._views = step, {}
+        if row not in self._views:
+            self._views[row] = self._compute_view(row, step)
+        return self._views[row]
+
+    def _compute_view(self, row: int, step: int) -> Tensor:
         features = random_view(self.catalogue.features(row), Random(f"{self._seed}/view/{step}/{row}"))
-        if self._discriminants is None:
-            return features
-        domain_seed = Random(f"{self._seed}/domain/{step}").getrandbits(63)
-        domain = random_domain(len(self._discriminants.directions), self._strangeness, self._noise, domain_seed)
-        noise_seed = Random(f"{self._seed}/noise/{step}/{row}").getrandbits(63)
-        return self._discriminants.move_to_domain(features.float(), domain, noise_seed)
+        return features if self._domains is None else self._domains.move(features, self._seed, step, row)
 
     def pool(self, rng: Random) -> Pool:
         labels = self.catalogue.labels
@@ -110,7 +113,9 @@ class Episodes:
         categories: dict[str, list[int]] = {}
         for name in rng.sample(sorted(self.catalogue.categories), 4):
             categories[name] = rng.sample(self.catalogue.categories[name], 3)
-        return Pool(images, categories)
+        class_images = self.catalogue.class_images
+        names = rng.sample(sorted(class_images), min(POOL_CLASSES, len(class_images)))
+        return Pool(images, categories, {name: rng.sample(class_images[name], 2) for name in names})
 
 
 def build_example(name: str, items: list[Item]) -> Example:
@@ -126,7 +131,7 @@ def build_example(name: str, items: list[Item]) -> Example:
 
 
 def draw_images(names: dict[str, str], images: dict[str, list[int]], rng: Random) -> list[tuple[int, str, bool]]:
-    """Draw up to `MAX_SHOTS` images of the labels in `names`, in random order.
+    """Draw up to `MAX_IMAGES` images of the labels in `names`, in random order.
 
     Returns for each its row, its name, and whether the name occurred before.
     """
@@ -134,7 +139,7 @@ def draw_images(names: dict[str, str], images: dict[str, list[int]], rng: Random
     rng.shuffle(rows)
     seen_names: set[str] = set()
     shots = []
-    for row, name in rows[:MAX_SHOTS]:
+    for row, name in rows[:MAX_IMAGES]:
         shots.append((row, name, name in seen_names))
         seen_names.add(name)
     return shots
@@ -148,17 +153,17 @@ def _assign_words(images: dict[str, list[int]], words: list[str], rng: Random) -
 
 
 def novel_words(self: Episodes, pool: Pool, rng: Random) -> list[Item]:
-    return _assign_words(pool.images, self.words(rng.randint(2, 5), rng), rng)
+    return _assign_words(pool.images, self.words(rng.randint(2, MAX_WAYS), rng), rng)
 
 
 def novel_categories(self: Episodes, pool: Pool, rng: Random) -> list[Item]:
     """Assign words to categories, whose images have different labels as a rule."""
-    return _assign_words(pool.categories, self.words(rng.randint(2, 4), rng), rng)
+    return _assign_words(pool.categories, self.words(rng.randint(2, MAX_WAYS), rng), rng)
 
 
 def real_names(self: Episodes, pool: Pool, rng: Random) -> list[Item]:
     """Use real names, each for several images: the first from the image alone, the others from the prompt as well."""
-    labels = rng.sample(sorted(pool.images), rng.randint(2, 4))
+    labels = rng.sample(sorted(pool.images), rng.randint(2, MAX_WAYS))
     template = rng.choice(ANSWERS)
     shots = draw_images({label: label for label in labels}, pool.images, rng)
     return [Item(row, name, True, template) for row, name, _ in shots]
@@ -166,16 +171,17 @@ def real_names(self: Episodes, pool: Pool, rng: Random) -> list[Item]:
 
 def naming(self: Episodes, pool: Pool, rng: Random) -> list[Item]:
     """Use real names, each for one image."""
-    labels = rng.sample(sorted(pool.images), 7)
+    images = pool.images | pool.classes
+    labels = rng.sample(sorted(images), MAX_IMAGES)
     template = rng.choice(ANSWERS)
-    return [Item(rng.choice(pool.images[label]), label, True, template) for label in labels]
+    return [Item(rng.choice(images[label]), label, True, template) for label in labels]
 
 
 def captions(self: Episodes, pool: Pool, rng: Random) -> list[Item]:
     """Use one caption style per sequence: the first caption sets it, and the others are targets."""
     style, template = rng.choice(CAPTIONS), rng.choice((Template("Output:"), Template(""), Template("Caption:", "\n")))
     items = []
-    for i, label in enumerate(rng.sample(sorted(pool.images), 5)):
+    for i, label in enumerate(rng.sample(sorted(pool.images), MAX_IMAGES)):
         row = rng.choice(pool.images[label])
         record = self.catalogue.records[row]
         tag = record.tags[0] if record.tags else record.category
@@ -186,7 +192,7 @@ def captions(self: Episodes, pool: Pool, rng: Random) -> list[Item]:
 
 def kinds(self: Episodes, pool: Pool, rng: Random) -> list[Item]:
     names = sorted(pool.categories)
-    rows = rng.sample([(row, name) for name in names for row in pool.categories[name]], 7)
+    rows = rng.sample([(row, name) for name in names for row in pool.categories[name]], MAX_IMAGES)
     template = Template(KIND_QUESTION) if rng.random() < 0.5 else Template("Category:")
     return [Item(row, name, True, template) for row, name in rows]
 
@@ -194,7 +200,7 @@ def kinds(self: Episodes, pool: Pool, rng: Random) -> list[Item]:
 def yes_no(self: Episodes, pool: Pool, rng: Random) -> list[Item]:
     items = []
     labels = sorted(pool.images)
-    for label in rng.sample(labels, 6):
+    for label in rng.sample(labels, MAX_IMAGES):
         question_label = label if rng.random() < 0.5 else rng.choice(labels)
         template = Template(YES_NO_QUESTION.format(label=question_label))
         answer = "yes" if question_label == label else "no"
@@ -206,11 +212,11 @@ def yes_no(self: Episodes, pool: Pool, rng: Random) -> list[Item]:
 NOVEL_MAKERS = (novel_words, novel_categories)
 # each kind's share of a step's sequences
 MAKERS: tuple[tuple[Maker, float], ...] = (
-    (novel_words, 0.38),
-    (novel_categories, 0.18),
+    (novel_words, 0.32),
+    (novel_categories, 0.14),
     (real_names, 0.08),
-    (naming, 0.14),
-    (captions, 0.12),
+    (naming, 0.20),
+    (captions, 0.16),
     (kinds, 0.05),
     (yes_no, 0.05),
 )

@@ -9,6 +9,7 @@ discriminants, which needs no label.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from random import Random
 
 import torch
@@ -68,7 +69,7 @@ class TextAndMatchingLoss(BridgeLoss):
             raise ConfigError("objective text_and_matching: no head of this language model attends to earlier names")
 
     def forward(self, batch: TrainingBatch) -> Tensor:
-        model = self.flamingo
+        model, batch = self.flamingo, replace(batch, media=self.features(batch.media))
         tokens = self.visual_tokens(batch.media)  # [M, R, D]
         media = model.fresh_media(tokens)
         states = media_states(model, media, self.prompt)
@@ -104,12 +105,13 @@ def forward_with_scores(
     """
     decoder, packed = model.language_model, batch.batch
     context = decoder.step_context(packed, media.pages.dtype)
+    seen = decoder.step_context(replace(packed, positions=packed.seen_positions), media.pages.dtype)
     scores = []
 
     def observe(number: int, layer: Layer, x: Tensor) -> None:
         if number in heads:
             query = query_and_key(layer, x, context, batch.names - 1)[0]
-            key = query_and_key(layer, x, context, batch.names)[1]
+            key = query_and_key(layer, x, seen, batch.names)[1]
             scores.append(attention_scores(query[:, heads[number]], key[:, heads[number]]))
 
     return run_decoder(model, packed, media, context, observe), torch.cat(scores)
@@ -160,8 +162,8 @@ def earlier_names_in_batch(batch: TrainingBatch, pages: Tensor) -> Tensor:
 
     The names may be in different sequences, which gives many more comparisons of the same queries and keys.
     """
-    positions = batch.batch.positions[batch.names]
-    return (positions[:, None] > positions) & (pages[:, None] != pages)
+    positions, seen = batch.batch.positions[batch.names], batch.batch.seen_positions[batch.names]
+    return (positions[:, None] > seen) & (pages[:, None] != pages)
 
 
 def name_pages(batch: TrainingBatch) -> Tensor:  # [N], the image of each name
@@ -185,12 +187,13 @@ def mismatch(scores: Tensor, target: Tensor, visible: Tensor) -> Tensor:
 def probe_sequences(tokenizer: PromptTokenizer) -> list[Tokens]:
     """Return sequences whose second half repeats names of the first, in every form of a prompt."""
     rng, words_by_kind = Random(SEED), vocabularies(tokenizer)
+    limits = replace(LIMITS, max_media=2 * NUM_WORDS)
     sequences = []
     for number in range(NUM_SEQUENCES):
         words = rng.sample(words_by_kind[number % 2], NUM_WORDS)
         template = rng.choice(ANSWERS)
         items = [Item(0, word, True, template) for word in [*words, *rng.choices(words, k=NUM_WORDS)]]
-        sequences.append(tokenize(build_example(f"probe {number}", items), tokenizer, LIMITS, rng))
+        sequences.append(tokenize(build_example(f"probe {number}", items), tokenizer, limits, rng))
     return sequences
 
 

@@ -7,6 +7,8 @@ plots are stored next to it for the model card.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -15,19 +17,34 @@ import matplotlib
 import torch
 from matplotlib import pyplot
 
+from model.config import FlamingoConfig, load_config
 from model.folder import load_folder
+from model.kin import COMPONENTS
+from model.zoo import default
 from model.zoo.bridge import save_bridge
-from model.zoo.default import BRIDGE
+from model.zoo.default import BRIDGE, DEFAULT
 from training.bridge import is_bridge
 
 MAX_SMOOTHING = 10.0  # log lines per running mean; a tenth of the lines if the run is short
 
 
 def ship(run: Path, file: Path) -> int:
-    """Write a run's bridge to the file and return the file's size in bytes."""
+    """Write a run's bridge to the file, with the directions of kin, and return the file's size in bytes."""
     model = load_folder(run / "model", "cpu", torch.float32)
-    save_bridge(file, {name: tensor for name, tensor in model.state_dict().items() if is_bridge(name)})
+    tensors = model.state_dict().items()
+    save_bridge(file, {name: tensor for name, tensor in tensors if is_bridge(name) or name == COMPONENTS})
     return file.stat().st_size
+
+
+def changes(before: FlamingoConfig, after: FlamingoConfig) -> list[str]:
+    """Return the fields with other values after a change, by their path; the names of the models do not count."""
+    return [
+        f"{part.name}.{field.name} = {new}"
+        for part in dataclasses.fields(before)
+        if dataclasses.is_dataclass(old_part := getattr(before, part.name))
+        for field in dataclasses.fields(old_part)
+        if (new := getattr(getattr(after, part.name), field.name)) != getattr(old_part, field.name)
+    ]
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -82,6 +99,8 @@ def main() -> None:
     size = ship(runs[-1], BRIDGE)
     draw(runs, BRIDGE.parent)
     print(f"{BRIDGE}: {size / 1e6:.1f} MB")
+    for change in changes(DEFAULT, load_config(runs[-1] / "model")):
+        print(f"{inspect.getfile(default)} must be changed, since the bridge was trained with {change}")
 
 
 if __name__ == "__main__":

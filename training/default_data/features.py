@@ -65,7 +65,9 @@ def cache_features(folder: Path, records: Sequence[Record], model_folder: Path, 
 
 def encode(encoder: VisionEncoder, files: Sequence[Path]) -> NDArray[np.float16]:
     squares = np.stack([_square(file, encoder.config) for file in files])
-    features: NDArray[np.float16] = encoder(normalise(torch.from_numpy(squares), encoder.config)).half().numpy()
+    features: NDArray[np.float16] = (
+        encoder.plain_features(normalise(torch.from_numpy(squares), encoder.config)).half().numpy()
+    )
     return features
 
 

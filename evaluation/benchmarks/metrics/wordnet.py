@@ -1,11 +1,8 @@
-"""Lemmas and their similarity by WordNet, with nltk and its data: WordNet, its tokenizer's and its tagger's.
-
-The steps are those of NExT-QA's evaluation, which uses pywsd's `lemmatize_sentence`.
-"""
+"""The lexicon of WUPS, by nltk and its data: WordNet, and what its tokenizer and its tagger have learned."""
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Sequence
 from functools import cache
 
 import nltk
@@ -13,7 +10,6 @@ from nltk.corpus import wordnet
 from nltk.stem import PorterStemmer, WordNetLemmatizer
 
 DATA = ("wordnet", "punkt_tab", "averaged_perceptron_tagger_eng")
-_PARTS_OF_SPEECH = {"JJ": "a", "NN": "n", "RB": "r", "VB": "v"}
 
 
 def check_data() -> None:
@@ -27,22 +23,27 @@ def check_data() -> None:
         ) from None
 
 
-def lemmas(text: str, stop_words: Container[str]) -> list[str]:
-    words = [_lemma(word.lower(), tag) for word, tag in nltk.pos_tag(nltk.word_tokenize(text))]
-    return [word for word in words if word not in stop_words]
+class WordNet:
+    """The lexicon of `lemmas`."""
 
+    def __init__(self) -> None:
+        self._lemmatizer, self._stemmer = WordNetLemmatizer(), PorterStemmer()
 
-def _lemma(word: str, tag: str) -> str:
-    """Return the lemma, the stem or the word, whichever is the first that WordNet has.
+    def tag(self, text: str) -> Sequence[tuple[str, str]]:
+        tagged: Sequence[tuple[str, str]] = nltk.pos_tag(nltk.word_tokenize(text))
+        return tagged
 
-    A word that is no adjective, noun, adverb or verb in its sentence has the part of speech that it has alone.
-    """
-    tag = tag if tag[:2] in _PARTS_OF_SPEECH else nltk.pos_tag([word])[0][1]
-    candidates = (
-        WordNetLemmatizer().lemmatize(word, _PARTS_OF_SPEECH.get(tag[:2], "n")),
-        PorterStemmer().stem(word),
-    )
-    return next((candidate for candidate in candidates if wordnet.synsets(candidate)), word)
+    def tag_alone(self, word: str) -> str:
+        return str(nltk.pos_tag([word])[0][1])
+
+    def lemma(self, word: str, part_of_speech: str) -> str:
+        return str(self._lemmatizer.lemmatize(word, part_of_speech))
+
+    def stem(self, word: str) -> str:
+        return str(self._stemmer.stem(word))
+
+    def knows(self, word: str) -> bool:
+        return bool(wordnet.synsets(word))
 
 
 @cache

@@ -60,37 +60,48 @@ def read_questions(files: Files) -> Iterator[Row]:
 def _vqa(values: Any, path: Path, files: Files) -> Iterator[Row]:
     """Read `{"questions": [{"question_id", "image_id", "question"}]}` and its annotations, as the VQA API does.
 
-    The API is github.com/GT-Vision-Lab/VQA (`vqaTools/vqa.py`). OKVQA's files have the same format.
+    The API is github.com/GT-Vision-Lab/VQA (`vqaTools/vqa.py`). OKVQA's files have the same format, with answers that are
+    stemmed (`answer`) and as they were given (`raw_answer`).
     """
     questions = _part(values, "questions", path)
     source = files.require("annotations") if "annotations" in files.patterns else None
-    answers = {} if source is None else _annotations(source)
+    people = {} if source is None else _annotations(source)
     subtype = str(values.get("data_subtype", ""))
     for record in records(questions, path, "questions"):
         number = record.get("question_id", (int, str))
-        if source is not None and number not in answers:
+        if source is not None and number not in people:
             raise DataError(f"{record.where}: {source} has no annotation of the question {number}")
         yield Row(
             id=str(number),
             where=record.where,
             media=MediaNames(_image_names(record.get("image_id", (int, str)), subtype)),
             question=record.text("question"),
-            answers=answers.get(number, ()),
+            answers=_texts(people.get(number, ()), "answer"),
+            facts=_raw_answers(people.get(number, ())),
         )
 
 
-def _annotations(path: Path) -> dict[int | str, tuple[str, ...]]:
+def _annotations(path: Path) -> dict[int | str, list[Record]]:
     return {
-        record.get("question_id", (int, str)): _answers(record, path)
+        record.get("question_id", (int, str)): _people(record, path)
         for record in records(_part(read_json(path), "annotations", path), path, "annotations")
     }
 
 
-def _answers(record: Record, path: Path) -> tuple[str, ...]:
-    """Return the texts of a list of answers. OKVQA's `raw_answer` is not stemmed, its `answer` is."""
+def _people(record: Record, path: Path) -> list[Record]:
+    """Return what each person has answered."""
     values = [{"answer": v} if isinstance(v, str) else v for v in record.get("answers", list)]
-    answers = list(records(values, path, record.where))
-    return tuple(str(a.get("raw_answer" if a.has("raw_answer") else "answer", (str, int))) for a in answers)
+    return list(records(values, path, record.where))
+
+
+def _texts(people: Sequence[Record], field: str) -> tuple[str, ...]:
+    return tuple(str(person.get(field, (str, int))) for person in people)
+
+
+def _raw_answers(people: Sequence[Record]) -> Mapping[str, Any]:
+    """Return what the metric of OKVQA reads: of each answer the text before it was stemmed."""
+    has_raw = any(person.has("raw_answer") for person in people)
+    return {"raw_answers": _texts(people, "raw_answer")} if has_raw else {}
 
 
 def _image_names(image: int | str, subtype: str) -> list[str]:
@@ -119,7 +130,7 @@ def _vizwiz(values: Any, path: Path) -> Iterator[Row]:
             where=record.where,
             media=MediaNames([record.text("image")]),
             question=record.text("question"),
-            answers=_answers(record, path) if record.has("answers") else (),
+            answers=_texts(_people(record, path), "answer") if record.has("answers") else (),
         )
 
 

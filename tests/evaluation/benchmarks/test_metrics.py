@@ -12,6 +12,8 @@ import pytest
 
 from evaluation.benchmarks.items import MediaNames, Row
 from evaluation.benchmarks.metrics import cider, ranking, vqa_accuracy, wups
+from evaluation.benchmarks.metrics.lemmas import lemmas
+from evaluation.benchmarks.metrics.okvqa_stems import OkvqaStemmer
 from evaluation.benchmarks.scoring import METRICS, Answer
 
 GOLDENS: dict[str, Any] = json.loads(
@@ -49,6 +51,62 @@ def test_an_answer_is_not_normalised_if_all_people_agree(answer: str, value: flo
     assert vqa_accuracy.accuracy(answer, ["Yes"] * 10) == value
 
 
+def test_accuracy_of_stems_is_that_of_openflamingo() -> None:
+    """The annotations are stemmed by OpenFlamingo, which says to have found its rules in OKVQA's annotations."""
+    golden = GOLDENS["okvqa"]
+    stemmer = OkvqaStemmer(tuple(pair) for people in golden["questions"] for pair in people)
+    assert sum(value > 0 for _, _, value in golden["cases"]) > 40
+    for number, answer, value in golden["cases"]:
+        people = [stemmed for _, stemmed in golden["questions"][number]]
+        stem = stemmer.stem(answer)
+        assert vqa_accuracy.accuracy(stem, people) == close(value, abs=1e-6), (answer, stem, people)
+
+
+STEMMER = OkvqaStemmer(
+    [
+        ("leaves", "leaf"),
+        ("Hell's kitchen", "Hell kitchen"),
+        ("christmas trees", "christmas tree"),
+        ("skiing", "ski"),
+        ("running", "run"),
+        ("batteries", "battery"),
+        ("ride bike", "ride bike"),
+        ("two words", "three stems here"),
+        ("gas", "gas"),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "stem"),
+    [
+        ("christmas trees", "christmas tree"),  # an answer of the annotations
+        (" skiing ", "ski"),
+        ("green leaves.", "green leaf."),  # a word of them
+        ("Leaves", "Leaf"),
+        ("hell's bells", "hell bells"),
+        ("skis", "ski"),  # endings of other words
+        ("runs", "run"),
+        ("battery", "battery"),
+        ("biking", "bike"),
+        ("bikes, trees", "bike, tree"),
+        ("leafs", "leaf"),
+        ("gas", "gas"),  # neither "ga", as no one has this stem
+        ("dogs", "dogs"),  # nor "dog"
+        ("words", "words"),  # not paired with one of three stems
+        ("3s", "3s"),
+        ("", ""),
+    ],
+)
+def test_a_word_has_the_stem_of_the_annotations_or_loses_its_ending_to_become_one(answer: str, stem: str) -> None:
+    assert STEMMER.stem(answer) == stem
+
+
+def test_the_most_frequent_stem_of_a_word_is_taken() -> None:
+    pairs = [("red glasses", "red glasse"), ("blue glasses", "blue glass"), ("old glasses", "old glass")]
+    assert OkvqaStemmer(pairs).stem("glasses") == "glass"
+
+
 def test_ndcg_is_that_of_the_challenge() -> None:
     for scores, relevance, value in GOLDENS["ndcg"]:
         assert ranking.ndcg(scores, relevance) == close(value, abs=1e-6)
@@ -72,6 +130,73 @@ def test_wups_is_that_of_nextqa() -> None:
         lemmas = [reference.split() for reference in references]
         score = wups.score(answer.split(), lemmas, "CW", lambda a, b: similarities[a, b])
         assert score == close(value, abs=1e-6), (answer, references)
+
+
+class RecordedLexicon:
+    """The lexicon of the goldens, as nltk has answered."""
+
+    def __init__(self, tagged: list[list[str]]) -> None:
+        self._tagged, self._golden = tagged, GOLDENS["lemmas"]
+
+    def tag(self, text: str) -> list[tuple[str, str]]:
+        assert text == " ".join(word for word, _ in self._tagged)
+        return [(word, tag) for word, tag in self._tagged]
+
+    def tag_alone(self, word: str) -> str:
+        return str(self._golden["alone"][word])
+
+    def lemma(self, word: str, part_of_speech: str) -> str:
+        return str(self._golden["lemmas"][f"{word}/{part_of_speech}"])
+
+    def stem(self, word: str) -> str:
+        return str(self._golden["stems"][word])
+
+    def knows(self, word: str) -> bool:
+        return word in self._golden["known"]
+
+
+def test_lemmas_are_those_of_pywsd() -> None:
+    golden = GOLDENS["lemmas"]
+    for tagged, expected in zip(golden["texts"], golden["cases"], strict=True):
+        text = " ".join(word for word, _ in tagged)
+        assert lemmas(text, (), RecordedLexicon(tagged)) == expected
+
+
+class TinyLexicon:
+    """A lexicon with a few words; alone, every word is a verb."""
+
+    def __init__(self, tag: str, known: set[str]) -> None:
+        self._tag, self._known = tag, known
+
+    def tag(self, text: str) -> list[tuple[str, str]]:
+        return [(word, self._tag) for word in text.split()]
+
+    def tag_alone(self, word: str) -> str:
+        return "VBZ"
+
+    def lemma(self, word: str, part_of_speech: str) -> str:
+        return f"{word}.{part_of_speech}"
+
+    def stem(self, word: str) -> str:
+        return word[:3]
+
+    def knows(self, word: str) -> bool:
+        return word in self._known
+
+
+@pytest.mark.parametrize(
+    ("tag", "known", "lemma"),
+    [
+        ("NNS", {"walks.n", "wal"}, "walks.n"),
+        ("NNS", {"wal"}, "wal"),
+        ("NNS", set(), "walks"),
+        ("IN", {"walks.n", "walks.v"}, "walks.v"),  # as alone
+        ("RBR", {"walks.r"}, "walks.r"),
+    ],
+)
+def test_a_word_becomes_what_the_lexicon_knows(tag: str, known: set[str], lemma: str) -> None:
+    assert lemmas("Walks", (), TinyLexicon(tag, known)) == [lemma]
+    assert lemmas("Walks", {lemma}, TinyLexicon(tag, known)) == []
 
 
 def test_counts_must_be_equal_in_wups() -> None:
@@ -125,15 +250,40 @@ def test_ndcg_reads_the_candidates_in_their_own_order() -> None:
     assert score("ndcg", [second])[0] == 0.0
 
 
+class PlainLexicon:
+    """Every word is a noun that is its own lemma."""
+
+    def tag(self, text: str) -> list[tuple[str, str]]:
+        return [(word, "NN") for word in text.split()]
+
+    def lemma(self, word: str, part_of_speech: str) -> str:
+        return word
+
+    def stem(self, word: str) -> str:
+        return word
+
+    def knows(self, word: str) -> bool:
+        return True
+
+
 def test_wups_compares_lemmas_without_stop_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    lexicon: Any = ModuleType("evaluation.benchmarks.metrics.wordnet")
-    lexicon.check_data = lambda: None
-    lexicon.lemmas = lambda text, stop_words: [word for word in text.split() if word not in stop_words]
-    lexicon.similarity = lambda a, b: 1.0 if a == b else 0.5
-    monkeypatch.setitem(sys.modules, lexicon.__name__, lexicon)
+    wordnet: Any = ModuleType("evaluation.benchmarks.metrics.wordnet")
+    wordnet.check_data = lambda: None
+    wordnet.WordNet = PlainLexicon
+    wordnet.similarity = lambda a, b: 1.0 if a == b else 0.5
+    monkeypatch.setitem(sys.modules, wordnet.__name__, wordnet)
     facts = {"type": "CW", "stop_words": ("the",)}
     answers = [Answer(row(("cat", "dog"), facts=facts), text=text) for text in ("the dog", "bird")]
     assert score("wups", answers)[0] == 75.0
     facts["stop_words"] = ()
     with pytest.raises(ValueError, match=r"WUPS needs the stopwords\.txt"):
         score("wups", answers)
+
+
+def test_okvqa_compares_stems() -> None:
+    people = row(("leaf",) * 6 + ("tree",) * 4, facts={"raw_answers": ("leaves",) * 6 + ("tree",) * 4})
+    answers = [Answer(people, text=text) for text in ("leaves", "leaf", "trees", "bush")]
+    assert score("okvqa_accuracy", answers)[0] == 75.0
+    assert score("vqa_accuracy", answers)[0] == 25.0
+    without_raw_answers = [Answer(row(("leaf",) * 10), text=text) for text in ("leaves", "trees")]
+    assert score("okvqa_accuracy", without_raw_answers)[0] == 50.0

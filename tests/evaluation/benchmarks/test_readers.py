@@ -74,11 +74,22 @@ def test_images_of_coco_may_have_the_names_of_another_release(name: str, tmp_pat
     assert len(read("coco", tmp_path).items) == 2
 
 
-def test_vqa_answers_are_those_of_the_question_and_okvqa_has_raw_ones(tmp_path: Path) -> None:
+def test_vqa_answers_are_those_of_the_question_and_okvqa_has_raw_ones_too(tmp_path: Path) -> None:
     (row, *_) = [item.row for item in read("vqav2", written("vqav2", tmp_path / "vqa")).items]
     assert (row.id, row.question, row.answers) == ("1", "What colour is it?", ("red",) * 10)
+    assert row.facts == {}
     (row, *_) = [item.row for item in read("okvqa", written("okvqa", tmp_path / "ok")).items]
-    assert row.answers == ("reds",) * 10
+    assert row.answers == ("red",) * 10
+    assert row.facts == {"raw_answers": ("reds",) * 10}
+
+
+def test_okvqa_needs_all_raw_answers_of_a_question_or_none(tmp_path: Path) -> None:
+    path = written("okvqa", tmp_path) / "mscoco_val2014_annotations.json"
+    values = json.loads(path.read_text())
+    del values["annotations"][0]["answers"][4]["raw_answer"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(DataError, match="row 1, row 5: the field 'raw_answer' is missing"):
+        read("okvqa", tmp_path)
 
 
 def test_a_test_split_has_no_answers(tmp_path: Path) -> None:

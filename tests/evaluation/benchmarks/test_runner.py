@@ -188,10 +188,21 @@ def test_a_run_of_refused_queries_ends_early(
     assert "0 shots: the first queries failed, 1 others were not asked" in errors
 
 
-def test_a_key_that_is_needed_is_an_option(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_key_that_is_needed_is_an_option_or_a_variable(
+    server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FLAMBOYANCE_API_KEY", raising=False)
     WRITERS["coco"](tmp_path)
-    assert main(["coco", "--server", server, "--data", str(tmp_path), "--shots", "0"]) == 1
-    assert "pass --api-key" in capsys.readouterr().err
+    command = ["coco", "--server", server, "--data", str(tmp_path), "--shots", "0", "--out"]
+    assert main([*command, str(tmp_path / "none")]) == 1
+    assert "pass --api-key or set FLAMBOYANCE_API_KEY" in capsys.readouterr().err
+    monkeypatch.setenv("FLAMBOYANCE_API_KEY", "of another server")
+    assert main([*command, str(tmp_path / "option"), "--api-key", KEY]) == 0
+    monkeypatch.setenv("FLAMBOYANCE_API_KEY", KEY)
+    assert main([*command, str(tmp_path / "variable")]) == 0
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert KEY not in capsys.readouterr().out
 
 
 def test_a_killed_run_continues_and_has_the_results_of_a_whole_one(server: str, tmp_path: Path) -> None:

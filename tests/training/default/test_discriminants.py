@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ConfigError
-from training.default.discriminants import LENGTH, Discriminants, compute_discriminants, random_domain
+from training.default.discriminants import (
+    KIN_LENGTH,
+    LENGTH,
+    Discriminants,
+    compute_discriminants,
+    random_domain,
+    with_kin,
+)
 
 WIDTH, DIM = 24, 6
 CLASSES = F.pad(torch.randn(30, DIM, generator=torch.Generator().manual_seed(9)), (0, WIDTH - DIM))
@@ -91,6 +98,19 @@ def test_a_strange_domain_has_a_mean_and_adds_noise_to_each_image(fitted: Discri
     for noise in noises:
         assert float(noise.norm()) == pytest.approx(domain.noise, rel=1e-2)
     assert float((noises[0] - noises[1]).norm()) > 1e-2
+
+
+def test_kin_is_discriminants_of_its_own_that_a_domain_turns_into_others(fitted: Discriminants) -> None:
+    images = torch.cat(label_features(100, 20, 0))
+    kin = 3 + torch.randn(len(images), 2, generator=torch.Generator().manual_seed(4))
+    joint, features = with_kin(fitted, kin), torch.cat([images, kin], dim=-1)
+    values = joint(features)
+    torch.testing.assert_close(values[:, :DIM], fitted(images))
+    assert float(values[:, DIM:].norm(dim=-1).mean()) == pytest.approx(KIN_LENGTH * LENGTH, rel=1e-3)
+    torch.testing.assert_close(values[:, DIM:], values[0, DIM:] / (kin[0] - kin.mean(0)) * (kin - kin.mean(0)))
+    domain = random_domain(DIM + 2, 0.0, 0.0, 7)
+    turned = joint.move_to_domain(features, domain, 1)
+    torch.testing.assert_close(joint(turned), values @ domain.rotation.T, atol=1e-3, rtol=1e-3)
 
 
 def test_more_directions_than_the_features_width_are_refused() -> None:

@@ -14,7 +14,7 @@ from training.batch import collate
 from training.default import episodes as episodes_module
 from training.default.alignment import AlignmentLoss, AlignmentPairs, encode_labels
 from training.default.catalogue import Catalogue, row_of
-from training.default.discriminants import Discriminants
+from training.default.discriminants import Discriminants, Domains
 from training.default.episodes import LIMITS, MAKERS, Episodes, Item, Maker, build_example, novel_words
 from training.default.states import single_image_prompt
 from training.default.words import HELD_OUT_WORDS, TRAINED_WORDS, common_words
@@ -25,6 +25,11 @@ from training.mixture import merge_media
 @pytest.fixture(scope="module")
 def episodes(catalogue: Catalogue) -> Episodes:
     return Episodes(catalogue, prompt_tokenizer(), seed=0, per_pool=8)
+
+
+@pytest.fixture(scope="module")
+def domains(discriminants: Discriminants) -> Domains:
+    return Domains(discriminants, lambda features: features)
 
 
 def items(episodes: Episodes, make: Maker, seed: int) -> list[Item]:
@@ -90,10 +95,10 @@ def long_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("long_sequences")
 def test_all_images_of_a_step_are_rotated_alike_and_each_step_differently(
-    catalogue: Catalogue, discriminants: Discriminants, monkeypatch: pytest.MonkeyPatch
+    catalogue: Catalogue, discriminants: Discriminants, domains: Domains, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(episodes_module, "random_view", lambda features, rng: features)
-    turned = Episodes(catalogue, prompt_tokenizer(), 0, 4, discriminants)
+    turned = Episodes(catalogue, prompt_tokenizer(), 0, 4, domains)
     rotations = []
     for step in range(2):
         media = merge_media(turned(number) for number in range(4 * step, 4 * step + 4))
@@ -108,11 +113,9 @@ def test_all_images_of_a_step_are_rotated_alike_and_each_step_differently(
 
 @pytest.mark.usefixtures("long_sequences")
 @pytest.mark.parametrize("number", range(12))
-def test_turned_sequences_teach_only_novel_words(
-    catalogue: Catalogue, discriminants: Discriminants, number: int
-) -> None:
+def test_turned_sequences_teach_only_novel_words(catalogue: Catalogue, domains: Domains, number: int) -> None:
     tokenizer = prompt_tokenizer()
-    tokens = Episodes(catalogue, tokenizer, 0, 4, discriminants)(number).tokens
+    tokens = Episodes(catalogue, tokenizer, 0, 4, domains)(number).tokens
     targets = tokenizer.decode([t for t, is_target in zip(tokens.token_ids, tokens.target, strict=True) if is_target])
     assert any(word in targets for word in TRAINED_WORDS)
     assert not any(label in targets for label in catalogue.labels)

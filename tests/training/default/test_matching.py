@@ -13,13 +13,13 @@ from model.batch import NO_CACHE, whole_sequences
 from model.config import ConfigError
 from model.flamingo import Flamingo
 from model.language_model import Layer, StepContext
-from tests.tiny_models import CONFIGS, prompt_tokenizer, tiny_model
+from tests.tiny_models import CONFIGS, KIN_CONFIG, prompt_tokenizer, tiny_model
 from training.batch import TrainingBatch, collate
 from training.bridge import freeze, trained_parameters
 from training.default import episodes as episodes_module
 from training.default import matching
 from training.default.catalogue import Catalogue
-from training.default.discriminants import Discriminants
+from training.default.discriminants import Discriminants, with_kin
 from training.default.episodes import LIMITS, Episodes
 from training.default.matching import (
     TextAndMatchingLoss,
@@ -213,6 +213,20 @@ def test_descent_makes_the_heads_attend_to_names_of_similar_images(
         loss(batch).backward()
         optimizer.step()
     assert float(divergence().detach()) < 0.6 * first
+
+
+def test_similarity_is_also_that_of_kin(batch: TrainingBatch, discriminants: Discriminants) -> None:
+    model = tiny_model(KIN_CONFIG)
+    kin = model.vision.kin
+    assert kin is not None
+    means = torch.stack([media.float().mean((0, 1)) for media in batch.media])
+    joint = with_kin(discriminants, kin.coordinates(means))
+    loss = matching_loss(model, joint)
+    before = loss(batch)
+    complete = replace(batch, media=tuple(map(model.vision.with_kin, batch.media)))
+    torch.testing.assert_close(loss(complete), before)
+    loss.discriminants = replace(joint, directions=joint.directions * (torch.arange(joint.directions.shape[1]) < 16))
+    assert not torch.isclose(loss(batch), before, rtol=1e-4)
 
 
 def matching_loss(model: Flamingo, discriminants: Discriminants) -> TextAndMatchingLoss:
