@@ -3,7 +3,8 @@
 Measures, in alternation, the time to the first token of a query without shots and with a warm support set, and the time of
 a classification. A new image is one that the server has never received. It is sent as a JPEG and encoded in each case.
 Shots of a large set are selected by likeness to the new image, in the order of their likeness: each attends to those before
-it, or alone.
+it, or alone. They are compared with shots that are the same for every query, whose prompts begin with a cached prefix, and
+then many clients send such requests at once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,8 +28,14 @@ from bench.serving import HOST, REQUEST_SECONDS, serving
 from bench.table import Bar, Report, Row, Run, Sample, interleave
 from bench.workload import NOUNS, JpegImage, random_image, random_text
 
-QUICK = {"model": "tiny", "shots": 4, "k": [2, 4], "large": 12, "repeats": 1, "cold": 1}
+QUICK = {"model": "tiny", "shots": 4, "k": [2, 4], "large": 12, "repeats": 1, "cold": 1, "requests": 1}
 AT_MOST = 1.5
+# of the time of a prompt whose prefix is cached
+ALONE_AT_MOST = 1.05
+FORMS = "previous", "alone"
+CLIENTS = 16
+MORE_REQUESTS = 2.0
+MANY_EXAMPLES = 10_000
 COMPLETIONS = "/v1/fewshot/completions"
 CLASSIFY = "/v1/classify"
 RICES = "rices_image"
@@ -68,6 +76,11 @@ class Case:
     def without_shots(self) -> Case:
         return replace(self, k=0, strategy="first", order=None, set_size=0, shots_attend="previous")
 
+    @property
+    def with_cached_prefix(self) -> Case:
+        """The case with the same shots for every query."""
+        return replace(self, strategy="first", order=None, shots_attend="previous")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(_parser(), arguments, QUICK)
@@ -84,7 +97,11 @@ class Client:
     """A client with one connection that waits for each answer."""
 
     def __init__(self, port: int) -> None:
+        self.port = port
         self._connection = http.client.HTTPConnection(HOST, port, timeout=REQUEST_SECONDS)
+
+    def reconnect(self) -> None:
+        self._connection.close()
 
     def post(
         self, path: str, body: Mapping[str, Any] | bytes, content_type: str = "application/json"
@@ -114,17 +131,56 @@ class FewShot:
         sets = {size: self._support_set(size or self._options.shots) for size in (0, large)}
         self._warm(sets[0])
         answer = self._warm_one(sets[large], template="caption", shots_attend="alone")
+        self._warm_one(sets[large], template="classification", shots_attend="alone")
         for case in cases:  # warm-up: the embeddings of the support set, and the seen image
             self._time(case, sets[case.set_size])
         measured = interleave(self._round(cases, sets) for _ in range(self._options.repeats))
         for case in cases:
             ratio = measured[case.name].over(measured[case.without_shots.name])
             report.add(self._row(case, measured[case.name], ratio))
-            is_compared = case.set_size == 0 or case.shots_attend == "alone"
-            if case.k == self._options.shots and case.is_image_new and case.route == COMPLETIONS and is_compared:
+            is_largest = case.k == self._options.shots and case.is_image_new and case.route == COMPLETIONS
+            if is_largest and case.set_size == 0:
                 report.bars.append(Bar(name=f"{case.name} / no shots", value=ratio.median, at_most=AT_MOST))
-        report.settings["KiB per shot that attends alone"] = round(answer["shot_bytes"] / large / 1024, 1)
+            if case.shots_attend == "alone":
+                ratio = measured[case.name].over(measured[case.with_cached_prefix.name])
+                bar = Bar(name=f"{case.name} / cached prefix", value=ratio.median, at_most=ALONE_AT_MOST)
+                report.bars.append(bar)
+        bytes_per_shot = answer["shot_bytes"] / large
+        report.settings["KiB per shot that attends alone"] = round(bytes_per_shot / 1024, 1)
+        report.settings[f"GiB of {MANY_EXAMPLES:,} such shots"] = round(MANY_EXAMPLES * bytes_per_shot / 2**30, 2)
+        self._add_throughput(report, sets[large])
         self._add_cold(report, _cold_cases(self._options))
+
+    def _add_throughput(self, report: Report, support_set: str) -> None:
+        """Add the requests per second of many clients at once, by route and form."""
+        for route in (COMPLETIONS, CLASSIFY):
+            cases = [_retrieved(self._options, route, form) for form in FORMS]
+            runs = {case.shots_attend: partial(self._throughput, case, support_set) for case in cases}
+            measured = interleave(runs for _ in range(min(self._options.repeats, 5)))
+            for case in cases:
+                sample = measured[case.shots_attend]
+                title = f"{case.title}, {CLIENTS} clients"
+                report.add({"case": title, "image": "new", "requests/s": sample.median})
+            ratio = measured["alone"].over(measured["previous"])
+            name = f"requests/s of {CLIENTS} clients, {MEASURES[route]}, alone / previous"
+            report.bars.append(Bar(name=f"{name} ({ratio.spread()})", value=ratio.median, at_least=MORE_REQUESTS))
+
+    def _throughput(self, case: Case, support_set: str) -> float:
+        """Return the requests per second of many clients that send one request after the other."""
+        number = self._options.requests
+        bodies = [json.dumps(self._body(case, support_set)).encode() for _ in range(CLIENTS * number)]
+
+        def send(client: int) -> None:
+            connection = Client(self._client.port)
+            for body in bodies[client * number : (client + 1) * number]:
+                connection.post(case.route, body)
+
+        began = time.perf_counter()
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            list(pool.map(send, range(CLIENTS)))
+        seconds = time.perf_counter() - began
+        self._client.reconnect()  # the server closes a connection that is idle for long
+        return len(bodies) / seconds
 
     def _add_cold(self, report: Report, cases: Sequence[Case]) -> None:
         measured = interleave(
@@ -225,11 +281,17 @@ def _cases_of_image(options: argparse.Namespace, is_image_new: bool) -> Iterator
         yield Case(k=k, strategy=RICES, is_image_new=is_image_new)
     # The same shots in the same order for every query, so that prompts share their beginning.
     yield Case(k=options.shots, strategy=RICES, order="stored", is_image_new=is_image_new)
-    if is_image_new:
-        for form in ("previous", "alone"):
-            yield Case(k=options.shots, strategy=RICES, set_size=options.large, shots_attend=form)
     yield Case(route=CLASSIFY, is_image_new=is_image_new)
     yield Case(route=CLASSIFY, k=options.shots, is_image_new=is_image_new)
+    if is_image_new:
+        for route in (COMPLETIONS, CLASSIFY):
+            yield Case(route=route, k=options.shots, set_size=options.large)
+            yield from (_retrieved(options, route, form) for form in FORMS)
+
+
+def _retrieved(options: argparse.Namespace, route: str, form: str) -> Case:
+    """Return the case whose shots are the examples of the large set that are most like a new image, in this order."""
+    return Case(route=route, k=options.shots, strategy=RICES, set_size=options.large, shots_attend=form)
 
 
 def _cold_cases(options: argparse.Namespace) -> list[Case]:
@@ -242,6 +304,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shots", type=int, default=32, help="examples in the support set (default: 32)")
     parser.add_argument("--k", type=int, nargs="+", default=[8, 32], help="numbers of shots per request")
     parser.add_argument("--large", type=int, default=1000, help="examples in the large set (default: 1000)")
+    parser.add_argument("--requests", type=int, default=4, help="requests of each of many clients (default: 4)")
     parser.add_argument("--cold", type=int, default=1, help="rounds with cold support sets (default: 1)")
     return parser
 

@@ -18,7 +18,9 @@ import torch
 from bench.driver import BenchFailed
 from bench.target import Request, Target, get, image_part, jpeg, post
 from model.config import FlamingoConfig
-from server.engine.build import block_bytes, page_bytes
+from model.footprint import page_bytes
+from server.engine.build import block_bytes
+from server.engine.caches import MAX_POOLED
 from server.settings import Settings
 
 # a request is short, so that the last one that begins in time does not last for long
@@ -26,6 +28,7 @@ IMAGES_PER_REQUEST = 16
 MAX_CHARACTERS = 1000
 REQUEST_SECONDS = 300.0
 MIB = 2**20
+FLOAT_BYTES = 4
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,17 +64,17 @@ class Cache:
 def fill(target: Target, config: FlamingoConfig, settings: Settings, seconds: float) -> list[Cache]:
     """Send new texts and images until all caches are full, or for so many seconds and the request that then runs."""
     engine = target.send(get("/version")).json()["engine"]
-    text, pages, visual_tokens = caches = _caches(config, settings, engine)
+    text, *media = caches = _caches(config, settings, engine)
     end = time.monotonic() + seconds
     requests = _texts(engine["max_model_len"]), _images()
     while not text.is_full and time.monotonic() < end:
         usage = complete(target, next(requests[0]))["usage"]
         computed = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
         text.write(computed // engine["block_size"])
-    while not (pages.is_full and visual_tokens.is_full) and time.monotonic() < end:
+    while not all(cache.is_full for cache in media) and time.monotonic() < end:
         num_encoded = complete(target, next(requests[1]))["usage"]["fewshot_details"]["media_encoded"]
-        pages.write(num_encoded)
-        visual_tokens.write(num_encoded)
+        for cache in media:
+            cache.write(num_encoded)
     return caches
 
 
@@ -83,6 +86,7 @@ def _caches(config: FlamingoConfig, settings: Settings, engine: dict[str, Any]) 
         Cache(name="text cache", entry_bytes=block, num_entries=engine["num_blocks"]),
         Cache(name="media cache", entry_bytes=page, num_entries=engine["num_media_slots"]),
         Cache(name="visual tokens", entry_bytes=tokens, num_entries=settings.host_media_mb * MIB // tokens),
+        Cache(name="pooled features", entry_bytes=FLOAT_BYTES * config.vision.feature_dim, num_entries=MAX_POOLED),
     ]
 
 

@@ -17,7 +17,7 @@ from bench import random_models
 from model.zoo.default import prepare
 from server.settings import Settings
 
-RANDOM_MODELS = ", ".join(random_models.SIZES)
+RANDOM_MODELS = ", ".join(random_models.NAMES)
 
 
 def parse(
@@ -62,7 +62,7 @@ def add_model(parser: argparse.ArgumentParser, default: str) -> None:
 def model_folder(name: str) -> Path:
     if name == "default":
         return prepare()
-    return random_models.folder(name) if name in random_models.SIZES else Path(name)
+    return random_models.folder(name) if name in random_models.NAMES else Path(name)
 
 
 def server_settings(options: argparse.Namespace, folder: Path, **values: Any) -> Settings:

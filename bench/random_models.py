@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from bench.published_models import PUBLISHED, random_weights
 from model.config import (
     FlamingoConfig,
     GatedConfig,
@@ -87,7 +88,16 @@ SIZES = {
 }
 
 
-def tokenizer(size: Size) -> Tokenizer:
+# of every random model
+PROMPT = PromptConfig(
+    media_token=MEDIA, begin=BEGIN, media_open=FAKE, media_close=FAKE, strip_text=True, eos=(END,), suppressed=(FAKE, MEDIA)
+)  # fmt: skip
+
+
+NAMES = (*SIZES, *PUBLISHED)
+
+
+def tokenizer(size: Size | LanguageModelConfig) -> Tokenizer:
     """Return a tokenizer with one id per byte, fillers up to the vocabulary's size, then IDEFICS's two media markers."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [BEGIN, END, *letters]
@@ -142,15 +152,7 @@ def config(name: str, size: Size) -> FlamingoConfig:
             gate="channel",
         ),
         language_model=_language_model(size),
-        prompt=PromptConfig(
-            media_token=MEDIA,
-            begin=BEGIN,
-            media_open=FAKE,
-            media_close=FAKE,
-            strip_text=True,
-            eos=(END,),
-            suppressed=(FAKE, MEDIA),
-        ),
+        prompt=PROMPT,
     )
 
 
@@ -177,10 +179,24 @@ def _language_model(size: Size) -> LanguageModelConfig:
 
 def folder(name: str) -> Path:
     """Return the folder of a random model, and build the folder first if it does not exist."""
+    if name in PUBLISHED:
+        return _published(name)
     path = cache_folder(f"random-{name}", asdict(SIZES[name]))
     if not (path / "config.json").exists():
         model = random_model(config(name, SIZES[name]))
         save_folder(path, model.config, model.state_dict().items(), tokenizer(SIZES[name]).to_str())
+    return path
+
+
+def _published(name: str) -> Path:
+    """Return the folder of a published model with random weights in bfloat16: up to 19 GB."""
+    config = replace(PUBLISHED[name], name=f"random-{name}", prompt=PROMPT)
+    path = cache_folder(f"random-{name}", asdict(config))
+    if not (path / "config.json").exists():
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(0)
+        tensors = random_weights(config, device, torch.bfloat16).state_dict().items()
+        save_folder(path, config, tensors, tokenizer(config.language_model).to_str())
     return path
 
 

@@ -20,8 +20,8 @@ from bench.postgresql import postgresql
 from bench.serving import HOST, exit_on_sigterm, free_port
 from bench.table import ROOT
 from bench.target import Target, get
-from server.metrics import PREFIX
 from server.settings import child_environment
+from server.telemetry.metrics import PREFIX
 
 MODULE = "deploy.ray"
 START_SECONDS, STOP_SECONDS = 300.0, 60.0

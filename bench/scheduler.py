@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+import torch
+
 from bench import random_models
 from bench.driver import BenchFailed, pixels
 from bench.options import as_settings, parse
@@ -22,8 +24,9 @@ from model.prompt import PromptTokenizer
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.engine.plan import Plan
-from server.engine.runner import Runner
-from server.engine.sampler import Result
+from server.engine.runner import Launched, Runner
+from server.engine.sampler import Reading, Result
+from server.engine.transfers import Downloads
 from server.wire import MediaWanted
 
 QUICK = {"sequences": [1, 8], "steps": 20, "shots": 1}
@@ -31,6 +34,7 @@ AT_MOST_MS = 1.0
 LARGEST_BATCH = 256
 BLOCK_SIZE = 16
 TOKEN_ID = 5
+NO_TOKENS = torch.empty(0)  # on the device: no step is launched ahead here
 
 
 class FakeRunner(Runner):
@@ -39,11 +43,12 @@ class FakeRunner(Runner):
     def __init__(self) -> None:
         self.called = self.done = 0.0
 
-    def run(self, plan: Plan) -> list[Result]:
+    def launch(self, plan: Plan, before: Launched | None = None) -> Launched:
         self.called = time.perf_counter()
-        results = [Result(row, token_id=TOKEN_ID) if row.samples else Result(row) for row in plan.rows]
+        results = [[Result(row, token_id=TOKEN_ID) if row.samples else Result(row)] for row in plan.rows]
+        launched = Launched(plan, Downloads(), Reading(results, Downloads(), NO_TOKENS), set())
         self.done = time.perf_counter()
-        return results
+        return launched
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,12 +27,15 @@ from bench import mixture
 from bench.cancellations import PRIMITIVE_CACHES, cancel, with_small_caches
 from bench.driver import BenchFailed
 from bench.faults.load import draw, stored_path
+from bench.filling import fill
 from bench.options import add_model, as_settings, parse
 from bench.postgresql import PostgreSQL, postgresql_server
 from bench.serving import exit_on_sigterm
 from bench.table import Bar, Report
 from bench.target import Answer, Request, Server, Target, get, image_part, post, text_request
+from model.config import load_config
 from server.access.keys import Keys
+from server.limits.deadline import HEADER
 from server.settings import child_environment
 from server.store.database import Database
 
@@ -40,6 +43,8 @@ QUICK = {"model": "tiny", "minutes": 0.3}
 TENANTS = ("acme", "birds", "cats")
 CLIENTS_PER_TENANT = 4
 SAMPLE_SECONDS = 5.0
+# The server ends a request after this time: at saturation, some requests wait for long for those of a higher priority.
+DEADLINE_SECONDS = 120.0
 # a machine that does other work as well is slow, which is no fault
 REQUEST_SECONDS = 600.0
 # parts of the whole time: after which processes are measured, and in which PostgreSQL is away
@@ -48,16 +53,17 @@ CANCELLED, BAD = 0.15, 0.1
 MIN_ANSWERED = 0.5
 POINTS = ("body", "work", "answer")
 MAX_SLOPE = 1.0
-# caches still fill before
+# other parts still grow before
 MIN_MINUTES = 5.0
+FILL_SECONDS = 600.0
 
 
 class Tenant(Target):
-    """The server as a client of a tenant sees it: each request has the tenant's key."""
+    """The server as a client of a tenant sees it: each request has the tenant's key and a deadline."""
 
     def __init__(self, target: Target, key: str) -> None:
         super().__init__(target.port, process=target.process)
-        self._headers = {"Authorization": f"Bearer {key}"}
+        self._headers = {"Authorization": f"Bearer {key}", HEADER: f"{DEADLINE_SECONDS:g}"}
 
     def send(self, request: Request, *, timeout: float = REQUEST_SECONDS, source: str | None = None) -> Answer:
         return super().send(self.signed(request), timeout=timeout, source=source)
@@ -168,11 +174,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with postgresql_server() as database, tempfile.TemporaryDirectory() as folder:
         keys = asyncio.run(make_keys(database.url))
         environment = child_environment(FLAMBOYANCE_DATABASE=database.url, **PRIMITIVE_CACHES)
-        server = Server(with_small_caches(options), Path(folder), environment)
+        settings = with_small_caches(options)
+        server = Server(settings, Path(folder), environment)
         exit_on_sigterm()
         try:
             target = server.start()
             tenants = [Traffic(Tenant(target, key)) for key in keys]
+            # full caches grow no more, however few requests a slow machine answers
+            fill(tenants[0].target, load_config(Path(str(settings.model))), settings, FILL_SECONDS)
             soak(tenants, database, 60 * options.minutes, options.seed, report)
         finally:
             server.stop()

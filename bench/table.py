@@ -11,6 +11,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -88,7 +89,9 @@ class Report:
         self._began = time.monotonic()
 
     def add(self, row: Row) -> None:
+        """Add a row, and write it to standard error at once: a run that fails later has not lost it."""
         self.rows.append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
 
     def print(self, heading: str | None = None) -> None:
         """Print the report. `heading` is a column whose values head a table each; otherwise there is one table."""

@@ -26,8 +26,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.driver import BenchFailed
 from bench.serving import HOST, exit_on_sigterm, free_port, start_server, stop_server
-from server.metrics import PREFIX
 from server.settings import Settings
+from server.telemetry.metrics import PREFIX
 from server.wire import WORKER_MODULE
 
 # a loaded machine times number formats for long

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -91,9 +90,12 @@ class Load:
     def __init__(self, target: Target, workload: Workload) -> None:
         self._target = target
         self._workload = workload
-        sets = SupportSets(Client(target.port))
+        client = Client(target.port)
+        sets = SupportSets(client)
         self._names = [sets.create(workload.num_shots) for _ in range(workload.num_sets)]
-        self._pending = deque(enumerate(workload.draws(0)))
+        client.reconnect()
+        self._draws = workload.draws(0)
+        self._pending = iter(enumerate(self._draws))  # shared by the clients, each of which takes the next
         self._answers: dict[int, Answer] = {}
 
     def run(self) -> list[Answer]:
@@ -103,17 +105,18 @@ class Load:
             client.start()
         for client in clients:
             client.join()
-        if self._pending or len(self._answers) < len(self._workload.draws(0)):
+        if len(self._answers) < len(self._draws):
             raise BenchFailed("a client has ended before its last request")
         return [self._answers[number] for number in sorted(self._answers)]
 
     def _send(self, seed: int) -> None:
-        sets = SupportSets(Client(self._target.port), seed=seed + 2)
-        while self._pending:
-            number, support_set = self._pending.popleft()
+        client = Client(self._target.port)
+        sets = SupportSets(client, seed=seed + 2)
+        for number, support_set in self._pending:
             self._answers[number] = sets.ask(
                 self._names[support_set], self._workload.num_shots, self._workload.max_tokens
             )
+        client.reconnect()
 
 
 def _rows(outcomes: Sequence[Outcome], answers: Sequence[Answer], shape: Shape) -> Iterator[Row]:

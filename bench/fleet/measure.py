@@ -26,8 +26,7 @@ from bench.target import Target, running
 from bench.workload import Prompt, Prompts, Shot, frames_of, greedy, random_image
 from server.engine.build import build
 from server.engine.plan import Plan
-from server.engine.runner import Runner
-from server.engine.sampler import Result
+from server.engine.runner import Launched, Runner
 from server.served_model import ServedModel
 from server.settings import Settings
 
@@ -51,7 +50,11 @@ FLUSH = 16
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(_parser(), arguments, QUICK)
     settings = server_settings(
-        options, model_folder(options.model), media_cache_mb=options.media_cache_mb, kv_cache_mb=512
+        options,
+        model_folder(options.model),
+        media_cache_mb=options.media_cache_mb,
+        kv_cache_mb=512,
+        speculative_tokens=0,
     )
     engine_costs = EngineCosts(settings, options)
     print(json.dumps(as_json(with_http(engine_costs.measure(), settings, options))))
@@ -142,11 +145,12 @@ class TimedRunner(Runner):
         self._clock = clock
         self.seconds: list[tuple[Plan, float]] = []
 
-    def run(self, plan: Plan) -> list[Result]:
+    def launch(self, plan: Plan, before: Launched | None = None) -> Launched:
         began = self._clock()
-        results = self._runner.run(plan)
+        launched = self._runner.launch(plan, before)
+        launched.results()  # waits for the device
         self.seconds.append((plan, self._clock() - began))
-        return results
+        return launched
 
 
 def is_decoding(plan: Plan, rows: int) -> bool:

@@ -21,6 +21,7 @@ from bench.fuzz.mutation import mutate
 from bench.random_models import SIZES, config
 from bench.table import ROOT
 from bench.target import LEAK
+from model import heif
 from model.media import MediaLimits
 from server.media.decoder import LENGTH_BYTES, READY, Decode, Frames, Refused, Setup, decode_reply, with_length
 from server.media.source import Kind
@@ -60,6 +61,7 @@ def images() -> list[bytes]:
         _saved(rgb, "AVIF"),
         _saved(picture, "AVIF", exif=turned),
         _saved(frames[0], "AVIF", save_all=True, append_images=frames[1:]),
+        *(_stills(rgb) if heif.is_installed() else ()),
         *(_saved(rgb, "TIFF", compression=name, exif=turned) for name in TIFF_COMPRESSIONS),
         *(_saved(picture.convert("1"), "TIFF", compression=name) for name in ("group3", "group4")),
         *(_saved(picture.convert(mode), "TIFF") for mode in ("RGBA", "P", "CMYK", "YCbCr", "LA")),
@@ -67,6 +69,12 @@ def images() -> list[bytes]:
         _saved(frames[0], "TIFF", save_all=True, append_images=frames[1:]),
     ]
     return samples
+
+
+def _stills(picture: Image.Image) -> list[bytes]:
+    """Return HEIC files, of one part and of several tiles."""
+    heif.register()
+    return [_saved(picture, heif.FORMAT), _saved(picture.resize((96, 96)), heif.FORMAT, tile_size=64)]
 
 
 def videos() -> list[bytes]:

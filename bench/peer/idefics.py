@@ -40,7 +40,7 @@ SAME_TOKENS = "greedy tokens equal the peer's"
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(_parser(), arguments, QUICK)
     peer_folder, imported_folder = checkpoint(options.size)
-    settings = server_settings(options, imported_folder, dtype="float32")
+    settings = server_settings(options, imported_folder, dtype="float32", speculative_tokens=0)
     engine, _ = build(settings)
     model = ServedModel.load(settings)
     peer = Peer(peer_folder, model.tokenizer, model.config.vision)

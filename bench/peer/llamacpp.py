@@ -33,7 +33,7 @@ PREFILL_BAR = 2.5
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(_parser(), arguments, QUICK)
-    settings = server_settings(options, prepare())
+    settings = server_settings(options, prepare(), speculative_tokens=0)
     engine, info = build(settings)
     facts = {**as_settings(options), "dtype": info["dtype"], "weights": LANGUAGE_MODEL_FILE.requirement}
     report = Report("Text-only requests compared with llama.cpp, in tokens per second", facts, PACKAGES)

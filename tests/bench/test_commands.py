@@ -44,10 +44,42 @@ def test_offline() -> None:
         assert row["first token p50 ms"] <= row["first token p99 ms"]
 
 
+def test_speculation() -> None:
+    report = run_quick("bench.speculation")
+    assert [(row["case"], row["batch"]) for row in report["rows"]] == [
+        (case, batch)
+        for case in ("captions, 1 shots", "answers, 1 shots", "forms, 1 shots", "text")
+        for batch in (1, 2)
+    ]
+    assert all(0 <= row["accepted"] <= row["proposed"] for row in report["rows"])
+    assert all(
+        row["same answers"] == 1 for row in report["rows"]
+    )  # a tiny model has one format for all numbers of rows
+    assert len(report["bars"]) == len(report["rows"])
+
+
 def test_scheduler() -> None:
     report = run_quick("bench.scheduler")
     assert [row["sequences"] for row in report["rows"]] == [1, 8]
     assert all(0 < row["schedule"] < row["step"] <= row["p90"] <= row["max"] for row in report["rows"])
+
+
+def test_nodes() -> None:
+    (row,) = run_quick("bench.nodes")["rows"]
+    assert (row["model"], row["rows"]) == ("tiny", 1)
+    # 4 layers with two norms, rotation and store, two kernels of attention, and SwiGLU; 2 gated layers with two norms, one
+    # kernel of attention, and SwiGLU; the last norm
+    assert row["Triton"] == 4 * (2 + 1 + 2 + 1) + 2 * (2 + 1 + 1) + 1
+    assert row["nodes"] == row["Triton"] + row["torch"]
+
+
+def test_floors() -> None:
+    report = run_quick("bench.floors")
+    (row,) = report["rows"]
+    assert (row["model"], row["sequences"]) == ("OF-3B", 1)
+    assert row["floor ms"] < row["estimate ms"] <= row["without L2 ms"]
+    assert row["estimate ms"] > row["launches ms"] > 0
+    assert bar_names(report) == ["OF-3B, 1 sequences"]
 
 
 def test_tenants() -> None:
@@ -89,9 +121,15 @@ def test_fewshot() -> None:
     assert bar_names(report) == [
         f"first token, 4 shots, {strategy}, new image / no shots"
         for strategy in ("first", "rices_image", "rices_image stored")
-    ] + ["first token, 4 shots of 12, rices_image, attend alone, new image / no shots"]
-    rows = {(row["case"], row["image"]): row for row in report["rows"]}
-    assert len(rows) == len(report["rows"]) == 20
+    ] + [
+        f"{measure}, 4 shots of 12, rices_image, attend alone, new image / cached prefix"
+        for measure in ("first token", "classify")
+    ] + [name for name in bar_names(report) if name.startswith("requests/s of 16 clients")]
+    rows = {(row["case"], row["image"]): row for row in report["rows"] if "ms" in row}
+    rates = [row["requests/s"] for row in report["rows"] if "requests/s" in row]
+    assert len(rows) + len(rates) == len(report["rows"]) == 28
+    assert len(rates) == 4
+    assert min(rates) > 0
     assert report["settings"]["KiB per shot that attends alone"] > 0
     assert all(row["ms"] > 0 for row in rows.values())
     assert rows["first token, 0 shots", "new"]["cached"] == 0
@@ -138,7 +176,13 @@ def test_start() -> None:
     assert {"API, at rest", "worker, at rest", "spare worker 1, at rest"} <= resident.keys()
     assert resident["worker, at rest"] < resident["worker, full caches"]
     written = {row["what"]: row["written MB"] for row in report["rows"] if "written MB" in row}
-    assert written == dict.fromkeys(["text cache", "media cache", "visual tokens"], pytest.approx(1.05, rel=0.01))
+    full = pytest.approx(1.05, rel=0.01)  # MB in a cache of 1 MiB
+    assert written == {
+        "text cache": full,
+        "media cache": full,
+        "visual tokens": full,
+        "pooled features": pytest.approx(0.52, rel=0.01),  # 4,096 vectors of 32 floats
+    }
     assert bar_names(report) == ["first answer equals that of the warm-up start"]
 
 

@@ -10,6 +10,7 @@ import pytest
 from bench.filling import Cache, fill
 from bench.random_models import SIZES, config
 from bench.target import Answer, Request, Target
+from server.engine.caches import MAX_POOLED
 from server.settings import Settings
 
 SETTINGS = Settings(host_media_mb=1)
@@ -42,18 +43,19 @@ def filled(target: StubTarget, seconds: float) -> list[Cache]:
 
 def test_new_texts_and_images_are_sent_until_all_caches_are_full() -> None:
     target = StubTarget()
-    text, pages, visual_tokens = filled(target, 60)
-    assert (text.num_written, pages.num_written) == (600, 40)
+    text, pages, visual_tokens, pooled = filled(target, 60)
+    assert (text.num_written, pages.num_written, pooled.num_written) == (600, 40, MAX_POOLED)
     assert visual_tokens.num_written * visual_tokens.entry_bytes == 2**20
     assert sum(isinstance(prompt, str) for prompt in target.sent) == 24  # of 25 full blocks each
     images = [part["image_url"]["url"] for prompt in target.sent if isinstance(prompt, list) for part in prompt]
-    assert len(set(images)) == len(images) >= visual_tokens.num_entries
+    assert len(set(images)) == len(images) >= max(visual_tokens.num_entries, MAX_POOLED)
 
 
 def test_a_fill_that_runs_out_of_time_tells_what_is_unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(100))
     monkeypatch.setattr("bench.filling.time.monotonic", lambda: next(now))
-    text, pages, visual_tokens = filled(StubTarget(), 3)  # the clock is read once per request
+    text, pages, visual_tokens, pooled = filled(StubTarget(), 3)  # the clock is read once per request
     assert text.unwritten_bytes == 550 * text.entry_bytes
     assert pages.unwritten_bytes == 40 * pages.entry_bytes
     assert visual_tokens.unwritten_bytes == 2**20
+    assert pooled.unwritten_bytes == 4 * CONFIG.vision.feature_dim * MAX_POOLED

@@ -13,7 +13,7 @@ import pytest
 
 from bench.fleet import __main__ as command
 from bench.fleet import pictures
-from bench.fleet.costs import save
+from bench.fleet.costs import FILE, save
 from bench.fleet.measuring import ALONE, SHARED
 from bench.fleet.page import PAGE, with_tables
 from bench.fleet.studies import STUDIES, cost_per_million, smallest_that
@@ -60,6 +60,24 @@ def test_the_prediction_of_the_real_run_is_printed(costs_file: Path, capsys: pyt
     for row in rows:
         assert 0 < row["warm ms"] < row["cold ms"]
         assert row["pages hit"] <= row["images not encoded"]
+
+
+def test_one_replica_is_compared_with_a_real_server(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--check", "--quick"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows = {row["what"]: row for row in report["rows"]}
+    assert rows.keys() == {"tokens cached", "pages cached", *(f"first token, {of} s" for of in ("mean", "p50", "p95"))}
+    # a tiny model has a token per byte, so more of them are cached than a set of the default model has
+    assert 0 < rows["pages cached"]["measured"] <= 1
+    assert all(row["simulated"] > 0 and row["measured"] > 0 for row in rows.values())
+
+
+def test_the_example_of_another_machine_is_read_and_called_hypothetical(capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(FILE.with_name("hypothetical_gpu.json"))
+    assert command.main(["caches", "--quick", "--costs-file", file, "--costs", "hypothetical GPU"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["settings"]["costs are"] == "hypothetical"
+    assert report["settings"]["warm request ms"] < report["settings"]["cold request ms"] < 1000
 
 
 def test_a_missing_table_ends_the_command_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
