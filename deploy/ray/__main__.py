@@ -19,9 +19,9 @@ from ray import serve
 from deploy.ray.app import NAME, ROOT, application, http_options
 from deploy.ray.fleet import Fleet, read_fleet
 from model.zoo.fetch import DefaultModelError
-from server import logs
 from server.address import check_address
 from server.settings import SettingsError
+from server.telemetry import logs
 from server.wire import ENGINE_FACTORY
 
 logger = logging.getLogger("deploy.ray")

@@ -26,17 +26,19 @@ from deploy.ray.call import Call, Routing
 from deploy.ray.exposition import merge
 from deploy.ray.replay import MAX_ATTEMPTS, REFUSALS, ReplicaLost, lost, may_repeat, with_key
 from deploy.ray.replica import REPLICA_HEADER
-from server import logs
 from server.access.keys import Keys
 from server.access.pages import cors_options
+from server.access.tenants import qualified
 from server.api.body import JSON, JSONResponse, content_type, stream_body
 from server.api.guard import Guard
 from server.api.sse import DONE, EventStream, event, unless_disconnected
 from server.errors import Overloaded, ServerError
 from server.limits.admission import Admission
-from server.metrics import CONTENT_TYPE, Metrics
+from server.limits.deadline import MAX_SECONDS
 from server.settings import Settings
 from server.store.database import Database
+from server.telemetry import logs
+from server.telemetry.metrics import CONTENT_TYPE, Metrics
 
 IMPORT_PATH = "/v1/support_sets/import"
 # seconds in which replicas answer questions about the fleet
@@ -132,11 +134,19 @@ class Gateway:
         settings = self._import_settings if request.scope["path"] == IMPORT_PATH else self._settings
         body = b"".join([piece async for piece in stream_body(request, settings)])
         fields = _fields(request, body)
-        key = affinity_key(request.scope["path"], fields)
-        call = with_key(Call.from_scope(request.scope, body, key=key, routing=self._routing))
+        # a limit in the body is the replica's to check, but holds while the request waits for one
+        request.state.deadline.shorten(_timeout(fields))
+        call = with_key(Call.from_scope(request.scope, body, key=self._key(request, fields), routing=self._routing))
         named = None if fields is None else fields.get("model")
         # a model that does not exist is refused by the application of another one, which knows them all
         return call, named if isinstance(named, str) and named in self._models else self._models[0]
+
+    def _key(self, request: Request, fields: dict[str, Any] | None) -> str | None:
+        """Return the key that the replica is chosen by. Tenants share no sets, and no pictures unless they share caches."""
+        key = affinity_key(request.scope["path"], fields)
+        if key is None or self._settings.share_caches:
+            return key
+        return qualified(request.state.caller.tenant, key)
 
     async def _answer(self, call: Call, model: str, request: Request, send: Send) -> None:
         """Send the answer of a replica. Raises `ServerError` if there is none, before anything is sent."""
@@ -213,6 +223,16 @@ def _fields(request: Request, body: bytes) -> dict[str, Any] | None:
     except (msgspec.DecodeError, RecursionError):
         return None
     return fields if isinstance(fields, dict) else None
+
+
+def _timeout(fields: dict[str, Any] | None) -> float | None:
+    """Return the seconds that the request may take by a field of its body, None if there is no valid one."""
+    match fields:
+        case {"timeout": bool()}:
+            return None
+        case {"timeout": int() | float() as seconds} if 0 < seconds <= MAX_SECONDS:
+            return seconds
+    return None
 
 
 def _refusing_replica(messages: list[Message]) -> str | None:

@@ -19,10 +19,10 @@ from starlette.types import Message
 
 from deploy.ray.application import Application
 from deploy.ray.call import Call
-from server import logs
 from server.served_model import ServedModel
 from server.serving import set_up_process
 from server.settings import Settings
+from server.telemetry import logs
 from server.wire import ENGINE_FACTORY
 
 REPLICA_HEADER = b"x-replica"

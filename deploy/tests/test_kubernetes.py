@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from server.api.guard import OPEN_PATHS
-from server.metrics import Metrics
 from server.settings import PREFIX, Settings
+from server.telemetry.metrics import Metrics
 
 DEPLOY = Path(__file__).resolve().parents[1]
 OVERLAYS = sorted(folder.name for folder in (DEPLOY / "kubernetes" / "overlays").iterdir())

@@ -22,7 +22,7 @@ from deploy.dashboard import QUERIES, Query, sections
 from deploy.scraping import ALERTS as ALERTS_FILE
 from deploy.scraping import Prometheus, scraping
 from model.folder import save_folder
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 from tests.server.conftest import data_url, png
 from tests.server.test_main import running
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model

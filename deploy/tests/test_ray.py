@@ -1,4 +1,4 @@
-"""A fleet on a real Ray: two replicas of the server, each with worker processes whose engine is scripted.
+"""A fleet on a real Ray: what clients see, a replica that dies, updates, and several models.
 
 `make test-deploy` runs this. The tests share one fleet, and go from what leaves it as it is to what changes it.
 """
@@ -6,37 +6,22 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import IO, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 import psutil
 import pytest
-import yaml
 
-from bench.postgresql import postgresql
-from bench.serving import free_port
+from deploy.tests.ray_fleet import REQUEST_SECONDS, Fleet, running
 from flamboyance_client import Client, Example
-from model.folder import save_folder
-from server.settings import child_environment
 from tests.server.conftest import data_url, png
-from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = (
-    "import sys; from deploy.ray.__main__ import main; "
-    "sys.exit(main(sys.argv[1:], factory='tests.server.scripted_engine:build'))"
-)
-START_SECONDS, STOP_SECONDS, REQUEST_SECONDS = 90.0, 20.0, 60.0
 CLIENTS = 4
 # tokens of an answer that takes some seconds
 LONG = 1000
@@ -45,99 +30,11 @@ API_KEY = "a-key-of-the-fleet"
 HEADERS = {"Authorization": f"Bearer {API_KEY}"}
 
 
-@dataclass
-class Fleet:
-    """A running fleet, its folder, and the flags that it was started with."""
-
-    folder: Path
-    port: int
-    database: str
-    address: str = ""
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def models(self, **folders: str) -> None:
-        """Write the file of the models: their names, each with its folder."""
-        entries = {name: {"model": str(self.folder / model)} for name, model in folders.items()}
-        (self.folder / "models.yaml").write_text(yaml.safe_dump(entries, sort_keys=False))
-
-    def start(self, log: IO[str], *arguments: str) -> subprocess.Popen[str]:
-        settings = {
-            "database": self.database,
-            "data_dir": self.folder / "data",
-            "port": self.port,
-            "spare_worker": "false",
-            "decode_processes": 1,
-            "max_model_len": 4096,
-        }
-        flags = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-        fleet = ["--models", str(self.folder / "models.yaml"), "--models-per-replica", "2", "--gateways", "1"]
-        command = [sys.executable, "-c", PROGRAM, *arguments, *fleet, *flags]
-        # of Ray: a program that connects to a cluster by its address must say that it has a token
-        environment = child_environment(RAY_AUTH_MODE="token", FLAMBOYANCE_API_KEY=API_KEY)
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, text=True, env=environment)
-
-    def update(self, *arguments: str) -> None:
-        """Change the running fleet, and wait until it is done."""
-        log = self.folder / "update.log"
-        with log.open("w") as file:
-            process = self.start(file, "update", "--address", self.address, *arguments)
-            assert process.wait(START_SECONDS) == 0, log.read_text()
-
-    def replicas(self) -> dict[str, set[str]]:
-        """Return the models that each replica has loaded."""
-        text = httpx.get(f"{self.url}/metrics", timeout=REQUEST_SECONDS).text
-        models: dict[str, set[str]] = {}
-        for model, replica in re.findall(
-            r'^flamboyance:engine_ready\{model_name="(.*?)",replica="(.*?)"\} 1', text, re.M
-        ):
-            models.setdefault(replica, set()).add(model)
-        return models
-
-    def engines(self) -> dict[str, int]:
-        """Return the process of the first model's engine in the replicas that have it."""
-        responses = [httpx.get(f"{self.url}/version", headers=HEADERS, timeout=REQUEST_SECONDS) for _ in range(20)]
-        return {response.headers["x-replica"]: response.json()["engine"]["pid"] for response in responses}
-
-    def a_replica(self) -> psutil.Process:
-        """Return the process of a replica, the parent of its engine's."""
-        process = psutil.Process(next(iter(self.engines().values()))).parent()
-        assert process is not None
-        return process
-
-
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    folder = tmp_path_factory.mktemp("fleet")
-    for family in ("openflamingo", "flamingo"):
-        # long enough for answers that last for seconds
-        config = replace(CONFIGS[family], language_model=replace(CONFIGS[family].language_model, max_positions=4096))
-        save_folder(folder / family, config, tiny_model(config).state_dict().items(), byte_tokenizer().to_str())
-    with postgresql() as database:
-        fleet = Fleet(folder, free_port(), database)
-        fleet.models(first="openflamingo", second="openflamingo", third="openflamingo", fourth="openflamingo")
-        log = folder / "fleet.log"
-        with log.open("w") as file:
-            process = fleet.start(file, "--replicas", "2")
-        try:
-            fleet.address = _ready(process, log)
-            yield fleet
-        finally:
-            process.terminate()
-            process.wait(STOP_SECONDS)
-
-
-def _ready(process: subprocess.Popen[str], log: Path) -> str:
-    """Wait until the fleet is ready, and return the address of Ray."""
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        if (match := re.search(r"the fleet is ready .*address=(\S+)", log.read_text())) is not None:
-            return match[1]
-        time.sleep(0.3)
-    process.kill()
-    raise AssertionError(f"the fleet did not start:\n{log.read_text()[-5000:]}")
+    models = dict.fromkeys(("first", "second", "third", "fourth"), "openflamingo")
+    with running(tmp_path_factory.mktemp("fleet"), models, ["--gateways", "1"], API_KEY) as fleet:
+        yield fleet
 
 
 @pytest.fixture(scope="module")

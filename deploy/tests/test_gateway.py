@@ -1,0 +1,243 @@
+"""The gateway in front of two applications in this process, in place of replicas on a cluster, with keys of tenants."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import warnings
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.types import Message
+
+from deploy.ray.affinity import ranked
+from deploy.ray.application import Application
+from deploy.ray.call import Call
+from server.access.quotas import Limits
+from server.access.roles import Role
+from server.app import create_app
+from server.settings import Settings
+from server.telemetry.metrics import Metrics
+from tests.server.conftest import data_url, png
+from tests.server.fakes import FakeClient, served_model
+
+with warnings.catch_warnings():  # of Ray's own modules
+    warnings.simplefilter("ignore")
+    from deploy.ray.gateway import Gateway
+    from deploy.ray.replica import REPLICA_HEADER
+
+pytestmark = pytest.mark.anyio
+SHOTS = [{"image": data_url(png("red")), "label": "red"}, {"image": data_url(png("blue")), "label": "blue"}]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Answer:
+    """The messages of a replica, as the gateway gets them from Ray."""
+
+    def __init__(self, batches: AsyncGenerator[list[Message], None]) -> None:
+        self._batches = batches
+
+    def __aiter__(self) -> Answer:
+        return self
+
+    async def __anext__(self) -> list[Message]:
+        return await anext(self._batches)
+
+    def cancel(self) -> None:
+        pass  # the task that waits for the next message is cancelled itself
+
+
+class Replicas:
+    """A handle of two replicas, which chooses by the key as Ray's router does. While `is_full`, none takes a request."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.apps = {name: create_app(FakeClient(), served_model(), settings, Metrics("tiny")) for name in "ab"}
+        self.calls: list[Call] = []
+        self.is_full = False
+
+    def options(self, **_: object) -> Replicas:
+        return self
+
+    def remote(self, call: Call) -> Answer:
+        self.calls.append(call)
+        return Answer(self._answer(call))
+
+    async def _answer(self, call: Call) -> AsyncGenerator[list[Message], None]:
+        if self.is_full:
+            await asyncio.Event().wait()
+        name = ranked(call.key or str(len(self.calls)), list(self.apps))[0]
+        application = Application(self.apps[name], FakeClient(), AsyncExitStack())  # type: ignore[arg-type]
+        async for messages in application.answer(call):
+            for message in messages:
+                if message["type"] == "http.response.start":
+                    message["headers"] = [*message["headers"], (REPLICA_HEADER, name.encode())]
+            yield messages
+
+
+class Fleet:
+    """Two replicas, and clients of the gateway with keys of tenants."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.replicas = Replicas(settings)
+        gateway = Gateway(self.replicas, settings, max_waiting=16)
+        gateway.reconfigure({"models": ["tiny"], "routing": "affinity"})
+        self._app = gateway.__serve_build_asgi_app__()
+        self._clients = AsyncExitStack()
+
+    async def client(self, tenant: str, role: Role = "manage", limits: Limits | None = None) -> httpx.AsyncClient:
+        """Return a client with a new key, which the gateway finds if it has read no keys in the last second."""
+        keys = self.replicas.apps["a"].state.services.keys
+        _, secret = await keys.create("test", role, limits, tenant=tenant)
+        headers, transport = {"Authorization": f"Bearer {secret}"}, httpx.ASGITransport(self._app)
+        client = httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers)
+        return await self._clients.enter_async_context(client)
+
+    async def close(self) -> None:
+        await self._clients.aclose()
+        for app in self.replicas.apps.values():
+            await app.state.services.decoder.stop()
+            app.state.services.database.close()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data", request_timeout=30)
+
+
+@pytest.fixture
+async def fleet(settings: Settings) -> AsyncIterator[Fleet]:
+    fleet = Fleet(settings)
+    yield fleet
+    await fleet.close()
+
+
+async def store(client: httpx.AsyncClient, name: str) -> httpx.Response:
+    response = await client.post("/v1/support_sets", json={"name": name, "examples": SHOTS})
+    assert response.status_code == 200, response.text
+    return response
+
+
+async def test_support_sets_of_one_name_are_of_their_tenants_and_have_keys_of_their_own(fleet: Fleet) -> None:
+    acme, other, operator = [await fleet.client(tenant) for tenant in ("acme", "other", "")]
+    made = [await store(client, "shots") for client in (acme, other)]
+    for client, response in zip((acme, other), made, strict=True):
+        assert (await client.get("/v1/support_sets/shots")).json()["id"] == response.json()["id"]
+        (listed,) = (await client.get("/v1/support_sets")).json()["data"]
+        assert listed["id"] == response.json()["id"]
+    assert (await operator.get("/v1/support_sets/shots")).status_code == 404
+    assert {call.key for call in fleet.replicas.calls} == {"acme/shots", "other/shots", "shots", None}
+
+
+async def test_prompts_of_two_tenants_with_the_same_pictures_have_different_keys(fleet: Fleet) -> None:
+    await ask_with_pictures(fleet)
+    first, second, third = [call.key for call in fleet.replicas.calls]
+    assert first != second
+    assert third == str(first).removeprefix("acme/")
+
+
+class TestSharedCaches:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"share_caches": True})
+
+    async def test_prompts_with_the_same_pictures_have_one_key(self, fleet: Fleet) -> None:
+        await ask_with_pictures(fleet)
+        assert len({call.key for call in fleet.replicas.calls}) == 1
+
+
+async def ask_with_pictures(fleet: Fleet) -> None:
+    """Send the same prompt with keys of two tenants and of the default one."""
+    picture = {"type": "image_url", "image_url": {"url": data_url(png())}}
+    for client in [await fleet.client(tenant) for tenant in ("acme", "other", "")]:
+        assert (await client.post("/v1/completions", json={"prompt": [picture, picture]})).status_code == 200
+
+
+async def test_an_archive_goes_from_one_tenant_to_another(fleet: Fleet) -> None:
+    acme, other = [await fleet.client(tenant) for tenant in ("acme", "other")]
+    await store(acme, "archived")
+    archive = (await acme.get("/v1/support_sets/archived/export")).content
+    assert (await other.get("/v1/support_sets/archived/export")).status_code == 404
+    headers = {"Content-Type": "application/zip"}
+    received = await other.post("/v1/support_sets/import?name=received", content=archive, headers=headers)
+    assert received.status_code == 200, received.text
+    examples = [
+        (await client.get(f"/v1/support_sets/{name}/examples")).json()["data"]
+        for client, name in ((acme, "archived"), (other, "received"))
+    ]
+    assert examples[0] == examples[1]
+    assert (await acme.get("/v1/support_sets/received")).status_code == 404
+
+
+async def test_a_gateway_counts_what_it_reads_and_a_replica_what_it_computes(fleet: Fleet) -> None:
+    limited = await fleet.client("acme", limits=Limits(requests=2))
+    of_tokens = await fleet.client("acme", limits=Limits(tokens=1))
+    statuses = [(await limited.get("/v1/models")).status_code for _ in range(3)]
+    assert statuses == [200, 200, 429]
+    assert len(fleet.replicas.calls) == 2
+    assert (await limited.get("/health")).status_code == 200
+    answers = [await of_tokens.post("/v1/completions", json={"prompt": "a"}) for _ in range(8)]
+    # each replica answers the first of its requests
+    assert sorted(answer.status_code for answer in answers) == [200, 200, *[429] * 6]
+    assert {answer.headers["x-replica"] for answer in answers if answer.status_code == 200} == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "fields"), [({"X-Request-Timeout": "0.2"}, {}), ({}, {"timeout": 0.2})], ids=["header", "field"]
+)
+async def test_a_deadline_holds_while_no_replica_has_room(
+    headers: dict[str, str], fields: dict[str, Any], fleet: Fleet
+) -> None:
+    client, fleet.replicas.is_full = await fleet.client("acme"), True
+    began = time.monotonic()
+    refused = await client.post("/v1/completions", json={"prompt": "a", **fields}, headers=headers)
+    assert time.monotonic() - began < 15  # half of what the server permits
+    assert (refused.status_code, refused.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert refused.json()["error"]["message"] == "the request was not finished within 0.2 seconds"
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "soon", True, 10**400, 1e9])
+async def test_a_wrong_limit_of_time_is_refused_by_the_replica(timeout: object, fleet: Fleet) -> None:
+    client = await fleet.client("acme")
+    refused = await client.post("/v1/completions", json={"prompt": "a", "timeout": timeout})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "timeout")
+
+
+AS_JSON = {"Content-Type": "application/json"}
+# requests of a key with the role `inference` that are refused, and what differs from a GET
+REFUSED: dict[str, dict[str, Any]] = {
+    "/v1/models": {"headers": {"Authorization": "Bearer unknown"}},
+    "/v1/models?a=b": {"headers": {"X-Request-Timeout": "soon"}},
+    "/v1/models#host": {"headers": {"Host": "evil.example"}},
+    "/v1/support_sets": {"method": "POST", "json": {"name": "x"}},
+    "/v1/keys": {},
+    "/v1/support_sets/nowhere": {},
+    "/v1/images/img_0": {},
+    "/v1/completions": {"method": "POST", "json": {"prompt": "a", "cats": 1}},
+    "/v1/score": {"method": "POST", "content": b"{", "headers": AS_JSON},
+    "/v1/classify": {},
+    "/v2/nothing": {},
+}
+
+
+async def test_refusals_are_word_for_word_those_of_one_server(fleet: Fleet) -> None:
+    client = await fleet.client("acme", "inference")
+    transport = httpx.ASGITransport(fleet.replicas.apps["a"])
+    headers = {"Authorization": client.headers["Authorization"]}
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as server:
+        for path, request in REFUSED.items():
+            answers = [await each.request(url=path, **{"method": "GET", **request}) for each in (client, server)]
+            (status, body, again), (expected_status, expected_body, expected_again) = map(refusal, answers)
+            assert status == expected_status >= 400
+            assert (body, again) == (expected_body, expected_again)
+
+
+def refusal(response: httpx.Response) -> tuple[int, dict[str, Any], str | None]:
+    return response.status_code, response.json(), response.headers.get("x-should-retry")
