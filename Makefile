@@ -25,10 +25,14 @@ setup: .venv/runtime.stamp
 serve: setup
 	$(BIN)/flamboyance serve --port $(PORT) $(ARGS)
 
-# Two processes: Triton binds its kernels at import to either the interpreter or the compiler.
+# Two runs: Triton binds its kernels at import to either the interpreter or the compiler. The tests of a file run in one of
+# the processes of a run.
+TEST_PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
 test: setup lint
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels_numeric
-	$(BIN)/python -m pytest -q
+	TRITON_INTERPRET=1 $(PYTEST) tests/kernels_numeric
+	$(PYTEST)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from model.config import AlonePositions
 from model.flamingo import Flamingo
-from model.inference import prepare_for_inference
+from model.inference import InferenceModel, prepare_for_inference
 from model.prompt import EncodedPrompt, ShotsAttend
 from model.reference import generate
 from model.vision import normalise
@@ -31,7 +33,7 @@ from server.wire import (
     Scored,
     Token,
 )
-from tests.tiny_models import CONFIGS, FAMILIES, Family, prompt_tokenizer, tiny_model
+from tests.tiny_models import CONFIGS, FAMILIES, Family, prompt_tokenizer, tiny_model, with_alone_positions
 
 CONFIG = EngineConfig(
     block_size=4,
@@ -48,6 +50,20 @@ IMAGE_TOKEN = 257
 MODELS = {family: tiny_model(CONFIGS[family]) for family in FAMILIES}
 SERVED = {family: prepare_for_inference(tiny_model(CONFIGS[family])) for family in FAMILIES}
 GREEDY = Sampling(max_tokens=6, temperature=0.0, ignore_eos=True, logprobs=0)
+
+
+@cache
+def reference_model(family: Family, alone_positions: AlonePositions) -> Flamingo:
+    if alone_positions == "restart":
+        return MODELS[family]
+    return tiny_model(with_alone_positions(CONFIGS[family], alone_positions))
+
+
+@cache
+def served_model(family: Family, alone_positions: AlonePositions) -> InferenceModel:
+    if alone_positions == "restart":
+        return SERVED[family]
+    return prepare_for_inference(tiny_model(with_alone_positions(CONFIGS[family], alone_positions)))
 
 
 def frames(image: int, num_frames: int = 0) -> np.ndarray:
@@ -151,8 +167,9 @@ class Prompt:
 IMAGES = {source(p, e): frames(p) for p in range(6) for e in range(2)}
 
 
-def client(family: Family, config: EngineConfig = CONFIG) -> Client:
-    return Client(Engine(SERVED[family], prompt_tokenizer(), config, salt=b"test"), dict(IMAGES))
+def client(family: Family, config: EngineConfig = CONFIG, alone_positions: AlonePositions = "restart") -> Client:
+    model = served_model(family, alone_positions)
+    return Client(Engine(model, prompt_tokenizer(), config, salt=b"test"), dict(IMAGES))
 
 
 def assert_equals_reference(
@@ -163,7 +180,8 @@ def assert_equals_reference(
     num_tokens: int = GREEDY.max_tokens,
     tolerance: float = 1e-4,
 ) -> None:
-    model, request = MODELS[family], prompt.request(request_id)
+    alone_positions = answer.engine.runner.model.config.language_model.alone_positions
+    model, request = reference_model(family, alone_positions), prompt.request(request_id)
     tokens = answer.tokens[request_id]
     assert len(tokens) == num_tokens
     expected = generate(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+import torch
 
 from model.prompt import EncodedPrompt
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.engine.plan import Plan, Row
-from server.engine.runner import Runner
-from server.engine.sampler import Result, logit_positions, num_candidates
+from server.engine.runner import Launched, Runner
+from server.engine.sampler import Reading, Result, logit_positions, num_candidates
+from server.engine.transfers import Downloads
 from server.wire import (
     Abort,
     Embed,
@@ -49,22 +52,33 @@ class Costs:
         )
 
     def _of_row(self, row: Row) -> float:
-        context = row.start / 1000 * self.context * (1 + row.count / 16)
-        return row.count * self.token + context + self.logits * len(logit_positions(row))
+        count = row.end - row.start
+        context = row.start / 1000 * self.context * (1 + count / 16)
+        return count * self.token + context + self.logits * len(logit_positions(row))
 
 
 class SimulatedRunner(Runner):
-    """A runner that returns a constant token, and candidates and log-probabilities where they are wanted."""
+    """A runner that returns tokens by their number in the answer, and candidates and log-probabilities where wanted."""
 
-    def __init__(self, costs: Costs) -> None:
+    def __init__(self, costs: Costs, token_at: Callable[[int], int] = lambda number: TOKEN_ID) -> None:
         self.costs = costs
+        self.token_at = token_at
         self.now = 0.0
         self.plans: list[Plan] = []
 
-    def run(self, plan: Plan) -> list[Result]:
+    def launch(self, plan: Plan, before: Launched | None = None) -> Launched:
         self.now += self.costs.of(plan)
         self.plans.append(plan)
-        return [self._result(row) for row in plan.rows]
+        reading = Reading(list(map(self._results, plan.rows)), Downloads(), torch.empty(0))
+        return Launched(plan, Downloads(), reading, set())
+
+    def _results(self, row: Row) -> list[Result]:
+        """Return the result of a row and, after proposed tokens, one for each that is the next token, and the last."""
+        results, first = [self._result(row)], row.sequence.num_output_tokens
+        while results[-1].is_proposed:
+            number = len(results)
+            results.append(Result(row, number, self.token_at(first + number)))
+        return results
 
     def _result(self, row: Row) -> Result:
         sequence = row.sequence
@@ -73,7 +87,7 @@ class SimulatedRunner(Runner):
             positions = range(row.start, end)
             targets = {position: ids for position, ids in sequence.targets.items() if position in positions}
             return Result(row, target_logprobs={position: [0.0] * len(ids) for position, ids in targets.items()})
-        result = Result(row, token_id=TOKEN_ID if row.samples else None)
+        result = Result(row, token_id=self.token_at(sequence.num_output_tokens) if row.samples else None)
         if width := sequence.sampling.beam_width:
             result.candidates = [(TOKEN_ID + i, -1.0 - i) for i in range(num_candidates(width))]
         return result
@@ -90,9 +104,10 @@ class Simulation:
     token_times: dict[str, list[float]] = field(default_factory=dict)
     num_frames: dict[bytes, int] = field(default_factory=dict)  # by media digest
     num_requests: int = 0
+    token_at: Callable[[int], int] = lambda number: TOKEN_ID
 
     def __post_init__(self) -> None:
-        self.runner = SimulatedRunner(self.costs)
+        self.runner = SimulatedRunner(self.costs, self.token_at)
         tiny = EngineConfig(num_blocks=128, num_media_slots=1, max_sequences=1)
         self.engine = Engine(SERVED["openflamingo"], prompt_tokenizer(), tiny)
         self.engine = Engine(

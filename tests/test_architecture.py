@@ -32,7 +32,7 @@ FOLDERS: dict[str, set[str]] = {
     CLIENT: set(),
     "clients": set(),  # the script of the playground
     # the default model and the methods by likeness are evaluated in process, on the split that its training defines
-    "evaluation": {"model", "server", "training", CLIENT},
+    "evaluation": {"kernels", "model", "server", "training", CLIENT},
     "bench": {"kernels", "model", "server", "deploy", CLIENT},  # the function that routes requests
     "deploy": {"model", "server", "bench", "tests", CLIENT},  # its tests, and load for its pictures
     "tests": {"kernels", "model", "server", "training", "flamboyance", "evaluation", "bench", "deploy", CLIENT},
@@ -72,7 +72,8 @@ FORBIDDEN: dict[str, set[str]] = {
     CLIENT: TORCH | HTTP,
 }
 
-ENVIRONMENT_READERS = {"server/settings.py"}
+# the second reads the key of the server that it evaluates, and may not import the first
+ENVIRONMENT_READERS = {"server/settings.py", "evaluation/benchmarks/__main__.py"}
 TRANSFORMERS_FOLDERS = {"tests", "bench", "evaluation"}
 
 

@@ -9,8 +9,10 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from model.config import (
+    AlonePositions,
     FlamingoConfig,
     GatedConfig,
+    KinConfig,
     LanguageModelConfig,
     PromptConfig,
     ResamplerConfig,
@@ -108,6 +110,21 @@ CONFIGS: dict[Family, FlamingoConfig] = {
 }
 
 
+def with_alone_positions(config: FlamingoConfig, alone_positions: AlonePositions) -> FlamingoConfig:
+    return replace(config, language_model=replace(config.language_model, alone_positions=alone_positions))
+
+
+def widened(config: FlamingoConfig) -> FlamingoConfig:
+    """Return a model whose matrices are wide enough for the formats of weights on a GPU."""
+    text = replace(config.language_model, dim=64, head_dim=16, ffn_dim=128)
+    text = replace(text, rotary_dim=16) if text.position == "rotary" else text
+    gated = replace(config.gated, num_heads=4, ffn_dim=128)
+    return replace(config, language_model=text, gated=gated)
+
+
+KIN_CONFIG = replace(CONFIGS["flamingo"], vision=replace(VISION, kin=KinConfig(dim=3, num_classes=5, num_ancestors=7)))
+
+
 def byte_tokenizer() -> Tokenizer:
     """Return a tokenizer with one id per byte, then `</s>`, `<image>` and `<|endofchunk|>`."""
     vocabulary = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
@@ -133,4 +150,8 @@ def tiny_model(config: FlamingoConfig, seed: int = 0) -> Flamingo:
             parameter.normal_(std=parameter.shape[-1] ** -0.5 * 1.5)
         elif "norm" in name:
             parameter.add_(torch.randn_like(parameter) * 0.1)
+    if (kin := model.vision.kin) is not None:
+        for tensor in (kin.weight, kin.bias, kin.components):
+            tensor.normal_()
+        kin.ancestors.copy_((torch.rand_like(kin.ancestors) < 0.4).float())
     return model

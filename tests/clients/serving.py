@@ -16,9 +16,9 @@ from model.folder import save_folder
 from server.app import create_app
 from server.engine_client.client import EngineClient
 from server.media.pool import DecodePool
-from server.metrics import Metrics
 from server.served_model import ServedModel
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
 CONFIG = CONFIGS["openflamingo"]

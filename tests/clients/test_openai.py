@@ -28,8 +28,8 @@ from pydantic import BaseModel
 
 from server.app import create_app
 from server.errors import EngineDied, EngineFailed, EngineStalled, Overloaded
-from server.metrics import Metrics
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
 from tests.clients.serving import CONFIG, KEY, listening, wait_until
 from tests.server.fakes import FakeClient, served_model
 

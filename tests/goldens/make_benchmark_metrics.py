@@ -2,10 +2,14 @@
 
 SOURCES has the evaluators that are in no package, with the names of their repositories: `compute_score.py` of
 antoine77340/RareAct, `metrics.py` of doc-doc/NExT-OE, and `visdialch/metrics.py` of batra-mlp-lab's starter code as
-`visdial_metrics.py`; and the folder `open_flamingo` of the wheel of open-flamingo 2.0.1. benchmark-metrics-requirements.txt
-has the packages. CIDEr's tokenizer needs Java. WORDNET has the files of WordNet 3.0, as in Debian's wordnet-base, and its
-`lexnames`. The tokenizer of NExT-OE's metric receives lemmas, which it does not split further: it is replaced by a split at
-spaces, which needs no data.
+`visdial_metrics.py`; the folder `open_flamingo` of the wheel of open-flamingo 2.0.1; and `pywsd/utils.py` of pywsd 1.2.4,
+which NExT-OE uses, as `pywsd_utils.py`, without its import of `pywsd.tokenize`. benchmark-metrics-requirements.txt has the
+packages. CIDEr's tokenizer needs Java. WORDNET has the files of WordNet 3.0, as in Debian's wordnet-base, and its
+`lexnames`; nltk reads them if NLTK_DATA is the folder around it.
+
+What nltk's tokenizer and tagger have learned is in no package. The tokenizer of NExT-OE's metric receives lemmas, which it
+does not split further: it is replaced by a split at spaces. Tags are given in this file, and OKVQA's stemmer has nltk's
+tokenizer of one sentence.
 """
 
 from __future__ import annotations
@@ -18,13 +22,16 @@ import tempfile
 from itertools import product
 from pathlib import Path
 from random import Random
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import nltk
 import numpy as np
 import pandas as pd
 import torch
+from nltk import NLTKWordTokenizer
 from nltk.corpus.reader.wordnet import WordNetCorpusReader
+from nltk.stem import PorterStemmer, WordNetLemmatizer
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
@@ -123,6 +130,52 @@ WUPS = [
     ("eat cake", ["drink water", "eat cake happily"]),
 ]
 
+# for each question, what five people have answered, each twice as in OKVQA; they never agree
+OKVQA_PEOPLE = [
+    ["surfboards", "surfboard", "surf boards", "board", "surfing"],
+    ["leaves", "leaf", "green leaves", "trees", "leaves"],
+    ["skiing", "ski", "snow skiing", "skis", "skiing"],
+    ["hot dogs", "hot dog", "frankfurters", "sausage", "hot dogs"],
+    ["christmas", "christmas", "christmas", "christmas", "holiday"],
+    ["riding", "riding horses", "horse riding", "rodeo", "ride"],
+    ["men's clothing", "clothes", "suits", "clothing", "wedding dress"],
+    ["firefighters", "fireman", "firefighters", "police", "firefighting"],
+    ["glasses", "glass", "wine glasses", "glasses", "2 glasses"],
+    ["1990s", "90's", "1990s", "ninety", "1990s"],
+    ["running", "run", "jogging", "exercise", "marathon"],
+    ["batteries", "battery", "double a batteries", "electricity", "power"],
+    ["tennis", "tennis", "tennis", "tennis", "sport"],
+    ["knives", "knife", "butter knife", "fork and knife", "sharp knives"],
+]
+OKVQA_ANSWERS = ["surfboards", "Surfboards", "surf board.", "surfing", "leaves", "a leaf", "Leaf", "tree", "green leaf"]
+OKVQA_ANSWERS += ["skiing", "the skis", "skiing!", "hot dogs", "hot dog", "sausages", "frankfurter", "the hot dogs"]
+OKVQA_ANSWERS += ["christmas", "Christmas", "riding", "rides", "horses riding", "horse", "rodeos", "clothing", "a suit"]
+OKVQA_ANSWERS += ["wedding dresses", "firefighters", "firefighting", "police", "glasses", "wine glass", "two glasses"]
+OKVQA_ANSWERS += ["1990s", "1990", "running", "joggings", "exercises", "marathons", "batteries", "battery", "powers"]
+OKVQA_ANSWERS += ["tennis", "Tennis", "knives", "a knife", "forks and knives", "butter knives", "exercising", "bus", ""]
+# plural nouns of these answers, to which nltk's tagger gives this tag
+PLURALS = """
+    surfboards boards leaves trees skis dogs frankfurters horses clothes suits firefighters glasses 1990s batteries knives
+    sausages rides rodeos dresses joggings exercises marathons powers forks
+"""
+TOKENIZER = NLTKWordTokenizer()
+
+# texts of words with their tags of the Penn Treebank, and the tags that other words have alone
+TAGGED = """
+    The/DT two/CD dogs/NNS were/VBD happily/RB running/VBG after/IN a/DT bigger/JJR cat/NN ./.
+    She/PRP is/VBZ wearing/VBG sunglasses/NNS and/CC her/PRP$ best/JJS shoes/NNS
+    to/TO hold/VB the/DT baby/NN 's/POS hands/NNS
+    it/PRP ca/MD n't/RB walk/VB yet/RB
+    leaves/VBZ the/DT leaves/NNS behind/IN
+    women/NNS playing/VBG ukuleles/NNS on/IN Christmas/NNP
+    skateboarding/VBG with/IN qwertys/NNS and/CC selfie-sticks/NNS
+    Better/RBR than/IN those/DT geese/NNS
+    falls/VBZ over/RP because/IN of/IN us/PRP
+"""
+ALONE = {"two": "CD", "after": "RB", "she": "PRP", "her": "PRP$", "to": "TO", "'s": "POS", "ca": "NN", "behind": "IN"}
+ALONE |= {"over": "IN", "those": "DT", "than": "IN", "us": "PRP", "on": "IN", "of": "IN", "because": "IN", "it": "PRP"}
+ALONE |= {"the": "DT", "a": "DT", "and": "CC", "with": "IN", ".": "."}
+
 
 def load(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -155,8 +208,14 @@ def cider() -> dict[str, Any]:
 
 def vqa_accuracy(sources: Path) -> dict[str, Any]:
     """Store the accuracy of each answer for each list of people, who all disagree."""
+    evaluator, pairs = evaluate_vqa(sources, list(product(PEOPLE, ANSWERS)))
+    contractions = {key: value for key, value in evaluator.contractions.items() if key == key.lower() and key != value}
+    return {"cases": pairs, "contractions": contractions}
+
+
+def evaluate_vqa(sources: Path, pairs: list[Any]) -> tuple[Any, list[Any]]:
+    """Return the evaluator of pairs of people's answers and an answer, and the pairs with their accuracy."""
     module = load(sources / "open_flamingo" / "eval" / "vqa_metric.py")
-    pairs = list(product(PEOPLE, ANSWERS))
     rows, predictions = [], []
     for number, (people, answer) in enumerate(pairs):
         identity = {"question_id": number, "image_id": number, "question_type": "what", "answer_type": "other"}
@@ -169,9 +228,29 @@ def vqa_accuracy(sources: Path) -> dict[str, Any]:
         vqa.createIndex()
     evaluator = module.VQAEval(truth, results, n=10)
     evaluator.evaluate()
-    contractions = {key: value for key, value in evaluator.contractions.items() if key == key.lower() and key != value}
-    cases = [(people, answer, evaluator.evalQA[number] / 100) for number, (people, answer) in enumerate(pairs)]
-    return {"cases": cases, "contractions": contractions}
+    return evaluator, [(*pair, evaluator.evalQA[number] / 100) for number, pair in enumerate(pairs)]
+
+
+def okvqa(sources: Path) -> dict[str, Any]:
+    """Store the people's stemmed answers, and the accuracy of each answer for each question."""
+    module: Any = load(sources / "open_flamingo" / "eval" / "ok_vqa_utils.py")
+    module.nltk = SimpleNamespace(pos_tag=tag_plurals, tokenize=SimpleNamespace(word_tokenize=TOKENIZER.tokenize))
+    questions = []
+    for raw in OKVQA_PEOPLE:
+        texts = [text for text in raw for _ in range(2)]
+        questions.append([(text, module.stemmer.stem(text)) for text in texts])
+    pairs = list(product(range(len(questions)), OKVQA_ANSWERS))
+    stemmed = [
+        ([stem for _, stem in questions[number]], module.postprocess_ok_vqa_generation(answer))
+        for number, answer in pairs
+    ]
+    _, scored = evaluate_vqa(sources, stemmed)
+    cases = [(*pair, value) for pair, (_, _, value) in zip(pairs, scored, strict=True)]
+    return {"questions": questions, "cases": cases}
+
+
+def tag_plurals(words: list[str]) -> list[tuple[str, str]]:
+    return [(word, "NNS" if word.lower() in PLURALS.split() else "NN") for word in words]
 
 
 def ndcg(sources: Path) -> list[Any]:
@@ -206,9 +285,9 @@ def mwap(sources: Path) -> dict[str, Any]:
     return {"rows": rows, "actions": actions, "scores": scores.tolist(), "mwap": float(output.removeprefix("mAP "))}
 
 
-def wups(sources: Path, files: str) -> dict[str, Any]:
+def wups(sources: Path, wordnet: WordNetCorpusReader) -> dict[str, Any]:
     module: Any = load(sources / "metrics.py")
-    module.wordnet = WordNetCorpusReader(files, None)
+    module.wordnet = wordnet
     module.word_tokenize = str.split
     words = sorted({word for answer, references in WUPS for text in (answer, *references) for word in text.split()})
     similarities = [(a, b, float(module.wup(a, b, 0))) for a, b in product(words, words)]
@@ -216,14 +295,37 @@ def wups(sources: Path, files: str) -> dict[str, Any]:
     return {"similarities": similarities, "cases": cases}
 
 
+def lemmas(sources: Path, wordnet: WordNetCorpusReader) -> dict[str, Any]:
+    """Store the lemmas of tagged texts, and all that pywsd asks of nltk to find them."""
+    module: Any = load(sources / "pywsd_utils.py")
+    module.wn, module.pos_tag = wordnet, lambda words: [(word, ALONE[word]) for word in words]
+    lemmatizer, stemmer = WordNetLemmatizer(), PorterStemmer()
+    texts = [[word.rsplit("/", 1) for word in line.split()] for line in TAGGED.strip().split("\n")]
+    words = sorted({word.lower() for text in texts for word, _ in text})
+    lemmas = {f"{word}/{part}": lemmatizer.lemmatize(word, part) for word in words for part in "anrv"}
+    stems = {word: stemmer.stem(word) for word in words}
+    return {
+        "texts": texts,
+        "alone": ALONE,
+        "lemmas": lemmas,
+        "stems": stems,
+        "known": sorted(word for word in {*lemmas.values(), *stems.values()} if wordnet.synsets(word)),
+        "cases": [module.lemmatize_sentence("", tokenizer=str, postagger=lambda _, text=text: text) for text in texts],
+    }
+
+
 def main() -> None:
-    sources = Path(sys.argv[1])
+    WordNetCorpusReader.map_wn = lambda self, version="wordnet": None  # to other versions
+    sources, wordnet = Path(sys.argv[1]), WordNetCorpusReader(sys.argv[2], None)
+    nltk.corpus.wordnet = wordnet  # that of nltk's lemmatizer
     goldens = {
         "cider": cider(),
         "vqa_accuracy": vqa_accuracy(sources),
         "ndcg": ndcg(sources),
         "mwap": mwap(sources),
-        "wups": wups(sources, sys.argv[2]),
+        "wups": wups(sources, wordnet),
+        "lemmas": lemmas(sources, wordnet),
+        "okvqa": okvqa(sources),
     }
     OUT.write_text(json.dumps(goldens) + "\n", encoding="utf-8")
 

@@ -12,6 +12,7 @@ from PIL import Image
 from flamboyance_client import media_files
 from flamboyance_client.folders import MEDIA_TYPES, SUFFIXES, labelled_files
 from flamboyance_client.prompt import media_type
+from model import heif
 from model.media import MediaError, media_type_of
 
 FORMATS = {".jpg": "JPEG", ".JPEG": "JPEG", ".png": "PNG", ".PNG": "PNG", ".webp": "WEBP", ".GIF": "GIF"} | {
@@ -76,12 +77,12 @@ def test_hidden_files_and_other_files_are_left_out(tmp_path: Path) -> None:
         ("1.jpg", b"", "0 bytes"),
         ("1.png", b"<html>not found</html>", "an unknown format"),
         ("1.ico", picture("ICO"), "an unknown format"),
-        ("1.heic", b"\0\0\0\x18ftypheic", "image/heic"),
+        ("1.avi", b"RIFF\x18\0\0\0AVI LIST", "video/x-msvideo"),
     ],
 )
 def test_a_file_that_the_server_cannot_read_is_named(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
     write(tmp_path, **{f"a/{name}": data})
-    formats = "JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF images; MP4, WebM and Matroska videos"
+    formats = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and HEIC images; MP4, WebM and Matroska videos"
     with pytest.raises(ValueError, match=formats) as caught:
         labelled_files(tmp_path)
     assert f"{tmp_path / 'a' / name} is not" in str(caught.value)
@@ -127,7 +128,8 @@ def test_a_subfolder_may_be_a_link(tmp_path: Path) -> None:
     ],
     ids=lambda start: repr(start[:12]),
 )
-def test_the_formats_are_those_of_the_server(start: bytes) -> None:
+def test_the_formats_are_those_of_the_server(start: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heif, "is_installed", lambda: True)
     try:
         kind = media_type_of(start)
     except MediaError:
