@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -167,9 +169,14 @@ class Prompt:
 IMAGES = {source(p, e): frames(p) for p in range(6) for e in range(2)}
 
 
-def client(family: Family, config: EngineConfig = CONFIG, alone_positions: AlonePositions = "restart") -> Client:
+def client(
+    family: Family,
+    config: EngineConfig = CONFIG,
+    alone_positions: AlonePositions = "restart",
+    clock: Callable[[], float] = time.perf_counter,
+) -> Client:
     model = served_model(family, alone_positions)
-    return Client(Engine(model, prompt_tokenizer(), config, salt=b"test"), dict(IMAGES))
+    return Client(Engine(model, prompt_tokenizer(), config, salt=b"test", clock=clock), dict(IMAGES))
 
 
 def assert_equals_reference(
