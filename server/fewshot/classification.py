@@ -13,7 +13,7 @@ import io
 import math
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import permutations
+from itertools import permutations, product
 from random import Random
 from typing import Any, TypeVar
 
@@ -139,11 +139,12 @@ async def prepare_scoring(
     is_calibrated = weighing.calibration == "contextual"
     queries = [question.query, *(_content_free(question.query, weighing.content_free) if is_calibrated else ())]
     media = {**assembled.prompt.media, GREY_MEDIA.digest: GREY_MEDIA}
-    prompts = [
+    # the first is the query's after the original order of the shots, which is written already
+    others = [
         await model.tokenize(write, template, [assembled.shots[index] for index in order], query, media, model, attend)
-        for order in orders
-        for query in queries
+        for order, query in list(product(orders, queries))[1:]
     ]
+    prompts = [assembled.prompt, *others]
     check_candidates(prompts, token_ids, [candidate.param for candidate in candidates], model)
     return ScoringPrompts(prompts=prompts, candidate_ids=token_ids, num_orders=len(orders), weighing=weighing)
 
