@@ -21,6 +21,8 @@ from model.reference import generate
 from model.vision import normalise
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
+from server.engine.plan import Plan
+from server.engine.runner import Launched
 from server.wire import (
     Admitted,
     Embedded,
@@ -177,6 +179,20 @@ def client(
 ) -> Client:
     model = served_model(family, alone_positions)
     return Client(Engine(model, prompt_tokenizer(), config, salt=b"test", clock=clock), dict(IMAGES))
+
+
+def client_with_long_steps(monkeypatch: pytest.MonkeyPatch, config: EngineConfig) -> Client:
+    """Return a client whose engine's clock moves with its steps alone: what runs between steps takes no time."""
+    launches: list[Plan] = []
+    answer = client("flamingo", config, clock=lambda: len(launches))
+    launch = answer.engine.runner.launch
+
+    def counted(plan: Plan, before: Launched | None = None) -> Launched:
+        launches.append(plan)
+        return launch(plan, before)
+
+    monkeypatch.setattr(answer.engine.runner, "launch", counted)
+    return answer
 
 
 def assert_equals_reference(

@@ -139,12 +139,11 @@ async def prepare_scoring(
     is_calibrated = weighing.calibration == "contextual"
     queries = [question.query, *(_content_free(question.query, weighing.content_free) if is_calibrated else ())]
     media = {**assembled.prompt.media, GREY_MEDIA.digest: GREY_MEDIA}
-    # the first is the query's after the original order of the shots, which is written already
-    others = [
-        await model.tokenize(write, template, [assembled.shots[index] for index in order], query, media, model, attend)
-        for order, query in list(product(orders, queries))[1:]
-    ]
-    prompts = [assembled.prompt, *others]
+    # the query's after the original order of the shots is written already
+    prompts = [assembled.prompt]
+    for order, query in list(product(orders, queries))[1:]:
+        shots = [assembled.shots[index] for index in order]
+        prompts.append(await model.tokenize(write, template, shots, query, media, model, attend))
     check_candidates(prompts, token_ids, [candidate.param for candidate in candidates], model)
     return ScoringPrompts(prompts=prompts, candidate_ids=token_ids, num_orders=len(orders), weighing=weighing)
 

@@ -102,6 +102,13 @@ class AssembledPrompt:
     shots: list[Shot]
     num_left_out: int
 
+    async def with_shots(self, shots: list[Shot], model: ServedModel) -> AssembledPrompt:
+        """Return the prompt with these shots, which show the same media, written again."""
+        question, media = self.question, self.prompt.media
+        attend = question.fields.shots_attend
+        prompt = await model.tokenize(write, question.template, shots, question.query, media, model, attend)
+        return replace(self, prompt=prompt, shots=shots)
+
     def report(self, record: RequestRecord) -> dict[str, Any]:
         """Return the field `fewshot` of an answer, and add to the record what `usage` says about the shots."""
         record.num_shots = max(len(self.shots), record.num_shots or 0)

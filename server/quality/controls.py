@@ -13,9 +13,9 @@ from typing import Any
 
 from server.errors import InvalidRequest
 from server.fewshot.methods import IN_CONTEXT
-from server.fewshot.prompting import AssembledPrompt, Question
+from server.fewshot.prompting import Question
 from server.fewshot.retrieval import SPACES
-from server.fewshot.templates import Template
+from server.fewshot.templates import Shot, Template
 from server.quality.recommendation import MAX_P_VALUE, compare, name_of
 from server.schemas.fewshot import Method, Strategy
 from server.schemas.stored import Control
@@ -44,14 +44,11 @@ def without_media(question: Question) -> Question:
     return replace(question, fields=text_only, query=replace(question.query, media=()))
 
 
-def with_shuffled_labels(assembled: AssembledPrompt, seed: str) -> AssembledPrompt:
-    """Return the prompt with the answers of its shots in a random order."""
-    answers = [(shot.label, shot.text) for shot in assembled.shots]
+def with_shuffled_labels(shots: Sequence[Shot], seed: str) -> list[Shot]:
+    """Return the shots with their answers in a random order."""
+    answers = [(shot.label, shot.text) for shot in shots]
     Random(seed).shuffle(answers)
-    shots = [
-        replace(shot, label=label, text=text) for shot, (label, text) in zip(assembled.shots, answers, strict=True)
-    ]
-    return replace(assembled, shots=shots)
+    return [replace(shot, label=label, text=text) for shot, (label, text) in zip(shots, answers, strict=True)]
 
 
 def judge_controls(rows: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -102,7 +102,8 @@ class LeaveOneOut:
         without = query.left_out[: len(question.examples) - prompt.k]
         assembled = await assemble(question, self.model, self.shots, without=without)
         if prompt.control == "shuffled_labels":
-            assembled = with_shuffled_labels(assembled, f"{prompt.seed} {query.example.id}")
+            shuffled = with_shuffled_labels(assembled.shots, f"{prompt.seed} {query.example.id}")
+            assembled = await assembled.with_shots(shuffled, self.model)
         weighing = WeighingFields(**{**plan.weighing, "seed": prompt.seed})
         result = await classify_in_context(assembled, plan.candidates, weighing, record, self.model, self.client)
         return Outcome(

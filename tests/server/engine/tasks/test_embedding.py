@@ -17,8 +17,6 @@ from model.batch import whole_sequences
 from model.flamingo import Flamingo
 from model.layered import LayeredForward
 from model.vision import normalise
-from server.engine.plan import Plan
-from server.engine.runner import Launched
 from server.engine.tasks.embedding import WINDOW
 from server.wire import Abort, Embed, EmbedText, MediaFailed, MediaWanted, Outbound
 from tests.engine_client import (
@@ -31,6 +29,7 @@ from tests.engine_client import (
     assert_all_released,
     assert_equals_reference,
     client,
+    client_with_long_steps,
     frames,
     source,
 )
@@ -341,28 +340,14 @@ def test_a_round_has_few_tokens_for_any_number_of_requests_and_length(monkeypatc
     assert_all_released(answer.engine)
 
 
-def client_with_steps_of_a_second(monkeypatch: pytest.MonkeyPatch) -> Client:
-    """Return a client whose engine's clock moves with its steps alone: rounds between steps take no time."""
-    launches: list[Plan] = []
-    answer = client("flamingo", replace(CONFIG, max_tokens_per_step=64), clock=lambda: len(launches))
-    launch = answer.engine.runner.launch
-
-    def counted(plan: Plan, before: Launched | None = None) -> Launched:
-        launches.append(plan)
-        return launch(plan, before)
-
-    monkeypatch.setattr(answer.engine.runner, "launch", counted)
-    return answer
-
-
 def test_texts_take_turns_with_each_other_and_with_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = client_with_steps_of_a_second(monkeypatch)
+    answer = client_with_long_steps(monkeypatch, replace(CONFIG, max_tokens_per_step=64))
     answer.engine.add(EmbedText(request_id="long", texts=[list(range(100))] * 20))
     for _ in range(5):
         answer.step()
     answer.engine.add(EmbedText(request_id="short", texts=[[1, 2, 3]]))
     answer.engine.add(FEW_SHOT.request("prompt"))
-    alone = client_with_steps_of_a_second(monkeypatch)
+    alone = client_with_long_steps(monkeypatch, replace(CONFIG, max_tokens_per_step=64))
     alone.engine.add(FEW_SHOT.request("prompt"))
     num_steps = 0
     while alone.engine.has_work():
