@@ -30,9 +30,14 @@ serve: setup
 TEST_PROCESSES ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-test: setup lint
-	TRITON_INTERPRET=1 $(PYTEST) tests/kernels_numeric
+# mypy has one process: it runs beside the tests in the interpreter
+test: setup .venv/dev.stamp
+	$(MAKE) --no-print-directory -j 2 lint test-interpreter
 	$(PYTEST)
+
+.PHONY: test-interpreter
+test-interpreter: .venv/dev.stamp
+	TRITON_INTERPRET=1 $(PYTEST) tests/kernels_numeric
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -39,7 +39,7 @@ from server.limits.deadline import HEADER
 from server.settings import child_environment
 from server.store.database import Database
 
-QUICK = {"model": "tiny", "minutes": 0.3}
+QUICK = {"model": "tiny", "minutes": 0.3, "fill_seconds": 5.0}
 TENANTS = ("acme", "birds", "cats")
 CLIENTS_PER_TENANT = 4
 SAMPLE_SECONDS = 5.0
@@ -55,7 +55,6 @@ POINTS = ("body", "work", "answer")
 MAX_SLOPE = 1.0
 # other parts still grow before
 MIN_MINUTES = 5.0
-FILL_SECONDS = 600.0
 
 
 class Tenant(Target):
@@ -181,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             target = server.start()
             tenants = [Traffic(Tenant(target, key)) for key in keys]
             # full caches grow no more, however few requests a slow machine answers
-            fill(tenants[0].target, load_config(Path(str(settings.model))), settings, FILL_SECONDS)
+            fill(tenants[0].target, load_config(Path(str(settings.model))), settings, options.fill_seconds)
             soak(tenants, database, 60 * options.minutes, options.seed, report)
         finally:
             server.stop()
@@ -272,6 +271,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
     add_model(parser, "default")
     parser.add_argument("--minutes", type=float, default=30.0, help="time under load (default: 30)")
+    parser.add_argument(
+        "--fill-seconds", type=float, default=600.0, help="most time to fill the caches before it (default: 600)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="draws requests (default: 0)")
     return parser
 

@@ -63,7 +63,7 @@ def test_a_measurement_that_fails_in_any_way_is_a_row_and_the_run_goes_on(tmp_pa
     pid_file = tmp_path / "pid"
     hanging = Task(
         stage="1 tests", case="a case", name="hang", function=f"{CONTENDERS}:hang",
-        arguments={"pid_file": str(pid_file)}, max_seconds=20,
+        arguments={"pid_file": str(pid_file)}, max_seconds=8,
     )  # fmt: skip
     missing = Task(stage="1 tests", case="a case", name="missing", function="no.such.module:measure")
     tasks = [task("kill_itself"), hanging, task("fail"), task("leave"), missing, task("succeed")]
@@ -72,7 +72,7 @@ def test_a_measurement_that_fails_in_any_way_is_a_row_and_the_run_goes_on(tmp_pa
     _, *rows = map(json.loads, file.read_text().splitlines())
     assert [row["failure"] for row in rows] == [
         "killed by SIGSEGV",
-        "out of time after 20 seconds",
+        "out of time after 8 seconds",
         "CompilationError: at 3:7: out of registers",
         "ended with exit code 3",
         "ModuleNotFoundError: No module named 'no'",

@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels.fp8 import quantise_rows
 from kernels.weight_only import MAX_ROWS, int4_linear, int8_linear
 from kernels.weight_only_gpu import FEATURES
-from tests.kernels_compile.test_kernels import SHARED_LIMIT
+from tests.kernels_compile.targets import SHARED_LIMIT, with_targets
 
 WIDTH = 4096
 Compile = Callable[..., list[Any]]
@@ -33,9 +33,8 @@ def int4(num_rows: int, num_features: int = 11008, width: int = WIDTH) -> Tensor
 PRODUCTS = {"int8": (int8, (FEATURES * 64, 16 * 64 * 2)), "int4": (int4, (FEATURES * 32, 16 * 32 * 2, 16 * 32 * 2))}
 
 
-@pytest.mark.parametrize("target", SHARED_LIMIT)
 @pytest.mark.parametrize("num_rows", [1, 64])
-@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize(("name", "target"), with_targets(PRODUCTS))
 def test_products_compile_well(name: str, num_rows: int, target: str, compile_for: Compile) -> None:
     product, tiles = PRODUCTS[name]
     [kernel] = compile_for(target, lambda: product(num_rows))
@@ -48,8 +47,7 @@ def test_products_compile_well(name: str, num_rows: int, target: str, compile_fo
     assert kernel.halfword_copies == 0, kernel  # of 2 bytes, which are waited for in each step
 
 
-@pytest.mark.parametrize("target", SHARED_LIMIT)
-@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize(("name", "target"), with_targets(PRODUCTS))
 def test_unpacking_compiles_well(name: str, target: str, compile_for: Compile, monkeypatch: pytest.MonkeyPatch) -> None:
     product, _ = PRODUCTS[name]
     monkeypatch.setattr("torch.nn.functional.linear", lambda x, weight: weight)

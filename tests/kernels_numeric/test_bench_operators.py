@@ -43,11 +43,17 @@ def test_a_product_is_measured_with_the_launch_that_is_tried(monkeypatch: pytest
     monkeypatch.setattr(weight_only_gpu, "_launch", launch)
     before = dict(TABLE)
     watch = Stopwatch(torch.device("cpu"), replays=1)
-    for task in tuning.tasks(SMALL):
-        if task.function.endswith(":measure_packed") and task.launch is not None and task.launch["num_warps"] == 8:
-            tried.clear()
-            assert tuning.measure_packed(watch, SMALL, **task.arguments).value > 0
-            assert {(each.block, each.num_warps, each.num_stages) for each in tried} == {
-                (task.launch["block"], 8, task.launch["num_stages"])
-            }
+    tasks = {
+        task.arguments["operator"]: task
+        for task in tuning.tasks(SMALL)
+        if task.function.endswith(":measure_packed") and task.launch is not None and task.launch["num_warps"] == 8
+    }
+    assert tasks.keys() >= {"int4", "int8"}
+    for task in tasks.values():
+        tried.clear()
+        assert tuning.measure_packed(watch, SMALL, **task.arguments).value > 0
+        assert task.launch is not None
+        assert {(each.block, each.num_warps, each.num_stages) for each in tried} == {
+            (task.launch["block"], 8, task.launch["num_stages"])
+        }
     assert before == TABLE

@@ -9,15 +9,11 @@ import pytest
 
 from tests.language import check
 from tests.language.check import (
-    PATHS,
-    ROOT,
     WORDS,
     check_docstring,
-    check_file,
     check_prose,
     check_python,
     files_below,
-    listed_paths,
     main,
     parse_rules,
 )
@@ -206,8 +202,3 @@ def test_the_status_tells_whether_there_are_findings(tmp_path: Path, monkeypatch
     assert main(["--all"]) == 1
     with pytest.raises(SystemExit, match="2"):
         main(["missing.py"])
-
-
-@pytest.mark.parametrize("path", listed_paths(PATHS.read_text(encoding="utf-8")))
-def test_the_listed_paths_pass(path: str) -> None:
-    assert not [finding for file in files_below(ROOT / path) for finding in check_file(file, ROOT, RULES)]
