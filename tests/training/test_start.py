@@ -20,6 +20,7 @@ from training.bridge import is_bridge
 from training.config import AblateConfig
 from training.default.discriminants import fit_discriminants, random_rotation
 from training.start import (
+    FRAMES,
     at_resolution,
     interpolate_positions,
     with_ablated_bridge,
@@ -27,6 +28,7 @@ from training.start import (
     with_free_weights,
     with_kin,
     with_new_language_model,
+    with_scaled_frames,
 )
 
 MAP = VisionConfig(
@@ -186,6 +188,21 @@ def test_an_untrained_bridge_reads_kin_by_the_likeness_of_the_folder(tmp_path: P
     again = with_ablated_bridge(changed, AblateConfig())
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in changed.state_dict().items())
     assert with_kin(changed, tmp_path, 2).state_dict()[COMPONENTS].shape == (2, 5)
+
+
+def test_embeddings_of_frames_are_scaled_and_nothing_else() -> None:
+    model = tiny_model(CONFIGS["flamingo"])
+    before, after = model.state_dict(), with_scaled_frames(model, 50.0).state_dict()
+    assert torch.equal(after.pop(FRAMES), 50 * before.pop(FRAMES))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_embeddings_of_frames_that_do_not_exist_are_refused() -> None:
+    config = CONFIGS["flamingo"]
+    still = tiny_model(replace(config, resampler=replace(config.resampler, num_frames=0)))
+    with pytest.raises(ConfigError, match="frame_scale needs a resampler with embeddings of frames"):
+        with_scaled_frames(still, 50.0)
 
 
 def test_kin_without_classes_is_refused(tmp_path: Path) -> None:
