@@ -16,6 +16,7 @@ from model.likeness import LIKENESS, to_tensors
 from model.zoo.bridge import start_bridge
 from tests.tiny_models import CONFIGS, KIN_CONFIG, tiny_model
 from tests.training.default.data import make_folder
+from tests.training.toy import make_run
 from training.bridge import is_bridge
 from training.config import AblateConfig
 from training.default.discriminants import fit_discriminants, random_rotation
@@ -30,6 +31,7 @@ from training.start import (
     with_new_language_model,
     with_scaled_frames,
 )
+from training.trainer import load_model
 
 MAP = VisionConfig(
     architecture="test_nfnet",
@@ -196,6 +198,12 @@ def test_embeddings_of_frames_are_scaled_and_nothing_else() -> None:
     assert torch.equal(after.pop(FRAMES), 50 * before.pop(FRAMES))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_run_begins_with_the_scaled_embeddings_of_frames(tmp_path: Path) -> None:
+    config = replace(make_run(tmp_path), bridge="start")
+    plain, scaled = (load_model(replace(config, frame_scale=scale), Path(config.model)) for scale in (1.0, 50.0))
+    assert torch.equal(50 * plain.state_dict()[FRAMES], scaled.state_dict()[FRAMES])
 
 
 def test_embeddings_of_frames_that_do_not_exist_are_refused() -> None:
