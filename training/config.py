@@ -126,6 +126,8 @@ class TrainConfig:
     discriminants: str = ""
     # coordinates of the kin of an image (`model/kin.py`) that an untrained bridge reads; 0: as many as the folder has
     kin: int = 0
+    # multiplies an untrained bridge's embeddings of frames, which are small beside features and learn order slowly
+    frame_scale: float = 1.0
     # a folder of `python -m training.contrastive`, whose encoder replaces the model's; "": keep the model's encoder
     vision: str = ""
     # the parts that train; everything else stays unchanged, bit for bit. The paper fine-tunes bridge and vision
@@ -191,6 +193,8 @@ class TrainConfig:
             raise ConfigError("kin changes what the bridge reads and needs `bridge: start`")
         if self.kin and self.vision:
             raise ConfigError("kin needs the classes of the model's own encoder, which vision replaces")
+        if self.frame_scale != 1 and self.bridge != "start":
+            raise ConfigError("frame_scale changes the untrained bridge and needs `bridge: start`")
         if self.vision and self.bridge != "start":
             raise ConfigError("vision replaces the encoder that the bridge was trained on and needs `bridge: start`")
         if self.language_model == "scratch" and "language_model" not in self.trains:

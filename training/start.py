@@ -25,6 +25,8 @@ from training.bridge import is_bridge
 from training.config import AblateConfig
 from training.default.discriminants import fit_discriminants
 
+FRAMES = "resampler.frame_embeddings"
+
 
 def rebuild(config: FlamingoConfig, tensors: dict[str, Tensor]) -> Flamingo:
     """Return a model with exactly these tensors."""
@@ -112,6 +114,17 @@ def with_discriminants(model: Flamingo, data: Path) -> Flamingo:
     # the bias that `start_as_mean` set is kept
     tensors["resampler.input.bias"] = tensors["resampler.input.bias"] - projection @ discriminants.mean
     return rebuild(model.config, tensors)
+
+
+def with_scaled_frames(model: Flamingo, scale: float) -> Flamingo:
+    """Return the model with its resampler's embeddings of frames multiplied by `scale`.
+
+    Raises ConfigError if the resampler has none.
+    """
+    tensors = model.state_dict()
+    if FRAMES not in tensors:
+        raise ConfigError("frame_scale needs a resampler with embeddings of frames, resampler.num_frames is 0")
+    return rebuild(model.config, {**tensors, FRAMES: scale * tensors[FRAMES]})
 
 
 def at_resolution(model: Flamingo, image_size: int) -> Flamingo:

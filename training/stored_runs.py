@@ -22,7 +22,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 # fields that the runs stored so far did not have: with these values they change nothing
-LATER_FIELDS = {"kin": 0}
+LATER_FIELDS = {"kin": 0, "frame_scale": 1.0}
 LATER_FIELDS_OF_SETS = {"p_alone": 0.0}
 
 

@@ -32,6 +32,7 @@ from training.start import (
     with_free_weights,
     with_kin,
     with_new_language_model,
+    with_scaled_frames,
     with_vision,
 )
 from training.step import Stepper, StepReport
@@ -173,4 +174,6 @@ def load_model(config: TrainConfig, folder: Path) -> Flamingo:
         model = with_ablated_bridge(model, config.ablate, config.seed)
     if config.discriminants:
         model = with_discriminants(model, Path(config.discriminants).expanduser())
+    if config.frame_scale != 1:
+        model = with_scaled_frames(model, config.frame_scale)
     return model

@@ -38,6 +38,7 @@ def test_a_minimal_run_is_accepted() -> None:
         ({"trains": ["vision", "vision"]}, "each once"),
         ({"trains": ["vision"], "sets": [EPISODES]}, "set e: kind episodes reads the default model's cached features"),
         ({"image_size": 480, "sets": [EPISODES]}, "vision or image_size"),
+        ({"frame_scale": 2.0}, "frame_scale changes the untrained bridge and needs `bridge: start`"),
         ({"ablate": {"gate": "none"}}, "ablate changes the untrained bridge and needs `bridge: start`"),
         ({"ablate": {"gates": "none"}}, "config.ablate: unknown key gates"),
         ({"discriminants": "data"}, "discriminants initialise an untrained bridge and need `bridge: start`"),

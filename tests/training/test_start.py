@@ -16,10 +16,12 @@ from model.likeness import LIKENESS, to_tensors
 from model.zoo.bridge import start_bridge
 from tests.tiny_models import CONFIGS, KIN_CONFIG, tiny_model
 from tests.training.default.data import make_folder
+from tests.training.toy import make_run
 from training.bridge import is_bridge
 from training.config import AblateConfig
 from training.default.discriminants import fit_discriminants, random_rotation
 from training.start import (
+    FRAMES,
     at_resolution,
     interpolate_positions,
     with_ablated_bridge,
@@ -27,7 +29,9 @@ from training.start import (
     with_free_weights,
     with_kin,
     with_new_language_model,
+    with_scaled_frames,
 )
+from training.trainer import load_model
 
 MAP = VisionConfig(
     architecture="test_nfnet",
@@ -186,6 +190,27 @@ def test_an_untrained_bridge_reads_kin_by_the_likeness_of_the_folder(tmp_path: P
     again = with_ablated_bridge(changed, AblateConfig())
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in changed.state_dict().items())
     assert with_kin(changed, tmp_path, 2).state_dict()[COMPONENTS].shape == (2, 5)
+
+
+def test_embeddings_of_frames_are_scaled_and_nothing_else() -> None:
+    model = tiny_model(CONFIGS["flamingo"])
+    before, after = model.state_dict(), with_scaled_frames(model, 50.0).state_dict()
+    assert torch.equal(after.pop(FRAMES), 50 * before.pop(FRAMES))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_run_begins_with_the_scaled_embeddings_of_frames(tmp_path: Path) -> None:
+    config = replace(make_run(tmp_path), bridge="start")
+    plain, scaled = (load_model(replace(config, frame_scale=scale), Path(config.model)) for scale in (1.0, 50.0))
+    assert torch.equal(50 * plain.state_dict()[FRAMES], scaled.state_dict()[FRAMES])
+
+
+def test_embeddings_of_frames_that_do_not_exist_are_refused() -> None:
+    config = CONFIGS["flamingo"]
+    still = tiny_model(replace(config, resampler=replace(config.resampler, num_frames=0)))
+    with pytest.raises(ConfigError, match="frame_scale needs a resampler with embeddings of frames"):
+        with_scaled_frames(still, 50.0)
 
 
 def test_kin_without_classes_is_refused(tmp_path: Path) -> None:
