@@ -64,7 +64,7 @@ class FormatMemory:
         try:
             content = json.loads(self.file.read_bytes())
             if content["identity"] != self.identity:
-                raise ValueError("it is of another machine, model or version")
+                raise ValueError("it belongs to another machine, model or version")
             if (expires := content.get("expires")) is not None and self.clock() >= expires:
                 return {}, None
             return {key: _choice(key, formats) for key, formats in content["formats"].items()}, expires

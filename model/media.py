@@ -212,7 +212,7 @@ def _check_mode(image: Image.Image) -> None:
         depth, black = TiffImagePlugin.BITSPERSAMPLE, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION
         is_known = image.tag_v2.get(depth) == (16,) and image.tag_v2.get(black) == BLACK_IS_ZERO
     if not is_known:
-        kind = f"pixels of the type {image.mode}, which states no white"
+        kind = f"pixels of the type {image.mode}, which has no defined white"
         raise MediaError(f"image has {kind}: send grey or RGB of 8 or 16 bits")
 
 

@@ -13,7 +13,7 @@ def check_address(host: str, port: int) -> None:
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise SettingsError(f"host: {host!r} is no address or name of this machine: {error}") from None
+        raise SettingsError(f"host: {host!r} is not an address or name of this machine: {error}") from None
     lacking: list[OSError] = []
     for family, kind, protocol, _, address in addresses:
         try:

@@ -60,7 +60,7 @@ class Settings(BaseModel):
     served_model_name: str | None = Field(None, description="model name for clients; none: the name in config.json")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device of the model")
     tensor_parallel: int = Field(
-        1, ge=1, le=64, description="GPUs, or processes on a CPU, between which the model is divided by heads"
+        1, ge=1, le=64, description="number of GPUs (on a CPU: processes) between which the model is divided by heads"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="number format of weights")
     cache_dir: Folder | None = Field(
@@ -77,7 +77,7 @@ class Settings(BaseModel):
     )
     max_set_examples: int = Field(10_000, ge=1, le=1_000_000, description="maximum examples in a support set")
     evaluation_queries: int = Field(
-        2, ge=1, le=64, description="queries of an evaluation that run concurrently while clients have no requests"
+        2, ge=1, le=64, description="concurrent queries of an evaluation while clients have no requests"
     )
     sweep_interval: float = Field(60.0, gt=0, le=3600, description="seconds between two sweeps of expired data")
     num_threads: int | None = Field(
@@ -90,8 +90,8 @@ class Settings(BaseModel):
     )
     kernel_launches: File | None = Field(
         None,
-        description="GPU: file of launches that the kernel benchmark measured on such a card; none: the file for the "
-        "card that the server comes with, if there is one",
+        description="GPU: file of kernel launch parameters that the kernel benchmark measured on this kind of GPU; none: "
+        "the file that the server has for this GPU, if there is one",
     )
     weight_format: Literal["auto", "native", "fp8", "int8", "int4"] = Field(
         "auto",
@@ -120,10 +120,10 @@ class Settings(BaseModel):
         0,
         ge=0,
         le=16,
-        description="maximum tokens that are proposed for a greedy answer and verified in a step; 0: none",
+        description="maximum tokens that speculative decoding proposes per step for a greedy answer; 0: none",
     )
     allow_negative_priority: bool = Field(
-        False, description="accept negative priorities, with which requests run before all others"
+        False, description="accept requests with a negative priority, which run before all others"
     )
     block_size: int | None = Field(
         None, ge=1, le=1024, description="tokens per block of the text cache; none: 16, on a CPU 4"
@@ -139,15 +139,16 @@ class Settings(BaseModel):
     media_cache_mb: int | None = Field(
         None,
         ge=1,
-        description="memory for keys and values of media, in MiB; none: 1024, on a GPU a quarter of what is left",
+        description="memory for keys and values of media, in MiB; none: 1024, on a GPU a quarter of what memory_fraction "
+        "leaves",
     )
     host_media_mb: int = Field(256, ge=0, description="host memory for visual tokens, in MiB")
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free port")
-    playground: bool = Field(True, description="serve the playground, a page for people, at /")
+    playground: bool = Field(True, description="serve the playground, a web page for trying the server, at /")
     vllm_metrics: bool = Field(
-        False, description="expose the metrics that vLLM has under its names as well, for dashboards and routers"
+        False, description="also expose metrics under vLLM's names, for its dashboards and routers"
     )
     api_key: Key | None = Field(
         None,
@@ -155,8 +156,8 @@ class Settings(BaseModel):
     )
     share_caches: bool = Field(
         False,
-        description="let tenants share the engine's caches: faster where they send the same prompts and pictures, but the "
-        "time of an answer tells a tenant what others have sent",
+        description="let tenants share the engine's caches: faster if they send the same prompts and pictures, but the "
+        "time of an answer reveals to a tenant what others have sent",
     )
     require_key: bool = Field(False, description="refuse requests without a key even while the database has no key")
     allowed_hosts: str | None = Field(
@@ -168,7 +169,7 @@ class Settings(BaseModel):
         None,
         description="origins whose web pages may send requests, comma-separated (https://app.example.org); none: no page",
     )
-    guard_metrics: bool = Field(False, description="require a key for /metrics, too")
+    guard_metrics: bool = Field(False, description="also require a key for /metrics")
     shutdown_timeout: float = Field(
         30.0, ge=0, le=3600, description="seconds for running requests to finish after SIGTERM"
     )
@@ -178,7 +179,7 @@ class Settings(BaseModel):
     max_connections: int = Field(
         1024,
         ge=1,
-        description="maximum open connections; a further one replaces that whose client has been silent for longest",
+        description="maximum open connections; a new one beyond it replaces the one whose client has been silent longest",
     )
     header_timeout: float = Field(10.0, gt=0, description="seconds in which the head of a request must arrive")
     max_body_mb: float = Field(64.0, gt=0, le=4096, description="maximum size of a request body, in MiB")
@@ -192,10 +193,12 @@ class Settings(BaseModel):
         0.75,
         gt=0,
         le=1,
-        description="largest part of the queue, and of the memory for bodies, that one client may hold; 1: no limit",
+        description="maximum share of the queue, and of the memory for bodies, of one client; 1: no limit",
     )
     request_timeout: float | None = Field(
-        None, gt=0, description="seconds that a request may take if it asks for no fewer; none: no limit"
+        None,
+        gt=0,
+        description="maximum seconds that a request may take; a request can set a shorter time; none: no limit",
     )
     body_timeout: float = Field(60.0, gt=0, description="seconds in which a request body must arrive")
     keep_alive: float = Field(15.0, gt=0, description="seconds between keep-alive comments in a silent stream")
@@ -208,16 +211,17 @@ class Settings(BaseModel):
         1_000_000_000, ge=1, description="maximum pixels that are decoded for one request, over all frames"
     )
     max_request_frames_mb: float = Field(
-        512.0, gt=0, description="maximum size of the frames that are decoded for one request, resized, in MiB"
+        512.0, gt=0, description="maximum memory of the decoded and resized frames of one request, in MiB"
     )
     max_open_frames_mb: float = Field(
         1024.0,
         gt=0,
-        description="frames of open requests, in MiB, above which only the longest open request gets more",
+        description="memory for decoded frames of all open requests, in MiB; above it, only the longest open request gets "
+        "more",
     )
     media_url_hosts: str | None = Field(
         None,
-        description="hosts that media are fetched from, comma-separated; `.a.org`: its subdomains; none: no URLs",
+        description="hosts from which media may be fetched, comma-separated; `.a.org`: its subdomains; none: no URLs",
     )
     media_url_ports: str = Field("443", description="permitted ports of media URLs, comma-separated")
     media_url_http: bool = Field(False, description="permit http:// in addition to https://")
@@ -240,13 +244,13 @@ class Settings(BaseModel):
     stall_timeout: float = Field(
         120.0,
         gt=0,
-        description="seconds with work but without a finished step until the worker is replaced; "
-        "longer than the longest step",
+        description="seconds without a finished step, while there is work, until the worker is replaced; must exceed the "
+        "longest step",
     )
     max_restart_delay: float = Field(30.0, gt=0, description="maximum delay before the worker is restarted, in seconds")
     spare_worker: bool = Field(
         True,
-        description="keep a second process with the engine's code imported, which takes the place of a dead worker",
+        description="keep a spare process that has imported the engine's code and replaces a dead worker",
     )
 
     otlp_endpoint: str | None = Field(
@@ -347,7 +351,7 @@ def _read_flags(arguments: Sequence[str], prog: str) -> CliSettingsSource[Any]:
     parsed = vars(parser.parse_args(arguments))
     if (model := parsed.pop("positional_model")) is not None:
         if "model" in parsed:
-            raise SettingsError(f"model: it is named twice: {model} and --model {parsed['model']}")
+            raise SettingsError(f"model: it is given twice: {model} and --model {parsed['model']}")
         parsed["model"] = model
     return flags(parsed_args=parsed)
 

@@ -63,7 +63,7 @@ class Application:
         return self._services.metrics.expose(with_vllm_names=self._services.settings.vllm_metrics)
 
     async def answer(self, call: Call) -> AsyncGenerator[list[Message], None]:
-        """Yield the messages of the answer, those that are there together. Closed before the end, the client has gone."""
+        """Yield the messages of the answer, available ones together; if closed early, the client has disconnected."""
         exchange = _Exchange(call)
         handler = asyncio.create_task(self._handle(exchange))
         self._handlers.add(handler)

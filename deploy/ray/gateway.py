@@ -127,7 +127,7 @@ class Gateway:
             call, model = await self._read(request)
             await unless_disconnected(request.receive, self._answer(call, model, request, send))
         except ClientDisconnect:
-            logger.debug("the client has gone", extra={"request_id": request.state.request_id})
+            logger.debug("the client has disconnected", extra={"request_id": request.state.request_id})
 
     async def _read(self, request: Request) -> tuple[Call, str]:
         """Return the whole request, and the model that it is for. Raises what `stream_body` raises."""

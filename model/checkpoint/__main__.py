@@ -59,9 +59,7 @@ def _create(options: argparse.Namespace) -> str:
     """Create the folder and describe it in one line."""
     if options.action == "import":
         return _summary(options.out, _import(options))
-    return (
-        f"{_summary(options.out, _join(options))}. Its gates are closed: until it is trained, images change no answer"
-    )
+    return f"{_summary(options.out, _join(options))}. The gates are closed: images have no effect until it is trained"
 
 
 def _summary(folder: Path, config: FlamingoConfig) -> str:

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m model.pr
     except (CheckpointError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    note = "" if options.gate else ". Its gates are closed: until it is trained, images change no answer"
+    note = "" if options.gate else ". The gates are closed: images have no effect until it is trained"
     layers = ", ".join(map(str, config.gated_layers))
     print(f"{options.out}: {options.preset} at {options.scale} scale, gated layers before {layers}{note}")
     return 0
@@ -91,7 +91,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
-        raise argparse.ArgumentTypeError(f"{text} is no number that a gate can have")
+        raise argparse.ArgumentTypeError(f"{text} is not a valid value of a gate")
     return number
 
 

@@ -48,7 +48,9 @@ async def read_request(
 def _check_priority(priority: int, caller: Caller, settings: Settings) -> None:
     """Check that a request may go before others. Raises `InvalidRequest` and `Forbidden`."""
     if not settings.allow_negative_priority:
-        raise InvalidRequest(f"priority is {priority}, this server accepts none below 0", param="priority")
+        raise InvalidRequest(
+            f"priority is {priority}, this server does not accept priorities below 0", param="priority"
+        )
     if caller.tenant:
         raise Forbidden(f"priority is {priority}: below 0 it needs a key of the default tenant", param="priority")
     if not may(caller.role, "manage"):
@@ -67,7 +69,7 @@ def read_query(schema: type[SchemaType], request: Request) -> SchemaType:
     """Validate a query string as `read_request` validates a body; a repeated name is refused. Raises `InvalidRequest`."""
     query = request.query_params
     if repeated := next((name for name in query if len(query.getlist(name)) > 1), None):
-        raise InvalidRequest(f"{repeated[:64]}: given more than once", param=repeated[:64])
+        raise InvalidRequest(f"{repeated[:64]}: set more than once", param=repeated[:64])
     return read(schema, msgspec.json.encode(dict(query)))
 
 

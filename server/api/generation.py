@@ -163,7 +163,7 @@ def _beam_width(fields: GenerationFields) -> int:
         return 0
     for name, accepted in WITHOUT_BEAM_SEARCH.items():
         if getattr(fields, name) not in accepted:
-            message = f"{name} does not go with use_beam_search, which accepts {_written(accepted)}"
+            message = f"{name} cannot be combined with use_beam_search, which accepts {_written(accepted)}"
             raise UnsupportedParameter(message, param=name)
     width = max(BEAM_WIDTH, fields.n) if fields.best_of is None else fields.best_of
     if width < fields.n:
@@ -181,9 +181,11 @@ def _grammar(fields: GenerationFields, lead: str, form_field: str, num_prompts: 
     if form is None or not form.model_fields_set:
         return None
     if len(form.model_fields_set) > 1:
-        raise InvalidRequest("structured_outputs takes one of choice, regex, json", param="structured_outputs")
+        raise InvalidRequest(
+            "structured_outputs needs exactly one of choice, regex and json", param="structured_outputs"
+        )
     if fields.use_beam_search:
-        raise UnsupportedParameter(f"{form_field} does not go with use_beam_search", param=form_field)
+        raise UnsupportedParameter(f"{form_field} cannot be combined with use_beam_search", param=form_field)
     grammar = msgspec.structs.replace(_read_form(form, lead), field=form_field)
     try:
         check(grammar)
@@ -209,7 +211,7 @@ def _logit_bias(fields: GenerationFields, model: ServedModel) -> dict[int, float
     """Return the biases by token id; in JSON a key is a string, the id in decimal. Raises `InvalidRequest`."""
     for key in fields.logit_bias:
         if not (key.isascii() and key.isdigit() and len(key) < 10):
-            raise InvalidRequest(f"logit_bias: {key[:32]!r} is no token id", param="logit_bias")
+            raise InvalidRequest(f"logit_bias: {key[:32]!r} is not a token id", param="logit_bias")
         if int(key) >= (size := model.config.language_model.num_token_ids):
             message = f"logit_bias: token id {key} is not below the vocabulary's size {size}"
             raise InvalidRequest(message, param="logit_bias")

@@ -125,13 +125,17 @@ class Guard:
             return
         # a scraper may know each server of a cluster by its address, to which no page's name can be made to lead
         if path != METRICS_PATH or not is_address(name):
-            raise HostRefused(f"the host {name[:128]!r} is not this server: its operator can add it to allowed_hosts")
+            raise HostRefused(
+                f"the host {name[:128]!r} is not a name of this server: its operator can add it to allowed_hosts"
+            )
 
     def _check_page(self, method: str, headers: Headers) -> None:
         """Refuse a page of another site what would change something. Raises `OriginRefused`."""
         if method not in SAFE_METHODS and not may_change(headers, self._origins):
             origin = headers.get("origin", "")[:128]
-            raise OriginRefused(f"pages of {origin!r} are not this server's: its operator can add it to cors_origins")
+            raise OriginRefused(
+                f"pages of {origin!r} may not send this request: the operator can add the origin to cors_origins"
+            )
 
     async def _identify(self, path: str, headers: Headers, address: str) -> Caller:
         """Return the caller, of an open path an anonymous one. Raises `Unauthorized` and `DatabaseUnavailable`."""

@@ -91,7 +91,7 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     for shape, best in prepared.formats.items():
         logger.info("weights %s: %s", shape, ", ".join(f"{name} from {rows}" for rows, name in best.items()))
     if all(gated.is_closed for gated in model.gated_layers().values()):
-        logger.warning("the gates are closed: the model is not trained yet, and images change no answer")
+        logger.warning("the gates are closed: the model is not trained yet, and images have no effect on answers")
     phases.end("formats")
     dtype = model.language_model.embed.weight.dtype  # a format may have changed it
     record = CudaRecorder() if device.type == "cuda" and can_be_recorded(served.config) and rank == ALONE else None
@@ -150,7 +150,7 @@ def _select_kernels(settings: Settings) -> None:
     try:
         backend.select(settings.kernels)
     except backend.BackendError as error:
-        raise SettingsError(f"kernels: {error}; auto takes what runs here") from None
+        raise SettingsError(f"kernels: {error}; auto selects a backend that runs here") from None
 
 
 def _load_launches(settings: Settings, device: torch.device) -> Path | None:

@@ -56,14 +56,14 @@ class WeightFormats:
 
 
 def _check_packed(name: WeightFormat, config: FlamingoConfig, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise `SettingsError` if the device, the dtype or the model does not go with a format of packed weights."""
+    """Raise `SettingsError` if the device, the dtype or the model cannot be combined with a format of packed weights."""
     if name == "fp8" and (obstacle := _fp8_obstacle(device)):
         raise SettingsError(f"weight_format: fp8 {obstacle}; int4, int8 and native are accepted")
     if dtype not in DTYPES[name]:
         accepted = " or ".join(str(accepted).removeprefix("torch.") for accepted in DTYPES[name])
         raise SettingsError(f"weight_format: {name} needs dtype {accepted}, not {str(dtype).removeprefix('torch.')}")
     if Footprint.of(config, dtype, weight_format=name) == Footprint.of(config, dtype):
-        raise SettingsError(f"weight_format: {name} takes no matrix of {config.name}, which are too narrow")
+        raise SettingsError(f"weight_format: {name} does not support {config.name}: its matrices are too narrow")
 
 
 def _fp8_obstacle(device: torch.device) -> str | None:

@@ -192,7 +192,7 @@ class Comparison:
         _check_answers(question)
         number = len(question.examples)
         if method in METHODS and number > (limit := METHODS[method].max_examples):
-            raise InvalidRequest(f"{method} takes up to {limit} examples, there are {number}", param="method")
+            raise InvalidRequest(f"{method} supports up to {limit} examples, but there are {number}", param="method")
         examples = await self._examples(question, candidates)
         if method == "auto":
             method = await self._run(examples.choose) if recommended is None else recommended
@@ -226,7 +226,7 @@ class Comparison:
             await self.fits.put(examples.version, fits)
         except DatabaseUnavailable as error:
             await self._run(examples.unsaved.update, fits)
-            logger.warning("what was fitted to a support set is not stored", extra={"error": error.message})
+            logger.warning("a fitted classifier of a support set could not be stored", extra={"error": error.message})
 
     async def _run(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Run a function that fits methods in a thread of its own, so that it takes none from other work."""

@@ -148,7 +148,7 @@ def _read_question(fields: DecisionQuestion, param: str) -> ParsedQuestion:
     seen: dict[str, str] = {}
     for path, text in paths:
         if text in seen:
-            raise InvalidRequest(f"{text[:80]!r} would be written for {seen[text]}, too", param=path)
+            raise InvalidRequest(f"{text[:80]!r} is also the text of {seen[text]}", param=path)
         seen[text] = path
     candidates = [Candidate(text, text, param=path) for path, text in paths]
     return ParsedQuestion(param=param, fields=fields, instructions=instructions, candidates=candidates)
@@ -226,4 +226,4 @@ def _check_media(question: Question) -> None:
             path = example.param if isinstance(example, Shot) else SUPPORT_SET
             name = path if isinstance(example, Shot) else f"the example {example.id!r}"
             shows, lacks = ("the input", name) if has_media else (name, "the input")
-            raise InvalidRequest(f"{shows} shows images, and {lacks} shows none", param=path)
+            raise InvalidRequest(f"{shows} has images, but {lacks} has none", param=path)

@@ -106,7 +106,7 @@ class MediaStore:
             self._fs, self._top = fsspec.url_to_fs(url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             reason = str(error).rstrip(".")
-            raise SettingsError(f"media_store: {url!r} is no folder or URL that fsspec opens: {reason}") from None
+            raise SettingsError(f"media_store: {url!r} is not a folder or URL that fsspec can open: {reason}") from None
         self.is_local = isinstance(self._fs, LocalFileSystem)
         self._folder = LocalFolder(self._top) if self.is_local else None
         self.tenant = DEFAULT_TENANT

@@ -362,6 +362,8 @@ async def _when_available(work: Callable[[], Awaitable[Result]]) -> Result:
         try:
             return await work()
         except Unavailable as error:
-            logger.info("an evaluation is waiting", extra={"code": error.code, "pause_seconds": pause})
+            logger.info(
+                "an evaluation waits because of a temporary error", extra={"code": error.code, "pause_seconds": pause}
+            )
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)

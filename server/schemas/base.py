@@ -19,7 +19,7 @@ MAX_SEPARATORS = {b",": 2**19, b":": 2**16}
 
 
 class FieldError(ValueError):
-    """A field that does not go with the others of its schema; `param` is its path."""
+    """A field that cannot be combined with the others of its schema; `param` is its path."""
 
     def __init__(self, message: str, *, param: str) -> None:
         super().__init__(message)

@@ -317,7 +317,7 @@ class PooledMedia(MediaFields):
     @model_validator(mode="after")
     def _shows_something(self) -> PooledMedia:
         if self.image is None and not self.media:
-            raise ValueError("an image of the pool needs image or media")
+            raise ValueError("give image or media for each image of the pool")
         return self
 
 

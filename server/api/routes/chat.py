@@ -52,7 +52,9 @@ def _check(fields: ChatRequest) -> None:
     has_format = fields.response_format.type != "text"
     has_outputs = bool(fields.structured_outputs and fields.structured_outputs.model_fields_set)
     if fields.called is not None and (has_format or has_outputs):
-        raise InvalidRequest("a called function states the form of the answer: give no other", param="tool_choice")
+        raise InvalidRequest(
+            "the function call determines the form of the answer: do not set another one", param="tool_choice"
+        )
     if has_format and has_outputs:
         message = "response_format and structured_outputs both state the form of the answer: give one"
         raise InvalidRequest(message, param="response_format")

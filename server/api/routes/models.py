@@ -207,9 +207,9 @@ def _ids(text: str | list[int] | Part, param: str, model: ServedModel) -> list[i
         case list():
             ids = check_token_ids(text, model, param)
         case _:
-            raise InvalidRequest("the end of a chunk has no vector", param=param)
+            raise InvalidRequest("end_of_chunk cannot be embedded", param=param)
     if not ids:
-        raise InvalidRequest("an empty text has no vector", param=param)
+        raise InvalidRequest("an empty text cannot be embedded", param=param)
     if len(ids) > model.max_model_len:
         message = f"the text has {len(ids)} tokens, more than the {model.max_model_len} that this model reads"
         raise ContextLengthExceeded(message, param=param)

@@ -66,7 +66,7 @@ class Follower:
             case EndTexts(request_id):
                 del self._texts[request_id]
             case Begin():
-                raise ValueError("a rank begins once")
+                raise ValueError("a rank can be started only once")
 
 
 def _pieces(runner: Runner, token_ids: list[list[int]], max_tokens: int) -> Iterator[int]:

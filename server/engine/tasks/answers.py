@@ -37,7 +37,7 @@ class Answers(SequenceTask):
             raise RequestError(f"{length} prompt tokens and max_tokens {max_tokens} exceed max_model_len {limit}")
         check_spans(request.prompt, max_tokens, residents.config)
         if request.prompt.has_spans and request.sampling.prompt_logprobs is not None:
-            raise RequestError("prompt_logprobs does not go with shots that attend alone")
+            raise RequestError("prompt_logprobs cannot be combined with shots that attend alone")
         self._request = request
         self._residents = residents
         self._stop_ids = frozenset(request.sampling.stop_token_ids)

@@ -99,7 +99,7 @@ def test_a_pil_image_of_16_bits_keeps_them(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_a_pil_image_that_states_no_white_is_refused(mode: str) -> None:
-    with pytest.raises(ValueError, match=f"a PIL image of mode {mode} states no white"):
+    with pytest.raises(ValueError, match=f"a PIL image of mode {mode} has no defined white"):
         image(Image.new(mode, (4, 3)))
 
 

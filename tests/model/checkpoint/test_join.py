@@ -328,7 +328,7 @@ def test_the_command_says_that_the_gates_are_closed_and_stores_where_the_experts
     join(tmp_path / "out", NEOX, CLIP, "--cross-attn-every", "1")
     (line,) = capsys.readouterr().out.splitlines()
     assert f"{tmp_path / 'out'}: flamingo model 'out', gpt_neox of 2 layers x 32, gated layers before 0, 1, " in line
-    assert line.endswith("Its gates are closed: until it is trained, images change no answer")
+    assert line.endswith("The gates are closed: images have no effect until it is trained")
     origin = json.loads((tmp_path / "out" / "SOURCE.json").read_text())
     parts = [(part["part"], part["repository"]) for part in origin["parts"]]
     assert parts == [("language model", "language_model"), ("vision model", "clip")]

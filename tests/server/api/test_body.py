@@ -129,7 +129,7 @@ async def test_a_negative_priority_is_refused_by_name(
     response = await http.post(f"/v1/{route}", json={**fields, "priority": -(2**31)})
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, "priority")
-    assert error["message"] == "priority is -2147483648, this server accepts none below 0"
+    assert error["message"] == "priority is -2147483648, this server does not accept priorities below 0"
     assert not client.requests
     assert not client.scores
 

@@ -375,7 +375,7 @@ def test_several_answers_and_beams(alone_positions: AlonePositions) -> None:
 def test_log_probabilities_of_the_prompt_are_refused() -> None:
     answer = client("flamingo")
     ask(answer, "a", ALONE, Sampling(max_tokens=0, prompt_logprobs=0))
-    assert answer.finished["a"].error == "prompt_logprobs does not go with shots that attend alone"
+    assert answer.finished["a"].error == "prompt_logprobs cannot be combined with shots that attend alone"
 
 
 @pytest.mark.parametrize("max_tokens_per_step", [13, 24, 40])

@@ -114,7 +114,7 @@ def test_a_dtype_that_a_kernel_does_not_take_is_refused(
 @pytest.mark.usefixtures("hopper")
 def test_a_model_that_is_too_narrow_is_refused() -> None:
     with pytest.raises(
-        SettingsError, match=r"^weight_format: int8 takes no matrix of tiny-flamingo, which are too narrow$"
+        SettingsError, match=r"^weight_format: int8 does not support tiny-flamingo: its matrices are too narrow$"
     ):
         WeightFormats.of(Settings(weight_format="int8"), NARROW, GPU, torch.bfloat16)
 

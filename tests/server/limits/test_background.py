@@ -96,7 +96,7 @@ async def test_next_to_clients_one_piece_runs_at_a_time_and_rests(
         await settle()
         assert (pieces.begun, sum(task.done() for task in pieces.tasks)) == (1, 1)  # it rests
     clock.now += QUIET_SECONDS
-    await eventually(lambda: pieces.begun == 2)  # the client has gone: the rest ends
+    await eventually(lambda: pieces.begun == 2)  # the client has disconnected: the rest ends
     await pieces.end()
 
 

@@ -199,7 +199,7 @@ def is_pil(source: object) -> TypeGuard[PilImage]:
 
 def _png(image: PilImage) -> bytes:
     if image.mode in ("I", "F"):
-        raise ValueError(f"a PIL image of mode {image.mode} states no white: convert it to L, I;16 or RGB first")
+        raise ValueError(f"a PIL image of mode {image.mode} has no defined white: convert it to L, I;16 or RGB first")
     stream, image = io.BytesIO(), upright(image)
     (image if image.mode in _PNG_MODES else image.convert("RGB")).save(stream, format="PNG")
     return stream.getvalue()

@@ -172,7 +172,7 @@ def resource_path(*segments: str) -> str:
     """Return the path of a resource. Raises `ValueError` for a name or an id that would make it another one's."""
     for segment in segments:
         if segment in ("", ".", ".."):
-            raise ValueError(f"{segment!r} is no name or id")
+            raise ValueError(f"{segment!r} is not a name or id")
     return "/v1/" + "/".join(quote(segment, safe="") for segment in segments)
 
 

@@ -65,7 +65,7 @@ class TestErrors:
     def test_what_can_be_no_name_is_refused_before_it_is_sent(self, name: str) -> None:
         for command in ("show", "delete", "evaluate", "export"):
             _, errors = run("support-set", command, name, status=1)
-            assert errors == f"error: {name!r} is no name or id\n"
+            assert errors == f"error: {name!r} is not a name or id\n"
 
     def test_the_version_is_that_of_the_package(self) -> None:
         assert process("--version") == f"flamboyance-client {metadata.version('flamboyance-client')}\n"

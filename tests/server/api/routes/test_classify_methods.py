@@ -302,6 +302,6 @@ async def test_a_linear_head_has_a_limit_and_auto_leaves_it_out_of_large_sets(
     entry = replace(METHODS["linear"], max_examples=3, max_left_out=3)
     monkeypatch.setattr(comparison, "METHODS", {**METHODS, "linear": entry})
     answer = await post(http, method="linear")
-    assert answer.json()["error"]["message"] == "linear takes up to 3 examples, there are 4"
+    assert answer.json()["error"]["message"] == "linear supports up to 3 examples, but there are 4"
     monkeypatch.setattr(Linear, "fit", None)
     assert (await classify(http))["method"] in ("nearest_mean", "knn")
