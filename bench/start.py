@@ -1,4 +1,4 @@
-"""The cost of a server that starts and stands: `python -m bench.start [--repeats 3] [--full]`.
+"""The time to start a server, and its memory at rest: `python -m bench.start [--repeats 3] [--full]`.
 
 Each round starts `python -m server` with the weight formats remembered, and waits until /health/ready is 200 and the first
 answer is that of the warm-up start. Then the memory of its processes is read from /proc: at rest and, with --full, after

@@ -1,4 +1,4 @@
-"""Tests that times tell a tenant nothing of what another one has sent: `python -m bench.tenants [--pairs 300]`.
+"""Tests that response times do not reveal what another tenant has sent: `python -m bench.tenants [--pairs 300]`.
 
 A victim sends an input that no client has sent before. Then a stranger, with the key of another tenant, sends the same
 and a new one, in random order, and takes the time of each. A two-sample Kolmogorov-Smirnov test compares the two lists: a

@@ -1,4 +1,4 @@
-"""The folder of the application, which has `server`, `model` and the others, and imports from it.
+"""Finds the folder of the application, which contains `server`, `model` and others, and makes it importable.
 
 A wheel carries the application in `flamboyance/app`, so that no package named `server` or `model` is installed. In a clone,
 and in an editable installation, the folder is the root of the repository.

@@ -1,8 +1,8 @@
 """The kin of a frame: the ancestors, in WordNet, of the classes that the encoder's own classifier finds in it.
 
-Each ancestor has the square root of the probability of the classes below it. A few fixed directions, in which classes
-differ most, reduce the ancestors to coordinates, which stand at the end of each feature of the frame. They are longer, the
-surer the classifier is, so that kin counts more for photographs than for drawings.
+The value of an ancestor is the square root of the probability of the classes below it. A projection to a few fixed
+directions, in which classes differ most, reduces the ancestors to coordinates, which are appended to each feature of the
+frame. The more confident the classifier is, the longer they are, so kin has more weight for photographs than for drawings.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m server` reads the settings, prepares the model, and serves until a signal.
+"""`python -m server`: read the settings, prepare the model, and serve until a signal arrives.
 
 The worker is spawned first, and imports the engine while this process imports the web framework. A signal during startup
 ends the processes that were spawned, and removes their files.

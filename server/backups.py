@@ -1,4 +1,4 @@
-"""`flamboyance backup FILE` and `flamboyance restore FILE`: all that clients have stored, as one file.
+"""`flamboyance backup FILE` and `flamboyance restore FILE`: all stored data as one file.
 
 `python -m server.backups` is the same. A backup is taken while the server runs. A restore needs an empty database, whose
 server does not run.

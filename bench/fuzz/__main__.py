@@ -1,4 +1,4 @@
-"""Random input for every door of the server: `python -m bench.fuzz api|media|bodies|wire|checkpoints`.
+"""Random input for every interface of the server: `python -m bench.fuzz api|media|bodies|wire|checkpoints`.
 
 Every input comes from a seed, so a failure can be repeated. The exit status is 1 if an input ended a process, left memory
 behind, or failed with anything but an error of ours.

@@ -1,4 +1,4 @@
-"""The gateway: it reads a request, finds its key and its model, and passes it on to a replica, again if that is lost.
+"""The gateway: reads a request, finds its routing key and model, and sends it to a replica, or to another one if that dies.
 
 It has the server's own limits on clients and bodies (`server/api/guard.py`), and holds no state: any number of gateways
 serve one address. What the fleet as a whole is asked, it answers itself.

@@ -1,4 +1,4 @@
-"""Requests that are sent again when the replica that had them is lost: it may have done them.
+"""Decides which requests may be sent again after their replica was lost: it may have executed them.
 
 A request that is sent twice must not be done twice. Requests that only read or compute may always be repeated, and so
 may uploads, which are named by their content. A request that makes something gets an `Idempotency-Key` if the client sent

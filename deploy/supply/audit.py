@@ -1,4 +1,4 @@
-"""Looks for published advisories about what is locked, and about the PyTorch that is installed: `make audit`.
+"""Looks for published advisories about the locked packages and the installed PyTorch: `make audit`.
 
 pip-audit asks a database of advisories: the package index's own, or with `ARGS="--vulnerability-service osv"` that of OSV.
 The status is 0 if there is no advisory, 1 if there is one, and 2 if the answer is not known for all distributions.

@@ -1,4 +1,4 @@
-"""Checks that everything locked has a wheel for each supported Python on Linux, x86_64 and aarch64: `make wheels`.
+"""Checks that each locked version has a wheel for each supported Python on Linux, x86_64 and aarch64: `make wheels`.
 
 pip installs wheels alone from the locks. So after an upgrade, a distribution without a wheel would be found only on the
 machine that needs it. The status is 1 if one is missing.

@@ -1,4 +1,4 @@
-"""API keys in the database: made, listed and revoked by administrators, looked up for each request in memory.
+"""API keys: administrators create, list and revoke them in the database; each request looks its key up in memory.
 
 A key is a random text that is shown once; the database has its SHA-256 alone. A key that another server, or the command
 `flamboyance keys`, has made or revoked is noticed within `REFRESH_SECONDS`.

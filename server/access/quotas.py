@@ -1,4 +1,4 @@
-"""Limits of API keys: support sets, and quotas of what one may use in a minute, counted by the library `limits`.
+"""Limits of API keys: the number of support sets, and quotas per minute, counted by the library `limits`.
 
 A request is refused when it arrives if a quota is used up. What it uses is counted when it is known, so the last request of
 a minute may go beyond. Each server counts for itself.

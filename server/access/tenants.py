@@ -1,4 +1,4 @@
-"""Names of what a tenant stores: those of the default tenant are plain, all others begin with the tenant's name.
+"""Names of a tenant's stored data: all begin with the tenant's name, except those of the default tenant.
 
 A tenant is a group of API keys that share support sets, uploads, evaluations and caches. No tenant sees those of another.
 The default tenant is that of the setting `api_key`, of servers without keys, and of keys that name no other.

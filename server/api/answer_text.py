@@ -1,4 +1,4 @@
-"""The text of one answer while it is made, tokens in, pieces to show out, and the log-probabilities of its tokens.
+"""Turns the tokens of one answer into pieces of text while it is generated, with their log-probabilities.
 
 Text is shown only when it is certain: never half a character, never the beginning of a stop string. A token alone has no
 text: the bytes of one character lie in several tokens, and a leading space depends on what comes before. So a small

@@ -1,4 +1,4 @@
-"""Reads request bodies: a limit of size holds while a body arrives, whatever its headers announce."""
+"""Reads request bodies: the size limit is enforced while a body arrives, whatever its headers declare."""
 
 from __future__ import annotations
 

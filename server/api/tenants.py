@@ -1,4 +1,4 @@
-"""The services of each tenant: the same for all, but its own rows, files, uploads and caches.
+"""The services of each tenant: the same for all, but with the tenant's own rows, files, uploads and caches.
 
 They are made when a tenant is first met: by one of its keys, or by an evaluation or a support set in the database.
 """

@@ -1,7 +1,7 @@
-"""The rows of a step that are known while the one before it runs: they follow its rows, whatever tokens those sample.
+"""The rows of the next step, if they are known while the current one runs, whatever tokens it samples.
 
-A GPU that waits for its host between steps is idle. So the next step is launched ahead if all that it lacks are tokens
-which the device has itself. An answer may turn out to have ended with its last token: then its row was computed in vain.
+A GPU is idle while it waits for its host between steps. So the next step is launched ahead if it depends on the results
+of the current one only by tokens, which are on the device. If an answer has ended, its row in the next step is discarded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The memory of a GPU: what its caches may take is what the weights and the largest step leave, both of them measured.
+"""The memory of a GPU: the caches get what remains after the weights and the largest step, both of which are measured.
 
 A step that ran out of memory in service would fail every request in it.
 """

@@ -1,4 +1,4 @@
-"""Decode steps that are recorded at start and replayed: each reads one batch of a fixed size, into which a step is written.
+"""CUDA graphs of decode steps, recorded at startup: each replays a batch of a fixed size, into which a step is written.
 
 Launched one by one, the kernels of a decode step take the host longer than the GPU takes to run them.
 """

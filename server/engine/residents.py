@@ -1,4 +1,4 @@
-"""The sequences that run and those that wait: who has a seat, who has blocks, and who gives them up for others.
+"""The running and the waiting sequences, and their seats and blocks: which sequences get them, and which release them.
 
 When blocks run out, the last sequence releases its blocks and waits again. Seats are taken from a request that has several
 for one that has none, and from large requests for a small one.

@@ -1,9 +1,9 @@
-"""Fair shares of the engine: whom a step serves first, and how much fits into it.
+"""Fair shares of the engine: which requests a step serves first, and how much work fits into it.
 
-Work is counted in tokens. A request's *need* is the work that it has had and the work that it is known to want. Small
-needs come first, and a request ages while others are served, so that none waits for ever. A client that has had more than
-another is treated as if each of its requests had had the difference (a virtual token counter, after Sheng et al. 2024,
-"Fairness in Serving Large Language Models").
+Work is counted in tokens. A request's *need* is the work that it has received plus the work that it is known to require.
+Small needs come first, and a request ages while others are served, so that none waits for ever. If a client has received
+more than another, the difference is added to the need of each of its requests (a virtual token counter, after Sheng et al.
+2024, "Fairness in Serving Large Language Models").
 """
 
 from __future__ import annotations

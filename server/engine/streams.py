@@ -1,4 +1,4 @@
-"""A second stream of work on a GPU, next to the current one; a CPU has none, and works in the order of the program."""
+"""A second CUDA stream, concurrent with the current one; a CPU has none and works in program order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies of many tensors at once between the host and the device: each one costs a launch, and one to the host a wait.
+"""Copies many tensors at once between host and device: each copy costs a launch, and one to the host also a wait.
 
 On a CPU, which is both, nothing is copied.
 """

@@ -1,4 +1,4 @@
-"""The format of the decoder's weights that the settings name, or why this device cannot have it."""
+"""Validates the configured format of the decoder's weights for this device and model."""
 
 from __future__ import annotations
 

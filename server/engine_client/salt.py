@@ -1,4 +1,4 @@
-"""Salts keep the engine's caches apart: a request finds in them only what requests with the same salt have left.
+"""Salts separate the engine's caches: a request reuses only entries of requests with the same salt.
 
 The salt is part of the hash of each block of text, of the key of each media item, and of each compiled grammar. So the time
 that a prompt takes tells nothing about the prompts of others. A tenant has a salt of its own, unless the operator lets

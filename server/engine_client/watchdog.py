@@ -1,4 +1,4 @@
-"""Tells a worker that hangs from one that is busy or idle, and from an API process that was itself asleep.
+"""Distinguishes a worker that hangs from one that is busy or idle, and from an API process that was itself suspended.
 
 The silence of a worker is counted in ticks of the API process's own loop. A tick that comes late, because the loop was
 blocked, the process or the machine was suspended, or the clock jumped, counts little and decides nothing: what the worker

@@ -1,4 +1,4 @@
-"""Confidence in a classification: probabilities that hold, and the threshold below which no label is given.
+"""Confidence in a classification: calibrated probabilities, and the threshold below which no label is returned.
 
 Both are fitted to left-out examples, whose labels are known. A temperature divides the log-probabilities of all candidates,
 so it changes how sure an answer is and never which one it is (Guo et al. 2017, "On Calibration of Modern Neural Networks").

@@ -1,4 +1,4 @@
-"""Stores the fits of methods to versions of support sets in the database, for later runs and other servers.
+"""Stores classifiers that were fitted to versions of support sets in the database, for later runs and other servers.
 
 A row per version, method and model has named arrays in the format of safetensors, which is data alone: the parameters of
 the method, and how it answered the examples that were left out. It is deleted with the version, or when it is old.

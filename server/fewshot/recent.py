@@ -1,4 +1,4 @@
-"""Keeps what was built last, by key: concurrent requests for one key build it once."""
+"""A cache of the most recently used values: concurrent requests for one key build its value once."""
 
 from __future__ import annotations
 

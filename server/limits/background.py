@@ -1,4 +1,4 @@
-"""Work in the background gives way to clients, in the API process as in the engine.
+"""Background work yields to requests of clients, in the API process as in the engine.
 
 Its priority lets it wait in the engine, but what it costs the API process, and the processors that both share, no scheduler
 sees. So while clients have requests, one piece of work runs at a time, with a rest after each. Nothing waits for ever.

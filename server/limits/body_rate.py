@@ -1,4 +1,4 @@
-"""The rate at which large bodies are read while requests wait or run: to receive and to copy a body takes time, too.
+"""Limits the rate at which large bodies are read while requests wait or run, because receiving a body uses processor time.
 
 Reading gives way as parsing does (see `resting_lock`). What a client sends meanwhile stays in its connection.
 """

@@ -1,8 +1,7 @@
-"""Paces the refusals of a client that ignores `Retry-After`: beyond the first ones, each is held until its turn.
+"""Delays the refusals of a client that ignores `Retry-After`: after the first ones, they are sent at a limited rate.
 
-So a client with few connections buys little processor time with requests that are refused, however fast it sends them. A
-request that is held has no ticket, and takes no more memory than an open connection; its client is answered sooner only at
-shutdown.
+A client with few connections therefore costs little processor time with refused requests, however fast it sends them. A
+delayed request has no ticket and uses no more memory than an open connection. At shutdown, delayed responses are sent.
 """
 
 from __future__ import annotations

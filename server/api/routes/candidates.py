@@ -1,4 +1,4 @@
-"""Routes that weigh given answers: `/v1/classify` with shots and templates, `/v1/score` per token of a plain prompt."""
+"""Routes that score given answers: `/v1/classify` after shots and a template, `/v1/score` after a plain prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routes that say which examples of a support set matter: its diagnostics, and what to label next."""
+"""Routes for curating a support set: diagnostics of its examples, and suggestions of images to label next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routes of the served model: its description, its tokenizer, its vectors, and what a token reads of its image.
+"""Routes of the served model: its description, its tokenizer, embeddings, and the attention of a token to its image.
 
 Texts and media have vectors in different spaces of different widths, so a request for embeddings is of one kind.
 """

@@ -1,4 +1,4 @@
-"""GET /: the playground, a page for people, which is built from `clients/playground` and calls this API.
+"""GET /: the playground, a web page for trying the server; it is built from `clients/playground` and calls this API.
 
 The page works offline: its files come from this server, and its policy allows no other host and no inline script.
 """

@@ -1,4 +1,4 @@
-"""Nearest mean and nearest neighbours: a query is like a label's mean, or like the label's examples next to it."""
+"""Nearest mean and nearest neighbours: compares a query with each label's mean, or with its nearest examples."""
 
 from __future__ import annotations
 
