@@ -1,10 +1,10 @@
 """The spans of a prompt whose shots attend alone: what identifies each, and where their tokens lie in the block table.
 
-A shot's keys and values depend only on the prefix, its own tokens and the media that they read. So does the chain of
-hashes of its blocks, which begins with the prefix's. The last block of a span may be partly filled. If positions restart, all shots
-have the same positions and their order has no effect: the block table sorts them by hash, so that a set of shots gives the
-same sums in any order, and the blocks of the query are found in the cache. If the query sees the shots in a row, they keep
-their order. Shots are computed in another order: the cached ones come first.
+A shot's keys and values depend only on the prefix, its own tokens and the media that they read. So does the chain of hashes
+of its blocks, which begins with the prefix's. The last block of a span may be partly filled. If positions restart, all
+shots have the same positions and their order has no effect: the block table sorts them by hash, so that a set of shots
+gives the same sums in any order, and the blocks of the query are found in the cache. If the query sees the shots in a row,
+they keep their order. Shots are computed in another order: the cached ones come first.
 """
 
 from __future__ import annotations
