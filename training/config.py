@@ -126,7 +126,7 @@ class TrainConfig:
     discriminants: str = ""
     # coordinates of the kin of an image (`model/kin.py`) that an untrained bridge reads; 0: as many as the folder has
     kin: int = 0
-    # multiplies an untrained bridge's embeddings of frames, which are small beside features and learn order slowly
+    # multiplies an untrained bridge's embeddings of frames, which are small compared with features and learn order slowly
     frame_scale: float = 1.0
     # a folder of `python -m training.contrastive`, whose encoder replaces the model's; "": keep the model's encoder
     vision: str = ""
