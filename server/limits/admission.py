@@ -74,21 +74,38 @@ class Ticket:
         self._num_bytes = 0
 
     def check(self) -> None:
-        """Refuse a request before its body is read, if it could not wait. Raises what `wait` raises."""
-        self._admission.check(self.client)
+        """Check that the request may wait now. Raises `ShuttingDown`, `Overloaded` and `ClientOverShare`."""
+        admission, queue = self._admission, self._admission.queue
+        if admission.is_closed:
+            raise ShuttingDown("the server is shutting down")
+        match queue.refusal(self.client):
+            case "full":
+                message = f"{queue.used} requests are waiting, the limit is {queue.total}"
+                raise Overloaded(message, retry_after=admission.retry_after())
+            case "over_share":
+                message = f"this client has its share of the {queue.total} requests that may wait"
+                raise ClientOverShare(message, retry_after=admission.retry_after())
 
     def hold(self, num_bytes: int) -> None:
         """Count bytes of the body. Raises `Overloaded` and `ClientOverShare`."""
-        self._admission.hold(self.client, num_bytes)
+        admission, bodies = self._admission, self._admission.bodies
+        match bodies.refusal(self.client, num_bytes):
+            case "full":
+                message = f"request bodies take {bodies.used} bytes, the limit is {bodies.total}"
+                raise Overloaded(message, retry_after=admission.retry_after(), closes=True)
+            case "over_share":
+                message = f"this client has its share of the {bodies.total} bytes that request bodies may take"
+                raise ClientOverShare(message, retry_after=admission.retry_after(), closes=True)
+        bodies.take(self.client, num_bytes)
         self._num_bytes += num_bytes
 
     def pause(self, num_bytes: int) -> float:
-        """Return the seconds for which to read no more of a large body after these bytes: other requests go first."""
-        return self._admission.pause(num_bytes)
+        """Count bytes of a large body, and return the seconds for which to read no more of it: other requests go first."""
+        return 0.0 if self._admission.is_quiet else self._admission.body_rate.pause(num_bytes)
 
     def wait(self) -> None:
-        """Count the request as waiting: its body is complete. Raises `Overloaded`, `ClientOverShare`, `ShuttingDown`."""
-        self._admission.check(self.client)
+        """Count the request as waiting: its body is complete. Raises what `check` raises."""
+        self.check()
         self._state = "waiting"
         self._admission.enter(self.client)
 
@@ -108,7 +125,7 @@ class Ticket:
 
 
 class Admission:
-    """Counts waiting and running requests and the bytes of their bodies, and refuses what exceeds the limits.
+    """Counts the waiting and running requests of all clients and the bytes of their bodies, within limits.
 
     `max_held` is the number of refusals that wait for their turn.
     """
@@ -126,9 +143,9 @@ class Admission:
         self.num_running = 0
         self.is_closed = False
         self.pacing = Pacing(max_held, clock)
-        self._queue = SharedLimit(max_num_queued, max_share)
-        self._bytes = SharedLimit(max_bytes, max_share)
-        self._body_rate = BodyRate(clock)
+        self.queue = SharedLimit(max_num_queued, max_share)
+        self.bodies = SharedLimit(max_bytes, max_share)
+        self.body_rate = BodyRate(clock)
         self._metrics = metrics
         self._clock = clock
         self._is_idle = asyncio.Event()
@@ -139,11 +156,11 @@ class Admission:
 
     @property
     def num_waiting(self) -> int:
-        return self._queue.used
+        return self.queue.used
 
     @property
     def is_full(self) -> bool:
-        return self._queue.is_full
+        return self.queue.is_full
 
     def ticket(self, client: str) -> Ticket:
         return Ticket(self, client)
@@ -168,39 +185,12 @@ class Admission:
 
     def retry_after(self) -> int:
         """Return the seconds in which the present queue empties, at the rate at which requests have begun lately."""
-        return min(max(math.ceil(self.num_waiting * self._seconds_per_start), 1), MAX_RETRY_AFTER)
-
-    def check(self, client: str) -> None:
-        """Check that a request of this client may wait now. Raises `ShuttingDown`, `Overloaded` and `ClientOverShare`."""
-        if self.is_closed:
-            raise ShuttingDown("the server is shutting down")
-        match self._queue.refusal(client):
-            case "full":
-                message = f"{self.num_waiting} requests are waiting, the limit is {self._queue.total}"
-                raise Overloaded(message, retry_after=self.retry_after())
-            case "over_share":
-                message = f"this client has its share of the {self._queue.total} requests that may wait"
-                raise ClientOverShare(message, retry_after=self.retry_after())
-
-    def hold(self, client: str, num_bytes: int) -> None:
-        limit = self._bytes.total
-        match self._bytes.refusal(client, num_bytes):
-            case "full":
-                message = f"request bodies take {self._bytes.used} bytes, the limit is {limit}"
-                raise Overloaded(message, retry_after=self.retry_after(), closes=True)
-            case "over_share":
-                message = f"this client has its share of the {limit} bytes that request bodies may take"
-                raise ClientOverShare(message, retry_after=self.retry_after(), closes=True)
-        self._bytes.take(client, num_bytes)
-
-    def pause(self, num_bytes: int) -> float:
-        """Return the seconds for which reading a large body pauses after these bytes, 0 while no client has a request."""
-        return 0.0 if self.is_quiet else self._body_rate.pause(num_bytes)
+        return min(max(math.ceil(self.queue.used * self._seconds_per_start), 1), MAX_RETRY_AFTER)
 
     def enter(self, client: str) -> None:
-        if not self.num_waiting:
+        if not self.queue.used:
             self._waiting_since = self._clock()
-        self._queue.take(client)
+        self.queue.take(client)
         self._report()
 
     def begin(self, client: str) -> None:
@@ -208,22 +198,22 @@ class Admission:
         interval = now - self._waiting_since
         self._seconds_per_start += NEWEST * (interval - self._seconds_per_start)
         self._waiting_since = now
-        self._queue.release(client)
+        self.queue.release(client)
         self.num_running += 1
         self._report()
 
     def leave(self, client: str, num_bytes: int, state: Literal["arriving", "waiting", "running"]) -> None:
-        self._bytes.release(client, num_bytes)
+        self.bodies.release(client, num_bytes)
         if state == "waiting":
-            self._queue.release(client)
+            self.queue.release(client)
         elif state == "running":
             self.num_running -= 1
         self._report()
 
     def _report(self) -> None:
-        self._metrics.num_requests_waiting.set(self.num_waiting)
+        self._metrics.num_requests_waiting.set(self.queue.used)
         self._metrics.num_requests_running.set(self.num_running)
-        if self.num_waiting or self.num_running:
+        if self.queue.used or self.num_running:
             self._is_idle.clear()
         elif not self._is_idle.is_set():
             self._is_idle.set()

@@ -46,7 +46,7 @@ async def test_a_full_queue_refuses_a_request_without_reading_it(
     http: httpx.AsyncClient, client: FakeClient, admission: Admission
 ) -> None:
     gate = Gate(client)
-    admission._queue = SharedLimit(4, max_share=1)
+    admission.queue = SharedLimit(4, max_share=1)
     waiting = [asyncio.create_task(http.post("/v1/completions", json={"prompt": "x"})) for _ in range(4)]
     await eventually(lambda: admission.num_waiting == 4)
     refused = await http.post("/v1/completions", content=b"this is not even JSON")
@@ -151,7 +151,7 @@ async def test_a_request_takes_no_place_before_its_body_has_arrived(http: httpx.
     for task in slow:
         task.cancel()
     await asyncio.wait(slow)
-    assert admission._bytes.used == 0
+    assert admission.bodies.used == 0
 
 
 class TestHeldBodies:
@@ -172,9 +172,9 @@ class TestHeldBodies:
         # a client without checks of the document, which cannot read a body of unknown length again
         sender = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
         held = asyncio.create_task(sender.post("/v1/completions", headers=AS_JSON, content=body(500_000)))
-        await eventually(lambda: admission._bytes.used == 500_000)
+        await eventually(lambda: admission.bodies.used == 500_000)
         second = asyncio.create_task(http.post("/v1/completions", headers=AS_JSON, content=body(100_000)))
-        await eventually(lambda: admission._bytes.used == 600_000)
+        await eventually(lambda: admission.bodies.used == 600_000)
         refused = await http.post("/v1/completions", content=b" " * 100)
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "client_over_share")
         assert refused.headers["connection"] == "close"
@@ -183,10 +183,10 @@ class TestHeldBodies:
             full = await other.post("/v1/completions", content=b" " * 600_000)
             assert (full.status_code, full.json()["error"]["code"]) == (503, "overloaded")
         second.cancel()
-        await eventually(lambda: admission._bytes.used == 500_000)
+        await eventually(lambda: admission.bodies.used == 500_000)
         arrived.set()
         assert (await held).status_code == 200
-        assert admission._bytes.used == 0
+        assert admission.bodies.used == 0
 
 
 def test_clients_converge_to_equal_shares_of_a_limit() -> None:
@@ -234,4 +234,4 @@ async def test_a_ticket_that_is_refused_holds_nothing() -> None:
         refused.hold(10)
         with pytest.raises(ClientOverShare):
             refused.wait()
-    assert (admission.num_waiting, admission._bytes.used) == (1, 0)
+    assert (admission.num_waiting, admission.bodies.used) == (1, 0)

@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 
 from server.api.body import LARGE_BODY
-from server.limits.admission import Admission
+from server.limits.admission import Admission, Ticket
 from server.limits.body_rate import BYTES_PER_SECOND, MIN_PAUSE, BodyRate
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
@@ -45,10 +45,10 @@ def test_a_body_that_comes_slowly_is_not_paused() -> None:
 def test_nothing_is_paused_while_no_client_has_a_request() -> None:
     clock = Clock()
     admission = Admission(4, Metrics("tiny"), clock=clock)
-    assert admission.pause(BYTES_PER_SECOND) == 0
-    with admission.ticket("a") as ticket:
+    with admission.ticket("a") as ticket, admission.ticket("b") as reading:
+        assert reading.pause(BYTES_PER_SECOND) == 0
         ticket.wait()
-        assert admission.pause(BYTES_PER_SECOND) == pytest.approx(1)
+        assert reading.pause(BYTES_PER_SECOND) == pytest.approx(1)
 
 
 class TestServer:
@@ -62,11 +62,11 @@ class TestServer:
     ) -> None:
         counted = list[int]()
 
-        def pause(num_bytes: int) -> float:
+        def pause(ticket: Ticket, num_bytes: int) -> float:
             counted.append(num_bytes)
             return 0.0
 
-        monkeypatch.setattr(app.state.services.admission, "pause", pause)
+        monkeypatch.setattr(Ticket, "pause", pause)
         for size in (LARGE_BODY, 4 * LARGE_BODY):
             body = b'{"prompt": "x"}'.ljust(size)
             assert (await http.post("/v1/completions", headers=AS_JSON, content=body)).status_code == 200

@@ -157,7 +157,7 @@ async def test_a_full_server_refuses_without_a_pause(
     http: httpx.AsyncClient, client: FakeClient, admission: Admission
 ) -> None:
     gate = Gate(client)
-    admission._queue = SharedLimit(1, max_share=1)
+    admission.queue = SharedLimit(1, max_share=1)
     served = asyncio.create_task(http.post("/v1/completions", json={"prompt": "x"}))
     await eventually(lambda: admission.num_waiting == 1)
     admission.pacing._due["127.0.0.1"] = math.inf
