@@ -216,8 +216,9 @@ class EngineClient:
             raise EngineNotReady(f"the model is not ready: the engine is {state}")
         if not self._open_requests:
             self._watchdog.progress()
-        request = salted(request, self._salt)
-        opened = self._open_requests[request.request_id] = OpenRequest(salted_media(media, self._salt))
+        if self._salt:
+            request, media = salted(request, self._salt), salted_media(media, self._salt)
+        opened = self._open_requests[request.request_id] = OpenRequest(media)
         self._supply.begin(opened)
         try:
             worker.send(request)

@@ -31,10 +31,8 @@ def add_salt(salt: bytes, kind: Kind, name: str) -> bytes:
 
 
 def salted(request: wire.Request, salt: bytes) -> wire.Request:
-    """Return a request whose prompt and media have a salt. Without one they stay as they are."""
+    """Return a request whose prompt and media have a salt."""
     match request:
-        case _ if not salt:
-            return request
         case wire.Generate() | wire.Score() | wire.Inspect():
             return msgspec.structs.replace(request, prompt=salted_prompt(request.prompt, salt))
         case wire.Embed():
@@ -43,13 +41,11 @@ def salted(request: wire.Request, salt: bytes) -> wire.Request:
 
 
 def salted_prompt(prompt: EncodedPrompt, salt: bytes) -> EncodedPrompt:
-    return replace(prompt, media=salted_sources(prompt.media, salt), salt=salt) if salt else prompt
+    return replace(prompt, media=salted_sources(prompt.media, salt), salt=salt)
 
 
 def salted_media(media: Mapping[bytes, EncodedMedia], salt: bytes) -> Mapping[bytes, EncodedMedia]:
     """Return media by their sources."""
-    if not salt:
-        return media
     return {digest + salt: replace(item, digest=digest + salt) for digest, item in media.items()}
 
 

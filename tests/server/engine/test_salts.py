@@ -101,7 +101,7 @@ def test_a_pin_is_of_one_salt() -> None:
 
 
 @pytest.mark.parametrize("kind", [Generate, Score, Inspect])
-def test_a_request_without_a_salt_stays_as_it_is(kind: type[Request]) -> None:
+def test_a_salt_is_part_of_the_prompt_and_of_its_media(kind: type[Request]) -> None:
     prompt = FEW_SHOT.request("").prompt
     requests: dict[type, Request] = {
         Generate: Generate(request_id="1", prompt=prompt, sampling=GREEDY),
@@ -109,10 +109,9 @@ def test_a_request_without_a_salt_stays_as_it_is(kind: type[Request]) -> None:
         Inspect: Inspect(request_id="1", prompt=prompt, token=0),
     }
     request = requests[kind]
-    assert salted(request, b"") is request
-    with_salt = salted(request, RED)
     salted_prompt = replace(prompt, media=[name + RED for name in prompt.media], salt=RED)
-    assert with_salt == msgspec.structs.replace(request, prompt=salted_prompt)
+    assert salted(request, RED) == msgspec.structs.replace(request, prompt=salted_prompt)
+    assert salted(request, b"") == request
 
 
 def test_shots_that_attend_alone_are_not_shared() -> None:
