@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from server.engine_client.client import Client
 from server.fewshot.candidates import Candidate
@@ -30,10 +29,6 @@ class PreparedQuestion:
     chosen: Chosen
     assembled: AssembledPrompt | None = None
     prompts: ScoringPrompts | None = None
-
-    def report(self, record: RequestRecord) -> dict[str, Any]:
-        """Return the field `fewshot` of an answer, and add to the record what `usage` says about the shots."""
-        return (self.assembled or self.question).report(record)
 
 
 async def prepare(

@@ -85,13 +85,6 @@ class Question:
         balanced = source.model_copy(update={"strategy": "balanced", "k": k})
         return replace(self, fields=self.fields.model_copy(update={"examples": balanced}))
 
-    def report(self, record: RequestRecord) -> dict[str, Any]:
-        """Return the field `fewshot` of an answer without a prompt, and add the support set to what `usage` says."""
-        stored = self.support_set
-        source = {"support_set": stored and stored.id, "version": stored and stored.version}
-        record.details |= source
-        return {"template": self.template.name, "strategy": None, **source, "shots": [], "shots_left_out": 0}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssembledPrompt:
@@ -109,18 +102,28 @@ class AssembledPrompt:
         prompt = await model.tokenize(write, question.template, shots, question.query, media, model, attend)
         return replace(self, prompt=prompt, shots=shots)
 
-    def report(self, record: RequestRecord) -> dict[str, Any]:
-        """Return the field `fewshot` of an answer, and add to the record what `usage` says about the shots."""
-        record.num_shots = max(len(self.shots), record.num_shots or 0)
+
+def fewshot_report(question: Question, assembled: AssembledPrompt | None, record: RequestRecord) -> dict[str, Any]:
+    """Return the field `fewshot` of an answer, and add to the record what `usage` says about the shots.
+
+    `assembled`: the question's prompt, None if the language model takes no part.
+    """
+    examples, stored = question.fields.examples, question.support_set
+    strategy = examples.strategy if assembled and examples else None
+    shots = assembled.shots if assembled else []
+    source = {"support_set": stored and stored.id, "version": stored and stored.version}
+    if assembled:
+        record.strategy = strategy
+        record.num_shots = max(len(shots), record.num_shots or 0)
         record.details["shots_used"] = record.num_shots
-        examples = self.question.fields.examples
-        record.strategy = examples.strategy if examples else None
-        return {
-            **self.question.report(record),
-            "strategy": record.strategy,
-            "shots": [{"id": shot.id, "score": shot.score, "label": shot.label or None} for shot in self.shots],
-            "shots_left_out": self.num_left_out,
-        }
+    record.details |= source
+    return {
+        "template": question.template.name,
+        "strategy": strategy,
+        **source,
+        "shots": [{"id": shot.id, "score": shot.score, "label": shot.label or None} for shot in shots],
+        "shots_left_out": assembled.num_left_out if assembled else 0,
+    }
 
 
 async def read_question(fields: FewShotFields, model: ServedModel, source: ShotSource) -> Question:

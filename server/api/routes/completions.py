@@ -12,7 +12,7 @@ from server.api.generation import completion_requests
 from server.api.openapi import PROMPT, SUPPORT_SET, describe
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
-from server.fewshot.prompting import AssembledPrompt, assemble, read_question
+from server.fewshot.prompting import AssembledPrompt, assemble, fewshot_report, read_question
 from server.prompt import prepare_prompts
 from server.schemas.fewshot import FewShotCompletionRequest
 from server.schemas.generation import CompletionRequest
@@ -51,12 +51,12 @@ async def create_fewshot_completion(request: Request, services: GivenServices, r
     fields = await read_request(FewShotCompletionRequest, request, services)
     services = services.with_salt(fields.cache_salt)
     assembled = await unless_disconnected(request.receive, _assemble(fields, services))
-    report = assembled.report(record)
+    fewshot = fewshot_report(assembled.question, assembled, record)
     if fields.echo:
         token_ids = assembled.prompt.encoded.token_ids
-        report["prompt"] = services.model.tokenizer.decode(token_ids, skip_special_tokens=False)
+        fewshot["prompt"] = services.model.tokenizer.decode(token_ids, skip_special_tokens=False)
     generations = completion_requests(
-        fields, [assembled.prompt], services.model, template=assembled.question.template, extras={"fewshot": report}
+        fields, [assembled.prompt], services.model, template=assembled.question.template, extras={"fewshot": fewshot}
     )
     return await respond(request, services, record, fields, generations, CompletionShape(fields))
 

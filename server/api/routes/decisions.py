@@ -26,6 +26,7 @@ from server.fewshot.classification import run_concurrently, weigh
 from server.fewshot.decisions import YES, Decision, read_decisions, text_of
 from server.fewshot.evidence import PreparedQuestion, gather, prepare
 from server.fewshot.methods import IN_CONTEXT, METHODS
+from server.fewshot.prompting import fewshot_report
 from server.schemas.decisions import ChoiceQuestion, DecisionRequest, ScoreQuestion
 from server.schemas.responses.decisions import Decision as DecisionResponse
 from server.telemetry.request_record import RequestRecord
@@ -127,7 +128,7 @@ async def _answer(
     Raises the engine's errors.
     """
     if decision.has_examples:
-        prepared.report(record)
+        fewshot_report(prepared.question, prepared.assembled, record)
     in_context, likeness = await gather(prepared, record, services.comparison, services.client)
     record.classified(prepared.chosen.method)
     ranked = weigh(decision.parsed.candidates, in_context, likeness, prepared.chosen.temperature(request))
