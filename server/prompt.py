@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import cast
 
 from model.prompt import (
     EncodedPrompt,
@@ -24,7 +25,7 @@ from model.prompt import (
 from server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from server.media.intake import Intake
 from server.media.source import EncodedMedia
-from server.schemas.prompt import EndOfChunkPart, MediaPart, Prompt, TextPart, prompt_form
+from server.schemas.prompt import EndOfChunkPart, MediaPart, Prompt, Prompts, TextPart, prompt_form
 from server.served_model import ServedModel
 
 
@@ -57,14 +58,18 @@ def check_shots_attend(attend: ShotsAttend, model: ServedModel) -> None:
         raise UnsupportedParameter(message, param="shots_attend")
 
 
-async def prepare_prompt(prompt: Prompt, model: ServedModel, intake: Intake, param: str = "prompt") -> PreparedPrompt:
+async def prepare_prompt(prompt: Prompt, model: ServedModel, intake: Intake) -> PreparedPrompt:
     """Prepare the prompt of a request. Raises `InvalidRequest` or `MediaNotFound`, which name the invalid part."""
-    (prepared,) = await prepare_prompts({param: prompt}, model, intake)
+    (prepared,) = await prepare_prompts(prompt, model, intake)
     return prepared
 
 
-async def prepare_prompts(prompts: Mapping[str, Prompt], model: ServedModel, intake: Intake) -> list[PreparedPrompt]:
-    """Prepare prompts, which come by their paths in the request; the limits of media are those of all together."""
+async def prepare_prompts(value: Prompts, model: ServedModel, intake: Intake) -> list[PreparedPrompt]:
+    """Prepare the field `prompt` of a request; the limits of media are those of all its prompts together."""
+    if prompt_form(value) == "<list of prompts>":
+        prompts = {f"prompt[{index}]": prompt for index, prompt in enumerate(cast(list[Prompt], value))}
+    else:
+        prompts = {"prompt": cast(Prompt, value)}
     parts = {
         f"{param}[{index}]": part
         for param, prompt in prompts.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -131,10 +131,3 @@ Prompts = Annotated[
     OnePrompt | Annotated[list[Prompt], Field(max_length=MAX_PROMPTS), Tag("<list of prompts>")],
     Discriminator(prompt_form),
 ]
-
-
-def prompts_by_param(value: Prompts) -> dict[str, Prompt]:
-    """Return each prompt of the field `prompt` by its path."""
-    if prompt_form(value) != "<list of prompts>":
-        return {"prompt": cast(Prompt, value)}
-    return {f"prompt[{index}]": prompt for index, prompt in enumerate(cast(list[Prompt], value))}

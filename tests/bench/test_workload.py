@@ -13,7 +13,6 @@ from server.media.intake import Intake
 from server.media.store import MediaStore
 from server.prompt import prepare_prompts
 from server.schemas.generation import CompletionRequest
-from server.schemas.prompt import prompts_by_param
 from server.served_model import ServedModel
 from server.settings import Settings
 
@@ -72,6 +71,6 @@ def test_the_http_parts_of_a_prompt_give_the_same_tokens_and_media(tokenizer: Pr
     completion = CompletionRequest.model_validate({"prompt": prompt.parts()})
     intake = Intake(Settings.model_validate({}), MediaStore("memory://"))
     model = ServedModel("tiny", CONFIG, tokenizer, 1024)
-    (prepared,) = asyncio.run(prepare_prompts(prompts_by_param(completion.prompt), model, intake))
+    (prepared,) = asyncio.run(prepare_prompts(completion.prompt, model, intake))
     assert prepared.encoded.token_ids == request.prompt.token_ids
     assert prepared.encoded.media == request.prompt.media

@@ -16,7 +16,6 @@ from server.fewshot.prompting import AssembledPrompt, assemble, fewshot_report, 
 from server.prompt import prepare_prompts
 from server.schemas.fewshot import FewShotCompletionRequest
 from server.schemas.generation import CompletionRequest
-from server.schemas.prompt import prompts_by_param
 from server.schemas.responses.completions import Completion, CompletionChunk, FewShotCompletion, FewShotCompletionChunk
 
 router = APIRouter()
@@ -30,7 +29,7 @@ async def create_completion(request: Request, services: GivenServices, record: G
     """Continue a prompt, or each of several."""
     fields = await read_request(CompletionRequest, request, services)
     services = services.with_salt(fields.cache_salt)
-    prompts = await prepare_prompts(prompts_by_param(fields.prompt), services.model, services.intake)
+    prompts = await prepare_prompts(fields.prompt, services.model, services.intake)
     prompts = [prompt.with_shots(fields.shots_attend, services.model) for prompt in prompts]
     generations = completion_requests(fields, prompts, services.model)
     return await respond(request, services, record, fields, generations, CompletionShape(fields))

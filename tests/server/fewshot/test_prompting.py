@@ -15,7 +15,6 @@ from server.prompt import prepare_prompts
 from server.schemas.base import read
 from server.schemas.fewshot import FewShotFields
 from server.schemas.generation import CompletionRequest
-from server.schemas.prompt import prompts_by_param
 from tests.server.conftest import data_url, image_part, png
 
 pytestmark = pytest.mark.anyio
@@ -37,7 +36,7 @@ async def assemble_from(services: Services, **body: Any) -> AssembledPrompt:
 async def by_hand(services: Services, *parts: Any) -> list[int]:
     prompt = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
     fields = read(CompletionRequest, msgspec.json.encode({"prompt": prompt}))
-    (prepared,) = await prepare_prompts(prompts_by_param(fields.prompt), services.model, services.intake)
+    (prepared,) = await prepare_prompts(fields.prompt, services.model, services.intake)
     return prepared.encoded.token_ids
 
 

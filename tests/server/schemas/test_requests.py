@@ -20,7 +20,6 @@ from server.media.store import MediaStore
 from server.prompt import prepare_prompt, prepare_prompts
 from server.schemas.base import read
 from server.schemas.generation import CompletionRequest
-from server.schemas.prompt import prompts_by_param
 from server.settings import Settings
 from tests.server.conftest import data_url, image_part
 from tests.server.fakes import AS_JSON, CONFIG, TOKENIZER, FakeClient, served_model
@@ -239,7 +238,7 @@ def test_any_json_is_accepted_or_the_error_names_a_field(body: dict[str, Any]) -
 def refusal(body: bytes) -> InvalidRequest | MediaNotFound | None:
     try:
         fields = read(CompletionRequest, body)
-        prompts = asyncio.run(prepare_prompts(prompts_by_param(fields.prompt), served_model(), INTAKE))
+        prompts = asyncio.run(prepare_prompts(fields.prompt, served_model(), INTAKE))
         completion_requests(fields, prompts, served_model())
     except (InvalidRequest, MediaNotFound) as error:
         return error
