@@ -46,14 +46,16 @@ class Answers(SequenceTask):
         self._prompt_logprobs: dict[int, TokenLogprob] = {}
         self._is_prompt_scored = False
         self._live: dict[int, Sequence] = {}
-        self.first_sequence, *_ = self._held_back = self._create_sequences(order)
+        # the other beams of a search are forked from the first
+        num_sequences = 1 if request.sampling.beam_width else request.sampling.n
+        self._held_back = [
+            Sequence(request.request_id, request.prompt, request.sampling, order, index)
+            for index in range(num_sequences)
+        ]
+        self.first_sequence = self._held_back[0]
         self.compiling = compiling
         if compiling is None:
             self._live[0] = self._held_back.pop(0)
-
-    def _create_sequences(self, order: Order) -> list[Sequence]:
-        prompt, sampling = self._request.prompt, self._request.sampling
-        return [Sequence(self.request_id, prompt, sampling, order, index) for index in range(sampling.n)]
 
     def prepare(self) -> list[Outbound]:
         """Begin once the grammar is compiled."""

@@ -54,9 +54,6 @@ class BeamAnswers(Answers):
         self._reported: list[Result] = []
         self._ended: list[Hypothesis] = []  # the best, best first
 
-    def _create_sequences(self, order: Order) -> list[Sequence]:
-        return [Sequence(self.request_id, self._request.prompt, self._request.sampling, order)]
-
     def end_answer(self, index: int) -> Iterable[Outbound]:
         """Do nothing: no answer was sent yet, and the search continues for the others."""
         return []
