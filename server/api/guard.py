@@ -2,7 +2,8 @@
 
 A request with a body is refused here if it could not wait in the queue: routing it would cost a full server as much time
 again as the refusal. The ticket is released after the last byte of the response, and before a refusal, which may have to
-wait for its turn. Pure ASGI, so that streams pass through untouched.
+wait for its turn. Pure ASGI, so that streams pass through untouched. What needs the route, which the middleware does not
+know, is checked by `authorise`, a dependency of all routes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.access.callers import Caller, Callers
 from server.access.keys import Keys
 from server.access.pages import SAFE_METHODS, allowed_hosts, is_address, may_change, name_of, permitted_origins
-from server.access.roles import OPERATOR_PATHS
+from server.access.roles import OPERATOR_PATHS, may, needed_role
 from server.errors import (
     ClientOverShare,
     Forbidden,
@@ -145,6 +146,15 @@ class Guard:
         if caller is None:
             raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")
         return caller
+
+
+async def authorise(request: Request) -> None:
+    """Refuse a request whose route the caller's role does not permit. Raises `Forbidden`."""
+    caller: Caller = request.state.caller
+    path: str = request.scope["route"].path
+    needed = needed_role(request.method, path)
+    if not may(caller.role, needed):
+        raise Forbidden(f"{request.method} {path} needs a key with the role {needed}, this one has {caller.role}")
 
 
 def _check_tenant(path: str, caller: Caller) -> None:
