@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Literal
 
 from server.errors import ClientOverShare, Overloaded, ShuttingDown
-from server.limits.body_rate import BodyRate
 from server.limits.pacing import Pacing
 from server.telemetry.metrics import Metrics
 
@@ -24,6 +23,10 @@ MAX_RETRY_AFTER = 60
 QUIET_SECONDS = 0.1
 # weight of the newest interval in the mean time between two requests that begin
 NEWEST = 0.1
+# of all large bodies together while requests wait or run: to receive and to copy them takes about a sixth of a slow core
+BYTES_PER_SECOND = 32 * 2**20
+# pieces of a body are small: their times add up to one that is worth a pause
+MIN_PAUSE = 0.02
 
 Refusal = Literal["full", "over_share"]
 
@@ -62,6 +65,25 @@ class SharedLimit:
         self._held[client] -= amount
         if not self._held[client]:
             del self._held[client]
+
+
+class BodyRate:
+    """Counts the bytes of large bodies, and says how long to pause so that the rate is kept.
+
+    Reading gives way to other requests as parsing does (see `resting_lock`). What a client sends meanwhile stays in its
+    connection.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._due = 0.0  # when the bytes so far are read at this rate
+
+    def pause(self, num_bytes: int) -> float:
+        """Count bytes, and return the seconds to wait before the next ones are read, 0 for a short time."""
+        now = self._clock()
+        self._due = max(self._due, now) + num_bytes / BYTES_PER_SECOND
+        seconds = self._due - now
+        return seconds if seconds >= MIN_PAUSE else 0.0
 
 
 class Ticket:
@@ -157,10 +179,6 @@ class Admission:
     @property
     def num_waiting(self) -> int:
         return self.queue.used
-
-    @property
-    def is_full(self) -> bool:
-        return self.queue.is_full
 
     def ticket(self, client: str) -> Ticket:
         return Ticket(self, client)

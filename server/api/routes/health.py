@@ -74,7 +74,7 @@ def readiness(services: Services) -> str:
         return services.client.state
     if _is_stalled(services):
         return "stalled"
-    return "overloaded" if services.admission.is_full else "ready"
+    return "overloaded" if services.admission.queue.is_full else "ready"
 
 
 def _is_stalled(services: Services) -> bool:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
 from server.api.body import LARGE_BODY
-from server.limits.admission import Admission, Ticket
-from server.limits.body_rate import BYTES_PER_SECOND, MIN_PAUSE, BodyRate
+from server.limits.admission import BYTES_PER_SECOND, MIN_PAUSE, Admission, BodyRate, Ticket
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
 from tests.server.fakes import AS_JSON
@@ -58,7 +56,7 @@ class TestServer:
 
     @pytest.mark.anyio
     async def test_the_bytes_of_large_bodies_are_counted(
-        self, http: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+        self, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         counted = list[int]()
 
