@@ -1,4 +1,4 @@
-"""Reads the examples of requests: their media become bytes, and each has an id."""
+"""Reads the examples of requests, of which there may be thousands: their media become bytes, and each has an id."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import asyncio
 import uuid
 from collections.abc import Sequence
 
-from server.fewshot.shots import read_groups
+from server.errors import InvalidMedia
+from server.fewshot.shots import MediaOwner
 from server.media.intake import Intake
 from server.media.source import EncodedMedia
 from server.schemas.archive import ArchivedExample
 from server.schemas.stored import ExampleFields
 from server.store.records import NewExample
+
+# owners whose media are read at once
+MAX_CONCURRENT = 32
 
 
 async def read_examples(examples: Sequence[ExampleFields], intake: Intake) -> list[NewExample]:
@@ -32,3 +36,25 @@ def new_examples(
         )
         for example, items in zip(examples, media, strict=True)
     ]
+
+
+async def read_groups(owners: Sequence[MediaOwner], param: str, intake: Intake) -> list[list[EncodedMedia]]:
+    """Return the media of each owner, of which there may be more than a prompt may show.
+
+    Raises what the intake raises, naming the owner at fault in the list `param`, and `InvalidMedia` for more bytes than a
+    request may have.
+    """
+    read: list[list[EncodedMedia]] = []
+    num_bytes, limit = 0, intake.settings.max_body_bytes
+    for start in range(0, len(owners), MAX_CONCURRENT):
+        batch = enumerate(owners[start : start + MAX_CONCURRENT], start)
+        media = await asyncio.gather(*(_read_owner(owner, f"{param}[{index}]", intake) for index, owner in batch))
+        num_bytes += sum(item.num_bytes for items in media for item in items if item.is_in_memory)
+        if num_bytes > limit:
+            raise InvalidMedia(f"{num_bytes} bytes of media in one request, the limit is {limit}", param=param)
+        read += media
+    return read
+
+
+async def _read_owner(owner: MediaOwner, param: str, intake: Intake) -> list[EncodedMedia]:
+    return [await intake.read(part, path) for path, part in owner.parts(param).items()]

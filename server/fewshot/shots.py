@@ -6,14 +6,13 @@ same shots.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from server.errors import InvalidMedia, InvalidRequest, SupportSetNotFound
+from server.errors import InvalidRequest, SupportSetNotFound
 from server.fewshot.retrieval import SPACES, Retrieval, Similar, SimilarityQuery
 from server.fewshot.templates import Shot, Template
 from server.media.intake import Intake
@@ -36,8 +35,6 @@ DEFAULT_ORDER: dict[Strategy, Order] = {
     "balanced": "as_selected",
     **dict.fromkeys(SPACES, "similar_last"),
 }
-# owners whose media are read at once
-MAX_CONCURRENT = 32
 
 
 class SelectionError(ValueError):
@@ -166,28 +163,6 @@ class ShotSource:
             if strategy in SPACES and k:
                 similar = await self.retrieval.most_similar(support_set, strategy, query, k + len(excluded))
             return select(strategy, examples, k, seed=fields.seed, order=order, similar=similar, without=excluded)
-
-
-async def read_groups(owners: Sequence[MediaOwner], param: str, intake: Intake) -> list[list[EncodedMedia]]:
-    """Return the media of each owner, of which there may be more than a prompt may show.
-
-    Raises what the intake raises, naming the owner at fault in the list `param`, and `InvalidMedia` for more bytes than a
-    request may have.
-    """
-    read: list[list[EncodedMedia]] = []
-    num_bytes, limit = 0, intake.settings.max_body_bytes
-    for start in range(0, len(owners), MAX_CONCURRENT):
-        batch = enumerate(owners[start : start + MAX_CONCURRENT], start)
-        media = await asyncio.gather(*(_read_owner(owner, f"{param}[{index}]", intake) for index, owner in batch))
-        num_bytes += sum(item.num_bytes for items in media for item in items if item.is_in_memory)
-        if num_bytes > limit:
-            raise InvalidMedia(f"{num_bytes} bytes of media in one request, the limit is {limit}", param=param)
-        read += media
-    return read
-
-
-async def _read_owner(owner: MediaOwner, param: str, intake: Intake) -> list[EncodedMedia]:
-    return [await intake.read(part, path) for path, part in owner.parts(param).items()]
 
 
 @contextmanager

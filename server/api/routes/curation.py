@@ -11,11 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import JSONResponse, read_query, read_request
+from server.api.examples import read_groups
 from server.api.openapi import PROMPT, SUPPORT_SET, describe
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import ClientOverShare, Overloaded, ShuttingDown
-from server.fewshot.shots import read_groups
 from server.media.source import EncodedMedia
 from server.quality.curation import check_diagnosable, check_number
 from server.quality.diagnostics import Diagnosis
