@@ -18,7 +18,6 @@ from server.access.roles import may
 from server.api.services import Services
 from server.errors import BodyTimeout, BodyTooLarge, Forbidden, InvalidRequest, UnsupportedMediaType
 from server.limits.admission import Ticket
-from server.limits.resting_lock import RestingLock
 from server.schemas.base import ModelRequest, PrioritizedRequest, SchemaType, TimedRequest, read
 from server.settings import Settings
 from server.telemetry.stages import current
@@ -33,8 +32,11 @@ WRITE_BYTES = 2**20
 async def read_request(
     schema: type[SchemaType], request: Request, services: Services, empty: bytes = b""
 ) -> SchemaType:
-    """Read and validate a JSON body; `empty` stands for one without bytes. Raises `InvalidRequest`, `ModelNotFound`."""
-    fields = await parse(schema, await read_json(request, services.settings) or empty, services.parsing)
+    """Read the fields of a request, and check the model and the priority that it may name.
+
+    Raises what `read_json` raises, `Forbidden` and `ModelNotFound`.
+    """
+    fields, _ = await read_json(schema, request, services, empty)
     if isinstance(fields, ModelRequest) and fields.model not in (None, services.model.name):
         raise services.model_not_found(str(fields.model))
     if isinstance(fields, TimedRequest):
@@ -57,12 +59,23 @@ def _check_priority(priority: int, caller: Caller, settings: Settings) -> None:
         raise Forbidden(f"priority is {priority}: below 0 it needs a key with the role manage", param="priority")
 
 
-async def parse(schema: type[SchemaType], body: bytes, parsing: RestingLock) -> SchemaType:
-    """Validate a JSON body; large ones one at a time, with a rest in between. Raises `InvalidRequest`."""
+async def read_json(
+    schema: type[SchemaType], request: Request, services: Services, empty: bytes = b""
+) -> tuple[SchemaType, bytes]:
+    """Read and validate a JSON body, and return it as well; `empty` stands for one without bytes.
+
+    Large ones are validated one at a time, with a rest in between. A page of another site can send other types without
+    asking first, so they are refused. Raises `InvalidRequest`, `UnsupportedMediaType` and what `stream_body` raises.
+    """
+    declared, body = content_type(request), await read_body(request, services.settings)
+    if body and declared != JSON:
+        message = f"a body of type {declared[:64]!r}: send JSON with the header Content-Type: {JSON}"
+        raise UnsupportedMediaType(message, param="Content-Type")
+    body = body or empty
     if len(body) < LARGE_BODY:
-        return read(schema, body)
-    async with parsing.hold():
-        return read(schema, body)
+        return read(schema, body), body
+    async with services.parsing.hold():
+        return read(schema, body), body
 
 
 def read_query(schema: type[SchemaType], request: Request) -> SchemaType:
@@ -76,19 +89,6 @@ def read_query(schema: type[SchemaType], request: Request) -> SchemaType:
 async def read_body(request: Request, settings: Settings) -> bytes:
     """Return the whole body. Raises what `stream_body` raises."""
     return b"".join([piece async for piece in stream_body(request, settings)])
-
-
-async def read_json(request: Request, settings: Settings) -> bytes:
-    """Return the whole body, which is empty or declared as JSON.
-
-    A page of another site can send other types without asking first, so they are refused. Raises `UnsupportedMediaType` and
-    what `stream_body` raises.
-    """
-    declared, body = content_type(request), await read_body(request, settings)
-    if body and declared != JSON:
-        message = f"a body of type {declared[:64]!r}: send JSON with the header Content-Type: {JSON}"
-        raise UnsupportedMediaType(message, param="Content-Type")
-    return body
 
 
 def content_type(request: Request) -> str:

@@ -18,7 +18,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import JSONResponse, parse, read_json, read_query, read_request
+from server.api.body import JSONResponse, read_json, read_query, read_request
 from server.api.examples import read_examples
 from server.api.openapi import MEDIA, PROMPT, SUPPORT_SET, describe
 from server.api.services import GivenRecord, GivenServices, Services
@@ -82,8 +82,7 @@ IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 )
 async def create_support_set(request: Request, services: GivenServices) -> Response:
     """Create a support set."""
-    body = await read_json(request, services.settings)
-    fields = await parse(CreateRequest, body, services.parsing)
+    fields, body = await read_json(CreateRequest, request, services)
     store = partial(
         services.support_sets.create,
         fields.name,
@@ -163,8 +162,7 @@ async def list_versions(support_set: str, request: Request, services: GivenServi
 )
 async def put_examples(support_set: str, request: Request, services: GivenServices) -> Response:
     """Add examples, or replace those with the same ids."""
-    body = await read_json(request, services.settings)
-    fields = await parse(PutExamplesRequest, body, services.parsing)
+    fields, body = await read_json(PutExamplesRequest, request, services)
     store = partial(
         services.support_sets.put_examples,
         support_set,
