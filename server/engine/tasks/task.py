@@ -136,8 +136,7 @@ class ForwardTask(SideTask):
 
 def check_spans(prompt: EncodedPrompt, num_new_tokens: int, config: EngineConfig) -> None:
     """Raises `RequestError` if a prompt whose shots attend alone needs more blocks than there are."""
-    num_blocks = prompt.num_blocks(config.block_size, num_new_tokens)
-    if prompt.has_spans and num_blocks > config.num_blocks:
+    if prompt.has_spans and (num_blocks := prompt.num_blocks(config.block_size, num_new_tokens)) > config.num_blocks:
         raise RequestError(f"the shots need {num_blocks} blocks, the engine has {config.num_blocks}")
 
 
