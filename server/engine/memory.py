@@ -131,7 +131,7 @@ class Memory:
     def skip_cached(self, sequence: Sequence) -> None:
         """Take the shots that others have computed since a sequence was admitted, instead of computing them again.
 
-        They move before the shot that is next, or that is computed in part.
+        They move before the shot that is next, or that is computed in part. Their pages are released: no token reads them.
         """
         layout, spans, size = sequence.layout, sequence.spans, self.config.block_size
         if layout is None or spans is None or sequence.num_computed >= layout.query_start:
@@ -151,6 +151,7 @@ class Memory:
             self.blocks.release([sequence.block_table[index]])
             sequence.block_table[index] = block
         sequence.num_computed = layout.starts[span + len(cached)] + num_done
+        self.release_read_media(sequence)
 
     def shots_within(self, sequence: Sequence, start: int, stop: int) -> Iterator[bytes]:
         """Yield the hashes of the last blocks of the shots that attend alone to which a range of tokens belongs."""
@@ -174,7 +175,8 @@ class Memory:
     def put_off(self, sequence: Sequence, shots: Mapping[bytes, Sequence]) -> int:
         """Make the shots that other sequences compute the last ones, and return the first of their tokens.
 
-        Without any, it is the end of the sequence. No sequence waits for one of a lower priority.
+        Without any, it is the end of the sequence. No sequence waits for one of a lower priority, and one that waits holds
+        no page but that of its next token.
         """
         layout, spans, order = sequence.layout, sequence.spans, sequence.order_of_shots
         if layout is None or spans is None or not shots or sequence.num_computed >= layout.query_start:
@@ -186,7 +188,9 @@ class Memory:
         if not later:
             return len(sequence.token_ids)
         sooner = [shot for shot in order if shot not in later]
-        return sequence.arrange([*sooner, *later], self.config.block_size).starts[1 + len(sooner)]
+        layout = sequence.arrange([*sooner, *later], self.config.block_size)
+        self.release_read_media(sequence)
+        return layout.starts[1 + len(sooner)]
 
     def place(self, sequence: Sequence, blocks: list[int]) -> list[int]:
         """Return a block table; `blocks` are in the order of computation."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import mean
 
 import pytest
 
 from model.prompt import EncodedPrompt
+from server.engine import sequence as sequences
 from server.wire import BACKGROUND_PRIORITY, Generate, Sampling
 from tests.engine_client import IMAGE_TOKEN, assert_all_released
 from tests.engine_simulation import Simulation
@@ -99,3 +101,39 @@ def test_a_small_request_does_not_wait_for_the_last_shots_of_a_large_one() -> No
     simulation.run(large)
     assert num_computed(simulation) - before == LENGTH * num_shots
     assert_all_released(simulation.engine)
+
+
+def waiting_for_pages(simulation: Simulation, shots: Sequence[int]) -> sequences.Sequence:
+    """Return the sequence of a new request that holds slots of pages, which are encoded next to the rows of another one."""
+    simulation.generate(20, max_tokens=100)
+    simulation.step()
+    ask(simulation, shots)
+    while not (holders := [sequence for sequence in simulation.engine.scheduler.running if sequence.media_slots]):
+        simulation.step()
+    (sequence,) = holders
+    return sequence
+
+
+def test_a_sequence_holds_no_page_of_a_shot_that_another_one_has_computed() -> None:
+    """With the last slot, it would wait for ever for the page of its query."""
+    simulation = Simulation(replace(CONFIG, num_media_slots=1, overlaps=True))
+    sequence, blocks = waiting_for_pages(simulation, [1]), simulation.engine.blocks
+    assert sequence.layout is not None
+    indices = sequence.layout.blocks(1)
+    computed = blocks.allocate(len(indices))
+    assert computed is not None
+    for block, index in zip(computed, indices, strict=True):
+        blocks.publish(block, sequence.block_hash(index, CONFIG.block_size))
+    blocks.release(computed)
+    simulation.run(sequence.request_id, max_steps=50)
+
+
+def test_a_sequence_holds_no_page_of_a_shot_that_it_leaves_to_another_one() -> None:
+    simulation = Simulation(replace(CONFIG, overlaps=True))
+    sequence, memory = waiting_for_pages(simulation, [1, 2]), simulation.engine.residents.memory
+    (other,) = (running for running in simulation.engine.scheduler.running if running is not sequence)
+    assert sequence.spans is not None
+    first = sequence.spans.shots[sequence.order_of_shots[0]]
+    assert first.key in sequence.media_slots
+    memory.put_off(sequence, {first.hashes[-1]: other})
+    assert first.key not in sequence.media_slots
