@@ -34,7 +34,8 @@ class Residents:
         # a client that comes back is before the others until it has had the work of a light request
         self.shares = Shares(credit=2 * config.max_light_tokens)
         self.memory = Memory(config, blocks, media, model)
-        self.copies: list[tuple[int, int]] = []  # of blocks, for the next step
+        # of blocks, for the next step: by target, which may have been released and taken again since
+        self.copies: dict[int, int] = {}
         self.starved: Sequence | None = None  # the oldest that lacks blocks
         self._starved_at = 0.0  # the work that was done for all when its patience began
         self._num_kept_blocks = config.num_blocks // 16  # that heavy sequences leave to light ones
@@ -67,7 +68,7 @@ class Residents:
         self.blocks.share(shared)
         child.block_table = shared + new_blocks
         if num_full < self.memory.num_blocks_for(parent, parent.num_computed):
-            self.copies.append((parent.block_table[num_full], new_blocks[0]))
+            self.copies[new_blocks[0]] = parent.block_table[num_full]
         child.media_slots = {key: self.media.slots.acquire(key) for key in parent.media_slots}
         self.begin_running(child)
         return True

@@ -109,8 +109,9 @@ class Scheduler:
         self._residents.free_seat()
         config = self.config
         budgets = config.max_tokens_per_step, config.max_frames_per_step, config.max_frames_idle
-        plan = Plan(self._step, *budgets, config.overlaps, copies=self._residents.copies, pace=self.pace)
-        self._residents.copies = []
+        copies = [(source, target) for target, source in self._residents.copies.items()]
+        self._residents.copies = {}
+        plan = Plan(self._step, *budgets, config.overlaps, copies=copies, pace=self.pace)
         plan.seconds = self.pace.fixed
         plan.seats_left = self._residents.num_admissible()
         plan.in_progress = self._memory.next_blocks(self.running) if self.waiting else set()

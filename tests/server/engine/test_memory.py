@@ -13,6 +13,7 @@ from server.engine.caches import MediaCache
 from server.engine.memory import Memory
 from server.engine.sequence import Order, Sequence
 from tests.engine_client import CONFIG, GREEDY, Prompt, client
+from tests.engine_simulation import Simulation
 from tests.tiny_models import CONFIGS
 
 
@@ -50,3 +51,20 @@ def test_the_blocks_of_an_answer_are_cached_for_a_prompt_that_continues_it() -> 
     answer.engine.add(msgspec.structs.replace(prompt, request_id="again", prompt=longer))
     answer.run()
     assert answer.admitted["again"].cached_tokens == (len(token_ids) - 1) // CONFIG.block_size * CONFIG.block_size
+
+
+def test_a_block_that_is_taken_again_before_the_next_step_is_copied_to_once() -> None:
+    """A beam forks, its request is aborted, and a candidate takes the beam's block: on a GPU two copies would race."""
+    simulation = Simulation(replace(CONFIG, max_tokens_per_step=64))
+    beams, scored = simulation.generate(18, max_tokens=9, beam_width=2), simulation.score(18, [3, 3])
+    residents = simulation.engine.residents
+    while not residents.copies:
+        simulation.step()
+    ((target, last_block),) = residents.copies.items()
+    simulation.abort(beams)
+    while residents.copies:
+        simulation.step()
+    sources = [source for source, to in simulation.runner.plans[-1].copies if to == target]
+    assert len(sources) == 1
+    assert sources != [last_block]
+    simulation.run(scored)
