@@ -88,6 +88,11 @@ def select(backend: Backend) -> None:
     _requested = backend
 
 
+def runs_triton() -> bool:
+    """Return whether tensors on a GPU have the Triton kernels."""
+    return _requested != "reference" and _obstacle() is None
+
+
 def use_triton(x: Tensor) -> bool:
     if _requested == "reference" or (_requested == "auto" and not x.is_cuda and not INTERPRETING):
         return False
@@ -118,11 +123,10 @@ def _reason() -> str:
 
 def describe() -> dict[str, Any]:
     """Describe the choice for the log at start, /health and /version."""
-    triton_runs = _requested != "reference" and _obstacle() is None
     on_cpu = "reference" if _requested == "reference" or numba is None else "numba"
     return {
         "requested": _requested,
-        "backend": "triton" if triton_runs else on_cpu,
+        "backend": "triton" if runs_triton() else on_cpu,
         "reason": _reason(),
         "torch": torch.__version__,
         "triton": triton.__version__ if triton is not None else None,

@@ -3,7 +3,7 @@
 A `GatherPlan` holds what all layers of a step share (blocks, masks). A run of few new tokens is treated as if each of them
 were a decoding sequence, and the loop goes through the blocks of each. Sequences that decode and have too much to read for
 the loop are gathered together, so that the blocks that all of them have in the same place are read once. All other runs are
-gathered one by one.
+gathered one by one. Without Triton, a GPU has the products as well.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def gather_plan(
 
 def _gathered_rows(step: _Step, queries: _Queries) -> GatheredRows:
     block_size, slopes, lengths = step.block_size, step.alibi_slopes, queries.lengths
-    width, rows = -(-max(lengths) // block_size), torch.tensor(queries.rows)
+    width, rows = -(-max(lengths) // block_size), torch.tensor(queries.rows, device=step.kv_cache.device)
     tables = step.block_table[queries.sequences, :width]
     spans = None if step.spans is None else step.spans.select(rows, queries.sequences)
     is_shared = _equal_columns(tables, *([] if spans is None else (table[:, :width] for table in spans.block_tables)))
@@ -157,7 +157,8 @@ def _gathered_rows(step: _Step, queries: _Queries) -> GatheredRows:
     num_shared = int(is_shared.sum())
     columns = torch.cat([is_shared.nonzero()[:, 0], (~is_shared).nonzero()[:, 0]]) if num_shared else None
     tables = tables if columns is None else tables[:, columns]
-    distance, is_empty = _distances(lengths, width if columns is None else columns, block_size, spans)
+    contexts = torch.tensor(lengths, device=rows.device)
+    distance, is_empty = _distances(contexts, width if columns is None else columns, block_size, spans)
     is_hidden = distance > 0 if is_empty is None else is_empty | (distance > 0)  # [S, C + C']
     num_slots = num_shared * block_size
     shared_rotation, unshared_rotation = _rotations(spans, slice(width) if columns is None else columns, num_shared)
@@ -190,7 +191,7 @@ def _rotations(
 def _equal_columns(*tables: Tensor) -> Tensor:
     """Return which columns [W] are the same in every row of all tables [S, W]; a single row shares none."""
     if len(tables[0]) == 1:
-        return torch.zeros(tables[0].shape[1], dtype=torch.bool)
+        return torch.zeros_like(tables[0][0], dtype=torch.bool)
     equal = (tables[0] == tables[0][:1]).all(0)
     for table in tables[1:]:
         equal &= (table == table[:1]).all(0)
@@ -198,26 +199,26 @@ def _equal_columns(*tables: Tensor) -> Tensor:
 
 
 def _distances(
-    contexts: list[int], columns: Tensor | int, block_size: int, spans: Spans | None
+    contexts: Tensor, columns: Tensor | int, block_size: int, spans: Spans | None
 ) -> tuple[Tensor, Tensor | None]:
     """Return each row's distances from its query to the keys in these columns (all of a number), and which are no keys.
 
     Both are [S, C]. In plain sequences, every slot up to the query's holds a key.
     """
     if spans is None:
-        blocks = torch.arange(columns) if isinstance(columns, int) else columns
-        keys = (blocks[:, None] * block_size + torch.arange(block_size)).flatten()
-        return keys - (torch.tensor(contexts)[:, None] - 1), None
+        device = contexts.device
+        blocks = torch.arange(columns, device=device) if isinstance(columns, int) else columns
+        keys = (blocks[:, None] * block_size + torch.arange(block_size, device=device)).flatten()
+        return keys - (contexts[:, None] - 1), None
     order = slice(columns) if isinstance(columns, int) else columns
     keys, is_empty = spans.keys(order, block_size)
     return keys - spans.positions[:, None], is_empty
 
 
 def _row_mask(distance: Tensor, is_hidden: Tensor, slopes: Tensor | None, num_kv_heads: int) -> Tensor:
-    mask = torch.zeros(distance.shape) if slopes is None else slopes.float()[:, None, None] * distance
-    mask = mask.masked_fill(is_hidden, float("-inf"))
     if slopes is None:
-        return mask[None, :, None]
+        return torch.zeros_like(distance, dtype=torch.float32).masked_fill(is_hidden, float("-inf"))[None, :, None]
+    mask = (slopes.float()[:, None, None] * distance).masked_fill(is_hidden, float("-inf"))
     return mask.unflatten(0, (num_kv_heads, -1)).transpose(1, 2).contiguous()
 
 
@@ -237,7 +238,7 @@ def _plan_piece(step: _Step, run: _Run) -> PiecePlan:
     if slopes is not None:
         mask = alibi_bias(slopes, num_queries, context).to(step.kv_cache.dtype)
     elif not is_whole:
-        mask = torch.ones(num_queries, context, dtype=torch.bool).tril(context - num_queries)
+        mask = step.kv_cache.new_ones(num_queries, context, dtype=torch.bool).tril(context - num_queries)
     blocks = step.block_table[run.sequence, : -(-context // step.block_size)]
     return PiecePlan(run.first, run.end, blocks, context, mask, is_whole)
 

@@ -94,7 +94,7 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
         logger.warning("the gates are closed: the model is not trained yet, and images have no effect on answers")
     phases.end("formats")
     dtype = model.language_model.embed.weight.dtype  # a format may have changed it
-    record = CudaRecorder() if device.type == "cuda" and can_be_recorded(served.config) and rank == ALONE else None
+    record = _recorder(served.config, device, rank)
     room = None if memory is None else _room(memory, prepared, served, settings, is_recorded=record is not None)
     config = engine_config(served, settings, dtype, room, rank)
     salt = served.config.to_json().encode()
@@ -196,6 +196,12 @@ def _load(
         return load_folder(folder, device, dtype, rank, weight_format)
     except (CheckpointError, ConfigError) as error:
         raise SettingsError(f"model: {error}") from None
+
+
+def _recorder(config: FlamingoConfig, device: torch.device, rank: Rank) -> CudaRecorder | None:
+    """Return what records decode steps; None where they cannot be: torch's operators read tables on the host."""
+    is_able = device.type == "cuda" and backend.runs_triton() and rank == ALONE
+    return CudaRecorder() if is_able and can_be_recorded(config) else None
 
 
 def _vision_formats(settings: Settings) -> tuple[Format, ...]:

@@ -17,8 +17,9 @@ from kernels.decode_attention import decode_attention, decode_attention_referenc
 from kernels.paged_attention import paged_attention, paged_attention_reference
 from kernels.paged_attention_cpu import GatheredRows, GatherPlan, gather_plan
 from kernels.self_attention import kv_store, rotary_angles, rotate_reference
-from kernels.spans import Spans
+from kernels.spans import Offsets, Spans
 from tests.span_steps import Row, Span, Step, candidate_rows, span_rows, step_of
+from tests.stand_in_device import DeviceTensor, on_host, stand_in_device
 
 PREFIX, A, B, C = Span(0, 5, "prefix"), Span(5, 7, "a"), Span(5, 4, "b"), Span(5, 8, "c")
 OWN = Span(13, 3)
@@ -94,6 +95,44 @@ def test_any_candidates(path: str, rows: list[Row], position: str, group: int) -
 
 
 CANDIDATES = [Row((PREFIX, A, B, C, Span(13, count)), count) for count in (2, 1, 3)]
+ALIKE = Row((Span(0, 9, "the same"),), 1)
+PLAIN = {
+    "one decoding": [ALIKE],
+    "decoding with shared blocks": [ALIKE, ALIKE, Row((Span(0, 12),), 1)],
+    "a prompt": [Row((Span(0, 9),), 9)],
+    "a piece and one decoding": [Row((Span(0, 9),), 3), ALIKE],
+}
+SPANS = {
+    "candidates": CANDIDATES,
+    "decoding after spans": [Row((PREFIX, A, C, OWN), 1), Row((PREFIX, B, C, OWN), 1)],
+    "decoding after spans in a row": [Row((PREFIX, A, C, OWN), 1).in_a_row(), Row((PREFIX, A, C, OWN), 1)],
+    "a query after spans in a row": [Row((PREFIX, A, C, OWN), 3).in_a_row()],
+}
+
+
+def on_device(spans: Spans) -> Spans:
+    offsets = spans.offsets and Offsets(
+        *map(DeviceTensor, (spans.offsets.blocks, spans.offsets.cos, spans.offsets.sin))
+    )
+    positions, *tables = map(DeviceTensor, (spans.positions, *spans.block_tables[:2]))
+    return Spans(positions, tables[0], tables[1], offsets)
+
+
+@pytest.mark.parametrize("path", ["torch"], indirect=True)
+@pytest.mark.parametrize("position", ["alibi", "rotary", "offsets"])
+@pytest.mark.parametrize("rows", [*PLAIN.values(), *SPANS.values()], ids=[*PLAIN, *SPANS])
+def test_torch_computes_on_the_device_of_its_inputs(path: str, rows: list[Row], position: str) -> None:
+    """Setting kernels to reference selects torch on a GPU."""
+    step = step_of(rows, rotary_dim=12 if position == "offsets" else 0)
+    slopes = torch.rand(4) if position == "alibi" else None
+    spans = None if rows in PLAIN.values() else step.spans
+    expected = paged_attention_reference(*step.inputs, scale=0.3, alibi_slopes=slopes, spans=spans)
+    with stand_in_device():
+        inputs, slopes = map(DeviceTensor, step.inputs), None if slopes is None else DeviceTensor(slopes)
+        spans = None if spans is None else on_device(spans)
+        got = paged_attention(*inputs, scale=0.3, alibi_slopes=slopes, spans=spans)
+    assert isinstance(got, DeviceTensor)
+    torch.testing.assert_close(on_host(got), expected)
 
 
 @pytest.mark.parametrize("path", ["loop"], indirect=True)

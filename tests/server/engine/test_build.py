@@ -18,8 +18,17 @@ from model.batch import Batch
 from model.config import AlonePositions
 from model.cpu import FLOAT32, ROUNDED
 from model.folder import save_folder
+from model.ranks import ALONE, Rank
 from server.engine import build as build_module
-from server.engine.build import WARM_UP_DIGEST, _load_launches, _vision_formats, build, engine_limits, warm_up
+from server.engine.build import (
+    WARM_UP_DIGEST,
+    _load_launches,
+    _recorder,
+    _vision_formats,
+    build,
+    engine_limits,
+    warm_up,
+)
 from server.engine.plan import Plan
 from server.engine.runner import Launched
 from server.served_model import ServedModel
@@ -208,3 +217,24 @@ def test_weight_formats_are_measured_once(folder: str, monkeypatch: pytest.Monke
     for file in (Path(folder).parent / "formats").iterdir():
         file.unlink()
     assert build(settings)[1]["weight_formats"].keys() == measured.keys()
+
+
+@pytest.mark.parametrize(
+    ("kernels", "device", "rank", "is_recorded"),
+    [
+        ("auto", "cuda", ALONE, True),
+        ("reference", "cuda", ALONE, False),
+        ("auto", "cpu", ALONE, False),
+        ("auto", "cuda", Rank(0, 2), False),
+    ],
+)
+def test_steps_are_recorded_with_the_kernels_of_a_gpu_only(
+    kernels: backend.Backend, device: str, rank: Rank, is_recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's operators read tables on the host, which cannot be recorded."""
+    monkeypatch.setattr(backend, "_obstacle", lambda: None)
+    monkeypatch.setattr(build_module, "CudaRecorder", object)
+    backend.select(kernels)
+    recorder = _recorder(CONFIGS["idefics"], torch.device(device), rank)
+    backend.select("auto")
+    assert (recorder is not None) == is_recorded
