@@ -47,25 +47,32 @@ class Memory:
         keys = ((source, self.media.content_keys.get(source)) for source in sequence.sources[first:])
         return [source for source, key in keys if key is None or not self.media.is_ready(key)]
 
-    def next_blocks(self, running: Iterable[Sequence]) -> set[bytes]:
-        """Return the hashes of blocks that sequences compute next: others that need them wait instead of computing them.
+    def next_blocks(self, running: Iterable[Sequence]) -> dict[bytes, int]:
+        """Return the hashes of the blocks that sequences compute next, each with the priority of the most urgent one."""
+        blocks: dict[bytes, int] = {}
+        for sequence in sorted(running, key=lambda s: s.account.priority, reverse=True):
+            blocks |= dict.fromkeys(self._next_blocks(sequence), sequence.account.priority)
+        return blocks
 
-        These are each sequence's next full block or, while it computes shots that attend alone, the blocks of the next
-        ones, not of all: a small request would wait long for the last shots of a large one.
+    def _next_blocks(self, sequence: Sequence) -> set[bytes]:
+        """Return the sequence's next full block or, while it computes shots that attend alone, the blocks of the next ones.
+
+        Not those of all: a small request would wait long for the last shots of a large one.
         """
         size, horizon = self.config.block_size, self.config.max_tokens_per_step // STEPS_AHEAD
-        hashes: set[bytes] = set()
-        for sequence in running:
-            layout, num_computed = sequence.layout, sequence.num_computed
-            if layout is not None and num_computed < layout.query_start:
-                last = layout.span_of(min(num_computed + horizon, layout.query_start - 1))
-                hashes |= self.blocks_of_shots(sequence, num_computed, layout.starts[last + 1])
-                continue
-            first_block, first_token = (0, 0) if layout is None else (layout.first_query_block, layout.query_start)
-            block = (num_computed - first_token) // size
-            if first_token + (block + 1) * size <= len(sequence.token_ids):
-                hashes.add(sequence.block_hash(first_block + block, size))
-        return hashes
+        layout, num_computed = sequence.layout, sequence.num_computed
+        if layout is not None and num_computed < layout.query_start:
+            last = layout.span_of(min(num_computed + horizon, layout.query_start - 1))
+            return self.blocks_of_shots(sequence, num_computed, layout.starts[last + 1])
+        first_block, first_token = (0, 0) if layout is None else (layout.first_query_block, layout.query_start)
+        block = (num_computed - first_token) // size
+        is_full = first_token + (block + 1) * size <= len(sequence.token_ids)
+        return {sequence.block_hash(first_block + block, size)} if is_full else set()
+
+    def awaits(self, sequence: Sequence, in_progress: Mapping[bytes, int]) -> bool:
+        """Return whether a sequence waits for blocks that another one, of no lower priority, computes."""
+        missing = self.find_cached(sequence).missing
+        return any(in_progress.get(block, inf) <= sequence.account.priority for block in missing)
 
     def blocks_of_shots(self, sequence: Sequence, start: int, stop: int) -> set[bytes]:
         """Return the hashes of the blocks of shots that attend alone which a range of tokens completes."""

@@ -75,7 +75,8 @@ class Plan:
     pace: Pace = field(default_factory=Pace)
     seats_left: int = 0
     num_newcomer_seats: int = 0  # of these, those for requests of which no sequence runs
-    in_progress: set[bytes] = field(default_factory=set)  # hashes of the blocks that are being computed
+    # hashes of the blocks that are being computed, with the priority of who computes them
+    in_progress: dict[bytes, int] = field(default_factory=dict)
     # shots that attend alone and are computed in this step, or are computed in part: by the hashes of their last blocks
     shots: dict[bytes, Sequence] = field(default_factory=dict)
     work: float = 0.0

@@ -114,7 +114,7 @@ class Scheduler:
         plan = Plan(self._step, *budgets, config.overlaps, copies=copies, pace=self.pace)
         plan.seconds = self.pace.fixed
         plan.seats_left = self._residents.num_admissible()
-        plan.in_progress = self._memory.next_blocks(self.running) if self.waiting else set()
+        plan.in_progress = self._memory.next_blocks(self.running) if self.waiting else {}
         plan.shots = self._memory.shots_in_part(self.running)
         return plan
 
@@ -291,7 +291,7 @@ class Scheduler:
         is_newcomer = not sequence.account.num_running
         if plan.seats_left <= plan.num_newcomer_seats and not (is_newcomer or plan.is_last_resort):
             return True
-        if plan.in_progress and not plan.in_progress.isdisjoint(self._memory.find_cached(sequence).missing):
+        if plan.in_progress and self._memory.awaits(sequence, plan.in_progress):
             sequence.num_missing = None
             return True
         num_cached_media = self._media.num_cached(sequence.keys)
@@ -319,7 +319,8 @@ class Scheduler:
         for shot in self._memory.shots_within(sequence, start, start + count):
             plan.shots.setdefault(shot, sequence)
         if self.waiting and sequence.layout is not None:
-            plan.in_progress |= self._memory.blocks_of_shots(sequence, start, start + count)
+            blocks = self._memory.blocks_of_shots(sequence, start, start + count)
+            plan.in_progress |= dict.fromkeys(blocks, sequence.account.priority)
         plan.tokens_left -= count + len(proposed)
         plan.work += work
         plan.seconds += work * plan.pace.per_work

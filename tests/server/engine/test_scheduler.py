@@ -16,7 +16,7 @@ from server.engine.config import EngineConfig
 from server.engine.residents import PATIENCE
 from server.engine.scheduler import HEAVY_SHARE, LONE_STEPS, YIELD_EVERY
 from server.engine.tasks.task import ROUNDS_PER_STEP, ForwardTask
-from server.wire import BACKGROUND_PRIORITY, Outbound
+from server.wire import BACKGROUND_PRIORITY, Generate, Outbound, Sampling
 from tests.engine_client import assert_all_released
 from tests.engine_simulation import Costs, Simulation
 
@@ -134,6 +134,24 @@ def test_a_lower_priority_yields_and_does_not_starve() -> None:
     assert taken[1] <= taken[0] / YIELD_EVERY + 2
     assert min(taken[1:]) >= taken[0] / YIELD_EVERY / 4
     simulation.run(background)
+
+
+def test_a_prompt_is_not_awaited_that_a_lower_priority_computes() -> None:
+    """Next to other requests, a lower priority computes it in few steps."""
+    simulation = Simulation(CONFIG)
+    sampling = Sampling(max_tokens=4, temperature=0.0, ignore_eos=True)
+    simulation.generate(20, 4000, client="other")
+    alone = simulation.generate(4000)
+    simulation.run(alone)
+    prompt = simulation._prompt(4000, 0)
+    background = Generate(request_id="a", prompt=prompt, sampling=sampling, priority=BACKGROUND_PRIORITY)
+    simulation.add(background)
+    simulation.run_until(simulation.now + 0.2)
+    shared = simulation.add(Generate(request_id="b", prompt=prompt, sampling=sampling))
+    simulation.run(shared)
+    seconds, seconds_alone = (simulation.ended[name] - simulation.arrived[name] for name in (shared, alone))
+    assert seconds <= 1.1 * seconds_alone
+    simulation.run("a")
 
 
 @pytest.mark.parametrize("num_requests", [1, 2])
