@@ -28,7 +28,8 @@ KEY = "a-key-of-the-tests"
 @contextmanager
 def listening(app: FastAPI) -> Iterator[str]:
     """Serve an application until the block ends, and return its URL."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None))
+    # uvloop cannot start processes in groups of their own
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, loop="asyncio"))
     thread = Thread(target=server.run)
     thread.start()
     try:
