@@ -29,10 +29,15 @@ Entry = Callable[..., None]
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:8]
+
+
 # Numba checks only the file of a kernel to see whether its cached binary is stale, and not the files of the parts that are
 # inlined in it: all sources are part of the kernel's name
 SOURCES = sorted(Path(__file__).parent.glob("*.py"))
-DIGEST = hashlib.sha256(b"".join(file.read_bytes() for file in SOURCES)).hexdigest()[:8]
+DIGEST = _digest(b"".join(file.read_bytes() for file in SOURCES))
 # sums in any order, so that they become vectors; a NaN stays a NaN
 OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
 # a bfloat16 is the upper half of a float32
@@ -71,7 +76,13 @@ def compiled_for(signature: str) -> Callable[[Callable[..., Callable[..., None]]
     `kernel[16, 3][x.dtype](...)` calls it. Loops of a known length become straight-line code, several times faster where
     they are short and run once per key.
     """
-    return lambda build: OnDemand(lambda sizes: compiled(signature)(build(*sizes)))
+
+    def build_for(build: Callable[..., Callable[..., None]], sizes: tuple[int, ...]) -> Compiled:
+        function = build(*sizes)
+        function.__name__ = "_".join(map(str, (function.__name__, *sizes)))
+        return compiled(signature)(function)
+
+    return lambda build: OnDemand(partial(build_for, build))
 
 
 def _entry(function: Callable[..., None], signature: list[str], dtype: torch.dtype) -> Entry:
@@ -93,7 +104,12 @@ def _argument(kind: str, dtype: torch.dtype) -> Any:
 
 
 def _compile(function: Callable[..., None], signature: Any) -> Any:
-    function.__qualname__ = f"{function.__name__}_{DIGEST}"
+    """Compile a function for the types of its arguments, or load its binary.
+
+    Its name has all that distinguishes it: Numba numbers the binaries of one name, and two processes that compile at once
+    would give one number to two of them, so that a kernel is read where another one is expected.
+    """
+    function.__qualname__ = f"{function.__name__}_{_digest(str(signature).encode())}_{DIGEST}"
     try:
         return cfunc(signature, cache=True, **OPTIONS)(function)
     except RuntimeError:  # the cache folder cannot be written

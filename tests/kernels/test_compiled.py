@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from torch import Tensor
 from kernels import compiled as compiled_module
 from kernels import paged_attention_cpu
 from kernels.backend import select, use_compiled
-from kernels.compiled import compiled, load, store
+from kernels.compiled import compiled, compiled_for, load, store
 from kernels.decode_attention import decode_attention, decode_attention_reference
 from kernels.paged_attention import paged_attention, paged_attention_reference, plan_step
 from kernels.paged_attention_cpu import GatherPlan
@@ -158,6 +160,27 @@ def test_a_kernel_compiles_without_a_writable_cache(monkeypatch: pytest.MonkeyPa
     x = torch.tensor([1.0, 2.0, 3.0])
     compiled("T* int")(_double)[x.dtype](x.data_ptr(), 2)
     assert x.tolist() == [2.0, 4.0, 3.0]
+
+
+def test_each_binary_has_a_file_of_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba would give one number to two binaries of a name that two processes compile at once."""
+    monkeypatch.setattr(compiled_module.numba.config, "CACHE_DIR", str(tmp_path))
+    kernels = compiled_for("T* int")(_multiplied)
+    for factor in (2, 3):
+        for dtype in DTYPES:
+            x = torch.tensor([1.0, 2.0, 3.0], dtype=dtype)
+            kernels[(factor,)][dtype](x.data_ptr(), 2)
+            assert x.tolist() == [factor, 2 * factor, 3]
+    assert len(list(tmp_path.rglob("*.nbi"))) == 4
+    assert all(file.name.endswith(".1.nbc") for file in tmp_path.rglob("*.nbc"))
+
+
+def _multiplied(factor: int) -> Callable[..., None]:
+    def multiply(x: Any, count: Any) -> None:
+        for i in range(count):
+            store(x, i, factor * load(x, i))
+
+    return multiply
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

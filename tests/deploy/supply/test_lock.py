@@ -97,7 +97,7 @@ def test_make_installs_from_the_locks_alone() -> None:
     dry_run = ["make", "--dry-run", "--always-make", "test", "test-deploy"]
     done = subprocess.run(dry_run, cwd=ROOT, capture_output=True, text=True, check=True)
     installs = [line.partition("pip install ")[2].split() for line in done.stdout.splitlines() if "pip install" in line]
-    assert len(installs) == 6
+    assert len(set(map(tuple, installs))) == 6  # make that runs make prints some of them twice
     for options in installs:
         source = options[options.index("-r") + 1] if "-r" in options else ""
         if source == "deploy/locked/torch.txt":
