@@ -143,7 +143,7 @@ def test_what_cannot_be_built_gives_one_line(
 def test_a_gate_that_is_no_number_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["build", "flamingo-3b", "--scale", "tiny", "--gate", "nan", "--out", str(tmp_path / "out")])
-    assert "argument --gate: nan is no number" in capsys.readouterr().err
+    assert "argument --gate: nan is not a valid value of a gate" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
