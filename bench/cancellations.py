@@ -30,7 +30,7 @@ from bench.options import add_model, model_folder, parse, server_settings
 from bench.table import Bar, Report
 from bench.target import Request, Target, encoded, image_request, running, wait_until
 from server.engine.build import block_bytes
-from server.engine.device_memory import MIB
+from server.engine.device.memory import MIB
 from server.served_model import ServedModel
 from server.settings import Settings, child_environment
 from server.store.database import NUM_THREADS

@@ -20,7 +20,7 @@ from bench.target import Request, Target, get, image_part, jpeg, post
 from model.config import FlamingoConfig
 from model.footprint import page_bytes
 from server.engine.build import block_bytes
-from server.engine.caches import MAX_POOLED
+from server.engine.caches.media import MAX_POOLED
 from server.settings import Settings
 
 # a request is short, so that the last one that begins in time does not last for long

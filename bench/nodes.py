@@ -31,7 +31,7 @@ from model.batch import Batch, KVCache, MediaPages
 from model.config import FlamingoConfig
 from model.flamingo import Flamingo
 from model.presets.paper import PRESETS
-from server.engine.graphs import static_batch
+from server.engine.device.graphs import static_batch
 
 QUICK = {"rows": [1], "models": ["tiny"]}
 BLOCK_SIZE = 16

@@ -22,11 +22,11 @@ from model.config import FlamingoConfig
 from model.inference import prepare_for_inference
 from model.prompt import PromptTokenizer
 from server.engine.config import EngineConfig
+from server.engine.device.runner import Launched, Runner
+from server.engine.device.sampler import Reading, Result
+from server.engine.device.transfers import Downloads
 from server.engine.engine import Engine
 from server.engine.plan import Plan
-from server.engine.runner import Launched, Runner
-from server.engine.sampler import Reading, Result
-from server.engine.transfers import Downloads
 from server.wire import MediaWanted
 
 QUICK = {"sequences": [1, 8], "steps": 20, "shots": 1}

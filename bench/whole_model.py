@@ -30,8 +30,8 @@ from model.batch import Batch, KVCache, MediaPages
 from model.flamingo import GatedCrossAttention, MediaCrossAttention
 from model.inference import InferenceModel, prepare_for_inference
 from model.vision import normalise
-from server.engine.graphs import CudaRecorder, DecodeGraphs, Outputs, Step, static_batch
-from server.engine.transfers import upload
+from server.engine.device.graphs import CudaRecorder, DecodeGraphs, Outputs, Step, static_batch
+from server.engine.device.transfers import upload
 
 DTYPE = torch.bfloat16
 # images encoded and projected, and tokens computed, by what is cached

@@ -15,13 +15,13 @@ from model.folder import load_folder
 from model.inference import InferenceModel, prepare_for_inference
 from model.parallel import join
 from model.ranks import Rank
-from server.engine.caches import MediaCache
+from server.engine.caches.media import MediaCache
 from server.engine.config import EngineConfig
+from server.engine.device.runner import Runner
+from server.engine.device.sampler import Sampler
 from server.engine.engine import Engine
 from server.engine.ranks.follower import Follower
 from server.engine.ranks.messages import Followers, decode
-from server.engine.runner import Runner
-from server.engine.sampler import Sampler
 from tests.ranks import gloo
 from tests.tiny_models import prompt_tokenizer
 

@@ -20,9 +20,9 @@ from model.prompt import EncodedPrompt, ShotsAttend
 from model.reference import generate
 from model.vision import normalise
 from server.engine.config import EngineConfig
+from server.engine.device.runner import Launched
 from server.engine.engine import Engine
 from server.engine.plan import Plan
-from server.engine.runner import Launched
 from server.wire import (
     Admitted,
     Embedded,

@@ -10,11 +10,11 @@ import torch
 
 from model.prompt import EncodedPrompt
 from server.engine.config import EngineConfig
+from server.engine.device.runner import Launched, Runner
+from server.engine.device.sampler import Reading, Result, logit_positions, num_candidates
+from server.engine.device.transfers import Downloads
 from server.engine.engine import Engine
 from server.engine.plan import Plan, Row
-from server.engine.runner import Launched, Runner
-from server.engine.sampler import Reading, Result, logit_positions, num_candidates
-from server.engine.transfers import Downloads
 from server.wire import (
     Abort,
     Embed,

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import InterpretedFunction
 
-from server.engine.graphs import Step
+from server.engine.device.graphs import Step
 
 Call = Callable[[], Any]
 

@@ -285,11 +285,11 @@ VIOLATIONS: list[tuple[Rule, dict[str, str], str]] = [
         modules_load_nothing_forbidden,
         {
             "server/api/routes/chat.py": "from server.engine.config import EngineConfig",
-            "server/engine/__init__.py": "from server.engine import runner",
-            "server/engine/runner.py": "import torch",
+            "server/engine/__init__.py": "from server.engine.device import runner",
+            "server/engine/device/runner.py": "import torch",
             "server/engine/config.py": "import dataclasses",
         },
-        "server.api.routes.chat -> server.engine -> server.engine.runner -> torch",
+        "server.api.routes.chat -> server.engine -> server.engine.device.runner -> torch",
     ),
     (
         modules_load_nothing_forbidden,

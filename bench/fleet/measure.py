@@ -25,8 +25,8 @@ from bench.table import machine
 from bench.target import Target, running
 from bench.workload import Prompt, Prompts, Shot, frames_of, greedy, random_image
 from server.engine.build import build
+from server.engine.device.runner import Launched, Runner
 from server.engine.plan import Plan
-from server.engine.runner import Launched, Runner
 from server.served_model import ServedModel
 from server.settings import Settings
 

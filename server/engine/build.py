@@ -27,18 +27,18 @@ from model.parallel import join
 from model.prompt import EncodedPrompt
 from model.quantised import WeightFormat
 from model.ranks import ALONE, Rank, rank_config
-from server.engine.caches import MediaCache
+from server.engine.caches.media import MediaCache
 from server.engine.config import DEVICE_LIMITS, EngineConfig
-from server.engine.device_memory import MIB, CudaMemory, DeviceMemory, Room, check_weights, divide, fixed_caches
+from server.engine.device.graphs import CudaRecorder, can_be_recorded
+from server.engine.device.largest_step import measure
+from server.engine.device.memory import MIB, CudaMemory, DeviceMemory, Room, check_weights, divide, fixed_caches
+from server.engine.device.runner import Runner
+from server.engine.device.sampler import Sampler
+from server.engine.device.weight_formats import WeightFormats
 from server.engine.engine import Engine
-from server.engine.graphs import CudaRecorder, can_be_recorded
-from server.engine.largest_step import measure
 from server.engine.ranks.division import check_division
 from server.engine.ranks.group import connect, leading
 from server.engine.ranks.messages import NO_FOLLOWERS, Followers
-from server.engine.runner import Runner
-from server.engine.sampler import Sampler
-from server.engine.weight_formats import WeightFormats
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError
 from server.wire import Generate, Grammar, MediaPixels, MediaWanted, Sampling

@@ -18,18 +18,18 @@ import numpy as np
 
 from model.inference import InferenceModel
 from model.prompt import PromptTokenizer
-from server.engine.blocks import BlockPool
-from server.engine.caches import MediaCache
+from server.engine.caches.blocks import BlockPool
+from server.engine.caches.media import MediaCache
+from server.engine.caches.spans import Spans
 from server.engine.config import EngineConfig
-from server.engine.graphs import Recorder
+from server.engine.device.graphs import Recorder
+from server.engine.device.runner import Launched, Runner
+from server.engine.device.sampler import Result, Sampler
 from server.engine.plan import Plan
 from server.engine.ranks.messages import NO_FOLLOWERS, Followers
 from server.engine.residents import Residents
-from server.engine.runner import Launched, Runner
-from server.engine.sampler import Result, Sampler
 from server.engine.scheduler import HEAVY_SHARE, Scheduler
 from server.engine.sequence import Order
-from server.engine.spans import Spans
 from server.engine.tasks.answers import Answers
 from server.engine.tasks.beams import BeamAnswers
 from server.engine.tasks.embedding import MediaEmbedding, TextEmbedding

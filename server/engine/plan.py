@@ -6,7 +6,7 @@ from collections import Counter, abc
 from dataclasses import dataclass, field
 from math import inf
 
-from server.engine.caches import Piece
+from server.engine.caches.media import Piece
 from server.engine.sequence import Sequence
 from server.engine.shares import Pace
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from bisect import insort
 
 from model.config import FlamingoConfig
-from server.engine.blocks import BlockPool
-from server.engine.caches import MediaCache
+from server.engine.caches.blocks import BlockPool
+from server.engine.caches.media import MediaCache
+from server.engine.caches.memory import Memory
 from server.engine.config import EngineConfig
-from server.engine.memory import Memory
 from server.engine.plan import Plan
 from server.engine.sequence import Sequence
 from server.engine.shares import Shares

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from model.config import AlonePositions
 from model.prompt import EncodedPrompt
-from server.engine.blocks import block_hash
+from server.engine.caches.blocks import block_hash
+from server.engine.caches.spans import Layout, Spans
 from server.engine.lookup import Lookup
 from server.engine.shares import Account
-from server.engine.spans import Layout, Spans
 from server.grammar import Matcher
 from server.wire import Sampling, TokenLogprob
 

@@ -10,7 +10,7 @@ import pytest
 from bench.filling import Cache, fill
 from bench.random_models import SIZES, config
 from bench.target import Answer, Request, Target
-from server.engine.caches import MAX_POOLED
+from server.engine.caches.media import MAX_POOLED
 from server.settings import Settings
 
 SETTINGS = Settings(host_media_mb=1)

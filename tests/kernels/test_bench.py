@@ -160,7 +160,7 @@ def test_a_run_of_other_sources_is_not_continued(
 
 
 @pytest.mark.parametrize(
-    "changed", ["kernels/rows.py", "model/text/layers.py", "server/engine/runner.py", "bench/whole_model.py"]
+    "changed", ["kernels/rows.py", "model/text/layers.py", "server/engine/device/runner.py", "bench/whole_model.py"]
 )
 def test_the_digest_is_that_of_the_measured_sources(changed: str, tmp_path: Path) -> None:
     file = tmp_path / changed

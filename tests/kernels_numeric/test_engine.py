@@ -14,8 +14,8 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from kernels import backend, paged_plan
 from kernels.paged_plan import Plan
+from server.engine.device.graphs import Step
 from server.engine.engine import Engine
-from server.engine.graphs import Step
 from tests.engine_client import (
     CONFIG,
     GREEDY,

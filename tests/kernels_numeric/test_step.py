@@ -13,7 +13,7 @@ from kernels.media_attention_gpu import media_tiles
 from kernels.paged_plan import Shape, static_plan
 from model.batch import Batch, KVCache, MediaPages
 from model.config import AlonePositions, LanguageModelConfig
-from server.engine.graphs import DecodeGraphs, static_batch
+from server.engine.device.graphs import DecodeGraphs, static_batch
 from tests.span_steps import Row, Span, step_of
 from tests.tiny_models import CONFIGS, Family, tiny_model, with_alone_positions
 

@@ -20,6 +20,7 @@ import torch
 from model.layered import LayeredForward
 from model.ranks import Rank
 from server.engine.build import build_rank
+from server.engine.device.runner import Runner
 from server.engine.ranks.group import FAILED, read_message
 from server.engine.ranks.messages import (
     Begin,
@@ -32,7 +33,6 @@ from server.engine.ranks.messages import (
     NextPiece,
     decode,
 )
-from server.engine.runner import Runner
 from server.settings import Settings
 from server.telemetry import logs
 

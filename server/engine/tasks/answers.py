@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import Future
 
+from server.engine.device.sampler import Result
 from server.engine.residents import Residents
-from server.engine.sampler import Result
 from server.engine.sequence import Order, Sequence
 from server.engine.tasks.task import RequestError, SequenceTask, check_spans, finished
 from server.grammar import GrammarError, Matcher

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from server.engine.config import EngineConfig
+from server.engine.device.sampler import Result, num_candidates
 from server.engine.residents import Residents
-from server.engine.sampler import Result, num_candidates
 from server.engine.sequence import Order, Sequence
 from server.engine.tasks.answers import Answers
 from server.engine.tasks.task import RequestError

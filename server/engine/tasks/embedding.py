@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from model.layered import LayeredForward
-from server.engine.caches import MediaCache
+from server.engine.caches.media import MediaCache
 from server.engine.config import EngineConfig
-from server.engine.encoder import unit
+from server.engine.device.encoder import unit
+from server.engine.device.runner import Runner
+from server.engine.device.sampler import NOT_FINITE
 from server.engine.plan import Plan
-from server.engine.runner import Runner
-from server.engine.sampler import NOT_FINITE
 from server.engine.tasks.task import ForwardTask, RequestError, SideTask
 from server.wire import Embed, Embedded, EmbedText, Outbound
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from model import inspect
 from model.batch import MediaPages
-from server.engine.caches import MediaCache
+from server.engine.caches.media import MediaCache
+from server.engine.device.runner import Runner
+from server.engine.device.sampler import NOT_FINITE
 from server.engine.plan import Plan
-from server.engine.runner import Runner
-from server.engine.sampler import NOT_FINITE
 from server.engine.tasks.task import ForwardTask, RequestError
 from server.wire import AttentionMap, Gates, Inspect, Inspected, Outbound
 

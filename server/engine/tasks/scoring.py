@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Iterable
 
 from server.engine.config import EngineConfig
+from server.engine.device.sampler import Result
 from server.engine.residents import Residents
-from server.engine.sampler import Result
 from server.engine.sequence import Order, Sequence
 from server.engine.tasks.task import RequestError, SequenceTask
 from server.wire import Outbound, Sampling, Score, Scored

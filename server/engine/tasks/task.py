@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from model.prompt import EncodedPrompt
 from server.engine.config import EngineConfig
+from server.engine.device.sampler import Result
 from server.engine.plan import Plan
-from server.engine.sampler import Result
 from server.engine.sequence import Sequence
 from server.grammar import Matcher
 from server.wire import Finished, FinishReason, Outbound

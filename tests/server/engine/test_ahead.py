@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.engine.config import DEVICE_LIMITS, EngineConfig
+from server.engine.device.graphs import Step
+from server.engine.device.runner import Launched
 from server.engine.engine import Engine
-from server.engine.graphs import Step
 from server.engine.plan import Plan
-from server.engine.runner import Launched
 from server.wire import Abort, Embed, Grammar, Sampling, Token
 from tests.engine_client import (
     CONFIG,

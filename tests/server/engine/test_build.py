@@ -29,8 +29,8 @@ from server.engine.build import (
     engine_limits,
     warm_up,
 )
+from server.engine.device.runner import Launched
 from server.engine.plan import Plan
-from server.engine.runner import Launched
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError
 from tests.engine_client import CONFIG, FEW_SHOT, IMAGE_TOKEN, assert_all_released, assert_equals_reference, client

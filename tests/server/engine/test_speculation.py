@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.prompt import EncodedPrompt
+from server.engine.device.graphs import Step
+from server.engine.device.runner import Launched
 from server.engine.engine import Engine
-from server.engine.graphs import Step
 from server.engine.plan import Plan
-from server.engine.runner import Launched
 from server.engine.sequence import Order, Sequence
 from server.telemetry.measures import STEP_SECONDS, STEP_TOKENS
 from server.wire import Abort, Grammar, Sampling

@@ -15,8 +15,8 @@ from torch import Tensor
 from model.batch import MediaPages
 from model.inference import prepare_for_inference
 from model.vision import normalise
-from server.engine.caches import Encoding, MediaCache
-from server.engine.encoder import Encoder, pool
+from server.engine.caches.media import Encoding, MediaCache
+from server.engine.device.encoder import Encoder, pool
 from server.wire import Abort
 from tests.engine_client import CONFIG, GREEDY, Prompt, assert_all_released, assert_equals_reference, client, frames
 from tests.tiny_models import CONFIGS, FAMILIES, KIN_CONFIG, Family, tiny_model

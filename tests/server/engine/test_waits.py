@@ -18,14 +18,14 @@ from model.batch import Batch, KVCache, MediaPages
 from model.inference import prepare_for_inference
 from model.prompt import ShotsAttend
 from server.engine.build import warm_up
-from server.engine.caches import Piece
+from server.engine.caches.media import Piece
 from server.engine.config import EngineConfig
+from server.engine.device.graphs import Recorder, Step
+from server.engine.device.runner import Launched, Runner
+from server.engine.device.sampler import Result
+from server.engine.device.transfers import Downloads
 from server.engine.engine import Engine
-from server.engine.graphs import Recorder, Step
 from server.engine.plan import Plan
-from server.engine.runner import Launched, Runner
-from server.engine.sampler import Result
-from server.engine.transfers import Downloads
 from server.wire import Sampling
 from tests.device_order import Order
 from tests.engine_client import CONFIG, IMAGE_TOKEN, IMAGES, SERVED, Client, Prompt, assert_equals_reference

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from model.batch import whole_sequences
 from model.folder import save_folder
 from server.engine.config import EngineConfig
+from server.engine.device.runner import Runner
 from server.engine.ranks.messages import CopyBlocks, FillPages, Followers, Forward, Table, decode
-from server.engine.runner import Runner
 from server.wire import Abort, EmbedText, Inspect, Sampling
 from tests.divided_engine import divided_engine
 from tests.engine_client import (

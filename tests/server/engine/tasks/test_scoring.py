@@ -16,10 +16,10 @@ from model.batch import Batch, MediaPages
 from model.inference import prepare_for_inference
 from model.reference import encode, log_probs
 from server.engine.config import EngineConfig
+from server.engine.device.graphs import Step
+from server.engine.device.runner import Launched
 from server.engine.engine import Engine
-from server.engine.graphs import Step
 from server.engine.plan import Plan
-from server.engine.runner import Launched
 from server.wire import Abort, Sampling, Score
 from tests.engine_client import (
     CONFIG,

@@ -17,7 +17,7 @@ from kernels.paged_plan import Plan, fill_plan, first_rows_of
 from kernels.spans import plain_tables
 from model.batch import Batch
 from model.config import FlamingoConfig
-from server.engine.transfers import Mirror
+from server.engine.device.transfers import Mirror
 
 Outputs = tuple[Tensor, ...]  # [S, ..] each
 Step = Callable[[], None]

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from kernels.rows import greedy_argmax
 from model.prompt import EncodedPrompt
-from server.engine.choice import draw, parameters
+from server.engine.device.choice import draw, parameters
+from server.engine.device.sampler import NOT_FINITE, NOTHING_PERMITTED, Result, Sampler, logit_positions
 from server.engine.plan import Row
-from server.engine.sampler import NOT_FINITE, NOTHING_PERMITTED, Result, Sampler, logit_positions
 from server.engine.sequence import Order, Sequence
 from server.schemas.generation import GenerationFields
 from server.wire import Sampling
@@ -330,7 +330,7 @@ def test_log_probabilities_in_groups_of_rows_are_those_of_all_rows(monkeypatch: 
     positions = [logit_positions(row) for row in rows]
     logits = torch.randn(sum(map(len, positions)), VOCABULARY)
     whole = Sampler([], []).read(rows, positions, logits.clone()).results()
-    monkeypatch.setattr("server.engine.sampler.ROWS_TOGETHER", 4)
+    monkeypatch.setattr("server.engine.device.sampler.ROWS_TOGETHER", 4)
     parts = Sampler([], []).read(rows, positions, logits.clone()).results()
     assert [r.prompt_logprobs for r in parts] == [r.prompt_logprobs for r in whole]
     assert [r.target_logprobs for r in parts] == [r.target_logprobs for r in whole]

@@ -15,11 +15,11 @@ from model.footprint import page_bytes
 from server.engine import build as module
 from server.engine.build import block_bytes, build
 from server.engine.config import DEVICE_LIMITS, EngineConfig
-from server.engine.device_memory import GIB, MIB, CacheBytes, Room, divide
-from server.engine.largest_step import LargestStep
+from server.engine.device.largest_step import LargestStep
+from server.engine.device.memory import GIB, MIB, CacheBytes, Room, divide
+from server.engine.device.runner import Launched, Runner
+from server.engine.device.sampler import logit_positions
 from server.engine.plan import Plan
-from server.engine.runner import Launched, Runner
-from server.engine.sampler import logit_positions
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError
 from tests.engine_client import CONFIG, SERVED

@@ -12,8 +12,7 @@ import torch
 
 from model.batch import Batch
 from model.config import AlonePositions
-from server.engine.engine import Engine
-from server.engine.graphs import (
+from server.engine.device.graphs import (
     CudaRecorder,
     DecodeGraphs,
     Step,
@@ -23,6 +22,7 @@ from server.engine.graphs import (
     first_rows,
     static_batch,
 )
+from server.engine.engine import Engine
 from tests.engine_client import (
     CONFIG,
     FEW_SHOT,

@@ -8,8 +8,8 @@ from itertools import chain
 from math import inf
 
 from model.config import FlamingoConfig
-from server.engine.blocks import BlockPool
-from server.engine.caches import MediaCache
+from server.engine.caches.blocks import BlockPool
+from server.engine.caches.media import MediaCache
 from server.engine.config import EngineConfig
 from server.engine.plan import Plan
 from server.engine.sequence import Sequence

@@ -13,10 +13,10 @@ from torch import Tensor
 from model.batch import MediaPages
 from model.inference import InferenceModel
 from model.vision import normalise
-from server.engine.caches import Encoding, MediaCache, Piece
+from server.engine.caches.media import Encoding, MediaCache, Piece
+from server.engine.device.streams import SideStream
+from server.engine.device.transfers import Downloads, upload
 from server.engine.ranks.messages import NO_FOLLOWERS, Followers
-from server.engine.streams import SideStream
-from server.engine.transfers import Downloads, upload
 
 # pages from visual tokens in host memory that are computed at once: they take memory in addition to the slots
 REBUILT_TOGETHER = 8

@@ -20,15 +20,15 @@ from kernels.media_attention_gpu import media_tiles
 from kernels.paged_plan import Shape, plan_tiles, static_plan
 from model.batch import Batch, KVCache, MediaPages
 from model.inference import InferenceModel
-from server.engine.caches import MediaCache
+from server.engine.caches.media import MediaCache
 from server.engine.config import EngineConfig
-from server.engine.encoder import Encoder
-from server.engine.graphs import DecodeGraphs, Recorder, bucket_sizes, static_batch
+from server.engine.device.encoder import Encoder
+from server.engine.device.graphs import DecodeGraphs, Recorder, bucket_sizes, static_batch
+from server.engine.device.runs import runs_of
+from server.engine.device.sampler import NOT_FINITE, Reading, Result, Sampler, logit_positions
+from server.engine.device.transfers import Downloads, upload
 from server.engine.plan import Plan, Row
 from server.engine.ranks.messages import NO_FOLLOWERS, Followers
-from server.engine.runs import runs_of
-from server.engine.sampler import NOT_FINITE, Reading, Result, Sampler, logit_positions
-from server.engine.transfers import Downloads, upload
 
 
 @dataclass(frozen=True, slots=True)

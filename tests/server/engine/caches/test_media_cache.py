@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from server.engine.caches import LruCache, MediaCache, MediaSlots, content_key
+from server.engine.caches.media import LruCache, MediaCache, MediaSlots, content_key
 
 A, B, C, D, E = (letter * 32 for letter in (b"a", b"b", b"c", b"d", b"e"))
 

@@ -18,10 +18,10 @@ from model.presets.published import MODELS
 from model.quantised import KINDS, QuantisedLinear, WeightFormat
 from model.reference import generate
 from server.engine.build import build
-from server.engine.device_memory import GIB
+from server.engine.device.memory import GIB
+from server.engine.device.weight_formats import WeightFormats
 from server.engine.engine import Engine
 from server.engine.ranks.division import check_memory
-from server.engine.weight_formats import WeightFormats
 from server.settings import Settings, SettingsError
 from tests.engine_client import CONFIG, FEW_SHOT, IMAGE_TOKEN, IMAGES, Client, assert_all_released
 from tests.tiny_models import CONFIGS, FAMILIES, Family, byte_tokenizer, prompt_tokenizer, tiny_model, widened

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from kernels.rows import greedy_argmax, greedy_argmax_reference
-from server.engine.choice import Choice, ids_that_end
+from server.engine.device.choice import Choice, ids_that_end
+from server.engine.device.transfers import Downloads, Uploads, upload
 from server.engine.plan import Row
 from server.engine.sequence import Sequence
-from server.engine.transfers import Downloads, Uploads, upload
 from server.wire import TokenLogprob
 
 NOT_FINITE = "the model's output is not finite"

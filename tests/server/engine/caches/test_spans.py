@@ -17,10 +17,10 @@ from model.config import AlonePositions, LanguageModelConfig
 from model.flamingo import Flamingo
 from model.inference import prepare_for_inference
 from model.reference import encode, generate, log_probs
+from server.engine.device.runner import Launched
+from server.engine.device.sampler import NOT_FINITE
 from server.engine.engine import Engine
 from server.engine.plan import Plan
-from server.engine.runner import Launched
-from server.engine.sampler import NOT_FINITE
 from server.wire import Abort, Sampling, Score
 from tests.engine_client import (
     CONFIG,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.engine.transfers import Download, Downloads, Mirror, upload
+from server.engine.device.transfers import Download, Downloads, Mirror, upload
 from tests.stand_in_device import DEVICE, DeviceTensor, stand_in_device
 
 TENSORS = [

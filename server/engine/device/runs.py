@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from server.engine.caches.spans import Layout, Part
 from server.engine.plan import Row
-from server.engine.spans import Layout, Part
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ import numpy as np
 
 from model.inference import InferenceModel
 from model.prompt import EncodedPrompt, PromptTokenizer
-from server.engine.caches import Encoding, MediaCache
+from server.engine.caches.media import Encoding, MediaCache
 from server.engine.config import EngineConfig
-from server.engine.device_memory import DeviceMemory, Room
+from server.engine.device.memory import DeviceMemory, Room
+from server.engine.device.runner import Runner
+from server.engine.device.sampler import Sampler
 from server.engine.plan import Plan, Row
-from server.engine.runner import Runner
-from server.engine.sampler import Sampler
 from server.engine.sequence import Order, Sequence
 from server.wire import Sampling
 

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from model.prompt import EncodedPrompt
-from server.engine.blocks import BlockPool
-from server.engine.caches import MediaCache
-from server.engine.memory import Memory
+from server.engine.caches.blocks import BlockPool
+from server.engine.caches.media import MediaCache
+from server.engine.caches.memory import Memory
 from server.engine.sequence import Order, Sequence
 from tests.engine_client import CONFIG, GREEDY, Prompt, client
 from tests.engine_simulation import Simulation

@@ -9,8 +9,8 @@ import torch
 
 from model.batch import Batch, MediaPages
 from model.inference import prepare_for_inference
-from server.engine.caches import Encoding, MediaCache
-from server.engine.encoder import REBUILT_TOGETHER, Encoder
+from server.engine.caches.media import Encoding, MediaCache
+from server.engine.device.encoder import REBUILT_TOGETHER, Encoder
 from tests.engine_client import (
     CONFIG,
     Prompt,

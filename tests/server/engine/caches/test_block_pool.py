@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.blocks import BlockPool, block_hash
+from server.engine.caches.blocks import BlockPool, block_hash
 
 
 def assert_is_whole(pool: BlockPool, held: list[list[int]]) -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from model.config import AlonePositions
 from model.prompt import EncodedPrompt
-from server.engine.blocks import block_hash
+from server.engine.caches.blocks import block_hash
 
 
 @dataclass(frozen=True, slots=True)
