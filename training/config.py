@@ -124,7 +124,8 @@ class TrainConfig:
     # a folder of `python -m training.default_data`: an untrained bridge's resampler begins with the discriminants of its
     # images (`training/default/discriminants.py`); "": with a random projection
     discriminants: str = ""
-    # coordinates of the kin of an image (`model/kin.py`) that an untrained bridge reads; 0: as many as the folder has
+    # coordinates of the kin of an image (`model/kin.py`) that the bridge is to read; a trained bridge needs `discriminants`,
+    # along which kin is added. 0: as many as the folder has
     kin: int = 0
     # multiplies an untrained bridge's embeddings of frames, which are small compared with features and learn order slowly
     frame_scale: float = 1.0
@@ -187,10 +188,10 @@ class TrainConfig:
             raise ConfigError("objective alignment needs a frozen language model: trains must not list language_model")
         if self.ablate != AblateConfig() and self.bridge != "start":
             raise ConfigError("ablate changes the untrained bridge and needs `bridge: start`")
-        if self.discriminants and self.bridge != "start":
-            raise ConfigError("discriminants initialise an untrained bridge and need `bridge: start`")
-        if self.kin and self.bridge != "start":
-            raise ConfigError("kin changes what the bridge reads and needs `bridge: start`")
+        if self.discriminants and self.bridge != "start" and not self.kin:
+            raise ConfigError("discriminants initialise what the bridge reads and need `bridge: start` or kin")
+        if self.kin and self.bridge != "start" and not self.discriminants:
+            raise ConfigError("kin is added to a trained bridge along the discriminants of a folder: set discriminants")
         if self.kin and self.vision:
             raise ConfigError("kin needs the classes of the model's own encoder, which vision replaces")
         if self.frame_scale != 1 and self.bridge != "start":

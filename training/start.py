@@ -26,6 +26,7 @@ from training.config import AblateConfig
 from training.default.discriminants import fit_discriminants
 
 FRAMES = "resampler.frame_embeddings"
+PROJECTION, BIAS = "resampler.input.weight", "resampler.input.bias"
 
 
 def rebuild(config: FlamingoConfig, tensors: dict[str, Tensor]) -> Flamingo:
@@ -82,6 +83,23 @@ def with_kin(model: Flamingo, folder: Path, dim: int) -> Flamingo:
     return rebuild(config, {**experts, **start_bridge(config, experts)})
 
 
+def with_added_kin(model: Flamingo, folder: Path, dim: int, data: Path) -> Flamingo:
+    """Return the model whose trained bridge also reads `dim` coordinates of kin, along the discriminants of `data`.
+
+    The projection of kin is orthogonal to that of the features' discriminants, so that at first kin changes nothing of what
+    the bridge knows of an image. Raises ConfigError as `with_kin` does, and for a model that has kin.
+    """
+    if model.config.vision.kin.dim:
+        raise ConfigError(f"kin: the bridge of {folder} already reads {model.config.vision.kin.dim} coordinates of kin")
+    fresh = with_kin(model, folder, dim)
+    discriminants = fit_discriminants(data, model.config.resampler.dim, fresh.vision.kin)
+    added = discriminants.projection(model.config.resampler.dim)[:, -dim:]
+    tensors = {**fresh.state_dict(), **{n: t for n, t in model.state_dict().items() if is_bridge(n)}}
+    tensors[PROJECTION] = torch.cat([tensors[PROJECTION], added], dim=1)
+    tensors[BIAS] = tensors[BIAS] - added @ discriminants.mean[-dim:]
+    return rebuild(fresh.config, tensors)
+
+
 def with_ablated_bridge(model: Flamingo, ablate: AblateConfig, seed: int = SEED) -> Flamingo:
     """Return the model with an untrained bridge of another configuration between the same experts."""
     config = model.config
@@ -110,9 +128,9 @@ def with_discriminants(model: Flamingo, data: Path) -> Flamingo:
         raise ConfigError(f"discriminants: {data} holds features of width {width}, the encoder's have {feature_dim}")
     tensors = model.state_dict()
     projection = discriminants.projection(resampler.dim)
-    tensors["resampler.input.weight"] = projection
+    tensors[PROJECTION] = projection
     # the bias that `start_as_mean` set is kept
-    tensors["resampler.input.bias"] = tensors["resampler.input.bias"] - projection @ discriminants.mean
+    tensors[BIAS] = tensors[BIAS] - projection @ discriminants.mean
     return rebuild(model.config, tensors)
 
 

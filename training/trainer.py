@@ -28,6 +28,7 @@ from training.progress import ProgressReporter, gate_values
 from training.start import (
     at_resolution,
     with_ablated_bridge,
+    with_added_kin,
     with_discriminants,
     with_free_weights,
     with_kin,
@@ -168,6 +169,8 @@ def load_model(config: TrainConfig, folder: Path) -> Flamingo:
         model = with_free_weights(model)
     if config.language_model == "scratch":
         model = with_new_language_model(model, config.seed)
+    if config.bridge == "keep" and config.kin:
+        return with_added_kin(model, folder, config.kin, Path(config.discriminants).expanduser())
     if config.kin:
         model = with_kin(model, folder, config.kin)
     if config.bridge == "start":

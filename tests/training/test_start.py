@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from model.config import ConfigError, KinConfig, VisionConfig
@@ -21,10 +22,13 @@ from training.bridge import is_bridge
 from training.config import AblateConfig
 from training.default.discriminants import fit_discriminants, random_rotation
 from training.start import (
+    BIAS,
     FRAMES,
+    PROJECTION,
     at_resolution,
     interpolate_positions,
     with_ablated_bridge,
+    with_added_kin,
     with_discriminants,
     with_free_weights,
     with_kin,
@@ -172,17 +176,24 @@ def test_a_resampler_that_begins_with_discriminants_projects_features_to_them(tm
     assert all(torch.equal(model.state_dict()[name], changed.state_dict()[name]) for name in unchanged)
 
 
+def write_likeness(folder: Path, width: int) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Write a likeness of four classes; return their ancestors and the weights [4, width] of the classifier."""
+    ancestors = np.eye(5, 4, dtype=bool)
+    weight = np.random.default_rng(0).integers(-4, 5, size=(4, width)).astype(np.float32)
+    save_file(to_tensors(ancestors, (1.0,), weight=weight, bias=np.arange(4, dtype=np.float32)), folder / LIKENESS)
+    return ancestors, weight
+
+
 def test_an_untrained_bridge_reads_kin_by_the_likeness_of_the_folder(tmp_path: Path) -> None:
     config = CONFIGS["flamingo"]
-    width, ancestors = config.vision.feature_dim, np.eye(5, 4, dtype=bool)
-    matrices = {"weight": np.ones((4, width), np.float32), "bias": np.arange(4, dtype=np.float32)}
-    save_file(to_tensors(ancestors, (1.0,), **matrices), tmp_path / LIKENESS)
+    width = config.vision.feature_dim
+    ancestors, weight = write_likeness(tmp_path, width)
     model = tiny_model(config)
     changed = with_kin(model, tmp_path, 3)
     kin = changed.vision.kin
     assert changed.config.vision.kin == KinConfig(dim=3, num_classes=4, num_ancestors=5)
     assert kin is not None
-    assert torch.equal(kin.weight, torch.ones(4, width))
+    assert torch.equal(kin.weight, torch.from_numpy(weight))
     assert kin.ancestors.tolist() == ancestors.astype(float).tolist()
     assert changed.state_dict()["resampler.input.weight"].shape[1] == width + 3
     experts = {name for name in model.state_dict() if not is_bridge(name)}
@@ -190,6 +201,32 @@ def test_an_untrained_bridge_reads_kin_by_the_likeness_of_the_folder(tmp_path: P
     again = with_ablated_bridge(changed, AblateConfig())
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in changed.state_dict().items())
     assert with_kin(changed, tmp_path, 2).state_dict()[COMPONENTS].shape == (2, 5)
+
+
+def test_kin_is_added_to_a_trained_bridge_along_directions_of_its_own(tmp_path: Path) -> None:
+    resampler = replace(KIN_CONFIG.resampler, dim=16)
+    config = replace(KIN_CONFIG, resampler=resampler, vision=replace(KIN_CONFIG.vision, kin=KinConfig()))
+    model, data = tiny_model(config), make_folder(tmp_path)
+    write_likeness(tmp_path, config.vision.feature_dim)
+    changed = with_added_kin(model, tmp_path, 3, data)
+    before, after = model.state_dict(), changed.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before.keys() - {PROJECTION, BIAS})
+
+    # an image whose kin is the mean of the training images gets the visual tokens that it had
+    discriminants = fit_discriminants(data, 16, changed.vision.kin)
+    features = torch.randn(2, config.vision.feature_dim)
+    kin = discriminants.mean[-3:].expand(2, -1)
+    projected = changed.resampler.input(torch.cat([features, kin], dim=1))
+    torch.testing.assert_close(projected, model.resampler.input(features), atol=1e-5, rtol=1e-5)
+
+    of_features, of_kin = discriminants.projection(16).split([config.vision.feature_dim, 3], dim=1)
+    assert torch.equal(after[PROJECTION][:, -3:], of_kin)
+    assert (of_kin.T @ of_features).abs().max() < 1e-5 < of_kin.norm(dim=0).min()
+
+
+def test_kin_is_not_added_twice(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="already reads 3 coordinates of kin"):
+        with_added_kin(tiny_model(KIN_CONFIG), tmp_path, 3, tmp_path)
 
 
 def test_embeddings_of_frames_are_scaled_and_nothing_else() -> None:
