@@ -124,8 +124,8 @@ class TrainConfig:
     # a folder of `python -m training.default_data`: an untrained bridge's resampler begins with the discriminants of its
     # images (`training/default/discriminants.py`); "": with a random projection
     discriminants: str = ""
-    # coordinates of the kin of an image (`model/kin.py`) that the bridge is to read; a trained bridge needs `discriminants`,
-    # along which kin is added. 0: as many as the folder has
+    # coordinates of the kin of an image (`model/kin.py`) that an untrained bridge reads, or that are added to what a
+    # trained bridge reads; the latter needs `discriminants`
     kin: int = 0
     # multiplies an untrained bridge's embeddings of frames, which are small compared with features and learn order slowly
     frame_scale: float = 1.0

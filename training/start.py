@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.config import ConfigError, FlamingoConfig, KinConfig, VisionConfig
 from model.flamingo import Flamingo
-from model.kin import ANCESTORS, COMPONENTS, classifier_tensors
+from model.kin import ANCESTORS, PREFIX, classifier_tensors
 from model.language_model import LanguageModel
 from model.likeness import LIKENESS
 from model.vision import VisionEncoder
@@ -70,17 +70,22 @@ def with_vision(model: Flamingo, encoder: VisionEncoder) -> Flamingo:
 def with_kin(model: Flamingo, folder: Path, dim: int) -> Flamingo:
     """Return the model whose untrained bridge also reads `dim` coordinates of kin, by the likeness of the model's folder.
 
-    Raises ConfigError if the folder has no likeness with classes.
+    Without coordinates, it reads the features alone. Raises ConfigError if the folder has no likeness with classes.
     """
-    if not (folder / LIKENESS).is_file():
-        raise ConfigError(f"kin needs the classes in {LIKENESS}, which {folder} does not have")
-    kept = {name: tensor for name, tensor in model.state_dict().items() if not is_bridge(name)}
-    kept.pop(COMPONENTS, None)
-    experts = kept | classifier_tensors(load_file(folder / LIKENESS))
-    num_ancestors, num_classes = experts[ANCESTORS].shape
-    kin = KinConfig(dim=dim, num_classes=num_classes, num_ancestors=num_ancestors)
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not is_bridge(name)}
+    experts, kin = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}, KinConfig()
+    if dim:
+        experts |= _kin_of_folder(folder)
+        num_ancestors, num_classes = experts[ANCESTORS].shape
+        kin = KinConfig(dim=dim, num_classes=num_classes, num_ancestors=num_ancestors)
     config = replace(model.config, vision=replace(model.config.vision, kin=kin))
     return rebuild(config, {**experts, **start_bridge(config, experts)})
+
+
+def _kin_of_folder(folder: Path) -> dict[str, Tensor]:
+    if not (folder / LIKENESS).is_file():
+        raise ConfigError(f"kin needs the classes in {LIKENESS}, which {folder} does not have")
+    return classifier_tensors(load_file(folder / LIKENESS))
 
 
 def with_added_kin(model: Flamingo, folder: Path, dim: int, data: Path) -> Flamingo:

@@ -92,8 +92,8 @@ class Stepper:
         for batch, weight in weighted:
             with attention_on(device):
                 value = weight * self._forward(batch)
-            # FSDP takes the mean of the processes' gradients
-            (value * (data_set.weight * self.world.size / count.clamp(min=1.0))).backward()
+                # FSDP takes the mean of the processes' gradients
+                (value * (data_set.weight * self.world.size / count.clamp(min=1.0))).backward()
             total += value.detach()
         mean = self.world.sum(total) / count.clamp(min=1.0)
         return float(mean), sum(len(b.batch.token_ids) for b in batches)

@@ -169,12 +169,12 @@ def load_model(config: TrainConfig, folder: Path) -> Flamingo:
         model = with_free_weights(model)
     if config.language_model == "scratch":
         model = with_new_language_model(model, config.seed)
-    if config.bridge == "keep" and config.kin:
-        return with_added_kin(model, folder, config.kin, Path(config.discriminants).expanduser())
-    if config.kin:
+    if config.bridge == "keep":
+        data = Path(config.discriminants).expanduser()
+        return with_added_kin(model, folder, config.kin, data) if config.kin else model
+    if config.kin != model.config.vision.kin.dim:
         model = with_kin(model, folder, config.kin)
-    if config.bridge == "start":
-        model = with_ablated_bridge(model, config.ablate, config.seed)
+    model = with_ablated_bridge(model, config.ablate, config.seed)
     if config.discriminants:
         model = with_discriminants(model, Path(config.discriminants).expanduser())
     if config.frame_scale != 1:

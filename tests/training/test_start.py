@@ -203,6 +203,12 @@ def test_an_untrained_bridge_reads_kin_by_the_likeness_of_the_folder(tmp_path: P
     assert with_kin(changed, tmp_path, 2).state_dict()[COMPONENTS].shape == (2, 5)
 
 
+def test_an_untrained_bridge_without_kin_reads_the_features_alone(tmp_path: Path) -> None:
+    changed = with_kin(tiny_model(KIN_CONFIG), tmp_path, 0)
+    assert changed.vision.kin is None
+    assert changed.state_dict()[PROJECTION].shape[1] == KIN_CONFIG.vision.feature_dim
+
+
 def test_kin_is_added_to_a_trained_bridge_along_directions_of_its_own(tmp_path: Path) -> None:
     resampler = replace(KIN_CONFIG.resampler, dim=16)
     config = replace(KIN_CONFIG, resampler=resampler, vision=replace(KIN_CONFIG.vision, kin=KinConfig()))
