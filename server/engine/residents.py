@@ -247,9 +247,11 @@ class Residents:
         """Preempt the last running sequence if one before it waits, and return whether one was preempted.
 
         Beams that are done for this step, and stems, hold blocks and slots that an earlier request, or another beam, may
-        otherwise lack for ever.
+        otherwise lack for ever. So do sequences that run and hold some of the pages that they read together.
         """
-        if not self.running or not self.waiting or self.running[-1].order < self.waiting[0].order:
+        lacks_slot = len(self.running) > 1 and not self.media.slots.num_available
+        before = [*self.waiting[:1], *(self.running[:1] if lacks_slot else [])]
+        if not self.running or all(self.running[-1].order < sequence.order for sequence in before):
             return False
         self.preempt(self.running[-1])
         return True
