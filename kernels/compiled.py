@@ -19,9 +19,10 @@ import torch
 try:
     import numba
     from numba import cfunc, types
+    from numba.core.registry import cpu_target
     from numba.extending import overload
 except ImportError:  # no wheel for this platform: torch serves
-    numba = cfunc = types = overload = None
+    numba = cfunc = types = cpu_target = overload = None
 
 __all__ = ["cfunc", "numba"]
 
@@ -106,10 +107,12 @@ def _argument(kind: str, dtype: torch.dtype) -> Any:
 def _compile(function: Callable[..., None], signature: Any) -> Any:
     """Compile a function for the types of its arguments, or load its binary.
 
-    Its name has all that distinguishes it: Numba numbers the binaries of one name, and two processes that compile at once
-    would give one number to two of them, so that a kernel is read where another one is expected.
+    Its name has all that distinguishes it, also the processor, since machines may share the folder: Numba numbers the
+    binaries of one name, and two processes that compile at once would give one number to two of them, so that a kernel is
+    read where another one is expected.
     """
-    function.__qualname__ = f"{function.__name__}_{_digest(str(signature).encode())}_{DIGEST}"
+    processor = cpu_target.target_context.codegen().magic_tuple()
+    function.__qualname__ = f"{function.__name__}_{_digest(repr((signature, processor)).encode())}_{DIGEST}"
     try:
         return cfunc(signature, cache=True, **OPTIONS)(function)
     except RuntimeError:  # the cache folder cannot be written

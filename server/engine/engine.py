@@ -255,7 +255,9 @@ class Engine:
             num_proposed = sum(len(row.proposed) for row in plan.rows)
             self._num_proposed += num_proposed
             self._num_accepted += sum(result.is_proposed for result in results)
-            self._measures.note_step((row.count for row in plan.rows), num_proposed, plan.num_frames, seconds)
+            # the rows of answers that have ended since the step was launched were computed in vain
+            counts = [row.count for row in plan.rows if not row.sequence.is_finished]
+            self._measures.note_step(counts, num_proposed, plan.num_frames, seconds)
             if self.config.reports_encoding:
                 self._events += _encoded(plan, seconds)
         # next to rows, forwards of their own have as much of the time as heavy sequences

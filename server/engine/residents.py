@@ -7,6 +7,7 @@ for one that has none, and from large requests for a small one.
 from __future__ import annotations
 
 from bisect import insort
+from math import inf
 
 from model.config import FlamingoConfig
 from server.engine.caches.blocks import BlockPool
@@ -34,6 +35,8 @@ class Residents:
         # a client that comes back is before the others until it has had the work of a light request
         self.shares = Shares(credit=2 * config.max_light_tokens)
         self.memory = Memory(config, blocks, media, model)
+        # of one prompt, where tokens read them together: a quarter of the slots may be pinned
+        self.max_media = config.num_media_slots - config.num_media_slots // 4 if model.gated.attends != "last" else inf
         # of blocks, for the next step: by target, which may have been released and taken again since
         self.copies: dict[int, int] = {}
         self.starved: Sequence | None = None  # the oldest that lacks blocks
@@ -247,9 +250,11 @@ class Residents:
         """Preempt the last running sequence if one before it waits, and return whether one was preempted.
 
         Beams that are done for this step, and stems, hold blocks and slots that an earlier request, or another beam, may
-        otherwise lack for ever.
+        otherwise lack for ever. So do sequences that run and hold some of the pages that they read together.
         """
-        if not self.running or not self.waiting or self.running[-1].order < self.waiting[0].order:
+        lacks_slot = len(self.running) > 1 and not self.media.slots.num_available
+        before = [*self.waiting[:1], *(self.running[:1] if lacks_slot else [])]
+        if not self.running or all(self.running[-1].order < sequence.order for sequence in before):
             return False
         self.preempt(self.running[-1])
         return True

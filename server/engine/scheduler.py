@@ -109,14 +109,16 @@ class Scheduler:
         self._residents.free_seat()
         config = self.config
         budgets = config.max_tokens_per_step, config.max_frames_per_step, config.max_frames_idle
-        copies = [(source, target) for target, source in self._residents.copies.items()]
-        self._residents.copies = {}
-        plan = Plan(self._step, *budgets, config.overlaps, copies=copies, pace=self.pace)
-        plan.seconds = self.pace.fixed
+        copies, self._residents.copies = [(source, to) for to, source in self._residents.copies.items()], {}
+        plan = Plan(self._step, *budgets, config.overlaps, copies=copies, pace=self.pace, seconds=self.pace.fixed)
+        self._note_running(plan)
+        return plan
+
+    def _note_running(self, plan: Plan) -> None:
+        """Note the free seats and what running sequences compute, in a plan that has no rows yet."""
         plan.seats_left = self._residents.num_admissible()
         plan.in_progress = self._memory.next_blocks(self.running) if self.waiting else {}
         plan.shots = self._memory.shots_in_part(self.running)
-        return plan
 
     def _can_run_together(self, plan: Plan) -> bool:
         """Return whether all that can run decode, with one priority, in a step so short that turns would gain nothing."""
@@ -199,14 +201,14 @@ class Scheduler:
             self._fill(plan, _in_turn(sequences), 2 * plan.seconds)
 
     def _fill_at_last(self, plan: Plan) -> None:
-        """If nothing runs, let sequences have what was kept for others, and what idle ones after them hold."""
-        if plan.rows or plan.pieces:
-            return
-        plan.is_last_resort = True
-        self._fill(plan, self.running + self.waiting, self._limit())
-        while not plan.rows and self._residents.preempt_blocker():
-            plan.seats_left = self._residents.num_admissible()
-            self._fill(plan, list(self.waiting), self._limit())
+        """If nothing runs, let sequences have what was kept for others, and what idle ones after them hold or release."""
+        residents, num_preemptions = self._residents, -1
+        while not (plan.rows or plan.pieces):
+            if num_preemptions == residents.num_preemptions and not residents.preempt_blocker():
+                return
+            num_preemptions, plan.is_last_resort = residents.num_preemptions, True
+            self._note_running(plan)
+            self._fill(plan, self.running + self.waiting, self._limit())
 
     def _fill_group(self, plan: Plan, group: Group, seconds: float) -> None:
         """Add rows of a group; decoding comes first, with at most half of the time if prompts can use the other half."""
@@ -344,7 +346,7 @@ class Scheduler:
         """Let the oldest sequence that lacks blocks run first once its patience ends, with the blocks of later ones."""
         if (starved := self._residents.make_room()) is None:
             return
-        plan.seats_left = self._residents.num_admissible()
+        self._note_running(plan)
         plan.is_last_resort = True
         self._fill(plan, [starved], self._limit())
         plan.is_last_resort = False

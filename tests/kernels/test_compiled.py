@@ -165,13 +165,15 @@ def test_a_kernel_compiles_without_a_writable_cache(monkeypatch: pytest.MonkeyPa
 def test_each_binary_has_a_file_of_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Numba would give one number to two binaries of a name that two processes compile at once."""
     monkeypatch.setattr(compiled_module.numba.config, "CACHE_DIR", str(tmp_path))
-    kernels = compiled_for("T* int")(_multiplied)
-    for factor in (2, 3):
-        for dtype in DTYPES:
-            x = torch.tensor([1.0, 2.0, 3.0], dtype=dtype)
-            kernels[(factor,)][dtype](x.data_ptr(), 2)
-            assert x.tolist() == [factor, 2 * factor, 3]
-    assert len(list(tmp_path.rglob("*.nbi"))) == 4
+    for processor in (None, "generic"):
+        monkeypatch.setattr(compiled_module.numba.config, "CPU_NAME", processor)
+        kernels = compiled_for("T* int")(_multiplied)
+        for factor in (2, 3):
+            for dtype in DTYPES:
+                x = torch.tensor([1.0, 2.0, 3.0], dtype=dtype)
+                kernels[(factor,)][dtype](x.data_ptr(), 2)
+                assert x.tolist() == [factor, 2 * factor, 3]
+    assert len(list(tmp_path.rglob("*.nbi"))) == 8
     assert all(file.name.endswith(".1.nbc") for file in tmp_path.rglob("*.nbc"))
 
 

@@ -1,6 +1,7 @@
 """The largest step and the largest decode step of an engine's limits, to measure the memory that they take.
 
-They run on an engine's own runner, with caches of one block and of one slot per frame: all rows have the same block.
+They run on an engine's own runner, with caches of two blocks and of one slot per frame. Rows that follow each other have
+different blocks, as in service: torch's operators would gather a block once that all rows have in the same place.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from server.engine.sequence import Order, Sequence
 from server.wire import Sampling
 
 KEY = b"image"
+NUM_BLOCKS = 2
 # whatever takes memory: sorted probabilities, and the log-probabilities of every token
 SAMPLING = Sampling(max_tokens=1, top_p=0.9, logprobs=20, prompt_logprobs=20, seed=0)
 
@@ -30,7 +32,7 @@ class LargestStep:
 
     def __init__(self, model: InferenceModel, tokenizer: PromptTokenizer, config: EngineConfig) -> None:
         self._config = config
-        small = replace(config, num_blocks=1, num_media_slots=config.max_frames_idle, max_model_len=1)
+        small = replace(config, num_blocks=NUM_BLOCKS, num_media_slots=config.max_frames_idle, max_model_len=1)
         self._image_size = model.flamingo.config.vision.image_size
         sampler = Sampler(tokenizer.suppressed_ids, tokenizer.eos_ids)
         self._runner = Runner(model, small, sampler, MediaCache(config.max_frames_idle, 0, b""))
@@ -55,16 +57,16 @@ class LargestStep:
 
     def _plan(self, counts: list[int], sampling: Sampling) -> Plan:
         plan = Plan(step=1, tokens_left=0, max_frames=0, max_frames_idle=0)
-        plan.rows = [self._row(f"{i}", count, sampling) for i, count in enumerate(counts)]
+        plan.rows = [self._row(i, count, sampling) for i, count in enumerate(counts)]
         return plan
 
-    def _row(self, name: str, count: int, sampling: Sampling) -> Row:
+    def _row(self, number: int, count: int, sampling: Sampling) -> Row:
         """Return the last tokens of the longest sequence."""
         length = max(self._config.max_model_len, count)
         prompt = EncodedPrompt(token_ids=[0] * length, media_index=[0] * length, media=[KEY])
-        sequence = Sequence(name, prompt, sampling, Order())
+        sequence = Sequence(f"{number}", prompt, sampling, Order())
         sequence.keys, sequence.media_slots = [KEY], {KEY: 0}
-        sequence.block_table = [0] * -(-length // self._config.block_size)
+        sequence.block_table = [number % NUM_BLOCKS] * -(-length // self._config.block_size)
         return Row(sequence, length - count, count, samples=True)
 
 

@@ -17,6 +17,7 @@ from model.prompt import EncodedPrompt
 from server.engine.config import EngineConfig
 from server.engine.device.sampler import Result
 from server.engine.plan import Plan
+from server.engine.residents import Residents
 from server.engine.sequence import Sequence
 from server.grammar import Matcher
 from server.wire import Finished, FinishReason, Outbound
@@ -138,6 +139,13 @@ def check_spans(prompt: EncodedPrompt, num_new_tokens: int, config: EngineConfig
     """Raises `RequestError` if a prompt whose shots attend alone needs more blocks than there are."""
     if prompt.has_spans and (num_blocks := prompt.num_blocks(config.block_size, num_new_tokens)) > config.num_blocks:
         raise RequestError(f"the shots need {num_blocks} blocks, the engine has {config.num_blocks}")
+
+
+def check_media(prompt: EncodedPrompt, residents: Residents) -> None:
+    """Raises `RequestError` if tokens read all media of a prompt together, and their pages can never be held together."""
+    if (count := len(set(prompt.media))) > residents.max_media:
+        slots = f"{residents.max_media} of the {residents.config.num_media_slots} media slots"
+        raise RequestError(f"the model reads the media of a prompt together: {count} do not fit into {slots}")
 
 
 def finished(

@@ -19,6 +19,7 @@ from server.engine.device.graphs import Step
 from server.engine.device.runner import Launched
 from server.engine.engine import Engine
 from server.engine.plan import Plan
+from server.telemetry.measures import STEP_TOKENS
 from server.wire import Abort, Embed, Grammar, Sampling, Token
 from tests.engine_client import (
     CONFIG,
@@ -196,6 +197,8 @@ def test_a_row_that_follows_the_end_of_an_answer_is_computed_in_vain() -> None:
     num_tokens = len(answer.ids("ends"))
     assert answer.engine.step() == []
     assert len(answer.ids("ends")) == num_tokens < BLIND["ends"].max_tokens
+    *_, num_computed = answer.engine.histograms()[STEP_TOKENS][""]
+    assert num_computed == len(row.sequence.prompt.token_ids) + num_tokens - 1
     assert_all_released(answer.engine)
 
 

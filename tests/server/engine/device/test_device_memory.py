@@ -133,6 +133,9 @@ def test_the_largest_step_reaches_every_limit(family: Family, monkeypatch: pytes
     assert {row.start + row.count for row in (*step.rows, *decode.rows)} == {CONFIG.max_model_len}
     assert sum(piece.count for piece in step.pieces) == CONFIG.max_frames_idle
     assert all(len(logit_positions(row)) == row.count == 1 for row in decode.rows)
+    # blocks that all rows share would be gathered once
+    tables = (zip(*(row.sequence.block_table for row in plan.rows), strict=True) for plan in plans)
+    assert all(len(set(column)) > 1 for table in tables for column in table)
 
 
 def test_a_gpu_has_limits_of_its_own(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
