@@ -22,7 +22,7 @@ import numpy as np
 from model.prompt import ShotsAttend
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Candidate, answer_of, candidates_of, read_candidates
-from server.fewshot.classification import check_orders, combine
+from server.fewshot.classification import combine
 from server.fewshot.confidence import SHOWN_POINTS, curve, fit_temperatures, probabilities
 from server.fewshot.methods import IN_CONTEXT, METHODS, parts_of
 from server.fewshot.methods.likeness import Array, folds
@@ -122,7 +122,6 @@ def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedMod
         _check_queries(queries, template)
     if fields.shots_attend == "alone":
         check_alone(examples, template, model)
-        check_orders(fields, model)
     return EvaluationPlan(
         template=fields.template if isinstance(fields.template, str) else fields.template.model_dump(),
         order=fields.order,
