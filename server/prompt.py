@@ -58,6 +58,11 @@ def check_shots_attend(attend: ShotsAttend, model: ServedModel) -> None:
         raise UnsupportedParameter(message, param="shots_attend")
 
 
+def order_matters(attend: ShotsAttend, model: ServedModel) -> bool:
+    """Return whether the result of a prompt depends on the order of its shots."""
+    return attend == "previous" or model.config.language_model.alone_positions == "in_a_row"
+
+
 async def prepare_prompt(prompt: Prompt, model: ServedModel, intake: Intake) -> PreparedPrompt:
     """Prepare the prompt of a request. Raises `InvalidRequest` or `MediaNotFound`, which name the invalid part."""
     (prepared,) = await prepare_prompts(prompt, model, intake)

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from server.engine_client.client import Client
-from server.errors import InvalidRequest, UnsupportedParameter
+from server.errors import InvalidRequest
 from server.fewshot.candidates import Candidate
 from server.fewshot.confidence import probabilities
 from server.fewshot.methods import IN_CONTEXT
@@ -29,7 +29,7 @@ from server.fewshot.methods.likeness import Array, log_softmax
 from server.fewshot.prompting import AssembledPrompt, write
 from server.fewshot.templates import Shot
 from server.media.source import EncodedMedia, encoded
-from server.prompt import PreparedPrompt, check_length, continuation_ids
+from server.prompt import PreparedPrompt, check_length, continuation_ids, order_matters
 from server.schemas.fewshot import ContentFree, Normalisation, WeighingFields
 from server.served_model import ServedModel
 from server.telemetry.request_record import RequestRecord
@@ -131,11 +131,10 @@ async def prepare_scoring(
     """Write the prompts of a classification by likelihood. Raises what `check_candidates` raises."""
     question, segments = assembled.question, assembled.prompt.segments
     template, attend = question.template, question.fields.shots_attend
-    if attend == "alone":
-        check_orders(weighing, model)
     texts = [template.lead + candidate.text for candidate in candidates]
     token_ids = [await model.tokenize(continuation_ids, segments, text, model.tokenizer) for text in texts]
-    orders = shot_orders(len(assembled.shots), weighing.permutations, weighing.seed)
+    num_orders = weighing.permutations if order_matters(attend, model) else 1
+    orders = shot_orders(len(assembled.shots), num_orders, weighing.seed)
     is_calibrated = weighing.calibration == "contextual"
     queries = [question.query, *(_content_free(question.query, weighing.content_free) if is_calibrated else ())]
     media = {**assembled.prompt.media, GREY_MEDIA.digest: GREY_MEDIA}
@@ -146,13 +145,6 @@ async def prepare_scoring(
         prompts.append(await model.tokenize(write, template, shots, query, media, model, attend))
     check_candidates(prompts, token_ids, [candidate.param for candidate in candidates], model)
     return ScoringPrompts(prompts=prompts, candidate_ids=token_ids, num_orders=len(orders), weighing=weighing)
-
-
-def check_orders(weighing: WeighingFields, model: ServedModel) -> None:
-    """Raises `UnsupportedParameter` for several orders of shots that attend alone, if all orders are equal."""
-    if weighing.permutations > 1 and model.config.language_model.alone_positions == "restart":
-        message = "the order of shots that attend alone changes nothing: permutations must be 1"
-        raise UnsupportedParameter(message, param="permutations")
 
 
 async def score_in_context(prompts: ScoringPrompts, record: RequestRecord, client: Client) -> InContext:

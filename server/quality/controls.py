@@ -62,7 +62,7 @@ def judge_controls(rows: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[st
 
 
 def _prompt_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row["method"], row["strategy"], row["k"]
+    return row["method"], row["strategy"], row["k"], row["shots_attend"]
 
 
 def _judge(control: Mapping[str, Any], whole: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:

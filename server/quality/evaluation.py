@@ -1,8 +1,8 @@
 """Leave-one-out evaluation of a support set: the plan of its cells, and their results.
 
-A cell is a method and, for methods with a prompt, a strategy, a number of shots and a seed. In a cell each example is the
-query once. The shots are selected from the other examples, as for a request, and likeness compares with the others. One
-example of each other label is left out with the query, so that its label is not rarer than in a request. This estimates
+A cell is a method and, for methods with a prompt, a strategy, a number of shots, a form and a seed. In a cell each example
+is the query once. The shots are selected from the other examples, as for a request, and likeness compares with the others.
+One example of each other label is left out with the query, so that its label is not rarer than in a request. This estimates
 the accuracy of a set without any other labelled data. A plan is checked and stored when it is requested, and executed later
 by an evaluation runner.
 """
@@ -10,8 +10,8 @@ by an evaluation runner.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from random import Random
 from statistics import fmean
@@ -22,13 +22,14 @@ import numpy as np
 from model.prompt import ShotsAttend
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Candidate, answer_of, candidates_of, read_candidates
-from server.fewshot.classification import check_orders, combine
+from server.fewshot.classification import combine
 from server.fewshot.confidence import SHOWN_POINTS, curve, fit_temperatures, probabilities
 from server.fewshot.methods import IN_CONTEXT, METHODS, parts_of
 from server.fewshot.methods.likeness import Array, folds
 from server.fewshot.prompting import check_alone, find_template
 from server.fewshot.shots import SelectionError, check_selection
 from server.fewshot.templates import Template
+from server.prompt import order_matters
 from server.quality.controls import check_controls, strategy_of_controls
 from server.quality.learning_curve import Curve
 from server.quality.measures import Predictions
@@ -46,12 +47,13 @@ SEEDED: frozenset[Strategy] = frozenset({"random", "balanced"})
 
 @dataclass(frozen=True, slots=True)
 class PromptSetting:
-    """The shots of a prompt: how many, and how they are selected."""
+    """The shots of a prompt: how many, how they are selected, and what they attend to."""
 
     strategy: Strategy
     k: int
     seed: int
     control: Control | None = None
+    shots_attend: ShotsAttend = "previous"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +65,17 @@ class Cell:
     seed: int | None = None
     method: Method = IN_CONTEXT
     control: Control | None = None
+    shots_attend: ShotsAttend | None = None
+
+    @classmethod
+    def of(cls, prompt: PromptSetting, method: Method = IN_CONTEXT) -> Cell:
+        return cls(prompt.strategy, prompt.k, prompt.seed, method, prompt.control, prompt.shots_attend)
 
     @property
     def prompt(self) -> PromptSetting | None:
-        if self.strategy is None or self.k is None or self.seed is None:
+        if self.strategy is None or self.k is None or self.seed is None or self.shots_attend is None:
             return None
-        return PromptSetting(self.strategy, self.k, self.seed, self.control)
+        return PromptSetting(self.strategy, self.k, self.seed, self.control, self.shots_attend)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +88,6 @@ class EvaluationPlan:
     weighing: dict[str, Any]
     cells: list[Cell]
     queries: list[str]
-    shots_attend: ShotsAttend = "previous"
 
     @property
     def methods(self) -> set[Method]:
@@ -112,7 +118,7 @@ def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedMod
     """Return the plan of a request. Raises `InvalidRequest` for an evaluation that is impossible with these examples."""
     examples = support_set.examples
     template = find_template(fields.template, model)
-    prompts = _prompts(fields, len(examples) - 1, template, max_media)
+    prompts = _prompts(fields, len(examples) - 1, template, model, max_media)
     indices = stratified([answer_of(example) for example in examples], fields.max_queries, fields.seed)
     candidates = read_candidates(fields.candidates) or candidates_of(examples)
     _check_answers(examples, {candidate.label for candidate in candidates})
@@ -120,9 +126,8 @@ def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedMod
     check_controls(fields.controls, methods, template)
     if any(IN_CONTEXT in parts_of(method) for method in methods):
         _check_queries(queries, template)
-    if fields.shots_attend == "alone":
+    if "alone" in fields.forms:
         check_alone(examples, template, model)
-        check_orders(fields, model)
     return EvaluationPlan(
         template=fields.template if isinstance(fields.template, str) else fields.template.model_dump(),
         order=fields.order,
@@ -130,11 +135,12 @@ def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedMod
         weighing=fields.model_dump(include=set(WeighingFields.model_fields)),
         cells=_cells(methods, prompts) + _control_cells(fields, prompts),
         queries=[query.id for query in queries],
-        shots_attend=fields.shots_attend,
     )
 
 
-def _prompts(fields: EvaluateRequest, num_selectable: int, template: Template, max_media: int) -> list[PromptSetting]:
+def _prompts(
+    fields: EvaluateRequest, num_selectable: int, template: Template, model: ServedModel, max_media: int
+) -> list[PromptSetting]:
     if num_selectable < 1:
         raise InvalidRequest("an evaluation needs a support set with at least two examples", param="k")
     max_k = min(num_selectable, max_media - 1) if template.has_media else num_selectable
@@ -143,10 +149,11 @@ def _prompts(fields: EvaluateRequest, num_selectable: int, template: Template, m
         message = f"k is {max(ks)}, a request has at most {max_media} images and videos, that of the query included"
         raise InvalidRequest(message, param="k")
     strategies = fields.strategies or (["random", "rices_image"] if template.has_media else ["random"])
-    is_shuffled = fields.order == "shuffled" or fields.permutations > 1
-    prompts = grid(ks, strategies, fields.seeds, is_shuffled=is_shuffled)
+    draws_orders = fields.order == "shuffled" or fields.permutations > 1
+    shuffled = [form for form in fields.forms if draws_orders and order_matters(form, model)]
+    prompts = grid(ks, strategies, fields.forms, fields.seeds, shuffled=shuffled)
     if len(prompts) > MAX_PROMPTS:
-        message = f"{len(prompts)} combinations of k, strategy and seed, the limit is {MAX_PROMPTS}"
+        message = f"{len(prompts)} combinations of k, strategy, form and seed, the limit is {MAX_PROMPTS}"
         raise InvalidRequest(message, param="k")
     try:
         for prompt in prompts:
@@ -161,13 +168,14 @@ def _cells(methods: Sequence[Method], prompts: Sequence[PromptSetting]) -> list[
     """Return the cells, those without a prompt first; the methods of one prompt follow each other."""
     with_prompt = [method for method in methods if IN_CONTEXT in parts_of(method)]
     by_likeness = [Cell(method=method) for method in methods if method not in with_prompt]
-    return by_likeness + [Cell(p.strategy, p.k, p.seed, method) for p in prompts for method in with_prompt]
+    return by_likeness + [Cell.of(prompt, method) for prompt in prompts for method in with_prompt]
 
 
 def _control_cells(fields: EvaluateRequest, prompts: Sequence[PromptSetting]) -> list[Cell]:
-    """Return a cell per control, each with the most shots of all prompts."""
+    """Return a cell per control, each with the most shots of all prompts, in the first form."""
     strategy, k = strategy_of_controls(fields.strategies), max(prompt.k for prompt in prompts)
-    return [Cell(strategy, k, fields.seeds[0], control=control) for control in dict.fromkeys(fields.controls)]
+    whole = PromptSetting(strategy, k, fields.seeds[0], shots_attend=fields.forms[0] if k else "previous")
+    return [Cell.of(replace(whole, control=control)) for control in dict.fromkeys(fields.controls)]
 
 
 def _methods(
@@ -217,16 +225,23 @@ def _check_queries(queries: Sequence[Example], template: Template) -> None:
 
 
 def grid(
-    ks: Sequence[int], strategies: Sequence[Strategy], seeds: Sequence[int], *, is_shuffled: bool
+    ks: Sequence[int],
+    strategies: Sequence[Strategy],
+    forms: Sequence[ShotsAttend],
+    seeds: Sequence[int],
+    *,
+    shuffled: Collection[ShotsAttend] = (),
 ) -> list[PromptSetting]:
     """Return the distinct prompts: seeds differ only if something is drawn, and without shots all strategies are equal.
 
-    `is_shuffled`: the order in the prompt, or of its permutations, is drawn too.
+    So are the forms without shots. `shuffled`: the forms in which an order of the shots is drawn that has an effect.
     """
     prompts = []
-    for k, strategy, seed in product(dict.fromkeys(ks), dict.fromkeys(strategies), dict.fromkeys(seeds)):
-        is_seeded = k > 0 and (strategy in SEEDED or (is_shuffled and k > 1))
-        prompts.append(PromptSetting(strategy if k else "first", k, seed if is_seeded else seeds[0]))
+    distinct = product(dict.fromkeys(ks), dict.fromkeys(strategies), dict.fromkeys(forms), dict.fromkeys(seeds))
+    for k, strategy, form, seed in distinct:
+        is_seeded = strategy in SEEDED or (form in shuffled and k > 1)
+        setting = PromptSetting(strategy, k, seed if is_seeded else seeds[0], shots_attend=form)
+        prompts.append(setting if k else PromptSetting("first", 0, seeds[0]))
     return list(dict.fromkeys(prompts))
 
 

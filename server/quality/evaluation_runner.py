@@ -173,7 +173,7 @@ class LeaveOneOut:
                 text=query.text if "text" in fields else "",
             ),
             template=choice,
-            shots_attend=plan.shots_attend,
+            shots_attend=prompt.shots_attend,
         )
 
 

@@ -309,7 +309,8 @@ def _change(session: Session, evaluation_id: str, holder: str, **values: Any) ->
 
 def _with_cells(session: Session, row: EvaluationRow) -> Evaluation:
     cells = session.scalars(select(CellRow).where(CellRow.evaluation_id == row.id).order_by(CellRow.index))
-    return replace(_without_cells(row), cells={cell.index: _completed(cell.result) for cell in cells})
+    completed = {cell.index: _with_form(_completed(cell.result), row.plan) for cell in cells}
+    return replace(_without_cells(row), cells=completed)
 
 
 def _completed(result: dict[str, Any]) -> dict[str, Any]:
@@ -318,4 +319,13 @@ def _completed(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_cells(row: EvaluationRow) -> Evaluation:
-    return msgspec.convert(row, Evaluation, from_attributes=True)
+    evaluation = msgspec.convert(row, Evaluation, from_attributes=True)
+    settled = row.plan.get("settled", {})
+    cells = [_with_form(cell, row.plan) for cell in settled.get("cells", ())]
+    return replace(evaluation, plan={**row.plan, "settled": {**settled, "cells": cells}})
+
+
+def _with_form(cell: dict[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a cell with its form. If it is old, it has none: all prompts with shots have the form of their plan."""
+    k, form = cell.get("k"), plan.get("settled", {}).get("shots_attend", "previous")
+    return {"shots_attend": None if k is None else form if k else "previous"} | cell

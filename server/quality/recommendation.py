@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from model.prompt import ShotsAttend
 from server.fewshot.methods.likeness import Array
 from server.fewshot.methods.paired import Paired
 from server.quality.measures import standard_error, wilson
@@ -27,18 +26,22 @@ MAX_P_VALUE = 0.05
 
 
 def summarise(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row per method, strategy, k and control that has a finished cell: the means over seeds."""
-    by_setting: dict[tuple[str, int, str, str], list[dict[str, Any]]] = {}
+    """Return a row per method, strategy, k, form and control that has a finished cell: the means over seeds."""
+    by_setting: dict[tuple[str, int, str, bool, str], list[dict[str, Any]]] = {}
     for cell in cells:
         if cell["status"] == "completed":
             by_setting.setdefault(_setting(cell), []).append(cell)
     return [_row(by_setting[setting]) for setting in sorted(by_setting)]
 
 
-def _setting(entry: Mapping[str, Any]) -> tuple[str, int, str, str]:
+def _setting(entry: Mapping[str, Any]) -> tuple[str, int, str, bool, str]:
     """Return what all cells of a row have in common, in the order of the rows: without a prompt first, controls last."""
     num_shots = -1 if entry["k"] is None else int(entry["k"])
-    return entry["control"] or "", num_shots, entry["strategy"] or "", entry["method"]
+    return entry["control"] or "", num_shots, entry["strategy"] or "", _is_alone(entry), entry["method"]
+
+
+def _is_alone(entry: Mapping[str, Any]) -> bool:
+    return bool(entry["shots_attend"] == "alone")
 
 
 def _row(cells: list[dict[str, Any]]) -> dict[str, Any]:
@@ -50,6 +53,7 @@ def _row(cells: list[dict[str, Any]]) -> dict[str, Any]:
         "method": first["method"],
         "strategy": first["strategy"],
         "k": first["k"],
+        "shots_attend": first["shots_attend"],
         "control": first["control"],
         "seeds": len(cells),
         "queries": total,
@@ -62,7 +66,15 @@ def _row(cells: list[dict[str, Any]]) -> dict[str, Any]:
         **{name: fmean(cell[name] for cell in cells) for name in ("expected_calibration_error", "brier", "nll")},
         **{name: best[name] for name in ("temperature", "curve")},
         "prompt_tokens": fmean(cell["cost"]["prompt_tokens"] for cell in cells),
+        "latency": _latency([cell["latency"] for cell in cells]),
     }
+
+
+def _latency(latencies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the number of timed queries, and the mean over the seeds; methods without a prompt have no timed query."""
+    timed = [latency for latency in latencies if latency["queries"]]
+    means = {name: fmean(each[name] for each in timed) if timed else None for name in ("median_seconds", "p90_seconds")}
+    return {"queries": sum(latency["queries"] for latency in timed), **means}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +98,11 @@ def recommend(
     order: Order | None,
     always: Baseline,
     prior: str | None = None,
-    attend: ShotsAttend = "previous",
 ) -> dict[str, Any] | None:
     """Return the cheapest setting that is as accurate as the best one within the standard error of the difference.
 
-    `prior`: the method by likeness that the model's own evaluation found best with as many examples. `attend`: the form
-    of all prompts. None if no cell has finished, or if all settings are less accurate than always giving the most frequent
-    answer.
+    `prior`: the method by likeness that the model's own evaluation found best with as many examples. None if no cell has
+    finished, or if all settings are less accurate than always giving the most frequent answer.
     """
     rows = [row for row in summarise(cells) if row["control"] is None]
     useful = [row for row in rows if row["accuracy"] >= always.accuracy]
@@ -110,7 +120,7 @@ def recommend(
         examples |= {"order": order} if order else {}
     return {
         "examples": examples,
-        **({} if chosen["k"] is None or attend == "previous" else {"shots_attend": attend}),
+        **({"shots_attend": "alone"} if _is_alone(chosen) else {}),
         "method": chosen["method"],
         "temperature": None if chosen["k"] is None else chosen["temperature"],
         "accuracy": chosen["accuracy"],
@@ -241,7 +251,10 @@ def name_of(row: Mapping[str, Any]) -> str:
     """Return the name of a setting in a sentence."""
     if row["k"] is None:
         return str(row["method"])
-    return f"{row['method']} by {row['strategy']} with k={row['k']}" if row["k"] else f"{row['method']} without shots"
+    if not row["k"]:
+        return f"{row['method']} without shots"
+    form = " and shots that attend alone" if _is_alone(row) else ""
+    return f"{row['method']} by {row['strategy']} with k={row['k']}{form}"
 
 
 def _cost(row: dict[str, Any]) -> str:

@@ -81,9 +81,7 @@ def recommendation_of(evaluation: Evaluation) -> dict[str, Any] | None:
     """Return what the finished cells of an evaluation recommend."""
     cells, plan = list(evaluation.cells.values()), evaluation.plan
     always, settled = baseline(plan["truths"]), plan["settled"]
-    attend = settled.get("shots_attend", "previous")
-    of_set = evaluation.support_set, evaluation.version
-    return recommend(cells, *of_set, settled["order"], always, plan.get("prior"), attend)
+    return recommend(cells, evaluation.support_set, evaluation.version, settled["order"], always, plan.get("prior"))
 
 
 def _read(evaluation: Evaluation) -> Recommended | None:
@@ -92,11 +90,14 @@ def _read(evaluation: Evaluation) -> Recommended | None:
         return None
     method, examples = recommendation["method"], ExamplesFields(**recommendation["examples"])
     labels = frozenset(candidate["label"] for candidate in plan["candidates"])
-    setting = (method, recommendation["examples"].get("k"), recommendation["examples"].get("strategy"), None)
+    attend: ShotsAttend = recommendation.get("shots_attend", "previous")
+    k, strategy = (recommendation["examples"].get(name) for name in ("k", "strategy"))
+    form = None if k is None else attend
+    setting = {"method": method, "k": k, "strategy": strategy, "shots_attend": form, "control": None}
     rows = summarise(list(evaluation.cells.values()))
-    row = next(row for row in rows if (row["method"], row["k"], row["strategy"], row["control"]) == setting)
+    row = next(row for row in rows if setting.items() <= row.items())
     confidence = Confidence(row["temperature"], tuple(Point(**point) for point in row["curve"]), row["queries"])
-    return Recommended(method, examples, labels, confidence, recommendation.get("shots_attend", "previous"))
+    return Recommended(method, examples, labels, confidence, attend)
 
 
 def _shots(examples: ExamplesFields) -> tuple[object, ...]:

@@ -10,7 +10,7 @@ import re
 import time
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, GetJsonSchemaHandler, model_validator
+from pydantic import AfterValidator, Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -41,7 +41,7 @@ from server.schemas.fewshot import (
     Version,
     WeighingFields,
 )
-from server.schemas.prompt import AttentionFields
+from server.schemas.prompt import ATTEND
 from server.store.staging import ID_PREFIX
 
 
@@ -272,8 +272,15 @@ class RemoveExamplesRequest(ExpectedRequest):
 Control = Literal["text_only", "shuffled_labels"]
 
 
-class EvaluateRequest(WeighingFields, AttentionFields, ModelRequest):
-    """A grid of strategies, numbers of shots and seeds; `seed` draws the queries."""
+Forms = Annotated[
+    Annotated[ShotsAttend, Tag("<form>")]
+    | Annotated[list[ShotsAttend], Field(min_length=1, max_length=16), Tag("<list>")],
+    Discriminator(lambda value: "<list>" if isinstance(value, list) else "<form>"),
+]
+
+
+class EvaluateRequest(WeighingFields, ModelRequest):
+    """A grid of strategies, numbers of shots, forms and seeds; `seed` draws the queries."""
 
     seed: int = Field(0, ge=0, le=2**63 - 1, description="Samples the queries.")
     version: int | None = Field(None, ge=1)
@@ -293,10 +300,15 @@ class EvaluateRequest(WeighingFields, AttentionFields, ModelRequest):
         description="Prompts of `in_context` of which a part is taken away, each a further cell: all media, or the right "
         "labels of the shots.",
     )
+    shots_attend: Forms = Field("previous", description=f"The form of the prompts, or several to compare. {ATTEND}")
     order: Order | None = None
     template: TemplateChoice = "classification"
     candidates: list[CandidateField] = Field([], max_length=MAX_CANDIDATES)
     max_queries: int = Field(200, ge=1, le=100_000, description="Of a larger set, this many examples are left out.")
+
+    @property
+    def forms(self) -> list[ShotsAttend]:
+        return self.shots_attend if isinstance(self.shots_attend, list) else [self.shots_attend]
 
 
 class ListEvaluationsRequest(ListRequest):

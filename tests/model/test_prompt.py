@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +60,14 @@ def test_text_never_becomes_a_marker(pieces: list[str]) -> None:
     assert encoded.token_ids[0] == tokenizer.media_token_id
     assert all(token_id < 256 for token_id in encoded.token_ids[1:])
     assert tokenizer.decode(encoded.token_ids[1:], skip_special_tokens=False) == text
+
+
+def test_the_first_token_of_a_familys_prompts_is_the_prefix_that_all_spans_read() -> None:
+    """A family without one has no common first token: its first span is empty."""
+    segments: list[Segment] = [A, Text("x"), B, Text("y")]
+    encoded = encode(segments, prompt_tokenizer(replace(PROMPT, begin=FAKE)))
+    assert (encoded.media_index, encoded.span_starts) == ([-1, 0, 0, 1, 1], [0, 1, 3])
+    assert encode(segments, prompt_tokenizer(PROMPT)).span_starts == [0, 0, 2]
 
 
 def test_an_empty_prompt_is_refused() -> None:

@@ -123,6 +123,7 @@ class Cell(ResponseSchema):
     method: Method
     strategy: Strategy | None
     k: int | None
+    shots_attend: ShotsAttend | None = Field(description="The form of the prompt.")
     seed: int | None
     control: Control | None
 
@@ -133,7 +134,7 @@ class FailedCell(Cell):
 
 
 class CompletedCell(Cell):
-    """The results of one method, strategy, number of shots and seed."""
+    """The results of one method, strategy, number of shots, form and seed."""
 
     status: Literal["completed"]
     queries: int
@@ -158,11 +159,15 @@ class CompletedCell(Cell):
 
 
 class SummaryRow(ResponseSchema):
-    """The mean over the seeds of one method, strategy and number of shots; temperature and curve are of `best_seed`."""
+    """The mean over the seeds of one method, strategy, number of shots and form.
+
+    Temperature and curve are of `best_seed`.
+    """
 
     method: Method
     strategy: Strategy | None
     k: int | None
+    shots_attend: ShotsAttend | None = Field(description="The form of the prompt; null for methods without one.")
     control: Control | None
     seeds: int
     queries: int
@@ -178,6 +183,7 @@ class SummaryRow(ResponseSchema):
     temperature: Temperature
     curve: Curve
     prompt_tokens: float
+    latency: Latency = Field(description="The number of timed queries, and the means over the seeds.")
 
 
 class RecommendedExamples(ResponseSchema):

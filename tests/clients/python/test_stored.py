@@ -324,6 +324,10 @@ def test_replies_are_parsed() -> None:
         "random is best",
     )
     (row,) = evaluation.summary
+    assert (row.name, row.shots_attend, row.median_seconds) == ("in_context, random", None, None)
+    form = {"shots_attend": "alone", "latency": {"queries": 8, "median_seconds": 0.25, "p90_seconds": 0.5}}
+    (alone,) = exchange(lambda c: c.evaluations.get("ev_1"), EVALUATION | {"summary": [ROW | form]})[1].summary
+    assert (alone.name, alone.shots_attend, alone.median_seconds) == ("in_context, random, shots alone", "alone", 0.25)
     assert (row.strategy, row.k, row.accuracy, row.accuracy_interval) == ("random", 4, 0.75, (0.5, 0.875))
     assert (row.lowest_accuracy, row.highest_accuracy, row.queries) == (0.75, 0.75, 8)
     assert (evaluation.baseline.label, evaluation.baseline.accuracy) == ("cat", 0.25)

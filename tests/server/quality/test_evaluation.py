@@ -8,6 +8,7 @@ from math import log
 import numpy as np
 import pytest
 
+from model.prompt import ShotsAttend
 from server.fewshot.confidence import probabilities
 from server.fewshot.methods.likeness import log_softmax
 from server.quality.evaluation import Cell, Outcome, PromptSetting, cell_result, grid, left_out_together, stratified
@@ -15,7 +16,7 @@ from server.quality.measures import Predictions
 
 
 def test_only_random_strategies_run_for_every_seed() -> None:
-    cells = grid([2, 4], ["random", "rices_image"], [0, 1, 2], is_shuffled=False)
+    cells = grid([2, 4], ["random", "rices_image"], ["previous"], [0, 1, 2])
     assert Counter((cell.strategy, cell.k) for cell in cells) == {
         ("random", 2): 3,
         ("random", 4): 3,
@@ -25,12 +26,23 @@ def test_only_random_strategies_run_for_every_seed() -> None:
 
 
 def test_shuffled_orders_run_for_every_seed_from_two_shots_on() -> None:
-    cells = grid([1, 2], ["first"], [0, 1], is_shuffled=True)
+    cells = grid([1, 2], ["first"], ["previous"], [0, 1], shuffled=["previous"])
     assert cells == [PromptSetting("first", 1, 0), PromptSetting("first", 2, 0), PromptSetting("first", 2, 1)]
 
 
+def test_an_order_is_drawn_for_each_seed_only_in_the_forms_in_which_it_has_an_effect() -> None:
+    cells = grid([2], ["first"], ["previous", "alone"], [0, 1], shuffled=["previous"])
+    assert [(cell.shots_attend, cell.seed) for cell in cells] == [("previous", 0), ("previous", 1), ("alone", 0)]
+    both = grid([2], ["random"], ["alone", "previous"], [0, 1])
+    assert [(cell.shots_attend, cell.seed) for cell in both] == [
+        (form, seed) for form in ("alone", "previous") for seed in (0, 1)
+    ]
+
+
 def test_zero_shots_are_one_cell_and_duplicates_run_once() -> None:
-    assert grid([0, 0], ["random", "rices_image", "random"], [5, 6], is_shuffled=True) == [PromptSetting("first", 0, 5)]
+    forms: list[ShotsAttend] = ["alone", "previous"]
+    cells = grid([0, 0], ["random", "rices_image", "random"], forms, [5, 6], shuffled=forms)
+    assert cells == [PromptSetting("first", 0, 5)]
 
 
 def test_a_subsample_keeps_the_shares_of_labels() -> None:

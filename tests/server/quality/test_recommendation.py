@@ -14,7 +14,9 @@ from server.quality.recommendation import Baseline, baseline, compare, explain, 
 
 
 def likeness_record(method: str, accuracy: float) -> dict[str, Any]:
-    return cell_record("", 0, accuracy, method=method) | {"strategy": None, "k": None, "seed": None}
+    without = dict.fromkeys(("strategy", "k", "seed", "shots_attend"))
+    untimed = {"queries": 0, "median_seconds": None, "p90_seconds": None}
+    return cell_record("", 0, accuracy, method=method) | without | {"latency": untimed}
 
 
 def cell_record(
@@ -24,6 +26,7 @@ def cell_record(
         "method": method,
         "strategy": strategy,
         "k": k,
+        "shots_attend": "previous",
         "seed": seed,
         "control": None,
         "status": "completed",
@@ -35,7 +38,12 @@ def cell_record(
         "temperature": 1.0 + seed,
         "curve": [{"threshold": 0.0, "coverage": 1.0, "accuracy": accuracy, "confidence": accuracy}],
         "cost": {"prompt_tokens": 10.0 * k},
+        "latency": {"queries": 8, "median_seconds": 0.1 + seed, "p90_seconds": 0.2 + seed},
     }
+
+
+def alone(record: dict[str, Any]) -> dict[str, Any]:
+    return record | {"shots_attend": "alone"}
 
 
 def test_seeds_are_averaged_and_do_not_narrow_the_interval() -> None:
@@ -45,6 +53,19 @@ def test_seeds_are_averaged_and_do_not_narrow_the_interval() -> None:
     assert three["accuracy_interval"] == pytest.approx(single["accuracy_interval"])
     assert (three["lowest_accuracy"], three["highest_accuracy"], three["best_seed"]) == (0.5, 0.7, 1)
     assert (three["temperature"], three["curve"][0]["accuracy"]) == (2.0, 0.7)
+    assert three["latency"] == pytest.approx({"queries": 24, "median_seconds": 1.1, "p90_seconds": 1.2})
+
+
+def test_each_form_of_a_prompt_is_a_row() -> None:
+    cells = [
+        alone(cell_record("random", 2, 0.8)),
+        cell_record("random", 2, 0.6),
+        alone(cell_record("random", 2, 0.9, seed=1)),
+        likeness_record("knn", 0.5),
+    ]
+    rows = [(row["shots_attend"], row["seeds"], row["accuracy"]) for row in summarise(cells)]
+    assert rows == [(None, 1, 0.5), ("previous", 1, 0.6), ("alone", 2, pytest.approx(0.85))]
+    assert summarise(cells)[0]["latency"] == {"queries": 0, "median_seconds": None, "p90_seconds": None}
 
 
 ALWAYS = Baseline("cat", 0.3)
@@ -97,6 +118,23 @@ def test_the_most_accurate_strategy_of_a_k_and_its_best_seed_are_recommended() -
     assert recommended(cells)["examples"]["strategy"] == "random"
     assert recommended(cells)["examples"]["seed"] == 1
     assert recommended(cells)["temperature"] == 2.0
+
+
+def test_of_two_forms_of_a_prompt_the_more_accurate_one_is_recommended() -> None:
+    cells = [cell_record("random", 4, 0.85), alone(cell_record("random", 4, 0.86))]
+    recommendation = recommended(cells)
+    assert (recommendation["shots_attend"], recommendation["examples"]["k"]) == ("alone", 4)
+    assert recommendation["reason"].startswith(
+        "in_context by random with k=4 and shots that attend alone has an accuracy"
+    )
+    assert "in_context by random with k=4 has 0.850" in recommendation["reason"]
+    assert "shots_attend" not in recommended([cell_record("random", 4, 0.86), alone(cell_record("random", 4, 0.85))])
+
+
+def test_forms_are_compared_on_their_own_answers() -> None:
+    cells = [answered(cell_record("random", 4, 0), "+++-"), alone(answered(cell_record("random", 4, 0), "++-+"))]
+    previous, other = summarise(cells)
+    assert compare(previous, other, cells) == Paired(1, 1)
 
 
 def test_the_reason_compares_with_the_most_frequent_label() -> None:
@@ -233,3 +271,4 @@ def test_controls_say_whether_the_answers_depend_on_what_they_take_away() -> Non
         "in_context by random with k=4 has an accuracy of 0.250 without images and of 0.900 as sent: the images matter.",
     ]
     assert judge_controls(summarise(cells[1:]), cells[1:]) == []
+    assert judge_controls(summarise([blind, alone(whole)]), cells) == []

@@ -1256,7 +1256,7 @@ export interface components {
         };
         /**
          * CompletedCell
-         * @description The results of one method, strategy, number of shots and seed.
+         * @description The results of one method, strategy, number of shots, form and seed.
          */
         CompletedCell: {
             /** @enum {string} */
@@ -1264,6 +1264,11 @@ export interface components {
             /** @enum {string|null} */
             strategy: "first" | "random" | "balanced" | "rices_image" | "rices_text" | "mixed" | null;
             k: number | null;
+            /**
+             * @description The form of the prompt.
+             * @enum {string|null}
+             */
+            shots_attend: "previous" | "alone" | null;
             seed: number | null;
             /** @enum {string|null} */
             control: "text_only" | "shuffled_labels" | null;
@@ -1992,17 +1997,11 @@ export interface components {
         };
         /**
          * EvaluateRequest
-         * @description A grid of strategies, numbers of shots and seeds; `seed` draws the queries.
+         * @description A grid of strategies, numbers of shots, forms and seeds; `seed` draws the queries.
          */
         EvaluateRequest: {
             /** @description The name of the served model. */
             model?: string | null;
-            /**
-             * @description What a shot, the text from one media item to the next, reads besides itself: `previous`, all text before it, or `alone`, only the text before the first media item. What was computed for a shot that attends alone is reused in any prompt, and the order of the shots changes nothing.
-             * @default previous
-             * @enum {string|null}
-             */
-            shots_attend: "previous" | "alone" | null;
             /**
              * @description Of the log-probabilities of a candidate's tokens.
              * @default sum
@@ -2056,6 +2055,11 @@ export interface components {
              * @default []
              */
             controls: ("text_only" | "shuffled_labels")[] | null;
+            /**
+             * @description The form of the prompts, or several to compare. What a shot, the text from one media item to the next, reads besides itself: `previous`, all text before it, or `alone`, only the text before the first media item. What was computed for a shot that attends alone is reused in any prompt, and the order of the shots changes nothing.
+             * @default previous
+             */
+            shots_attend: ("previous" | "alone") | ("previous" | "alone")[] | null;
             /** @enum {string|null} */
             order?: "as_selected" | "similar_last" | "stored" | "shuffled" | null;
             /** @default classification */
@@ -2182,6 +2186,11 @@ export interface components {
             /** @enum {string|null} */
             strategy: "first" | "random" | "balanced" | "rices_image" | "rices_text" | "mixed" | null;
             k: number | null;
+            /**
+             * @description The form of the prompt.
+             * @enum {string|null}
+             */
+            shots_attend: "previous" | "alone" | null;
             seed: number | null;
             /** @enum {string|null} */
             control: "text_only" | "shuffled_labels" | null;
@@ -3359,7 +3368,9 @@ export interface components {
         };
         /**
          * SummaryRow
-         * @description The mean over the seeds of one method, strategy and number of shots; temperature and curve are of `best_seed`.
+         * @description The mean over the seeds of one method, strategy, number of shots and form.
+         *
+         *     Temperature and curve are of `best_seed`.
          */
         SummaryRow: {
             /** @enum {string} */
@@ -3367,6 +3378,11 @@ export interface components {
             /** @enum {string|null} */
             strategy: "first" | "random" | "balanced" | "rices_image" | "rices_text" | "mixed" | null;
             k: number | null;
+            /**
+             * @description The form of the prompt; null for methods without one.
+             * @enum {string|null}
+             */
+            shots_attend: "previous" | "alone" | null;
             /** @enum {string|null} */
             control: "text_only" | "shuffled_labels" | null;
             seeds: number;
@@ -3385,6 +3401,8 @@ export interface components {
             /** @description From the surest answers to all of them. Empty in old evaluations. */
             curve: components["schemas"]["CurvePoint"][];
             prompt_tokens: number;
+            /** @description The number of timed queries, and the means over the seeds. */
+            latency: components["schemas"]["Latency"];
         };
         /**
          * SupportSet

@@ -15,27 +15,31 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SummaryRow:
-    """The results of one method, strategy and number of shots, as the mean over its seeds.
+    """The results of one method, strategy, number of shots and form of the prompt, as the mean over its seeds.
 
-    Methods by likeness have no prompt: their `strategy` and `k` are None. `control` is what was taken away from the prompt.
+    Methods by likeness have no prompt: their `strategy`, `k`, `shots_attend` and `median_seconds` are None. `control` is
+    what was taken away from the prompt.
     """
 
     method: str
     strategy: str | None
     k: int | None
+    shots_attend: str | None = None
     control: str | None = None
     accuracy: float
     accuracy_interval: tuple[float, float]  # 95%
     lowest_accuracy: float
     highest_accuracy: float
     queries: int
+    median_seconds: float | None = None  # of an answer whose media are cached
     raw: Json = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
-        """The method, the strategy and the control; without shots, no strategy selects any."""
+        """The method, the strategy, the form unless it is "previous", and the control. Without shots, none is selected."""
         strategy = self.strategy if self.k else None if self.k is None else "no shots"
-        return ", ".join(filter(None, (self.method, strategy, self.control)))
+        form = "shots alone" if self.shots_attend == "alone" else None
+        return ", ".join(filter(None, (self.method, strategy, form, self.control)))
 
     @classmethod
     def parse(cls, values: Json) -> Self:
@@ -44,12 +48,14 @@ class SummaryRow:
             method=values.get("method") or "in_context",
             strategy=values.get("strategy"),
             k=values.get("k"),
+            shots_attend=values.get("shots_attend"),
             control=values.get("control"),
             accuracy=accuracy,
             accuracy_interval=_interval(values, "summary"),
             lowest_accuracy=values.get("lowest_accuracy", accuracy),
             highest_accuracy=values.get("highest_accuracy", accuracy),
             queries=values.get("queries", 0),
+            median_seconds=(values.get("latency") or {}).get("median_seconds"),
             raw=values,
         )
 

@@ -145,7 +145,7 @@ class EvaluateOptions(ProbabilityOptions, total=False):
     seeds: Sequence[int] | None
     order: str | None
     template: str | Template | None
-    shots_attend: ShotsAttend | None
+    shots_attend: ShotsAttend | Sequence[str] | None
     candidates: Sequence[str | Candidate] | None
     max_queries: int | None
 

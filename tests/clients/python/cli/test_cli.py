@@ -178,6 +178,9 @@ class TestSupportSets:
             "in_context, no shots 0",
             "in_context, first 1",
         ]
+        forms = ("--method", "in_context", "--shots-attend", "previous", "--shots-attend", "alone")
+        (evaluation,) = documents("support-set", "evaluate", "cli-colours", "-k", "1", "--strategy", "first", *forms)
+        assert [row["shots_attend"] for row in evaluation["summary"]] == ["previous", "alone"]
 
     def test_an_evaluation_has_the_methods_that_are_named(self, made: Client) -> None:
         arguments = ("support-set", "evaluate", "cli-colours", "--method", "knn", "--method", "nearest_mean")

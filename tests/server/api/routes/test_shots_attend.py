@@ -58,7 +58,6 @@ async def test_every_route_with_shots_passes_the_form_on_and_reports_it(
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "log-probabilities": ("/v1/completions", {"prompt_logprobs": 0}, "prompt_logprobs"),
     "an echo with log-probabilities": ("/v1/completions", {"echo": True, "logprobs": 0}, "echo"),
-    "several orders": ("/v1/classify", {"permutations": 2}, "permutations"),
     "shots without media": ("/v1/fewshot/completions", {"zero_shot": True}, "shots_attend"),
     "a text before the image": (
         "/v1/fewshot/completions",
@@ -139,6 +138,31 @@ async def test_orders_of_a_row_are_averaged(client: FakeClient, settings: Settin
     assert response.status_code == 200, response.text
     first, second = (spans_of(request.prompt) for request in client.scores)
     assert first[:2] == second[1::-1]
+
+
+async def test_an_average_over_orders_that_are_equal_is_one_prompt(http: httpx.AsyncClient, client: FakeClient) -> None:
+    """If positions restart, the order of the shots changes nothing, and the answer says that one order was computed."""
+    fields = {**REQUESTS["/v1/classify"], "permutations": 2}
+    response = await http.post("/v1/classify", json={**fields, "shots_attend": "alone"})
+    assert response.status_code == 200, response.text
+    assert len(client.scores) == 1
+    body = response.json()
+    assert (body["fewshot"]["permutations"], body["usage"]["fewshot_details"]["prompts"]) == (1, 1)
+    calibrated = await http.post("/v1/classify", json={**fields, "shots_attend": "alone", "calibration": "contextual"})
+    assert calibrated.json()["usage"]["fewshot_details"]["prompts"] == 2
+    in_context = await http.post("/v1/classify", json=fields)
+    assert in_context.json()["fewshot"]["permutations"] == 2
+
+
+async def test_decisions_compute_one_prompt_for_orders_that_are_equal(
+    http: httpx.AsyncClient, client: FakeClient
+) -> None:
+    fields = {**REQUESTS["/v1/decisions"], "permutations": 2}
+    for form, num_prompts in (("alone", 1), ("previous", 2)):
+        response = await http.post("/v1/decisions", json={**fields, "shots_attend": form})
+        assert response.status_code == 200, response.text
+        assert response.json()["usage"]["fewshot_details"]["prompts"] == num_prompts
+    assert len(client.scores) == 3
 
 
 async def test_stored_examples_attend_alone_in_any_order(

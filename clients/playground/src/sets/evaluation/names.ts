@@ -2,9 +2,11 @@
 import type { Schemas } from '../../api/client'
 
 export type Row = Schemas['SummaryRow']
+export type Recommendation = NonNullable<Schemas['EvaluationReport']['recommendation']>
 export type Method = Row['method']
 export type Strategy = NonNullable<Row['strategy']>
 export type Control = NonNullable<Row['control']>
+export type Form = NonNullable<Row['shots_attend']>
 
 export const METHODS: Record<Method, { name: string; explanation: string; colour: number }> = {
   nearest_mean: { name: 'Nearest mean', explanation: 'compares with the mean of each label’s examples', colour: 1 },
@@ -23,23 +25,48 @@ export const STRATEGIES: Record<Strategy, string> = {
   mixed: 'similar images and questions',
 }
 
+export const FORMS: Record<Form, { name: string; explanation: string }> = {
+  previous: { name: 'Previous shots', explanation: 'each shot reads all shots before it' },
+  alone: { name: 'Each alone', explanation: 'a shot reads no other, and is reused from the cache in any order' },
+}
+
 export const CONTROLS: Record<Control, { name: string; explanation: string }> = {
   text_only: { name: 'Without images', explanation: 'Are the images read at all?' },
   shuffled_labels: { name: 'With shuffled labels', explanation: 'Do the labels of the shots matter?' },
 }
 
-export const DASHES: Partial<Record<Strategy, string>> = { rices_image: '6 4', rices_text: '2 4', mixed: '8 3 2 3' }
+const DASHES: Partial<Record<Strategy, string>> = { rices_image: '6 4', rices_text: '2 4', mixed: '8 3 2 3' }
+
+/** Returns the dashes of a line: those of the strategy, with a dot if shots attend alone. */
+export const dashOf = (strategy: Strategy, form: Form | null) =>
+  [DASHES[strategy], form === 'alone' && '1 4'].filter(Boolean).join(' ') || undefined
+
+export type Setting = Pick<Row, 'k' | 'strategy' | 'shots_attend' | 'control'>
 
 export const hasPrompt = (row: Pick<Row, 'k'>) => row.k !== null
 
-/** Returns how a prompt is made: "4 random shots", or '' for a method without one. */
-export function describeShots({ k, strategy, control }: Pick<Row, 'k' | 'strategy' | 'control'>): string {
+/** Returns how shots are chosen, and their form if each attends alone. */
+export function describeChoice(strategy: Strategy, form: Form | null): string {
+  return form === 'alone' ? `${STRATEGIES[strategy]}, ${FORMS.alone.name.toLowerCase()}` : STRATEGIES[strategy]
+}
+
+/** Returns how a prompt is made: "4 shots, random shots, each alone", or '' for a method without one. */
+export function describeShots({ k, strategy, shots_attend, control }: Setting): string {
   if (k === null) return ''
-  const shots = k === 0 ? 'no shots' : `${k} ${k === 1 ? 'shot' : 'shots'}, ${STRATEGIES[strategy ?? 'first']}`
+  const choice = describeChoice(strategy ?? 'first', shots_attend)
+  const shots = k === 0 ? 'no shots' : `${k} ${k === 1 ? 'shot' : 'shots'}, ${choice}`
   return control ? `${shots}, ${CONTROLS[control].name.toLowerCase()}` : shots
 }
 
+/** Returns how the prompt of a recommendation is made. */
+export const settingOf = ({ examples, shots_attend }: Recommendation): Setting => ({
+  k: examples.k ?? null,
+  strategy: examples.strategy ?? null,
+  shots_attend: examples.k === undefined ? null : (shots_attend ?? 'previous'),
+  control: null,
+})
+
 /** Returns the whole setting in words: "In context, 4 shots, most similar images". */
-export function describeRow(row: Pick<Row, 'method' | 'k' | 'strategy' | 'control'>): string {
+export function describeRow(row: Setting & Pick<Row, 'method'>): string {
   return [METHODS[row.method].name, describeShots(row)].filter(Boolean).join(', ')
 }

@@ -1,7 +1,7 @@
 // The request of an evaluation: what the form offers for a set, and what is sent.
 import type { EvaluateFields, Example } from '../calls'
 import { answerOf, groupByLabel } from '../openSet.svelte'
-import { METHODS, type Control, type Method, type Strategy } from './names'
+import { METHODS, type Control, type Form, type Method, type Strategy } from './names'
 
 const SHOTS = [0, 1, 2, 4, 8, 16]
 const MAX_LINEAR = 512
@@ -10,6 +10,7 @@ export type Plan = {
   methods: Method[]
   shots: number[]
   strategies: Strategy[]
+  forms: Form[]
   controls: Control[]
   numSeeds: number
   maxQueries: number
@@ -37,6 +38,7 @@ export function defaultPlan(examples: Example[]): Plan {
     methods: possibleMethods(examples),
     shots: possibleShots(examples),
     strategies: hasMedia ? ['random', 'rices_image'] : ['random'],
+    forms: ['previous'],
     controls: [],
     numSeeds: 1,
     maxQueries: 200,
@@ -53,7 +55,7 @@ export function refusal(examples: Example[]): string | null {
 /** Returns the number of settings, and of the answers that they need in all. */
 export function size(plan: Plan, examples: Example[]): { settings: number; answers: number } {
   const prompted = plan.methods.filter((method) => method === 'in_context' || method === 'blend').length
-  const withShots = plan.shots.filter((k) => k > 0).length * plan.strategies.length * plan.numSeeds
+  const withShots = plan.shots.filter((k) => k > 0).length * plan.strategies.length * plan.forms.length * plan.numSeeds
   const prompts = withShots + (plan.shots.includes(0) ? 1 : 0) // without shots, nothing is chosen
   const settings = prompted * prompts + (plan.methods.length - prompted) + (prompted ? plan.controls.length : 0)
   return { settings, answers: settings * Math.min(examples.length, plan.maxQueries) }
@@ -67,6 +69,6 @@ export function request(plan: Plan, version: number): EvaluateFields {
     max_queries: plan.maxQueries,
     seeds: Array.from({ length: plan.numSeeds }, (_, seed) => seed),
     controls: plan.controls,
-    ...(isPrompted && { k: plan.shots, strategies: plan.strategies }),
+    ...(isPrompted && { k: plan.shots, strategies: plan.strategies, shots_attend: plan.forms }),
   }
 }

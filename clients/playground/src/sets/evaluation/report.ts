@@ -2,7 +2,8 @@
 import type { Schemas } from '../../api/client'
 import type { Series } from '../../charts/lines'
 import type { Evaluation } from '../calls'
-import { DASHES, hasPrompt, METHODS, STRATEGIES, type Method, type Row, type Strategy } from './names'
+import { dashOf, describeChoice, hasPrompt, METHODS, settingOf } from './names'
+import type { Method, Row, Setting, Strategy } from './names'
 
 export type Cell = Schemas['CompletedCell']
 export type FailedCell = Schemas['FailedCell']
@@ -11,6 +12,11 @@ export const isFinished = ({ status }: Pick<Evaluation, 'status'>) => status !==
 export const chance = ({ labels }: Evaluation) => 1 / Math.max(labels.length, 1)
 export const failedCells = ({ cells }: Evaluation) =>
   cells.filter((cell): cell is FailedCell => cell.status === 'failed')
+const isSame = (one: Setting, other: Setting) =>
+  one.k === other.k &&
+  one.strategy === other.strategy &&
+  one.shots_attend === other.shots_attend &&
+  one.control === other.control
 const withoutControl = (rows: Row[]) => rows.filter(({ control }) => control === null)
 
 /** Returns the most accurate row of each method, the most accurate method first. */
@@ -26,38 +32,34 @@ export function bestRows({ summary }: Evaluation): Row[] {
 /** Returns the recommended row, or the most accurate one if none is recommended. */
 export function recommendedRow(report: Evaluation): Row | undefined {
   const chosen = report.recommendation
-  const isChosen = (row: Row) =>
-    row.control === null &&
-    row.method === chosen?.method &&
-    row.k === (chosen.examples.k ?? null) &&
-    row.strategy === (chosen.examples.strategy ?? null)
-  return report.summary.find(isChosen) ?? bestRows(report)[0]
+  const row = chosen && report.summary.find((row) => row.method === chosen.method && isSame(row, settingOf(chosen)))
+  return row ?? bestRows(report)[0]
 }
 
 /** Returns the cell of a row's best seed. */
 export function cellOf({ cells }: Evaluation, row: Row): Cell | undefined {
   return cells.find(
     (cell): cell is Cell =>
-      cell.status === 'completed' &&
-      cell.method === row.method &&
-      cell.k === row.k &&
-      cell.strategy === row.strategy &&
-      cell.control === row.control &&
-      cell.seed === row.best_seed,
+      cell.status === 'completed' && cell.method === row.method && isSame(cell, row) && cell.seed === row.best_seed,
   )
 }
 
-/** Returns the accuracy by number of shots, a series per method and strategy. All begin at the same prompt without shots. */
+/** Returns the accuracy by number of shots, a series per method, strategy and form. All begin at the same prompt without shots. */
 export function shotSeries({ summary }: Evaluation): Series[] {
   const rows = withoutControl(summary).filter(hasPrompt)
   const shown = rows.filter(({ k }) => k !== 0)
-  const pairs = new Map((shown.length ? shown : rows).map((row) => [`${row.method} ${row.strategy}`, row]))
-  return [...pairs.values()].map(({ method, strategy }) => ({
-    name: `${METHODS[method].name}, ${STRATEGIES[strategy as Strategy]}`,
+  const all = (shown.length ? shown : rows).map(
+    (row) => [`${row.method} ${row.strategy} ${row.shots_attend}`, row] as const,
+  )
+  return [...new Map(all).values()].map(({ method, strategy, shots_attend }) => ({
+    name: `${METHODS[method].name}, ${describeChoice(strategy as Strategy, shots_attend)}`,
     colour: METHODS[method].colour,
-    dash: DASHES[strategy as Strategy],
+    dash: dashOf(strategy as Strategy, shots_attend),
     points: rows
-      .filter((row) => row.method === method && (row.strategy === strategy || row.k === 0))
+      .filter(
+        (row) =>
+          row.method === method && (row.k === 0 || (row.strategy === strategy && row.shots_attend === shots_attend)),
+      )
       .map(({ k, accuracy, accuracy_interval: [low, high] }) => ({ x: k!, y: accuracy, low, high })),
   }))
 }

@@ -73,6 +73,10 @@ def evaluate(
         list[str] | None,
         typer.Option(show_default=False, help="A further row: text_only or shuffled_labels."),
     ] = None,
+    shots_attend: Annotated[
+        list[str] | None,
+        typer.Option(show_default=False, help="The form of the prompts: previous or alone; without it previous."),
+    ] = None,
     max_queries: Annotated[
         int | None, typer.Option(min=1, show_default=False, help="Examples that are left out, at most.")
     ] = None,
@@ -83,7 +87,7 @@ def evaluate(
 ) -> None:
     """Measure how well a set answers, by leaving out each of its examples in turn.
 
-    -k, --strategy, --method and --control may be given several times.
+    -k, --strategy, --method, --control and --shots-attend may be given several times.
     """
     with connected(url, api_key) as client:
         evaluation = client.support_sets.evaluate(
@@ -93,6 +97,7 @@ def evaluate(
             strategies=strategy,
             methods=method,
             controls=control,
+            shots_attend=shots_attend,
             max_queries=max_queries,
             version=version,
         )

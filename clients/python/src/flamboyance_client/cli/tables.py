@@ -52,13 +52,15 @@ def print_set(support_set: SupportSet) -> None:
 def print_evaluation(evaluation: Evaluation) -> None:
     values = evaluation.raw
     table = Table(
-        "method", "k", "accuracy", "95%", title=f"{values['queries']} of {values['examples']} examples left out"
+        "method", "k", "accuracy", "95%", "ms", title=f"{values['queries']} of {values['examples']} examples left out"
     )
     if evaluation.baseline is not None:
-        table.add_row("commonest label", "", f"{evaluation.baseline.accuracy:.3f}", "")
+        table.add_row("commonest label", "", f"{evaluation.baseline.accuracy:.3f}", "", "")
     for row in evaluation.summary:
         lowest, highest = row.accuracy_interval
-        table.add_row(row.name, shots_text(row.k), f"{row.accuracy:.3f}", f"{lowest:.3f} to {highest:.3f}")
+        latency = "" if row.median_seconds is None else f"{1000 * row.median_seconds:.0f}"
+        numbers = (f"{row.accuracy:.3f}", f"{lowest:.3f} to {highest:.3f}", latency)
+        table.add_row(row.name, shots_text(row.k), *numbers)
     print_table(table)
     if evaluation.advice:
         print(evaluation.advice)
