@@ -162,14 +162,17 @@ def clip_shares(evidence: Evidence, family: str) -> dict[str, dict[int, float]]:
 
 def _cost(evidence: Evidence) -> Iterator[Claim]:
     tokens = evidence.published["visual_tokens"]
-    texts = ("Visual tokens, for any number of frames and resolution", "Bytes of a page, likewise")
+    texts = (
+        "Visual tokens, for any number of frames and resolution",
+        "Bytes of a page, for any number of frames and resolution",
+    )
     sizes = evidence.cost.values()
     for text, key in zip(texts, ("visual_tokens", "page_bytes"), strict=True):
         published = f"{tokens} for any" if key == "visual_tokens" else "the same, no figure"
         counts = sorted({row[key] for row in sizes})
         sign = MISSING if not counts else "same" if len(counts) == 1 else "other"
         yield Claim(text, published, COST, ", ".join(map(str, counts)) or MISSING, sign)
-    text = "Time of a decode step relative to that with images, the same for all"
+    text = "Time of a decode step with other media, relative to images"
     if not sizes:
         yield Claim(text, "the same, no figure", COST, MISSING, MISSING)
         return

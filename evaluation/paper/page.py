@@ -24,46 +24,50 @@ from training.paired import CONFIDENCE, SeedValues
 INTRODUCTION = """\
 # The paper, measured
 
-`python -m evaluation.paper` writes this page and its pictures from finished runs: one JSON file per run, in
-`training/ablations/runs`, `training/few_shot/runs` and `evaluation/paper/runs`. Each command below trains or measures
-what has no file yet.
+`python -m evaluation.paper` writes this page and its pictures from finished runs. Each run is a JSON file in
+`training/ablations/runs`, `training/few_shot/runs` or `evaluation/paper/runs`. The commands below train or measure the
+runs that have no file yet.
 
-All models here are small: a decoder of {layers} layers, {dim} numbers wide, trained for minutes on a CPU. Only the sign
-of a change is compared with the paper's, and only if its {confidence:.0%} interval excludes zero. The interval is
-Student's, of the mean over the seeds {seeds}; a seed changes the start of the bridge, the order of the data, and the
-queries. A row whose interval contains zero is undecided, which says nothing about the paper.
+The models are small. Except for the default model and in [Cost](#cost), each has a decoder of {layers} layers, {dim}
+numbers wide, that is trained for minutes on a CPU. Therefore only the sign of a change is compared with the paper's.
+
+A sign is *same* or *other* only if the {confidence:.0%} interval of the change excludes zero. Otherwise the row is
+*undecided*, which says nothing about the paper. The interval is Student's, of the mean over the seeds {seeds}; a seed
+changes the initial bridge, the order of the data, and the queries. In rows of the default model it is of the mean over the
+queries, and rows of times have quartiles instead.
 """
 ABLATION_NOTE = """\
 `python -m training.ablations`: {steps} steps, {queries} queries, seeds {seeds}. A bridge learns to name the {kinds}
-most frequent categories of the default model's data, from sequences of {media} images and from single captions, and has
-to name held-out images after {shots} shots ([how](training.md#ablations)). A row near chance has not learned at this
-length: its sign says that it learns later, not how good it becomes. `--speed` measures the processor's time for a step
-next to the base's, a step of each in turn.
+most frequent categories of the default model's data, from sequences of {media} images and from single captions. Then
+it has to name held-out images after {shots} shots ([how](training.md#ablations)). A row near chance has not learned
+within this number of steps: its sign says that it learns later, not how good it becomes. `--speed` measures the
+processor time of a step relative to a step of the base; the steps of the two alternate.
 """
 DEFAULT_NOTE = """\
-`python -m evaluation.paper.shots`: the default model, whose training had at most {media} images per sequence, has to
-write the novel word of an image of a held-out label, after shots of {ways} such labels ({ways} candidates, chance
-{chance:.0f}%). Wilson's {confidence:.0%} intervals over the queries.
+`python -m evaluation.paper.shots`: the default model has to write the novel word of an image. The shots show {ways}
+held-out labels, one of which is the label of the image ({ways} candidates, chance {chance:.0f}%). The model was trained
+with at most {media} images per sequence. Brackets are Wilson's {confidence:.0%} intervals over the queries.
 """
 CURVE_NOTE = """\
-`python -m training.few_shot images images-all-previous`: {steps} steps, {queries} queries, seeds {seeds}. A decoder has
-learned from made texts to look for the words of its text. A bridge then learns to lead it to the words of similar
-images, from sequences of {media} images that give new words to a few labels. It has to write the word of an image of a
-held-out label, after shots of {ways} held-out labels ({ways} candidates, chance {chance:.0f}%). With fewer than {ways}
-shots, the query's label is not always among them. In `{all_previous}`, text reads all previous images.
+`python -m training.few_shot images images-all-previous`: {steps} steps, {queries} queries, seeds {seeds}. A decoder was
+first trained on generated texts to repeat words of its text. A bridge is then trained on sequences of {media} images,
+which give new words to a few labels, so that the decoder repeats the words of similar images. The model has to write the
+word of an image of a held-out label, after shots of {ways} held-out labels ({ways} candidates, chance {chance:.0f}%).
+With fewer than {ways} shots, the label of the query is not always among them. In `{all_previous}`, text reads all
+previous images.
 """
 CLIP_NOTE = """\
 `python -m training.few_shot clips`: {steps} steps, {queries} queries, seeds {seeds}. Each clip belongs to one of two
-classes with names: a direction or its reverse, one colour before another or after it, or two counts of flashes. A bridge
-and a small encoder are trained on sequences of {media} clips of {trained} frames, and asked after {shots} shots (chance
-{chance:.0f}%). The embeddings of {trained} frames are interpolated to {served}. A motion and its reverse have the same
-frames, so that shuffled frames should leave direction and order to chance; they leave the count. A single frame is drawn
-at random.
+classes: a direction of motion or its reverse, two colours in one order or in the other, or two numbers of flashes. A
+bridge and a small encoder are trained on sequences of {media} clips of {trained} frames. They have to name the class of
+a clip after {shots} shots (chance {chance:.0f}%). For {served} frames, the embeddings of the {trained} frames are
+interpolated. A motion and its reverse have the same frames, so shuffled frames should reduce direction and order to chance,
+but not the count. The single frame is a random one of the clip.
 """
 COST_NOTE = """\
 `python -m evaluation.paper.cost`: Flamingo-3B at tiny scale, with random weights, answers prompts with {media} media of
-each size in turn. Times are the processor's, on one thread. That to the first token contains the encoding of the media,
-which grows with frames and resolution; nothing after it does. Brackets are quartiles.
+each size in turn. Times are processor times of one thread. The time to the first token includes the encoding of the media,
+which takes longer with more frames and a higher resolution; the decode steps after it do not. Brackets are quartiles.
 """
 
 
@@ -165,7 +169,11 @@ def _share(digits: str) -> str:
 
 
 def _gates() -> list[str]:
-    return ["## Gates\n", "|tanh| of each attention gate over training, seed 0.\n", "![gates](paper/gates.svg)\n"]
+    return [
+        "## Gates\n",
+        "The openness |tanh| of each attention gate during training, seed 0.\n",
+        "![gates](paper/gates.svg)\n",
+    ]
 
 
 def _videos(evidence: Evidence) -> list[str]:
