@@ -138,7 +138,7 @@ def _check_kind(data: bytes, kind: Kind, param: str) -> None:
                 return
         except HeifNotInstalled as error:
             raise MediaNotFetched(f"the URL's content cannot be read: {error}", param=param) from None
-    raise MediaNotFetched(f"the URL's content is none of {FORMATS[kind]}", param=param)
+    raise MediaNotFetched(f"the URL's content is not one of {FORMATS[kind]}", param=param)
 
 
 def _length(response: httpx.Response) -> int:
