@@ -60,7 +60,7 @@ def test_an_export_has_a_name_of_its_own() -> None:
 
 
 DOCUMENTS = {"name": "d", "kind": "documents", "shards": "*.tar"}
-FEW_SHOT = "no set has sequences of several images: the model may lose few-shot prompting"
+FEW_SHOT = "no set has sequences of several images: the model may lose its few-shot ability"
 
 
 @pytest.mark.parametrize(
