@@ -76,7 +76,7 @@ def test_a_file_in_which_nothing_is_faster_changes_nothing(tmp_path: Path) -> No
         ([{**ROW, "block": 64}], "row 1: block 64 is not one of 16, 32$"),
         ([{**ROW, "num_warps": 8}], "row 1: num_warps 8 is not one of 4$"),
         ([ROW, {**ROW, "num_stages": 2}], "row 2: there is another row for media sm_90 64 bfloat16"),
-        ([{**ROW, "architecture": "sm_80"}], "has rows for sm_80, and none for sm_90"),
+        ([{**ROW, "architecture": "sm_80"}], "has rows for sm_80, but none for sm_90"),
     ],
 )
 def test_a_wrong_file_is_refused_and_replaces_nothing(content: Any, message: str, tmp_path: Path) -> None:

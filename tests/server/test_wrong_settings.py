@@ -74,7 +74,7 @@ def without(name: str) -> Change:
         ("num_threads", "100000", "num_threads: .*less than or equal to 1024"),
         ("port", "70000", "port: .*less than or equal to 65535"),
         ("host", "nowhere.invalid", "host: 'nowhere.invalid' is not an address or name"),
-        ("host", "203.0.113.7", "host: '203.0.113.7' is no address of this machine; 0.0.0.0"),
+        ("host", "203.0.113.7", "host: '203.0.113.7' is not an address of this machine; 0.0.0.0"),
         ("config", "/nowhere.yaml", "config: /nowhere.yaml: "),
     ],
 )

@@ -66,12 +66,15 @@ FEW_SHOT = "no set has sequences of several images: the model may lose its few-s
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"steps": 50, "sets": [SET, DOCUMENTS]}, ["steps is 50 and optim.warmup_steps is 200: the run ends at 25%"]),
+        (
+            {"steps": 50, "sets": [SET, DOCUMENTS]},
+            ["steps is 50 and optim.warmup_steps is 200: the run ends during warm-up, at 25%"],
+        ),
         ({"steps": 200, "sets": [SET, DOCUMENTS]}, []),
         ({"steps": 200}, [FEW_SHOT]),
         ({"steps": 200, "sets": [SET, {**SET, "name": "v", "kind": "videos"}]}, [FEW_SHOT]),
         ({"steps": 200, "sets": [EPISODES]}, []),
-        ({"steps": 100}, ["the run ends at 50%", FEW_SHOT]),
+        ({"steps": 100}, ["the run ends during warm-up, at 50%", FEW_SHOT]),
     ],
 )
 def test_a_run_that_is_seldom_intended_is_warned_about(change: dict[str, object], expected: list[str]) -> None:

@@ -49,7 +49,7 @@ def read_hypernyms(lines: Iterable[str]) -> dict[str, list[str]]:
 
 
 def find_ancestors(classes: list[str], hypernyms: Mapping[str, list[str]]) -> NDArray[np.bool_]:
-    """Return the classes below each node, [A, C]; not of the root, and only of one of several nodes with the same classes."""
+    """Return the classes below each node, [A, C]: not the root, and only one of several nodes with the same classes."""
     below: dict[str, set[int]] = {}
     for index, offset in enumerate(classes):
         for node in _closure(offset, hypernyms):
