@@ -130,8 +130,8 @@ def open_language_expert(path: Path) -> LanguageExpert:
     ids = expert.tokenizer.get_vocab(with_added_tokens=True).values()
     if max(ids) >= expert.config.num_token_ids or len(set(ids)) < len(ids):
         raise CheckpointError(
-            f"{path}: the tokenizer's {len(ids)} tokens must have consecutive ids below the model's "
-            f"{expert.config.num_token_ids} rows, but ids go up to {max(ids)}"
+            f"{path}: the tokenizer's {len(ids)} tokens must have different ids below the model's "
+            f"{expert.config.num_token_ids} rows, but they have {len(set(ids))} ids up to {max(ids)}"
         )
     return expert
 

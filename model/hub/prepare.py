@@ -119,7 +119,7 @@ def _experts(source: Source) -> Experts:
         f"--vision-model {CLIP_VIT_L_14} --cross-attn-every-n-layers {interval} --out FOLDER"
     )
     if experts is None:
-        raise ModelNameError(f"the frozen models of the OpenFlamingo {source} are not known; specify them: {command}")
+        raise ModelNameError(f"{source} is an OpenFlamingo whose frozen models are not known; specify them: {command}")
     if not experts.language_model:
         raise ModelNameError(
             f"{source} needs LLaMA-7B, which is not openly distributed; if you have it in Hugging Face's format: {command}"

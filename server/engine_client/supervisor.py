@@ -100,7 +100,7 @@ class Supervisor:
             self._spare.prepare()
 
     def refuse(self, worker: WorkerProcess, message: str) -> None:
-        """Note why a worker cannot start, and end it."""
+        """Note why a worker cannot start, and stop it."""
         self._refusal = message
         worker.kill()
 
@@ -111,7 +111,7 @@ class Supervisor:
         worker.kill()
 
     async def loaded(self) -> None:
-        """Return when the first worker is ready.
+        """Wait until the first worker is ready.
 
         Raises `SettingsError` if it refused its settings, and `EngineDied` if it died.
         """
@@ -129,7 +129,7 @@ class Supervisor:
         return self._ready_since is not None and time.monotonic() - self._ready_since > HEALTHY_SECONDS
 
     def _note_end(self) -> None:
-        """Note that the current worker serves no longer."""
+        """Note that the current worker no longer serves requests."""
         self._metrics.engine_ready.set(0)
         if self._state == "stopped":
             return

@@ -106,7 +106,9 @@ async def _encode(fields: TokenizeRequest, services: Services) -> EncodedPrompt:
         raise InvalidRequest("send either prompt or messages, not both", param="prompt")
     if not fields.add_special_tokens and not fields.messages:
         if not isinstance(fields.prompt, str):
-            raise UnsupportedParameter("add_special_tokens: false is accepted only for a text", param="add_special_tokens")
+            raise UnsupportedParameter(
+                "add_special_tokens: false is accepted only for a text", param="add_special_tokens"
+            )
         check_texts([fields.prompt], model, "prompt")
         ids = await model.tokenize(model.tokenizer.encode_alone, fields.prompt)
         return EncodedPrompt(token_ids=ids, media_index=[-1] * len(ids), media=[])

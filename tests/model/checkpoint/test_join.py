@@ -381,7 +381,7 @@ def test_a_tokenizer_with_gaps_in_its_ids_is_refused(tmp_path: Path, capsys: pyt
     tokenizer.save(str(folder / "tokenizer.json"))
     experts = ["--language-model", str(folder), "--vision-model", str(CLIP)]
     assert main(["join", *experts, "--out", str(tmp_path / "out")]) == 1
-    assert "with gaps" in capsys.readouterr().err
+    assert "must have different ids below the model's" in capsys.readouterr().err
 
 
 def test_an_expert_has_no_rows_of_new_tokens() -> None:

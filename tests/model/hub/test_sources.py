@@ -107,7 +107,7 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
     ),
     "me/openflamingo": (
         OPENFLAMINGO_FILES,
-        "frozen models of the OpenFlamingo me/openflamingo are not known; specify them: .*--checkpoint me/openflamingo",
+        "frozen models are not known; specify them: .*--checkpoint me/openflamingo",
     ),
     "me/weightless": (IDEFICS_FILES, "holds no weights that can be read: none of model.safetensors or model.bin"),
     "me/partial": (
