@@ -1,4 +1,4 @@
-"""The dashboard of `grafana/`, as its panels and their queries."""
+"""Reads the dashboard in `grafana/` as panels and their queries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DASHBOARD: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
 
 
 class Query(NamedTuple):
-    """A query of a panel, in PromQL, and how its lines are labelled."""
+    """A query of a panel, in PromQL, and the template of its lines' labels."""
 
     panel: str
     legend: str

@@ -1,6 +1,6 @@
-"""The stages of a Dockerfile as folders: each step runs in a chroot in place of a container. For `deploy.rehearsal`.
+"""Builds the stages of a Dockerfile as folders for `deploy.rehearsal`: each step runs in a chroot instead of a container.
 
-Mounts are made in a namespace of their own, so none is left when a step ends, however it ends. Needs root.
+Mounts are made in a separate namespace, so none is left when a step ends in any way. Needs root.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ exec chroot --userspec="$user" "$root" /usr/bin/env --ignore-environment --chdir
 
 
 class UnknownStep(ValueError):
-    """A step of the Dockerfile that this module cannot do."""
+    """A step of the Dockerfile that this module does not support."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """The build's context, and what else steps get from the machine: variables and paths, which are mounted."""
+    """The build's context, and the machine's variables and paths that steps get; paths are mounted."""
 
     context: Path
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Outside:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage so far: the folder with its files, and what its containers would be started with."""
+    """The state of a stage: the folder with its files, and the configuration with which its containers would start."""
 
     root: Path
     arguments: dict[str, str] = field(default_factory=dict)
@@ -75,7 +75,7 @@ def run(
     paths: Sequence[Path] = (),
     is_read_only: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Run a command in a stage, as the process 1 of a namespace; read-only, all but the volumes and /tmp are."""
+    """Run a command in a stage, as process 1 of a namespace. If read-only, only the volumes and /tmp can be written."""
     root = str(stage.root)
     mounts = []
     for path in paths:
@@ -93,7 +93,7 @@ def run(
 
 
 def _create_target(path: Path, target: Path) -> None:
-    """Create what a path can be mounted on."""
+    """Create a file or folder on which a path can be mounted."""
     if path.is_dir():
         target.mkdir(parents=True, exist_ok=True)
     else:
@@ -104,7 +104,7 @@ def _create_target(path: Path, target: Path) -> None:
 class Builder:
     """Builds the stages of a Dockerfile in a folder, each once and when it is needed.
 
-    `create_base` fills a folder in place of a base image such as `python:3.11-slim`. `arguments` replace the values of ARG.
+    `create_base` fills a folder that replaces a base image such as `python:3.11-slim`. `arguments` replace values of ARG.
     """
 
     def __init__(

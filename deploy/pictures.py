@@ -34,10 +34,10 @@ from server.settings import Settings
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "images"
 SCRAPE_SECONDS = 2
-# as Grafana chooses it: four scrapes, and more where a picture has few points
+# the interval of rates, as Grafana chooses it: four scrapes, or more if a picture has few points
 RATE_INTERVAL = "20s"
 NUM_POINTS = 160
-# clients in each part of the time, and the parts of their requests that fetch a picture and that are refused
+# clients in each part of the time, and the shares of their requests that fetch a picture and that are refused
 CLIENTS = (1, 4, 12, 2)
 FETCHING, REFUSED = 0.1, 0.03
 COLUMN_INCHES, ROW_INCHES, DPI, NUM_COLOURS, TITLE_LETTERS = 0.52, 0.36, 90, 128, 50
@@ -63,7 +63,7 @@ FORMATS: dict[str, Callable[[], Formatter]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deploy.pictures", description=__doc__)
     parser.add_argument("--seconds", type=float, default=240.0, help="seconds of load (default: 240)")
-    parser.add_argument("--model", default="default", help="a model folder, 'default', or 'tiny' (default: default)")
+    parser.add_argument("--model", default="default", help="model folder, 'default', or 'tiny' (default: default)")
     parser.add_argument("--threads", type=int, help="threads of the model (default: torch's choice)")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the pictures (default: docs/images)")
     options = parser.parse_args(arguments)
@@ -89,7 +89,7 @@ def _fetching(address: str) -> dict[str, Any]:
 
 @contextmanager
 def pictures() -> Iterator[str]:
-    """Serve a picture per path, so that some media are fetched by URL; yield the address."""
+    """Serve a different picture for each path, so that some media are fetched by URL; yield the address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -1,9 +1,9 @@
 """Rehearses the Dockerfile without a container engine: `python -m deploy.rehearsal [--build-arg NAME=VALUE ...]`.
 
-Debian, from the mirror that apt uses here, takes the place of the base image, and a chroot that of a container. The steps
-of the real Dockerfile run in it, with pip as it is configured here. Then the image's command is started as its user, on a
-file system that is read-only but for the volumes and /tmp, until it is healthy and has completed a prompt. This needs
-root, debootstrap, and as much disk as the image twice. `make rehearse-image` does it.
+Debian, from apt's mirror, replaces the base image, and a chroot replaces the container. The steps of the real Dockerfile
+run in it, with this machine's pip configuration. Then the image's command runs as its user, on a file system where only the
+volumes and /tmp are writable, until it is healthy and has completed a prompt. This needs root, debootstrap, and twice the
+disk space of the image. `make rehearse-image` does it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bench.serving import HOST, free_port
 from deploy.image import Builder, Outside, Stage, run
 
 ROOT = Path(__file__).resolve().parents[1]
-# what the base image has beyond the essential packages of Debian, and Python's own libraries
+# packages of the base image besides Debian's essential packages and Python's own libraries
 PACKAGES = ("ca-certificates", "netbase", "tzdata")
 START_SECONDS = 600.0
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o755)  # the image's user has to pass through it
+        folder.chmod(0o755)  # the image's user must be able to enter it
         stage = Builder(ROOT / "Dockerfile", folder, outside(), create_base, build_arguments).build(options.target)
         megabytes = int(subprocess.check_output(["du", "-sm", str(stage.root)]).split()[0])
         print(f"the image has {megabytes} MB")
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def create_base(image: str, root: Path) -> None:
     """Fill a folder with this machine's release of Debian, and with the Python of this process at /usr/local.
 
-    An image such as `python:3.11-slim` is the same of the present release.
+    An image such as `python:3.11-slim` has the same contents for the current release.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if image != f"python:{version}-slim" or sys.base_prefix == "/usr":

@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes a server, with the alerts of `prometheus/`, for as long as a block runs."""
+"""Runs a real Prometheus that scrapes a server, with the alerts of `prometheus/`, while a block runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Prometheus(NamedTuple):
     http: httpx.Client
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """Return the present value of each series of an expression."""
+        """Return the current value of each series of an expression."""
         return self._result("/api/v1/query", query=expression)
 
     def query_range(self, expression: str, start: float, end: float, step: float) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""The choice between the kernels (Triton on a GPU, Numba on a CPU) and plain torch, and how Triton's are launched.
+"""Chooses between kernels (Triton on a GPU, Numba on a CPU) and plain torch, and holds the launch table of Triton's.
 
-`select` is called once, at start. `use_triton(x)`, and `use_compiled(x)` where an operator has a kernel for the CPU, are an
-operator's only branches. A requested backend that cannot run raises; it never falls back to a slower one. Launches are a
-table by operator, architecture, head size and dtype; nothing is tuned at request time.
+`select` is called once, at startup. An operator branches only on `use_triton(x)` and, if it has a kernel for the CPU, on
+`use_compiled(x)`. A requested backend that cannot run raises an error; there is no fallback to a slower one. The launch
+table has a row per operator, architecture, head size and dtype; nothing is tuned while requests run.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Backend = Literal["auto", "triton", "reference"]
 
 
 class BackendError(RuntimeError):
-    """The requested backend does not exist here, or cannot take this tensor."""
+    """The requested backend is unknown, is not available here, or does not support this tensor."""
 
 
 _requested: Backend = "auto"
 
-# elements of a tensor, beyond which torch's operators, which use all threads, beat a loop on one
+# for a tensor with more elements, torch's operators, which use all threads, are faster than a loop on one thread
 MAX_COMPILED_ELEMENTS = 1 << 19
 
 
@@ -54,14 +54,14 @@ def jit(function: Any) -> Kernel:
 def jit_runtime(*names: str) -> Callable[[Any], Kernel]:
     """Return a `jit` that does not specialise a kernel for the values of these arguments.
 
-    Otherwise a kernel would be compiled again, while a request waits, for a number that is 1 or a multiple of 16, or for
-    a table that is not aligned to 16 bytes.
+    Otherwise Triton would compile a kernel again, while a request waits, for a number that is 1 or a multiple of 16, or
+    for a table that is not aligned to 16 bytes.
     """
     return lambda function: function if triton is None else triton.jit(do_not_specialize=names)(function)
 
 
-# whether the kernels run on the CPU, statement by statement, for the tests (TRITON_INTERPRET=1): Triton decides at import,
-# when kernels are decorated
+# whether Triton interprets the kernels on the CPU, for tests (TRITON_INTERPRET=1): it decides this at import, when kernels
+# are decorated
 INTERPRETING = triton is not None and bool(triton.knobs.runtime.interpret)
 
 
@@ -77,19 +77,19 @@ def _obstacle() -> str | None:
 def select(backend: Backend) -> None:
     """Choose the backend of the whole process.
 
-    "auto" takes Triton for tensors on a GPU; for all others it takes Numba where an operator has a kernel, and plain torch
-    elsewhere. Raises `BackendError` if the backend is unknown or cannot run here.
+    "auto" means Triton for tensors on a GPU. For all others it means Numba if the operator has a kernel, else plain torch.
+    Raises `BackendError` if the backend is unknown or cannot run here.
     """
     global _requested
     if backend not in get_args(Backend):
-        raise BackendError(f"backend {backend!r} is none of {', '.join(get_args(Backend))}")
+        raise BackendError(f"backend {backend!r} is not one of {', '.join(get_args(Backend))}")
     if backend == "triton" and (obstacle := _obstacle()):
         raise BackendError(f"backend 'triton' was requested, but {obstacle}")
     _requested = backend
 
 
 def runs_triton() -> bool:
-    """Return whether tensors on a GPU have the Triton kernels."""
+    """Return whether the Triton kernels are used for tensors on a GPU."""
     return _requested != "reference" and _obstacle() is None
 
 
@@ -103,12 +103,12 @@ def use_triton(x: Tensor) -> bool:
 
 
 def needs_gradients(*tensors: Tensor | None) -> bool:
-    """Return whether a result of these tensors takes part in a backward pass, for operators whose kernels have none."""
+    """Return whether these tensors need a backward pass, which the kernels of some operators do not have."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def use_compiled(*tensors: Tensor) -> bool:
-    """Return whether the CPU kernels serve: a small first tensor of a dtype that they know, and no gradients."""
+    """Return whether to use the CPU kernels: for a small first tensor of a supported dtype, if no gradient is needed."""
     if _requested == "reference" or numba is None or needs_gradients(*tensors):
         return False
     x = tensors[0]
@@ -122,7 +122,7 @@ def _reason() -> str:
 
 
 def describe() -> dict[str, Any]:
-    """Describe the choice for the log at start, /health and /version."""
+    """Describe the choice, for the log at startup, /health and /version."""
     on_cpu = "reference" if _requested == "reference" or numba is None else "numba"
     return {
         "requested": _requested,
@@ -147,9 +147,9 @@ class Launch:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
 
-# For every architecture, head size and dtype without a row of its own: the shape that compiles everywhere without spills,
-# in the 64 KiB of shared memory of gfx942. Media attention has no other: more rows per tile do not speed it up, and would
-# change the order of its sums between decode and prefill.
+# The defaults for every architecture, head size and dtype without a row: shapes that compile everywhere without spills, in
+# the 64 KiB of shared memory of gfx942. Media attention has only its default: more rows per tile do not make it faster, and
+# would change the order of its sums between decode and prefill.
 DEFAULTS = {
     "media": Launch(16, 4, 2),
     "media_backward": Launch(16, 4, 1),
@@ -190,7 +190,7 @@ TABLE: dict[Key, Launch] = {
 
 
 def architecture() -> str:
-    """Return sm_90, gfx942, ...; under the interpreter, a name that takes the defaults."""
+    """Return the GPU's architecture (sm_90, gfx942, ...); under the interpreter, a name that has only defaults."""
     return "interpreter" if INTERPRETING else _architecture_of(triton.runtime.driver.active)
 
 

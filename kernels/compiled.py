@@ -1,7 +1,7 @@
 """Kernels for a CPU: plain loops in Python that Numba compiles, called with the addresses of tensors.
 
-One operator of torch takes microseconds before it computes anything, and a layer that decodes few rows consists of dozens;
-a call of a kernel here takes half a microsecond. A kernel is compiled once per dtype, on first use, and cached on disk.
+An operator of torch has an overhead of microseconds, and a layer that decodes few rows consists of dozens of operators. A
+call of a kernel here takes half a microsecond. A kernel is compiled once per dtype, on first use, and cached on disk.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:8]
 
 
-# Numba checks only the file of a kernel to see whether its cached binary is stale, and not the files of the parts that are
-# inlined in it: all sources are part of the kernel's name
+# To find out whether a cached binary is stale, Numba checks only the kernel's own file, not those of inlined parts. So a
+# digest of all sources is part of the kernel's name
 SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 DIGEST = _digest(b"".join(file.read_bytes() for file in SOURCES))
-# sums in any order, so that they become vectors; a NaN stays a NaN
+# sums may be in any order, so that loops can be vectorised; a NaN stays a NaN
 OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
 # a bfloat16 is the upper half of a float32
 ELEMENTS = {torch.float32: "float32", torch.bfloat16: "uint16"}
@@ -74,8 +74,8 @@ def compiled(signature: str) -> Callable[[Callable[..., None]], Compiled]:
 def compiled_for(signature: str) -> Callable[[Callable[..., Callable[..., None]]], OnDemand[tuple[int, ...], Compiled]]:
     """Compile, as `compiled` does, the kernel that a function builds for sizes that are constants in it.
 
-    `kernel[16, 3][x.dtype](...)` calls it. Loops of a known length become straight-line code, several times faster where
-    they are short and run once per key.
+    `kernel[16, 3][x.dtype](...)` calls it. Loops of a known length are unrolled, which makes short loops that run once per
+    key several times faster.
     """
 
     def build_for(build: Callable[..., Callable[..., None]], sizes: tuple[int, ...]) -> Compiled:
@@ -107,9 +107,9 @@ def _argument(kind: str, dtype: torch.dtype) -> Any:
 def _compile(function: Callable[..., None], signature: Any) -> Any:
     """Compile a function for the types of its arguments, or load its binary.
 
-    Its name has all that distinguishes it, also the processor, since machines may share the folder: Numba numbers the
-    binaries of one name, and two processes that compile at once would give one number to two of them, so that a kernel is
-    read where another one is expected.
+    Its name contains everything that distinguishes it, also the processor, since machines may share the folder. Numba
+    numbers the binaries of one name, and two processes that compile at the same time could give two binaries the same
+    number, so that the wrong one would be loaded.
     """
     processor = cpu_target.target_context.codegen().magic_tuple()
     function.__qualname__ = f"{function.__name__}_{_digest(repr((signature, processor)).encode())}_{DIGEST}"
@@ -130,13 +130,13 @@ def store(pointer, index, value):
 def length(pointer, constant, argument):
     """Return the length of a loop over elements like `pointer`'s: a constant or the equal argument.
 
-    A short loop of constant length over float32 would become scalar straight-line code, and not vectors.
+    A short loop of constant length over float32 would be unrolled to scalar code instead of vectorised.
     """
 
 
 @inlined
 def exp(x):
-    """Return e^x of a float32, written out so that loops over it become vectors.
+    """Return e^x of a float32, written out so that loops over it are vectorised.
 
     It is 0 below e^-60, where products would become denormal and slow.
     """

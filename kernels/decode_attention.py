@@ -1,4 +1,4 @@
-"""Rotation, the K/V store and paged attention of a decoding layer on a CPU, in one call between two products."""
+"""Fuses rotation, the K/V store and paged attention of a decoding layer on a CPU into one call between two products."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def decode_attention(qkv: Tensor, cos: Tensor, sin: Tensor, kv_cache: Tensor, pl
     """Rotate and store the rows' keys and values, and attend: qkv [S, (H + 2 G) K], overwritten -> [S, H K].
 
     cos and sin [S, 1, rotary_dim]; kv_cache [N, 2, G, B, K], for which `plan` was built. The last slot of each row is that
-    of its own token, so that the block table says where its key is stored, before later rows read it. On a CPU it is one
-    call instead of three operators and the views between them.
+    of its own token: the block table determines where its key is stored, before later rows read it. On a CPU, one call
+    replaces three operators and the views between them.
     """
     num_sequences, width = qkv.shape
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape

@@ -1,7 +1,7 @@
 """Products in fp8 (e4m3): weights have a scale per output feature, activations one per token.
 
-The scale of a token comes from its own numbers, so that a row does not depend on its batch. The product is torch's, on GPUs
-that have one; everywhere else the reference computes it from the same numbers.
+The scale of a token depends only on its own numbers, so a row does not depend on its batch. The product is torch's on GPUs
+that support fp8; everywhere else the reference computes it from the same numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TINY = 1e-12  # a row of zeros has this as its largest number
 
 
 def quantise_rows_reference(x: Tensor) -> tuple[Tensor, Tensor]:
-    # the largest number of a row becomes LARGEST up to rounding, which no number of the row exceeds in fp8
+    # the largest number of a row becomes LARGEST up to rounding, and no number of the row exceeds LARGEST in fp8
     scale = x.float().abs().amax(-1, keepdim=True).clamp(min=TINY) / LARGEST
     return (x.float() / scale).to(FP8), scale
 

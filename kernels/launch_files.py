@@ -1,7 +1,8 @@
-"""Files of measured launches, whose rows replace those of the launch table: one per kind of card, named after it.
+"""Reads launch files: measured launches for one kind of card, whose rows replace those of the launch table.
 
 `python -m kernels.bench --launches FILE` writes such a file: a JSON list of {"operator", "architecture", "head_dim",
-"dtype", "block", "num_warps", "num_stages"}. Those in `kernels/launches` are part of the distribution.
+"dtype", "block", "num_warps", "num_stages"}. The files in `kernels/launches` are part of the distribution; each is named
+after its card.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ FIELDS: dict[str, type] = {
 }  # fmt: skip
 DTYPES = ("bfloat16", "float16", "float32")
 BLOCKS, WARPS, STAGES = (16, 32, 64, 128, 256), (1, 2, 4, 8, 16), range(1, 9)
-# other tiles and warps would sum the row of a decode step in another order than that of prefill
+# with other tiles or warps, decode would sum a row in another order than prefill
 MEDIA_BLOCKS, MEDIA_WARPS = (16, 32), (4,)
 
 
 class LaunchFileError(ValueError):
-    """A file of launches that cannot be used; the message names the file, and the row if one is wrong."""
+    """A launch file that cannot be used; the message names the file, and the row if one is wrong."""
 
 
 def shipped_file(card: str, folder: Path = FOLDER) -> Path | None:
@@ -42,7 +43,7 @@ def load_launches(file: Path) -> int:
     number = sum(key[1] == architecture() for key in rows)
     if rows and not number:
         architectures = ", ".join(sorted({key[1] for key in rows}))
-        raise LaunchFileError(f"{file} has rows for {architectures}, and none for {architecture()}")
+        raise LaunchFileError(f"{file} has rows for {architectures}, but none for {architecture()}")
     TABLE.update(rows)
     return number
 
@@ -85,5 +86,5 @@ def _fault(row: Any) -> str | None:
     }
     for name, values in permitted.items():
         if row[name] not in values:
-            return f"{name} {row[name]!r} is none of {', '.join(map(str, values))}"
+            return f"{name} {row[name]!r} is not one of {', '.join(map(str, values))}"
     return None

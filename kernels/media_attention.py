@@ -1,6 +1,6 @@
 """Masked cross-attention: each text token attends to the R keys of one media page, or to none (Flamingo, section 3.1.3).
 
-A token names its page by number, so that no mask of tokens times media exists; a token without a page gets exactly zero.
+Each token has the number of its page, so no mask of tokens times media is built; a token without a page gets exactly zero.
 With several pages per token (the "all previous images" ablation) the softmax is over all their keys. In torch, consecutive
 tokens that read one page (a run) attend to a view of it; many short runs are grouped by page into one batch.
 """
@@ -22,12 +22,12 @@ from kernels.media_attention_gpu import DifferentiableMediaAttention, launch_med
 from kernels.rows import rms_norm, rms_norm_reference
 from kernels.tiles import by_row, with_whole_heads
 
-ROWS_PER_RUN = 8  # from here on a loop over runs beats one padded batch (measured on two cores)
+ROWS_PER_RUN = 8  # from this number on, a loop over runs is faster than one padded batch (measured on two cores)
 
 
 @dataclass(frozen=True, slots=True)
 class PageGroups:
-    """The rows of a batch by the page that they read, each group padded to the largest."""
+    """The rows of a batch grouped by the page that they read; groups are padded to the largest."""
 
     pages: Tensor  # [P], the pages that are read
     rows: Tensor  # [P, W], the rows that read each of them; padding repeats a group's last row
@@ -46,7 +46,7 @@ class MediaRuns:
 
     @cached_property
     def groups(self) -> PageGroups:
-        """For slots [T], at least one of which names a page."""
+        """The rows grouped by page, for slots [T] of which at least one is a page."""
         rows_of: dict[int, list[int]] = {}
         for first, end, pages in self.runs:
             for page in pages:
@@ -69,7 +69,7 @@ class MediaRuns:
 
 
 def _runs(slots: list[Any]) -> list[tuple[int, int, list[int]]]:
-    """`slots` holds a page or a list of pages for each row; -1 is none."""
+    """Return the runs; `slots` has a page or a list of pages for each row, -1 for none."""
     starts = [row for row in range(len(slots)) if row == 0 or slots[row] != slots[row - 1]]
     runs = []
     for first, end in pairwise([*starts, len(slots)]):
@@ -93,7 +93,7 @@ def media_attention_reference(
     media_scale: Tensor | None = None,
     plan: MediaPlan | None = None,
 ) -> Tensor:
-    """Dense and slow: every token has its own copy of its pages. A page that is named twice counts twice."""
+    """The specification: dense and slow, each token has a copy of its pages. A page that is listed twice counts twice."""
     q = query.float()
     if query_norm is not None:
         q = rms_norm_reference(q, query_norm, query_norm_eps)
@@ -103,7 +103,7 @@ def media_attention_reference(
     keys, values = (pages[:, :, :, i].masked_fill(absent, 0.0) for i in (0, 1))
     scores = torch.einsum("thk,tjhrk->thjr", q, keys) * scale
     scores = scores.masked_fill((slots < 0)[:, None, :, None], float("-inf"))
-    # a row of -inf alone would be NaN; its weights are masked to zero, and so is its output
+    # a row that is all -inf would be NaN: its weights, and so its output, are masked to zero
     nowhere = (slots < 0).all(1)[:, None, None, None]
     weights = scores.masked_fill(nowhere, 0.0).flatten(2).softmax(-1).view(scores.shape)
     weights = weights.masked_fill((slots < 0)[:, None, :, None], 0.0)
@@ -113,7 +113,7 @@ def media_attention_reference(
 def quantise_pages(media_kv: Tensor) -> tuple[Tensor, Tensor]:
     """Quantise pages to 8 bits: [M, H, 2, R, K] -> int8 of that shape, and a float32 scale per key or value [M, H, 2, R].
 
-    Pages of 8 bits are optional; the server does not use them yet.
+    The server does not use pages of 8 bits yet.
     """
     media_scale = media_kv.float().abs().amax(-1).clamp(min=1e-30) / 127
     return (media_kv.float() / media_scale[..., None]).round().to(torch.int8), media_scale
@@ -134,7 +134,7 @@ def _attend_run(query: Tensor, pages: Sequence[Tensor], scale: float) -> Tensor:
 
 
 def _attend_runs(query: Tensor, media_kv: Tensor, plan: MediaRuns, scale: float) -> Tensor:
-    # one unbind has one gradient of the pool's size; an index per run would have as many as there are runs
+    # one unbind has one gradient of the pool's size; indexing per run would have one for each run
     pool: Sequence[Tensor] | Tensor = media_kv.unbind(0) if media_kv.requires_grad else media_kv
     outputs = [_attend_run(query[first:end], [pool[page] for page in pages], scale) for first, end, pages in plan.runs]
     return outputs[0] if len(outputs) == 1 else torch.cat([query[:0], *outputs])
@@ -159,7 +159,7 @@ def _attend_in_torch(query: Tensor, media_kv: Tensor, plan: MediaRuns, scale: fl
 
 
 def _checked(media_kv: Tensor, *, may_copy: bool) -> Tensor:
-    """Return pages in the layout that the kernel reads; new projections may be copied, a pool must have it already."""
+    """Return pages in the layout that the kernel reads: copied if `may_copy`, else another layout raises `ValueError`."""
     num_keys, head_dim = media_kv.shape[3:]
     inner = (2 * num_keys * head_dim, num_keys * head_dim, head_dim, 1)
     if media_kv.stride()[1:] != inner:
@@ -191,8 +191,8 @@ def media_attention(
 ) -> Tensor:
     """Attend from each token to the keys of its pages: query [T, H, K] -> [T, H, K].
 
-    media_kv [M, H, 2, R, K] may be a view of the pool. media_slot [T] or [T, J] names pages, -1 for none. query_norm [K] is
-    the RMSNorm of each head's query. media_scale [M, H, 2, R] is for int8 pages. `plan` comes from `plan_media`.
+    media_kv [M, H, 2, R, K] may be a view of the pool. media_slot [T] or [T, J] has page numbers, -1 for none. query_norm
+    [K] is the RMSNorm of each head's query. media_scale [M, H, 2, R] is for int8 pages. `plan` comes from `plan_media`.
 
     Raises `ValueError` for pages in a layout that the kernel cannot read.
     """
@@ -205,7 +205,7 @@ def media_attention(
     if query_norm is not None and (grad or media_slot.dim() == 2):  # the kernel's own norm has no gradient
         query, query_norm = rms_norm(query, query_norm, query_norm_eps), None
     if media_scale is not None and (grad or media_slot.dim() == 2):
-        raise ValueError("media_scale (pages of 8 bits) requires one page per token and no gradients")
+        raise ValueError("media_scale (pages of 8 bits) requires one page per token, and supports no gradients")
     query = with_whole_heads(query)
     media_kv = _checked(media_kv, may_copy=grad)
     tiles = plan if isinstance(plan, Tensor) else media_tiles(media_slot, query.shape[2], query.dtype)

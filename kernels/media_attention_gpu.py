@@ -1,7 +1,7 @@
 """Media attention on a GPU: the Triton kernels of `media_attention`, forward and backward, and their launches.
 
-In the backward pass, weights are computed again from the log-sum-exp of the forward pass. Each gradient is summed by one
-program in a fixed order, so that two runs agree bit for bit.
+The backward pass computes weights again from the log-sum-exp of the forward pass. One program sums each gradient in a fixed
+order, so two runs agree bit for bit.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _normed(query, weight, eps, K: tl.constexpr):
     return (q * weight[None, :]).to(query.dtype)
 
 
-@jit_runtime("tiles", "heads_per_program")  # specialised for 1 head, it would lose its pipeline
+@jit_runtime("tiles", "heads_per_program")  # a specialisation for 1 head would not be pipelined
 def _forward(
     query, media_kv, media_scale, tiles, norm_weight, out, lse, scale, eps, query_stride, page_stride, num_heads,
     heads_per_program, R: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
@@ -122,7 +122,7 @@ def _forward_all(
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         scores = tl.where(key_mask[None, :], scores, float("-inf"))
         top, total, o = online_softmax(scores, v, top, total, o)
-    # a row without a page: weights 0 of total 0, and a log-sum-exp that makes the backward's weights 0 as well
+    # a row without a page has weights 0 with sum 0, and a log-sum-exp for which the backward's weights are 0, too
     nowhere = total == 0.0
     total = tl.where(nowhere, 1.0, total)
     o = o / total[:, None]
@@ -132,7 +132,7 @@ def _forward_all(
 
 
 def _heads_per_program(num_tiles: int, num_heads: int) -> int:
-    """Return a power of two: about 8 programs per core for decode, which has few tiles, and heads in flight for prefill."""
+    """Return a power of two: decode has few tiles and gets about 8 programs per core; prefill pipelines several heads."""
     heads = min(max(num_tiles * num_heads // PROGRAMS, 1), num_heads)
     return 1 << (heads.bit_length() - 1)
 

@@ -1,7 +1,7 @@
 """Causal self-attention over the blocks of the K/V cache: prefill and decode of any mix of sequences.
 
-A context is one run of tokens, or spans that were computed apart from each other. Blocks that several rows have in the same
-place (a support set) are read once for them.
+A context is one run of tokens, or spans that were computed independently of each other. Blocks that several rows have in
+the same place (a support set) are read once for all of them.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def plan_step(
 ) -> Plan | GatherPlan:
     """Return the plan that all layers of a step share, for their backend; `kv_cache` [N, 2, G, B, K] is any layer's.
 
-    Tables on a GPU are copied to the host, which waits for them: a server builds the plan from tables that the host has.
+    Tables on a GPU are copied to the host, which waits for them. So a server builds the plan from tables in host memory.
     """
     if not use_triton(kv_cache):
         return gather_plan(
@@ -112,7 +112,7 @@ def paged_attention(
     """Attend from the last tokens of each sequence to its blocks: query [T, H, K] -> [T, H, K].
 
     kv_cache [N, 2, G, B, K]; block_table [S, W]; query_starts [S + 1]; context_lengths [S], the slots of each row up to its
-    last query. `spans` says which keys are in the slots, if a row is not one run of tokens. `plan` comes from `plan_step`.
+    last query. `spans` has the keys in the slots, if a row is not one run of tokens. `plan` comes from `plan_step`.
 
     Raises `ValueError` for a cache in a layout that the kernel cannot read.
     """

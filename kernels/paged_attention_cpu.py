@@ -1,9 +1,9 @@
-"""Paged attention on a CPU: a compiled loop over rows with little to read, products of gathered blocks for the others.
+"""Paged attention on a CPU: a compiled loop for rows with few keys, products of gathered blocks for the others.
 
-A `GatherPlan` holds what all layers of a step share (blocks, masks). A run of few new tokens is treated as if each of them
-were a decoding sequence, and the loop goes through the blocks of each. Sequences that decode and have too much to read for
-the loop are gathered together, so that the blocks that all of them have in the same place are read once. All other runs are
-gathered one by one. Without Triton, a GPU has the products as well.
+A `GatherPlan` holds the blocks and masks that all layers of a step share. In a run of few new tokens, each token is treated
+as a decoding sequence, and the loop goes through its blocks. The blocks of decoding sequences with too many keys for the
+loop are gathered together, so that blocks which all of them have in the same place are read once. All other runs are
+gathered one by one. A GPU without Triton uses the products, too.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from kernels.paged_attention_loop import LoopRows, attend_in_loop
 from kernels.self_attention import alibi_bias, is_contiguous_in_blocks
 from kernels.spans import KeyRotation, Spans
 
-# query heads times keys of all decoding rows, or of one run, up to which a loop on one thread beats a product on two
+# maximum of query heads times keys, of all decoding rows or of one run, for which a loop on one thread is faster than a
+# product on two
 MAX_LOOP_SCORES = 1 << 14
-# keys and values of one layer, from which on the copy alone takes longer than the loop
+# number of keys and values of one layer from which the copy alone takes longer than the loop
 MAX_GATHERED_BYTES = 24 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class GatheredRows:
-    """Queries whose keys and values are gathered for a product, each with its own and the shared blocks."""
+    """Queries whose keys and values are gathered for a product: the blocks that all share, and each one's own."""
 
     rows: Tensor  # [S]
     shared: Tensor  # [W], the blocks that all queries have in the same place
@@ -58,12 +59,12 @@ class PiecePlan:
 
 @dataclass(frozen=True, slots=True)
 class GatherPlan:
-    loop: LoopRows | None  # what the compiled loop serves
+    loop: LoopRows | None  # the rows that the compiled loop computes
     gathered: GatheredRows | None
     pieces: list[PiecePlan]
 
     def only_loop(self, num_tokens: int) -> LoopRows | None:
-        """Return the rows if all `num_tokens` of the step are served by the compiled loop."""
+        """Return the rows of the compiled loop if it computes all `num_tokens` of the step, else None."""
         return self.loop if self.loop is not None and len(self.loop.rows) == num_tokens else None
 
 
@@ -92,17 +93,17 @@ class _Run(NamedTuple):
 
     @property
     def lengths(self) -> range:
-        """The slots up to each query."""
+        """The number of slots up to each query."""
         return range(self.context - self.num_queries + 1, self.context + 1)
 
     @property
     def num_slots(self) -> int:
-        """The slots that the queries read, each by itself."""
+        """The number of slots that the queries read, summed over the queries."""
         return self.num_queries * (self.lengths.start + self.context) // 2
 
 
 class _Queries(NamedTuple):
-    """Queries of any runs: of each its row, its sequence, and the slots up to its own."""
+    """Queries of any runs: the row of each, its sequence, and the number of slots up to its own."""
 
     rows: list[int]
     sequences: list[int]
@@ -180,7 +181,7 @@ def _gathered_rows(step: _Step, queries: _Queries) -> GatheredRows:
 def _rotations(
     spans: Spans | None, columns: Tensor | slice, num_shared: int
 ) -> tuple[KeyRotation | None, KeyRotation | None]:
-    """Return the turns of the shared blocks, which are the first of these columns, and of the unshared ones of all rows."""
+    """Return the rotations of the shared blocks, which are the first of these columns, and of all rows' other blocks."""
     if spans is None or spans.offsets is None:
         return None, None
     blocks = spans.offsets.blocks[:, columns]
@@ -189,7 +190,7 @@ def _rotations(
 
 
 def _equal_columns(*tables: Tensor) -> Tensor:
-    """Return which columns [W] are the same in every row of all tables [S, W]; a single row shares none."""
+    """Return which columns [W] are equal in all rows of all tables [S, W]; a single row shares none."""
     if len(tables[0]) == 1:
         return torch.zeros_like(tables[0][0], dtype=torch.bool)
     equal = (tables[0] == tables[0][:1]).all(0)
@@ -201,9 +202,9 @@ def _equal_columns(*tables: Tensor) -> Tensor:
 def _distances(
     contexts: Tensor, columns: Tensor | int, block_size: int, spans: Spans | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Return each row's distances from its query to the keys in these columns (all of a number), and which are no keys.
+    """Return, for each row, the distances from its query to the keys in these columns, and which slots hold no key.
 
-    Both are [S, C]. In plain sequences, every slot up to the query's holds a key.
+    Both are [S, C]. A number stands for the first columns. In plain sequences, every slot up to the query's holds a key.
     """
     if spans is None:
         device = contexts.device
@@ -296,7 +297,7 @@ def _attend_piece(query: Tensor, kv_cache: Tensor, piece: PiecePlan, scale: floa
 
 
 def _attend_gathered(query: Tensor, kv_cache: Tensor, plan: GatheredRows, scale: float) -> Tensor:
-    """One softmax over the shared keys and those of each of [S] queries: [S, H, K] -> [S, H, K]."""
+    """Attend with one softmax over the shared keys and each query's own: query [S, H, K] -> [S, H, K]."""
     num_queries, _, head_dim = query.shape
     num_kv_heads = kv_cache.shape[2]
     grouped = query.view(num_queries, num_kv_heads, -1, head_dim).transpose(0, 1)  # [G, S, H / G, K]

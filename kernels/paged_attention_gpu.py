@@ -1,4 +1,4 @@
-"""Paged attention on a GPU: the Triton kernels of `paged_attention`, and how a plan's tiles are launched."""
+"""Paged attention on a GPU: the Triton kernels of `paged_attention`, and their launch over the tiles of a plan."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def _attend_tile(
 ):  # fmt: skip
     """One tile of rows, all query heads of one key head, over one part of the slots of a table that the rows share.
 
-    STEP slots are read at a time. The entries of the tables are read a step before, so that the addresses of keys and
+    STEP slots are read at a time. The entries of the tables are read one step earlier, so that the addresses of keys and
     values wait for no other load, and STAGES - 1 steps of them are in flight. ROTARY is the number of elements that offsets
-    rotate, 0 where there are no offsets; otherwise these slots are of one block, which has one offset.
+    rotate, 0 without offsets; with offsets, the slots of a step belong to one block, which has one offset.
     """
     record = records + 5 * tl.program_id(0)
     count = tl.load(record + 1)
@@ -99,7 +99,7 @@ def _attend_tile(
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)
     o = o / total[:, None]
-    out_row = tl.load(member + 1, mask=mask, other=0).to(tl.int64)  # only here: registers are short in the loop
+    out_row = tl.load(member + 1, mask=mask, other=0).to(tl.int64)  # loaded here, because the loop needs all registers
     if PARTIAL:
         out_row += part.to(tl.int64) * num_rows
         tl.store(lse + out_row * num_heads + head, tl.where(empty, float("-inf"), top + tl.log2(total)), mask=mask)
@@ -111,7 +111,7 @@ def _attend_tile(
 def _merge_parts(
     parts, lse, rows, out, num_rows, H: tl.constexpr, K: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr
 ):
-    """BLOCK_H heads of one row: the sum of its parts in order, each weighted by its log-sum-exp."""
+    """Sum the parts of BLOCK_H heads of one row in order, each weighted by its log-sum-exp."""
     out_row = tl.program_id(0).to(tl.int64)
     row, num_parts = tl.load(rows + 2 * out_row).to(tl.int64), tl.load(rows + 2 * out_row + 1)
     heads, columns = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_K)

@@ -1,6 +1,6 @@
-"""Rows of few new tokens on a CPU, where there is little to read: a compiled loop over the blocks of each.
+"""Paged attention for few new tokens and few keys on a CPU: a compiled loop over the blocks of each row.
 
-It copies and pads nothing, runs on one thread, and a row's sums are the same in every batch.
+It needs no copies and no padding, runs on one thread, and sums a row in the same order in every batch.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ NUM_ADDRESSES = 8
 
 @dataclass(frozen=True, slots=True)
 class LoopRows:
-    """Queries, each read like that of a decoding sequence; all tables are contiguous int32.
+    """Queries, each treated as one of a decoding sequence; all tables are contiguous int32.
 
-    Several may be of one sequence, in the order of their tokens: none reads slots after its own.
+    Several may belong to one sequence, in the order of their tokens; none reads slots after its own.
     """
 
     rows: Tensor  # [S]
     tables: Tensor  # [S, W], blocks
-    lengths: Tensor  # [S], slots up to that of the query
+    lengths: Tensor  # [S], number of slots up to the query's own
     slopes: Tensor | None  # [H] float32
     spans: Spans | None = None  # with one position per row
 
-    # of the tables, the lengths, and the tables of `spans`: looked up once per step
+    # the addresses of the tables, the lengths, and the tables of `spans`, looked up once per step
     addresses: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class LoopRows:
 
     @property
     def rotary_dim(self) -> int:
-        """The elements of a head that offsets rotate."""
+        """The number of elements of a head that offsets rotate."""
         return 0 if self.offsets is None else self.offsets.cos.shape[1]
 
 
@@ -86,8 +86,8 @@ def attend_row(
 ):  # fmt: skip
     """Attend with one query, whose first element is at `at`, to the keys in its first `num_slots` slots.
 
-    The output begins at `to`. The query heads of one key head go together, so that a key is read once for all of them.
-    Where `block_offsets` change, the query is rotated back, by the angles in a row of `offset_cos` and `offset_sin`.
+    The output begins at `to`. The query heads of one key head are computed together, so that a key is read once for all of
+    them. At each change in `block_offsets`, the query is rotated back by a row of `offset_cos` and `offset_sin`.
     """
     size = group * head_dim
     table, position = row * table_width, num_slots - 1

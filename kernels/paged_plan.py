@@ -1,11 +1,11 @@
-"""Tiles of paged attention on a GPU: which rows meet which keys in one program, decided on the host once per step.
+"""Tiles of paged attention on a GPU: the rows and keys of each program, planned on the host once per step.
 
-A run of few new tokens of a sequence is cut into parts of SPLIT slots by their index in its block table. Rows whose tables
-are equal over a part are served by one tile, whether they have a prefix, a shot in the same place or all of it in common.
-The cuts depend on nothing but the run, so a row's result is bit for bit the same next to any neighbours. A run of many new
-tokens is cut into tiles of consecutive rows, each over all slots up to its last row.
+The context of a run of few new tokens is divided into parts of SPLIT slots of its block table. Rows whose tables are equal
+over a part share one tile, whether they have only a prefix, a shot in the same place or everything in common. The division
+depends only on the run, so a row's result is the same bit for bit in every batch. A run of many new tokens is divided into
+tiles of consecutive rows, each over all slots up to its last row.
 
-A recorded step reads the tables from buffers of a fixed size, in which tiles of no rows follow the real ones.
+A step in a CUDA graph reads the tables from buffers of a fixed size, in which empty tiles follow the real ones.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FACTORS = np.random.default_rng(0).integers(1, 1 << 63, 4096, dtype=np.uint64) *
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of a model and its cache that decide how rows are cut into tiles."""
+    """The sizes of a model and its cache that determine how rows are divided into tiles."""
 
     block_size: int
     group: int  # query heads per key head
@@ -41,7 +41,7 @@ class Shape:
     has_offsets: bool = False
 
     def launches(self) -> tuple[Launch, Launch]:
-        """Return those for few and for many tokens. Raises `ValueError` if a group of heads does not fit into a tile."""
+        """Return the launches for few and for many tokens. Raises `ValueError` if a group of heads exceeds a tile."""
         names = ("paged_offsets", "paged_offsets") if self.has_offsets else ("paged_decode", "paged_prefill")
         few, many = (launch_config(name, self.head_dim, self.dtype) for name in names)
         block = min(few.block, many.block)
@@ -56,8 +56,8 @@ class Tiles:
 
     records: Tensor  # [n, 5]: first member, number of members, sequence whose table is read, part, end of its slots
     members: Tensor  # [m, 3]: row, row of the output, position
-    rows: Tensor  # [R, 2]: row, number of its parts, which are summed at the end; none if every tile is over all slots
-    num_parts: int  # of the longest row that fits
+    rows: Tensor  # [R, 2]: row, number of its parts, which are summed at the end; empty if every tile is over all slots
+    num_parts: int  # number of parts of the longest row that fits
     split: int
     launch: Launch
 
@@ -73,7 +73,7 @@ class Plan:
 
     @property
     def tables(self) -> list[Tensor]:
-        """The tables of all tiles, in the order in which `with_tables` takes copies of them."""
+        """The tables of all tiles, in the order that `with_tables` expects."""
         return [getattr(tiles, name) for tiles in (self.few, self.many) if tiles is not None for name in TABLES]
 
     def with_tables(self, tables: Iterator[Tensor]) -> Plan:
@@ -87,7 +87,7 @@ class Plan:
         return self.with_tables(table.to(device) for table in self.tables)
 
     def over(self, block_table: Tensor, block_size: int, spans: Spans | None) -> Plan:
-        """Return the plan with the positions of keys, from tables on the device: the host waits for nothing."""
+        """Return the plan with the positions of keys, computed from tables on the device without waiting."""
         offsets = None if spans is None else spans.offsets
         return replace(self, keys=slot_positions(block_table, block_size, spans), offsets=offsets)
 
@@ -113,7 +113,7 @@ def plan_tiles(
     shape: Shape,
     spans: Spans | None = None,
 ) -> Plan:
-    """Build the plan from tables in host memory; rows after the last of query_starts are padding and give zeros."""
+    """Build the plan from tables in host memory; rows after the last of query_starts are padding, their results zero."""
     few, many = shape.launches()
     starts, contexts = (table.numpy().astype(np.int64) for table in (query_starts, context_lengths))
     rows = _rows(starts, contexts, spans)
@@ -134,7 +134,7 @@ def _rows(starts: Array, contexts: Array, spans: Spans | None) -> Rows:
 
 
 def _few(rows: Rows, padding: Array, content: Array, contexts: Array, shape: Shape, launch: Launch) -> Tiles | None:
-    """Return tiles of rows, of any sequences, whose tables are equal over a part."""
+    """Return tiles of rows, also of different sequences, whose tables are equal over a part."""
     num_parts = -(-rows.end // SPLIT)
     merged = np.concatenate([np.stack([rows.row, num_parts], 1), np.stack([padding, 0 * padding], 1)])
     if not len(merged):
@@ -154,7 +154,7 @@ def _few(rows: Rows, padding: Array, content: Array, contexts: Array, shape: Sha
 
 
 def _equal_parts(content: Array, contexts: Array, num_parts: int, block_size: int) -> Array:
-    """Return a number [S, P] for each part of a table; those of equal parts are equal."""
+    """Return a number for each part of each table, [S, P]; equal parts have equal numbers."""
     columns = np.arange(num_parts)[:, None] * SPLIT // block_size + np.arange(max(1, SPLIT // block_size))  # [P, E]
     is_used = columns < -(-contexts // block_size)[:, None, None]
     entries = np.where(is_used[..., None], content[:, np.minimum(columns, content.shape[1] - 1)], -1)
@@ -177,7 +177,7 @@ def _many(rows: Rows, launch: Launch, size: int) -> Tiles | None:
 
 
 def _cuts(group: Array, size: int) -> Array:
-    """Return where tiles begin, of at most `size` consecutive members of one group [m]."""
+    """Return the begins of tiles, each of at most `size` consecutive members of one group; group [m] is per member."""
     begins = np.flatnonzero(np.diff(group, prepend=-1))
     offset = np.arange(len(group)) - np.repeat(begins, np.diff(begins, append=len(group)))
     return np.flatnonzero(offset % size == 0)
@@ -196,7 +196,7 @@ def _table(values: NDArray[Any]) -> Tensor:
 
 
 def static_plan(num_rows: int, table_width: int, shape: Shape) -> Plan:
-    """Return a plan of `num_rows` decoding rows of padding, as large as any of theirs, which `fill_plan` overwrites."""
+    """Return a plan of `num_rows` padding rows, with the largest tables that decoding rows need, for `fill_plan`."""
     num_parts = -(-table_width * shape.block_size // SPLIT)
     rows = torch.stack([torch.arange(num_rows), torch.zeros(num_rows)], 1).to(torch.int32)
     records, members = (rows.new_zeros(num_rows * num_parts, width) for width in (5, 3))
@@ -212,7 +212,7 @@ def first_rows_of(plan: Plan, num_rows: int) -> Plan:
 
 
 def fill_plan(static: Plan, plan: Plan) -> None:
-    """Write the plan of a step of decoding rows into a static one; the rows and tiles after it are padding."""
+    """Write the plan of a decode step into a static one; the remaining rows and tiles are padding."""
     assert static.few is not None
     assert plan.few is not None
     assert plan.many is None

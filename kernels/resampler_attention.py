@@ -1,6 +1,6 @@
 """The resampler's attention: latents attend to [features; latents] (Flamingo, section 3.1), without concatenating them.
 
-The number of features is free: the patches of an image, or those of all frames of a video.
+The number of features may vary: the patches of an image, or those of all frames of a video.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Operators on the rows of a matrix: norms, residual sums, SwiGLU and the greedy argmax, each row by itself.
+"""Operators on each row of a matrix: norms, residual sums, SwiGLU and the greedy argmax.
 
 Only the gated residual has kernels for both directions; the gradients of the other operators come from torch.
 """
@@ -225,7 +225,7 @@ def add_linear_reference(h: Tensor, x: Tensor, weight: Tensor, bias: Tensor | No
 def add_linear_(h: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return h + x W^T + b: h [T, N], x [T, K], weight [N, K], bias [N]; h may be overwritten, unless a gradient needs it.
 
-    On a GPU, the product without a bias is added to h as it is written, and is no tensor of its own.
+    On a GPU, a product without a bias is added to h directly, without a temporary tensor.
     """
     if bias is None and _kernel_serves(h, x, weight):
         return h.addmm_(x, weight.T)
@@ -297,7 +297,7 @@ class _GatedResidual(torch.autograd.Function):
 def gated_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     """Return x + tanh(gate) * branch (Flamingo, figure 4): x [T, D], branch [T, D], gate [1] or [D] -> [T, D].
 
-    It serves training and models whose gates are not folded into the branch's last weight.
+    It is for training, and for models whose gates are not folded into the branch's last weight.
     """
     if not use_triton(x):
         return gated_residual_reference(x, branch, gate)
@@ -312,7 +312,7 @@ def greedy_argmax_reference(logits: Tensor, excluded: Tensor) -> tuple[Tensor, T
 
 @inlined
 def ordered_bits(value):
-    """Return a float32 as an int32 that compares like it; without NaN's exceptions, loops over them become vectors."""
+    """Return an int32 that compares like the float32; without special cases for NaN, loops can be vectorised."""
     bits = np.float32(value).view(np.int32)
     return np.int32(bits ^ np.int32((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
@@ -354,7 +354,7 @@ def greedy_argmax(logits: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
     """Return the token ids [S] and whether each row is finite.
 
     logits [S, V] are overwritten; excluded [E] int64 are ids that are never chosen. The compiled loop reads the logits in
-    their own dtype, where torch's operators copy them to float32 and read them twice.
+    their own dtype, while torch's operators copy them to float32 and read them twice.
     """
     if not use_compiled(logits[:1]) or logits.stride(1) != 1:
         return greedy_argmax_reference(logits, excluded)

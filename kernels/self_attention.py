@@ -1,4 +1,4 @@
-"""Self-attention of text except for the paged attention: rotary positions, the K/V store, and attention without a cache.
+"""Operators of self-attention other than paged attention: rotary positions, the K/V store, and attention without a cache.
 
 A rotation (RoFormer, half-split layout) turns the first `rotary_dim` elements of each head by the token's angle: it is
 x * cos + (x with its halves swapped) * sin, where the first half's sines are negative.
@@ -147,7 +147,7 @@ def _store_in_torch(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: 
 
 
 def is_contiguous_in_blocks(kv_cache: Tensor) -> bool:
-    """Return whether each block is contiguous, as in one layer's part of a cache; blocks may be apart."""
+    """Return whether each block is contiguous, as in one layer's part of a cache; there may be gaps between blocks."""
     _, _, num_heads, block_size, head_dim = kv_cache.shape
     inner = (num_heads * block_size * head_dim, block_size * head_dim, head_dim, 1)
     return kv_cache.stride()[1:] == inner
@@ -180,9 +180,9 @@ def _rotate_and_store(
     heads, value, cos, sin, slots, query, kv_cache, stride, value_stride, block_stride, H: tl.constexpr, G: tl.constexpr,
     B: tl.constexpr, K: tl.constexpr, ROTARY: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_H heads of one token: queries are rotated, keys are rotated and stored with their values.
+    """Rotate BLOCK_H heads of one token, queries and keys, and store the keys with their values.
 
-    The queries have memory of their own: a thread may read an element after another one has rotated it.
+    The rotated queries are written to other memory, because a thread may read an element after another one rotated it.
     """
     EVEN: tl.constexpr = BLOCK_K == K
     row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_K)
@@ -228,8 +228,8 @@ def rotate_and_store(
 ) -> Tensor:
     """Rotate heads [T, H + G, K] of queries and keys, store the keys with value [T, G, K], and return the queries.
 
-    cos and sin are those of `rotate_`, or None where positions do not rotate; heads may be overwritten. The cache and the
-    slots are those of `kv_store`.
+    cos and sin are as in `rotate_`, or None if positions are not rotary; heads may be overwritten. The cache and the slots
+    are as in `kv_store`.
     """
     num_kv_heads = value.shape[1]
     if cos is not None and sin is not None:
@@ -278,9 +278,9 @@ def causal_attention(
 ) -> Tensor:
     """Attend within each sequence: query [T, H, K]; key, value [T, G, K]; query_starts [S + 1], first rows -> [T, H, K].
 
-    For training and the oracle, in plain torch and differentiable; grouped heads and ALiBi are as in `paged_attention`.
+    For training and the reference, in plain torch and differentiable; grouped heads and ALiBi are as in `paged_attention`.
     `spans`, `positions` and `seen_positions` [T] are those of `model.batch.Batch`, for sequences whose shots attend alone.
-    `seen_key` [T, G, K] has the keys as rotated to their seen positions, if these differ.
+    `seen_key` [T, G, K] has the keys rotated to their seen positions, if these differ.
     """
     if spans is not None and positions is not None:
         seen = positions if seen_positions is None else seen_positions
@@ -336,7 +336,7 @@ def _attend_padded(
 
 
 class _SpanContext(NamedTuple):
-    """Sequences whose shots attend alone: the positions of tokens, and what queries see of them."""
+    """Sequences whose shots attend alone: the positions of tokens, and the positions at which queries see them."""
 
     positions: Tensor  # [T]
     spans: Tensor  # [T]

@@ -1,10 +1,10 @@
-"""Contexts that are not one run of tokens: which keys of a row's blocks are valid, and at which positions they are.
+"""Contexts that consist of several spans of tokens: which keys of a row's blocks are valid, and their positions.
 
 A key is read if and only if it is valid and its position is at most the query's. Causal sequences are the special case in
 which block w begins at position w * B and is full.
 
 A row may see rotary keys at later positions than those to which they were rotated. The difference is the *offset* of their
-block. The stored keys stay as they are: copies of them are rotated by the offset, or the query is rotated back by it.
+block. The stored keys do not change: copies of them are rotated by the offset, or the query is rotated back by it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NO_KEY = 1 << 30  # a position ahead of every query
 
 @dataclass(frozen=True, slots=True)
 class KeyRotation:
-    """The angles that rotate the keys of gathered blocks to where their row sees them, for those with an offset."""
+    """The angles that rotate the keys of gathered blocks with an offset to the positions at which their row sees them."""
 
     blocks: Tensor  # [n], their places among all gathered blocks
     cos: Tensor  # [n, 1, rotary_dim] float32
@@ -37,7 +37,7 @@ class KeyRotation:
 
 @dataclass(frozen=True, slots=True)
 class Offsets:
-    """By how much rows see the keys in their blocks after the positions to which these were rotated."""
+    """The offset of each block of each row: the position at which the row sees a key, minus that of its rotation."""
 
     blocks: Tensor  # [S, W] int32
     cos: Tensor  # [P, rotary_dim] float32, by offset, of which all are less than P
@@ -45,7 +45,7 @@ class Offsets:
 
     @classmethod
     def of(cls, blocks: Tensor, rotary_dim: int, theta: float, num_positions: int) -> Offsets:
-        """Return offsets below `num_positions`; on a CPU, the tables of angles are no larger than they must be."""
+        """Return offsets below `num_positions`; on a CPU, the tables of angles are as small as possible."""
         if blocks.device.type == "cpu":
             num_positions = 1 << int(blocks.max()).bit_length()
         return cls(blocks, *angle_tables(num_positions, rotary_dim, theta, blocks.device))
@@ -83,7 +83,7 @@ class Spans:
 
     @property
     def block_tables(self) -> list[Tensor]:
-        """All that rows know of their blocks, tables [S, W]: rows with equal entries read the same of a block."""
+        """All tables [S, W] of the blocks: rows with equal entries for a block read the same keys at the same positions."""
         tables = [self.block_positions, self.block_lengths]
         return tables if self.offsets is None else [*tables, self.offsets.blocks]
 
@@ -92,7 +92,7 @@ class Spans:
         return Spans(self.positions.to(device), self.block_positions.to(device), self.block_lengths.to(device), offsets)
 
     def select(self, queries: Tensor | slice, sequences: Sequence[int]) -> Spans:
-        """Return those of some queries and sequences, contiguous and of 32 bits."""
+        """Return the spans of some queries and sequences, contiguous and of 32 bits."""
         tables = (self.positions[queries], self.block_positions[sequences], self.block_lengths[sequences])
         positions, block_positions, block_lengths = (table.to(torch.int32).contiguous() for table in tables)
         offsets = None if self.offsets is None else self.offsets.select(sequences)

@@ -1,7 +1,7 @@
-"""Tiles of rows: the table that tells each program which rows to take, and the steps that the kernels share.
+"""Tiles of rows: the table with the rows of each program, and steps that the kernels share.
 
-Consecutive rows of one key (a media page, a sequence) form a run; a run is cut every `rows` rows. Rows keep their order:
-no sort, no padding. The table is built once per step for all layers.
+Consecutive rows of one key (a media page, a sequence) form a run; a run is divided into tiles of `rows` rows. Rows are not
+sorted or padded. The table is built once per step for all layers.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _tile_per_row(keys: Tensor, rows: int) -> Tensor:
 def tiles_of_pages(records: Tensor, slots: Tensor, num_pages: int) -> tuple[Tensor, Tensor]:
     """Return the tiles that read each page, for the backward pass: starts int32 [M + 1] into tiles int32 [n * J].
 
-    slots [T] or [T, J]. A page that a tile names twice is listed twice; tiles of 0 rows come last, after all pages.
+    slots [T] or [T, J]. A page that a tile has twice is listed twice; tiles of 0 rows come last, after all pages.
     """
     slots = by_row(slots)
     pages = slots[records[:, 0].long()].long()  # [n, J]
@@ -67,7 +67,7 @@ def tiles_of_pages(records: Tensor, slots: Tensor, num_pages: int) -> tuple[Tens
 
 
 def with_whole_heads(x: Tensor) -> Tensor:
-    """Return x [T, H, K] with the heads of each row contiguous; rows may be apart, as in a slice of a fused projection."""
+    """Return x [T, H, K] with contiguous heads in each row; rows may have gaps, as in a slice of a fused projection."""
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
 
 
@@ -79,19 +79,19 @@ def with_equal_strides(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def block_width(size: int) -> int:
-    """Return the smallest power of two that holds `size` and is wide enough for a matrix instruction."""
+    """Return the smallest power of two that is at least `size` and wide enough for a matrix instruction."""
     return max(16, triton.next_power_of_2(size))
 
 
 def page_sizes(media_kv: Tensor) -> dict[str, int]:
-    """Return the sizes of pages [M, H, 2, R, K] that a kernel is compiled for, and the widths of its blocks."""
+    """Return the sizes of pages [M, H, 2, R, K] for which a kernel is compiled, and the widths of its blocks."""
     num_keys, head_dim = media_kv.shape[3:]
     return {"R": num_keys, "K": head_dim, "BLOCK_R": block_width(num_keys), "BLOCK_K": block_width(head_dim)}
 
 
 @jit
 def load_tile(pointers, offsets, row_mask, columns, WIDTH: tl.constexpr, EVEN: tl.constexpr):
-    """Load a tile of rows of WIDTH; columns are masked only where WIDTH is no power of two."""
+    """Load a tile of rows of WIDTH; columns are masked only if WIDTH is not a power of two."""
     if EVEN:
         return tl.load(pointers + offsets, mask=row_mask[:, None], other=0.0)
     return tl.load(pointers + offsets, mask=row_mask[:, None] & (columns < WIDTH)[None, :], other=0.0)
@@ -122,7 +122,7 @@ def online_softmax(scores, v, top, total, out):
     `top`, `total` and `out` are the maximum, the sum of weights and the weighted sum of values of each row so far.
     """
     new_top = tl.maximum(top, tl.max(scores, 1))
-    finite_top = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row whose keys are all masked
+    finite_top = tl.where(new_top == float("-inf"), 0.0, new_top)  # for a row whose keys are all masked
     weights = tl.exp2(scores - finite_top[:, None])
     shrink = tl.exp2(top - finite_top)
     total = total * shrink + tl.sum(weights, 1)

@@ -1,11 +1,11 @@
-"""Products of activations with weights in 8 or 4 bits, which become numbers of the activations' dtype in the kernel.
+"""Products of activations with weights in 8 or 4 bits, which the kernel unpacks to the activations' dtype.
 
 int8 has a scale per output feature; int4 has groups of 32 columns, with a scale and a zero: w = (q - 8) * scale + zero.
-A weight has the same bits wherever it is unpacked: in the reference, in the product of few rows, and where a matrix is
-unpacked as a whole, because the product of many rows is bound by arithmetic and is left to torch.
+Weights are unpacked in the reference, in the product of few rows, and as a whole matrix for many rows, whose product is
+compute-bound and left to torch. All three give the same bits.
 
-torch's own kernels do not serve here. `_weight_int8pack_mm` takes float32 on a GPU and no matrix unit. What
-`_weight_int4pack_mm` reads has a layout from which nothing else unpacks, and it unpacks all weights for each 16 rows.
+torch's own kernels are not suitable. On a GPU, `_weight_int8pack_mm` needs float32 and uses no matrix unit. The layout of
+`_weight_int4pack_mm` can be unpacked by no other function, and it unpacks all weights for each 16 rows.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def quantise_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
 def pack_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Quantise and pack a matrix [N, K]: -> uint8 [K / 64, N, 32], and scales and zeros, bfloat16 [K / 32, N, 2].
 
-    Of two neighbouring groups, a byte has a column of the first one in its low bits, and of the second one in the others.
+    Of two neighbouring groups, a byte has a column of the first one in its low bits and one of the second in its high bits.
     """
     q, constants = quantise_groups(weight)
     low, high = q.to(torch.uint8).unflatten(1, (-1, 2, GROUP)).unbind(2)  # [N, K / 64, 32]

@@ -1,7 +1,7 @@
 """The Triton kernels of `weight_only.py`: the product of few rows, and the unpacking of a whole matrix.
 
-A program owns a tile of rows and features and all columns: nothing is split, so that the order of a row's sums does not
-depend on its batch within one size of tile.
+A program computes a tile of rows and features over all columns. Columns are not split, so for one size of tile the order of
+a row's sums does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _int8_tile(weight, scale, features, mask, columns, width, DTYPE: tl.constexp
 
 @jit
 def _int4_group(q, constants, mask, DTYPE: tl.constexpr):
-    """Weights of one group. A scale and a zero are read as one word of 32 bits: fewer could not be requested ahead."""
+    """Weights of one group. A scale and a zero are read as one word of 32 bits: smaller loads cannot be asynchronous."""
     both = tl.load(constants, mask=mask, other=0)
     scale, zero = (both << 16).to(tl.float32, bitcast=True), ((both >> 16) << 16).to(tl.float32, bitcast=True)
     return ((q.to(tl.float32) - 8.0) * scale[None, :] + zero[None, :]).to(DTYPE)
@@ -99,7 +99,7 @@ def _unpack_int4(packed, constants, out, num_features, num_blocks, FEATURES: tl.
 
 
 def _launch(operator: str, x: Tensor) -> Launch:
-    """Return how a product is launched: two sizes of tile, both of which the steps at start compile."""
+    """Return the launch of a product: one of two sizes of tile, both of which are compiled at startup."""
     few = launch_config(operator, x.shape[1], x.dtype)
     return few if len(x) <= few.block else launch_config(f"{operator}_many", x.shape[1], x.dtype)
 

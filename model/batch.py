@@ -1,14 +1,14 @@
-"""The inputs of one forward: a batch of packed tokens, keys and values of text in blocks, those of media in pages.
+"""The inputs of one forward pass: packed tokens, keys and values of text in blocks, and those of media in pages.
 
-A batch holds tokens of any mix of sequences, with no padding. Two sequences, one prefilling five tokens and one decoding
-its 8th: token_ids has T = 6 entries, query_starts is [0, 5, 6], context_lengths is [5, 8], and the rows of block_table name
-the blocks that hold the keys and values of each. The engine decides which block or page holds what, and when.
+A batch holds tokens of any mix of sequences, with no padding. Example: one sequence prefills five tokens, another decodes
+its 8th. Then token_ids has T = 6 entries, query_starts is [0, 5, 6], context_lengths is [5, 8], and each row of block_table
+lists the blocks with the keys and values of one sequence. The engine decides which block or page holds what, and when.
 
-A sequence's context may also be a list of spans: runs of whole blocks, the last of which may be part full, computed apart
-from each other and at any positions. `block_positions` and `block_lengths` then say which tokens each block holds, and a
-token reads a key if and only if the key is valid and its position is at most the token's own. The last span is the
-sequence's own: its slots end with the tokens of this step. Keys may have been computed at other positions than those at
-which the sequence sees them; `block_offsets` has the differences.
+A sequence's context may also be a list of spans, which are computed independently of each other and at any positions. A
+span is a run of blocks, of which the last may be partly filled. `block_positions` and `block_lengths` then say which tokens
+each block holds, and a token reads a key if and only if the key is valid and its position is at most the token's own. The
+last span is the sequence's own: its slots end with the tokens of this step. Keys may have been computed at other positions
+than those at which the sequence sees them; `block_offsets` has the differences.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ class Batch:
     query_starts: Tensor  # [S + 1] int32, first row of each sequence
     last_token: Tensor  # [W] int64, the rows whose logits are requested
     # with a K/V cache only
-    # [S] int32, slots of each row of block_table up to the last token of this step: whole blocks before the last one; in a
-    # plain sequence, its number of tokens
+    # [S] int32, number of slots in each row of block_table up to the last token of this step, where all blocks but the last
+    # count as full; in a plain sequence, its number of tokens
     context_lengths: Tensor | None = None
     block_table: Tensor | None = None  # [S, B] int32
-    # [S, B] int32, the position of each block's first token, and how many of its tokens are valid (the last block of a
-    # sequence's own span may count as full), 0 where there is no block; None if all sequences are plain: w * block_size
+    # [S, B] int32, the position of each block's first token, and its number of valid tokens: 0 where there is no block (the
+    # last block of a sequence's own span may count as full); None: all are plain, block w starts at w * block_size
     block_positions: Tensor | None = None
     block_lengths: Tensor | None = None
-    # [S, B] int32, by how much the row sees the keys of each block after the positions to which they were rotated; None: 0
+    # [S, B] int32, the positions at which the row sees a block's keys, minus those to which they were rotated; None: all 0
     block_offsets: Tensor | None = None
     slot_mapping: Tensor | None = None  # [T] int64, block * block_size + offset of each token's keys and values
-    # without a cache only: [T] int32, the span of each token in sequences whose shots attend alone. A token reads those
-    # before it in its own span and in span 0; in a query (-1, -2, ...) also those of the shots (1, 2, ...). None: all 0
+    # without a cache only: [T] int32, the span of each token in sequences whose shots attend alone. A token reads earlier
+    # tokens of its own span and of span 0; in a query (-1, -2, ...) also those of the shots (1, 2, ...). None: all 0
     spans: Tensor | None = None
-    span_offsets: Tensor | None = None  # [T], by how much queries see each token after its position. None: all 0
+    span_offsets: Tensor | None = None  # [T], position at which queries see each token, minus its own. None: all 0
     plan: Plan | GatherPlan | None = None  # how the cache is read, by `LanguageModel.plan`; None: the forward makes it
 
     @property
@@ -63,7 +63,7 @@ class Batch:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All tensors of the batch, those of a GPU's plan included, in the order in which `with_tensors` takes others."""
+        """All tensors of the batch, including those of a GPU's plan, in the order that `with_tensors` expects."""
         tables = [table for name in TABLES if (table := getattr(self, name)) is not None]
         return [*tables, *(self.plan.tables if isinstance(self.plan, Plan) else [])]
 
@@ -88,7 +88,7 @@ def whole_sequences(
 ) -> Batch:
     """Return a batch of whole sequences, for a forward without a cache that gives the logits of every token.
 
-    `spans`: those of the tokens of each sequence, if shots of any attend alone, and where queries see them.
+    `spans` is needed if shots of any sequence attend alone: the span of each token, and where queries see the shots.
     """
     lengths = torch.tensor([0] + [len(ids) for ids in token_ids])
     starts = lengths.cumsum(0)
@@ -123,7 +123,7 @@ def span_positions(spans: Sequence[int], alone_positions: AlonePositions) -> lis
 
 
 def span_offsets(spans: Sequence[int]) -> list[int]:
-    """Return by how much queries that see shots in a row see each token after its position."""
+    """Return, for queries that see shots in a row, the position at which they see each token, minus its own."""
     lengths = Counter(span for span in spans if span > 0)  # in the order of the shots
     first = dict(zip(lengths, accumulate(lengths.values(), initial=0), strict=False))
     return [first.get(span, 0) for span in spans]
@@ -152,7 +152,7 @@ class KVCache:
 
 
 class NoCache:
-    """Stands for the K/V cache where there is none: every layer attends to the batch's own tokens."""
+    """Replaces the K/V cache where there is none: every layer attends to the batch's own tokens."""
 
     def layer(self, index: int) -> Tensor | None:
         return None
@@ -188,10 +188,10 @@ class MediaPages:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Return zeros; on a CPU, the system provides their memory when it is first written.
+    """Return zeros; on a CPU, the system allocates their memory when it is first written.
 
-    A cache of gigabytes would otherwise be written at start, and freed page by page when its process is killed. Memory
-    from numpy would be provided in huge pages, which a first request waits for.
+    A cache of gigabytes would otherwise be written at startup, and freed page by page when its process is killed. Memory
+    from numpy would be allocated in huge pages, for which the first request would wait.
     """
     if torch.device(device).type != "cpu" or not prod(shape):
         return torch.zeros(shape, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""The cache: a folder of model folders, each of which a process of its own makes once."""
+"""The cache of imported models: a folder of model folders, each of which is created once, by a separate process."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ def cache_folder(folder: Path | None = None) -> Path:
 
 def is_ready(folder: Path) -> bool:
     """Return whether a model folder has been made."""
-    # it is moved to its path when it is complete, so one file is enough
+    # the folder is moved to its path when it is complete, so it is enough to check one file
     return (folder / "config.json").exists()

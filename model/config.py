@@ -1,7 +1,8 @@
 """The configuration of a model as frozen data: every family (OpenFlamingo, IDEFICS, the paper's) is a `FlamingoConfig`.
 
-No torch here: the API process reads the same file. Counts and sizes are checked once, in `__post_init__`, with both numbers
-in the message; an unknown key of a `config.json` is refused by name. `fingerprint` identifies the weights of a folder.
+This module does not import torch, because the API process reads configurations too. Counts and sizes are checked once, in
+`__post_init__`; a message has both numbers. An unknown key of a `config.json` is an error. `fingerprint` identifies the
+weights of a folder.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 FORMAT_VERSION = 1
 PIECE_BYTES = 256
-# more than any model has: larger numbers come from a damaged file, and would take all memory or overflow in torch
+# no model has larger numbers: they come from a damaged file, and would take all memory or overflow in torch
 MAX_SIZE = 2**24
 MAX_LAYERS = 1000
 # a safetensors file begins with the length of its table of tensors
@@ -42,7 +43,7 @@ def _require_sizes(part: str, config: Any) -> None:
     for entry in dataclasses.fields(config):
         value, limit = getattr(config, entry.name), MAX_LAYERS if entry.name == "num_layers" else MAX_SIZE
         if type(value) is int:
-            _require(0 <= value <= limit, f"{part}.{entry.name} is {value}, must lie in 0..{limit}")
+            _require(0 <= value <= limit, f"{part}.{entry.name} is {value}, must be in 0..{limit}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ class KinConfig:
     def __post_init__(self) -> None:
         _require_sizes("vision.kin", self)
         sizes = (self.dim, self.num_classes, self.num_ancestors)
-        _require(all(sizes) or not any(sizes), f"vision.kin has sizes {sizes}, must have three positive ones or none")
+        _require(all(sizes) or not any(sizes), f"vision.kin has sizes {sizes}, must be all positive or all zero")
         _require(
             self.dim <= self.num_ancestors,
             f"vision.kin.dim {self.dim} is more than vision.kin.num_ancestors {self.num_ancestors}",
@@ -115,8 +116,8 @@ class VisionConfig:
 class ResamplerConfig:
     """The Perceiver resampler: features [M, F, P, Dv] -> visual tokens [M, R, D] (paper, section 3.1)."""
 
-    # the paper's ablations replace the Perceiver by a transformer over features and latents, all attending to all, or by
-    # an MLP on features averaged down to num_latents, without attention
+    # the paper's ablations replace the Perceiver by a transformer with full attention over features and latents, or by an
+    # MLP, without attention, on features that are averaged to num_latents
     kind: Literal["perceiver", "transformer", "mlp"] = "perceiver"
     dim: int
     num_layers: int
@@ -129,9 +130,9 @@ class ResamplerConfig:
     qk_norm: bool = False
     # frames with an embedding of their own, which are interpolated linearly for longer videos; 0: none
     num_frames: int = 0
-    # learned embeddings of the patches' positions; 0: none
+    # patches with a learned embedding of their position; 0: none
     num_spatial: int = 0
-    # a linear map before the resampler, needed where its width differs from the features'
+    # a linear map before the resampler, needed if its width differs from that of the features
     input_projection: bool = False
     input_norm: bool = False
 
@@ -157,8 +158,8 @@ class GatedConfig:
     # none: branches are added without a gate (an ablation)
     gate: Literal["scalar", "channel", "none"] = "scalar"
     attends: Literal["last", "all_previous"] = "last"
-    # a token that reads no media skips the whole layer, and not only its attention as in the paper: a prompt without media
-    # is then answered by the frozen language model alone
+    # a token that reads no media skips the whole layer; in the paper it skips only the attention. A prompt without media is
+    # then answered by the frozen language model alone
     needs_media: bool = False
 
     def __post_init__(self) -> None:
@@ -172,7 +173,7 @@ class GatedConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LanguageModelConfig:
-    """The frozen decoder; `num_new_tokens` rows, of the media token and others, follow those of the frozen vocabulary."""
+    """The frozen decoder; the rows of `num_new_tokens` (the media token and others) follow those of the vocabulary."""
 
     family: Literal["llama", "gpt_neox", "mpt", "opt", "chinchilla"]
     vocab_size: int
@@ -195,7 +196,7 @@ class LanguageModelConfig:
     rotary_dim: int = 0
     rope_theta: float = 10000.0
     alibi_bias_max: int = 8
-    # OPT's table of learned positions begins at its third row
+    # OPT's table of learned positions begins with two unused rows
     position_offset: int = 0
     qkv_bias: bool = False
     output_bias: bool = False
@@ -205,7 +206,7 @@ class LanguageModelConfig:
     # LayerNorm over the full width of queries and keys, before the heads are split (MPT-1B)
     qk_norm: bool = False
     tied_head: bool = False
-    # q4: the layers' weights are in groups of 32 with 16 values each (GGUF's Q4_1), and may stay in 4 bits
+    # q4: the layers' weights have 16 values per group of 32 (GGUF's Q4_1), and may stay in 4 bits
     weights: Literal["float", "q4"] = "float"
 
     def __post_init__(self) -> None:
@@ -216,7 +217,7 @@ class LanguageModelConfig:
         )
         _require(
             self.position != "rotary" or 0 < self.rotary_dim <= self.head_dim,
-            f"language_model.rotary_dim is {self.rotary_dim}, must lie in 1..head_dim {self.head_dim}",
+            f"language_model.rotary_dim is {self.rotary_dim}, must be in 1..{self.head_dim} (head_dim)",
         )
         _require(
             self.position != "learned" or self.alone_positions == "restart",
@@ -236,7 +237,7 @@ class LanguageModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptConfig:
-    """The markers by which a family writes a prompt; each is one token of the tokenizer."""
+    """The markers with which a family writes a prompt; each is one token of the tokenizer."""
 
     media_token: str
     begin: str = ""
@@ -273,7 +274,7 @@ class FlamingoConfig:
         _require(
             self.resampler.input_projection or self.resampler.dim == self.vision.width,
             f"resampler.dim {self.resampler.dim} differs from the width {self.vision.width} of the vision features "
-            "and resampler.input_projection is off",
+            "and resampler.input_projection is false",
         )
         _require(
             self.resampler.num_spatial in (0, self.vision.num_patches),
@@ -282,9 +283,9 @@ class FlamingoConfig:
         )
         _require(
             self.resampler.kind == "perceiver" or not self.resampler.qk_norm,
-            f"resampler.qk_norm requires resampler.kind 'perceiver', which is {self.resampler.kind!r}",
+            f"resampler.qk_norm requires resampler.kind 'perceiver', but it is {self.resampler.kind!r}",
         )
-        _require(bool(self.gated_layers), "gated.first_layer and gated.interval leave no gated layer")
+        _require(bool(self.gated_layers), "gated.first_layer and gated.interval give no gated layer")
 
     @property
     def gated_layers(self) -> tuple[int, ...]:
@@ -313,7 +314,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         _require(isinstance(value, dict), f"{path}: expected an object, got {type(value).__name__}")
         return from_dict(hint, value, path)  # type: ignore[arg-type]
     if get_origin(hint) is Literal:
-        _require(value in get_args(hint), f"{path}: {value!r} is none of {', '.join(map(repr, get_args(hint)))}")
+        _require(value in get_args(hint), f"{path}: {value!r} is not one of {', '.join(map(repr, get_args(hint)))}")
         return value
     if get_origin(hint) is tuple:
         return _items(get_args(hint), value, path)
@@ -325,7 +326,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
 
 
 def _items(hints: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
-    """Return the items of a list; all of one type, and as many as the hint has, unless it ends with an ellipsis."""
+    """Return the checked items of a list: as many as the hint has, or any number if it ends with an ellipsis."""
     _require(isinstance(value, (list, tuple)), f"{path}: expected a list, got {type(value).__name__}")
     if hints[-1] is not Ellipsis:
         _require(len(value) == len(hints), f"{path}: expected {len(hints)} values, got {len(value)}")
@@ -346,10 +347,10 @@ def load_config(folder: Path) -> FlamingoConfig:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return 32 hexadecimal digits that are equal for copies of a folder and change where any tensor was trained further.
+    """Return 32 hexadecimal digits that are equal for copies of a folder and change if any tensor was trained further.
 
-    They cover `config.json`, `tokenizer.json`, and of every tensor its name, type, shape and a piece from its middle, so
-    that large files are not read.
+    They are a digest of `config.json`, `tokenizer.json`, and the name, type, shape and a middle piece of every tensor, so
+    large files are not read as a whole.
     """
     digest = hashlib.blake2b(digest_size=16, person=b"flmbynce-weights")
     for name in ("config.json", "tokenizer.json"):

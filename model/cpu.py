@@ -1,12 +1,12 @@
 """Fast inference on a CPU: weight formats chosen by measurement, and a decoder layer of few calls.
 
-Few tokens are bound by reading weights and many by arithmetic, so a matrix is kept in more than one format; measurements
-decide which format serves how many rows.
+A step of few tokens is limited by reading weights, one of many tokens by arithmetic. So a matrix is kept in more than one
+format, and measurements decide which format is used for how many rows.
 
-`float32` and `onednn` are the same numbers, as stored and in oneDNN's layout, which `bfloat16` always has. `int4` keeps
-groups of 32 weights as (q - 8) * scale + zero: a matrix quantised in such groups (Q4_1) keeps its values, up to the
-rounding of the two constants to bfloat16. `int8` has one scale per row. Both take bfloat16 activations, as `bfloat16` does.
-`rounded` is a product in bfloat16 between float32 activations, for an encoder whose other numbers stay float32.
+`float32` and `onednn` are the same numbers, as stored and in oneDNN's layout; `bfloat16` always has oneDNN's layout. `int4`
+stores groups of 32 weights as (q - 8) * scale + zero: a matrix quantised in such groups (Q4_1) keeps its values, except
+that the two constants are rounded to bfloat16. `int8` has one scale per row. Both need bfloat16 activations, as `bfloat16`
+does. `rounded` is a product in bfloat16 with float32 inputs and outputs, for an encoder whose other numbers stay float32.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from model.layers import RMSNorm, TokenTable
 Format = Literal["int4", "int8", "bfloat16", "float32", "onednn", "rounded"]
 FLOAT32: tuple[Format, ...] = ("float32", "onednn")
 ROUNDED: tuple[Format, ...] = ("rounded",)
-# the format for each number of rows, and those of all matrices by `FastLinear.key`
+# the format by number of rows, and the choices of all matrices by `FastLinear.key`
 Choice = dict[int, Format]
 Choices = dict[str, Choice]
 ROWS = (1, 4, 8, 16, 32)
-# for each number of rows below the last of ROWS, the one whose format serves it
+# for each number of rows below the last of ROWS, the measured number whose format is used
 MEASURED_ROWS = [max(measured for measured in ROWS if measured <= max(rows, 1)) for rows in range(ROWS[-1])]
 ROUNDS = 5
-# seconds after which no further round begins: on a busy machine a round takes many times as long
+# seconds after which no further round begins: on a busy machine a round takes many times longer
 MAX_SECONDS = 5.0
 # an encoder's products have hundreds of rows: one format for all of them, measured on a few matrices of each shape
 ENCODER_ROWS = 256
@@ -50,7 +50,7 @@ ENCODER_SAMPLE = 4
 ROW_MULTIPLE = 16
 # numbers of rows above this one are padded to the multiple for oneDNN
 PADDED_FROM = 32
-# elements of a matrix, below which rounding does not make it faster
+# rounding does not make a matrix with fewer elements faster
 MIN_ROUNDED = 1 << 16
 
 
@@ -99,8 +99,8 @@ class Plain:
 class OneDNN:
     """Weights of `dtype` in oneDNN's fastest layout, which is computed here once and not in each call.
 
-    oneDNN compiles a kernel for each number of rows, which takes several times as long as a product. Many rows are padded,
-    so that few numbers occur.
+    oneDNN compiles a kernel for each number of rows, which takes several times longer than a product. So larger numbers of
+    rows are padded to a multiple.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32) -> None:
@@ -120,7 +120,7 @@ def bfloat16(weight: Tensor, bias: Tensor | None) -> Product:
 
 
 class Rounded:
-    """A product in bfloat16, with sums in float32, between activations in float32."""
+    """A product in bfloat16 that accumulates in float32; its input and output are float32."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.product = bfloat16(weight, bias)
@@ -140,7 +140,7 @@ FORMATS: dict[Format, Callable[[Tensor, Tensor | None], Product]] = {
 
 
 def formats_for(weight: Tensor, requested: Sequence[Format]) -> tuple[Format, ...]:
-    """Return the requested formats whose kernel takes a matrix of this shape here; bfloat16 and float32 take any."""
+    """Return the requested formats whose kernel supports a matrix of this shape here; bfloat16 and float32 support all."""
     rows, columns = weight.shape
     fits = {
         "int4": rows % ROW_MULTIPLE == 0 and columns % GROUP == 0,
@@ -153,7 +153,7 @@ def formats_for(weight: Tensor, requested: Sequence[Format]) -> tuple[Format, ..
 
 
 class FastLinear(nn.Module):
-    """A linear map without gradients, in several formats; `choose` sets which format serves how many rows.
+    """A linear map without gradients, in several formats; `choose` sets which format is used for how many rows.
 
     `key` names its shape and formats. If `known` holds a choice for it, only the formats of that choice are packed.
     """
@@ -182,8 +182,8 @@ class FastLinear(nn.Module):
     def choose(self, choice: Choice) -> None:
         """Set the format for each number of rows from `choice`, which names one for each of ROWS.
 
-        Numbers between two of ROWS take the smaller one's. From the last of ROWS on, the last format serves, which is the
-        fastest in arithmetic. `{ENCODER_ROWS: format}` sets one format for all numbers.
+        A number between two of ROWS uses the format of the smaller one. From the last of ROWS on, the last format is used,
+        which has the fastest arithmetic. `{ENCODER_ROWS: format}` sets one format for all numbers.
         """
         used = _used(tuple(self.products), choice)
         self.choice, self.products = choice, {name: self.products[name] for name in used}
@@ -194,14 +194,14 @@ class FastLinear(nn.Module):
         self._by_rows = [self.products[choice[rows]] for rows in MEASURED_ROWS] + [many]
 
     def forward(self, x: Tensor) -> Tensor:
-        # the packed kernels take only matrices; media are [M, R, D]
+        # the packed kernels accept only matrices; media are [M, R, D]
         if x.ndim > 2:
             return self(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
         return self._by_rows[min(x.shape[0], ROWS[-1])](x)
 
 
 def _used(names: tuple[Format, ...], choice: Choice) -> tuple[Format, ...]:
-    """Return the names that a choice uses: all of its own and, if it is not an encoder's, the last for many rows."""
+    """Return the formats that a choice uses: its own and, unless it is an encoder's, the last one, for many rows."""
     used = {*choice.values()} if ENCODER_ROWS in choice else {*choice.values(), names[-1]}
     return tuple(name for name in names if name in used)
 
@@ -225,11 +225,11 @@ class FastTable(nn.Module):
 
 
 class DecodeLayer(nn.Module):
-    """A Llama-like decoder layer for steps of few new tokens: four products, and one kernel call between each two.
+    """A Llama-like decoder layer for steps of few new tokens: four products, with one kernel call between each two.
 
-    A step of few rows is bound by what runs between its products: operators of torch, modules, and lookups of their
-    attributes. This layer looks its parts up once. A step that the compiled loop does not serve as a whole runs the layer
-    that it wraps.
+    The time of a step of few rows depends on what runs between its products: operators of torch, modules, and lookups of
+    their attributes. This layer looks its parts up once. If the compiled loop cannot run a step as a whole, the wrapped
+    layer runs instead.
     """
 
     def __init__(self, layer: Layer) -> None:
@@ -238,7 +238,7 @@ class DecodeLayer(nn.Module):
         attention, feed_forward = layer.attention, layer.feed_forward
         assert isinstance(layer.attention_norm, RMSNorm)
         assert isinstance(layer.ffn_norm, RMSNorm)
-        # in tuples, which a module does not register as its own parts
+        # in tuples, so that they are not registered as submodules
         self._products = attention.qkv, attention.output, feed_forward.up, feed_forward.down
         self._norms = layer.attention_norm.weight, layer.ffn_norm.weight
         self._eps = layer.attention_norm.eps, layer.ffn_norm.eps
@@ -270,7 +270,7 @@ def seconds(products: Sequence[Product], x: Tensor) -> list[float]:
 
 
 def typical(times: Sequence[float]) -> float:
-    """Return the mean of the fastest quarter: what a product takes while nothing else has the processor."""
+    """Return the mean of the fastest quarter: the time of a product while no other program uses the processor."""
     return fmean(sorted(times)[: math.ceil(len(times) / 4)])
 
 
@@ -282,9 +282,9 @@ def measure(
 ) -> Choices:
     """Return the fastest format of each group of matrices of one shape, for each number of rows.
 
-    Every round measures all groups and formats once, and the fastest quarter of a format's products counts, so that work of
-    other programs between them does not. The matrices of the other groups displace a group's own from the processor's
-    cache, as in a step.
+    Every round measures all groups and formats once. Only the fastest quarter of a format's products counts, so that other
+    programs do not change the result. The matrices of the other groups displace a group's own from the processor's cache,
+    as in a step.
     """
     times: dict[tuple[str, int, Format], list[float]] = defaultdict(list)
     began = clock()
@@ -306,12 +306,12 @@ def measure(
 def use_fast_formats(
     model: Flamingo, layers: Sequence[Format], vision: Sequence[Format] = FLOAT32, known: Choices | None = None
 ) -> Choices:
-    """Put the model's matrices into fast formats, in place, after its gates were folded; return the choices.
+    """Convert the model's matrices to fast formats, in place, after its gates were folded; return the choices.
 
-    `layers` are the formats for the decoder's layers. With FLOAT32 all numbers stay; with others, the decoder and the gated
-    layers become bfloat16, where gated layers and the output head may also be int8. `vision` are the formats for the
-    encoder's linear layers, among FLOAT32 and ROUNDED; its batch norms are folded. The resampler's numbers stay. Choices
-    that are `known` are not measured again.
+    `layers` are the formats for the decoder's layers. With FLOAT32 all numbers stay the same. With others, the decoder and
+    the gated layers become bfloat16; gated layers and the output head may also be int8. `vision` are the formats for the
+    encoder's linear layers, among FLOAT32 and ROUNDED; its batch norms are folded. The resampler does not change. Choices
+    in `known` are not measured again.
     """
     language_model = model.language_model
     gated: Sequence[Format] = FLOAT32 if set(layers) <= set(FLOAT32) else ("int8", "bfloat16")
@@ -348,7 +348,7 @@ def _replace(
 
 
 def _to_bfloat16(part: nn.Module) -> None:
-    """Convert everything but RMSNorms, whose kernel takes float32 weights with activations of any dtype."""
+    """Convert everything except RMSNorms, whose kernel needs float32 weights with activations of any dtype."""
     for module in part.modules():
         if not isinstance(module, RMSNorm):
             for parameter in module.parameters(recurse=False):

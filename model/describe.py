@@ -1,13 +1,13 @@
 """Print a model's parameters by part, next to the paper's figures: `python -m model.describe [NAME|FOLDER ...]`.
 
-A name is that of one of the paper's models (`model/presets/paper.py`), or openflamingo-9b, idefics-9b or idefics-80b; these
-are counted on the meta device. Published figures are those of table 1 and section 4.1.1. A mark notes those that do not
-follow from the paper's own table of layers and widths.
+A NAME is one of the paper's models (`model/presets/paper.py`), openflamingo-9b, idefics-9b or idefics-80b. Parameters are
+counted on the meta device. Published figures are those of table 1 and section 4.1.1. A mark is at those that do not follow
+from the paper's own table of layers and widths.
 
-With `--tensor-parallel N`, print the memory that each of N devices needs instead: weights, and keys and values of text and
-of media. With `--weight-format FORMAT`, print that of one device whose decoder weights are in this format. With
-`--device-memory GIB` as well, print whether they fit together with one request of the longest length with 32 shots, and how
-many devices are the fewest.
+With `--tensor-parallel N`, print instead the memory that each of N devices needs: weights, and keys and values of text and
+of media. With `--weight-format FORMAT`, print the memory of one device whose decoder weights are in this format. With
+`--device-memory GIB` in addition, print whether all of it fits, with one request of the maximum length and 32 shots, and
+the smallest number of devices that is enough.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ GIB, MIB, KIB = 2**30, 2**20, 2**10
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A part or a sum of parts: its number of parameters, and the published one, 0 if there is none."""
+    """A part or a sum of parts: its number of parameters, and the published number, 0 if there is none."""
 
     name: str
     weights: str
@@ -105,7 +105,7 @@ def parameters(config: FlamingoConfig) -> dict[str, int]:
 
 
 def rows(config: FlamingoConfig) -> list[Row]:
-    """Return the parts, then the trainable ones together, then all."""
+    """Return the parts, then the sum of the trainable ones, then the total."""
     counted = parameters(config)
     sums = {"trainable": sum(counted[part] for part in TRAINABLE), "total": sum(counted.values())}
     name = preset_name(config)
@@ -117,7 +117,7 @@ def rows(config: FlamingoConfig) -> list[Row]:
 
 
 def preset_name(config: FlamingoConfig) -> str:
-    """Return the name of the preset that the model is, whatever its own name, or ""."""
+    """Return the name of the preset with this configuration, whatever the model's own name, or ""."""
     return next((name for name, preset in PRESETS.items() if replace(config, name=name) == preset), "")
 
 
@@ -159,7 +159,7 @@ def _verdict(
         return []
     device_bytes = int(device_memory * GIB)
     verdict = "fits" if rank.fits(device_bytes) else "does not fit"
-    if weight_format is not None:  # a divided model has none
+    if weight_format is not None:  # a divided model has no weight format
         return [f"{verdict} into a device of {device_memory:g} GiB"]
     smallest = smallest_size(config, DTYPE, device_bytes)
     fewest = f"{smallest} are the fewest" if smallest else f"not even {MAX_SIZE} are enough"
@@ -191,7 +191,9 @@ def find(name: str) -> FlamingoConfig:
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m model.describe") -> int:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("names", nargs="*", default=list(PRESETS), metavar="NAME|FOLDER")
-    parser.add_argument("--tensor-parallel", type=int, metavar="N", help="print the memory per device of N")
+    parser.add_argument(
+        "--tensor-parallel", type=int, metavar="N", help="print the memory that each of N devices needs"
+    )
     parser.add_argument("--weight-format", choices=KINDS, help="print the memory with decoder weights in this format")
     parser.add_argument("--device-memory", type=float, metavar="GIB", help="memory of a device, with one of the above")
     parsed = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """EfficientNet-Lite0, the vision encoder of the default model, with the names of timm's tensors.
 
-timm has the same network, but `import timm` loads torchvision and torch's compiler, half of what a worker would import.
+timm has the same network, but `import timm` loads torchvision and torch's compiler, which doubles a worker's imports.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STAGES = (
 
 
 class Convolution(nn.Conv2d):
-    """A convolution without bias, padded as TensorFlow pads: an odd number has its larger half right and below."""
+    """A convolution without bias, padded as in TensorFlow: if the padding is odd, right and below get one more."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
         padding = kernel // 2 if stride == 1 else 0
@@ -55,7 +55,7 @@ class Norm(nn.BatchNorm2d):
 
 
 class Separable(nn.Module):
-    """The first stage's block: a depthwise convolution, then one of single pixels."""
+    """The first stage's block: a depthwise convolution, then a 1x1 convolution."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Separable(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Pixels become wider, are convolved channel by channel, and become narrow again, next to a residual if sizes agree."""
+    """An expansion, a depthwise convolution and a projection, with a residual connection if the sizes are equal."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()

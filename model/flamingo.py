@@ -1,7 +1,7 @@
 """Flamingo (Alayrac et al., 2022, figure 3): frozen vision and language models, joined by a resampler and gated layers.
 
-The same class trains (no cache, media newly projected) and serves (caches as arguments). The keys and values of a media
-item are computed once; a text token reads the one page that its slot names.
+The same class is used for training (no cache, media projected in each forward) and for serving (caches as arguments). The
+keys and values of a media item are computed once; a text token reads the one page that its slot names.
 
     pixels -> vision -> resampler -> visual tokens -> media keys and values      once per media: `encode_media`, `media_kv`
     token ids -> [gated layer ->] language-model layer -> ... -> logits          each step: `forward`
@@ -29,7 +29,7 @@ QK_NORM_EPS = 1e-6
 
 
 class Flamingo(nn.Module):
-    """A model of this configuration: the whole, or what a rank of a divided one holds (`rank_config`)."""
+    """A model of this configuration: the whole model, or one rank's part of it (`rank_config`)."""
 
     def __init__(self, config: FlamingoConfig, rank: Rank = ALONE) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Flamingo(nn.Module):
         )
 
     def forward(self, batch: Batch, kv_cache: KVCache | NoCache, media_pages: MediaPages) -> Tensor:
-        """Compute the logits [W, V + A] of the rows in `batch.last_token`, of packed token ids [T]."""
+        """Compute the logits [W, V + A] of the rows `batch.last_token` among the packed tokens [T]."""
         x = self.language_model.embed_tokens(batch)  # [T, D]
         context = self.language_model.step_context(batch, x.dtype, kv_cache.layer(0))
         plan = self.media_plan(batch, x)
@@ -56,13 +56,13 @@ class Flamingo(nn.Module):
         return self.language_model.logits(x[batch.last_token])
 
     def media_plan(self, batch: Batch, x: Tensor) -> MediaPlan | None:
-        """Return how all gated layers read the media pages: the plan of the batch, or one from its slots."""
+        """Return how all gated layers read the media pages: the batch's plan, or one that is made from its slots."""
         if batch.media_plan is not None:
             return batch.media_plan
         return plan_media(x, batch.media_slot, self.config.gated.head_dim)
 
     def layers(self) -> list[tuple[int, GatedCrossAttention | None, nn.Module]]:
-        """Return the language model's layers in order: index, the gated layer before it if there is one, and the layer."""
+        """Return the language model's layers in order: index, gated layer before it or None, and the layer itself."""
         gated = self.gated_layers()
         return [(i, gated.get(i), layer) for i, layer in enumerate(self.language_model.layers)]
 
@@ -86,7 +86,7 @@ class Flamingo(nn.Module):
         return MediaPages(self.media_kv(visual_tokens), self.config.gated_layers)
 
     def media_slots(self, media_index: Sequence[int]) -> list[int] | list[list[int]]:
-        """Return the slots of tokens where page m holds media m; for "all previous images", all pages up to the index."""
+        """Return the slots of tokens if page m holds media m; for "all previous images", all pages up to the index."""
         if self.config.gated.attends == "last":
             return list(media_index)
         num_slots = max([*media_index, 0]) + 1
@@ -133,8 +133,8 @@ class MediaCrossAttention(nn.Module):
 class GatedCrossAttention(nn.Module):
     """GATED XATTN-DENSE (figure 4): text reads its own image, then passes a feed-forward; each has a tanh gate.
 
-    Gates start at zero, so an untrained bridge leaves the frozen language model unchanged, bit for bit. x [T, D], pages
-    [M, H, 2, R, K] and slots [T] -> [T, D]; `plan` is that of `plan_media`.
+    Gates start at zero, so an untrained bridge leaves the frozen language model unchanged, bit for bit. Shapes: x [T, D],
+    pages [M, H, 2, R, K] and slots [T] -> [T, D]; `plan` is made by `plan_media`.
     """
 
     def __init__(self, config: GatedConfig, dim: int, media_dim: int) -> None:
@@ -155,7 +155,7 @@ class GatedCrossAttention(nn.Module):
             return x
         if media_slot is None:
             return _gated(x, self.feed_forward(self.ffw_norm(x)), self.ffw_gate)
-        # to a token without media, attention adds exactly zero
+        # attention adds exactly zero to a token without media
         attended = self.attention(self.attention_norm(x), media_kv, media_slot, plan)
         if self.attn_gate is None and self.ffw_gate is None:
             y = self.feed_forward.added_to(*self.ffw_norm.of_sum(x, attended))

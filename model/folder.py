@@ -1,8 +1,8 @@
 """The model folder: `config.json` describes the model, safetensors hold its weights, `tokenizer.json` its vocabulary.
 
-It is written shard by shard into a temporary folder, which is moved to its path when complete: no more than one shard is in
+It is written shard by shard into a temporary folder, which is moved to its path when complete: at most one shard is in
 memory, and no reader sees an incomplete folder. Reading is strict: the tensors must be exactly the model's, and one error
-lists everything that does not fit. A vision folder is that of a vision encoder alone, from contrastive pretraining.
+lists all differences. A vision folder holds only a vision encoder, from contrastive pretraining.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NO_FILES: Mapping[str, str | bytes] = MappingProxyType({})
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot become this model."""
+    """A checkpoint that cannot be loaded as this model."""
 
 
 def save_folder(
@@ -51,9 +51,9 @@ def save_folder(
     files: Mapping[str, str | bytes] = NO_FILES,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write a model folder; `tokenizer_json` is a file or its text, `files` the contents of further files by their names.
+    """Write a model folder; `tokenizer_json` is a file or its text, `files` maps names of further files to their contents.
 
-    Raises `CheckpointError` for a folder with contents.
+    Raises `CheckpointError` if the folder is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} already exists and is not an empty folder")
@@ -74,8 +74,8 @@ def load_folder(
 ) -> Flamingo:
     """Load the model for evaluation, with floating-point weights in `dtype`. Raises `CheckpointError`.
 
-    Of the tensors that are divided between ranks, only the part of `rank` is read. With a format, matrices are packed one
-    by one, from the numbers of the file: the device never holds all of them in another one.
+    Of the tensors that are divided between ranks, only the part of `rank` is read. With a weight format, each matrix is
+    packed as it is read, so that the device never holds all of them unpacked.
     """
     config = load_config(folder)
     files = weight_files(folder, WEIGHTS)
@@ -93,7 +93,7 @@ def load_folder(
 
 
 def save_vision_folder(folder: Path, config: VisionConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Write the folder of a vision encoder; an existing one is replaced."""
+    """Write the folder of a vision encoder; an existing folder is replaced."""
     with moved_when_complete(folder) as partial:
         (partial / CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / WEIGHTS)
@@ -118,7 +118,7 @@ def _check(module: nn.Module, folder: Path, stored: SafetensorsFiles) -> None:
 
 
 def _assign(model: Flamingo, stored: SafetensorsFiles, dtype: torch.dtype, parts: Parts) -> None:
-    """Replace the model's tensors by those that are stored, or a rank's parts of them; floating-point ones in `dtype`."""
+    """Replace the model's tensors by the stored ones, or by a rank's parts of them; floating-point tensors get `dtype`."""
     tensors: dict[str, Tensor] = {}
     for name in stored:
         tensors |= _prepared(model, name, stored.part(name, parts.get(name)), dtype)
@@ -126,7 +126,7 @@ def _assign(model: Flamingo, stored: SafetensorsFiles, dtype: torch.dtype, parts
 
 
 def _prepared(model: Flamingo, name: str, tensor: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return what the model holds of a stored tensor, by names."""
+    """Return the model's tensors that are made from a stored one, by name."""
     packed = packed_tensors(model, name, tensor)
     if packed is not None:
         return packed
@@ -199,7 +199,7 @@ class SafetensorsFiles(Mapping[str, Tensor]):
         return len(self._file_of)
 
     def part(self, name: str, part: Part | None) -> Tensor:
-        """Return a part of a tensor, in memory of its own, and read nothing else; None: the whole."""
+        """Return a copy of a part of a tensor, and read nothing else; None: the whole tensor."""
         if part is None:
             return self[name]
         stored = self._file_of[name].get_slice(name)
@@ -254,7 +254,7 @@ def check_shapes(
 ) -> None:
     """Raise one `CheckpointError` with every tensor that is missing, unexpected or of another shape.
 
-    Stored tensors whose name matches `ignored` may be there or not.
+    Stored tensors whose name matches `ignored` are optional.
     """
     unexpected = [name for name in stored if name not in expected and not (ignored and ignored.search(name))]
     problems = {

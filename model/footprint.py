@@ -1,6 +1,6 @@
 """The memory that a model needs on each device: weights, and keys and values of text and of media.
 
-Everything is counted on the meta device, so that a model that fits nowhere can still say by how many ranks it would fit.
+Everything is counted on the meta device, so no device needs to hold the model to find how many ranks it needs.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from model.flamingo import Flamingo
 from model.quantised import QuantisedLinear, WeightFormat, replace_linears
 from model.ranks import ALONE, Parts, Rank, rank_config, sizes_of
 
-# what the smallest useful cache holds: one request of the longest length, with 32 shots and a query
+# content of the smallest useful cache: one request of the maximum length, with 32 shots and a query
 NUM_MEDIA = 33
-# of a device's memory, for everything else: activations, libraries, fragments
+# share of a device's memory for everything else: activations, libraries, fragmentation
 RESERVED = 0.1
 MAX_SIZE = 64
 
@@ -41,9 +41,9 @@ class Footprint:
         rank: Rank = ALONE,
         weight_format: WeightFormat | None = None,
     ) -> Footprint:
-        """Count what a rank of a model holds. Raises `ConfigError` if the model cannot be divided so.
+        """Count the bytes of one rank. Raises `ConfigError` if the model cannot be divided into this number of ranks.
 
-        `weight_format` is that of the matrices which a GPU keeps packed; a divided model has none.
+        `weight_format` is the format of packed matrices on a GPU; a divided model has none.
         """
         divided, parts, weights = rank_config(config, rank), Parts(config, rank), Counter[str]()
         loaded, packed = _tensors(config, weight_format)
@@ -61,7 +61,7 @@ class Footprint:
 
     @property
     def needed(self) -> int:
-        """The weights, and the caches of one request of the longest length with 33 media."""
+        """The bytes of the weights, and of the caches of one request of the maximum length with 33 media."""
         return sum(self.weights.values()) + self.max_tokens * self.token + NUM_MEDIA * self.page
 
     def fits(self, device_bytes: int) -> bool:
@@ -72,7 +72,7 @@ class Footprint:
 def _tensors(
     config: FlamingoConfig, weight_format: WeightFormat | None
 ) -> tuple[dict[str, tuple[int, ...]], Counter[str]]:
-    """Return the shapes of the weights in the model's dtype, and the bytes of packed ones by part."""
+    """Return the shapes of the weights in the model's dtype, and the bytes of packed weights by part."""
     packed: Counter[str] = Counter()
     with torch.device("meta"):
         model = Flamingo(config)

@@ -1,9 +1,9 @@
-"""Remembers on disk which weight formats were measured as the fastest, so that the next start does not measure again.
+"""Stores on disk which weight formats were measured as the fastest, so that the next start does not measure again.
 
-There is one file per model and machine: its name and its content identify the processor, the threads, the versions of torch
-and of the measured code, and the configuration of the model. A file that is damaged, or of another machine, is ignored and
-written again; without the file, the formats are measured. What was measured while other programs had the processor may be
-wrong: it is remembered for an hour, so that a worker that is replaced need not measure again.
+There is one file per model and machine. Its name and its content identify the processor, the number of threads, the
+versions of torch and of the measured code, and the configuration of the model. A file that is damaged or belongs to another
+machine is ignored and replaced. A measurement made while other programs used the processor may be wrong: it is kept for an
+hour, so that a replaced worker need not measure again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from model.config import FlamingoConfig
 from model.cpu import ENCODER_ROWS, ROWS, Choice, Choices, Format
 
 CPUINFO = Path("/proc/cpuinfo")
-# seconds for which a measurement is remembered that had less than this share of its threads' time
+# a measurement that had less than this share of its threads' time is kept for this number of seconds
 DISTURBED_SECONDS = 3600.0
 MIN_PROCESSOR_SHARE = 0.6
 PROCESSOR_FIELDS = ("model name", "cpu family", "model", "stepping", "flags", "Features", "CPU part")
@@ -56,11 +56,11 @@ class FormatMemory:
         return cls(folder / f"{config.name.replace('/', '--')}-{name}.json", identity)
 
     def load(self) -> Choices:
-        """Return the remembered choices, none if there is no valid file."""
+        """Return the stored choices, {} if there is no valid file."""
         return self._read()[0]
 
     def _read(self) -> tuple[Choices, float | None]:
-        """Return the remembered choices, and when they expire."""
+        """Return the stored choices, and when they expire."""
         try:
             content = json.loads(self.file.read_bytes())
             if content["identity"] != self.identity:
@@ -75,7 +75,7 @@ class FormatMemory:
             return {}, None
 
     def save(self, choices: Choices, *, is_disturbed: bool = False) -> None:
-        """Write choices that are not remembered yet; those with other formats of the same model stay, until they expire."""
+        """Add choices to the file; those with other formats of the same model stay until they expire."""
         known, expires = self._read()
         if choices.items() <= known.items():
             return
@@ -91,19 +91,19 @@ class FormatMemory:
 
 @dataclass(frozen=True, slots=True)
 class ProcessorTime:
-    """The time since its creation, and the processor's time that the threads of this process had of it."""
+    """Measures the time since its creation, and how much of it the threads of this process ran."""
 
     began: float = field(default_factory=time.perf_counter)
     used: float = field(default_factory=time.process_time)
 
     def is_disturbed(self, num_threads: int) -> bool:
-        """Return whether other programs had much of the time that so many threads would have had alone."""
+        """Return whether other programs used much of the time that `num_threads` threads could have run."""
         seconds = time.perf_counter() - self.began
         return time.process_time() - self.used < MIN_PROCESSOR_SHARE * num_threads * seconds
 
 
 def processor() -> str:
-    """Return what identifies the processor, including its instruction sets."""
+    """Return a text that identifies the processor, including its instruction sets."""
     try:
         first = CPUINFO.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
     except OSError:

@@ -28,7 +28,7 @@ MAX_BRANDS_BYTES = 128
 
 @cache
 def is_installed() -> bool:
-    """Return whether a version that is recent enough is installed, without loading it."""
+    """Return whether a recent enough version is installed, without importing it."""
     try:
         parts = version(DISTRIBUTION).split(".")
     except PackageNotFoundError:
@@ -37,7 +37,7 @@ def is_installed() -> bool:
 
 
 def still_format(data: bytes) -> str | None:
-    """Return PIL's name of the format of a still in the container of MP4, from its brands; None for anything else."""
+    """Return PIL's name for the format of a still in an MP4 container, from its brands; None for anything else."""
     if data[4:8] != b"ftyp":
         return None
     major, compatible = data[8:12], _compatible_brands(data)
@@ -56,6 +56,6 @@ def _compatible_brands(data: bytes) -> set[bytes]:
 
 @cache
 def register() -> None:
-    """Let PIL open HEIF in this process, with one thread, and only the image itself: no thumbnails, depths and others."""
+    """Let PIL open HEIF in this process, with one thread and without thumbnails, depth images or other extras."""
     options = {"thumbnails": False, "depth_images": False, "aux_images": False}
     import_module(PACKAGE).register_heif_opener(decode_threads=1, **options)

@@ -1,8 +1,8 @@
-"""Preparation of a loaded model for inference, on every device: one call between `load_folder` and the engine.
+"""Prepares a loaded model for inference, on every device: one call between `load_folder` and the engine.
 
-Visual tokens become the pages of all gated layers by one product, with one stacked matrix. Where a LayerNorm precedes each
-layer's map, all of them normalise alike: their scales and shifts are folded into the maps. Norms of keys follow the
-product. Each layer's own map becomes a view of the matrix, and computes what it did before.
+One product with a stacked matrix projects visual tokens to the pages of all gated layers. If a LayerNorm precedes each
+layer's map, all of them normalise in the same way, and their scales and shifts are folded into the maps. Norms of keys are
+applied after the product. Each layer's own map becomes a view of the matrix, and its results stay the same.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def prepare_for_inference(
     vision_formats: Sequence[Format] = FLOAT32,
     known: Choices | None = None,
 ) -> InferenceModel:
-    """Fold the gates, put matrices into the fastest of the formats, and stack the media projections, all in place.
+    """Fold the gates, convert matrices to the fastest of the formats, and stack the media projections, all in place.
 
-    The formats, and the choices between them that are `known`, are those of `use_fast_formats`, for a CPU; without formats,
-    weights stay as loaded.
+    The formats, and the `known` choices between them, are passed to `use_fast_formats`, for a CPU; without formats, weights
+    stay as loaded.
     """
     loaded = mapped_weights.addresses(model)
     model.fold_gates()
@@ -90,7 +90,7 @@ class _Map:
 
 
 def _stack(layers: list[GatedCrossAttention]) -> nn.Module:
-    """Return the product of all layers, and replace each layer's map by its part of it."""
+    """Return one linear layer for the maps of all layers, and replace each layer's map by a view of its part."""
     maps = [_folded(layer) for layer in layers]
     biases = [layer_map.bias for layer_map in maps if layer_map.bias is not None]
     stacked = _Map(torch.cat([layer_map.weight for layer_map in maps]), torch.cat(biases) if biases else None)
@@ -116,13 +116,13 @@ def _map(linear: nn.Module) -> _Map:
     if isinstance(linear, nn.Linear):
         return _Map(linear.weight, linear.bias)
     assert isinstance(linear, FastLinear)
-    product = next(reversed(linear.products.values()))  # the one for many rows, as media items have
+    product = next(reversed(linear.products.values()))  # the last one is for many rows, as in media items
     assert isinstance(product, Plain | OneDNN)
     return _Map(product.weight if isinstance(product, Plain) else product.packed.to_dense(), product.bias)
 
 
 def _linear(layer_map: _Map, replaced: nn.Module) -> nn.Module:
-    """Return a linear layer of the kind that it replaces."""
+    """Return a linear layer of the same kind as `replaced`."""
     weight, bias = layer_map.weight, layer_map.bias
     if isinstance(replaced, FastLinear):
         return FastLinear(weight, bias, [next(reversed(replaced.products))])

@@ -1,7 +1,7 @@
 """Attention maps: the attention of a token in the gated layers, traced back through the resampler to the patches.
 
-They come from a forward without a cache. The layers of the resampler become one map by attention rollout (Abnar and
-Zuidema, 2020): half of each layer's output is its input, half is what it read.
+They are computed by a forward without a cache. Attention rollout (Abnar and Zuidema, 2020) combines the layers of the
+resampler into one map: half of each layer's output counts as its input, half as what it attended to.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TINY = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True, slots=True)
 class Openness:
-    """The two gates of a gated layer: tanh, of a vector gate the mean absolute value."""
+    """The two gates of a gated layer: tanh of a gate; for a vector, the mean absolute value."""
 
     layer: int  # the language-model layer that follows
     attention: float
@@ -55,10 +55,10 @@ def media_weights(
     layers: Collection[int],
     max_tokens: int,
 ) -> Generator[int, None, dict[int, Tensor]]:
-    """Return, by gated layer, the attention of the token at position `token` to each visual token of its media.
+    """Return, by gated layer, the attention of the token at position `token` to each visual token of its media item.
 
-    Weights are [R] float32, the mean over heads, and sum to one, also where a token reads all previous media. Page m of
-    `media` is media m. After each piece, the number of tokens that passed a layer is yielded, at most `max_tokens`.
+    Weights are [R] float32, the mean over heads, and sum to one, even if a token reads all previous media. Page m of
+    `media` is media m. After each piece, yields the number of tokens that passed a layer, at most `max_tokens`.
     """
     assert media_index[token] >= 0
     forward = LayeredForward(model.language_model, [token_ids[: token + 1]], max_tokens)  # later tokens are not visible
@@ -108,7 +108,7 @@ def patch_shares(resampler: Resampler, features: Tensor) -> Tensor:
 
 
 def _averaged_shares(resampler: Resampler, features: Tensor) -> Tensor:
-    """Return the shares of the features in the MLP's means; there is no attention."""
+    """Return the shares of the features in the means that the MLP reads; it has no attention."""
     identity = torch.eye(features.shape[1], device=features.device)
     return F.adaptive_avg_pool1d(identity[None], resampler.num_latents)[0].T
 
@@ -146,7 +146,7 @@ def rollout(maps: Sequence[Tensor], num_features: int) -> Tensor:
 
 
 def _shares_of_all(resampler: Resampler, features: Tensor, latents: Tensor) -> Tensor:
-    """Return the shares by rollout where features attend too, all to all."""
+    """Return the shares by rollout for a resampler in which features attend, too."""
     num_features = features.shape[1]
     x = torch.cat([features, latents[None]], dim=1)  # [1, N + R, D]
     shares = torch.eye(x.shape[1], num_features, device=x.device)

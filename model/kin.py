@@ -20,7 +20,7 @@ from model.likeness import unpack_ancestors
 
 PREFIX = "vision.kin."
 ANCESTORS = f"{PREFIX}ancestors"
-# eigenvectors have arbitrary signs, so that these belong to the bridge that was trained on them
+# eigenvectors have arbitrary signs, so a bridge works only with the directions on which it was trained
 COMPONENTS = f"{PREFIX}components"
 
 
@@ -52,7 +52,7 @@ class Kin(nn.Module):
 
 
 def classifier_tensors(likeness: Mapping[str, NDArray[np.generic]]) -> dict[str, Tensor]:
-    """Return the tensors of kin under their full names, but its directions, from a model folder's likeness."""
+    """Return the tensors of kin, except its directions, under their full names, from a model folder's likeness."""
     matrices = {name: torch.from_numpy(likeness[name].astype(np.float32)) for name in ("weight", "bias")}
     return {**{f"{PREFIX}{name}": matrix for name, matrix in matrices.items()}, ANCESTORS: _ancestors(likeness)}
 

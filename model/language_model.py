@@ -1,7 +1,7 @@
-"""The frozen decoder: Llama, GPT-NeoX, MPT, OPT and a Chinchilla-like preset are one class and five sets of data.
+"""The frozen decoder: one class for Llama, GPT-NeoX, MPT, OPT and a Chinchilla-like preset, which differ by configuration.
 
-Tokens are packed [T, D], with their lengths in the batch. Each layer takes its part of the K/V cache as an argument; `None`
-means that tokens attend to the batch alone (training, the reference).
+Tokens are packed [T, D]; the batch has the lengths. Each layer gets its part of the K/V cache as an argument; `None` means
+that tokens attend only to the batch (training, the reference).
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from model.ranks import ALONE, Rank
 
 
 class StepContext(NamedTuple):
-    """A batch, and what all layers of its forward share: rotary angles per token or ALiBi slopes per head, and a plan."""
+    """A batch, and the values that all layers of its forward share: rotary angles or ALiBi slopes, and a plan."""
 
     batch: Batch
     cos: Tensor | None = None  # [T, 1, rotary_dim]
     sin: Tensor | None = None
     alibi_slopes: Tensor | None = None  # [H] float32
-    # without a cache: cos and sin that rotate keys on to where queries see them
+    # without a cache: cos and sin that rotate keys to the positions at which queries see them
     seen_angles: tuple[Tensor, Tensor] | None = None
     plan: Plan | GatherPlan | None = None  # how the K/V cache is read
-    decoding: LoopRows | None = None  # where the compiled loop serves all rows, each as a decoding one
+    decoding: LoopRows | None = None  # if the compiled loop computes all rows, each as one that decodes
 
 
 class SelfAttention(nn.Module):
@@ -147,7 +147,7 @@ class LanguageModel(nn.Module):
         return x
 
     def step_context(self, batch: Batch, dtype: torch.dtype, kv: Tensor | None = None) -> StepContext:
-        """Prepare what all layers share; `kv` is any layer's part of the K/V cache, if there is one."""
+        """Compute the values that all layers share; `kv` is any layer's part of the K/V cache, if there is one."""
         config, cos, sin, slopes, seen_angles = self.config, None, None, None, None
         if config.position == "rotary":
             cos, sin = self._angles(batch.positions, dtype)
@@ -183,7 +183,7 @@ class LanguageModel(nn.Module):
         return alibi_slopes(num_heads * self.rank.size, self.config.alibi_bias_max, device)[heads.start : heads.stop]
 
     def plan(self, batch: Batch, kv: Tensor, slopes: Tensor | None = None) -> Plan | GatherPlan:
-        """Return how all layers read their parts of the K/V cache, of which `kv` is any."""
+        """Return how all layers read their parts of the K/V cache; `kv` is the part of any layer."""
         assert batch.block_table is not None
         assert batch.context_lengths is not None
         return plan_step(
@@ -209,7 +209,8 @@ class LanguageModel(nn.Module):
 def alibi_slopes(num_heads: int, bias_max: int, device: torch.device) -> Tensor:
     """Return 2^(-bias_max h / H) for head h of H (Press et al., 2022).
 
-    A number of heads that is no power of two takes every second slope of the next power, then those between (MPT's order).
+    If the number of heads is not a power of two, the slopes are every second one of the next power, then those between
+    (MPT's order).
     """
     power = 2 ** math.ceil(math.log2(num_heads))
     slopes = torch.exp2(-torch.arange(1, power + 1, dtype=torch.float32, device=device) * (bias_max / power))

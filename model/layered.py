@@ -1,7 +1,7 @@
-"""A forward of whole sequences without a cache, in pieces: a few tokens through one layer at a time.
+"""A forward of whole sequences without a cache, in pieces: each piece takes a few tokens through one layer.
 
-The engine runs steps between two pieces. All tokens pass a layer before any of them passes the next, so that
-only the keys and values of one layer are kept, and those only for a sequence that is longer than a piece.
+The engine runs steps between two pieces. All tokens pass a layer before any of them passes the next. So only the keys and
+values of one layer are kept, and only if a sequence is longer than a piece.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ BLOCK_SIZE = 16
 
 
 class LayeredForward:
-    """The hidden states `x` [T, D] of sequences on their way through the layers, in `spans` of up to `max_tokens`.
+    """The hidden states `x` [T, D] of sequences between two layers, divided into `spans` of up to `max_tokens` tokens.
 
-    Several sequences are one span: they have no more than `max_tokens` together.
+    Several sequences form one span: together they must have at most `max_tokens` tokens.
     """
 
     def __init__(self, model: LanguageModel, token_ids: Sequence[Sequence[int]], max_tokens: int) -> None:
@@ -51,7 +51,7 @@ class LayeredForward:
     def _context(self, span: slice) -> StepContext:
         """Return the context of a span that attends to itself and to all spans before it.
 
-        It is made for each layer anew: the masks of all spans together are as large as the sequence's length squared.
+        It is computed again for each layer: the masks of all spans together have the size of the length squared.
         """
         assert self._kv is not None
         device = self.x.device
@@ -69,7 +69,7 @@ class LayeredForward:
 
 
 def _spans(num_tokens: int, max_tokens: int) -> list[slice]:
-    """Return spans of almost equal lengths: few rows may have another, less exact product than many."""
+    """Return spans of almost equal lengths: a product of few rows may be less exact than one of many."""
     count = max(-(-num_tokens // max_tokens), 1)
     ends = [num_tokens * i // count for i in range(count + 1)]
     return [slice(start, end) for start, end in pairwise(ends)]

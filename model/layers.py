@@ -86,7 +86,7 @@ class FeedForward(nn.Module):
     def added_to(self, h: Tensor, x: Tensor) -> Tensor:
         """Return h + self(x) for h and x [T, D]; h may be overwritten, unless a gradient needs it."""
         hidden = self.activated(self.up(x))
-        if type(self.down) is nn.Linear:  # others compute more than a product
+        if type(self.down) is nn.Linear:  # other classes compute more than a product
             return add_linear_(h, hidden, self.down.weight, self.down.bias)
         return h + self.down(hidden)
 
@@ -100,9 +100,9 @@ class FeedForward(nn.Module):
 
 
 def learned_rows(rows: int, dim: int) -> nn.Parameter:
-    """Return a table [rows, dim] that is to be trained, with random values of deviation 0.02.
+    """Return a trainable table [rows, dim] with random values of standard deviation 0.02.
 
-    On the meta device it has no values; to draw some there would import torch's compiler, which takes a second.
+    On the meta device it has no values; drawing them there would import torch's compiler, which takes a second.
     """
     table = torch.empty(rows, dim)
     return nn.Parameter(table if table.is_meta else table.normal_(std=0.02))

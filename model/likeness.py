@@ -1,9 +1,9 @@
-"""A model's likeness: a vector per image, of length one, whose inner products say how alike images are.
+"""A model's likeness: maps each image to a vector of length one; the inner product of two vectors is their similarity.
 
-It is computed from the mean features of the frozen vision encoder. A model may come with its encoder's own classifier and
-with linear discriminants of its training images (the default model does): images are then alike if they have the same
-discriminants, the same classes, and classes with the same ancestors in WordNet. Ancestors count more for images that are
-unlike the training images, such as photographs for a model of drawings. Other models compare features.
+It is computed from the mean features of the frozen vision encoder. A model may have its encoder's own classifier and linear
+discriminants of its training images, as the default model does. Images are then similar if they have similar discriminants,
+similar classes, and classes with the same ancestors in WordNet. Ancestors have more weight for images that differ from the
+training images, such as photographs for a model of drawings. Other models compare features.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Vectors = NDArray[np.float32]
 # the file in a model's folder
 LIKENESS = "likeness.safetensors"
 MATRICES = ("mean", "directions", "weight", "bias")
-# tensors that older files lack: those have no familiar directions, and FIRST_SHARES
+# tensors that older files lack: such a file has no familiar directions, and its shares are FIRST_SHARES
 SHARES, FAMILIAR = "shares", "familiar"
 FIRST_SHARES = (1.0, 0.35, 0.35, 0.35)
-# how sharply familiar and strange images are divided, where half of a deviation is familiar
+# slope between familiar and strange images, at the point where half of a deviation is familiar
 SHARPNESS = 4
 
 
@@ -37,10 +37,10 @@ class Likeness(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ClassLikeness:
-    """The likeness by discriminants, classes and their ancestors: the mean of the three similarities, by their shares.
+    """The likeness by discriminants, classes and their ancestors: the mean of three similarities, weighted by `shares`.
 
-    An image has an ancestor with the square root of the probability of its classes, less that of all classes alike. It is
-    strange as far as it differs from the mean of the training images in other directions than they do.
+    The value of an ancestor is the square root of the probability of its classes, minus its value for equally probable
+    classes. An image is strange to the degree that it differs from the training images' mean in unfamiliar directions.
     """
 
     mean: Vectors  # [Dv]
@@ -70,7 +70,7 @@ class ClassLikeness:
         return np.sqrt(self.ancestors.mean(1))
 
     def _sums_below(self, probabilities: Vectors) -> Vectors:  # [N, C] -> [N, A]
-        """Return the sums over the classes below each ancestor: a class has about ten of more than a thousand."""
+        """Return the sums over the classes below each ancestor; a class has about ten ancestors of more than a thousand."""
         ancestors, classes = self._below
         sums = [np.bincount(ancestors, row[classes], len(self.ancestors)) for row in probabilities]
         return np.array(sums, np.float32).reshape(-1, len(self.ancestors))
@@ -81,7 +81,7 @@ class ClassLikeness:
         return ancestors, classes
 
     def strangeness(self, features: Vectors) -> Vectors:
-        """Return how strange images are, [N]: from 0 to 1."""
+        """Return how strange each image is, [N], from 0 to 1."""
         deviation = unit(features - self.mean)
         inside = np.square(deviation @ self.familiar.T).sum(-1)
         outside = np.maximum(1 - inside, 0)
@@ -92,8 +92,8 @@ class ClassLikeness:
 def to_tensors(
     ancestors: NDArray[np.generic], shares: ArrayLike, **matrices: Vectors
 ) -> dict[str, NDArray[np.generic]]:
-    """Return the tensors that `load_likeness` reads, or some of them: `matrices` are by the names of the attributes."""
-    # safetensors writes an array as it lies in memory
+    """Return the tensors that `load_likeness` reads, or some of them; `matrices` are named as the attributes."""
+    # safetensors writes an array in the order of its memory
     stored = {name: np.ascontiguousarray(matrix, np.float16) for name, matrix in matrices.items()}
     packed = np.packbits(np.ascontiguousarray(ancestors, bool), axis=1)
     return {**stored, "ancestors": packed, SHARES: np.array(shares, np.float32)}

@@ -1,7 +1,7 @@
-"""The weights that a model still reads from its files after most of them were replaced by copies in other formats.
+"""Releases the files of a model's weights after most weights were replaced by copies in other formats.
 
-A loaded tensor is a view of its file, mapped into memory, and one view keeps all pages of the file that were read: the
-norms of a model in four bits would keep its float32 weights resident.
+A loaded tensor is a view of its file, which is mapped into memory, and one view keeps all pages of the file that were read.
+So the norms of a model in four bits would keep its float32 weights resident.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ def addresses(model: Flamingo) -> dict[int, int]:
 
 @torch.no_grad()
 def release(model: Flamingo, loaded: Mapping[int, int]) -> None:
-    """Copy the tensors that are still as `loaded`, if they are less than half of all, so that the files are unmapped.
+    """Copy the tensors that are still views of files, if they are less than half of all, so that the files are unmapped.
 
-    A model that uses most of its files keeps them mapped: those pages can be dropped and read again.
+    `loaded` comes from `addresses`. A model that uses most of its files keeps them mapped: the system can drop those pages
+    and read them again.
     """
     left = [tensor for tensor in _tensors(model) if tensor.data_ptr() in loaded]
     if 2 * sum(tensor.nbytes for tensor in left) < sum(loaded.values()):
@@ -33,7 +34,7 @@ def release(model: Flamingo, loaded: Mapping[int, int]) -> None:
 
 
 def _tensors(model: Flamingo) -> Iterator[Tensor]:
-    """Yield the tensors of all modules and products, each once. Those in oneDNN's layout are copies already."""
+    """Yield the tensors of all modules and products, each once, except those in oneDNN's layout, which are copies."""
     tensors: dict[int, Tensor] = {}
     for module in model.modules():
         products = module.products.values() if isinstance(module, FastLinear) else ()

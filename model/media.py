@@ -1,8 +1,8 @@
-"""Media bytes to frames: uploads become PIL images, and an image becomes the square that a vision encoder reads.
+"""Decodes media bytes to PIL images, and resizes an image to the square that a vision encoder reads.
 
-Input is not trusted: the format comes from the first bytes and never from a name, and the size from the header before any
-pixel is decoded. An error is in words of our own: those of a library may tell of the process's memory. Cropping and scaling
-are part of a family's numerics, so `resize` keeps the order of each.
+Input is not trusted: the format is read from the first bytes and never from a name, and the size from the header before any
+pixel is decoded. Error messages never repeat those of a library, which may reveal contents of memory. Cropping and scaling
+change a family's results, so `resize` does them in the order of each family.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ DECODER_ERRORS = (
     ArithmeticError,
     struct.error,
 )
-# EXIF's orientation -> what turns the stored pixels upright
+# EXIF's orientation -> the operation that turns the stored pixels upright
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -66,12 +66,12 @@ UPRIGHT = {
 }
 # degrees counterclockwise -> the same for the frames of a video
 TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
-# stored vectors of media are keyed by this name of the decoding, which any change of the decoded pixels must change
+# version of the decoding, part of the key of stored vectors: change it with every change of the decoded pixels
 DECODING = "upright-8-bits"
 ENDS_EARLY = "image cannot be decoded: its data end early"
 # Pillow's own reader of TIFF leaves missing strips black and ignores the lengths of strips; libtiff does not
 TiffImagePlugin.READ_LIBTIFF = True
-# the decode processes divide the processors, and threads would take a part of their memory each
+# there are several decode processes, and each thread would need a part of their memory
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 WHITE = (255, 255, 255, 255)
 
@@ -81,7 +81,7 @@ class MediaError(ValueError):
 
 
 class HeifNotInstalled(MediaError):
-    """A HEIF still, for a server without the library that reads them."""
+    """A HEIF still, but the library that reads it is not installed."""
 
     def __init__(self) -> None:
         super().__init__(heif.NOT_INSTALLED)
@@ -93,7 +93,7 @@ class MediaLimits:
     max_pixels: int = 64_000_000
     # a strip one pixel high becomes very large when its shortest side is scaled to the encoder's square
     max_aspect: float = 100.0
-    # of all media of one request together
+    # over all media of one request
     max_total_pixels: int = 1_000_000_000
     max_frames: int = 64
     max_seconds: float = 120.0
@@ -112,7 +112,9 @@ class PixelBudget:
         """Count a frame. Raises `MediaError` if the total exceeds the limit."""
         total = self.used + size[0] * size[1]
         if total > self.limit:
-            raise MediaError(f"the media of this request have {total} pixels up to this one, the limit is {self.limit}")
+            raise MediaError(
+                f"the media of this request have {total} pixels up to this item, the limit is {self.limit}"
+            )
         self.used = total
 
 
@@ -127,13 +129,13 @@ def media_type_of(data: bytes) -> str:
     try:
         video_format = _video_format(data)
     except MediaError:
-        raise MediaError(f"bytes are none of {IMAGE_FORMATS}, {VIDEO_FORMATS}") from None
+        raise MediaError(f"the format is not one of {IMAGE_FORMATS}, {VIDEO_FORMATS}") from None
     is_webm = video_format == "matroska" and b"webm" in data[:EBML_HEAD_BYTES]
     return VIDEO_TYPES["webm" if is_webm else video_format]
 
 
 def load_image(data: bytes, limits: MediaLimits, budget: PixelBudget | None = None) -> Image.Image:
-    """Decode the first frame, upright, in the file's own mode of 8 bits; `resize` converts it where its family does.
+    """Decode the first frame, upright, in the file's own mode of 8 bits; `resize` converts it to RGB.
 
     Raises `MediaError`.
     """
@@ -155,7 +157,7 @@ def load_image(data: bytes, limits: MediaLimits, budget: PixelBudget | None = No
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn a photograph as its orientation says; one that cannot be read turns nothing."""
+    """Turn a photograph upright by its EXIF orientation; an orientation that cannot be read is ignored."""
     try:
         method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except DECODER_ERRORS:
@@ -164,7 +166,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _high_bytes(image: Image.Image) -> Image.Image:
-    """Return grey of 16 bits as 8 bits, as PIL reduces colours; its transparent grey, one of 65536, becomes alpha."""
+    """Reduce grey of 16 bits to 8 bits, as PIL reduces colours; pixels of the transparent grey get alpha 0."""
     values = np.asarray(image)
     grey = Image.fromarray((values >> 8).astype(np.uint8))
     if (transparent := image.info.get("transparency")) is not None:
@@ -184,7 +186,7 @@ def _open_image(data: bytes, limits: MediaLimits) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise MediaError(f"image has too many pixels, the limit is {limits.max_pixels}") from None
     except DECODER_ERRORS:
-        message = "image cannot be decoded: its header is damaged, ends early, or names a variant that is not read"
+        message = "image cannot be decoded: its header is damaged, ends early, or has a variant that is not supported"
         raise MediaError(message) from None
     _check_size(image.size, limits)
     _check_mode(image)
@@ -203,7 +205,7 @@ def _image_format(data: bytes) -> str:
     for magic, name in IMAGE_MAGIC:
         if data.startswith(magic):
             return name
-    raise MediaError(f"bytes are none of {IMAGE_FORMATS}")
+    raise MediaError(f"the format is not one of {IMAGE_FORMATS}")
 
 
 def _check_mode(image: Image.Image) -> None:
@@ -234,14 +236,14 @@ def _check_size(size: tuple[int, int], limits: MediaLimits) -> None:
 def load_video(data: bytes, limits: MediaLimits, budget: PixelBudget | None = None) -> Iterator[Image.Image]:
     """Yield RGB frames at `frames_per_second`: the first frame, then the first that begins in each following period.
 
-    A video that exceeds a limit raises `MediaError` at the first frame beyond it, and is not cut.
+    A video that exceeds a limit is not truncated: it raises `MediaError` at the first frame beyond the limit.
     """
     _check_bytes(data, limits)
     video_format = _video_format(data)
     if video_ends_early(data, video_format):
         raise MediaError("video cannot be decoded: its end is missing")
     try:
-        # an explicit demuxer, so that a file cannot be a playlist of other files; titles may have any encoding
+        # the demuxer is set, so that a file cannot be a playlist of other files; titles may have any encoding
         with av.open(io.BytesIO(data), mode="r", format=video_format, metadata_errors="replace") as container:
             yield from _sampled_frames(container, limits, budget or PixelBudget(limits.max_total_pixels))
     except av.FFmpegError:
@@ -253,7 +255,7 @@ def _video_format(data: bytes) -> str:
         return "mp4"
     if data[:4] == b"\x1aE\xdf\xa3":
         return "matroska"
-    raise MediaError(f"bytes are none of {VIDEO_FORMATS}")
+    raise MediaError(f"the format is not one of {VIDEO_FORMATS}")
 
 
 def _sampled_frames(
@@ -293,20 +295,20 @@ def _sampled_frames(
 
 
 def _turned(picture: Image.Image, degrees: int) -> Image.Image:
-    """Turn a frame counterclockwise as its video says, by a multiple of 90 degrees; other angles turn nothing."""
+    """Turn a frame counterclockwise by a multiple of 90 degrees; other angles are ignored."""
     method = TURNS.get(degrees % 360)
     return picture if method is None else picture.transpose(method)
 
 
 def _time(frame: av.VideoFrame) -> Fraction:
-    """Return exact seconds; rounded ones would move a frame at the start of a period into the one before."""
+    """Return exact seconds; rounding would move a frame at the start of a period into the previous period."""
     if frame.pts is None or frame.time_base is None:
         return Fraction(0)
     return frame.pts * frame.time_base
 
 
 def resize(image: Image.Image, config: VisionConfig) -> NDArray[np.uint8]:  # -> [h, w, 3]
-    """Return the encoder's square, by the rule of the family."""
+    """Return the image as the encoder's square, by the family's rule (crop, squash or pad)."""
     size = config.image_size
     if config.resize == "crop":
         square = _crop(image, size)

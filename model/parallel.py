@@ -1,9 +1,9 @@
-"""The two points at which the ranks of a divided model meet: sums of partial products, and norms over all heads.
+"""Communication between the ranks of a divided model: sums of partial products, and norms over all heads.
 
-Each rank computes its heads and its hidden features alone. The second matrix of each branch has columns for these only, so
-its product is one term of a sum: after it, all ranks add up their terms, and have the same numbers again. A norm over
-the features of all heads needs the moments of all ranks. Nothing else is exchanged: the token tables are whole in every
-rank, so that no logits are gathered.
+Each rank computes only its heads and its hidden features. The second matrix of each branch has only the columns for these,
+so its product is one term of a sum: an all-reduce then gives all ranks the same numbers again. A norm over
+the features of all heads needs the moments of all ranks. Nothing else is exchanged: each rank has the whole token tables,
+so no logits are gathered.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from model.layers import LayerNorm, RMSNorm
 
 
 class Group(Protocol):
-    """The ranks of a model, as they are seen by one of them. All ranks call the same methods in the same order."""
+    """The ranks of a model, from the view of one rank. All ranks must call the same methods in the same order."""
 
     def add_up(self, x: Tensor) -> None:
         """Replace x by its sum over all ranks."""
@@ -81,7 +81,7 @@ class SharedNorm(nn.Module):
 
 
 def join(model: Flamingo, group: Group) -> Flamingo:
-    """Let a rank's model compute with the others of its group, in place: for inference, before it is prepared for that."""
+    """Connect a rank's model with the others of its group, in place: for inference, before `prepare_for_inference`."""
     for module, name in _summed(model):
         setattr(module, name, SummedLinear(getattr(module, name), group))
     for layer in model.language_model.layers:

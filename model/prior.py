@@ -1,7 +1,7 @@
-"""A model's prior: the method of classification by likeness that was best in its own evaluation, by examples per label.
+"""A model's prior: the best method of classification by likeness in its own evaluation, for each number of examples.
 
-A few examples cannot tell which method is best for them, so a server begins with this one. A model folder may have it in
-`methods.json`, as `python -m evaluation.prior` writes it; without the file it is the nearest mean.
+A few examples are not enough to find the best method for them, so a server starts with this one. A model folder may have it
+in `methods.json`, which `python -m evaluation.prior` writes; without the file it is the nearest mean.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ LikenessMethodName = Literal["nearest_mean", "knn", "linear"]
 
 
 class Prior(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The best methods, each with the number of examples per label from which on it is the best one."""
+    """The best methods, each with the smallest number of examples per label for which it is the best."""
 
     methods: dict[int, LikenessMethodName]
 
     def method(self, per_label: float, allowed: Collection[str]) -> LikenessMethodName:
-        """Return the best one of the allowed methods for a number of examples per label; without any, the nearest mean."""
+        """Return the best allowed method for a number of examples per label; if none is listed, the nearest mean."""
         numbers = sorted((number for number in self.methods if number <= per_label), reverse=True)
         return next((self.methods[number] for number in numbers if self.methods[number] in allowed), "nearest_mean")
 
@@ -38,7 +38,7 @@ NEAREST_MEAN = Prior({1: "nearest_mean"})
 
 
 def load_prior(folder: Path) -> Prior:
-    """Return the prior of a model folder. Raises `ConfigError` for a file that is none."""
+    """Return the prior of a model folder. Raises `ConfigError` for an invalid file."""
     file = folder / PRIOR
     try:
         return msgspec.json.decode(file.read_bytes(), type=Prior)

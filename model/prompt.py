@@ -1,9 +1,9 @@
-"""The tokenizer of a model folder, and how a prompt becomes token ids and a media index. No torch here.
+"""Encodes prompts as token ids and a media index, with the tokenizer of a model folder. This module does not import torch.
 
 Only `encode` knows how a family writes its markers; the trainer and the server both call it. `media_index[t]` (the paper's
-phi) is the last media at or before token t: its own media token already reads it; -1 none. Of two copies of one tokenizer,
-`marked` knows the special tokens, and `plain` encodes their spelling as ordinary text, so that the text of a user can never
-become a marker.
+phi) is the index of the last media item at or before token t, whose own media token already reads it; -1: none. There are
+two copies of the tokenizer: `marked` knows the special tokens, and `plain` encodes their spelling as ordinary text, so that
+the text of a user can never become a marker.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class PromptTokenizer:
         self._marked = marked
         self._plain = plain
         plain.encode_special_tokens = True
-        # a text of more bytes than this per token cannot be shorter
+        # no token has more bytes, so this gives a lower bound of a text's number of tokens
         self.max_token_bytes = max(len(token.encode()) for token in marked.get_vocab())
         self._special = tuple(t.content for t in marked.get_added_tokens_decoder().values() if t.special)
         self.media_token_id = self.id_of(prompt.media_token)
@@ -50,19 +50,19 @@ class PromptTokenizer:
         return int(token_id)
 
     def encode(self, written: Sequence[str]) -> list[int]:
-        """Return the ids of texts and markers in turn, a text first; the spelling of a special token in a text is text."""
+        """Return the ids of alternating texts and markers, a text first; a special token's spelling in a text is text."""
         if not any(token in text for text in written[::2] for token in self._special):
-            # one string, as in the family's own processors, so that text next to a marker is encoded as theirs is
+            # one string, as in the family's own processors, so that text next to a marker is encoded in the same way
             return _ids(self._marked, "".join(written))
         parts = [[self.id_of(part)] if i % 2 else self.encode_plain(part) for i, part in enumerate(written) if part]
         return [token_id for part in parts for token_id in part]
 
     def encode_plain(self, text: str) -> list[int]:
-        """Return the ids of a string in which the spelling of a special token is text."""
+        """Return the ids of a string, in which the spelling of a special token is ordinary text."""
         return _ids(self._plain, text)
 
     def encode_alone(self, text: str) -> list[int]:
-        """Return the ids of a string without markers; the spelling of one special token and nothing else is its id."""
+        """Return the ids of a string without markers; a string that is exactly one special token gives its id."""
         return [self.id_of(text)] if text in self._special else self.encode_plain(text)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -73,7 +73,7 @@ class PromptTokenizer:
         return self._marked.id_to_token(token_id) or ""
 
     def to_json(self) -> str:
-        """Return the tokenizer for libraries that build their own table of its tokens."""
+        """Return the tokenizer as JSON, for libraries that build their own table of its tokens."""
         return self._marked.to_str()
 
     def __len__(self) -> int:
@@ -92,12 +92,12 @@ def open_tokenizer(file: Path) -> Tokenizer:
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    # of the library's calls only those for a batch let other threads run, and without offsets they are faster
+    # only the library's calls for a batch let other threads run; they are faster without offsets
     return tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
 
 class PromptError(ValueError):
-    """A prompt that this model cannot take; the message is for the user."""
+    """A prompt that this model does not accept; the message is for the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +118,18 @@ class EndOfChunk:
 Segment = Text | Media | EndOfChunk
 
 
-# what the shots of a prompt attend to besides themselves: all text before them, or the prefix alone
+# the tokens to which a shot of a prompt attends besides its own: all text before it, or only the prefix
 ShotsAttend = Literal["previous", "alone"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedPrompt:
-    """Token ids, and the media index of each into `media`, which holds digests; -1 means that a token reads none.
+    """Token ids, and the index of each token's media item in `media`, which holds digests; -1: the token reads none.
 
     A prompt whose shots attend alone consists of *spans* (see `span_starts`). A shot attends to the prefix and to itself,
-    and its positions follow the prefix, wherever it is. The query attends to everything. The model's `alone_positions` say
-    where it sees the shots: where they are, and itself after the longest one, or in a row, and itself after the last one.
-    Prompts with different salts share nothing in a cache.
+    and its positions follow the prefix, wherever it is. The query attends to everything. The model's `alone_positions`
+    determines the positions at which the query sees the shots: their own, where the query follows the longest shot, or
+    positions in a row, where the query follows the last one. Prompts with different salts share nothing in a cache.
     """
 
     token_ids: list[int]
@@ -156,14 +156,14 @@ class EncodedPrompt:
         return [0, *(bisect_left(self.media_index, media) for media in range(len(self.media)))]
 
     def num_blocks(self, block_size: int, num_new_tokens: int = 0) -> int:
-        """Return the blocks of the text cache for the prompt and its answer; each span begins a block of its own."""
+        """Return the number of blocks for the prompt and its answer in the text cache; each span begins a new block."""
         starts = self.span_starts if self.has_spans else [0]
         lengths = [stop - start for start, stop in pairwise([*starts, len(self.token_ids) + num_new_tokens])]
         return sum(-(-length // block_size) for length in lengths)
 
     @property
     def has_spans(self) -> bool:
-        """True if there are shots that attend alone: with a single media item both forms are the same."""
+        """True if there are shots that attend alone; with a single media item, both kinds of attention are the same."""
         return self.shots_attend == "alone" and len(self.media) > 1
 
 
@@ -190,7 +190,7 @@ def index_media(token_ids: list[int], media: list[bytes], tokenizer: PromptToken
 
 
 def _write(segments: Sequence[Segment], tokenizer: PromptTokenizer) -> list[str]:
-    """Return texts and the family's markers in turn, a text first and last; two texts without a marker between are one."""
+    """Return alternating texts and markers, a text first and last; texts without a marker between them are joined."""
     prompt = tokenizer.prompt
     written = ["", prompt.begin, ""] if prompt.begin else [""]
     previous: Segment | None = None
@@ -199,12 +199,12 @@ def _write(segments: Sequence[Segment], tokenizer: PromptTokenizer) -> list[str]
             case Text():
                 markers = [prompt.text_separator if isinstance(previous, Text) else ""]
             case Media():
-                # consecutive media share the marker between them (IDEFICS)
+                # consecutive media items share the marker between them (IDEFICS)
                 opening = "" if isinstance(previous, Media) else prompt.media_open
                 markers = [opening, prompt.media_token, prompt.media_close]
             case EndOfChunk():
                 if not prompt.end_of_chunk:
-                    raise PromptError("this model has no end-of-chunk token: leave end_of_chunk out")
+                    raise PromptError("this model has no end-of-chunk token: remove end_of_chunk")
                 markers = [prompt.end_of_chunk]
         for marker in filter(None, markers):
             written += [marker, ""]

@@ -1,4 +1,4 @@
-"""The matrices of the decoder and of the gated layers in 8 or 4 bits, which a GPU multiplies as they are stored.
+"""Linear layers of the decoder and the gated layers in 8 or 4 bits, for GPU kernels that read the packed weights.
 
 Norms, token tables, the output head, the maps from visual tokens to media pages, the resampler and the vision encoder stay
 as loaded, and so does a matrix of a shape that a format's kernel does not take. Formats for a CPU are in `model/cpu.py`:
@@ -16,15 +16,15 @@ from kernels.fp8 import FP8, fp8_linear, quantise_rows_reference
 from kernels.weight_only import GROUP, int4_linear, int8_linear, pack_int4, quantise_int8
 
 WeightFormat = Literal["fp8", "int8", "int4"]
-# media pages are computed once per image, and are the same in all formats
+# not packed: media pages are computed once per image, and stay the same in all formats
 LOADED = "key_value"
-FEATURES = 16  # all kernels take multiples of this number of output features
+FEATURES = 16  # the number of output features must be a multiple of this for all kernels
 
 
 class QuantisedLinear(nn.Module):
     """A linear map x [T, K] -> [T, N] without gradients, whose weights are packed; the bias stays as loaded."""
 
-    columns: ClassVar[int]  # the kernel takes multiples of this number of columns
+    columns: ClassVar[int]  # the number of columns must be a multiple of this
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ KINDS: dict[WeightFormat, type[QuantisedLinear]] = {"fp8": Fp8Linear, "int8": In
 
 
 def replace_linears(weight_format: WeightFormat, *parts: nn.Module) -> None:
-    """Replace the linear layers of some parts of a model, on the meta device, by packed ones without values."""
+    """Replace the linear layers of `parts`, which are on the meta device, by packed layers without values."""
     kind = KINDS[weight_format]
     for part in parts:
         for parent in list(part.modules()):
@@ -140,7 +140,7 @@ def replace_linears(weight_format: WeightFormat, *parts: nn.Module) -> None:
 
 
 def packed_tensors(model: nn.Module, name: str, tensor: Tensor) -> dict[str, Tensor] | None:
-    """Return what a packed layer keeps of the tensor of this name, by names in the model; None if it is not packed."""
+    """Return the packed tensors of a layer's weight, by their names in the model; None if this tensor is not packed."""
     path, _, own_name = name.rpartition(".")
     layer = model.get_submodule(path)
     if own_name != "weight" or not isinstance(layer, QuantisedLinear):

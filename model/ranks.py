@@ -1,9 +1,9 @@
-"""Tensor parallelism by heads: what each of several ranks holds of every tensor. No torch here.
+"""Tensor parallelism by heads: the part of every tensor that each rank holds. This module does not import torch.
 
 Each rank has an equal part of the heads and of the hidden features of every feed-forward, in the decoder and in the gated
-layers: rows of the first matrix of a branch, and the columns of the second one that belong to them. Everything else, the
-vision encoder, the resampler, the norms and the token tables, is whole in every rank. A rank's model is an ordinary one, of
-a smaller configuration; `model/parallel.py` adds up what the ranks compute.
+layers: rows of the first matrix of a branch, and the corresponding columns of the second. Each rank has a whole copy of the
+vision encoder, the resampler, the norms and the token tables. A rank's model is an ordinary model with a smaller
+configuration; `model/parallel.py` adds up the results of the ranks.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Rank:
 
     def __post_init__(self) -> None:
         if not 0 <= self.number < self.size:
-            raise ValueError(f"rank {self.number} is not one of {self.size}")
+            raise ValueError(f"rank {self.number} is not below the number of ranks, {self.size}")
 
     def part_of(self, count: int) -> range:
-        """Return this rank's part of `count` things; where there are fewer than ranks, several ranks have the same one."""
+        """Return this rank's part of `count` items; if there are fewer items than ranks, ranks share them."""
         first = count * self.number // self.size
         return range(first, max(first + 1, count * (self.number + 1) // self.size))
 

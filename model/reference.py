@@ -1,6 +1,6 @@
-"""Generation without a cache: the oracle that every faster path is tested against.
+"""Generation without a cache: the reference against which every faster path is tested.
 
-It runs one sequence at a time, greedily, and the whole sequence again in each step: simple, and slow on purpose.
+It decodes one sequence at a time, greedily, and computes the whole sequence again in each step. It is slow on purpose.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def log_probs(
 ) -> Tensor:
     """Return the log-probabilities [T, V + A], in float32, of the token that follows each token.
 
-    `span_starts`: those of a prompt whose shots attend alone.
+    `span_starts` is needed for a prompt whose shots attend alone.
     """
     device = next(model.parameters()).device
     batch = whole_sequences([token_ids], [model.media_slots(media_index)], device)
@@ -52,7 +52,7 @@ def log_probs(
 
 
 def _forward_of_spans(model: Flamingo, batch: Batch, media: MediaPages, span_starts: Sequence[int]) -> Tensor:
-    """The model's forward, with positions and a mask that are written out."""
+    """Run the model's forward with explicit positions and an explicit mask."""
     language_model = model.language_model
     layout = _layout(span_starts, len(batch.token_ids), language_model.config.alone_positions)
     batch = replace(batch, positions=layout.positions.to(batch.positions))

@@ -1,6 +1,6 @@
 """Vision encoders that timm builds: a CLIP Vision Transformer, and convolutional networks by timm's names.
 
-`model.vision` imports this module only for a model that needs it: timm loads torchvision and torch's compiler.
+`model.vision` imports this module only for a model that needs it, because timm loads torchvision and torch's compiler.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def clip_vit(config: VisionConfig) -> Any:
         embed_dim=config.feature_dim,
         depth=config.num_layers,
         num_heads=config.num_heads,
-        # half a unit more, so that timm's int(dim * ratio) cannot round below ffn_dim
+        # 0.5 more, so that timm's int(dim * ratio) cannot be less than ffn_dim
         mlp_ratio=(config.ffn_dim + 0.5) / config.feature_dim,
         act_layer=partial(Activated, config.activation),
         norm_layer=partial(nn.LayerNorm, eps=config.norm_eps),
@@ -80,6 +80,6 @@ def tensor_names(name: str) -> set[str]:
 
 
 def fold(encoder: nn.Module) -> None:
-    """Fold the batch norms of an EfficientNet. The order of another network's parts may not be that of its forward."""
+    """Fold the batch norms of an EfficientNet; other networks may not run their parts in the order of definition."""
     if isinstance(encoder, EfficientNet):
         fold_batch_norms(encoder)

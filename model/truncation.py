@@ -1,7 +1,6 @@
-"""Finds files that end before their last pixel where the decoders would not say so, and fill the rest themselves.
+"""Detects truncated media files for which a decoder reports no error but fills the missing pixels.
 
-The exact checks of images read the whole file once more, so only an image whose last pixel has the colour of such filling
-is checked.
+The exact checks read the whole file again, so they run only if the last pixel of an image has the fill colour.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ SEPARATE_PLANES = 2
 ORIENTATION, SIDEWAYS = 274, (5, 6, 7, 8)
 # Matroska's element of all media data
 SEGMENT_ID = 0x18538067
-# libjpeg's blocks without data: the middle grey, which is 127 in an inverted CMYK
+# libjpeg's colour for blocks without data: middle grey, which is 127 in an inverted CMYK
 NEUTRAL = {127, 128}
 # a block of 64 pixels takes two bits of a sequential JPEG, so a file with more than this has no data or is progressive
 MAX_PIXELS_PER_BYTE = 256
@@ -41,18 +40,18 @@ PIECE_BYTES = 2**24
 
 
 def has_no_pixels(data: bytes, size: tuple[int, int]) -> bool:
-    """Return whether a JPEG that is small for its size lacks data; libjpeg would take seconds to fill a large image."""
+    """Return whether a JPEG has too few bytes for its size; libjpeg would take seconds to fill a large image."""
     is_small = size[0] * size[1] > MAX_PIXELS_PER_BYTE * len(data)
     return is_small and data.startswith(b"\xff\xd8") and _jpeg_ends_early(data)
 
 
 def still_ends_early(data: bytes) -> bool:
-    """Return whether a HEIF still lacks data; libheif would leave the tiles that are missing grey."""
+    """Return whether a HEIF still lacks data; libheif would fill missing tiles with grey."""
     return _boxes_end(data) > len(data)
 
 
 def image_ends_early(data: bytes, image: Image.Image) -> bool:
-    """Return whether a decoded JPEG or PNG lacks data; PIL itself finds this out for the other formats."""
+    """Return whether a decoded JPEG or PNG lacks data; PIL itself detects this for the other formats."""
     last = image.getpixel((image.width - 1, image.height - 1))
     values = set(last) if isinstance(last, tuple) else {last}
     if data.startswith(b"\xff\xd8"):
@@ -74,7 +73,7 @@ def lacks_strips(image: TiffImageFile) -> bool:
 
 
 def _jpeg_ends_early(data: bytes) -> bool:
-    """Return whether FFmpeg misses data, which libjpeg only warns of. Variants that FFmpeg cannot read count as whole."""
+    """Return whether FFmpeg reports missing data, which libjpeg only warns of; False for variants that it cannot read."""
     context = av.CodecContext.create("mjpeg", "r")
     context.options = {"err_detect": "explode"}
     try:
@@ -88,7 +87,7 @@ def _jpeg_ends_early(data: bytes) -> bool:
 
 
 def _png_ends_early(data: bytes) -> bool:
-    """Return whether the compressed stream ends before the last row. Of interlaced files, PIL finds this out itself."""
+    """Return whether the compressed stream ends before the last row; for interlaced files, PIL detects this itself."""
     chunks = _png_chunks(data)
     header = next((body for name, body in chunks if name == b"IHDR"), bytes(13))
     width, height, depth, colour, _, _, is_interlaced = struct.unpack_from(">IIBBBBB", header)
@@ -111,7 +110,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def video_ends_early(data: bytes, video_format: str) -> bool:
-    """Return whether the container says that bytes are missing at the end, which FFmpeg would silently ignore."""
+    """Return whether bytes are missing at the end according to the container; FFmpeg would ignore this silently."""
     return _boxes_end(data) > len(data) if video_format == "mp4" else _segment_end(data) > len(data)
 
 

@@ -1,13 +1,14 @@
 """The path from pixels to visual tokens: the frozen vision encoder, and the resampler that reads its features.
 
-Normalised pixels [F, 3, h, w] become features [F, P, Dv]. A CLIP Vision Transformer returns its last hidden state, before
-the final norm that only CLIP's own pooling uses; a convolutional network its last feature map, a token per position. Parts
-after the features are not built. A model may append the kin of the frame to each of its features (`model/kin.py`).
+Normalised pixels [F, 3, h, w] become features [F, P, Dv]. For a CLIP Vision Transformer these are its last hidden state,
+before the final norm that only CLIP's own pooling uses; for a convolutional network the last feature map, one feature per
+position. Later parts of the networks are not built. A model may append the kin of the frame to each of its features
+(`model/kin.py`).
 
 The Perceiver resampler turns any number of features into R visual tokens (Flamingo, section 3.1 and appendix A.1.1).
-Learned latents attend to [features; latents], layer by layer. Frames have a learned embedding of their time, which is
-interpolated linearly for a video of more frames than were trained; an image is a video of one frame. The paper compares the
-Perceiver with a plain transformer and an MLP (table 3), which are the last two classes.
+Learned latents attend to [features; latents], layer by layer. Frames have learned time embeddings, which are interpolated
+linearly for a video with more frames than in training; an image is a video of one frame. The paper compares the Perceiver
+with a plain transformer and an MLP (table 3), which are the last two classes.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class VisionEncoder(nn.Module):
         return self.with_kin(self.plain_features(pixels))
 
     def plain_features(self, pixels: Tensor) -> Tensor:
-        """Encode frames as the network alone does, without their kin."""
+        """Encode frames with the network alone, without their kin."""
         pixels = pixels.to(next(self.encoder.parameters()).dtype)
         return self._hidden_state(pixels) if self.config.architecture == "clip_vit" else self._map(pixels)
 
@@ -143,7 +144,7 @@ class ResamplerLayer(nn.Module):
 
 
 class ResamplerFeedForward(FeedForward):
-    """A feed-forward that begins with its norm; `hidden` replaces its width in the configuration."""
+    """A feed-forward that begins with a norm; `hidden` replaces the configuration's width."""
 
     def __init__(self, config: ResamplerConfig, hidden: int | None = None) -> None:
         super().__init__(config.dim, hidden or config.ffn_dim, config.activation)
@@ -226,9 +227,9 @@ class TransformerResampler(Resampler):
 
 
 class MLPLayer(ResamplerFeedForward):
-    """A feed-forward that is wider by the attention which it replaces, so that it has as many parameters as both.
+    """A feed-forward without attention, wider so that it has as many parameters as attention and feed-forward together.
 
-    A layer of the Perceiver has four matrices of attention [D, H * K] and two more norms of 2 D; a unit has 2 D parameters.
+    A layer of the Perceiver has four more matrices [D, H * K] and two more norms of 2 D; a hidden unit has 2 D parameters.
     """
 
     def __init__(self, config: ResamplerConfig) -> None:
@@ -236,7 +237,7 @@ class MLPLayer(ResamplerFeedForward):
 
 
 class MLPResampler(Resampler):
-    """No attention: each latent takes the mean of its own stretch of adjacent features, and reads no other."""
+    """A resampler without attention: each latent reads only the mean of its own group of adjacent features."""
 
     layer_type = MLPLayer
 
@@ -260,7 +261,7 @@ def build_resampler(config: ResamplerConfig, feature_dim: int) -> Resampler:
 
 
 def interpolate_frames(embeddings: Tensor, num_frames: int) -> Tensor:
-    """Return the embeddings of the first frames; beyond the trained number, all are interpolated linearly (section 3.1)."""
+    """Return the embeddings of `num_frames` frames; if more than trained, they are interpolated linearly (section 3.1)."""
     trained = embeddings.shape[0]
     if num_frames <= trained:
         return embeddings[:num_frames]

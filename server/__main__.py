@@ -53,9 +53,9 @@ def _exit(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def with_model(settings: Settings) -> Settings:
-    """Return settings with a model folder: that of a name, or the default model's. Either is made on first use.
+    """Return settings in which `model` is a folder: that of the named model, or the default model's, imported on first use.
 
-    Raises `SettingsError`, and `DefaultModelError`.
+    Raises `SettingsError` and `DefaultModelError`.
     """
     if settings.model is None or not Path(settings.model).is_dir():
         _create_cache(settings.cache_folder)
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
         settings = read_settings(arguments, prog)
         logs.configure(settings.log_level, settings.log_format)
         check_address(settings.host, settings.port)
-        # SIGTERM becomes an exception, at which `subprocess` kills an import: it would outlive this process
+        # SIGTERM becomes an exception, so that `subprocess` kills an import, which would otherwise outlive this process
         signal.signal(signal.SIGTERM, _exit)
         return asyncio.run(start(with_model(settings)))
     except KeyboardInterrupt:

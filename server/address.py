@@ -1,4 +1,4 @@
-"""The address that the server listens on, checked before a model is loaded."""
+"""Checks the address on which the server will listen before a model is loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_address(host: str, port: int) -> None:
     for family, kind, protocol, _, address in addresses:
         try:
             probe = socket.socket(family, kind, protocol)
-        except OSError as error:  # a family that the system lacks: the server passes over it, too
+        except OSError as error:  # the system lacks this address family: the server skips it, too
             lacking.append(error)
             continue
         with probe:
@@ -36,4 +36,4 @@ def _reason(host: str, port: int, error: OSError) -> str:
         return f"port: {port} is in use on {host}; set another port, or 0 for any free one"
     if error.errno == errno.EACCES:
         return f"port: {port} needs the privileges of an administrator; set a port from 1024 on"
-    return f"host: {host!r} is no address of this machine; 0.0.0.0 listens on all of them ({error.strerror})"
+    return f"host: {host!r} is not an address of this machine; 0.0.0.0 listens on all of them ({error.strerror})"

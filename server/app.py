@@ -100,7 +100,7 @@ logger = logging.getLogger(__name__)
 
 
 class Application(FastAPI):
-    """FastAPI with our document at /openapi.json, and without FastAPI's pages, which load scripts from other hosts."""
+    """FastAPI with this server's document at /openapi.json, and without FastAPI's pages, which load external scripts."""
 
     def __init__(self, lifespan: Lifespan[Application]) -> None:
         super().__init__(
@@ -126,9 +126,9 @@ def create_app(
     decoder: DecodePool | None = None,
     catalog: Mapping[str, ServedModel] | None = None,
 ) -> FastAPI:
-    """Create the application; `decoder` is the client's, to be shared, or None for a new one.
+    """Create the application; `decoder` is the client's decode pool, to share it; None: a new one.
 
-    `catalog`: the models that clients reach at the same address, by name, which may change; None: this model alone.
+    `catalog`: the models at the same address, by name; it may change. None: only this model.
     """
     store = MediaStore(settings.media_store_url)
     decoder = decoder or DecodePool(model.config.vision, settings)
@@ -201,10 +201,10 @@ async def _lifespan(
     services = tenants.of(DEFAULT_TENANT)
     await asyncio.to_thread(app.openapi)  # built once, and not while requests run
     await asyncio.to_thread(services.store.prepare)
-    async with AsyncExitStack() as stopping:  # in reverse order, whatever fails
+    async with AsyncExitStack() as stopping:  # stops services in reverse order, whatever fails
         stopping.callback(services.database.close)
         await services.database.prepare()
-        await services.keys.exist()  # read once: from now on requests do without the database
+        await services.keys.exist()  # reads the keys: from now on, requests work without the database
         stopping.push_async_callback(services.decoder.stop)
         stopping.push_async_callback(services.client.stop)
         await services.client.start()
@@ -233,7 +233,7 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 
 
 async def _refuse(request: Request, error: ServerError) -> Response:
-    caller: Caller | None = getattr(request.state, "caller", None)  # none if it was refused before it had one
+    caller: Caller | None = getattr(request.state, "caller", None)  # None if it was refused before it was identified
     tenant = DEFAULT_TENANT if caller is None else caller.tenant
     request.app.state.services.metrics.count_refused(error.code, tenant)
     current.get().describe({"error": error.code})
@@ -261,9 +261,9 @@ async def _client_disconnected(request: Request, error: Exception) -> Response:
 
 
 async def _report_bug(request: Request, error: Exception) -> Response:
-    """Return an internal error; the details of a bug are only logged. Starlette sends it around the guard.
+    """Return an internal error; the details of a bug are only logged. Starlette sends it without passing the guard.
 
-    The server closes the connection after a bug.
+    The server then closes the connection.
     """
     request_id = request.state.request_id
     logger.error("request failed", exc_info=error, extra={"request_id": request_id})

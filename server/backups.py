@@ -61,8 +61,8 @@ async def _restore(file: Path, settings: Settings) -> Manifest:
 
 COMMANDS = {"backup": _backup, "restore": _restore}
 HELP = {
-    "backup": "Write all that clients have stored to a file, also while the server runs.",
-    "restore": "Restore a backup into an empty database, of any kind, and into the media store.",
+    "backup": "Write all stored data to a file, also while the server runs.",
+    "restore": "Restore a backup into an empty database of any kind, and into the media store.",
 }
 
 
@@ -71,7 +71,7 @@ def _parser(prog: str) -> ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for command in COMMANDS:
         subparser = commands.add_parser(command, help=HELP[command], description=HELP[command], allow_abbrev=False)
-        subparser.add_argument("file", type=Path, help="a tar file")
+        subparser.add_argument("file", type=Path, help="tar file of the backup")
         add_location(subparser)
     return parser
 

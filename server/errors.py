@@ -1,4 +1,4 @@
-"""The errors that a request may end with, as a tree of classes; each has an HTTP status, a type and a code.
+"""The errors of requests, as a tree of classes; each has an HTTP status, a type and a code.
 
 A field is honoured or refused, never ignored. Messages are for clients: they contain no paths and no prompt text.
 """

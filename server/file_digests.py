@@ -1,6 +1,6 @@
 """Prints the SHA-256 of files, a line for each, at the lowest priority: `python -m server.file_digests FILE ...`.
 
-In a process of its own, it never holds the interpreter lock that the event loop waits for.
+It runs in a separate process, so that it never holds the interpreter lock for which the event loop waits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Constrains answers to a choice of strings, a regular expression or a JSON schema, by llguidance.
 
-A grammar is compiled once, in a thread, and copied for each answer. Its limits are of size, and of llguidance's counts of
-work and not of time, so that every machine accepts the same grammars. It does not import torch.
+A grammar is compiled once, in a thread, and copied for each answer. Its size and llguidance's counters of work are limited,
+but not the time, so that every machine accepts the same grammars. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from server.wire import Grammar
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
-# compiling takes half a second at most: it is quadratic for some grammars
+# with this limit, compiling takes at most half a second: its time is quadratic for some grammars
 MAX_BYTES = 1 << 17
 MAX_SYMBOLS = 20_000
-# of one answer, one or two kB each
+# limit per answer; each takes one or two kB
 MAX_STATES = 20_000
 MAX_COMPILED = 32
-# messages without the grammar, which is the client's, and of a length that fits a log line
+# messages do not repeat the client's grammar, and have a length that fits a log line
 LIMITS = LLParserLimits(max_grammar_size=MAX_SYMBOLS, max_lexer_states=MAX_STATES, verbose_errors=False)
 MAX_MESSAGE = 200
-# no space between the tokens of JSON: a small model may write spaces and line breaks without end
+# no spaces between JSON tokens: a small model may write spaces and line breaks endlessly
 COMPACT: JsonCompileOptions = {"whitespace_flexible": False}
-# bounds of integers, which llguidance reads as 64-bit floats: this one is exact
+# bound of integers: llguidance reads bounds as 64-bit floats, which represent this one exactly
 LARGEST_INTEGER = 10**18
-# a bounded integer takes much more of a grammar than another
+# limit of bounded integers, which take much more of a grammar than unbounded ones
 MAX_BOUNDED = 100
 LOWER_BOUNDS = ("minimum", "exclusiveMinimum")
 UPPER_BOUNDS = ("maximum", "exclusiveMaximum")
@@ -49,9 +49,9 @@ ALTERNATIVES = ("anyOf", "oneOf")
 LIST_OF_SUBSCHEMAS = ("prefixItems", "allOf", *ALTERNATIVES)
 SUBSCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
 
-# what ends a part of a JSON text
+# characters that end a part of a JSON text
 ENDS_OF_PARTS = (b'"', b"}", b"]", b",")
-# tokens of the punctuation of a property, and of what may be open when an answer is brought to its end
+# estimated tokens for the punctuation of a property, and for the parts that may be open when an answer has to end
 PROPERTY_TOKENS = 3
 OPEN_TOKENS = 8
 
@@ -63,9 +63,9 @@ class GrammarError(ValueError):
 
 
 def check(grammar: Grammar) -> None:
-    """Raises `GrammarError` for a grammar that is empty or too large; a worker does the rest when it compiles it."""
+    """Check that a grammar is neither empty nor too large; compilation checks the rest. Raises `GrammarError`."""
     if grammar.kind == "choice" and not (grammar.choices and all(grammar.choices)):
-        raise GrammarError("choice must have at least one string, and no empty one")
+        raise GrammarError("choice must have at least one string and no empty string")
     if (size := num_bytes(grammar)) > MAX_BYTES:
         raise GrammarError(f"{grammar.kind} has {size} bytes, the limit is {MAX_BYTES}")
 
@@ -89,15 +89,15 @@ def source(grammar: Grammar) -> str:
 
 
 def _closed(text: str) -> str:
-    """Return a JSON schema whose objects have only the properties that it names, and whose integers fit 64 bits.
+    """Return a JSON schema whose objects have only the named properties, and whose integers fit 64 bits.
 
-    What the schema itself says about either stays, and so do the integers of a schema with very many. A model may invent
-    properties or digits without end. A text that is no JSON is returned as it is.
+    Otherwise a model may invent properties or digits endlessly. Existing keywords about either stay, and integers of a
+    schema with very many stay unbounded. A text that is not JSON is returned unchanged.
     """
     schemas = _schemas(text)
     for schema in schemas:
         if _num_parts(schema) > 1:
-            return text  # each of the parts would forbid the properties of the others
+            return text  # each part would forbid the properties of the others
         if "properties" in schema:
             schema.setdefault("additionalProperties", "patternProperties" in schema)
     integers = [schema for schema in schemas if _is_integer(schema.get("type"))]
@@ -115,26 +115,26 @@ def _num_parts(schema: dict[str, Any]) -> int:
 
 
 def _has_properties(schema: Any) -> bool:
-    """Return whether a schema may name properties, and not only require some."""
+    """Return whether a schema may define properties, rather than only require some."""
     keywords = ("properties", "$ref", "allOf", *ALTERNATIVES)
     return isinstance(schema, dict) and any(keyword in schema for keyword in keywords)
 
 
 def _is_integer(kind: Any) -> bool:
-    """Return whether a type has integers and no other numbers, which the bounds would limit too."""
+    """Return whether a type has integers but no other numbers, which the bounds would limit, too."""
     kinds = kind if isinstance(kind, list) else [kind]
     return "integer" in kinds and "number" not in kinds
 
 
 def _bound(schema: dict[str, Any]) -> None:
-    """Add the bounds of an integer that the schema does not have."""
+    """Add the bounds of an integer unless the schema has them."""
     for names, bound in ((LOWER_BOUNDS, -LARGEST_INTEGER), (UPPER_BOUNDS, LARGEST_INTEGER)):
         if not any(name in schema for name in names):
             schema[names[0]] = bound
 
 
 def _words(text: str) -> list[Any]:
-    """Return what an answer may have to write before it ends: each property's name once, and the longest constants."""
+    """Return the texts that an answer may have to write before its end: the properties' names and the longest constants."""
     words: list[Any] = []
     for schema in _schemas(text):
         if isinstance(properties := schema.get("properties"), dict):
@@ -146,7 +146,7 @@ def _words(text: str) -> list[Any]:
 
 
 def _schemas(text: str) -> list[dict[str, Any]]:
-    """Return a JSON schema and all of its subschemas, none for a text that is no JSON object."""
+    """Return a JSON schema and all of its subschemas; an empty list for a text that is not a JSON object."""
     try:
         schemas = [json.loads(text)]
     except (ValueError, RecursionError):
@@ -169,7 +169,7 @@ def _subschemas(schema: dict[str, Any]) -> Iterator[Any]:
 
 
 class Grammars:
-    """Compiles grammars for one tokenizer in a thread of its own, the smallest first, and keeps those used last."""
+    """Compiles grammars for one tokenizer in a dedicated thread, the smallest first, and caches the last used ones."""
 
     def __init__(self, tokenizer: PromptTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -186,7 +186,7 @@ class Grammars:
     def compile(self, grammar: Grammar, salt: bytes = b"") -> Future[Matcher]:
         """Return the state at the grammar's beginning, to be copied for each answer, or its `GrammarError`.
 
-        Prompts with different salts share none.
+        Prompts with different salts share no compiled grammar.
         """
         key = salt, grammar
         if key not in self._compiled:
@@ -213,13 +213,13 @@ class Grammars:
         state = LLMatcher(self._table, source(grammar), log_level=0, limits=LIMITS)
         matcher = Matcher(state, self._ending(grammar))
         if not matcher.error:
-            matcher.allowed(0)  # the slowest mask: copies find its states computed
+            matcher.allowed(0)  # the slowest mask: copies reuse its computed states
         if matcher.error:
             raise GrammarError(matcher.error)
         return matcher
 
     def _ending(self, grammar: Grammar) -> Ending | None:
-        """Return how JSON is ended; answers of other grammars have no unbounded parts that could be cut."""
+        """Return how an answer in JSON is ended; other grammars have no unbounded parts that could be cut, so None."""
         if grammar.kind != "json":
             return None
         ends = [self._table.tokenize_bytes(end) for end in ENDS_OF_PARTS]
@@ -234,7 +234,7 @@ class Grammars:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """The end that JSON is brought to: about how many tokens it takes, and the tokens that end a part."""
+    """How an answer in JSON is ended: the estimated number of tokens, and the tokens that end a part."""
 
     num_tokens: int
     eos: tuple[int, ...]
@@ -245,14 +245,14 @@ class Ending:
 
     def next(self, allowed: np.ndarray) -> int | None:
         """Return the token, of those allowed [V], that ends the most; None if none of them ends a part."""
-        # outside a string only one of the two may follow: that which ends what is open
+        # outside a string only one of the two brackets may follow: the one that ends the open part
         is_in_string = allowed[self.brace] and allowed[self.bracket]
         order = (self.quote,) if is_in_string else (*self.eos, self.brace, self.bracket, self.quote, self.comma)
         return next((token_id for token_id in order if allowed[token_id]), None)
 
 
 class Matcher:
-    """The state of one answer in its grammar. `ending` is None for one that is not brought to its end."""
+    """The state of one answer in its grammar. `ending` is None if the answer is never ended early."""
 
     def __init__(self, matcher: LLMatcher, ending: Ending | None = None) -> None:
         self._matcher = matcher
@@ -262,15 +262,15 @@ class Matcher:
         return Matcher(self._matcher.deep_copy(), self._ending)
 
     def must_end(self, num_left: int, max_tokens: int) -> bool:
-        """Return whether an answer with `num_left` of its `max_tokens` left has to end now, to be whole.
+        """Return whether an answer with `num_left` of its `max_tokens` left has to end now, to be complete.
 
-        It may use half of its tokens before, however long its end is.
+        It never has to end before half of its tokens are used, however long its end is.
         """
         return self._ending is not None and num_left <= min(self._ending.num_tokens, max_tokens // 2)
 
     @property
     def error(self) -> str:
-        """Why the grammar cannot be followed any further, empty if it can."""
+        """Why the grammar cannot be followed any further, "" if it can."""
         return _summary(self._matcher.get_error())
 
     @property
@@ -281,7 +281,7 @@ class Matcher:
     def allowed(self, vocab_size: int, *, ends: bool = False) -> np.ndarray:
         """Return bool [V]: the tokens that may come next, none after an error.
 
-        With `ends`, a token that ends a part of the answer is the only one, where one may come.
+        With `ends`, if a token may come that ends a part of the answer, only that one is allowed.
         """
         mask = np.zeros(vocab_size, dtype=bool)
         if not self._matcher.is_error():
@@ -298,7 +298,7 @@ class Matcher:
 
 
 def _summary(message: str) -> str:
-    """Return the first line or, of a regular expression, the reason: above it is a copy, with what the server has added."""
+    """Return the first line or, for a regular expression, the reason: the lines above it repeat the changed expression."""
     lines = message.splitlines()
     reasons = [line.removeprefix("error: ")[:MAX_MESSAGE] for line in lines if line.startswith("error: ")]
     return f"invalid regular expression: {reasons[0]}" if reasons else "".join(lines[:1])[:MAX_MESSAGE]

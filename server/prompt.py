@@ -1,6 +1,6 @@
 """Prepares a prompt for the engine: token ids, a media index per token, and the encoded media by digest.
 
-Media are checked and named here, not decoded. `model.prompt` alone knows how segments become token ids.
+Media are checked and identified here, but not decoded. Only `model.prompt` knows how segments become token ids.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class PreparedPrompt:
         return len(self.encoded.token_ids)
 
     def with_shots(self, attend: ShotsAttend, model: ServedModel) -> PreparedPrompt:
-        """Return the prompt with shots that attend to this. Raises `UnsupportedParameter` if the model's cannot."""
+        """Return the prompt with this attention of shots. Raises `UnsupportedParameter` if the model has no such form."""
         check_shots_attend(attend, model)
         return replace(self, encoded=replace(self.encoded, shots_attend=attend))
 
 
 def check_shots_attend(attend: ShotsAttend, model: ServedModel) -> None:
-    """Raises `UnsupportedParameter` for a form of prompts that a model does not have."""
+    """Check that the model supports this attention of shots. Raises `UnsupportedParameter`."""
     if attend == "alone" and model.config.gated.attends != "last":
         message = "shots cannot attend alone: the text of this model reads the media of all shots before it"
         raise UnsupportedParameter(message, param="shots_attend")
@@ -70,7 +70,7 @@ async def prepare_prompt(prompt: Prompt, model: ServedModel, intake: Intake) -> 
 
 
 async def prepare_prompts(value: Prompts, model: ServedModel, intake: Intake) -> list[PreparedPrompt]:
-    """Prepare the field `prompt` of a request; the limits of media are those of all its prompts together."""
+    """Prepare the field `prompt` of a request; the limits of media apply to all its prompts together."""
     if prompt_form(value) == "<list of prompts>":
         prompts = {f"prompt[{index}]": prompt for index, prompt in enumerate(cast(list[Prompt], value))}
     else:
@@ -125,10 +125,10 @@ def encode_segments(
 
 
 def check_texts(texts: Iterable[str], model: ServedModel, param: str) -> None:
-    """Raises `ContextLengthExceeded` for texts that have too many bytes for the model, whatever their tokens are."""
+    """Check that texts have few enough bytes to fit the model, before tokenization. Raises `ContextLengthExceeded`."""
     num_bytes = sum(len(text.encode(errors="replace")) for text in texts)
     if num_bytes > model.max_model_len * model.tokenizer.max_token_bytes:
-        message = f"the text has {num_bytes} bytes, more than {model.max_model_len} tokens can hold"
+        message = f"the text has {num_bytes} bytes, more than the model's {model.max_model_len} tokens can hold"
         raise ContextLengthExceeded(message, param=param)
 
 
@@ -139,7 +139,7 @@ def encode_text(text: str, model: ServedModel, param: str) -> list[int]:
 
 
 def check_token_ids(token_ids: list[int], model: ServedModel, param: str) -> list[int]:
-    """Return the ids. Raises `InvalidRequest` for an id that is not in the vocabulary."""
+    """Return the ids unchanged. Raises `InvalidRequest` for an id that is not in the vocabulary."""
     for index, token_id in enumerate(token_ids):
         if token_id >= (size := model.config.language_model.num_token_ids):
             message = f"token id {token_id} is not below the vocabulary's size {size}"
@@ -150,14 +150,15 @@ def check_token_ids(token_ids: list[int], model: ServedModel, param: str) -> lis
 def check_length(
     num_prompt_tokens: int, num_new_tokens: int, new: str, param: str, max_model_len: int, prompt_param: str = "prompt"
 ) -> None:
-    """Raises `ContextLengthExceeded` if the prompt and the new tokens of the field `param` exceed the model's context.
+    """Check that the prompt and the new tokens of the field `param` fit the model's context.
 
-    `new` names the new tokens in the message; `prompt_param` is the path of the prompt in the request.
+    `new` names the new tokens in the message; `prompt_param` is the path of the prompt in the request. Raises
+    `ContextLengthExceeded`.
     """
     if num_prompt_tokens + num_new_tokens > max_model_len:
         raise ContextLengthExceeded(
             f"the prompt has {num_prompt_tokens} tokens and {new} {num_new_tokens}, "
-            f"together more than the {max_model_len} that the model reads",
+            f"together more than the model's limit of {max_model_len}",
             param=param if num_prompt_tokens < max_model_len else prompt_param,
         )
 
@@ -165,7 +166,7 @@ def check_length(
 def continuation_ids(segments: Sequence[Segment] | None, text: str, tokenizer: PromptTokenizer) -> list[int]:
     """Return the ids of `text` after a prompt of these segments, as if both were encoded as one text.
 
-    The text is encoded alone after a prompt of token ids, and where the tokenizer would merge across the border and so
+    The text is encoded separately after a prompt of token ids, and if the tokenizer would merge characters of both and so
     change the prompt's ids.
     """
     if segments is None:
@@ -182,7 +183,7 @@ def continuation_ids(segments: Sequence[Segment] | None, text: str, tokenizer: P
 
 
 def join_texts(segments: Iterable[Segment]) -> list[Segment]:
-    """Join neighbouring texts and drop empty ones: some families trim each text, or put a token between two."""
+    """Join adjacent texts and drop empty ones: some families trim each text, or insert a token between two texts."""
     joined: list[Segment] = []
     for is_text, run in groupby(segments, key=lambda segment: isinstance(segment, Text)):
         if not is_text:

@@ -1,6 +1,6 @@
 """The served model: config and tokenizer of its folder, its name for clients, and its maximum context length.
 
-This module does not load torch: the API process and the worker read the same folder, only the worker reads its weights.
+This module does not load torch: the API process and the worker read the same folder, but only the worker reads its weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from model.prior import NEAREST_MEAN, Prior, load_prior
 from model.prompt import PromptTokenizer
 from server.settings import Settings, SettingsError
 
-# more texts at a time would take the processors from the worker
+# more concurrent texts would take processors from the worker
 NUM_TOKENIZER_THREADS = 2
 NO_ORIGIN = Origin()
 
@@ -29,15 +29,15 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """The model as the API process knows it: without weights."""
+    """The model in the API process, without weights."""
 
     name: str
     config: FlamingoConfig
     tokenizer: PromptTokenizer
     max_model_len: int
-    # vectors by which media are compared, of mean features
+    # maps mean features to the vectors by which media are compared
     likeness: Likeness = unit
-    # the methods of classification to expect the best of
+    # the methods of classification that are expected to be best
     prior: Prior = NEAREST_MEAN
     # identifies the folder's weights: stored results of the model are keyed by it
     fingerprint: str = ""
@@ -52,7 +52,7 @@ class ServedModel:
 
     @classmethod
     def load(cls, settings: Settings) -> ServedModel:
-        """Read a model folder. Raises `SettingsError` if it is none, or if the settings do not fit the model."""
+        """Read a model folder. Raises `SettingsError` if it is invalid, or if the settings do not fit the model."""
         if settings.model is None:
             raise SettingsError("model: a folder is required")
         folder = Path(settings.model)

@@ -37,19 +37,19 @@ from server.telemetry.metrics import Metrics
 
 # time to write the last error events after all requests were aborted
 FINAL_EVENTS_SECONDS = 2
-# Connections that wait to be accepted. As many are accepted in one turn of the event loop, before any request goes on.
+# Connections that wait to be accepted. The event loop accepts up to this number at once, before any request continues.
 BACKLOG = 64
-# Seconds for which a thread keeps the interpreter while others wait. With Python's 5 ms, each turn of the event loop waits
-# for every busy thread of the database or the tokenizer.
+# Seconds for which a thread keeps the interpreter while others wait. With Python's default of 5 ms, the event loop would
+# wait longer for each busy thread of the database or the tokenizer.
 SWITCH_SECONDS = 0.0005
 
 logger = logging.getLogger("server")
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server with its start in permanent memory, and with signals left to `_watch`.
+    """A uvicorn server whose initial objects are not garbage-collected, and whose signals `_watch` handles.
 
-    Its own handler of signals would stop listening before a probe reads 503.
+    Uvicorn's own signal handler would stop listening before a probe reads 503.
     """
 
     @contextmanager
@@ -58,7 +58,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # all objects so far are permanent: a full collection that visits them would stop the event loop for long
+        # all objects so far are permanent: a full garbage collection that visits them would block the event loop for long
         gc.collect()
         gc.freeze()
 
@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
 async def serve(settings: Settings, spare: Spare) -> int:
     """Serve until a signal, and return the exit status; the first worker is taken from `spare`.
 
-    Raises `SettingsError` for settings that cannot work, also if only the worker notices.
+    Raises `SettingsError` for settings that cannot work, also if only the worker detects it.
     """
     set_up_process()
     app, client = await assemble(settings, spare)
@@ -93,10 +93,10 @@ async def serve(settings: Settings, spare: Spare) -> int:
 
 
 def set_up_process() -> None:
-    """Set what the application needs of its process: how threads take turns, and how many of them multiply matrices."""
+    """Configure the process: how long a thread keeps the interpreter, and how many threads multiply matrices."""
     sys.setswitchinterval(SWITCH_SECONDS)
-    # Methods of classification multiply small matrices. With several threads, these wait for each other: next to a busy
-    # worker, that takes fifty times the processor time.
+    # Methods of classification multiply small matrices. Several threads would wait for each other: next to a busy worker,
+    # that takes fifty times the processor time.
     threadpool_limits(limits=1, user_api="blas")
 
 
@@ -119,7 +119,7 @@ async def assemble(
 
 
 def _trace_requests(app: FastAPI, endpoint: str, model_name: str) -> None:
-    """Trace requests with packages that are imported only for it. Raises `SettingsError` if they are not installed."""
+    """Trace requests; imports packages that only tracing needs. Raises `SettingsError` if they are not installed."""
     try:
         tracing = import_module("server.telemetry.tracing")
     except ModuleNotFoundError as error:

@@ -20,9 +20,9 @@ from model.cache import cache_folder
 from server.telemetry.logs import LogFormat
 
 PREFIX = "FLAMBOYANCE_"
-# of the client's command line, which may have the same environment
+# variables of the client's command line, which may have the same environment
 CLIENT_VARIABLES = {"FLAMBOYANCE_URL"}
-# of OpenTelemetry: they may contain the key of a collector
+# variables of OpenTelemetry, which may contain the key of a collector
 COLLECTOR_HEADERS = {"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"}
 PROGRAM = "python -m server"
 
@@ -33,7 +33,7 @@ MIN_KEY_LENGTH = 8
 
 
 def _sendable(key: SecretStr) -> SecretStr:
-    """Return a key as a header can carry it: files with secrets often end with a line break."""
+    """Return a key without surrounding white space, because files with secrets often end with a line break."""
     text = key.get_secret_value().strip()
     if len(text) < MIN_KEY_LENGTH or not (text.isascii() and text.isprintable()):
         raise ValueError(f"must have at least {MIN_KEY_LENGTH} characters, printable ones of ASCII")
@@ -300,7 +300,7 @@ class Settings(BaseModel):
 
     @property
     def database_setting(self) -> str:
-        """The setting that `database_url` comes from."""
+        """The name of the setting that determines `database_url`."""
         return "data_dir" if self.database is None else "database"
 
     def to_worker(self) -> str:
@@ -351,7 +351,7 @@ def _read_flags(arguments: Sequence[str], prog: str) -> CliSettingsSource[Any]:
     parsed = vars(parser.parse_args(arguments))
     if (model := parsed.pop("positional_model")) is not None:
         if "model" in parsed:
-            raise SettingsError(f"model: it is given twice: {model} and --model {parsed['model']}")
+            raise SettingsError(f"model: it is set twice: {model} and --model {parsed['model']}")
         parsed["model"] = model
     return flags(parsed_args=parsed)
 

@@ -6,7 +6,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
-# only a clone has it: an installation of another version must not answer for the clone
+# only a clone has this file: the version of an installed distribution must not be reported for the clone
 PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
 

@@ -1,7 +1,7 @@
 """The files of weights in the model's folder and their SHA-256, which `GET /version` shows.
 
-Files of gigabytes take seconds to read, so this begins when the engine is ready, and delays neither its start nor requests.
-The digests are not stored: they are of the bytes that are there, and a stored digest could be of others.
+Files of gigabytes take seconds to read, so this begins when the engine is ready, and delays neither startup nor requests.
+The digests are not stored, because the files could change after that.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Weights:
             stdout=PIPE,
             cwd=ROOT,
             env=child_environment(),
-            process_group=0,  # not a session of its own, in which its priority would not count
+            process_group=0,  # not a new session, in which its priority would have no effect
         )
         assert process.stdout is not None
         try:

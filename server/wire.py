@@ -16,7 +16,7 @@ WORKER_MODULE = "server.engine.worker"
 ENGINE_FACTORY = "server.engine.build:build"
 MAX_MESSAGE_BYTES = 256 * 2**20
 
-# work that no client waits for: after every priority that a client may request
+# priority of work that no client waits for: after every priority that a client may request
 BACKGROUND_PRIORITY = 2**31
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -35,11 +35,11 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["choice", "regex", "json"]
     choices: tuple[str, ...] = ()
     text: str = ""
-    # of the request, which errors name
+    # the field of the request, for errors
     field: str = "structured_outputs"
 
 
-# below this, logits in float32 differ by steps too large for a distribution: the likeliest token is taken
+# below this, differences of float32 logits are too coarse for a distribution: the most likely token is chosen
 MIN_TEMPERATURE = 1e-5
 
 
@@ -72,7 +72,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_random(self) -> bool:
-        """True if tokens are drawn; otherwise the likeliest is taken."""
+        """True if tokens are sampled; otherwise the most likely one is chosen."""
         return self.temperature >= MIN_TEMPERATURE
 
 
@@ -168,7 +168,7 @@ class PromptScored(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 class Token(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """One sampled token. An end-of-sequence or stop token has the `finish_reason` "stop" and is not part of the text.
 
-    The last token of a step says how many tokens were proposed in vain.
+    The last token of a step has the number of proposed tokens that were rejected.
     """
 
     request_id: str

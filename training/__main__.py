@@ -1,6 +1,6 @@
 """Train a bridge on shards, starting from the run's latest checkpoint.
 
-`python -m training CONFIG.yaml` runs in one process; torchrun starts several.
+`python -m training CONFIG.yaml` runs in one process; start several processes with torchrun.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Sequences are packed into forwards without padding, and logits are computed for target tokens only.
+"""Packs sequences into forwards without padding; logits are computed only for target tokens.
 
-A media item that several sequences of a batch show is one page and is encoded once.
+A media item that occurs in several sequences of a batch is encoded once, as one page.
 """
 
 from __future__ import annotations

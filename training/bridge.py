@@ -1,8 +1,8 @@
-"""The bridge and the new tokens' rows train; the two experts between which they stand are frozen.
+"""Selects the trained parameters: the bridge and the new tokens' rows; the two experts that they connect are frozen.
 
 A run may also list an expert in `trains` (fine-tuning and ablations). The digest of all frozen weights is computed before
 and after the run, and a run that changed one bit of them fails. The encoder's batch statistics never change, even if the
-encoder trains.
+encoder is trained.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 class BridgeLoss(nn.Module):
-    """The sum of the targets' losses of a batch, as one forward, so that sharding wraps the whole of it."""
+    """The sum of the targets' losses of a batch, as one module, so that sharding wraps the whole computation."""
 
     def __init__(self, flamingo: Flamingo) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A run's state on disk is the bridge, the optimizer and every stream's position, in torch.distributed.checkpoint's format.
+"""Saves and loads a run's state: bridge, optimizer and every stream's position, in torch.distributed.checkpoint's format.
 
 A checkpoint is written to a temporary folder and renamed, so it is never partial. Any number of processes can read what
 another number wrote, and a resumed run has the losses that it would have had without the interruption. `export` writes
@@ -101,7 +101,7 @@ def gather_weights(model: Flamingo) -> Iterator[tuple[str, Tensor]]:
 
 
 def restore_stored_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Replace weights that equal the folder's after a cast to bfloat16 by the folder's, so frozen weights lose nothing."""
+    """Replace weights that equal the folder's in bfloat16 by the folder's, so that frozen weights stay exact."""
     stored = SafetensorsFiles(weight_files(folder, WEIGHTS))
     for name, tensor in tensors:
         if name in stored and stored.shape(name) == tuple(tensor.shape):
@@ -121,7 +121,7 @@ def export(
 ) -> None:
     """Write the folder that the server reads, with further text files, replacing an existing one.
 
-    The run began with the tokenizer's folder.
+    The tokenizer comes from the model folder with which the run began.
     """
     tensors = restore_stored_weights(gather_weights(model), tokenizer_json.parent)
     if not world.is_first:

@@ -65,7 +65,7 @@ class SetConfig:
     # the maximum number of frames per clip, sampled at one frame per second
     max_frames: int = 8
     # for turned sets (`training/default/discriminants.py`), both relative to an image's length: the maximum length of a
-    # domain's mean, and of the noise that each image gets, which makes two images of a label less alike
+    # domain's mean, and of the noise that each image gets, which makes two images of a label less similar
     strangeness: float = 0.0
     noise: float = 0.0
 
@@ -131,7 +131,7 @@ class TrainConfig:
     frame_scale: float = 1.0
     # a folder of `python -m training.contrastive`, whose encoder replaces the model's; "": keep the model's encoder
     vision: str = ""
-    # the parts that train; everything else stays unchanged, bit for bit. The paper fine-tunes bridge and vision
+    # the parts that are trained; everything else stays unchanged, bit for bit. The paper fine-tunes bridge and vision
     trains: tuple[str, ...] = ("bridge",)
     # the side of the encoder's square input; its position embeddings are interpolated. 0: keep the model's size
     image_size: int = 0
@@ -169,15 +169,15 @@ class TrainConfig:
         return self.name or Path(self.out).expanduser().resolve().name
 
     def warnings(self) -> Iterator[str]:
-        """Yield what a run may do but seldom should."""
+        """Yield warnings about settings that are valid but rarely useful."""
         if self.steps < self.optim.warmup_steps:
             yield (
-                f"steps is {self.steps} and optim.warmup_steps is {self.optim.warmup_steps}: the run ends at "
-                f"{self.steps / self.optim.warmup_steps:.0%} of the learning rate"
+                f"steps is {self.steps} and optim.warmup_steps is {self.optim.warmup_steps}: the run ends during warm-up, "
+                f"at {self.steps / self.optim.warmup_steps:.0%} of the learning rate"
             )
         if all(data_set.kind in SINGLE_MEDIA_SETS for data_set in self.sets):
             yield (
-                "no set has sequences of several images: the model may lose few-shot prompting; add a set of documents"
+                "no set has sequences of several images: the model may lose its few-shot ability; add a set of documents"
             )
 
     def _check_parts(self) -> None:

@@ -1,6 +1,6 @@
-"""Training runs in one process or many: this module joins them, reduces values over them and shards weights with FSDP2.
+"""Connects the processes of a training run, reduces values over them and shards weights with FSDP2.
 
-`torchrun` starts many processes; a process that was started alone has a world of size one and needs no process group.
+`torchrun` starts several processes; a process that was started alone has a world of size one and needs no process group.
 """
 
 from __future__ import annotations

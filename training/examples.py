@@ -1,4 +1,4 @@
-"""A training example is encoded with `prompt.encode`, as in serving; then the loss's rules choose the target tokens.
+"""Encodes training examples with `prompt.encode`, as in serving, and selects the target tokens by the loss's rules.
 
 a document    sentence <|endofchunk|><image> sentence ... <|endofchunk|> end of text
 a target      any token after the first image that is not a media token and does not lie between a chunk's end and the
@@ -111,8 +111,7 @@ def _end_of_text(tokenizer: PromptTokenizer) -> list[int]:
 def _window(ids: Sequence[int], media_token: int, limits: Limits, rng: Random) -> tuple[int, int]:
     """Return the window's start and end; it ends early, before the first media item that exceeds the limit.
 
-    Media over the limit are dropped as in the paper. All text from there on would read dropped media or none, so that none
-    of it is a target, and no target comes after it.
+    Media over the limit are dropped as in the paper. All later text would read dropped media or none, so it has no targets.
     """
     first = rng.randrange(len(ids) - limits.max_tokens + 1) if len(ids) > limits.max_tokens else 0
     end = min(len(ids), first + limits.max_tokens)

@@ -1,7 +1,7 @@
-"""Sequences whose shots attend alone: a share of a set's, so that the model reads both forms of a few-shot prompt.
+"""Makes the shots of some sequences attend alone, so that the model learns both forms of a few-shot prompt.
 
-The first images of such a sequence, half of them or more, are shots, which attend to what is before the first image and to
-themselves. All later ones are queries: each attends to that, to all shots and to itself.
+Of the images of such a sequence, the first half or more are shots, which attend to the text before the first image and to
+themselves. All later ones are queries: each attends to that text, to all shots and to itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from training.mixture import PreparedExample, Stream
 
 
 class FormStream:
-    """The examples of a stream; each becomes one whose shots attend alone with the probability `p_alone`."""
+    """The examples of a stream; with probability `p_alone`, the shots of an example attend alone."""
 
     def __init__(self, stream: Stream, p_alone: float, name: str) -> None:
         self._stream, self._p_alone, self._name = stream, p_alone, name
@@ -39,10 +39,10 @@ class FormStream:
 
 
 def attend_alone(tokens: Tokens, rng: Random) -> Tokens:
-    """Return the sequence with shots that attend alone; one with a single image, or with text of the next one, stays.
+    """Return the sequence with shots that attend alone, or the sequence itself where that is not possible.
 
-    Targets are those of the queries whose text their own image or a shot can tell: no name that no shot has. A sequence
-    that would lose all its targets stays too, such as one of real names that are all different.
+    The targets are those of the queries, without names that occur in no shot. A sequence with a single image, or with text
+    that reads the next image, is not changed; nor is one that would lose all its targets, such as different real names.
     """
     num_media = len(tokens.media)
     if num_media < 2 or tokens.media_index != sorted(tokens.media_index):

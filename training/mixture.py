@@ -1,4 +1,4 @@
-"""A step learns from every set of the mixture, or from one set in round-robin; a set is read as one or more streams.
+"""The mixture of data sets: a step uses all of them, or one in round-robin; a set is read as one or more streams.
 
 A stream is a deterministic order of examples with a position. The order does not depend on the number of processes: each
 process owns whole streams, so a step has the same examples on one process as on many.
@@ -30,7 +30,7 @@ def merge_media(examples: Iterable[PreparedExample]) -> dict[bytes, Tensor]:
 
 class Stream(Protocol):
     def take(self) -> PreparedExample:
-        """Return the next good example; bad records are skipped and counted."""
+        """Return the next valid example; bad records are skipped and counted."""
 
     def state(self) -> Any:
         """Return the position as a JSON value."""

@@ -2,8 +2,8 @@
 
 The resampler, gates, norms and new rows are not decayed; a trained expert is decayed like the gated layers. Trained
 parameters are float32, whatever the forward's precision. Muon (Jordan et al., 2024) may update the layers' matrices
-instead. Its steps have the same length in every direction, so a bridge that sees few examples keeps more than the few
-directions that these need.
+instead. Its steps have the same length in every direction, so a bridge that is trained on few examples keeps more
+directions than those that the examples need.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Values of the runs of several seeds, such as differences from a base, and what their interval says about a sign.
+"""Values of runs with several seeds, such as differences from a base, with the interval of their mean and its sign.
 
-The interval is Student's, of the mean over the seeds. It contains everything that differs between seeds: the start of the
-bridge, the order of the data, and the queries.
+The interval is Student's, of the mean over the seeds. It covers everything that differs between seeds: the initialisation
+of the bridge, the order of the data, and the queries.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Verdict = Literal["same", "other", "undecided"]
 
 @dataclass(frozen=True, slots=True)
 class SeedValues:
-    """One value per seed; without two of them there is no interval."""
+    """One value per seed; with fewer than two values there is no interval."""
 
     values: tuple[float, ...]
 
@@ -36,7 +36,7 @@ class SeedValues:
         return self.mean - half, self.mean + half
 
     def text(self, digits: int = 1, sign: str = "+") -> str:
-        """Return the mean with its interval; `sign` is that of the format."""
+        """Return the mean with its interval as text; `sign` is the sign option of the number format."""
         low, high = self.interval()
         if math.isinf(low):
             return f"{self.mean:{sign}.{digits}f} [one seed]"

@@ -1,6 +1,6 @@
 """Functions that change the model with which a run begins: its resolution, bridge, encoder or language model.
 
-Each returns a new model with its own configuration, whose export is served as it was trained.
+Each returns a new model with a changed configuration, which the export contains, too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def rebuild(config: FlamingoConfig, tensors: dict[str, Tensor]) -> Flamingo:
 
 
 def with_free_weights(model: Flamingo) -> Flamingo:
-    """Return the model with weights declared as float: training takes a language model off its quantisation grid."""
+    """Return the model with weights declared as float, because training changes quantised values of a language model."""
     language_model = replace(model.config.language_model, weights="float")
     return rebuild(replace(model.config, language_model=language_model), model.state_dict())
 
@@ -68,7 +68,7 @@ def with_vision(model: Flamingo, encoder: VisionEncoder) -> Flamingo:
 
 
 def with_kin(model: Flamingo, folder: Path, dim: int) -> Flamingo:
-    """Return the model whose untrained bridge also reads `dim` coordinates of kin, by the likeness of the model's folder.
+    """Return the model whose untrained bridge also reads `dim` coordinates of kin, from the likeness in the model's folder.
 
     Without coordinates, it reads the features alone. Raises ConfigError if the folder has no likeness with classes.
     """

@@ -1,6 +1,6 @@
-"""A step adds up the gradients of every set, each set's loss a mean over its targets, then clips and updates.
+"""A training step: it adds up the gradients of all sets (a set's loss is the mean over its targets), clips and updates.
 
-A loss or gradient that is not finite stops the run before the update, so the last checkpoint is a good state.
+A loss or gradient that is not finite stops the run before the update, so the last checkpoint is valid.
 """
 
 from __future__ import annotations

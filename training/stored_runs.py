@@ -1,6 +1,6 @@
-"""A finished run is one JSON file, which is committed: its settings, the machine, and what was measured.
+"""Stores a finished run as one JSON file, which is committed: its settings, the machine, and the measured values.
 
-A file whose settings have another digest is of another run, so that the run with these settings is missing.
+A file whose settings have another digest belongs to another run; the run with the current settings is then missing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from training.config import TrainConfig
 CPU_INFO = Path("/proc/cpuinfo")
 
 
-# fields that the runs stored so far did not have: with these values they change nothing
+# fields that were added after some runs were stored; with these values they change nothing
 LATER_FIELDS = {"kin": 0, "frame_scale": 1.0}
 LATER_FIELDS_OF_SETS = {"p_alone": 0.0}
 
@@ -46,12 +46,12 @@ def digest_settings(settings: Mapping[str, Any]) -> str:
 
 
 def working_folder(out: Path, name: str, settings: Mapping[str, Any]) -> Path:
-    """Return the folder of a run's logs and checkpoints; runs with other settings resume from no checkpoint in it."""
+    """Return the folder of a run's logs and checkpoints; other settings give another folder."""
     return out / f"{name}-{digest_settings(settings)[:8]}"
 
 
 def read_run(file: Path, settings: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-    """Return what a finished run measured; None if there is no such run, or `settings` are not the run's."""
+    """Return the result of a finished run; None if there is no such run, or if it has other settings."""
     if not file.exists():
         return None
     run = json.loads(file.read_text(encoding="utf-8"))
@@ -62,7 +62,7 @@ def read_run(file: Path, settings: Mapping[str, Any] | None = None) -> dict[str,
 
 
 def write_run(file: Path, settings: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    """Write a finished run; a file appears whole or not at all."""
+    """Write a finished run atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     run = {
         "digest": digest_settings(settings),
@@ -76,7 +76,7 @@ def write_run(file: Path, settings: Mapping[str, Any], result: Mapping[str, Any]
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the machine, its versions, and how busy it is; a load above `threads` means that others were at work."""
+    """Return the machine, its versions and its load; a load above `threads` means that other programs were running."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

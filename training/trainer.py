@@ -1,4 +1,4 @@
-"""A run goes from its start or latest checkpoint to its end: it steps, reports and saves, and checks the frozen weights.
+"""Runs training from the start or the latest checkpoint to the end: steps, reports, saves, and checks the frozen weights.
 
 The mixture decides the training data: shards on disk or generated sets such as the default model's episodes.
 """
@@ -126,7 +126,7 @@ def run(
 
 
 def kept_files(folder: Path, config: TrainConfig) -> dict[str, str | bytes]:
-    """Return the files of the start's folder that are true of the export, too.
+    """Return the files of the initial model's folder that are also valid for the export.
 
     These are the sources and licences of its parts, without experts that the run replaced, and, if the vision encoder sees
     images as before, the likeness of images and the method of classification that was best with it.

@@ -1,8 +1,8 @@
-"""The choice of a replica: rendezvous hashing with bounded loads, and the key that requests share.
+"""Chooses the replica of a request: rendezvous hashing with bounded loads, by a key that similar requests share.
 
-Requests with one key go to one replica, whose caches then hold their pictures and prompts. When a replica leaves, only its
-own keys move; when one joins, it takes an equal share from each. A replica that is busier than the others gives its next
-request to the second choice of the key (bounded loads: Mirrokni, Thorup and Zadimoghaddam, 2018). Standard library only.
+Requests with the same key go to the same replica, whose caches then hold their pictures and prompts. When a replica leaves,
+only its own keys move; a new one takes an equal share from each. If a replica is busier than the others, the next request
+goes to the key's second choice (bounded loads: Mirrokni, Thorup and Zadimoghaddam, 2018). Standard library only.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from typing import Any
 
 # a replica has at most this multiple of the mean number of requests
 MAX_LOAD = 1.25
-# as many requests at once are never too many for a replica: a miss costs more than to wait in its batch
+# a replica with at most this number of requests is never too busy: a cache miss costs more than to wait in its batch
 FREE_REQUESTS = 2
 
 SET_PATH = re.compile(r"/v1/support_sets/([^/]+)")
-# fields that hold media as text, and the part of a request that no other one shares
+# fields that contain media as text, and the field of a request that differs between requests
 URL_FIELDS = frozenset({"url", "image", "video", "media", "uuid", "image_id", "video_id"})
 QUERY = "query"
 
 
 def ranked(key: str, replicas: Sequence[str]) -> list[str]:
-    """Return the replicas in the key's order of preference: that of the hashes of key and replica."""
+    """Return the replicas in the key's order of preference, which is the order of the hashes of key and replica."""
     return sorted(replicas, key=lambda replica: hashlib.blake2b(f"{key}\0{replica}".encode()).digest())
 
 
 def bound(loads: Mapping[str, int]) -> int:
-    """Return the number of requests from which on a replica gets no more while others have fewer."""
+    """Return the number of requests at which a replica gets no more while others have fewer."""
     mean = (sum(loads.values()) + 1) / len(loads)
     return max(FREE_REQUESTS, math.ceil(MAX_LOAD * mean))
 
 
 def preferred(key: str, loads: Mapping[str, int]) -> list[str]:
-    """Return the replicas to try in turn: the key's own order, but those that are too busy last."""
+    """Return the replicas in the order in which to try them: the key's order, but those that are too busy last."""
     limit, order = bound(loads), ranked(key, list(loads))
     return [r for r in order if loads[r] < limit] + sorted(
         (r for r in order if loads[r] >= limit), key=loads.__getitem__
@@ -46,8 +46,8 @@ def preferred(key: str, loads: Mapping[str, int]) -> list[str]:
 def affinity_key(path: str, body: Mapping[str, Any] | None) -> str | None:
     """Return the key that requests with the same examples share: their support set, or one of their pictures.
 
-    Of the pictures in a prompt it is the one with the smallest hash, without the query's. So two prompts have the same key
-    with a probability that is the part of their pictures that they share (MinHash). None: a request without pictures.
+    It is the picture with the smallest hash among those of the prompt, without the query's. So the probability that two
+    prompts have the same key is the share of pictures that they have in common (MinHash). None: there are no pictures.
     """
     if (match := SET_PATH.match(path)) is not None and match[1] != "import":
         return match[1]
@@ -61,7 +61,7 @@ def affinity_key(path: str, body: Mapping[str, Any] | None) -> str | None:
 
 
 def _shots(body: Mapping[str, Any]) -> list[str]:
-    """Return the media of the shots: all but those of the field `query`, or else but the last. Of one alone, it."""
+    """Return the media of the shots: all except those of the field `query`, or else except the last of several."""
     media = list(_media({name: value for name, value in body.items() if name != QUERY}))
     if QUERY in body:
         return media or list(_media(body))

@@ -16,12 +16,12 @@ from server.wire import ENGINE_FACTORY
 
 NAME = "flamboyance"
 ROUTER = "deploy.ray.router.AffinityRouter"
-# beyond the time that the server's own shutdown takes
+# seconds in addition to the time of the server's own shutdown
 SHUTDOWN_MARGIN_SECONDS = 10.0
-# a gateway passes requests on and waits: no processor is reserved for it
+# a gateway only passes requests on and waits, so no processor is reserved for it
 GATEWAY_REQUESTS = 1000
 ROOT = Path(__file__).resolve().parents[2]
-# the server starts processes in groups of their own, which uvloop cannot
+# uvloop cannot start processes in new process groups, which the server needs
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "RAY_USE_UVLOOP": "0"}
 
 
@@ -30,7 +30,7 @@ def http_options(fleet: Fleet) -> HTTPOptions:
 
 
 def application(fleet: Fleet, factory: str = ENGINE_FACTORY) -> serve.Application:
-    """Return the application; deployed again, it changes what is running."""
+    """Return the application; deploying it again updates the running one."""
     replicas = _deployment(replica_class(fleet.models_per_replica), "Server").options(
         **_scale(fleet),
         max_ongoing_requests=fleet.max_requests,
@@ -75,7 +75,7 @@ def _deployment(kind: type, name: str) -> serve.Deployment:
 
 
 def _scale(fleet: Fleet) -> dict[str, Any]:
-    """Return the number of replicas, or how it follows the requests that run and wait."""
+    """Return the number of replicas, or how it depends on the running and waiting requests."""
     if not fleet.is_scaled:
         return {"num_replicas": fleet.min_replicas}
     scaling = AutoscalingConfig(

@@ -1,6 +1,6 @@
-"""The server's application of one model in this process, with an engine of its own, called without a socket.
+"""Runs the server's application of one model in this process, with its own engine, called without a socket.
 
-A replica has one for each of its models. Without Ray: it can be tested and used alone.
+A replica has one for each of its models. It does not need Ray, so it can be tested and used alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from server.serving import assemble, drain
 from server.settings import Settings
 from server.wire import ENGINE_FACTORY
 
-# time for handlers of requests whose client has gone, after all others have ended
+# seconds for handlers of requests whose client has disconnected, after all others have ended
 LAST_HANDLERS_SECONDS = 2.0
 
 logger = logging.getLogger(__name__)

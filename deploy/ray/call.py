@@ -1,6 +1,6 @@
-"""An HTTP request as plain data, from the gateway to a replica, which answers it as an ASGI server would.
+"""An HTTP request as plain data, which the gateway sends to a replica; the replica handles it as an ASGI server would.
 
-Bodies are complete: a gateway can send a request again.
+Bodies are complete, so a gateway can send a request again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Routing = Literal["affinity", "round_robin", "random"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """A request. `key`: what its replica is chosen by; `attempt`: how often it was sent before; `avoid`: where to."""
+    """A request. `key` chooses its replica; `attempt`: how often it was sent before; `avoid`: the replicas that had it."""
 
     method: str
     path: str

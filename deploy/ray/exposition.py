@@ -1,4 +1,4 @@
-"""The metrics of all replicas as one text: each sample gets the name of its replica as a label."""
+"""Merges the metrics of all replicas into one text: each sample gets the name of its replica as a label."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Collected(Collector):
 
 
 def merge(texts: Iterable[tuple[str, Iterable[bytes]]]) -> bytes:
-    """Return the texts of replicas, by name, as one in which no metric is described twice."""
+    """Return one text from the texts of replicas, which are by name, in which each metric is described once."""
     merged: dict[str, Metric] = {}
     for replica, parts in texts:
         for part in parts:

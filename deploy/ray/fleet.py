@@ -1,7 +1,7 @@
-"""The configuration of a fleet: how many replicas, how requests find them, and the models that they serve.
+"""The configuration of a fleet: the number of replicas, the routing of requests, and the models that they serve.
 
-All settings of the servers are those of `flamboyance serve`, and hold for every replica. A file names further models, each
-with settings of its own.
+The settings of the servers are those of `flamboyance serve`, and are the same for every replica. A file can list several
+models, each with its own settings.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from server.settings import Settings, SettingsError, read_settings
 from server.version import VERSION
 
 PROGRAM = "python -m deploy.ray"
-# settings that a model in the file may not have: they belong to the address, or to what all models share
+# settings that a model in the file may not have: they concern the address, or data that all models share
 SHARED = frozenset(
     {
         "allowed_hosts",
@@ -70,17 +70,17 @@ class Fleet:
 
     @property
     def replica_config(self) -> dict[str, Any]:
-        """The part that running replicas take over without a restart."""
+        """The part that running replicas apply without a restart."""
         return {"models": {name: model_config(settings) for name, settings in self.models.items()}}
 
     @property
     def gateway_config(self) -> dict[str, Any]:
-        """The part that running gateways take over without a restart."""
+        """The part that running gateways apply without a restart."""
         return {"models": list(self.models), "routing": self.routing}
 
 
 def model_config(settings: Settings) -> dict[str, Any]:
-    """Return what differs between models, as JSON. Weights that were replaced in their folder change it as well."""
+    """Return the configuration of one model as JSON; it also changes if the weights in the model's folder are replaced."""
     assert settings.model is not None
     values = settings.model_dump(mode="json", exclude=set(SHARED))
     return {"settings": values, "weights": fingerprint(Path(settings.model))}
@@ -115,7 +115,7 @@ def read_fleet(arguments: Sequence[str]) -> Fleet:
 
 
 def _models(settings: Settings, file: Path | None) -> dict[str, Settings]:
-    """Return the settings of each model: of those in the file, or else of the only one."""
+    """Return the settings of each model: those in the file, or else those of the only model."""
     if file is None:
         prepared = with_model(settings)
         name = ServedModel.load(prepared).name
@@ -141,7 +141,7 @@ def _model(name: str, entry: Any, settings: Settings) -> Settings:
         first = error.errors()[0]
         raise SettingsError(f"--models: {name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     prepared = with_model(merged)
-    ServedModel.load(prepared)  # a folder that is no model is refused here, and not by every replica
+    ServedModel.load(prepared)  # a folder that is not a model is refused here, and not by every replica
     return prepared
 
 
@@ -160,7 +160,7 @@ def _check_shared(settings: Settings) -> None:
 
 
 def _version(settings: Settings, models_per_replica: int, generation: str) -> str:
-    """Return what makes running replicas outdated when it changes, so that they are replaced one by one."""
+    """Return a digest; if it changes, running replicas are outdated and are replaced one by one."""
     shared = settings.model_dump_json(include=set(SHARED) - {"api_key", "database"})
     secrets = [secret.get_secret_value() for secret in (settings.api_key, settings.database) if secret is not None]
     text = f"{VERSION} {shared} {secrets} {models_per_replica} {generation}"
@@ -177,15 +177,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--replicas", default="2", help="number of servers, or a range to scale in, such as 2-8 (default: 2)")
-    add("--target-requests", type=float, default=8, help="requests per replica that scaling aims at (default: 8)")
-    add("--max-requests", type=int, default=64, help="requests that one replica has at most (default: 64)")
+    add("--target-requests", type=float, default=8, help="target of requests per replica for scaling (default: 8)")
+    add("--max-requests", type=int, default=64, help="maximum requests of one replica (default: 64)")
     add(
         "--models",
         type=Path,
         help="YAML file of several models: names, each with its settings; the first is the default",
     )
-    add("--models-per-replica", type=int, default=2, help="models that one replica holds at most (default: 2)")
-    add("--gateways", type=int, default=2, help="processes that pass requests on (default: 2)")
+    add("--models-per-replica", type=int, default=2, help="maximum models in one replica (default: 2)")
+    add("--gateways", type=int, default=2, help="number of processes that pass requests on (default: 2)")
     add("--routing", choices=get_args(Routing), default="affinity", help="how replicas are chosen (default: affinity)")
     add("--cpus", type=float, default=0, help="processors that Ray reserves for a replica (default: 0)")
     add("--gpus", type=float, default=0, help="GPUs that Ray reserves for a replica (default: 0)")

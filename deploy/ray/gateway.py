@@ -1,7 +1,7 @@
 """The gateway: reads a request, finds its routing key and model, and sends it to a replica, or to another one if that dies.
 
-It has the server's own limits on clients and bodies (`server/api/guard.py`), and holds no state: any number of gateways
-serve one address. What the fleet as a whole is asked, it answers itself.
+It has the server's own limits on clients and bodies (`server/api/guard.py`), and holds no state: any number of gateways can
+serve one address. It answers requests about the whole fleet itself.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from server.telemetry import logs
 from server.telemetry.metrics import CONTENT_TYPE, Metrics
 
 IMPORT_PATH = "/v1/support_sets/import"
-# seconds in which replicas answer questions about the fleet
+# seconds in which replicas must answer requests about the fleet
 FLEET_SECONDS = 5.0
 RETRY_AFTER = 1
 
@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 class Gateway:
     """The deployment of gateways, in front of the deployment of replicas.
 
-    `max_waiting`: requests without an answer so far that one gateway holds. It cannot see which of them a replica runs.
+    `max_waiting`: maximum requests of one gateway without an answer yet. It does not know which of them a replica runs.
     """
 
     def __init__(self, replicas: DeploymentHandle[Any], settings: Settings, max_waiting: int) -> None:
@@ -61,7 +61,7 @@ class Gateway:
         self._replicas = replicas
         self._settings = settings
         self._max_waiting = max_waiting
-        # an archive may be larger than other bodies, and has as much more time to arrive
+        # an archive may be larger than other bodies, and has proportionally more time to arrive
         ratio = max(settings.max_import_mb / settings.max_body_mb, 1)
         timeout = ratio * settings.body_timeout
         self._import_settings = settings.model_copy(
@@ -107,13 +107,13 @@ class Gateway:
         await response(scope, receive, send)
 
     async def _ready(self) -> Response:
-        """Answer as a server does: the fleet is ready if a replica is."""
+        """Respond as a server does: the fleet is ready if a replica is."""
         states = set(await self._ask("readiness"))
         status = "ready" if "ready" in states else next(iter(states), "starting")
         return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
     async def _ask(self, method: str) -> list[Any]:
-        """Return the answers of the replicas that answer."""
+        """Call a method of all replicas, and return the results of those that respond."""
         try:
             answers = await self._replicas.broadcast(method).results_async(
                 timeout_s=FLEET_SECONDS, return_exceptions=True
@@ -130,19 +130,19 @@ class Gateway:
             logger.debug("the client has disconnected", extra={"request_id": request.state.request_id})
 
     async def _read(self, request: Request) -> tuple[Call, str]:
-        """Return the whole request, and the model that it is for. Raises what `stream_body` raises."""
+        """Return the whole request, and the name of its model. Raises what `stream_body` raises."""
         settings = self._import_settings if request.scope["path"] == IMPORT_PATH else self._settings
         body = b"".join([piece async for piece in stream_body(request, settings)])
         fields = _fields(request, body)
-        # a limit in the body is the replica's to check, but holds while the request waits for one
+        # the replica checks a time limit in the body, but it applies already while the request waits for a replica
         request.state.deadline.shorten(_timeout(fields))
         call = with_key(Call.from_scope(request.scope, body, key=self._key(request, fields), routing=self._routing))
         named = None if fields is None else fields.get("model")
-        # a model that does not exist is refused by the application of another one, which knows them all
+        # a model that does not exist is refused by the application of another model, which knows all names
         return call, named if isinstance(named, str) and named in self._models else self._models[0]
 
     def _key(self, request: Request, fields: dict[str, Any] | None) -> str | None:
-        """Return the key that the replica is chosen by. Tenants share no sets, and no pictures unless they share caches."""
+        """Return the key that chooses the replica. Tenants share no sets, and pictures only if they share caches."""
         key = affinity_key(request.scope["path"], fields)
         if key is None or self._settings.share_caches:
             return key
@@ -182,11 +182,11 @@ class Gateway:
         except BaseException:
             answer.cancel()
             raise
-        raise ServerError("internal error")  # an application that fails, or ends without an answer: a bug
+        raise ServerError("internal error")  # the application failed, or ended without an answer: a bug
 
 
 class _HTTPOnly:
-    """Refuses what is not HTTP, and leaves the header with the request's id to Ray's proxy, which adds it itself."""
+    """Refuses other protocols than HTTP, and removes the header with the request's id, which Ray's proxy adds itself."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -215,7 +215,7 @@ async def _run_lifespan(receive: Receive, send: Send) -> None:
 
 
 def _fields(request: Request, body: bytes) -> dict[str, Any] | None:
-    """Return the fields of a JSON body; None for any other, which a replica refuses if it must."""
+    """Return the fields of a JSON body; None for any other body, which the replica checks."""
     if content_type(request) != JSON:
         return None
     try:
@@ -236,7 +236,7 @@ def _timeout(fields: dict[str, Any] | None) -> float | None:
 
 
 def _refusing_replica(messages: list[Message]) -> str | None:
-    """Return the replica that has refused a request before any work, so that another one may have it."""
+    """Return the replica that refused a request before any work, so that it can be sent to another one."""
     start, *rest = messages
     if start["status"] != 503 or not rest:
         return None

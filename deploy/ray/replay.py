@@ -1,8 +1,9 @@
 """Decides which requests may be sent again after their replica was lost: it may have executed them.
 
-A request that is sent twice must not be done twice. Requests that only read or compute may always be repeated, and so
-may uploads, which are named by their content. A request that makes something gets an `Idempotency-Key` if the client sent
-none: the database then knows the second one. What remains is refused, with an error that says that it may have been done.
+A request that is sent twice must not be executed twice. Requests that only read or compute may always be repeated, and so
+may uploads, whose ids depend only on their content. A request that creates something gets an `Idempotency-Key` if the
+client sent none, by which the database recognises the repetition. Other requests are refused, with an error that says that
+they may have been executed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from server.errors import EngineNotReady, ServerError, ShuttingDown, Unavailable
 KEY = b"idempotency-key"
 # routes of POST that honour an Idempotency-Key
 KEYED = re.compile(r"/v1/support_sets(/import|/[^/]+/examples)?")
-# routes of POST that make something, and know no such key
+# routes of POST that create something, and do not support such a key
 UNSAFE = re.compile(r"/v1/support_sets/[^/]+/evaluate|/v1/keys")
 # refusals of a replica that is about to stop or has no engine, before any work: the request goes to another one
 REFUSALS = frozenset({ShuttingDown.code, EngineNotReady.code})
@@ -25,9 +26,9 @@ MAX_ATTEMPTS = 4
 
 
 class ReplicaLost(Unavailable, code="replica_lost"):
-    """The replica that had this request was lost, and the request may not be repeated, or was too often."""
+    """The replica that had this request was lost, and the request may not be repeated, or was repeated too often."""
 
-    # the request may have been done, or may have killed the replicas
+    # the request may have been executed, or may have killed the replicas
     is_retryable = False
 
 
@@ -40,10 +41,10 @@ def with_key(call: Call) -> Call:
 
 
 def may_repeat(call: Call) -> bool:
-    """Return whether a request may be sent again although its first replica may have done it.
+    """Return whether a request may be sent again although its first replica may have executed it.
 
-    PATCH sets values, and DELETE removes: both do the same again, though a repeated DELETE may find nothing. With an
-    expected version the second one would be refused, although the first one was done.
+    PATCH sets values and DELETE removes them, so repeating them has no further effect, though a repeated DELETE may find
+    nothing. With an expected version, the second request would be refused although the first one succeeded.
     """
     if call.method in ("PATCH", "DELETE"):
         return b"expected_version" not in call.body + call.query_string
@@ -53,4 +54,4 @@ def may_repeat(call: Call) -> bool:
 def lost(call: Call) -> ServerError:
     if may_repeat(call):
         return ReplicaLost(f"{call.attempt + 1} replicas in turn were lost while they had this request")
-    return ReplicaLost("the replica that had this request was lost: look whether the request was done")
+    return ReplicaLost("the replica that had this request was lost: check whether the request was executed")

@@ -1,7 +1,7 @@
-"""A replica: a process of Ray that runs the server's application for each of its models, as many as it has room for.
+"""A replica: a process of Ray that runs the server's application for several models, up to a maximum number.
 
-Ray keeps the models that were used last (`serve.multiplexed`). A model whose weights or settings change is loaded anew next
-to the old one, and takes its place when it is ready.
+Ray keeps the last used models (`serve.multiplexed`). If the weights or settings of a model change, it is loaded again next
+to the old one, and replaces it when it is ready.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class LoadedModel:
     def __init__(self, application: Application, forget: Callable[[], object]) -> None:
         self.application = application
         self._forget = forget
-        # Ray calls and awaits this when it drops the model. As an attribute of the object: Python itself looks for a
-        # destructor in the class, and could not await it.
+        # Ray calls and awaits this when it drops the model. It is an attribute of the object, because Python itself would
+        # call a destructor in the class without awaiting it.
         self.__del__ = self.close
 
     async def replace(self, application: Application) -> None:
@@ -51,7 +51,7 @@ class LoadedModel:
 
 
 class Replica:
-    """The deployment of replicas: `replica_class` adds the number of models that one holds."""
+    """The deployment of replicas; `replica_class` adds the maximum number of models."""
 
     def __init__(self, settings: Settings, factory: str = ENGINE_FACTORY) -> None:
         logs.configure(settings.log_level, settings.log_format)
@@ -70,7 +70,7 @@ class Replica:
         )
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Take over the models. At the start, load the first one; later, replace those in memory that have changed."""
+        """Apply a configuration of models: at startup, load the first one; later, replace changed ones in memory."""
         old, self._configs = self._configs, config["models"]
         catalog = {name: ServedModel.load(self._settings_of(name)) for name in self._configs}
         self._catalog.clear()  # the applications have a view of it
@@ -87,7 +87,7 @@ class Replica:
         if call.attempt:
             self._repeated.inc()
         name = serve.get_multiplexed_model_id()
-        # a client that goes must not stop the loading of a model: the next one needs it as well
+        # a client that disconnects must not stop the loading of a model, which the next client needs, too
         loaded: LoadedModel = await asyncio.shield(asyncio.ensure_future(self.load(name)))
         async with aclosing(loaded.application.answer(call)) as batches:
             async for messages in batches:
@@ -137,7 +137,7 @@ class Replica:
 
 
 def replica_class(models_per_replica: int) -> type[Replica]:
-    """Return the class of replicas that hold as many models; Ray reads the number at a decorator."""
+    """Return the class of replicas with this maximum number of models, which Ray reads from a decorator."""
 
     class Server(Replica):
         @serve.multiplexed(max_num_models_per_replica=models_per_replica)

@@ -1,7 +1,7 @@
-"""Ray's request router for replicas of the server: the model first, then the key of the request, then the load.
+"""Ray's request router for replicas: it chooses by the model first, then by the key of the request, then by the load.
 
-Each gateway has a router of its own. It counts its own requests, and learns those of the other gateways from the replicas,
-which report their number with each request that they accept.
+Each gateway has its own router. It counts its own requests, and learns the load by other gateways from the replicas, which
+report their number of requests with each request that they accept.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class AffinityRouter(MultiplexMixin, RequestRouter):
         """Return the replicas to try, one per rank."""
         if pending_request is None:
             return [[replica] for replica in candidate_replicas]
-        # otherwise Ray would choose again without a pause while all replicas are full
+        # otherwise Ray would call this again without a pause while all replicas are full
         pending_request.routing_context.should_backoff = True
         call = next((argument for argument in pending_request.args if isinstance(argument, Call)), None)
         groups = self.rank_replicas_via_multiplex(candidate_replicas, pending_request.metadata.multiplexed_model_id)
@@ -45,7 +45,7 @@ class AffinityRouter(MultiplexMixin, RequestRouter):
         return [[replica] for replica in ordered]
 
     def _sorted(self, groups: list[list[RunningReplica]], call: Call | None) -> Iterator[list[RunningReplica]]:
-        """Yield each group sorted, those with the model first: it is loaded elsewhere only when they take no more."""
+        """Yield each group sorted, replicas with the model first: others load it only if these accept no more requests."""
         routing: Routing = "affinity" if call is None else call.routing
         for group in groups:
             by_id = {replica.replica_id.unique_id: replica for replica in group if not self._is_avoided(replica, call)}
@@ -72,7 +72,7 @@ class AffinityRouter(MultiplexMixin, RequestRouter):
         return call is not None and replica.replica_id.unique_id in call.avoid
 
     def _load(self, replica_id: ReplicaID) -> int:
-        """Return the requests that a replica has, as far as is known here."""
+        """Return the known number of requests of a replica."""
         reported = self.replica_queue_len_cache.get(replica_id) or 0
         return max(reported, len(self._running.get(replica_id, ())))
 

@@ -1,6 +1,6 @@
-"""Lists the direct dependencies by the age of their latest release, from the package index of pip: `make ages`.
+"""Lists the direct dependencies by the age of their latest release, from pip's package index: `make ages`.
 
-A dependency is named below the table if its latest release is older than 18 months, if its project is marked as archived,
+A dependency is listed below the table if its latest release is older than 18 months, if its project is marked as archived,
 deprecated or quarantined, or if the locked version was withdrawn (yanked).
 """
 
@@ -50,7 +50,7 @@ def latest_release(project: Mapping[str, Any], locked: str | None) -> Release:
 
 
 def table(releases: Iterable[Release], today: date) -> str:
-    """Return the table of releases, the oldest first, and the names to be looked at."""
+    """Return the table of releases, the oldest first, and the names of dependencies to check."""
     ordered = sorted(releases, key=lambda release: release.released)
     rows = [f"| {r.name} | {r.version} | {r.released} | {r.months(today):.0f} |" for r in ordered]
     old = [r for r in ordered if r.months(today) > MAX_MONTHS]

@@ -42,7 +42,7 @@ def audited() -> list[str]:
 
 
 def report(answer: str, errors: str) -> tuple[str, int]:
-    """Return what an output of pip-audit says, and the status of this command."""
+    """Return the report from an output of pip-audit, and the status of this command."""
     if not answer.strip():
         return f"{NOTHING_KNOWN}{(errors.strip().splitlines() or ['pip-audit says nothing'])[-1]}", UNKNOWN
     entries: list[dict[str, Any]] = json.loads(answer)["dependencies"]

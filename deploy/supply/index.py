@@ -1,4 +1,4 @@
-"""The package index that pip is configured for, and its answers about projects: the simple API in JSON (PEP 700)."""
+"""Reads data about projects from pip's configured package index, by the simple API in JSON (PEP 700)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read_projects(names: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def index_url() -> str:
-    """Return the URL of the index that pip is configured for, which its help shows."""
+    """Return the URL of pip's configured index, which its help shows."""
     command = [sys.executable, "-m", "pip", "install", "--help"]
     text = subprocess.check_output(command, text=True, env=child_environment(COLUMNS="1000"))
     (url,) = re.findall(r"--index-url <url>.*?\(default (\S+)\)", text, flags=re.DOTALL)
@@ -45,7 +45,7 @@ def index_url() -> str:
 
 
 def version_of(filename: str) -> Version | None:
-    """Return the version in the name of a file; None if the name is of no standard form."""
+    """Return the version in the name of a file; None if the name does not have the standard form."""
     try:
         parse = parse_wheel_filename if filename.endswith(".whl") else parse_sdist_filename
         return parse(filename)[1]

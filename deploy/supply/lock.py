@@ -1,11 +1,11 @@
 """Writes the locks, `deploy/locked/*.txt`, from the bounds in pyproject.toml: `python -m deploy.supply.lock [--upgrade]`.
 
-A lock has, for each distribution that is installed, one version and the digests of its files, whatever the version of
-Python and the processor. uv resolves them, and pip installs them. PyTorch is not locked: it has a build for each kind of
+A lock has one version of each installed distribution and the digests of its files, for all versions of Python and all
+processors. uv resolves the versions, and pip installs them. PyTorch is not locked, because it has a build for each kind of
 accelerator, from several indexes. Its bounds are in torch.txt.
 
-Versions are kept while they are within the bounds. The options are those of `uv pip compile`: `--upgrade` takes the newest
-versions, `--upgrade-package NAME` that of one distribution.
+Versions are kept while they are within the bounds. The options are those of `uv pip compile`: `--upgrade` selects the
+newest versions, `--upgrade-package NAME` the newest version of one distribution.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ EXTRAS = {
 UNLOCKED = re.compile(r"torch|torchvision|(cuda|nvidia)-.+")
 # these versions have wheels of everything that is locked
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-# a release that an attacker has uploaded is mostly found within days
+# newer releases are not used: a malicious release is mostly detected within days
 MIN_AGE = "7 days"
 HEADER = "# Written by `make lock`: see docs/operations.md.\n"
 
@@ -66,7 +66,7 @@ def read_lock(name: str) -> list[Locked]:
 
 
 def required(name: str) -> list[Requirement]:
-    """Return what the projects themselves require of a lock, with their bounds."""
+    """Return the direct requirements of the projects for a lock, with their bounds."""
     projects = [PROJECT] if name == "server" else [PROJECT, CLIENT]
     texts = [text for project in projects for text in [*project["build-system"]["requires"], *_dependencies(project)]]
     return [*map(Requirement, texts), *(r for extra in EXTRAS[name] for r in _expand(extra))]
@@ -99,7 +99,7 @@ def main(options: Sequence[str]) -> int:
 
 
 def _compile(name: str, arguments: Iterable[str], input: Sequence[str]) -> None:
-    """Resolve requirements to a lock: wheels alone, so that pip runs no code of a distribution to install it."""
+    """Resolve requirements to a lock with wheels only, so that installation runs no code of a distribution."""
     fixed = ["--universal", f"--python-version={PYTHONS[0]}", "--fork-strategy=fewest", "--generate-hashes"]
     fixed += ["--no-build", f"--exclude-newer={MIN_AGE}", "--no-config", "--quiet"]
     fixed += ["--no-header", "--annotation-style=line"]

@@ -1,8 +1,8 @@
 """Writes the bill of materials of the server and its default model, in CycloneDX: `make sbom`, to sbom.json.
 
-It has what the image has: the locked distributions with the digests of their files, the PyTorch that is installed here, and
-the files of weights that the default model is made of. Licences and dependencies are those that the installed distributions
-state. The document is validated against CycloneDX's schema before it is written.
+It lists the contents of the image: the locked distributions with the digests of their files, the installed PyTorch, and the
+default model's files of weights. Licences and dependencies come from the metadata of the installed distributions. The
+document is validated against CycloneDX's schema before it is written.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _locked_packages() -> Iterator[Component]:
 
 
 def _pytorch() -> Iterator[Component]:
-    """Yield PyTorch as it is installed here, without digests: its files depend on the accelerator."""
+    """Yield the installed PyTorch, without digests, because its files depend on the accelerator."""
     for name in PYTORCH:
         yield _package(name, metadata.version(name), ())
 
@@ -82,7 +82,7 @@ def _package(name: str, version: str, digests: Sequence[str]) -> Component:
 
 
 def _licenses(name: str) -> list[License]:
-    """Return the licence that an installed distribution states, but no whole text of one."""
+    """Return the licence in the metadata of an installed distribution, unless it is a whole text."""
     try:
         stated = metadata.metadata(name)
     except metadata.PackageNotFoundError:  # for another platform
@@ -92,7 +92,7 @@ def _licenses(name: str) -> list[License]:
 
 
 def _required_by(name: str) -> set[str]:
-    """Return the names of what an installed distribution requires on this platform, without extras."""
+    """Return the names of an installed distribution's requirements on this platform, without extras."""
     try:
         requirements = map(Requirement, metadata.requires(name) or ())
     except metadata.PackageNotFoundError:

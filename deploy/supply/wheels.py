@@ -1,7 +1,7 @@
 """Checks that each locked version has a wheel for each supported Python on Linux, x86_64 and aarch64: `make wheels`.
 
-pip installs wheels alone from the locks. So after an upgrade, a distribution without a wheel would be found only on the
-machine that needs it. The status is 1 if one is missing.
+pip installs only wheels from the locks. So after an upgrade, a missing wheel would be detected only on a machine that needs
+it. The status is 1 if one is missing.
 """
 
 from __future__ import annotations

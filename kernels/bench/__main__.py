@@ -1,8 +1,8 @@
-"""The command `python -m kernels.bench [--quick] [--out FILE] [--launches FILE]` runs seven stages and prints a table last.
+"""The kernel benchmark: `python -m kernels.bench [--quick] [--out FILE] [--launches FILE]` runs seven stages.
 
-Each value is measured in a process of its own, so that whatever fails, fails alone, and is written to the file of the run
-at once. The same command continues a run that was cut off. Full sizes need a GPU; toy sizes check on a CPU that everything
-runs. Stages 4 to 6 run the code of the model and the server, and need a clone of the repository.
+Each value is measured in a separate process, so that a failure affects only that value, and is written to the file of the
+run at once. The same command continues an interrupted run. A table is printed at the end. Full sizes need a GPU; toy sizes
+check on a CPU that everything runs. Stages 4 to 6 run code of the model and the server, and need a clone of the repository.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kernels.bench.task import Task
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# the seconds after which no task of a stage is started; the same command continues with the rest
+# seconds after which a stage starts no further task; the same command continues with the rest
 MAX_SECONDS = {"1": 40, "2": 150, "3": 180, "4": 60, "5": 120, "6": 60, "7": 200}
 
 
@@ -42,7 +42,7 @@ def all_tasks(sizes: Sizes, *, is_gpu: bool) -> list[Task]:
 
 
 def run(tasks: Iterable[Task], journal: Journal, sizes: str, max_seconds: float | None = None) -> int:
-    """Measure the tasks that have no row yet; return how many are left because a stage was out of time."""
+    """Measure the tasks that have no row yet; return how many remain because a stage ran out of time."""
     stage, deadline, num_left = "", 0.0, 0
     for each in tasks:
         if each.stage != stage:
@@ -61,7 +61,7 @@ def run(tasks: Iterable[Task], journal: Journal, sizes: str, max_seconds: float 
 
 
 def line(row: Row, yardstick: Machine | None) -> str:
-    """Return a row as text, with its share of what the bandwidth and FLOPs of the machine allow."""
+    """Return a row as text, with its value relative to the bound from the machine's bandwidth and FLOPs."""
     share = ""
     if yardstick is not None and row.unit == "us" and row.value and (row.num_bytes or row.flops):
         share = f"{100 * yardstick.bound(row.num_bytes, row.flops) / row.value:.0f}% of the bound"
@@ -80,7 +80,7 @@ def table(rows: Sequence[Row], yardstick: Machine | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; return 1 if a result is wrong or the file of launches could not be written yet, 2 for an error."""
+    """Run the benchmark; return 1 if a result is wrong or the launch file could not be written yet, 2 for an error."""
     is_gpu = torch.cuda.is_available()
     options = _options(arguments, is_gpu=is_gpu)
     sizes = "quick" if options.quick or not is_gpu else "full"
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_written = options.launches is None or write_launches(options.launches, chosen, journal)
     print("\n".join(f"{key}: {value}" for key, value in about.items()))
     if num_left:
-        print(f"left: {num_left} rows, as their stages were out of time; the same command measures them")
+        print(f"left: {num_left} rows, because their stages ran out of time; the same command measures them")
     rows = journal.in_order(chosen)
     print(table(rows, Machine.of(journal.rows.values())))
     return 0 if is_written and not any(row.is_wrong for row in rows) else 1
@@ -115,7 +115,7 @@ def write_launches(file: Path, tasks: Sequence[Task], journal: Journal) -> bool:
 
 
 def _options(arguments: Sequence[str] | None, *, is_gpu: bool) -> argparse.Namespace:
-    """Return the options of a command line, and end the program with a message if they cannot be honoured."""
+    """Return the options of a command line; exit with a message if they are invalid."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if not is_gpu and (options.launches or "7" in (options.stages or ())):
@@ -130,7 +130,7 @@ def _stages(text: str) -> list[str]:
     stages = [stage.strip() for stage in text.split(",")]
     for stage in stages:
         if stage not in MAX_SECONDS:
-            raise argparse.ArgumentTypeError(f"stage {stage!r} is none of {', '.join(MAX_SECONDS)}")
+            raise argparse.ArgumentTypeError(f"stage {stage!r} is not one of {', '.join(MAX_SECONDS)}")
     return stages
 
 
@@ -150,9 +150,11 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("kernels-bench.jsonl"),
         help="file of the run, which is continued if it exists (default: kernels-bench.jsonl)",
     )
-    parser.add_argument("--launches", type=Path, help="file for faster rows of the launch table, if any (stage 7)")
+    parser.add_argument(
+        "--launches", type=Path, help="file for launches faster than the launch table's, if any (stage 7)"
+    )
     parser.add_argument("--stages", type=_stages, help="numbers of the stages to run, comma-separated (default: all)")
-    parser.add_argument("--retry", action="store_true", help="measure again what failed in an earlier call")
+    parser.add_argument("--retry", action="store_true", help="measure values again that failed in an earlier call")
     limits = ", ".join(f"{stage}: {seconds}" for stage, seconds in MAX_SECONDS.items())
     parser.add_argument(
         "--stage-seconds", type=_seconds, help=f"seconds after which a stage starts no measurement (default: {limits})"

@@ -1,7 +1,7 @@
-"""Compiles the kernels with no GPU, through the same functions that launch them, and reads what came out.
+"""Compiles the kernels without a GPU, through the functions that launch them, and analyses the binaries.
 
-A stand-in for Triton's driver names the target; every launch becomes a compilation, so that specialisations (divisible
-by 16, equal to 1) are the production's own. The disassemblers ship inside the triton wheel.
+A stand-in for Triton's driver reports the target; every launch becomes a compilation, so that specialisations (divisible
+by 16, equal to 1) are the same as in production. The disassemblers are part of the triton wheel.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class StandInDriver:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel compiled for one target, in figures."""
+    """The figures of a kernel compiled for one target."""
 
     name: str
     target: str
@@ -75,7 +75,7 @@ class Compiled:
     copies_before_wait: int  # those of 16 bytes that are issued before the first wait
     stores: int
     wide_stores: int
-    layouts: frozenset[str]  # how matrix instructions are spread over warps: the order of a row's sums
+    layouts: frozenset[str]  # how matrix instructions are distributed over warps: the order of a row's sums
 
 
 def _run(tool: str, *arguments: str) -> str:
@@ -169,9 +169,9 @@ class Launched(NamedTuple):
 
 @contextmanager
 def compiling(target: str) -> Iterator[list[Launched]]:
-    """Compile for a target what the block launches, and yield the list to which each launch is added.
+    """Compile the kernels that the block launches for a target, and yield the list to which each launch is added.
 
-    The tensors may be anywhere, also on the meta device.
+    The tensors may be on any device, including the meta device.
     """
     launched: list[Launched] = []
     run, driver = JITFunction.run, triton.runtime.driver
@@ -191,7 +191,7 @@ def compiling(target: str) -> Iterator[list[Launched]]:
             yield launched
     finally:
         driver._active = before
-        _forget()  # made for a target that is not here
+        _forget()  # these binaries are for another target
 
 
 def read(launched: Iterable[Launched], target: str) -> list[Compiled]:

@@ -56,7 +56,7 @@ class Workload:
     def contender_calls(self, name: str) -> list[Call]:
         """Return the calls of another implementation.
 
-        The common ones read the prompt's pages; those that need no copy of them, and gather, cycle through the pool.
+        Most read the prompt's pages. Those that need no copy of the pages, and `gather`, cycle through the pool.
         """
         if name in contenders.VARLEN or name == "gather":
             return [self._call(self._of_pool(name, slots), slots, self.pages) for slots in self.slots]

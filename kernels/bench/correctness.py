@@ -1,4 +1,4 @@
-"""Stage 2: comparison with the references in each dtype, and invariance of a row under its position in the batch."""
+"""Stage 2: compares kernels with references in each dtype, and checks that a row does not depend on its batch."""
 
 from __future__ import annotations
 

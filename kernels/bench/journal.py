@@ -1,6 +1,6 @@
 """The file of a run: a line of JSON about the machine, then a line per row, written as soon as the row is known.
 
-A run that was cut off is continued by the same command: rows in the file are not measured again.
+The same command continues an interrupted run: rows in the file are not measured again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kernels.bench.measure import WRONG, Result
 from kernels.bench.task import Outcome, Task
 
 Key: TypeAlias = tuple[str, str, str]
-# what the stages run; an installation without a clone has only the first
+# folders with the code that the stages run; an installation without a clone has only the first
 SOURCES = (
     "kernels/**/*.py",
     "model/**/*.py",
@@ -28,7 +28,7 @@ SOURCES = (
 
 
 class JournalError(ValueError):
-    """A file that is not of this benchmark, or of another machine; the message names it."""
+    """A file that is not from this benchmark, or is from another machine; the message names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ class Journal:
             about_line, *rows = whole.splitlines() or [text]
             self._check(about_line, about)
             self.rows = {row.key: row for row in map(self._row, rows)}
-            os.truncate(file, len(whole.encode()))  # a last line that was cut off
+            os.truncate(file, len(whole.encode()))  # removes an incomplete last line
         else:
             self._append({"about": dict(about)})
 
@@ -82,11 +82,11 @@ class Journal:
         self._append(asdict(row))
 
     def forget_failures(self) -> None:
-        """Measure again what has failed; the later line of a row counts."""
+        """Forget the rows that failed, so that they are measured again; the last line of a row counts."""
         self.rows = {key: row for key, row in self.rows.items() if row.failure is None}
 
     def in_order(self, tasks: Iterable[Task]) -> list[Row]:
-        """Return the rows of these tasks, as far as there are any."""
+        """Return the rows of these tasks that exist."""
         return [self.rows[task.key] for task in tasks if task.key in self.rows]
 
     def _text(self) -> str:

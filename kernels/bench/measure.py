@@ -1,4 +1,4 @@
-"""Time measurement. A GPU replays a captured graph; a CPU runs a plain loop."""
+"""Measures the time of calls: a GPU replays a captured graph, a CPU runs a plain loop."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Result:
 
     value: float
     unit: str = "us"
-    num_bytes: float = 0.0  # that any implementation must move
+    num_bytes: float = 0.0  # bytes that any implementation must move
     flops: float = 0.0
     note: str = ""
 
@@ -49,7 +49,7 @@ class Stopwatch:
     replays: int
 
     def time(self, calls: Sequence[Call], *, graph: bool = True) -> Timing:
-        """Return the time per call. The calls do the same work on different memory, so that no cache serves them."""
+        """Return the time per call. The calls must do the same work on different memory, so that caches do not help."""
         for call in calls:
             call()
         if self.device.type != "cuda":

@@ -1,4 +1,4 @@
-"""Stage 2, continued: the operators between attentions, and products with packed weights, next to their references.
+"""Stage 2, continued: compares the operators between attentions, and products with packed weights, with references.
 
 The references compute in float32, from the same numbers.
 """
@@ -51,17 +51,17 @@ from kernels.weight_only import (
     unpack_int8_reference,
 )
 
-ROWS, WIDTH, EPS = 5, 2560, 1e-5  # a width that is no power of 2
-FFN_DIM = 11008  # no multiple of what one program computes
-FEATURES = 144  # no multiple of a tile
+ROWS, WIDTH, EPS = 5, 2560, 1e-5  # a width that is not a power of 2
+FFN_DIM = 11008  # not a multiple of the columns of one program
+FEATURES = 144  # not a multiple of a tile
 BLOCK_SIZE, SLOTS = 16, (5, -1, 40, 17, 16)  # of the cache; -1 is padding
 # query heads, key heads, their size, and the elements that rotate
 HEADS = ((8, 2, 128, 128), (4, 4, 80, 20))
 # one tile of few rows, tiles of many, and a matrix that is unpacked as a whole
 PRODUCT_ROWS = (16, 100, MAX_ROWS + 1)
 
-Randn: TypeAlias = Callable[..., Tensor]  # numbers of a device and dtype, by their shape
-Pair: TypeAlias = tuple[Tensor, Tensor]  # what an operator returns, and what it should
+Randn: TypeAlias = Callable[..., Tensor]  # random numbers of a shape, for one device and dtype
+Pair: TypeAlias = tuple[Tensor, Tensor]  # the result of an operator, and the expected one
 
 
 def _joined(results: Tensor | Sequence[Tensor]) -> Tensor:
@@ -106,7 +106,7 @@ def gated_residuals(randn: Randn) -> Pair:
 
 
 def rotations_and_stores(randn: Randn) -> Pair:
-    """Compare queries, and a cache with the keys and values of all rows but the one that is padding."""
+    """Compare queries, and a cache with the keys and values of all rows except one that is padding."""
     return _joined_pairs(_rotation_and_store(randn, *heads) for heads in HEADS)
 
 
@@ -168,7 +168,7 @@ def rows_in_fp8(randn: Randn) -> Pair:
 
 
 EVERY, HALF = tuple(DTYPES), ("float16", "bfloat16")
-# checks by the name of what they check, and the dtypes that it serves
+# the check of each operator by its name, and the dtypes that the operator supports
 CHECKS: dict[str, tuple[Callable[[Randn], Pair], tuple[str, ...]]] = {
     "RMSNorm": (rms_norms, EVERY),
     "sum and RMSNorm": (sums_and_rms_norms, EVERY),

@@ -80,7 +80,7 @@ class Sizes:
     shots: int
     shot_tokens: int
     query_tokens: int
-    pool_bytes: int  # of the pages that the launches of one measurement cycle through
+    pool_bytes: int  # bytes of the pages through which the launches of one measurement cycle
     read_bytes: int
     matmul: int
     resampler_images: int

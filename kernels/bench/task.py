@@ -1,4 +1,4 @@
-"""A measurement as data, and its outcome in a process of its own, which may fail in any way without harm to others.
+"""Measurements as data, each of which runs in a separate process, so that a failure does not affect the others.
 
 An illegal memory access, for example, makes every later call of its process fail.
 """
@@ -53,7 +53,7 @@ Outcome: TypeAlias = Result | Failure
 
 
 def run(task: Task, sizes: str) -> Outcome:
-    """Run a task in a process, and end the process, also one that takes too long."""
+    """Run a task in a process; a process that takes too long is killed."""
     CONTEXT.set_forkserver_preload(PRELOADED)  # only the first call has an effect
     receiver, sender = CONTEXT.Pipe(duplex=False)
     process = CONTEXT.Process(target=_measure, args=(sender, task, sizes))
@@ -77,7 +77,7 @@ def _ended(process: context.ForkServerProcess) -> Failure:
 
 
 def _kill(process: context.ForkServerProcess) -> None:
-    """End a process and those that it has started."""
+    """Kill a process and the processes that it has started."""
     assert process.pid is not None
     with suppress(ProcessLookupError):  # it has ended, or has no group of its own yet
         os.killpg(process.pid, signal.SIGKILL)

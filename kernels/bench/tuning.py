@@ -1,6 +1,6 @@
-"""Stage 7: other launches than those of the launch table, and the rows that are faster on this card.
+"""Stage 7: measures other launches than those of the launch table, and finds the faster ones on this card.
 
-They are those of the attentions and of products with packed weights.
+The operators are the attentions and products with packed weights.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ MAX_CACHES = 32
 FEATURES, LATENTS = 257, 64
 # heads and their size: OpenFlamingo's resampler, and that of IDEFICS
 RESAMPLERS = ((8, 64), (16, 96))
-# a launch that is faster by less is within the noise
+# a smaller gain in speed is within the noise
 MIN_GAIN = 0.03
 
-# rows per program, warps, stages; so that a row keeps its bits, tiles of media attention have 16 or 32 rows and 4 warps,
-# and those of products with packed weights have the rows of the launch table
+# rows per program, warps, stages. So that a row's result stays the same bit for bit, tiles of media attention have 16 or 32
+# rows and 4 warps, and those of products with packed weights have the rows of the launch table
 CANDIDATES = {
     "media": ((16, 32), (4,), (2, 3)),
     "paged_decode": ((16,), (2, 4, 8), (2, 3, 4, 5)),

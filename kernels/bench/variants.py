@@ -1,7 +1,7 @@
-"""Variants of media attention for decode, which are compared with the served kernel and never served.
+"""Variants of media attention for decode, for comparison with the production kernel; the server never uses them.
 
 The first requests a page before the preceding kernel has finished (programmatic dependent launch, PDL), the second uses no
-matrix instructions. Each takes the inputs of the served launch, and raises `BackendError` if this machine cannot run it.
+matrix instructions. Each takes the inputs of the production launch. It raises `BackendError` if this machine cannot run it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _multiply_add(
 ):
     """Compute one tile and one head row by row in float32, because a matrix unit would multiply 15 empty rows at decode.
 
-    Each row loads the page again: in float32, a page that is kept over the rows would take twice the registers.
+    Each row loads the page again: keeping a page in float32 for all rows would need twice the registers.
     """
     first = tl.load(tiles + 4 * tl.program_id(0))
     count = tl.load(tiles + 4 * tl.program_id(0) + 1)

@@ -1,6 +1,6 @@
 """Stages 4 to 6 as data: gated layers, decode steps and the time to the first token, which `bench.whole_model` measures.
 
-The operators are below the model and the server, and must not import them: the process of a measurement does.
+This package must not import the model and the server; the process of a measurement imports `bench.whole_model`.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Launches measured on one kind of card: a JSON file per card, read by `kernels/launch_files.py`. None is measured yet."""
+"""Launch files: a JSON file per kind of card, read by `kernels/launch_files.py`. No card has been measured yet."""

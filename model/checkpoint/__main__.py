@@ -6,9 +6,9 @@ python -m model.checkpoint import openflamingo --checkpoint FILE --language-mode
 python -m model.checkpoint import idefics --from DIR --out DIR
 python -m model.checkpoint join --language-model DIR --vision-model DIR [--cross-attn-every N] --out DIR
 
-NAME is a repository of a Hugging Face Hub, `OWNER/NAME` or `OWNER/NAME@REVISION`, or a downloaded folder; its model folder
-is created in the cache, unless it is there, and printed. A repository's name may also replace each FILE and DIR to be read.
-For `join`, `default` is the default model, whose experts are read, and the language model may be a GGUF file.
+NAME is a repository of a Hugging Face Hub, `OWNER/NAME` or `OWNER/NAME@REVISION`, or a downloaded folder. Its model folder
+is created in the cache unless it exists, and its path is printed. A FILE or DIR that is read may also be a repository.
+In `join`, `default` stands for an expert of the default model, and the language model may be a GGUF file.
 """
 
 from __future__ import annotations
@@ -131,14 +131,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     lineages = action.add_subparsers(dest="lineage", required=True)
     openflamingo = lineages.add_parser("openflamingo", help="a checkpoint.pt and its frozen models, by path or name")
     openflamingo.add_argument(
-        "--checkpoint", required=True, help="checkpoint.pt, flat or from a training run, or its repository"
+        "--checkpoint", required=True, help="checkpoint.pt (a state dict or from a training run), or its repository"
     )
-    openflamingo.add_argument("--language-model", required=True, help="its Hugging Face folder or repository")
+    openflamingo.add_argument("--language-model", required=True, help="Hugging Face folder or repository")
     openflamingo.add_argument(
         "--vision-model", required=True, help="a folder or repository of an open_clip or Hugging Face CLIP"
     )
     openflamingo.add_argument("--cross-attn-every-n-layers", type=int, required=True, metavar="N")
-    idefics = lineages.add_parser("idefics", help="a Hugging Face folder of IDEFICS (the first, not 2 or 3)")
+    idefics = lineages.add_parser("idefics", help="a Hugging Face folder of IDEFICS (version 1, not 2 or 3)")
     idefics.add_argument("--from", dest="source", required=True, help="the Hugging Face folder or repository")
     for lineage in (openflamingo, idefics):
         lineage.add_argument("--out", type=Path, required=True, help="the new folder; it must be empty or not exist")
@@ -159,15 +159,18 @@ def _add_join(parser: argparse.ArgumentParser) -> None:
         help="a folder or repository of CLIP or timm, the vision folder of a contrastive run, a model folder, or default",
     )
     parser.add_argument(
-        "--cross-attn-every", type=int, metavar="N", help="gated layers before layers 0, N, 2N, ... (default: 4)"
+        "--cross-attn-every", type=int, metavar="N", help="insert gated layers before layers 0, N, 2N, ... (default: 4)"
     )
     parser.add_argument(
         "--num-latents", type=int, default=sizes.num_latents, help="visual tokens per image (default: %(default)s)"
     )
     parser.add_argument(
-        "--resampler-layers", type=int, default=sizes.resampler_layers, help="its depth (default: %(default)s)"
+        "--resampler-layers",
+        type=int,
+        default=sizes.resampler_layers,
+        help="depth of the resampler (default: %(default)s)",
     )
-    parser.add_argument("--resampler-dim", type=int, help="its width (default: that of the encoder's features)")
+    parser.add_argument("--resampler-dim", type=int, help="width of the resampler (default: that of the features)")
     parser.add_argument("--out", type=Path, required=True, help="the new folder; it must be empty or not exist")
 
 

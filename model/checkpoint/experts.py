@@ -42,7 +42,7 @@ LANGUAGE_MODEL, VISION, NEW_ROWS = "language_model.", "vision.", ".new_rows"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LanguageExpert:
-    """A decoder under our full names, without rows of new tokens; its tokenizer has the new tokens."""
+    """A decoder's tensors under our full names, without rows of new tokens; its tokenizer has the new tokens."""
 
     config: LanguageModelConfig
     tensors: dict[str, Tensor]
@@ -52,7 +52,7 @@ class LanguageExpert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionExpert:
-    """A vision encoder under our full names."""
+    """A vision encoder's tensors under our full names."""
 
     config: VisionConfig
     tensors: dict[str, Tensor]
@@ -60,7 +60,7 @@ class VisionExpert:
 
 @dataclass(frozen=True, slots=True)
 class HuggingFaceDecoder:
-    """A language model as published, under the names of its library, with its tokenizer."""
+    """A published language model, with its tensors under the names of its library, and its tokenizer."""
 
     path: Path
     settings: dict[str, Any]
@@ -85,7 +85,7 @@ class HuggingFaceDecoder:
         return self.tensors[full]
 
     def convert(self, tables: Mapping[str, Tensor], prompt: PromptConfig) -> LanguageExpert:
-        """Convert with these rows of the token tables; all further tokens of the tokenizer are new."""
+        """Convert the decoder with these token tables; tokens of the tokenizer that have no row in them are new."""
         num_rows = len(tables["embed"])
         settings = {**self.settings, "vocab_size": num_rows, **_expansion(self.tensors)}
         tensors = self.tensors | {self.family.table(name): rows for name, rows in tables.items()}
@@ -108,7 +108,7 @@ def _expansion(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def prompt_config(tokenizer: FolderTokenizer, never: Iterable[str] = ()) -> PromptConfig:
-    """Return the markers of OpenFlamingo; the tokens `never`, if the tokenizer has them, are not sampled."""
+    """Return a prompt configuration with OpenFlamingo's markers; tokens of `never` that exist are not sampled."""
     suppressed = dict.fromkeys((MEDIA, *never, tokenizer.pad_alone))
     return PromptConfig(
         media_token=MEDIA,
@@ -130,15 +130,15 @@ def open_language_expert(path: Path) -> LanguageExpert:
     ids = expert.tokenizer.get_vocab(with_added_tokens=True).values()
     if max(ids) >= expert.config.num_token_ids or len(set(ids)) < len(ids):
         raise CheckpointError(
-            f"{path}: the tokenizer's {len(ids)} tokens have ids up to {max(ids)} with gaps, so that no ids can follow "
-            f"them; the model has rows for {expert.config.num_token_ids}"
+            f"{path}: the tokenizer's {len(ids)} tokens must have different ids below the model's "
+            f"{expert.config.num_token_ids} rows, but they have {len(set(ids))} ids up to {max(ids)}"
         )
     return expert
 
 
 def _hugging_face_decoder(folder: Path) -> LanguageExpert:
     decoder = HuggingFaceDecoder.open(folder)
-    # tables may be padded, or lack rows of tokens that were added to the tokenizer alone
+    # tables may be padded, or may lack rows of tokens that were added only to the tokenizer
     num_rows = min(len(decoder.tokenizer), *(len(decoder.table(name)) for name in decoder.tables))
     decoder.tokenizer.add([END_OF_CHUNK, MEDIA])
     tables = {name: decoder.table(name)[:num_rows] for name in decoder.tables}

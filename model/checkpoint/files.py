@@ -1,12 +1,12 @@
-"""The files of a foreign checkpoint: its tensors, how they become ours, and its tokenizer.
+"""Reads the files of a foreign checkpoint: its tensors, which are converted to ours, and its tokenizer.
 
 A folder holds safetensors or PyTorch files, whole or in shards with an index; a `.pt` file holds a dictionary. Both are
-mapped into memory and never executed. A plan names, for each of our tensors, the foreign tensors that make it up. It comes
-from a family's table of names and the shapes of our empty model, before any tensor is read; one error then lists all
-tensors that are missing, unexpected or of another shape.
+mapped into memory and never executed. A plan lists, for each of our tensors, the foreign tensors of which it consists. It
+is made from a family's table of names and the shapes of our empty model, before any tensor is read. So one error can list
+all tensors that are missing, unexpected or of another shape.
 
-The tokenizer is `tokenizer.json` and the tokens that begin, end and pad a text. The settings files that name those tokens
-are read as data; no tokenizer class is needed or run.
+The tokenizer consists of `tokenizer.json` and the tokens that begin, end and pad a text. The settings files that name those
+tokens are read as data; no tokenizer class is needed or run.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def read_pickle(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(f"{file} is not a file")
     try:
-        # files from before PyTorch 1.6 are no zip archives and cannot be mapped
+        # files from before PyTorch 1.6 are not zip archives and cannot be mapped
         read = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # unpickling may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -64,7 +64,7 @@ def read_pickle(file: Path) -> dict[str, Any]:
 def only_tensors(values: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
     """Return the values; `CheckpointError` names those that are not tensors."""
     if unexpected := [str(name) for name, value in values.items() if not isinstance(value, Tensor)]:
-        raise CheckpointError(f"{origin} holds more than tensors: {', '.join(unexpected[:20])}")
+        raise CheckpointError(f"{origin} holds entries that are not tensors: {', '.join(unexpected[:20])}")
     return dict(values)
 
 
@@ -116,8 +116,8 @@ def plan(
 ) -> Plan:
     """Plan the tensors of one of our modules; `ours` and `theirs` are prefixes of its names.
 
-    `stored` are the shapes of foreign tensors that differ from ours. Of our modules by their name in the table, `rows` are
-    the numbers of rows of the sources where these are not equal, and `rearrange` changes the order of the rows.
+    `stored` has the shapes of foreign tensors that differ from ours. `rows` and `rearrange` are by the name of a module in
+    the table: the numbers of rows of its sources if they are not equal, and a function that reorders its rows.
     """
     recipes: Plan = {}
     for name, shape in shapes.items():
@@ -146,7 +146,7 @@ def _several(names: str | tuple[str, ...]) -> tuple[str, ...]:
 def convert(
     origin: str, recipes: Plan, tensors: Mapping[str, Tensor], ignored: re.Pattern[str] | None = None
 ) -> dict[str, Tensor]:
-    """Convert their tensors to ours. A name that matches `ignored` (a buffer, an unused part) may be there or not."""
+    """Convert their tensors to ours. A tensor whose name matches `ignored` (a buffer, an unused part) is optional."""
     expected = {source.name: source.shape for recipe in recipes.values() for source in recipe.sources}
     stored = {name: tuple(tensors[name].shape) if name in expected else () for name in tensors}
     check_shapes(origin, expected, stored, ignored)
@@ -177,7 +177,7 @@ class FolderTokenizer:
 
     @property
     def pad_alone(self) -> str:
-        """The padding token if it has no other meaning (it is then never an answer), else ""."""
+        """The padding token if it has no other meaning (it is then never sampled), else ""."""
         return "" if self.pad in (self.bos, self.eos, self.unk) else self.pad
 
     def __len__(self) -> int:
@@ -187,7 +187,7 @@ class FolderTokenizer:
 def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> FolderTokenizer:
     """Read the tokenizer. Raises `CheckpointError` and `ConfigError`.
 
-    `config`, the folder's `config.json`, may have token ids that the tokenizer's files lack.
+    `config` is the folder's `config.json`, which may have token ids that the tokenizer's files lack.
     """
     file = folder / "tokenizer.json"
     if not file.is_file():

@@ -23,7 +23,7 @@ from model.checkpoint.language_models import decoder_plan
 from model.config import ConfigError, LanguageModelConfig
 from model.folder import CheckpointError
 
-# passes the items of a sequence on, one by one
+# iterates over a sequence, and may show the progress
 Track: TypeAlias = Callable[[Sequence[Any]], Iterable[Any]]
 
 NAMES: Names = {
@@ -173,7 +173,7 @@ def _read_errors(path: Path) -> Iterator[None]:
         yield
     except (CheckpointError, ConfigError):
         raise
-    except Exception as error:  # numbers and names are used as they stand in the file, and tokenizers names no type
+    except Exception as error:  # the file's numbers and names are not checked, and tokenizers documents no error type
         raise CheckpointError(f"{path} cannot be read as GGUF: {error}") from error
 
 

@@ -1,7 +1,7 @@
-"""Join two frozen experts to a model that is yet to be trained: a new bridge between a decoder and a vision encoder.
+"""Join a frozen decoder and a frozen vision encoder by a new bridge, which is not trained yet.
 
 The bridge is the paper's: 64 visual tokens per image or video, gated layers before layers 0, n, 2n, ..., squared ReLU, and
-heads like the decoder's. Its gates are zero, so that the model answers as the decoder alone, bit for bit.
+heads like the decoder's. Its gates are zero, so the model's outputs equal those of the decoder alone, bit for bit.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from model.zoo.bridge import start_bridge
 
 # width of the resampler's heads
 HEAD_DIM = 64
-# of the paper's models, the 9B has its gated layers at this interval
+# the interval of the gated layers in the paper's 9B model
 INTERVAL = 4
-# frames with an embedding of their own; those of longer videos are interpolated
+# frames with a learned embedding; the embeddings of longer videos are interpolated
 NUM_FRAMES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BridgeSizes:
-    """The sizes of a new bridge; `None` is decided by the experts."""
+    """The sizes of a new bridge; `None`: derived from the experts."""
 
-    # gated layers are before every n-th layer; None: 4, or the number of layers if that is smaller
+    # a gated layer precedes every n-th layer; None: 4, or the number of layers if that is smaller
     cross_attn_every: int | None = None
     num_latents: int = 64
     resampler_layers: int = 6

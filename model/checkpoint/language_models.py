@@ -1,7 +1,8 @@
 """Import Hugging Face decoders: each family is a reader of its configuration and a table of names.
 
-A feature that the decoder does not implement is refused by the name of its field: a model either computes its own numbers
-or does not load. The tables follow transformers' modules; that of MPT-1B (`mosaic_gpt`) follows its own code.
+A checkpoint with a feature that the decoder does not implement is refused, and the error names the field: a model either
+computes the same numbers as its original or does not load. The tables follow transformers' modules, that of MPT-1B
+(`mosaic_gpt`) its own code.
 """
 
 from __future__ import annotations
@@ -67,12 +68,12 @@ NEUTRAL_MOSAIC: Neutral = {
 
 def activation(name: str) -> Activation:
     if name not in ACTIVATIONS:
-        raise CheckpointError(f"activation {name!r} is none of {', '.join(ACTIVATIONS)}")
+        raise CheckpointError(f"activation {name!r} is not one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 def rotary(config: HuggingFaceConfig) -> dict[str, Any]:
-    """Return the fields of rotary positions: of `rope_parameters` (transformers 5), or older fields and `rope_scaling`."""
+    """Return the fields of rotary positions, read from `rope_parameters` (transformers 5) or from the older fields."""
     for name in ("rope_scaling", "rope_parameters"):
         refuse_fields(f"{CONFIG}{name}.", config.get(name) or {}, NEUTRAL_ROTARY)
     return {**config, **(config.get("rope_parameters") or {})}
@@ -224,7 +225,7 @@ class Family:
     names: Names
     # prefix of every module but the head; files of the bare decoder lack it
     root: str
-    # buffers that some versions wrote into their files
+    # buffers that some versions of the library saved
     ignored: str
     # [head 0: query, key, value; head 1: ...] instead of [queries; keys; values]
     interleaved_qkv: bool = False
@@ -332,7 +333,7 @@ def language_model_config(config: HuggingFaceConfig) -> LanguageModelConfig:
 def family_of(config: HuggingFaceConfig) -> Family:
     kind = config.get("model_type")
     if kind not in FAMILIES:
-        raise CheckpointError(f"the language model's model_type {kind!r} is none of {', '.join(FAMILIES)}")
+        raise CheckpointError(f"the language model's model_type {kind!r} is not one of {', '.join(FAMILIES)}")
     return FAMILIES[kind]
 
 

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 HEAD_DIM = 64
 PAD = "<PAD>"
 
-# a state dict has these modules under two paths
+# a state dict contains these modules twice, under two paths
 DUPLICATES = re.compile(r"lang_encoder\.(gated_cross_attn_layers|old_decoder_blocks)\.")
 GATED_LAYER = re.compile(r"lang_encoder\..+\.(\d+)\.gated_cross_attn_layer\.")
 
@@ -139,14 +139,14 @@ def import_openflamingo(
 
 
 def _open_decoder(folder: Path, checkpoint: Checkpoint) -> HuggingFaceDecoder:
-    """Open the language model with the checkpoint's tensors and this lineage's tokens."""
+    """Open the language model with the checkpoint's tensors and OpenFlamingo's tokens."""
     decoder = HuggingFaceDecoder.open(folder)
     decoder.tokenizer.add([END_OF_CHUNK, MEDIA] if decoder.tokenizer.pad else [END_OF_CHUNK, MEDIA, PAD])
     return replace(decoder, tensors=decoder.tensors | decoder.family.full_names(checkpoint.language_model))
 
 
 def _num_new_tokens(tokenizer: FolderTokenizer) -> int:
-    """Return how many of the last ids are this lineage's tokens."""
+    """Return how many of the tokenizer's last ids are tokens that OpenFlamingo added."""
     ids = {tokenizer.tokenizer.token_to_id(token) for token in (END_OF_CHUNK, MEDIA, PAD)}
     return sum(1 for _ in takewhile(ids.__contains__, reversed(range(len(tokenizer)))))
 
@@ -202,7 +202,7 @@ def _gated_config(checkpoint: Checkpoint, every_n_layers: int, num_layers: int) 
     if not expected or sorted(stored) != expected:
         raise CheckpointError(
             f"{checkpoint.file} has gated layers before layers {sorted(stored)} of the language model's {num_layers}, "
-            f"but one every {every_n_layers} layers means {expected}"
+            f"but with one every {every_n_layers} layers they should be before {expected}"
         )
     first = stored[expected[0]]
     ffn_dim, _ = _sizes(checkpoint, f"{first}ff.1.weight")

@@ -1,7 +1,7 @@
 """Import convolutional vision encoders from a folder or repository of timm: a `config.json` and the whole network.
 
-The tensors have timm's own names, which are ours; the classifier is left out. Of the image settings, size, colours and the
-form of the square are taken. timm's zoom before a crop (`crop_pct`) is not, and images are always scaled bicubically.
+The tensors keep timm's own names; the classifier is left out. Of the image settings, the size, the mean and deviation of
+colours, and crop or squash are used. timm's zoom before a crop (`crop_pct`) is ignored; images are scaled bicubically.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DEFAULTS: Mapping[str, Any] = {
 
 
 def timm_config(config: Mapping[str, Any]) -> VisionConfig:
-    """Read the `config.json` of timm; older ones have the image settings next to the architecture."""
+    """Read the `config.json` of timm; older files have the image settings next to the architecture."""
     if changes := {n: v for n, v in (config.get("model_args") or {}).items() if n not in NEUTRAL_ARGUMENTS}:
         raise CheckpointError(f"{CONFIG}model_args = {changes!r} is not implemented")
     settings = {**DEFAULTS, **config.get("pretrained_cfg", config)}

@@ -26,7 +26,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 CONFIG = "the vision model's config: "
 
-# a nested configuration is saved without the values that equal these
+# the defaults of a nested configuration, which is saved without them
 HUGGING_FACE_DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -120,7 +120,7 @@ LITE_UNUSED = re.compile(r"^_fc\.")
 
 
 def clip_config(config: Mapping[str, Any]) -> VisionConfig:
-    """Read a `config.json` of CLIP or of its vision model: patches alone, the shortest side cropped."""
+    """Read a `config.json` of CLIP or of its vision model; features are patches alone, and images are cropped."""
     if (kind := config.get("model_type")) not in ("clip", "clip_vision_model"):
         raise CheckpointError(f"the vision model's model_type {kind!r} is neither 'clip' nor 'clip_vision_model'")
     nested = {**config.get("vision_config", config), **(config.get("vision_config_dict") or {})}
@@ -189,7 +189,7 @@ def load_clip_folder(folder: Path) -> tuple[VisionConfig, dict[str, Tensor]]:
 
 
 def read_preprocessor(folder: Path) -> dict[str, Any]:
-    """Read the image settings, from a file of their own or (since transformers 5) the processor's; {} if there are none."""
+    """Read the image settings from their own file or (since transformers 5) the processor's; {} if there are none."""
     if (file := folder / "preprocessor_config.json").is_file():
         return read_json(file)
     file = folder / "processor_config.json"

@@ -1,7 +1,7 @@
 """Carry out an import: `python -m model.hub.convert` reads a `Job` as JSON from standard input.
 
-One process at a time imports into a folder; a second one waits and then finds it. What a killed import left is removed by
-the next one. An error goes to standard output in one line.
+One process at a time imports into a folder; a second process waits and then uses the finished folder. Files of an import
+that was killed are removed by the next one. An error is written to standard output as one line.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _write(job: Job, folder: Path) -> None:
 
 
 def _link(source: Path, folder: Path, files: dict[str, str]) -> None:
-    """Create a folder with the files of another; they are not copied if both are on one file system."""
+    """Create a folder with the files of another: as hard links on the same file system, else as copies."""
     weights = weight_files(source, WEIGHTS)
     if not weights:
         raise CheckpointError(f"{source} holds no weights: neither {WEIGHTS} nor {WEIGHTS}.index.json")

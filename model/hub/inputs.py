@@ -1,6 +1,6 @@
 """The inputs of an import: each function downloads what an importer reads, and returns its path.
 
-The small files are fetched first and checked, so that what cannot be imported costs no large download.
+The small files are fetched and checked first, so that an unsupported model causes no large download.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An import that a process of its own carries out: everything that it needs is downloaded."""
+"""The description of an import that a separate process carries out; all of its inputs are downloaded already."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SOURCE = "SOURCE.json"
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A repository or folder that a model was made of, for `SOURCE.json`."""
+    """A repository or folder from which a model was made, as `SOURCE.json` lists it."""
 
     part: str  # "checkpoint", "language model", "vision model", or "model" for the whole
     repository: str

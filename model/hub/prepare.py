@@ -1,7 +1,8 @@
 """`prepare` turns a model's name into a model folder: found in the cache, or downloaded and imported once.
 
-The import runs in a process of its own: no torch here, and its memory is released before a server starts. The folder's name
-has the repository, the commit and the version of the converter, so that another commit or converter gets another folder.
+The import runs in a separate process, so this one does not load torch, and the memory is released before a server starts.
+The folder's name contains the repository, the commit and the version of the converter, so that another commit or converter
+gets another folder.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def prepare(name: str, cache: Path) -> Path:
     except HubUnreachable as error:
         if (folder := _last_import(name, cache)) is None:
             raise
-        logger.warning("%s. The last import of %s is served", error, name)
+        logger.warning("%s. The last imported version of %s is served", error, name)
         return folder
     if isinstance(source, LocalFolder) and _kind(source) == "model folder":
         return source.path
@@ -118,7 +119,7 @@ def _experts(source: Source) -> Experts:
         f"--vision-model {CLIP_VIT_L_14} --cross-attn-every-n-layers {interval} --out FOLDER"
     )
     if experts is None:
-        raise ModelNameError(f"{source} is an OpenFlamingo whose frozen models are not known; name them: {command}")
+        raise ModelNameError(f"{source} is an OpenFlamingo whose frozen models are not known; specify them: {command}")
     if not experts.language_model:
         raise ModelNameError(
             f"{source} needs LLaMA-7B, which is not openly distributed; if you have it in Hugging Face's format: {command}"
@@ -147,7 +148,7 @@ PLANS: Mapping[str, Callable[[Source], Planned]] = MappingProxyType(
 
 
 def _run(job: Job) -> None:
-    """Run an import in a process of its own. Raises `ModelNameError` with its message."""
+    """Run an import in a separate process. Raises `ModelNameError` with the message of that process."""
     finished = subprocess.run(
         [sys.executable, "-m", "model.hub.convert"],
         cwd=ROOT,

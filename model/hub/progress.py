@@ -1,4 +1,4 @@
-"""The progress of a download as log lines, for a standard error that is no terminal."""
+"""Shows the progress of a download as log lines, if standard error is not a terminal."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SECONDS = 10.0
 class LogProgress(tqdm):  # type: ignore[type-arg]  # it iterates over nothing
     """A progress bar that logs a line every ten seconds instead of drawing.
 
-    `snapshot_download` opens several bars; one of them counts the bytes of all files. What a bar writes when it is closed
-    goes nowhere.
+    `snapshot_download` opens several bars; one of them counts the bytes of all files. Output of a bar that is closed is
+    discarded.
     """
 
     repository = ""
@@ -31,7 +31,7 @@ class LogProgress(tqdm):  # type: ignore[type-arg]  # it iterates over nothing
 
     def update(self, n: float | None = 1) -> bool | None:
         is_due = super().update(n)
-        # the bar with a format of its own counts the same bytes before they are unpacked
+        # the bar with another format counts the same bytes before they are unpacked
         if is_due and self.unit == "B" and self.bar_format is None:
             logger.info("downloading %s: %.0f of %.0f MB", self.repository, self.n / 1e6, (self.total or 0) / 1e6)
         return is_due

@@ -41,7 +41,7 @@ OPENFLAMINGO: Mapping[str, Experts] = MappingProxyType(
             language_model="togethercomputer/RedPajama-INCITE-Instruct-3B-v1", every_n_layers=2
         ),
         "openflamingo/OpenFlamingo-9B-vitl-mpt7b": Experts(language_model="anas-awadalla/mpt-7b", every_n_layers=4),
-        # the first release, of LLaMA-7B, which Meta gave to applicants only; the repository was renamed
+        # the first release, with LLaMA-7B, which Meta gave only to applicants; the repository was renamed
         "openflamingo/OpenFlamingo-9B": Experts(language_model="", every_n_layers=4),
         "openflamingo/OpenFlamingo-9B-deprecated": Experts(language_model="", every_n_layers=4),
     }
@@ -59,7 +59,7 @@ def experts_of(repository: str) -> Experts | None:
 
 
 def experts_of_folder(folder: Path) -> Experts | None:
-    """Return the experts of a downloaded repository by the folder's name, or by huggingface_hub's cache that it lies in."""
+    """Return the experts of a downloaded repository by its folder's name, or by its path in huggingface_hub's cache."""
     for repository, experts in OPENFLAMINGO.items():
         if folder.name == repository.partition("/")[2] or f"models--{repository.replace('/', '--')}" in folder.parts:
             return experts

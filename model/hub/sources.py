@@ -1,7 +1,7 @@
 """The sources of models: repositories of a Hugging Face Hub at a commit, and local folders.
 
-Both have files by name and fetch those that an import reads. huggingface_hub downloads; the Hub's address, its token and
-its cache are the library's own settings (HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE). No code of a repository is run.
+Both list files by name and fetch those that an import reads. huggingface_hub downloads them; its own settings determine the
+Hub's address, token and cache (HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE). No code of a repository is run.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ UNSTATED = "not stated"
 
 
 class ModelNameError(RuntimeError):
-    """A name that gives no model; the message says in one line what is wrong and what to do."""
+    """A name that refers to no usable model; the message says in one line what is wrong and what to do."""
 
 
 class HubUnreachable(ModelNameError):
-    """The Hub does not answer, or must not be requested, and huggingface_hub's cache lacks what is needed."""
+    """The Hub does not answer, or offline mode is set, and huggingface_hub's cache lacks a needed file."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ class LocalFolder:
         return frozenset(file.name for file in self.path.iterdir() if file.is_file())
 
     def fetch(self, names: Iterable[str]) -> Path:
-        """Return the folder, which has the files."""
+        """Return the folder itself, which already has the files."""
         return self.path
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A model repository of the Hub at a commit; `revision` is what the user named."""
+    """A model repository of the Hub at a commit; `revision` is the branch, tag or commit that the user named."""
 
     name: str
     revision: str
@@ -106,7 +106,7 @@ class Repository:
 
     @classmethod
     def resolve(cls, name: str, revision: str) -> Repository:
-        """Find the commit: no request for a commit hash, else one; the last known commit if the Hub cannot be reached."""
+        """Find the commit: with one request, unless it is given as a hash; the last known one if the Hub is unreachable."""
         with _explained(name, revision):
             return cls(name, revision, huggingface_hub.HfApi().resolve_revision(name, revision=revision).resolved)
 
@@ -119,7 +119,7 @@ class Repository:
         return frozenset(file.path for file in tree if "/" not in file.path)
 
     def fetch(self, names: Iterable[str]) -> Path:
-        """Download those of the files that the repository has, unless they are cached; return their folder."""
+        """Download the named files that exist in the repository and are not cached; return their folder."""
         with _explained(self.name, self.revision):
             progress = None if sys.stderr.isatty() else LogProgress.of(self.name)
             folder = huggingface_hub.snapshot_download(
@@ -142,7 +142,7 @@ def open_source(text: str) -> Source:
     match = NAME.fullmatch(text)
     if match is None or path.exists():
         raise ModelNameError(
-            f"{text} is no folder, and no name of a repository: OWNER/NAME or OWNER/NAME@REVISION is expected"
+            f"{text} is neither a folder nor the name of a repository: expected OWNER/NAME or OWNER/NAME@REVISION"
         )
     return Repository.resolve(match["repository"], match["revision"] or DEFAULT_REVISION)
 
@@ -201,7 +201,7 @@ def _explained(name: str, revision: str) -> Iterator[None]:
         ) from None
     except errors.RepositoryNotFoundError:
         raise ModelNameError(
-            f"{name} is no folder, and {hub} has no repository of that name, or a private one: check the name, or set "
+            f"{name} is not a folder, and {hub} has no repository of that name, or a private one: check the name, or set "
             "HF_TOKEN to a token that may read it"
         ) from None
     except errors.RevisionNotFoundError:
@@ -223,7 +223,7 @@ def _explained(name: str, revision: str) -> Iterator[None]:
 
 
 def _route_log_lines() -> None:
-    """Have huggingface_hub's lines printed once, by the handler of the root logger, and no line per request."""
+    """Print huggingface_hub's log lines once, by the root logger's handler, and no line per request."""
     huggingface_hub.HfApi()  # loads the library, which adds a handler of its own
     logging.getLogger("huggingface_hub").handlers.clear()
     logging.getLogger("httpx2").setLevel(logging.WARNING)

@@ -1,7 +1,7 @@
 """Build a model folder of one of the paper's models: `python -m model.presets build NAME --out DIR [--scale tiny]`.
 
-The experts are random, or given as for `model.checkpoint join`; the bridge is the preset's. The whole model is in memory
-while it is built.
+The experts are random, or given as for `model.checkpoint join`; the bridge is the preset's. The whole model is held in
+memory while it is built.
 """
 
 from __future__ import annotations

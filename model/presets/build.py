@@ -27,7 +27,7 @@ def build(
     gate: float = 0.0,
     files: Mapping[str, str | bytes] = NO_FILES,
 ) -> FlamingoConfig:
-    """Write the new folder `out`, whose name is the model's; `dtype` is that of random weights, `gate` of every gate's.
+    """Write the new folder `out`, named as the model; `dtype` is that of random weights, `gate` the value of each gate.
 
     A given expert keeps its sizes and weights, and the bridge fits it. Raises `CheckpointError` and `ConfigError`.
     """

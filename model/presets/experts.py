@@ -1,4 +1,4 @@
-"""Experts with random weights, in the forms of those that `model.checkpoint.experts` reads, and a tokenizer of bytes."""
+"""Experts with random weights, in the form that `model.checkpoint.experts` returns, and a byte tokenizer."""
 
 from __future__ import annotations
 

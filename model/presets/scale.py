@@ -9,7 +9,7 @@ from model.config import FlamingoConfig, GatedConfig, LanguageModelConfig, Resam
 
 Scale = Literal["full", "tiny"]
 
-# heads are fewer and narrower by this factor, and widths that are products of both by its square
+# the number and the width of heads are divided by this factor, and widths that are their product by its square
 HEADS_DIVISOR = 8
 WIDTH_DIVISOR = HEADS_DIVISOR**2
 # a network of the family of NFNet-F6, with as many features of an image, but 192 wide

@@ -1,7 +1,7 @@
 """The bridge between two experts: a seeded start for training, and the default model's trained one on disk.
 
-On disk, matrices have 8-bit rows with a float16 scale per row; all other tensors are float32.
-The start's gates are zero, so that the language model answers as it would alone. The rows of new tokens are the mean of the
+On disk, matrices are int8 with a float16 scale per row; all other tensors are float32.
+The initial gates are zero, so the language model answers as it would alone. The rows of new tokens are the mean of the
 frozen rows, which makes these tokens unlikely.
 """
 
@@ -60,9 +60,9 @@ def _dequantised(name: str, tensor: Tensor, stored: Mapping[str, Tensor]) -> Ten
 
 
 def start_bridge(config: FlamingoConfig, experts: Mapping[str, Tensor], seed: int = SEED) -> dict[str, Tensor]:
-    """Return all tensors of the model that are not an expert's; they are the same on every call with a seed.
+    """Return the initial values of all tensors that are not an expert's; the same seed gives the same values.
 
-    `experts` has the language model's token tables under their full names, and the ancestors of classes if the model reads
+    `experts` has the language model's token tables under their full names, and the ancestors of classes if the model uses
     kin.
     """
     with torch.random.fork_rng(devices=[]):
@@ -95,12 +95,12 @@ def _kin_components(dim: int, experts: Mapping[str, Tensor]) -> dict[str, Tensor
 
 @torch.no_grad()
 def start_as_mean(resampler: Resampler) -> None:
-    """Start visual tokens as the mean feature in other coordinates, so that they separate what the encoder separates.
+    """Initialise the resampler so that visual tokens are a random projection of the mean feature.
 
-    This needs no training: a random projection preserves distances (Johnson and Lindenstrauss, 1984). Values and outputs
-    are the identity, feed-forwards zero, and queries and keys small, so that attention is uniform. The norm before the
-    attention would scale features of an empty patch up to those of a full one; a constant bias that is large compared with
-    all features makes the norm a constant, which its own scale undoes.
+    A random projection preserves distances (Johnson and Lindenstrauss, 1984), so visual tokens distinguish what the encoder
+    distinguishes before any training. Values and outputs are the identity, feed-forwards zero, and queries and keys small,
+    so attention is uniform. The norm before the attention would scale the features of an empty patch up to those of a full
+    one. A constant bias that is large compared with all features makes the norm a constant factor, which its scale undoes.
     """
     if not isinstance(resampler, PerceiverResampler) or not isinstance(resampler.input, nn.Linear):
         return

@@ -1,6 +1,6 @@
 """Convert the experts' files and the bridge to a model folder: `python -m model.zoo.convert VISION LANGUAGE_MODEL FOLDER`.
 
-Weights are stored in float32, in which the file's 4-bit numbers are exact, and which loads by mapping the file into memory.
+Weights are stored in float32, which represents the file's 4-bit numbers exactly and can be mapped into memory.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def save_once(
     tokenizer_json: str,
     files: Mapping[str, str | bytes] = NO_FILES,
 ) -> None:
-    """Save the folder unless another process saves it first; both write the same."""
+    """Save the folder unless another process saves it first; both would write the same content."""
     try:
         save_folder(folder, DEFAULT, tensors, tokenizer_json, files=files)
     except (CheckpointError, OSError):

@@ -1,9 +1,9 @@
 """The default model: EfficientNet-Lite0 and SmolLM2-135M-Instruct, frozen and from PyPI, a small bridge, and its folder.
 
-`prepare` provides the experts' files and converts them once, into a cache. The folder's name ends in a digest of all its
-sources, so that a newer bridge or converter gets a new folder. Conversion runs in a process of its own: no torch here, and
-its memory is released before a server starts. The language model's file also has its part of the configuration; conversion
-checks that both agree.
+`prepare` gets the experts' files and converts them once, into a cache. The folder's name ends in a digest of all its
+sources, so that a newer bridge or converter gets a new folder. Conversion runs in a separate process, so this one does not
+load torch, and the memory is released before a server starts. The language model's file contains its own configuration;
+conversion checks that it equals the one below.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ DEFAULT = FlamingoConfig(
         num_patches=49,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
-        # nothing of a photograph is cropped; the encoder was trained on crops of aspect 3:4 to 4:3
+        # photographs are not cropped; the encoder was trained on crops of aspect 3:4 to 4:3
         resize="squash",
         kin=KinConfig(dim=32, num_classes=1000, num_ancestors=1395),
     ),

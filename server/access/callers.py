@@ -1,7 +1,7 @@
-"""A caller is the sender of a request, as its API key names it, with a role and a quota.
+"""Callers: the senders of requests, identified by API keys, each with a role and a quota.
 
-A server without any key is open: every caller is an administrator of all but the keys. The setting `api_key` is a key with
-the role `admin` of the default tenant.
+A server without any key is open: every caller has all rights except to manage keys. The setting `api_key` is a key of the
+default tenant with the role `admin`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ OF_SETTING = "api_key"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """The sender of a request. `client` names those that share limits: a key of the database, or else an address.
+    """The sender of a request. Callers with the same `client`, a key of the database or else an address, share limits.
 
-    `key` is the id of its key, `api_key` for that of the setting, empty for a caller without one.
+    `key` is the id of its key: `api_key` for the setting, empty for a caller without a key.
     """
 
     client: str
@@ -52,7 +52,7 @@ class Callers:
         if scheme.lower() == "bearer" and (secret := secret.strip()):
             if self._digest is not None and hmac.compare_digest(digest(secret), self._digest):
                 return Caller(client=address, role="admin", key=OF_SETTING)
-            # found by its digest, so the time taken reveals nothing about the keys
+            # keys are looked up by digest, so the time of a lookup reveals nothing about them
             if (key := await self._keys.find(secret)) is not None:
                 return Caller(
                     client=key.id,

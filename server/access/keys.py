@@ -1,7 +1,7 @@
 """API keys: administrators create, list and revoke them in the database; each request looks its key up in memory.
 
-A key is a random text that is shown once; the database has its SHA-256 alone. A key that another server, or the command
-`flamboyance keys`, has made or revoked is noticed within `REFRESH_SECONDS`.
+A key is a random text that is shown once; the database has only its SHA-256. When another server or the command
+`flamboyance keys` creates or revokes a key, this server notices within `REFRESH_SECONDS`.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from server.store.database import Base, Database, new_id
 ID_PREFIX, SECRET_PREFIX = "key_", "fl-"
 NUM_SECRET_BYTES = 32
 REFRESH_SECONDS = 5.0
-# after which the database is asked again for a key that it did not have
+# seconds after which an unknown key is looked up in the database again
 MISSING_SECONDS = 1.0
-# for which a request waits for the database before it goes on with the keys that were read before
+# seconds for which a request waits for the database before the keys that were read last are used
 MAX_WAIT_SECONDS = 0.5
-# older servers, for which all keys are of one tenant, do not understand such a role: the key permits nothing there
+# older servers have only one tenant and do not know such a role, so the key permits nothing there
 OF_TENANT = "tenant/"
 
 logger = logging.getLogger(__name__)
 
 
 class KeyRow(Base):
-    """An API key, by the SHA-256 of its secret. The role of a key of another than the default tenant has a prefix."""
+    """An API key, by the SHA-256 of its secret. For a tenant other than the default one, the role has a prefix."""
 
     __tablename__ = "api_keys"
 
@@ -80,7 +80,7 @@ class Keys:
     async def create(
         self, name: str, role: Role, limits: Limits | None = None, *, tenant: str = DEFAULT_TENANT
     ) -> tuple[Key, str]:
-        """Make a key, and return it with its secret, which cannot be read again. Raises `DatabaseUnavailable`."""
+        """Create a key, and return it with its secret, which cannot be read again. Raises `DatabaseUnavailable`."""
         secret = SECRET_PREFIX + secrets.token_urlsafe(NUM_SECRET_BYTES)
 
         def add(session: Session, now: float) -> Key:
@@ -110,7 +110,7 @@ class Keys:
     async def revoke(self, key_id: str, *, may_be_last: bool, tenant: str = DEFAULT_TENANT) -> Key:
         """Delete a key that `tenant` manages, and return it.
 
-        The last one is deleted only if it `may_be_last`, as a server without keys is open.
+        The last key is deleted only if it `may_be_last`, because a server without keys is open.
 
         Raises `KeyNotFound`, `LastKey` and `DatabaseUnavailable`.
         """
@@ -121,7 +121,7 @@ class Keys:
             if row is None or not manages(tenant, row.tenant):
                 raise KeyNotFound(f"no API key has the id {key_id[:80]!r}")
             if not may_be_last and len(rows) == 1:
-                raise LastKey("this is the last key, and a server without keys is open: make another one first")
+                raise LastKey("this is the last key, and a server without keys is open: create another one first")
             session.delete(row)
             digests.append(row.digest)
             return _key(row)
@@ -139,14 +139,14 @@ class Keys:
         return key or (await self._recent(MISSING_SECONDS)).get(of_secret)
 
     async def exist(self) -> bool:
-        """Return whether there is a key, or was one since this process began: a lost database opens no server.
+        """Return whether there is a key, or was one since this process began: losing the database must not open the server.
 
         Raises `DatabaseUnavailable` if the keys have never been read.
         """
         return bool(await self._recent(REFRESH_SECONDS)) or self._have_existed
 
     def _note_change(self, *revoked: str) -> None:
-        """Read the keys anew for the next request; those with these digests end at once."""
+        """Have the keys read again for the next request; revoked digests become invalid at once."""
         self._num_changes += 1
         self._loaded_at = -inf
         if self._by_digest is not None:
@@ -157,7 +157,7 @@ class Keys:
         if self._clock() - self._loaded_at >= max_age:
             if self._loading is None or self._loading.done():
                 self._loading = asyncio.create_task(self._reload())
-            # the first time there is nothing to go on with
+            # at first there are no earlier keys to use
             await asyncio.wait({self._loading}, timeout=None if self._by_digest is None else MAX_WAIT_SECONDS)
         if self._by_digest is None:
             raise DatabaseUnavailable("the API keys cannot be read")
@@ -167,14 +167,14 @@ class Keys:
         try:
             by_digest = await self._read_after_changes()
         except DatabaseUnavailable:
-            logger.warning("the API keys cannot be read; those read before are used")
+            logger.warning("the API keys cannot be read; the keys that were read last are used")
         else:
             self._by_digest = by_digest
             self._have_existed |= bool(by_digest)
         self._loaded_at = self._clock()
 
     async def _read_after_changes(self) -> Mapping[str, Key | None]:
-        """Read the keys, again if this process has changed them meanwhile. Raises `DatabaseUnavailable`."""
+        """Read the keys, and once more if this process changed them meanwhile. Raises `DatabaseUnavailable`."""
         while True:
             num_changes = self._num_changes
             by_digest = await self._database.read(_load)
@@ -183,7 +183,7 @@ class Keys:
 
 
 def manages(tenant: str, other: str) -> bool:
-    """Return whether administrators of a tenant manage the keys of the other: those of the default one manage all."""
+    """Return whether administrators of `tenant` manage the keys of `other`; those of the default tenant manage all keys."""
     return tenant in (DEFAULT_TENANT, other)
 
 
@@ -203,7 +203,7 @@ def _load(session: Session, _now: float) -> dict[str, Key | None]:
 
 
 def _known(row: KeyRow) -> Key | None:
-    """Return the key of a row, None for one that only a newer server understands: it permits nothing here."""
+    """Return the key of a row, or None for a key of a newer server's form, which permits nothing here."""
     try:
         return _key(row)
     except msgspec.ValidationError:

@@ -1,9 +1,9 @@
-"""Web pages that may send requests: those of this server, and those of the origins that the settings name.
+"""Decides which web pages may send requests: those of this server, and those of the origins in the settings.
 
-A page of another site cannot send JSON or read a response unless CORS permits it. It could send a form, or a request
-without a body, to a server that needs no key: so what changes anything is refused to it. Its own name may be made to
-lead to a loopback address (DNS rebinding): so a server that only this machine can reach, and that needs no key, accepts
-the names of this machine alone in the header `Host`.
+A page of another site cannot send JSON or read a response unless CORS permits it. But it could send a form, or a request
+without a body, to a server that needs no key: so its requests that change something are refused. It could also let its own
+name resolve to a loopback address (DNS rebinding): so a server that listens on loopback and needs no key accepts only the
+names of this machine in the header `Host`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from server.settings import Settings
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 LOOPBACK_NAMES = frozenset({"localhost", "ip6-localhost"})
-# these change nothing
+# methods that change nothing
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-# what `Sec-Fetch-Site` says of a page of this server, and of a request that no page sent
+# values of `Sec-Fetch-Site` for a page of this server, and for a request that no page sent
 OWN_SITES = frozenset({"same-origin", "none"})
 METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")
 EXPOSED_HEADERS = ("ETag", "Retry-After", "X-Request-Id", "X-Should-Retry")
@@ -41,7 +41,7 @@ def name_of(host: str) -> str:
 
 
 def is_address(name: str) -> bool:
-    """Return whether the name in a `Host` header is an IP address, which is the same machine for everybody."""
+    """Return whether the name in a `Host` header is an IP address, which no site can redirect."""
     try:
         ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
     except ValueError:
@@ -55,9 +55,9 @@ def permitted_origins(settings: Settings) -> frozenset[str]:
 
 
 def may_change(headers: Mapping[str, str], origins: Collection[str]) -> bool:
-    """Return whether a request that changes something comes from no page, from one of this server, or of these origins.
+    """Return whether a request may change something: it comes from no page, or from one of this server or these origins.
 
-    Browsers name the page's origin, and most say whether it is this server's, which a proxy may know by another name. A
+    Browsers send the page's origin, and most also whether it is this server's, which may have another name at a proxy. A
     page of another site cannot add a key.
     """
     origin, site = headers.get("origin"), headers.get("sec-fetch-site")

@@ -1,7 +1,7 @@
 """Limits of API keys: the number of support sets, and quotas per minute, counted by the library `limits`.
 
-A request is refused when it arrives if a quota is used up. What it uses is counted when it is known, so the last request of
-a minute may go beyond. Each server counts for itself.
+A request is refused on arrival if a quota is used up. Its use is counted when it is known, so the last request of a minute
+may exceed the quota. Each server counts separately.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ MAX_LIMIT = 2**53  # JSON has no larger integer that every client reads
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The amounts that a key may use in a minute; None for no limit.
 
-    `tokens` are those of prompts and answers, `bytes` those of request bodies, `media` images and videos of prompts.
-    `support_sets` is no amount per minute: with that many, the tenant of the key gets no more by this key.
+    `tokens` counts those of prompts and answers, `bytes` those of request bodies, `media` images and videos of prompts.
+    `support_sets` is not per minute: with this key, sets can be created only while the tenant has fewer.
     """
 
     requests: int | None = None
@@ -40,7 +40,7 @@ LIMITS = tuple(field.name for field in msgspec.structs.fields(Limits))
 
 
 class Quotas:
-    """The use of all keys in the present minute."""
+    """The use of all keys in the current minute."""
 
     def __init__(self) -> None:
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
@@ -51,7 +51,7 @@ class Quotas:
 
 
 class Quota:
-    """The rest of the limits of a key in the present minute."""
+    """The remaining amounts of a key in the current minute."""
 
     def __init__(self, limiter: FixedWindowRateLimiter, key: str, limits: Limits) -> None:
         self._limiter = limiter

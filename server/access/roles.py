@@ -1,7 +1,7 @@
 """The roles of API keys, and the role that each route needs.
 
-`inference` asks and reads, `manage` also changes what is stored, `admin` also manages the keys. Each role may do what those
-before it may. A route that is in no table needs `admin`, so a new one is closed until it gets a role here.
+`inference` may send requests to the model and read, `manage` may also change stored data, `admin` may also manage keys. A
+route that is in no table needs `admin`, so a new route is closed until it gets a role here.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ MANAGE = frozenset(
         ("DELETE", "/v1/evaluations/{evaluation_id}"),
     }
 )
-# what these answer is about all tenants: with a key, only the default one, the operator's, reads it
+# their responses are about all tenants: with keys, only those of the default tenant, the operator's, may read them
 OPERATOR_PATHS = frozenset({"/metrics"})
 
 
 def needed_role(method: str, path: str) -> Role:
-    """Return the role that a route needs, by its method and its path with the names of its parameters."""
+    """Return the role that a route needs; `path` is its template, with the names of its parameters."""
     route = ("GET" if method == "HEAD" else method, path)
     return "inference" if route in INFERENCE else "manage" if route in MANAGE else "admin"
 

@@ -7,7 +7,7 @@ The default tenant is that of the setting `api_key`, of servers without keys, an
 from __future__ import annotations
 
 DEFAULT_TENANT = ""
-# part of paths and of names, which have no slash of their own
+# separates tenant and name in paths and stored names; a name itself has no slash
 TENANT_NAME = r"^[a-z0-9][a-z0-9_-]{0,47}$"
 
 

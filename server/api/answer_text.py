@@ -1,8 +1,8 @@
 """Turns the tokens of one answer into pieces of text while it is generated, with their log-probabilities.
 
-Text is shown only when it is certain: never half a character, never the beginning of a stop string. A token alone has no
-text: the bytes of one character lie in several tokens, and a leading space depends on what comes before. So a small
-window of ids is decoded twice, without and with the new token, and the difference is its text.
+Text is shown only when it is certain: never half a character, never the beginning of a stop string. A single token has no
+definite text: the bytes of a character may be in several tokens, and a leading space depends on the tokens before. So a
+small window of ids is decoded twice, without and with the new token, and the difference is its text.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from model.prompt import PromptTokenizer
 from server.api.generation import GenerationRequest
 from server.wire import Finished, FinishReason, Token, TokenLogprob
 
-# ids of the prompt before the first token: enough for a decoder that strips or joins at the border
+# number of prompt ids before the first token: enough for a decoder that strips or joins text between them
 CONTEXT = 4
-# a character has at most four bytes; ids that are no character after twice as many never become one
+# a character has at most four bytes; twice as many ids without a whole character never become one
 MAX_HELD = 8
-# ids that can begin a character, and not end it
+# maximum number of ids that can begin a character without ending it
 MAX_UNFINISHED = 3
 REPLACEMENT = "\ufffd"
 
 
 class Detokenizer:
-    """Decodes one token at a time; `context` holds the ids before the first one, whose text is shown elsewhere."""
+    """Decodes one token at a time; `context` holds the ids before the first one, whose text is not returned."""
 
     def __init__(self, tokenizer: PromptTokenizer, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
@@ -47,13 +47,13 @@ class Detokenizer:
         return text[: -len(REPLACEMENT)] if unfinished else text
 
     def finish(self) -> str:
-        """Return the rest, as the decoder shows an incomplete character."""
+        """Return the remaining text; an incomplete character is shown as the decoder shows it."""
         text = self._unemitted()
         self._advance()
         return text
 
     def _num_unfinished(self, text: str) -> int:
-        """Return how many of the last ids may begin a character; those before them, too many for one, are broken."""
+        """Return how many of the last ids may begin a character; ids before these are too many for one, and invalid."""
         if not text.endswith(REPLACEMENT):
             return 0
         shorter = self._tokenizer.decode(self._window)[: -len(REPLACEMENT)]
@@ -77,7 +77,7 @@ def _whole_characters(tokenizer: PromptTokenizer, ids: Sequence[int]) -> list[in
 
 
 class StopStrings:
-    """Passes text on up to the first stop string; an end that may become one is held back."""
+    """Passes text on up to the first stop string; an end that may be the beginning of one is held back."""
 
     def __init__(self, stop: Sequence[str], *, include: bool = False) -> None:
         self._stop = stop
@@ -91,7 +91,7 @@ class StopStrings:
         self._held += text
         matches = [(start, len(stop)) for stop in self._stop if (start := self._held.find(stop)) >= 0]
         if matches:
-            # the one that is complete first ends the text, wherever another began
+            # the stop string that is complete first ends the text, even if another one began earlier
             start, length = min(matches, key=lambda match: (match[0] + match[1], match[0]))
             self.is_stopped = True
             return self._held[: start + length * self._include]
@@ -101,19 +101,19 @@ class StopStrings:
         return certain
 
     def finish(self) -> str:
-        """Return the text that was held back and is no stop string."""
+        """Return the text that was held back, which is not a stop string."""
         text, self._held = ("" if self.is_stopped else self._held), ""
         return text
 
     def _overlap(self, stop: str) -> int:
-        """Return the length of the longest end of the held text that begins `stop`."""
+        """Return the length of the longest suffix of the held text that is a prefix of `stop`."""
         longest = min(len(stop) - 1, len(self._held))
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
 
 
 @lru_cache(maxsize=1 << 16)
 def token_text(tokenizer: PromptTokenizer, token_id: int) -> str:
-    """Return a token as responses show it: its text if it has one by itself, otherwise its spelling."""
+    """Return a token as responses show it: its text if it has one by itself, otherwise its spelling in the vocabulary."""
     spelling = tokenizer.token(token_id)
     text = tokenizer.decode([token_id], skip_special_tokens=False)
     if REPLACEMENT in text or not text:
@@ -177,7 +177,7 @@ class AnswerText:
         if isinstance(event, Token):
             self.num_tokens += 1
             piece.tokens.append(ShownToken(event.token_id, self._length, event.logprob))
-            if event.finish_reason != "stop":  # else it is an end-of-sequence or stop token, which has no text
+            if event.finish_reason != "stop":  # otherwise it is an end-of-sequence or stop token, which has no text
                 piece.text = self._filter(self._text.push(event.token_id))
         if event.finish_reason is not None:
             piece.text += self._filter(self._text.finish()) + self._stop.finish()
@@ -191,7 +191,7 @@ class AnswerText:
         return self._stop.push(text) if self.num_tokens > self._min_tokens else text
 
     def _without_lead(self, text: str) -> str:
-        """Remove the lead, which may come in pieces, or not at all."""
+        """Remove the lead, which may arrive in pieces, or not at all."""
         if not self._lead:
             return text
         shorter = min(len(text), len(self._lead))
@@ -209,7 +209,7 @@ LOWEST = -9999.0
 
 
 def completion_logprobs(tokens: Sequence[ShownToken], tokenizer: PromptTokenizer) -> dict[str, list[Any]]:
-    """Return the four lists of a completion; the first token of a prompt has no log-probability: null."""
+    """Return the four lists of a completion; the log-probability of a prompt's first token is null."""
     scores = [token.logprob for token in tokens]
     return {
         "tokens": [token_text(tokenizer, token.token_id) for token in tokens],
@@ -220,7 +220,7 @@ def completion_logprobs(tokens: Sequence[ShownToken], tokenizer: PromptTokenizer
 
 
 def _top(score: TokenLogprob, tokenizer: PromptTokenizer) -> dict[str, float]:
-    """Return the most likely tokens and the sampled one; of two with one text, the likelier one."""
+    """Return the most likely tokens and the sampled one; of tokens with the same text, only the most likely one."""
     top: dict[str, float] = {}
     for token_id, logprob in [*score.top, (score.token_id, score.logprob)]:
         top.setdefault(token_text(tokenizer, token_id), max(logprob, LOWEST))
@@ -241,7 +241,7 @@ def chat_logprobs(tokens: Sequence[ShownToken], tokenizer: PromptTokenizer, num_
 
 
 def _chat_token(token_id: int, logprob: float, tokenizer: PromptTokenizer) -> dict[str, Any]:
-    """Return a token's entry; `bytes` is null for a token that is no text by itself, such as half a character."""
+    """Return a token's entry; `bytes` is null for a token that is not text by itself, such as half a character."""
     text = tokenizer.decode([token_id], skip_special_tokens=False)
     is_text = bool(text) and REPLACEMENT not in text
     token = token_text(tokenizer, token_id)

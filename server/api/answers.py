@@ -1,7 +1,7 @@
-"""Answers a generation request: the engine's events become answers, whole or in pieces.
+"""Responds to generation requests: turns the engine's events into answers, whole or streamed.
 
-Every route that generates goes through here, so text, stop strings and usage mean the same everywhere. A `Shape` knows how
-an answer looks, and nothing of how its text is made.
+Every route that generates uses this module, so text, stop strings and usage mean the same everywhere. A `Shape` determines
+only the JSON of an answer, not how its text is made.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from server.wire import Admitted, Finished, Generate, PromptScored, Token, Token
 
 @dataclass(slots=True)
 class AnswerStream:
-    """The answers to one prompt while the engine makes them; the first has the index `first` in the response."""
+    """The answers to one prompt while the engine generates them; the first has the index `first` in the response."""
 
     generation: GenerationRequest
     client: Client
@@ -73,17 +73,17 @@ class AnswerStream:
             if self.generation.echo:
                 yield answer.echo(self.prompt_scores)
         if answer.finish_reason is not None:
-            return  # a stop string ended it, which the engine does not know
+            return  # it was ended by a stop string, of which the engine does not know
         if isinstance(event, Token):
             self.record.token(self.first + event.index, event)
         piece = answer.take(event)
         yield piece
         if piece.finish_reason is not None and event.finish_reason is None and not self._are_finished():
-            # without this the engine would decode on until the last answer ends
+            # otherwise the engine would continue to decode this answer until the last answer ends
             self.client.end_answer(request_id, event.index)
 
     def _are_finished(self) -> bool:
-        """Return whether every answer has a finish reason; the record then has that of the last answer."""
+        """Return whether every answer has a finish reason; the record then gets that of the last answer."""
         answers = sorted(self.by_index.items())
         reasons = [answer.finish_reason for _, answer in answers if answer.finish_reason is not None]
         if len(reasons) < self.generation.sampling.n:
@@ -92,7 +92,7 @@ class AnswerStream:
         return True
 
     def extras(self, piece: AnswerPiece, *, is_first: bool) -> dict[str, Any]:
-        """Return what was requested next to a choice's text: the prompt's log-probabilities, token ids."""
+        """Return the requested fields of a choice besides its text: the prompt's log-probabilities, token ids."""
         extras: dict[str, Any] = {}
         if self.generation.shows_prompt_logprobs and is_first:
             extras["prompt_logprobs"] = prompt_logprobs(self.prompt_scores, self.tokenizer)
@@ -103,7 +103,7 @@ class AnswerStream:
 
 
 class Shape(Protocol):
-    """The form of a route's answer: how its id begins, what kind of object it is, whole and in chunks, and its choices."""
+    """The JSON form of a route's answer: the prefix of its id, its `object`, whole and in chunks, and its choices."""
 
     prefix: ClassVar[str]
     whole_object: ClassVar[str]
@@ -112,7 +112,7 @@ class Shape(Protocol):
     def choice(self, whole: AnswerPiece, answers: AnswerStream) -> dict[str, Any]: ...
 
     def deltas(self, piece: AnswerPiece, answers: AnswerStream, *, is_first: bool) -> Iterator[dict[str, Any]]:
-        """Yield a piece as the choices of one or more chunks; `is_first` of its answer."""
+        """Yield a piece as the choices of one or more chunks; `is_first`: it is the first piece of its answer."""
         ...
 
 
@@ -145,12 +145,12 @@ async def respond(
 async def pieces_of(prompts: Sequence[AnswerStream], record: RequestRecord) -> AsyncGenerator[AnswerPiece, None]:
     """Yield the pieces of all answers to all prompts.
 
-    The engine has at most `MAX_ANSWERS` answers or beams of one request at once, so prompts begin as earlier ones end.
+    At most `MAX_ANSWERS` answers or beams of one request are in the engine at once: further prompts begin as others end.
     """
     sampling = prompts[0].generation.sampling
     limit = max(MAX_ANSWERS // max(sampling.n, sampling.beam_width), 1)
     with record:
-        # one needs no tasks
+        # a single prompt needs no tasks
         merged = prompts[0].pieces() if len(prompts) == 1 else merge((prompt.pieces() for prompt in prompts), limit)
         async with aclosing(merged) as pieces:
             async for piece in pieces:

@@ -23,16 +23,16 @@ from server.settings import Settings
 from server.telemetry.stages import current
 
 JSON = "application/json"
-# bytes of a body that take some milliseconds to read, and of JSON to parse
+# sizes in bytes for which reading a body, and parsing JSON, takes some milliseconds
 LARGE_BODY = 2**20
-# bytes of a body that are written to a file at once
+# bytes of a body per write to a file
 WRITE_BYTES = 2**20
 
 
 async def read_request(
     schema: type[SchemaType], request: Request, services: Services, empty: bytes = b""
 ) -> SchemaType:
-    """Read the fields of a request, and check the model and the priority that it may name.
+    """Read the fields of a request, and check its model and its priority, if it has them.
 
     Raises what `read_json` raises, `Forbidden` and `ModelNotFound`.
     """
@@ -48,7 +48,7 @@ async def read_request(
 
 
 def _check_priority(priority: int, caller: Caller, settings: Settings) -> None:
-    """Check that a request may go before others. Raises `InvalidRequest` and `Forbidden`."""
+    """Check that a request may have a negative priority. Raises `InvalidRequest` and `Forbidden`."""
     if not settings.allow_negative_priority:
         raise InvalidRequest(
             f"priority is {priority}, this server does not accept priorities below 0", param="priority"
@@ -62,10 +62,11 @@ def _check_priority(priority: int, caller: Caller, settings: Settings) -> None:
 async def read_json(
     schema: type[SchemaType], request: Request, services: Services, empty: bytes = b""
 ) -> tuple[SchemaType, bytes]:
-    """Read and validate a JSON body, and return it as well; `empty` stands for one without bytes.
+    """Read and validate a JSON body, and return the fields and the body; `empty` replaces a body without bytes.
 
-    Large ones are validated one at a time, with a rest in between. A page of another site can send other types without
-    asking first, so they are refused. Raises `InvalidRequest`, `UnsupportedMediaType` and what `stream_body` raises.
+    Large bodies are validated one at a time, with a pause in between. Other content types are refused, because a page of
+    another site can send them without a preflight request. Raises `InvalidRequest`, `UnsupportedMediaType` and what
+    `stream_body` raises.
     """
     declared, body = content_type(request), await read_body(request, services.settings)
     if body and declared != JSON:
@@ -97,7 +98,7 @@ def content_type(request: Request) -> str:
 
 
 async def stream_body(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:
-    """Yield the body in pieces, within the limits of size and time; then the request waits in the queue.
+    """Yield the body in pieces, within the limits of size and time; after the last piece, the request waits in the queue.
 
     Raises `BodyTooLarge`, `BodyTimeout` and what `Ticket.wait` raises.
     """
@@ -110,9 +111,10 @@ async def stream_body(request: Request, settings: Settings) -> AsyncGenerator[by
 
 
 async def spool_body(request: Request, settings: Settings, file: BinaryIO) -> str:
-    """Write the body of an import to a file, and return its SHA-256; then the request waits in the queue.
+    """Write the body of an import to a file, wait in the queue, and return the body's SHA-256.
 
-    It has as much more time than another body as its limit is higher. Raises what `stream_body` raises, and `OSError`.
+    Its time limit is longer than that of other bodies in proportion to its size limit. Raises what `stream_body` raises,
+    and `OSError`.
     """
     ticket: Ticket = request.state.ticket
     limit, digest, unwritten = settings.max_import_bytes, hashlib.sha256(), bytearray()
@@ -135,7 +137,7 @@ async def spool_body(request: Request, settings: Settings, file: BinaryIO) -> st
 
 
 async def _pieces(request: Request, limit: int, seconds: float) -> AsyncGenerator[bytes, None]:
-    """Yield the body in pieces; a large one gives way to other requests. Raises `BodyTooLarge` and `BodyTimeout`."""
+    """Yield the body in pieces; a large body pauses for other requests. Raises `BodyTooLarge` and `BodyTimeout`."""
     ticket: Ticket = request.state.ticket
     quota: Quota | None = request.state.caller.quota
     size, received = int(request.headers.get("content-length", 0)), 0

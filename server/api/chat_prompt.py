@@ -12,12 +12,12 @@ is written as follows, for a family with an end-of-chunk token (others end the l
     Name the animal.
     <image 1>What is this? a cat<|endofchunk|><image 2>What is this?
 
-and the model continues with " a dog", whose space is the template's. Text and media keep their order, except that media
-after all text of a turn move before its last text, since text reads the media before it. The templates of few-shot
+and the model continues with " a dog", whose space belongs to the template. Text and media keep their order, except that
+media after the last text of a turn move before that text, because text reads the media before it. The templates of few-shot
 requests (`caption`, `vqa`) write the same turns in their own way: the user's text is the question.
 
-A call of a function is written as its arguments: as an answer, or, if its result follows, with the result as a part of the
-question, which the next answer concludes.
+A function call is written as its arguments. Without a result, it is an answer. If its result follows, both become part of
+the question, and the next answer completes the shot.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from server.schemas.prompt import TextPart
 from server.served_model import ServedModel
 
 PLAIN = Template(name="plain", shot="{media}{question} {answer}")
-# for a question that ends in a space of its own
+# for a question that already ends in a space
 PLAIN_UNSPACED = Template(name="plain", shot="{media}{question}{answer}")
 
 
@@ -58,7 +58,7 @@ class Turn:
     answer: str = ""
 
     def add(self, content: Sequence[str | PositionedMedia]) -> None:
-        """Append content; neighbouring texts become one."""
+        """Append content; adjacent texts are joined."""
         for item in content:
             if isinstance(item, str) and self.content and isinstance(self.content[-1], str):
                 self.content[-1] += item
@@ -66,7 +66,7 @@ class Turn:
                 self.content.append(item)
 
     def add_result(self, result: str) -> None:
-        """Make the call that was the answer so far, and its result, the end of the question."""
+        """Append the call, which was the answer so far, and its result to the question."""
         self.add([LINE_END + text for text in (self.answer, result) if text])
         self.answer = ""
 
@@ -89,9 +89,9 @@ class Conversation:
 async def prepare_chat(
     messages: Sequence[Message], template: str, model: ServedModel, intake: Intake
 ) -> tuple[PreparedPrompt, Template]:
-    """Return the prompt of a conversation, and the template that wrote it: where an answer ends, and the lead before it.
+    """Return the prompt of a conversation, and its template, which determines the lead and the end of an answer.
 
-    Raises `InvalidRequest` or `MediaNotFound`, which name the field at fault.
+    Raises `InvalidRequest` or `MediaNotFound`, which name the invalid field.
     """
     conversation = read_conversation(messages)
     parts = {item.param: item.part for turn in [*conversation.shots, conversation.query] for item in turn.media}
@@ -103,9 +103,9 @@ async def prepare_chat(
 
 
 def read_conversation(messages: Sequence[Message]) -> Conversation:
-    """Read messages as turns; neighbours of one role are joined.
+    """Read messages as turns; adjacent messages of one role are joined.
 
-    Raises `InvalidRequest` for roles out of order, and for names that tell participants of a role apart.
+    Raises `InvalidRequest` for roles out of order, and for messages of one role with different names.
     """
     _check_names(messages)
     system: list[str] = []
@@ -120,7 +120,7 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
                 system.append(_text(message.content))
             case ToolMessage():
                 if message.tool_call_id not in calls:
-                    text = f"no message before has a tool call with the id {message.tool_call_id!r}"
+                    text = f"no earlier message has a tool call with the id {message.tool_call_id!r}"
                     raise InvalidRequest(text, param=f"messages[{index}].tool_call_id")
                 turns[-1].add_result(_text(message.content))
             case UserMessage():
@@ -152,7 +152,7 @@ def _check_names(messages: Sequence[Message]) -> None:
 
 
 def find_template(name: str, query: Turn, config: FlamingoConfig) -> Template:
-    """Return the template of this name. Raises `InvalidRequest` for one that this model's family does not have."""
+    """Return the template of this name. Raises `InvalidRequest` if this model's family has no such template."""
     known = built_in(config)
     if name == PLAIN.name:
         return with_end(PLAIN if _gap(query) else PLAIN_UNSPACED, config.prompt)
@@ -163,7 +163,7 @@ def find_template(name: str, query: Turn, config: FlamingoConfig) -> Template:
 
 
 def lay_out(conversation: Conversation, template: Template, digests: Mapping[str, bytes]) -> list[Segment]:
-    """Return the prompt's segments; `digests` has each media's by its path. Raises `InvalidRequest`."""
+    """Return the prompt's segments; `digests` has the digest of each media item by its path. Raises `InvalidRequest`."""
     system: list[Segment] = [Text(conversation.system + LINE_END)] if conversation.system else []
     if template.name == PLAIN.name:
         end = Text(template.end) if template.end else EndOfChunk()
@@ -199,13 +199,13 @@ def _plain_question(turn: Turn, digests: Mapping[str, bytes]) -> Iterator[Segmen
 
 
 def _media_first(content: Sequence[str | PositionedMedia]) -> list[str | PositionedMedia]:
-    """Move media after the last text before it."""
+    """Move media that follow the last text before it."""
     last = max((index for index, item in enumerate(content) if isinstance(item, str)), default=-1)
     return [*content[: max(last, 0)], *content[last + 1 :], *content[max(last, 0) : last + 1]]
 
 
 def _gap(turn: Turn) -> str:
-    """Return what separates the question from its answer."""
+    """Return the text between the question and its answer."""
     last = next((item for item in reversed(_media_first(turn.content)) if isinstance(item, str)), "")
     return "" if last[-1:].isspace() else PLAIN.lead
 

@@ -1,4 +1,4 @@
-"""Reads the examples of requests, of which there may be thousands: their media become bytes, and each has an id."""
+"""Reads the examples of requests, of which there may be thousands: fetches their media, and gives each an id."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.schemas.archive import ArchivedExample
 from server.schemas.stored import ExampleFields
 from server.store.records import NewExample
 
-# owners whose media are read at once
+# number of owners whose media are read concurrently
 MAX_CONCURRENT = 32
 
 
@@ -27,7 +27,7 @@ async def read_examples(examples: Sequence[ExampleFields], intake: Intake) -> li
 def new_examples(
     examples: Sequence[ExampleFields | ArchivedExample], media: Sequence[Sequence[EncodedMedia]]
 ) -> list[NewExample]:
-    """Return examples as they are stored, each with its media; those without an id get one. For thousands it blocks."""
+    """Return examples as they are stored, each with its media and an id. It blocks for long if there are thousands."""
     return [
         NewExample(
             id=f"ex_{uuid.uuid4().hex}" if example.id is None else example.id,
@@ -41,7 +41,7 @@ def new_examples(
 async def read_groups(owners: Sequence[MediaOwner], param: str, intake: Intake) -> list[list[EncodedMedia]]:
     """Return the media of each owner, of which there may be more than a prompt may show.
 
-    Raises what the intake raises, naming the owner at fault in the list `param`, and `InvalidMedia` for more bytes than a
+    Raises what the intake raises, with the owner's position in the list `param`, and `InvalidMedia` for more bytes than a
     request may have.
     """
     read: list[list[EncodedMedia]] = []

@@ -20,9 +20,10 @@ from server.schemas.generation import BEAM_WIDTH, CompletionFields, GenerationFi
 from server.served_model import ServedModel
 from server.wire import Grammar, Sampling
 
-# of the structured outputs of all prompts of a request
+# bytes of the structured outputs, summed over all prompts of a request
 MAX_COPIED_BYTES = 2**24
-# a beam search draws no token, and ranks by the model's own log-probabilities: fields, and their values without effect
+# fields that have no effect on a beam search, which samples nothing and ranks by the model's own log-probabilities, with
+# their neutral values
 WITHOUT_BEAM_SEARCH: Mapping[str, Sequence[Any]] = {
     "temperature": (0, 1),
     "top_p": (1,),
@@ -38,10 +39,10 @@ WITH_BEAM_SEARCH = ("length_penalty", "early_stopping")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """A prompt, how to continue it, and what the answer shows.
+    """A prompt, the parameters of its answers, and the fields that the response shows.
 
     `lead` is removed from the beginning of an answer: the space between question and answer, which the model writes.
-    `extras` stand next to the choices, in a stream next to the first of them.
+    `extras` are fields of the response next to `choices`; in a stream, only of the first chunk.
     """
 
     prompt: PreparedPrompt
@@ -66,8 +67,8 @@ def completion_requests(
 ) -> list[GenerationRequest]:
     """Return the generation request for each of the prepared prompts. Raises `InvalidRequest`.
 
-    `template`: the one that wrote the prompts, if one did. `form_field`: the field that the client sent for
-    `structured_outputs`. `extras` stand next to the choices.
+    `template`: the template of the prompts, if they have one. `form_field`: the name of the field that the client sent for
+    `structured_outputs`. `extras`: fields of the response next to `choices`.
     """
     stop = [fields.stop] if isinstance(fields.stop, str) else fields.stop
     if template and template.end and "stop" not in fields.model_fields_set:
@@ -97,7 +98,7 @@ def completion_requests(
 def _max_tokens(fields: CompletionFields, prompt: PreparedPrompt, model: ServedModel) -> int:
     """Return the number of tokens to generate after a prompt. Raises `InvalidRequest`.
 
-    If the context has too little room, the default of `max_tokens` is reduced, and a requested one is refused.
+    If the context has too little room, the default of `max_tokens` is reduced, but a requested value is refused.
     """
     max_tokens = fields.max_tokens
     if "max_tokens" not in fields.model_fields_set:
@@ -114,7 +115,7 @@ def _sampling(
     fields: CompletionFields, model: ServedModel, template: Template | None, grammar: Grammar | None
 ) -> Sampling:
     """Return the sampling parameters for the engine, the same for all prompts of a request. Raises `InvalidRequest`."""
-    # an echoed prompt shows its log-probabilities, too
+    # an echoed prompt also shows its log-probabilities
     counts = [fields.prompt_logprobs, fields.logprobs if fields.echo else None]
     return Sampling(
         max_tokens=fields.max_tokens,
@@ -141,7 +142,7 @@ def _sampling(
 
 
 def _stop_token_ids(fields: GenerationFields, template: Template | None, model: ServedModel) -> tuple[int, ...]:
-    """Return the ids of the request, and the end-of-chunk token if it is what ends a template's shots."""
+    """Return the ids of the request, and the end-of-chunk token if the template's shots end with it."""
     ids = check_token_ids(fields.stop_token_ids, model, "stop_token_ids")
     end = model.config.prompt.end_of_chunk
     if template and not template.end and end not in model.config.prompt.eos:
@@ -152,7 +153,7 @@ def _stop_token_ids(fields: GenerationFields, template: Template | None, model: 
 def _beam_width(fields: GenerationFields) -> int:
     """Return the number of beams, 0 without a beam search. Raises `InvalidRequest`, also for fields without effect.
 
-    A search keeps `best_of` beams and answers with the `n` best.
+    A search keeps `best_of` beams and returns the `n` best.
     """
     if not fields.use_beam_search:
         for name in WITH_BEAM_SEARCH:
@@ -176,7 +177,7 @@ def _written(accepted: Sequence[Any]) -> str:
 
 
 def _grammar(fields: GenerationFields, lead: str, form_field: str, num_prompts: int) -> Grammar | None:
-    """Return the grammar of the answers, if they have one. Raises `InvalidRequest`; each prompt has a copy of it."""
+    """Return the grammar of the answers, if they have one; each prompt gets a copy of it. Raises `InvalidRequest`."""
     form = fields.structured_outputs
     if form is None or not form.model_fields_set:
         return None
@@ -208,7 +209,7 @@ def _read_form(form: StructuredOutputs, lead: str) -> Grammar:
 
 
 def _logit_bias(fields: GenerationFields, model: ServedModel) -> dict[int, float]:
-    """Return the biases by token id; in JSON a key is a string, the id in decimal. Raises `InvalidRequest`."""
+    """Return the biases by token id; a key in JSON is the id as a decimal string. Raises `InvalidRequest`."""
     for key in fields.logit_bias:
         if not (key.isascii() and key.isdigit() and len(key) < 10):
             raise InvalidRequest(f"logit_bias: {key[:32]!r} is not a token id", param="logit_bias")

@@ -1,9 +1,9 @@
-"""Middleware before every route: it finds the caller, gives each request an id, a ticket and a deadline, and refuses.
+"""Middleware before every route: identifies the caller, gives each request an id, a ticket and a deadline, or refuses it.
 
-A request with a body is refused here if it could not wait in the queue: routing it would cost a full server as much time
-again as the refusal. The ticket is released after the last byte of the response, and before a refusal, which may have to
-wait for its turn. Pure ASGI, so that streams pass through untouched. What needs the route, which the middleware does not
-know, is checked by `authorise`, a dependency of all routes.
+A request with a body is refused here if it could not wait in the queue: routing it would double the time that a full server
+spends on the refusal. The ticket is released after the last byte of the response, and before a refusal, which may have to
+wait until it is sent. The middleware is pure ASGI, so streams pass through unchanged. It does not know the route: checks
+that need the route are in `authorise`, a dependency of all routes.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ from server.limits.admission import Admission
 from server.limits.deadline import HEADER, Deadline, read_header
 from server.settings import Settings
 
-# A browser sends no key when it opens a page. The document and its page are the same for every server of a version: they
-# hold nothing of its model, its data or its settings.
+# A browser sends no key when it opens a page. The OpenAPI document and its page are the same for every server of a version:
+# they contain nothing about its model, its data or its settings.
 DOCS_PATHS = frozenset(
     {"/openapi.json", "/docs", "/docs/docs.js", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"}
 )
-# Probes and scrapers carry no key either.
+# Probes and scrapers send no key either.
 METRICS_PATH = "/metrics"
 PROBE_PATHS = frozenset({"/health/live", "/health/ready"})
 OPEN_PATHS = PROBE_PATHS | DOCS_PATHS | {METRICS_PATH}
 IPV6_PREFIX = 64
-# bytes of a refused body that are read, and dropped, so that a disconnection is noticed: it follows the body
+# bytes of a refused body that are read and dropped: a disconnection can be noticed only after the body
 MAX_DROPPED = 2**16
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
 class Guard:
-    """Refuses requests without a key, and gives the others a caller, an id, a deadline and a ticket.
+    """Refuses requests without a valid key, and gives the others a caller, an id, a deadline and a ticket.
 
-    `refuse` makes the response to a request that ends with a `ServerError`, here or in a route.
+    `refuse` creates the response to a request that ends with a `ServerError`, here or in a route.
     """
 
     def __init__(
@@ -113,25 +113,25 @@ class Guard:
         except ServerError as error:
             if has_begun:
                 raise
-            refusal = error.with_traceback(None)  # its frames hold the body
+            refusal = error.with_traceback(None)  # the frames of the traceback hold the body
         if isinstance(refusal, ClientOverShare):
             await self._admission.pacing.hold(client, partial(_disconnected, receive))
         response = await self._refuse(Request(scope), refusal)
         await response(scope, receive, send_with_id)
 
     def _check_host(self, path: str, headers: Headers) -> None:
-        """Refuse a page whose name was made to lead to this machine. Raises `HostRefused`."""
-        name = name_of(headers.get("host", ""))  # every browser sends one
+        """Refuse a request whose host is not a name of this server (DNS rebinding). Raises `HostRefused`."""
+        name = name_of(headers.get("host", ""))  # every browser sends a host
         if self._hosts is None or not name or name in self._hosts or path in PROBE_PATHS:
             return
-        # a scraper may know each server of a cluster by its address, to which no page's name can be made to lead
+        # a scraper may address each server of a cluster by its IP address, to which no site can make its name resolve
         if path != METRICS_PATH or not is_address(name):
             raise HostRefused(
                 f"the host {name[:128]!r} is not a name of this server: its operator can add it to allowed_hosts"
             )
 
     def _check_page(self, method: str, headers: Headers) -> None:
-        """Refuse a page of another site what would change something. Raises `OriginRefused`."""
+        """Refuse a request from a page of another site that could change something. Raises `OriginRefused`."""
         if method not in SAFE_METHODS and not may_change(headers, self._origins):
             origin = headers.get("origin", "")[:128]
             raise OriginRefused(
@@ -139,7 +139,7 @@ class Guard:
             )
 
     async def _identify(self, path: str, headers: Headers, address: str) -> Caller:
-        """Return the caller, of an open path an anonymous one. Raises `Unauthorized` and `DatabaseUnavailable`."""
+        """Return the caller, an anonymous one for open paths. Raises `Unauthorized` and `DatabaseUnavailable`."""
         if path in self._open_paths or is_playground(path):
             return Caller(client=address, role="inference")
         caller = await self._callers.identify(headers.get("authorization", ""), address)
@@ -158,7 +158,7 @@ async def authorise(request: Request) -> None:
 
 
 def _check_tenant(path: str, caller: Caller) -> None:
-    """Refuse what is about all tenants. It is checked here since a gateway has no routes. Raises `Forbidden`."""
+    """Refuse paths about all tenants to other tenants, here because a gateway has no routes. Raises `Forbidden`."""
     if caller.tenant and path in OPERATOR_PATHS:
         raise Forbidden(f"{path} is about all tenants: it needs a key of the default tenant")
 
@@ -170,12 +170,12 @@ def _check_length(headers: Headers) -> None:
 
 
 def is_health(path: str) -> bool:
-    """Return whether a path tells about the state of the server: that a limit of a key is used up is no state of it."""
+    """Return whether a path reports the state of the server, which a used-up limit of a key must not affect."""
     return path == "/health" or path.startswith("/health/")
 
 
 def is_playground(path: str) -> bool:
-    """Return whether a path is a file of the playground: open like the document, it asks for the key for its requests."""
+    """Return whether a path is a file of the playground, which is open; its requests to the API need a key."""
     return path == "/" or path.startswith("/playground/")
 
 
@@ -184,13 +184,13 @@ def _has_body(headers: Headers) -> bool:
 
 
 def _request_id(headers: Headers) -> str:
-    """Return the client's request id, if a log line and a header can carry it, or a new one."""
+    """Return the client's request id if it is safe in a log line and a header, or a new one."""
     request_id = headers.get("x-request-id", "")
     return request_id if REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex
 
 
 def _address(scope: Scope) -> str:
-    """Return what tells clients without a key apart: the address, of IPv6 the network that a single customer has."""
+    """Return the name of a client without a key: its IPv4 address, or the IPv6 network that a single customer has."""
     host = (scope.get("client") or ("",))[0]
     try:
         address = ipaddress.ip_address(host)

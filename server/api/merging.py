@@ -12,9 +12,9 @@ END = object()
 
 
 async def merge(generators: Iterable[AsyncGenerator[Item, None]], limit: int) -> AsyncGenerator[Item, None]:
-    """Yield the items of all generators as they are made; the next generator begins when one of `limit` has ended.
+    """Yield the items of all generators as they arrive; when one of `limit` running generators ends, the next begins.
 
-    An exception of one of them is raised. Then, and if this generator is closed, all that have begun are closed.
+    An exception of one of them is raised. Then, and if this generator is closed, all started generators are closed.
     """
     waiting, begun = iter(generators), list[AsyncGenerator[Item, None]]()
     running: dict[asyncio.Task[object], AsyncGenerator[Item, None]] = {}

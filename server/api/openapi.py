@@ -1,7 +1,7 @@
 """The OpenAPI document: routes describe themselves with `describe`, and `openapi_document` collects the descriptions.
 
 Routes read their bodies and queries themselves, so FastAPI knows only their paths and docstrings. Requests are described by
-the schemas that validate them, responses by schemas that the tests validate real responses with.
+the schemas that validate them, responses by schemas against which tests validate real responses.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from server.errors import (
 from server.schemas.base import ModelRequest, Schema, or_null
 from server.schemas.responses.base import Error, ResponseSchema
 
-# the errors of a route, by what it works with; `describe` adds those of reading a request
+# the errors of a route, by the components that it uses; `describe` adds those of reading a request
 ENGINE = (EngineNotReady, EngineDied, EngineStalled, EngineFailed)
 MEDIA = (
     InvalidMedia,
@@ -78,9 +78,9 @@ BODY = (
     Overloaded,
     ShuttingDown,
 )
-# what a request to a route that is not open may be refused with
+# errors of any request to a route that is not open
 ACCESS = (Unauthorized, Forbidden, QuotaExceeded)
-# what any request may end with
+# errors of any request
 ANY = (InvalidRequest, HostRefused, DeadlineExceeded, ServerError)
 
 EVENTS = "text/event-stream"
@@ -143,7 +143,7 @@ class _JsonSchemas(GenerateJsonSchema):
         return or_null(self.generate_inner(schema["schema"]))
 
     def tagged_union_schema(self, schema: TaggedUnionSchema) -> JsonSchemaValue:
-        """Only objects need a discriminator, which `openapi_document` adds; other values differ by their types."""
+        """Return a union without a discriminator: `openapi_document` adds it for objects; other values differ by type."""
         union = super().tagged_union_schema(schema)
         return union if all("$ref" in member for member in union["oneOf"]) else {"anyOf": union["oneOf"]}
 
@@ -163,8 +163,8 @@ def describe(
 ) -> dict[str, Any]:
     """Return the arguments of a route's decorator that describe it in the OpenAPI document.
 
-    `body` and `response` are the type of their JSON, or types by media type. A stream's events hold a `chunk`. All
-    `statuses` have the same response. `errors` are those that reading the request does not raise.
+    `body` and `response` are the types of their JSON, or types by media type. The events of a stream have the type `chunk`.
+    All `statuses` have the same response. `errors` are those that reading the request does not raise.
     """
     content = _content(response)
     if chunk is not None:
@@ -222,7 +222,7 @@ def _complete(operation: dict[str, Any], method: str, *, is_open: bool) -> None:
     if is_open:
         operation["security"] = []
     if "HTTPValidationError" in str(operation["responses"].get("422")):
-        del operation["responses"]["422"]  # FastAPI's, of path parameters that no value can break
+        del operation["responses"]["422"]  # FastAPI adds it for path parameters, but all their values are valid
     if not is_open:
         for status, response in _error_responses(ACCESS).items():
             same = operation["responses"].setdefault(str(status), response)
@@ -236,7 +236,7 @@ def _complete(operation: dict[str, Any], method: str, *, is_open: bool) -> None:
 
 
 def _discriminator(members: Sequence[JsonSchemaValue], schemas: Mapping[str, JsonSchemaValue]) -> dict[str, Any]:
-    """Return the field whose constants tell the objects of a union apart, and the schema of each constant."""
+    """Return the field whose constants distinguish the objects of a union, and the schema of each constant."""
     references = [member["$ref"] for member in members]
     fields = [schemas[reference.removeprefix(SCHEMAS)]["properties"] for reference in references]
     for name in fields[0]:
@@ -244,7 +244,7 @@ def _discriminator(members: Sequence[JsonSchemaValue], schemas: Mapping[str, Jso
         if all(constants) and sum(map(len, constants)) == len(set(chain(*constants))):
             pairs = zip(references, constants, strict=True)
             return {"propertyName": name, "mapping": {value: ref for ref, values in pairs for value in values}}
-    raise ValueError(f"no field tells these apart: {', '.join(references)}")
+    raise ValueError(f"no field distinguishes {', '.join(references)}")
 
 
 def _constants(field: JsonSchemaValue) -> list[str]:
@@ -274,7 +274,7 @@ def _schema(kind: type) -> JsonSchemaValue:
 
 
 def _schemas(references: Iterable[str]) -> dict[str, JsonSchemaValue]:
-    """Return the schemas that are referred to, and those that they refer to."""
+    """Return the referenced schemas, including those that they reference."""
     classes = {kind.__name__: kind for kind in (*_subclasses(Schema), *_subclasses(ResponseSchema))}
     names = {reference.removeprefix(SCHEMAS) for reference in references} & classes.keys()
     _, document = models_json_schema(

@@ -1,6 +1,6 @@
-"""The services behind the routes, made by `create_app` and handed to each route as those of its caller's tenant.
+"""The services that routes use: `create_app` creates them, and each route gets those of its caller's tenant.
 
-No module below `server.api` knows this container: each function there takes what it uses.
+Modules below `server.api` do not know this container: their functions take only the services that they use.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from server.telemetry.request_record import RequestRecord
 from server.weights import Weights
 
 MAX_IMPORTS = 4
-# three of the four, for one client
+# a client may use three of the four
 MAX_IMPORTS_SHARE = 0.75
 
 
@@ -47,7 +47,7 @@ MAX_IMPORTS_SHARE = 0.75
 class Services:
     settings: Settings
     model: ServedModel
-    # the models that clients reach at the same address, this one included
+    # the models at the same address, including this one
     catalog: Mapping[str, ServedModel]
     client: Client
     admission: Admission
@@ -68,9 +68,9 @@ class Services:
     recommendations: Recommendations
     curation: Curation
     weights: Weights
-    # of large bodies, whose validation holds the event loop
+    # limits the rate of large bodies, whose validation blocks the event loop
     parsing: RestingLock = field(default_factory=RestingLock)
-    # archives that arrive or are being imported; their files are on disk
+    # slots for archives that arrive or are being imported; their files are on disk
     imports: SharedLimit = field(default_factory=lambda: SharedLimit(MAX_IMPORTS, MAX_IMPORTS_SHARE))
 
     def with_salt(self, cache_salt: str | None) -> Services:

@@ -67,7 +67,7 @@ class EventStream(Response):
         try:
             await unless_disconnected(receive, self._send_all(send))
         except ClientDisconnect:
-            # once the stream has begun, no other answer is possible
+            # once the stream has begun, no other response is possible
             if not self._is_begun:
                 raise
 
@@ -98,7 +98,7 @@ def event(body: Any) -> bytes:
 
 
 def _shown(error: Exception) -> ServerError:
-    """Return one of our errors as it is, and any other as an internal error."""
+    """Return a `ServerError` as it is, and any other exception as an internal error."""
     if isinstance(error, ServerError):
         return error
     logger.error("a stream failed", exc_info=error)
@@ -106,7 +106,7 @@ def _shown(error: Exception) -> ServerError:
 
 
 async def _with_keep_alives(bodies: AsyncGenerator[Any, None], seconds: float) -> AsyncGenerator[Any, None]:
-    """Yield the bodies, and None whenever none came for `seconds`."""
+    """Yield the bodies, and None whenever there was none for `seconds`."""
     end = object()
     async with aclosing(bodies):
         while True:

@@ -1,6 +1,6 @@
 """The services of each tenant: the same for all, but with the tenant's own rows, files, uploads and caches.
 
-They are made when a tenant is first met: by one of its keys, or by an evaluation or a support set in the database.
+They are created when a tenant first occurs: in one of its keys, or in an evaluation or a support set in the database.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from server.fewshot.warming import Warming
 
 
 class Tenants:
-    """The services of all tenants, made from those of the default tenant."""
+    """The services of all tenants, derived from those of the default tenant."""
 
     def __init__(self, services: Services) -> None:
         self._services = {DEFAULT_TENANT: services}
@@ -26,11 +26,11 @@ class Tenants:
         return self._services[tenant]
 
     def known(self) -> Collection[Services]:
-        """Return the services that were made."""
+        """Return the services that were created."""
         return self._services.values()
 
     def warm_sets(self, named: Iterable[str]) -> Mapping[str, WarmSets]:
-        """Return the warm sets of the tenants that are known, and of those named, by tenant."""
+        """Return the warm sets of the known tenants and of those in `named`, by tenant."""
         for tenant in named:
             self.of(tenant)
         return {tenant: services.warm_sets for tenant, services in self._services.items()}

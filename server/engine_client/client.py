@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 class Client(Protocol):
-    """The engine as the HTTP side sees it."""
+    """The engine's interface for the HTTP side."""
 
     @property
     def state(self) -> State: ...
@@ -57,7 +57,7 @@ class Client(Protocol):
 
     @property
     def salt(self) -> bytes:
-        """The salt of its requests, which share caches only with those of the same salt."""
+        """The salt of its requests, which share caches only with requests that have the same salt."""
 
     async def start(self) -> None: ...
 
@@ -70,7 +70,7 @@ class Client(Protocol):
     ) -> AsyncGenerator[wire.Event, None]: ...
 
     def salted(self, kind: Kind, name: str) -> Client:
-        """Return the client of a tenant, or of requests with a text of their own: they share no cache with others."""
+        """Return the client of a tenant, or of requests with one `cache_salt`, which share no cache with others."""
 
     def end_answer(self, request_id: str, index: int) -> None:
         """Abort one of several answers; its stream still reports its end, with "abort"."""
@@ -246,7 +246,7 @@ class EngineClient:
             if not self._open_requests or self._supervisor.worker is not worker:
                 self._watchdog.progress()
             elif self._watchdog.tick():
-                logger.error("the worker hangs", extra={"seconds": round(self._watchdog.silence, 1)})
+                logger.error("the worker makes no progress", extra={"seconds": round(self._watchdog.silence, 1)})
                 self._supervisor.kill(worker)
                 self.fail_all(EngineStalled("the engine made no progress on its requests; it is being restarted"))
                 return

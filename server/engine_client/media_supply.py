@@ -1,7 +1,7 @@
 """Decodes media when the worker requests their pixels: each item once, for all requests that show it.
 
-Frames are held by the worker until they are encoded. The frames of one request have a limit; so have those of all open
-requests together, above which only the longest open request that has no answer yet gets more.
+The worker holds frames until they are encoded. The frames of one request have a limit, and so have those of all open
+requests together. Above the latter, only the oldest open request without an answer gets more.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class MediaSupply:
             self._decoding[digest].job.add(request.requester)
 
     def end(self, request: OpenRequest) -> None:
-        """Decode no media any more for the sake of this request alone: it is no longer open."""
+        """Stop decoding media that only this request needs: it is no longer open."""
         self._balance()
         self._decoder.turns.grant()
         for digest in self._decoding.keys() & request.media.keys():
@@ -137,9 +137,9 @@ class MediaSupply:
         await self._decoder.stop()
 
     def _withdraw(self, digest: bytes, requester: Requester) -> None:
-        """Want a media item no longer for a request that has ended; the last one ends the decoding.
+        """Remove a request that has ended from those that need a media item; without any, its decoding is cancelled.
 
-        The worker is answered at once, before it hears of a later request that wants the media item again.
+        The worker is answered at once, before it receives a later request that needs the media item again.
         """
         decoding = self._decoding[digest]
         decoding.job.discard(requester)
@@ -182,18 +182,18 @@ class MediaSupply:
         try:
             return await self._decoder.decode(media, job)
         except MediaNotFound:
-            other = self._offered(media.digest)  # a request with its bytes may have come meanwhile
+            other = self._offered(media.digest)  # a request with its bytes may have arrived meanwhile
             if other is None or not other.is_in_memory:
                 raise
             return await self._decoder.decode(other, job)
 
     def _count(self, frames: Frames, media: EncodedMedia, job: Job) -> None:
-        """Count the bytes of frames. Raises `InvalidMedia` if they are too many for each request that wants them."""
+        """Count the bytes of frames. Raises `InvalidMedia` if they are too many for every request that needs them."""
         num_bytes = len(frames.data)
         if num_bytes > MAX_FRAME_BYTES:
             raise InvalidMedia(f"{num_bytes} bytes of frames, the limit is {MAX_FRAME_BYTES}", param=media.param)
         if (total := job.frame_bytes_before(media.digest) + num_bytes) > self._max_request_bytes:
-            message = f"the frames of this request have {total} bytes up to this one"
+            message = f"the frames of this request have {total} bytes up to this media item"
             raise InvalidMedia(f"{message}, the limit is {self._max_request_bytes}", param=media.param)
         sharers = [request for request in self._open.values() if media.digest in request.media]
         for request in sharers:
@@ -202,7 +202,7 @@ class MediaSupply:
         self._balance()
 
     def _balance(self) -> None:
-        """Pause all requests but one while the worker may hold too many frames; the one that goes on will free some."""
+        """Pause all requests except one while the worker may hold too many frames; that one will release some."""
         requests = self._open.values()
         is_full = sum(request.num_bytes_held for request in requests) > self._max_open_bytes
         first = next((request for request in requests if not request.is_encoded), None)

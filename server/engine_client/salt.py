@@ -1,8 +1,8 @@
 """Salts separate the engine's caches: a request reuses only entries of requests with the same salt.
 
 The salt is part of the hash of each block of text, of the key of each media item, and of each compiled grammar. So the time
-that a prompt takes tells nothing about the prompts of others. A tenant has a salt of its own, unless the operator lets
-tenants share; a request may add another one (`cache_salt`).
+that a prompt takes reveals nothing about the prompts of others. Each tenant has its own salt, unless the operator lets
+tenants share caches; a request may add another one (`cache_salt`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from model.prompt import EncodedPrompt
 from server import wire
 from server.media.source import EncodedMedia
 
-# what a salt is of: a request's own text never makes the salt of the tenant of that name
+# the kinds of salts: the `cache_salt` of a request never equals the salt of a tenant of that name
 Kind = Literal["tenant", "request"]
 
 NO_SALT = b""
@@ -26,7 +26,7 @@ SALT_BYTES = 16
 
 
 def add_salt(salt: bytes, kind: Kind, name: str) -> bytes:
-    """Return the salt of requests that have `salt` and also the name of a tenant, or a text of their own."""
+    """Return the salt that combines `salt` with the name of a tenant or the `cache_salt` of a request."""
     return hashlib.blake2b(name.encode(), key=salt, digest_size=SALT_BYTES, person=f"salt {kind}".encode()).digest()
 
 
@@ -50,5 +50,5 @@ def salted_media(media: Mapping[bytes, EncodedMedia], salt: bytes) -> Mapping[by
 
 
 def salted_sources(digests: Iterable[bytes], salt: bytes) -> list[bytes]:
-    """Return the sources of media: how the worker names them."""
+    """Return the sources of media, which are the worker's names for them."""
     return [digest + salt for digest in digests]

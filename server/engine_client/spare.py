@@ -1,8 +1,8 @@
 """Keeps a spare worker process, so that a new worker need not first import the engine, which takes seconds.
 
-A spare has imported the engine and waits for its `Start`; it holds no model and does not touch the device. The first worker
+A spare has imported the engine and waits for its `Start`; it holds no model and does not use the device. The first worker
 comes from a spare that is spawned before the API process has imported its own modules. A spare that dies is replaced. If
-there is none, or it cannot serve, a new process is spawned, and the start is only slower.
+there is no usable spare, a new process is spawned, which only makes the start slower.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Spare:
             self._keeping = asyncio.create_task(self._keep())
 
     async def take(self) -> WorkerProcess:
-        """Return the spare if it can serve, or else a new process. Raises what `WorkerProcess.spawn` raises."""
+        """Return the spare if it is usable, or else a new process. Raises what `WorkerProcess.spawn` raises."""
         process = await self._release()
         if process is not None and not (process.is_exiting or process.is_stopped):
             return process
@@ -46,7 +46,7 @@ class Spare:
         await _discard(await self._release())
 
     async def _release(self) -> WorkerProcess | None:
-        """Give the spare up, and return it; None if there is none."""
+        """Return the spare and forget it; None if there is none."""
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.wait({self._keeping})
@@ -55,7 +55,7 @@ class Spare:
         return process
 
     async def _keep(self) -> None:
-        """Spawn one spare after another: the next when one has died, after a pause that grows."""
+        """Spawn a new spare whenever one has died, after growing pauses."""
         pause = FIRST_PAUSE
         while True:
             try:

@@ -23,7 +23,7 @@ from server.telemetry.metrics import Metrics
 FIRST_DELAY = 0.5
 # a worker that served this long was healthy: the next one is started without a pause
 HEALTHY_SECONDS = 60.0
-# starts that fail one after the other until the state is "failed"; more are tried
+# consecutive failed starts until the state is "failed"; further starts are tried
 MAX_FAILED_STARTS = 3
 
 State = Literal["starting", "ready", "restarting", "failed", "stopped"]
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Starts workers one after another. `worker` is the current one, while it is ready; `info` is from its `Ready`."""
+    """Starts workers one after another. `worker` is the current one while it is ready; `info` comes from its `Ready`."""
 
     def __init__(self, settings: Settings, spare: Spare, metrics: Metrics) -> None:
         self._state: State = "starting"
@@ -48,15 +48,15 @@ class Supervisor:
 
     @property
     def state(self) -> State:
-        """The state as of now: a worker that begins to exit is not ready, although its end is not yet noticed."""
+        """The current state: a worker that begins to exit is not ready, even before its end is noticed."""
         is_dying = self._state == "ready" and self.worker is not None and self.worker.is_exiting
         return "restarting" if is_dying else self._state
 
     async def workers(self) -> AsyncGenerator[WorkerProcess, None]:
         """Yield one worker after another; the caller serves each until it is dead.
 
-        A worker that dies before any was ready is the last one: a wrong folder or too little memory would stop the next
-        one too. After that, starts are tried for ever, with growing pauses: memory or a file may come back.
+        If a worker dies before any was ready, it is the last one: a wrong folder or too little memory would stop the next
+        one too. Later, failed starts are repeated for ever, with growing pauses, because memory or a file may come back.
         """
         delay = 0.0
         async with aclosing(self._spare):
@@ -100,7 +100,7 @@ class Supervisor:
             self._spare.prepare()
 
     def refuse(self, worker: WorkerProcess, message: str) -> None:
-        """Note why a worker cannot start, and end it."""
+        """Note why a worker cannot start, and stop it."""
         self._refusal = message
         worker.kill()
 
@@ -111,7 +111,7 @@ class Supervisor:
         worker.kill()
 
     async def loaded(self) -> None:
-        """Return when the first worker is ready.
+        """Wait until the first worker is ready.
 
         Raises `SettingsError` if it refused its settings, and `EngineDied` if it died.
         """
@@ -129,7 +129,7 @@ class Supervisor:
         return self._ready_since is not None and time.monotonic() - self._ready_since > HEALTHY_SECONDS
 
     def _note_end(self) -> None:
-        """Note that the current worker serves no longer."""
+        """Note that the current worker no longer serves requests."""
         self._metrics.engine_ready.set(0)
         if self._state == "stopped":
             return

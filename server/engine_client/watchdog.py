@@ -1,8 +1,8 @@
-"""Distinguishes a worker that hangs from one that is busy or idle, and from an API process that was itself suspended.
+"""Detects a worker that hangs: one that is neither busy nor idle, while the API process itself was not suspended.
 
-The silence of a worker is counted in ticks of the API process's own loop. A tick that comes late, because the loop was
-blocked, the process or the machine was suspended, or the clock jumped, counts little and decides nothing: what the worker
-sent meanwhile is read before the next one.
+The time without progress is counted in ticks of the API process's own loop. A tick may be late because the loop was
+blocked, the process or the machine was suspended, or the clock jumped. A late tick counts as a short one and never reports
+a stall: messages that the worker sent meanwhile are read before the next tick.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 MAX_TICK_SECONDS = 1.0
 TICKS_PER_TIMEOUT = 4
-# a tick is late when it takes this many times its interval
+# a tick is late if it takes this many times its interval
 LATE = 2.0
 
 

@@ -24,7 +24,7 @@ from server.wire import MAX_MESSAGE_BYTES, WORKER_MODULE, Inbound, Outbound, Sta
 
 ROOT = Path(__file__).resolve().parents[2]
 STOP_SECONDS = 5.0
-# of the flags and of the pending signals in /proc/PID/stat
+# indices of the flags and of the pending signals in /proc/PID/stat
 PF_EXITING = 0x4
 PENDING_SIGKILL = 1 << 8
 STOPPED_STATES = ("T", "t")
@@ -57,13 +57,13 @@ class WorkerProcess:
                 stdin=PIPE,
                 cwd=ROOT,
                 env=child_environment(),
-                # in the session of the decode processes, which have a lower priority: it counts only within a session
+                # in the session of the decode processes: their lower priority has an effect only within a session
                 process_group=0,
             )
             return cls(process, socket, address, resources.pop_all())
 
     def start(self, settings: Settings) -> None:
-        """Let the process build its engine."""
+        """Send the settings, with which the process builds its engine."""
         assert self._process.stdin is not None
         start = Start(address=self._address, settings=settings.to_worker())
         self._process.stdin.write(msgspec.json.encode(start) + b"\n")
@@ -86,9 +86,9 @@ class WorkerProcess:
 
     @property
     def is_exiting(self) -> bool:
-        """True as soon as the process is killed or exits: waiting for it ends only when all of its memory is free.
+        """True as soon as the process is killed or exits; `wait` returns only when all of its memory is free.
 
-        Only Linux tells; elsewhere it is False until then.
+        This is known only on Linux; elsewhere it is False until then.
         """
         if self._process.returncode is not None:
             return True
@@ -98,7 +98,7 @@ class WorkerProcess:
 
     @property
     def is_stopped(self) -> bool:
-        """True while the process is suspended by a signal. Only Linux tells; elsewhere it is False."""
+        """True while the process is suspended by a signal. This is known only on Linux; elsewhere it is False."""
         fields = self._read_stat()
         return fields is not None and fields[0] in STOPPED_STATES
 
@@ -111,7 +111,7 @@ class WorkerProcess:
         return await self._process.wait()
 
     async def stop(self) -> int:
-        """Close the worker's input, which ends it; kill it if it does not end. Return its exit code."""
+        """Close the worker's input, at which it should exit; kill it if it does not. Return its exit code."""
         self._sending.cancel()
         self._resources.close()
         if self._process.stdin is not None:
@@ -124,7 +124,7 @@ class WorkerProcess:
             return await self._process.wait()
 
     def _read_stat(self) -> list[str] | None:
-        """Return the fields of /proc/PID/stat from the third on, the state; None if there are none."""
+        """Return the fields of /proc/PID/stat from the third one (the state) on; None if there are none."""
         try:
             stat = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii", errors="replace")
         except (FileNotFoundError, ProcessLookupError):

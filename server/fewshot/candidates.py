@@ -54,6 +54,6 @@ def candidates_of(examples: Iterable[Answered]) -> list[Candidate]:
     """Return the answers of examples as candidates. Raises `InvalidRequest` if there are more than a request may give."""
     answers = dict.fromkeys(filter(None, map(answer_of, examples)))
     if len(answers) > MAX_CANDIDATES:
-        message = f"the examples have {len(answers)} different answers, more than {MAX_CANDIDATES}: give candidates"
+        message = f"the examples have {len(answers)} different answers, the limit is {MAX_CANDIDATES}: set candidates"
         raise InvalidRequest(message, param="candidates")
     return read_candidates(answers)

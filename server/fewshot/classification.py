@@ -1,9 +1,9 @@
 """Classifies a query in context: scores each candidate after one prompt, for several orders of the shots concurrently.
 
-The scores of a content-free query measure which labels the shots favour by themselves. It has a grey image in place of
-media: text reads the last media before it, so without an image it would read the last shot's, which has content. Each
-order of the shots has a bias of its own, so its scores are calibrated by content-free queries after the same order; orders
-are averaged afterwards (the paper's ensembling, in log-probabilities). All sums are computed in log space.
+The scores of a content-free query measure which labels the shots favour by themselves. It has a grey image instead of
+media: text reads the last media before it, so without an image it would read the last shot's, which has content. Each order
+of the shots has its own bias, so its scores are calibrated by content-free queries after the same order. Then the orders
+are averaged (the paper's ensembling, in log-probabilities). All sums are computed in log space.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from server.wire import Score, Scored
 
 NO_TEXT = "N/A"
 GREY = (128, 128, 128)
-# up to this number all orders are listed and drawn from; beyond it, a draw rarely repeats an order
+# up to this number of orders, all are listed and sampled without repetition; with more, a random order rarely repeats
 MAX_LISTED_SHOTS = 6
 
 Result = TypeVar("Result")
@@ -45,7 +45,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InContext:
-    """The language model's answer: log-probabilities [C] of the candidates, and what they were computed from.
+    """The language model's answer: log-probabilities [C] of the candidates, and the sums from which they were computed.
 
     `sums`: the log-probability of each candidate's text, the mean over `num_orders` orders of the shots.
     """
@@ -58,7 +58,7 @@ class InContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringPrompts:
-    """The prompts after which candidates are scored: for each order of the shots, the query's and the content-free ones."""
+    """The prompts after which candidates are scored: for each order of the shots, the query's and content-free ones."""
 
     prompts: list[PreparedPrompt]
     candidate_ids: list[list[int]]
@@ -70,7 +70,7 @@ class ScoringPrompts:
 class WeighedCandidate:
     """A candidate's probability, at the temperature of the method, and its log-probability by each of the method's parts.
 
-    `logprob` is the sum over its tokens, the mean over the orders of the shots; None without the language model.
+    `logprob` is the sum over its tokens, averaged over the orders of the shots; None without the language model.
     """
 
     label: str
@@ -87,7 +87,7 @@ def weigh(
     likeness: Mapping[str, Array],
     temperature: float,
 ) -> list[WeighedCandidate]:
-    """Return the candidates, most probable first; equal ones keep their order."""
+    """Return the candidates, the most probable first; equally probable ones keep their order."""
     parts = {**({IN_CONTEXT: in_context.log_probabilities} if in_context else {}), **likeness}
     logs = combine([*parts.values()])
     weights = probabilities(logs, temperature)
@@ -102,12 +102,12 @@ def weigh(
         )
         for index, candidate in enumerate(candidates)
     ]
-    # not by probability, which may be equal after rounding
+    # not sorted by probability: probabilities may be equal after rounding
     return [weighed[index] for index in np.argsort(-logs, kind="stable")]
 
 
 def combine(parts: Sequence[Array]) -> Array:
-    """Return log-probabilities [C] of candidates: parts are independent evidence, so theirs are added."""
+    """Return log-probabilities [C] of candidates: parts are independent evidence, so their log-probabilities are added."""
     return log_softmax(np.sum(parts, axis=0))
 
 
@@ -138,7 +138,7 @@ async def prepare_scoring(
     is_calibrated = weighing.calibration == "contextual"
     queries = [question.query, *(_content_free(question.query, weighing.content_free) if is_calibrated else ())]
     media = {**assembled.prompt.media, GREY_MEDIA.digest: GREY_MEDIA}
-    # the query's after the original order of the shots is written already
+    # the prompt of the query after the original order of the shots exists already
     prompts = [assembled.prompt]
     for order, query in list(product(orders, queries))[1:]:
         shots = [assembled.shots[index] for index in order]
@@ -148,7 +148,7 @@ async def prepare_scoring(
 
 
 async def score_in_context(prompts: ScoringPrompts, record: RequestRecord, client: Client) -> InContext:
-    """Score the candidates after each of the prompts, and weigh them. Raises the engine's errors."""
+    """Score the candidates after each prompt, and return their log-probabilities. Raises the engine's errors."""
     scored = await score_prompts(prompts.prompts, prompts.candidate_ids, record, client)
     return _in_context(scored, prompts.num_orders, prompts.weighing)
 
@@ -198,7 +198,7 @@ async def _score(
 
 
 def _in_context(scored: Sequence[Scored], num_orders: int, weighing: WeighingFields) -> InContext:
-    """Weigh the candidates by their scores after prompts that are listed order by order, the query's first."""
+    """Return log-probabilities from scores after prompts, which are listed order by order, the query's prompt first."""
     num_tokens = list(map(len, scored[0].logprobs))
     shape = (num_orders, -1, len(num_tokens))  # [orders, queries, candidates]
     per_order = np.array([scores(prompt.logprobs, weighing.normalisation) for prompt in scored]).reshape(shape)
@@ -234,7 +234,7 @@ def scores(logprobs: Sequence[Sequence[float]], normalisation: Normalisation) ->
 def bias(content_free: Array) -> Array:  # [..., queries, candidates] -> [..., candidates]
     """Return the log of the candidates' mean probability over content-free queries.
 
-    The model would answer with these probabilities without any content (Zhao et al. 2021, "Calibrate Before Use").
+    With these probabilities the model would answer without any content (Zhao et al. 2021, "Calibrate Before Use").
     """
     logs = log_softmax(content_free)
     return np.logaddexp.reduce(logs, axis=-2) - math.log(logs.shape[-2])

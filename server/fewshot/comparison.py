@@ -1,9 +1,9 @@
-"""Compares the query of a few-shot request with all of its examples: the shots given, or the whole version of a set.
+"""Compares the query of a few-shot request with all of its examples: the shots in the request, or a version of a set.
 
-`auto` takes the method that the latest evaluation of the set recommends or, without one, the method by likeness that the
-model's own evaluation found best, unless another one is clearly better in leave-one-out. What is fitted to a version, or to
-the same shots, is kept for later requests: a method, and the confidence in its answers by the same leave-one-out. What is
-fitted to a version with all of its labels is stored with it, too.
+`auto` means the method that the latest evaluation of the set recommends. Without an evaluation, it means the method by
+likeness that the model's own evaluation found best, unless another one is clearly better in leave-one-out. A fitted method,
+and the confidence in its answers by the same leave-one-out, are cached for later requests with the same version or shots.
+If it was fitted to a version with all labels, it is also stored in the database.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A method, the confidence in its answers, and its part by likeness with that part's name, if it has one."""
+    """A method, the confidence in its answers, and the name and the fit of its part by likeness, if it has one."""
 
     method: str
     confidence: Confidence
@@ -75,12 +75,12 @@ class Chosen:
         if not self.confidence.curve:
             raise UnsupportedParameter(f"{name} {self._lack()}", param=name)
         if fields.temperature not in (None, self.confidence.temperature):
-            message = f"{name} needs the fitted temperature, {self.confidence.temperature}: leave temperature out"
+            message = f"{name} needs the fitted temperature, {self.confidence.temperature}: do not set temperature"
             raise UnsupportedParameter(message, param="temperature")
         return self.confidence.threshold(name, target)
 
     def _lack(self) -> str:
-        """Return what the method would need for a threshold."""
+        """Return, for a message, what the method would need for a threshold."""
         if self.reads_prompt:
             return (
                 f"needs an evaluation for the method {self.method}: evaluate the support set, and send the examples, the "
@@ -93,10 +93,10 @@ class Chosen:
 
 @dataclass(slots=True, eq=False)
 class ComparedExamples:
-    """The labelled vectors of one version, or of one list of shots, and what was fitted to them, by method.
+    """The labelled vectors of one version, or of one list of shots, and the fits to them by method.
 
-    `version` is where `fits` come from and are stored, and `unsaved` names those that are not stored yet. Only one thread
-    changes it.
+    `version` identifies the stored `fits`; `unsaved` has the names of fits that are not stored yet. Only one thread changes
+    it.
     """
 
     labelled: Labelled
@@ -124,7 +124,7 @@ class ComparedExamples:
     def choose(self) -> str:
         """Return the method that the model's prior expects to be best, or one that is clearly better in leave-one-out.
 
-        Leave-one-out cannot tell if a label has a single example.
+        Leave-one-out is impossible if a label has a single example.
         """
         if not self.best:
             number = len(self.labelled.vectors)
@@ -135,22 +135,22 @@ class ComparedExamples:
         return self.best
 
     def confidence(self, method: str) -> Confidence:
-        """Return the confidence of a method: the default one where no example can be left out."""
+        """Return the confidence of a method; the default one if no example can be left out."""
         return self._leave_out(method).confidence if self.can_leave_out(method) else default_confidence(method)
 
     def can_leave_out(self, method: str) -> bool:
-        """Return whether a method by likeness can be judged by the examples themselves, in a time that a request waits."""
+        """Return whether leave-one-out with a method by likeness is possible, and fast enough for a waiting request."""
         is_small = method in METHODS and len(self.labelled.vectors) <= METHODS[method].max_left_out
         return is_small and self.labelled.counts().min() >= 2
 
     def take_unsaved(self) -> dict[str, Fit]:
-        """Return what is not stored yet; it counts as stored from now on."""
+        """Return the fits that are not stored yet, and mark them as stored."""
         taken = {name: self.fits[name] for name in self.unsaved}
         self.unsaved.clear()
         return taken
 
     def _leave_out(self, name: str) -> LeftOut:
-        """Return how a method answers examples that are left out."""
+        """Return the answers of a method to examples that are left out."""
         if (left_out := self._fit_of(name).left_out) is None:
             labels = self.labelled.labels
             logs = left_out_log_probabilities(load_method(name), self.labelled, CHOICE_FOLDS)
@@ -178,7 +178,7 @@ class Comparison:
     async def choose(
         self, question: Question, method: str, candidates: Sequence[Candidate], recommended: str | None = None
     ) -> Chosen:
-        """Return the method of a request; for `auto`, `recommended` is what an evaluation of its support set found best.
+        """Return the method of a request; `recommended`, for `auto`, comes from an evaluation of its support set.
 
         Raises `InvalidRequest` for a method that cannot be used with these examples.
         """
@@ -209,7 +209,7 @@ class Comparison:
             return
         try:
             candidates = candidates_of(examples)
-        except InvalidRequest:  # too many: a request names those that it asks about
+        except InvalidRequest:  # too many labels: a request has to list its candidates
             return
         if not _lack(examples, candidates):
             compared = await self._of_version(support_set, candidates)
@@ -217,7 +217,7 @@ class Comparison:
             await self._save(compared)
 
     async def _save(self, examples: ComparedExamples) -> None:
-        """Store what was fitted to a version. A request does not fail because it cannot be stored."""
+        """Store the fits to a version. A request does not fail if they cannot be stored."""
         if examples.version is None or not examples.unsaved:
             return
         if not (fits := await self._run(examples.take_unsaved)):  # another request stores them
@@ -229,7 +229,7 @@ class Comparison:
             logger.warning("a fitted classifier of a support set could not be stored", extra={"error": error.message})
 
     async def _run(self, function: Callable[..., Result], *arguments: object) -> Result:
-        """Run a function that fits methods in a thread of its own, so that it takes none from other work."""
+        """Run a function that fits methods in a dedicated thread, so that it does not occupy threads of other work."""
         return await asyncio.get_running_loop().run_in_executor(self.thread, function, *arguments)
 
     async def compare(self, question: Question, chosen: Chosen) -> dict[str, Array]:
@@ -256,7 +256,7 @@ class Comparison:
         labelled = _labelled(await self.retrieval.example_vectors(support_set), support_set.examples, candidates)
 
         def load_and_measure(part: str) -> Result:
-            return measure(load_method(part), labelled)  # the first time, loading takes a second
+            return measure(load_method(part), labelled)  # loading takes a second on first use
 
         return {part: await asyncio.to_thread(load_and_measure, part) for part in parts}
 
@@ -306,34 +306,34 @@ def _labelled(vectors: Vectors, examples: Sequence[Answered], candidates: Sequen
 
 
 def _answered_candidates(examples: Sequence[Answered], candidates: Sequence[Candidate]) -> NDArray[np.int64]:
-    """Return the index of the candidate that each example is of: by its label, else by its text; or `NO_CANDIDATE`."""
+    """Return the index of each example's candidate, by its label or else its text; or `NO_CANDIDATE`."""
     by_text = {candidate.text: index for index, candidate in enumerate(candidates)}
     by_answer = by_text | {candidate.label: index for index, candidate in enumerate(candidates)}
     return np.array([by_answer.get(answer_of(example), NO_CANDIDATE) for example in examples], np.int64)
 
 
 def _obstacle(question: Question, candidates: Sequence[Candidate]) -> str:
-    """Return why methods by likeness cannot answer the question, or nothing if they can."""
+    """Return why methods by likeness cannot answer the question, or "" if they can."""
     if not question.query.media:
-        return "compares media, and the query has none"
+        return "compares media, but the query has none"
     if question.fields.zero_shot:
-        return "compares media, and zero_shot shows examples without them"
+        return "compares media, but zero_shot shows examples without media"
     return _lack(question.examples, candidates)
 
 
 def _lack(examples: Sequence[Shot | Example], candidates: Sequence[Candidate]) -> str:
-    """Return what examples lack that methods by likeness compare, or nothing."""
+    """Return what examples lack for methods by likeness, or "" if nothing."""
     if (bare := next((example for example in examples if not example.media), None)) is not None:
-        return f"compares media, and {_name(bare)} has none: the method in_context reads examples without media"
+        return f"compares media, but {_name(bare)} has none: the method in_context supports examples without media"
     answered = set(_answered_candidates(examples, candidates).tolist())
     for index, candidate in enumerate(candidates):
         if index not in answered:
-            return f"needs an example of each candidate, and {candidate.label[:80]!r} has none"
+            return f"needs an example of each candidate, but {candidate.label[:80]!r} has none"
     return ""
 
 
 def _check_answers(question: Question) -> None:
-    """Check that each example has an answer: without one it would be left out unnoticed. Raises `InvalidRequest`."""
+    """Check that each example has an answer: others would be ignored silently. Raises `InvalidRequest`."""
     for example in question.examples:
         if not answer_of(example):
             message = f"{_name(example)} has neither a label nor a text, so it has no answer"

@@ -1,8 +1,8 @@
 """Confidence in a classification: calibrated probabilities, and the threshold below which no label is returned.
 
 Both are fitted to left-out examples, whose labels are known. A temperature divides the log-probabilities of all candidates,
-so it changes how sure an answer is and never which one it is (Guo et al. 2017, "On Calibration of Modern Neural Networks").
-The threshold then follows from how many of the left-out examples above it are answered, and how many of these rightly.
+so it changes only the confidence of an answer (Guo et al. 2017, "On Calibration of Modern Neural Networks"). The threshold
+is then chosen by the share of left-out examples whose confidence exceeds it, and by the accuracy on these.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from server.fewshot.methods import BLEND, IN_CONTEXT
 from server.fewshot.methods.likeness import Array, log_softmax
 
-# The temperatures with the least surprise on new queries of many small sets: `python -m evaluation.temperature` fits them.
-# The blend's is from few images, where it was 1.3 times that of the nearest mean. The language model's probabilities are
-# its own until an evaluation has measured them.
+# The temperatures with the lowest negative log-likelihood on new queries of many small sets, fitted by `python -m
+# evaluation.temperature`. The blend's comes from few images, for which it was 1.3 times that of the nearest mean. The
+# language model's probabilities are not changed until an evaluation has measured them.
 DEFAULT_TEMPERATURES: Mapping[str, float] = {
     "nearest_mean": 2.5,
     "knn": 2.1,
@@ -27,23 +27,23 @@ DEFAULT_TEMPERATURES: Mapping[str, float] = {
     BLEND: 3.3,
     IN_CONTEXT: 1.0,
 }
-# how far sets differ from it: the standard deviation of the logarithm of their own temperatures
+# how much sets differ from the default: the standard deviation of the logarithm of their own temperatures
 SPREAD = 0.35
 # the temperatures that are tried, as multiples of the default
 MULTIPLES = np.geomspace(1 / 16, 16, 65)
-# left-out examples that a temperature is fitted to at most: a single number needs no more
+# maximum left-out examples to which a temperature is fitted: a single number needs no more
 MAX_FITTED = 512
-# the points of a curve that an answer shows, and of one that a threshold is taken from
+# maximum points of a curve in a response, and of one from which a threshold is chosen
 SHOWN_POINTS = 20
 MAX_POINTS = 200
 
-# no label is given below or at these thresholds: always one, never one
+# a label is returned only above the threshold: with these two, always and never
 ALWAYS, NEVER = 0.0, 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A threshold, and what it does on left-out examples: the share that is answered, and of those the share that is right.
+    """A threshold, and its effect on left-out examples: the share that is answered, and the accuracy on those.
 
     `confidence` is the mean probability of those answers.
     """
@@ -81,9 +81,10 @@ def fit_confidence(method: str, logs: Array, truth: NDArray[np.int64]) -> Confid
 
 
 def fit_temperatures(method: str, logs: Array, truth: NDArray[np.int64]) -> tuple[float, Array]:
-    """Return the temperature with the least surprise, and for each example the one that the others have: [N].
+    """Return the temperature with the lowest negative log-likelihood, and for each example that of the others, [N].
 
-    The default draws them towards itself. It decides where examples are few, or all right and therefore never too sure.
+    The default is a prior. It determines the result if there are few examples, or if all are answered correctly, so that
+    no confidence is too high.
     """
     step = math.ceil(len(truth) / MAX_FITTED)
     default = DEFAULT_TEMPERATURES[method]
@@ -102,15 +103,15 @@ def probabilities(logs: Array, temperature: float | Array) -> Array:
 
 
 def _surprises(logs: Array, truth: NDArray[np.int64], temperatures: Array) -> Array:
-    """Return the surprise in nats of each right label at each temperature: [T, N]."""
+    """Return the negative log-likelihood in nats of each right label at each temperature, [T, N]."""
     rows = np.arange(len(truth))
     return np.stack([-log_softmax(logs / temperature)[rows, truth] for temperature in temperatures])
 
 
 def curve(probabilities: Array, truth: NDArray[np.int64], max_points: int) -> list[Point]:
-    """Return points of growing coverage for probabilities [N, C], at most so many; the last one answers everything.
+    """Return up to `max_points` points of growing coverage for probabilities [N, C]; the last point answers everything.
 
-    Examples that are equally sure are answered together.
+    Examples with equal confidence are answered together.
     """
     confidence = probabilities.max(1)
     order = np.argsort(-confidence, kind="stable")
@@ -128,10 +129,10 @@ def curve(probabilities: Array, truth: NDArray[np.int64], max_points: int) -> li
 
 
 def threshold_of_accuracy(points: Sequence[Point], target: float) -> float:
-    """Return the lowest threshold above which answers are accurate enough, by two estimates: `NEVER` if there is none.
+    """Return the lowest threshold above which answers are accurate enough, by two estimates; `NEVER` if there is none.
 
-    Both the share of the answers that is right and their mean probability have to reach the target. The first is coarse
-    where few examples are answered; the second rests on the temperature.
+    Both the accuracy of the answers and their mean probability must reach the target. The first is coarse if few examples
+    are answered; the second depends on the temperature.
     """
     accurate = [point.threshold for point in points if min(point.accuracy, point.confidence) >= target]
     return min(accurate, default=NEVER)
@@ -140,7 +141,7 @@ def threshold_of_accuracy(points: Sequence[Point], target: float) -> float:
 def threshold_of_coverage(points: Sequence[Point], target: float, num_left_out: int) -> float:
     """Return the highest threshold that new queries are expected to exceed in at least the target share.
 
-    One that is like the examples is expected to be surer than k of N of them with the probability k / (N + 1).
+    The confidence of a query that is like the examples exceeds that of k of N of them with the probability k / (N + 1).
     """
     share = target * (num_left_out + 1) / num_left_out
     return max((point.threshold for point in points if point.coverage >= share), default=ALWAYS)

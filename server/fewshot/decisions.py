@@ -6,12 +6,11 @@ With the template "vqa" of the default model, an image as input, and a choice be
     cat: It meows.
     dog: It barks. Answer:
 
-is continued by " cat" or " dog". Texts of the input come before the question, among the images, in the order of the
-request. A shot is written like the query: its media and its own question as the input, then the same instructions, then its
-answer.
+is continued by " cat" or " dog". Texts and images of the input come before the question, in the order of the request. A
+shot is written like the query: its media and its own question as the input, then the same instructions, then its answer.
 
-Examples are for the questions that they answer: those with a candidate that is the answer of an example. Other questions
-are asked without shots.
+Examples are used only for questions that they answer: those with a candidate that is the answer of an example. Other
+questions are asked without shots.
 """
 
 from __future__ import annotations
@@ -61,10 +60,11 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class Instructed(Template):
-    """A template that writes the same instructions for every shot and for the query, in place of their own questions.
+    """A template that writes the same instructions for every shot and for the query, instead of their own questions.
 
-    The question of a shot is text that it shows. `shows_media`: the input has media, and so must each shot. `leading`: the
-    media of the instructions, which come before the query's own: the text after these reads the query's.
+    The question of a shot is written as text of its input. `shows_media`: the input has media, so each shot must have
+    some. `leading`: the media of the instructions, which come before those of the query, so that later text reads the
+    query's media.
     """
 
     instructions: str
@@ -83,14 +83,14 @@ class Instructed(Template):
     def _with_instructions(self, shot: Shot) -> Shot:
         lines = [Text(shot.question + LINE_END)] if shot.question else []
         content = shot.content or (*map(Media, shot.media), *lines)
-        # an example may have a text as well, but its label is what a candidate can be
+        # an example may also have a text, but a candidate is compared with its label
         return replace(shot, question=self.instructions, content=content, text=answer_of(shot))
 
 
 async def read_decisions(fields: DecisionRequest, model: ServedModel, source: ShotSource) -> list[Decision]:
     """Read the input of a decision, its questions, its own shots, and its support set.
 
-    Raises `InvalidRequest` that names the field at fault, and errors of the support set and of media.
+    Raises `InvalidRequest` that names the invalid field, and errors of the support set and of media.
     """
     template, shots = _find_template(fields, model), shots_by_param(fields)
     passage = read_input(fields.input, INPUT)
@@ -130,7 +130,7 @@ def _find_template(fields: DecisionRequest, model: ServedModel) -> Template:
     template = find_template(fields.template, model)
     for name, content in (("media", "the input"), ("question", "the instructions")):
         if name not in template.query_fields:
-            message = f"the template {template.name!r} has no {{{name}}}, in whose place {content} would be written"
+            message = f"the template {template.name!r} has no {{{name}}}, which {content} would replace"
             raise InvalidRequest(message, param="template")
     return template
 
@@ -212,7 +212,9 @@ def _check_examples(question: Question, decisions: Sequence[Decision], fields: D
         raise InvalidRequest(message, param="shots" if fields.shots else SUPPORT_SET)
     method = fields.method_or_default
     if method not in ("auto", IN_CONTEXT) and all(decision.method != method for decision in decisions):
-        message = f"{method} makes a choice by examples, and no question is a choice with the answer of one as a value"
+        message = (
+            f"{method} needs a question that is a choice with the answer of an example as a value, but there is none"
+        )
         raise InvalidRequest(message, param="method")
     if not fields.zero_shot:
         _check_media(question)

@@ -1,6 +1,6 @@
 """Gathers the evidence for the candidates of one question: the language model's scores, likeness to the examples, or both.
 
-What may be wrong with a request is found by `prepare`, before the engine works and the request's record begins.
+`prepare` finds all errors of a request before the engine works on it and its record begins.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ async def prepare(
 async def gather(
     prepared: PreparedQuestion, record: RequestRecord, comparison: Comparison, client: Client
 ) -> tuple[InContext | None, Mapping[str, Array]]:
-    """Return what the method takes from the language model, and from likeness. Raises the engine's errors."""
+    """Return the evidence of the method's parts: the language model's, and that of likeness. Raises the engine's errors."""
     question, chosen = prepared.question, prepared.chosen
     if prepared.prompts is not None:
         likeness = await comparison.compare(question, chosen)

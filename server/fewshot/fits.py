@@ -1,7 +1,7 @@
 """Stores classifiers that were fitted to versions of support sets in the database, for later runs and other servers.
 
-A row per version, method and model has named arrays in the format of safetensors, which is data alone: the parameters of
-the method, and how it answered the examples that were left out. It is deleted with the version, or when it is old.
+A row per version, method and model has named arrays in the safetensors format, which contains no code: the parameters of
+the method, and its answers to left-out examples. It is deleted with the version, or when it is old.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from server.fewshot.methods.likeness import Array
 from server.store.database import Database
 from server.store.records import FitRow, VersionRow
 
-# incremented whenever a method or its confidence is fitted in another way: what was fitted before is not read
+# incremented whenever the fit of a method or of its confidence changes: older fits are not read
 FORMAT = 1
-# what is older is fitted again: its weights may no longer be in use
+# older fits are deleted: their model may no longer be in use
 RETENTION_SECONDS = 30 * 24 * 3600.0
 PARAMETER = "parameters."
 IS_CORRECT, TEMPERATURE, CURVE = "left_out.is_correct", "left_out.temperature", "left_out.curve"
@@ -39,7 +39,7 @@ class FittedVersion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LeftOut:
-    """The answers of a method to examples that are left out: which are correct, [N], and how sure it may be."""
+    """The answers of a method to left-out examples: which are correct, [N], and the confidence in them."""
 
     is_correct: NDArray[np.bool_]
     confidence: Confidence
@@ -74,7 +74,7 @@ class FitStore:
         return await self.database.read(read)
 
     async def put(self, version: FittedVersion, fits: Mapping[str, Fit]) -> None:
-        """Store fits by method, in place of earlier ones, unless the version was deleted meanwhile."""
+        """Store fits by method, replacing earlier ones, unless the version was deleted meanwhile."""
 
         def write(session: Session, now: float) -> None:
             session.execute(delete(FitRow).where(FitRow.created_at < now - RETENTION_SECONDS))

@@ -1,8 +1,8 @@
-"""The background task of support sets: it sweeps what has expired, and keeps sets warm.
+"""The background task of support sets: it deletes expired data and keeps sets warm.
 
-It compares the database with what this worker was asked to keep, after every change and at regular intervals. So it also
-handles a restarted worker and changes that another server made. Pinned sets come first; then the sets that were warm in the
-worker before, one per tenant and round.
+After every change and at regular intervals, it compares the database with the requests that it has sent to this worker. So
+it also handles a restarted worker and changes by another server. Pinned sets come first; then the sets that were warm in
+the previous worker, one per tenant and round.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class WarmSets:
         self.warming = warming
         self._support_sets = support_sets
         self._client = client
-        # of this worker: media that it was asked to keep, and versions that could not be warmed since the last sweep
+        # for this worker: the pinned media, and versions that could not be warmed since the last sweep
         self._worker_id: object = None
         self._pinned_media: set[str] = set()
         self._pinned_shots: dict[tuple[str, int], list[EncodedPrompt]] = {}
@@ -47,8 +47,8 @@ class WarmSets:
     async def pin(self, versions: Iterable[tuple[str, int]]) -> bool:
         """Pin the media and the computed shots of these versions, and no others; return whether media were unpinned.
 
-        The versions are pairs of set id and version, in the order of their age: the worker keeps as many media as its quota
-        has room for.
+        The versions are pairs of set id and version, in the order of their age: the worker keeps media until its quota is
+        used up.
         """
         if self._worker_id != self.warming.worker_id:
             self._worker_id, self._pinned_media, self._failed_versions = self.warming.worker_id, set(), set()
@@ -68,11 +68,11 @@ class WarmSets:
         return bool(unpinned)
 
     def pin_again(self) -> None:
-        """Pin the same media again: there may be room now, and tenants that share caches share pins as well."""
+        """Pin the same media again: there may be room now, and tenants that share caches also share pins."""
         self._client.pin(_digests(self._pinned_media), is_kept=True)
 
     async def warm_again(self) -> bool:
-        """Warm one version that was warm in a worker before; return whether there are more."""
+        """Warm one version that was warm in a previous worker; return whether there are more."""
         lost = self.warming.lost()
         for set_id, version in lost[:1]:
             try:
@@ -82,7 +82,7 @@ class WarmSets:
         return len(lost) > 1
 
     def forgive(self) -> None:
-        """Try the versions again that could not be warmed."""
+        """Forget which versions could not be warmed, so that they are tried again."""
         self._failed_versions.clear()
 
     def _pin_shots(self, shots: dict[tuple[str, int], list[EncodedPrompt]]) -> None:
@@ -96,7 +96,7 @@ class WarmSets:
         self._pinned_shots = shots
 
     async def _warm_and_pin(self, support_set: SupportSet) -> bool:
-        """Return whether the set's media are pinned; media must be warm first, since only the worker's media can stay."""
+        """Return whether the set's media are pinned; they are warmed first, since the worker can pin only its own media."""
         key = (support_set.id, support_set.version)
         if self._pinned_media.issuperset(support_set.media):
             return True
@@ -113,8 +113,8 @@ class WarmSets:
 class Maintenance:
     """Runs one round after the other until it is cancelled.
 
-    `support_sets` and `embeddings` are of any tenant: what they are asked here concerns all. `warm_sets` returns the
-    warm sets of the tenants that are known and of those named, by tenant.
+    `support_sets` and `embeddings` may be those of any tenant: only their methods for all tenants are called. `warm_sets`
+    returns the warm sets of the known tenants and of the named ones, by tenant.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ class Passage:
         return {piece.param: piece.part for piece in self.pieces if isinstance(piece, PositionedMedia)}
 
     def segments(self, media: Sequence[EncodedMedia]) -> tuple[Segment, ...]:
-        """Return the segments, given the media in their order. A text at the end ends its line."""
+        """Return the segments, with the given media in order; a final text gets a line break."""
         items = iter(media)
         segments = [Text(piece) if isinstance(piece, str) else Media(next(items).digest) for piece in self.pieces]
         is_text = isinstance(self.pieces[-1], str)

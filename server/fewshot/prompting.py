@@ -1,4 +1,4 @@
-"""Turns a few-shot request into a prompt: its own shots or selected ones, the query, and a template that writes them.
+"""Turns a few-shot request into a prompt: a template writes its own shots or selected ones, and the query.
 
 Every few-shot route calls `assemble`, so support sets, strategies and templates have the same meaning in all of them.
 """
@@ -29,14 +29,14 @@ from server.served_model import ServedModel
 from server.store.records import Example, SupportSet
 from server.telemetry.request_record import RequestRecord
 
-# takes the position of a query's text: only whole blocks before it stay in the prefix cache
+# stands for the text of a query: only whole blocks before it stay in the prefix cache
 ANY_QUERY = Shot(text="?", question="?", param="query")
-# what a shot takes over from the fields of a request
+# the fields of a request that a shot has, too
 TEXTS = {"text", "question", "label", "id"}
 # the fields of `examples` that select shots
 SELECTION = {"k", "strategy", "order", "seed"}
 NOT_ALONE = "shots that attend alone, and the query, must each begin with an image or video and have no other"
-# the most shots of a classification that does not say how many
+# default number of shots of a classification
 MAX_DEFAULT_K = 16
 
 
@@ -53,7 +53,7 @@ class Question:
 
     @property
     def compared(self) -> SimilarityQuery:
-        """The query as examples are compared with it."""
+        """The query in the form in which examples are compared with it."""
         media = [self.media[digest] for digest in self.query.media]
         return SimilarityQuery(media=media, text=compared_text(self.query.question, self.query.text))
 
@@ -63,7 +63,7 @@ class Question:
         return self.shots if self.support_set is None else self.support_set.examples
 
     def with_selection(self, examples: ExamplesFields, attend: ShotsAttend) -> Question:
-        """Return the question with these shots of its support set, unless the request says how to select them."""
+        """Return the question with this selection of shots, unless the request itself says how to select them."""
         source = self.fields.examples
         if source is None or source.model_fields_set & SELECTION:
             return self
@@ -71,7 +71,7 @@ class Question:
         return replace(self, fields=self.fields.model_copy(update={"examples": examples, **form}))
 
     def with_each_label(self, num_labels: int) -> Question:
-        """Return the question with examples of each label, as equally many as possible, unless it names a strategy.
+        """Return the question with a balanced number of examples per label, unless it names a strategy.
 
         The first examples of a set may all have one label, which the language model would then prefer.
         """
@@ -96,7 +96,7 @@ class AssembledPrompt:
     num_left_out: int
 
     async def with_shots(self, shots: list[Shot], model: ServedModel) -> AssembledPrompt:
-        """Return the prompt with these shots, which show the same media, written again."""
+        """Write the prompt again with these shots, which must show the same media."""
         question, media = self.question, self.prompt.media
         attend = question.fields.shots_attend
         prompt = await model.tokenize(write, question.template, shots, question.query, media, model, attend)
@@ -104,9 +104,9 @@ class AssembledPrompt:
 
 
 def fewshot_report(question: Question, assembled: AssembledPrompt | None, record: RequestRecord) -> dict[str, Any]:
-    """Return the field `fewshot` of an answer, and add to the record what `usage` says about the shots.
+    """Return the field `fewshot` of a response, and add the shots to the record for `usage`.
 
-    `assembled`: the question's prompt, None if the language model takes no part.
+    `assembled`: the question's prompt, None if the language model is not used.
     """
     examples, stored = question.fields.examples, question.support_set
     strategy = examples.strategy if assembled and examples else None
@@ -129,7 +129,7 @@ def fewshot_report(question: Question, assembled: AssembledPrompt | None, record
 async def read_question(fields: FewShotFields, model: ServedModel, source: ShotSource) -> Question:
     """Read the query of a few-shot request, its own shots, and its support set.
 
-    Raises `InvalidRequest` that names the field at fault, and errors of the support set and of media.
+    Raises `InvalidRequest` that names the invalid field, and errors of the support set and of media.
     """
     owners = shots_by_param(fields)
     template = find_template(fields.template, model)
@@ -146,7 +146,7 @@ async def read_question(fields: FewShotFields, model: ServedModel, source: ShotS
 
 
 def shots_by_param(fields: ShotsFields) -> dict[str, ShotFields]:
-    """Return the request's own shots by their paths. Raises `InvalidRequest` if it has a support set as well."""
+    """Return the request's own shots by their paths. Raises `InvalidRequest` if it also has a support set."""
     if fields.shots and fields.examples is not None:
         raise InvalidRequest("shots and examples exclude each other: set only one of them", param="examples")
     return {f"shots[{number}]": shot for number, shot in enumerate(fields.shots)}
@@ -161,8 +161,8 @@ async def assemble(
 ) -> AssembledPrompt:
     """Assemble the prompt of a few-shot request.
 
-    `room`: tokens that `truncate_shots` leaves free. `without`: ids of examples that may not become shots.
-    Raises `InvalidRequest` that names the field at fault, and errors of stored media and the engine.
+    `room`: tokens that `truncate_shots` keeps free. `without`: ids of examples that must not become shots.
+    Raises `InvalidRequest` that names the invalid field, and errors of stored media and the engine.
     """
     fields, shots, media = question.fields, question.shots, question.media
     if fields.examples is not None and question.support_set is not None:
@@ -196,7 +196,7 @@ async def assemble_prefix(
         error.param = "k" if error.param == "examples.k" else "template"
         raise
     if prompt.num_tokens > model.max_model_len:
-        message = f"{len(shots)} shots have {prompt.num_tokens} tokens, the model reads at most {model.max_model_len}"
+        message = f"{len(shots)} shots have {prompt.num_tokens} tokens, the model's limit is {model.max_model_len}"
         raise ContextLengthExceeded(message, param="k")
     return prompt
 
@@ -224,11 +224,11 @@ async def assemble_shots(
 def _write_alone(
     template: Template, shots: Sequence[Shot], media: Mapping[bytes, EncodedMedia], model: ServedModel
 ) -> list[PreparedPrompt]:
-    """Write each shot before a query of one token, which shows the same media item."""
+    """Write a prompt per shot: the shot before a query of one token, which shows the same media item."""
     written = [write(template, [shot], replace(ANY_QUERY, media=shot.media), media, model, "alone") for shot in shots]
     prompts = [replace(prompt, encoded=prompt.encoded.up_to(prompt.encoded.span_starts[-1] + 1)) for prompt in written]
     if (longest := max((prompt.num_tokens for prompt in prompts), default=0)) > model.max_model_len:
-        message = f"a shot has {longest} tokens, the model reads at most {model.max_model_len}"
+        message = f"a shot has {longest} tokens, the model's limit is {model.max_model_len}"
         raise ContextLengthExceeded(message, param="template")
     return prompts
 
@@ -241,7 +241,7 @@ def write(
     model: ServedModel,
     attend: ShotsAttend = "previous",
 ) -> PreparedPrompt:
-    """Write shots in any order before any query. Raises `InvalidRequest` that names the shot or example at fault."""
+    """Write shots in any order before any query. Raises `InvalidRequest` that names the invalid shot or example."""
     try:
         segments = template.render(shots, query)
         if attend == "alone":
@@ -254,7 +254,7 @@ def write(
 
 
 def check_alone(examples: Sequence[Example], template: Template, model: ServedModel) -> None:
-    """Raises `UnsupportedParameter` unless each of the examples can be a shot that attends alone, or a query."""
+    """Check that each example can be a shot that attends alone, or a query. Raises `UnsupportedParameter`."""
     check_shots_attend("alone", model)
     begins = all(text.startswith("{media}") for text in (template.shot, template.beginning))
     if not begins or any(len(example.media) != 1 for example in examples):
@@ -262,14 +262,14 @@ def check_alone(examples: Sequence[Example], template: Template, model: ServedMo
 
 
 def _check_alone(segments: Sequence[Segment], shots: Sequence[Shot], query: Sequence[Segment]) -> None:
-    """Raises `UnsupportedParameter` if shots and query are not the text from one media item to the next."""
+    """Check that each shot and the query begin with a media item and have no other. Raises `UnsupportedParameter`."""
     is_one = [isinstance(segment, Media) for segment in query].count(True) == 1 and isinstance(query[0], Media)
     if shots and not (is_one and isinstance(segments[0], Media) and all(len(shot.media) == 1 for shot in shots)):
         raise UnsupportedParameter(NOT_ALONE, param="shots_attend")
 
 
 def find_template(choice: TemplateChoice, model: ServedModel) -> Template:
-    """Return the template that a client names or defines, for this model. Raises `InvalidRequest`."""
+    """Return the template that a request names or defines, for this model. Raises `InvalidRequest`."""
     known = built_in(model.config)
     if isinstance(choice, str):
         if choice not in known:
@@ -284,7 +284,7 @@ def find_template(choice: TemplateChoice, model: ServedModel) -> Template:
 def check_fields(fields: FewShotFields, template: Template) -> None:
     """Check the query and the request's own shots before any media is read. Raises `InvalidRequest`.
 
-    The query has the fields of the template, and no other field unless the strategy compares it.
+    The query must have the fields of the template, and may have another field only if the strategy compares it.
     """
     query = fields.query
     if fields.has_prompt:
@@ -338,7 +338,7 @@ def _fit(
         bare = write(template, [], query, media, model)
         raise ContextLengthExceeded(
             f"the prompt has {prompt.num_tokens} tokens with its {len(shots)} shots and {bare.num_tokens} without, "
-            f"the model reads at most {limit}",
+            f"the model's limit is {limit}",
             param=query.param if not shots else "shots" if fields.examples is None else "examples.k",
         )
     return AssembledPrompt(question=question, prompt=prompt, shots=shots[num_left_out:], num_left_out=num_left_out)

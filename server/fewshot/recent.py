@@ -1,4 +1,4 @@
-"""A cache of the most recently used values: concurrent requests for one key build its value once."""
+"""A cache of the most recently used values; concurrent requests for a key build its value only once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Value = TypeVar("Value", bound=Sized)
 
 
 class Recent(Generic[Value]):
-    """The values that were used last, up to a number of bytes."""
+    """The most recently used values, up to a number of bytes."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -41,7 +41,7 @@ class Recent(Generic[Value]):
                 value = self._values[key] = await build()
                 self._num_bytes += value.num_bytes
             self._values.move_to_end(key)
-            # the value that was used last stays, whatever its size
+            # the most recently used value stays, whatever its size
             while len(self._values) > 1 and self._num_bytes > self._max_bytes:
                 self._num_bytes -= self._values.popitem(last=False)[1].num_bytes
         return value

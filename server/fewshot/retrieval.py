@@ -1,8 +1,8 @@
 """RICES: finds the examples most similar to a query, by features of the frozen vision encoder, the language model, or both.
 
-Examples are embedded once, and their vectors stay in the database, computed once for all servers that share it, under the
-fingerprint of the weights, their format unless it is native, and the name of the decoding. A version of a support set
-never changes, so its index is built once. An index computes every score: sets are small enough for that.
+Examples are embedded once for all servers that share a database. The database keys their vectors by the fingerprint of the
+weights, their format unless it is native, and the version of the decoding. A version of a support set never changes, so its
+index is built once. The search is exact, because sets are small.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ SPACES: dict[Strategy, tuple[Space, ...]] = {
     "rices_text": ("text",),
     "mixed": ("media", "text"),
 }
-# items that are embedded in one call, and stored before the next call
+# number of items that are embedded in one call, and stored before the next call
 BATCH = 32
-# older vectors are computed again: their weights or texts may no longer be in use
+# older vectors are deleted: their weights or texts may no longer be in use
 RETENTION_SECONDS = 30 * 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Similar:
-    """An example by its index in the set, and its similarity to the query, -1 to 1."""
+    """The index of an example in the set, and its similarity to the query, from -1 to 1."""
 
     index: int
     score: float
@@ -81,7 +81,7 @@ class VectorIndex:
             return []
         scores, indices = self._nearest(query, min(k + 1, self._num_vectors))
         if len(scores) > k and scores[k] == scores[k - 1]:
-            # the library may return any of equal vectors: rank them all
+            # among equal scores the library may return any: rank all vectors
             scores, indices = self._nearest(query, self._num_vectors)
         best = np.lexsort((indices, -scores))[:k]
         return [Similar(int(indices[rank]), float(np.clip(scores[rank], -1, 1))) for rank in best]
@@ -117,7 +117,7 @@ class Retrieval:
         return similar
 
     async def embed_media(self, media_ids: Sequence[str]) -> dict[str, Vectors]:
-        """Return the features of stored media, after storing new ones. Raises `MediaNotFound`, and the engine's errors."""
+        """Return the features of stored media by id, and store new ones. Raises `MediaNotFound` and the engine's errors."""
         return await self._vectors(media_ids, self._embed_stored, is_stored=True)
 
     async def example_vectors(self, support_set: SupportSet) -> Vectors:
@@ -136,7 +136,7 @@ class Retrieval:
         return _means(keys, dict(zip(features, vectors, strict=True)))
 
     async def embed_texts(self, support_set: SupportSet) -> dict[str, Vectors]:
-        """Return the vectors of the examples' texts, after storing new ones. Raises the engine's errors."""
+        """Return the vectors of the examples' texts, and store new ones. Raises the engine's errors."""
         texts = [compared_text(example.question, example.text) for example in support_set.examples]
         ids = await self.model.tokenize(self._all_ids, list(filter(None, texts)))
         return await self._text_vectors(ids, is_stored=True)
@@ -150,7 +150,7 @@ class Retrieval:
 
     @property
     def embedder(self) -> str:
-        """The key of everything that a vector, and what is fitted to vectors, depends on, apart from its input."""
+        """The key of everything, apart from its input, on which a vector and fits to vectors depend."""
         numbers, weight_format = self.client.info.get("dtype", ""), self.client.info.get("weight_format", "native")
         if weight_format != "native":
             numbers += f"-{weight_format}"
@@ -163,7 +163,7 @@ class Retrieval:
                     [await self.model.tokenize(self._text_ids, query.text, "query")], is_stored=False
                 )
             )
-        # not from the database: the prompt shows the same media, so the engine encodes or has them in any case
+        # not from the database: the prompt shows the same media, so the engine has or encodes them anyway
         media = {item.id: item for item in query.media}
         features = await self.client.embed([*media.values()])
         return _mean(dict(zip(media, await asyncio.to_thread(self.model.likeness, features), strict=True)))
@@ -195,7 +195,7 @@ class Retrieval:
     async def _vectors(
         self, keys: Iterable[str], embed: Callable[[Sequence[str]], Awaitable[Vectors]], *, is_stored: bool = False
     ) -> dict[str, Vectors]:
-        """Return vectors by key; new ones are stored if `is_stored`, which a query is not: it may never come again."""
+        """Return vectors by key; new ones are stored if `is_stored`, which is False for queries: they may never repeat."""
         keys = list(keys)
         vectors = await self.embeddings.get(keys, self.embedder)
         missing = [key for key in keys if key not in vectors]
@@ -211,7 +211,7 @@ class Retrieval:
         ids = encode_text(text, self.model, param)
         if len(ids) > self.model.max_model_len:
             raise ContextLengthExceeded(
-                f"a text to compare has {len(ids)} tokens, the model reads at most {self.model.max_model_len}",
+                f"a text to compare has {len(ids)} tokens, the model's limit is {self.model.max_model_len}",
                 param=param,
             )
         return ids
@@ -223,7 +223,7 @@ def compared_text(question: str, text: str) -> str:
 
 
 def check_comparable(support_set: SupportSet, strategy: Strategy, query: SimilarityQuery) -> None:
-    """Raises `InvalidRequest` if the query or an example lacks the media or text that the strategy compares."""
+    """Check that the query and all examples have the media or text that the strategy compares. Raises `InvalidRequest`."""
     _check_query(strategy, query)
     for space in SPACES[strategy]:
         for example in support_set.examples:
@@ -239,7 +239,7 @@ def _check_query(strategy: Strategy, query: SimilarityQuery) -> None:
 
 
 def _compared(example: Example, space: Space, strategy: Strategy) -> list[str]:
-    """Return what a space compares: the ids of the example's media, or its text. Raises `InvalidRequest` for neither."""
+    """Return the keys that a space compares: the ids of the example's media, or its text. Raises `InvalidRequest`."""
     text = compared_text(example.question, example.text)
     compared = list(example.media) if space == "media" else [text] if text else []
     if not compared:
@@ -248,7 +248,7 @@ def _compared(example: Example, space: Space, strategy: Strategy) -> list[str]:
 
 
 def _refusal(strategy: Strategy, space: Space, owner: str, param: str) -> InvalidRequest:
-    lack = f"media, and {owner} has none" if space == "media" else f"texts, and {owner} has neither question nor text"
+    lack = f"media, but {owner} has none" if space == "media" else f"texts, but {owner} has neither question nor text"
     return InvalidRequest(f"{strategy} compares {lack}", param=param)
 
 
@@ -286,7 +286,7 @@ class EmbeddingStore:
         return await self._database.read(lambda session, now: _vectors(session, unique, model))
 
     async def put(self, vectors: Mapping[str, Vectors], model: str) -> None:
-        """Add vectors [D]; those that are stored already stay."""
+        """Store vectors [D] whose keys are not stored yet."""
 
         def add(session: Session, now: float) -> None:
             stored = _vectors(session, [qualified(self._tenant, key) for key in vectors], model)
@@ -315,7 +315,7 @@ class EmbeddingStore:
 
 
 def _vectors(session: Session, keys: Sequence[str], model: str) -> dict[str, Vectors]:
-    """Return the stored vectors of qualified keys, by the tenant's own."""
+    """Return the stored vectors of qualified keys, by the tenant's own keys."""
     vectors: dict[str, Vectors] = {}
     for chunk in chunked(keys):
         query = select(EmbeddingRow.key, EmbeddingRow.vector)

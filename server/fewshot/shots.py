@@ -28,7 +28,7 @@ DEFAULT_K_TEXT_ONLY = 2
 SUPPORT_SET = "examples.support_set"
 STORE_EXAMPLES = "store examples as a support set, from which each request selects its shots"
 TEXT_ONLY = '{"shot": "{question} {answer}"}'
-# the paper puts the most similar example next to the query
+# as in the paper, the most similar example is next to the query
 DEFAULT_ORDER: dict[Strategy, Order] = {
     "first": "stored",
     "random": "as_selected",
@@ -71,7 +71,7 @@ class ShotSource:
     async def read_media(self, owners: Mapping[str, MediaOwner], param: str = "query") -> dict[str, list[EncodedMedia]]:
         """Return the media of each owner by its path. Raises the intake's errors.
 
-        `param` is the path of what is asked about.
+        `param` is the path of the query.
         """
         parts = {path: owner.parts(path) for path, owner in owners.items()}
         all_parts = {path: part for of in parts.values() for path, part in of.items()}
@@ -83,8 +83,7 @@ class ShotSource:
     async def find(self, examples: ExamplesFields) -> SupportSet:
         """Return the version of the support set that a request names.
 
-        Raises `SupportSetNotFound`, and `InvalidRequest` for a selection that is impossible, whether or not a prompt is
-        written.
+        Raises `SupportSetNotFound`, and `InvalidRequest` for an impossible selection, even if no prompt is written.
         """
         try:
             version = await self.support_sets.get_version(examples.support_set, examples.version)
@@ -116,9 +115,9 @@ class ShotSource:
     async def read_examples(
         self, examples: Sequence[Example], template: Template
     ) -> tuple[list[Shot], dict[bytes, EncodedMedia]]:
-        """Return examples as shots, and these with their media by digest. Raises `InvalidRequest`.
+        """Return examples as shots, with their media by digest. Raises `InvalidRequest`.
 
-        They have at most one media item each, and may be more than the shots of a request.
+        Each has at most one media item. Their number may exceed the limit of a request.
         """
         shots: list[Shot] = []
         media: dict[bytes, EncodedMedia] = {}
@@ -175,9 +174,9 @@ def _named_selection() -> Iterator[None]:
 
 
 def check_media(has_media: bool, param: str, template: Template, owner: str, *, remedy: str = "") -> None:
-    """Check for media where the template has them: a text without media of its own would read another's.
+    """Check that `owner` has media exactly if the template has them: text without its own media would read another's.
 
-    `remedy`: what helps besides another template if the media are missing. Raises `InvalidRequest`.
+    `remedy`: advice for the message if media are missing, besides another template. Raises `InvalidRequest`.
     """
     if template.has_media == has_media:
         return
@@ -200,7 +199,7 @@ def select(
 ) -> list[Selected]:
     """Return `k` examples in prompt order. `similar`: for strategies that compare, the most similar, best first.
 
-    `without`: indices of examples that may not be selected. The next examples of the draw replace them, so that leaving
+    `without`: indices of examples that must not be selected. The next examples of the draw replace them, so that leaving
     one out does not change the others. Raises `SelectionError`.
     """
     check_selection(strategy, len(examples) - len(without), k, order)
@@ -217,7 +216,7 @@ def check_selection(strategy: Strategy, num_examples: int, k: int, order: Order 
         raise SelectionError(f"k is {k}, only {num_examples} examples can be selected", field="k")
     if order == "similar_last" and strategy not in SPACES:
         raise SelectionError(
-            f"similar_last needs a strategy that compares examples, {strategy} compares none", field="order"
+            f"similar_last needs a strategy that compares examples, but {strategy} does not", field="order"
         )
 
 
@@ -230,7 +229,7 @@ def _ordered(indices: list[int], order: Order, seed: int) -> list[int]:
         case "stored":
             return sorted(indices)
         case "shuffled":
-            # independent of the random numbers that picked
+            # independent of the random numbers of the selection
             return random.Random(f"order {seed}").sample(indices, len(indices))
 
 
@@ -248,12 +247,14 @@ def _picked(
 def _balanced(examples: Sequence[Example], k: int, rng: random.Random, without: Collection[int]) -> list[int]:
     """Draw in rounds of one example per label, so that the counts of labels differ by at most one.
 
-    In the place of an example of `without` is another one of its label, which would be missing in that round otherwise.
+    An example in `without` is replaced by another one of its label, which would otherwise be missing in that round.
     """
     by_label: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         if not example.label:
-            raise SelectionError(f"balanced needs a label for each example, {example.id!r} has none", field="strategy")
+            raise SelectionError(
+                f"balanced needs a label for each example, but {example.id!r} has none", field="strategy"
+            )
         by_label.setdefault(example.label, []).append(index)
     for indices in by_label.values():
         rng.shuffle(indices)

@@ -1,4 +1,4 @@
-"""Templates write shots and a query: text with named placeholders, rendered as a prompt's segments.
+"""Templates of shots and queries: text with named placeholders, rendered as a prompt's segments.
 
 A value replaces its placeholder literally and stays text, even if it spells a marker: only `model.prompt` writes markers.
 """
@@ -16,7 +16,7 @@ from model.prompt import EndOfChunk, Media, Segment, Text
 from server.prompt import join_texts
 
 PLACEHOLDERS = ("media", "text", "question", "answer", "label")
-# the last of these in a shot is its answer
+# the last of these placeholders in a shot is its answer
 ANSWERS = ("answer", "label", "text")
 # ends an answer of a model without an end-of-chunk token
 LINE_END = "\n"
@@ -25,7 +25,7 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 class TemplateError(ValueError):
-    """An invalid template, or shots that it cannot write; `shot` is the index of the shot at fault, if one is."""
+    """An invalid template, or shots that it cannot write; `shot` is the index of the invalid shot, if there is one."""
 
     def __init__(self, message: str, *, shot: int | None = None) -> None:
         super().__init__(message)
@@ -36,9 +36,9 @@ class TemplateError(ValueError):
 class Shot:
     """An example as it appears in a prompt; the query is a shot without an answer.
 
-    `text` or `label` may be empty: the other is then the answer. `content` is written in place of `media` if it is given:
-    media among texts, in their order. `score` is the similarity to the query, for strategies that compare, and `param` the
-    path in the request, for error messages.
+    `text` or `label` may be empty: the other is then the answer. `content`, media and texts in order, is written instead of
+    `media` if present. `score` is the similarity to the query, for strategies that compare, and `param` the path in the
+    request, for error messages.
     """
 
     media: tuple[bytes, ...] = ()
@@ -55,7 +55,7 @@ class Shot:
 class Template:
     """The text of a shot with its answer, the end of an answer (empty: the end-of-chunk token), and the separator of shots.
 
-    `query` is the beginning of a shot; if empty, it is `shot` up to the answer, without the spaces before the answer.
+    `query` is the text of a query; if empty, it is `shot` up to the answer, without the spaces before the answer.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Template:
         return join_texts([*segments, *self._filled(self.beginning, query, None)])
 
     def _filled(self, template: str, shot: Shot, number: int | None) -> Iterator[Segment]:
-        # a text with a placeholder of its own is not the answer
+        # a text that has its own placeholder is not the answer
         label = shot.label or ("" if "text" in self.shot_fields else shot.text)
         values = {"text": shot.text, "question": shot.question, "answer": shot.text or shot.label, "label": label}
         for index, piece in enumerate(_PLACEHOLDER.split(template)):

@@ -1,9 +1,9 @@
 """Warms versions of support sets, on request and for the background task that keeps them warm (`maintenance`).
 
-A version's media are encoded and embedded, and the method that fits its labels is chosen. On request, its texts are
-embedded and its shots computed. Vectors and fits stay in the database; everything else is lost with the worker, so in a new
-worker every status is "pending" again, until the background task has warmed the versions again that were warm. Warming runs
-after all requests of clients.
+Warming encodes and embeds a version's media, and chooses and fits the method for its labels. On request, it also embeds its
+texts and computes its shots. Vectors and fits stay in the database; everything else is lost with the worker. So in a new
+worker every status is "pending" again, until the background task has warmed the same versions. Warming has a lower priority
+than all requests of clients.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from server.served_model import ServedModel
 from server.store.records import SupportSet
 from server.wire import BACKGROUND_PRIORITY, Admitted, Generate, Sampling
 
-# media that the worker encodes concurrently: enough for batches
+# number of media that the worker encodes concurrently: enough for batches
 MAX_CONCURRENT = 8
 MAX_REMEMBERED = 4096
-# workers that may die while they warm a version, until it is taken for the cause
+# after this number of workers have died while they warmed a version, it is taken for the cause
 MAX_DEATHS = 3
 
 Status = Literal["pending", "warming", "ready", "failed"]
@@ -46,9 +46,9 @@ logger = logging.getLogger(__name__)
 class Warmth:
     """The progress of warming a version.
 
-    `media_encoded` and `media_cached` together are the media in the worker; `media_embedded` and `texts_embedded` have a
-    vector in the database. `prompt_tokens` counts the computed shots' tokens, of which `shots` attend alone and have
-    `shot_bytes` of keys and values. `error` is why warming failed.
+    `media_encoded` plus `media_cached` is the number of media in the worker; `media_embedded` and `texts_embedded` count
+    those with a vector in the database. `prompt_tokens` counts the tokens of computed shots. `shots` counts shots that
+    attend alone, and `shot_bytes` their keys and values. `error` is why warming failed.
     """
 
     status: Status = "pending"
@@ -67,7 +67,7 @@ class Warmth:
 class WarmTarget:
     """The parts of a version to warm in addition to its media.
 
-    `prompts`: the shots of the version in one prompt or, if they attend alone, in a prompt each.
+    `prompts`: the shots of the version in one prompt; if they attend alone, each in its own prompt.
     """
 
     prompts: tuple[PreparedPrompt, ...] = ()
@@ -149,14 +149,14 @@ class Warming:
         return entry.warmth
 
     def lost(self) -> list[tuple[str, int]]:
-        """Return the versions that were warm in a worker that has ended, as set id and version, first warmed first."""
+        """Return the versions that were warm in a previous worker, as set id and version, in the order of warming."""
         lost = ((key, entry) for key, entry in self._entries.items() if entry.worker_id != self.worker_id)
         return [key for key, entry in lost if entry.is_wanted and not entry.is_deadly]
 
     async def warm_again(self, support_set: SupportSet) -> Warmth:
-        """Warm what was last warmed of a version, or its media, and return when that has ended.
+        """Warm the last target of a version again, or its media, and wait for the end.
 
-        A version during whose warming worker after worker died stays failed, until a client has it warmed.
+        If several workers died while they warmed a version, it stays failed until a client requests its warming.
         """
         entry = self._entries.get((support_set.id, support_set.version))
         if entry is not None and entry.is_deadly:
@@ -196,7 +196,7 @@ class Warming:
             self._entries.popitem(last=False)
 
     async def _run(self, entry: _Entry, support_set: SupportSet, previous: asyncio.Task[None] | None) -> None:
-        """Warm a version; `previous` warms less of the same version, and most is cached when it has ended."""
+        """Warm a version after `previous`, a task that warms less of the same version, after which most is cached."""
         if previous is not None:
             await asyncio.wait([previous])
         try:
@@ -218,7 +218,7 @@ class Warming:
     async def _warm_media(self, entry: _Entry, media_ids: Sequence[str]) -> None:
         """Encode media in batches and embed each batch while the worker still has its features.
 
-        Each media item has a prompt of its own, so that it fails alone and waits for no media slots but its own.
+        Each media item has its own prompt, so that it fails alone and waits only for its own media slot.
         """
         for start in range(0, len(media_ids), MAX_CONCURRENT):
             batch = media_ids[start : start + MAX_CONCURRENT]
@@ -260,7 +260,7 @@ class Warming:
         return -(-_num_shot_tokens(prompt) // block_size) * block_bytes if prompt.has_spans and block_size else 0
 
     async def _compute(self, prompt: EncodedPrompt, media: Mapping[bytes, EncodedMedia]) -> Admitted:
-        """Have the worker compute a prompt, so that its caches hold it, and return what was in them before."""
+        """Have the worker compute a prompt, so that its caches hold it; return what they held before."""
         request = Generate(
             request_id=f"warm-{uuid.uuid4().hex}",
             prompt=prompt,

@@ -1,7 +1,8 @@
-"""Admission control: a request takes a place in the queue when its body has arrived, and clients share the places.
+"""Admission control: a request enters the queue when its body has arrived; clients share the queue.
 
-A request holds its ticket until its last byte is sent: it waits until the engine begins the prompt, then it runs. Bodies
-are counted in bytes while they are held. A full server refuses with 503, a client that holds more than its share with 429.
+A request holds its ticket until the last byte of its response is sent. It waits until the engine begins its prompt, then it
+runs. Bodies are counted in bytes while they are held. A request is refused with 503 if the server is full, with 429 if its
+client has its share.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ from server.limits.pacing import Pacing
 from server.telemetry.metrics import Metrics
 
 MAX_RETRY_AFTER = 60
-# a client that sends one request after the other is silent for less between them
+# longer than the pauses of a client that sends one request after the other
 QUIET_SECONDS = 0.1
-# weight of the newest interval in the mean time between two requests that begin
+# weight of the newest interval in the mean interval between the starts of requests
 NEWEST = 0.1
-# of all large bodies together while requests wait or run: to receive and to copy them takes about a sixth of a slow core
+# bytes per second of all large bodies while requests wait or run: they take about a sixth of a slow core
 BYTES_PER_SECOND = 32 * 2**20
-# pieces of a body are small: their times add up to one that is worth a pause
+# pieces of a body are small: their times are added up until they are worth a pause
 MIN_PAUSE = 0.02
 
 Refusal = Literal["full", "over_share"]
 
 
 class SharedLimit:
-    """A limited amount of something that clients share; `max_share` is the part that a client gets if it is alone.
+    """A limited resource that clients share; `max_share` is the part that a single client can get.
 
-    A client may hold up to a fixed multiple of what is free, so a newcomer always finds room, and busy clients converge to
-    equal shares (dynamic thresholds: Choudhury and Hahne, 1998).
+    A client may hold up to a fixed multiple of the free amount. So new clients always find room, and busy clients converge
+    to equal shares (dynamic thresholds: Choudhury and Hahne, 1998).
     """
 
     def __init__(self, total: int, max_share: float) -> None:
@@ -49,7 +50,7 @@ class SharedLimit:
         return self.used >= self.total
 
     def refusal(self, client: str, amount: int = 1) -> Refusal | None:
-        """Return why `client` cannot take as much now, or None if it can."""
+        """Return why `client` cannot take `amount` now, or None if it can."""
         free = self.total - self.used
         if amount > free:
             return "full"
@@ -68,9 +69,9 @@ class SharedLimit:
 
 
 class BodyRate:
-    """Counts the bytes of large bodies, and says how long to pause so that the rate is kept.
+    """Counts the bytes of large bodies, and returns pauses that limit their rate.
 
-    Reading gives way to other requests as parsing does (see `resting_lock`). What a client sends meanwhile stays in its
+    So reading leaves time for other requests, as parsing does (see `resting_lock`). Bytes sent meanwhile stay in the
     connection.
     """
 
@@ -87,7 +88,7 @@ class BodyRate:
 
 
 class Ticket:
-    """One request's place: its body arrives, it waits, it runs. A context manager around all work of the request."""
+    """The state of one request: its body arrives, it waits, it runs. A context manager around all work of the request."""
 
     def __init__(self, admission: Admission, client: str) -> None:
         self.client = client
@@ -122,7 +123,7 @@ class Ticket:
         self._num_bytes += num_bytes
 
     def pause(self, num_bytes: int) -> float:
-        """Count bytes of a large body, and return the seconds for which to read no more of it: other requests go first."""
+        """Count bytes of a large body, and return the seconds to wait before reading more: other requests go first."""
         return 0.0 if self._admission.is_quiet else self._admission.body_rate.pause(num_bytes)
 
     def wait(self) -> None:
@@ -149,7 +150,7 @@ class Ticket:
 class Admission:
     """Counts the waiting and running requests of all clients and the bytes of their bodies, within limits.
 
-    `max_held` is the number of refusals that wait for their turn.
+    `max_held` is the maximum number of delayed refusals.
     """
 
     def __init__(
@@ -188,7 +189,7 @@ class Admission:
         self.pacing.close()
 
     async def wait_until_idle(self) -> None:
-        """Return when no request is waiting or running."""
+        """Wait until no request is waiting or running."""
         await self._is_idle.wait()
 
     @property
@@ -202,7 +203,7 @@ class Admission:
             await asyncio.sleep(max(self._quiet_in(), 0.0))
 
     def retry_after(self) -> int:
-        """Return the seconds in which the present queue empties, at the rate at which requests have begun lately."""
+        """Return the seconds until the current queue is empty, at the rate at which requests have begun lately."""
         return min(max(math.ceil(self.queue.used * self._seconds_per_start), 1), MAX_RETRY_AFTER)
 
     def enter(self, client: str) -> None:

@@ -1,7 +1,8 @@
-"""Background work yields to requests of clients, in the API process as in the engine.
+"""Makes background work yield to requests of clients, in the API process as in the engine.
 
-Its priority lets it wait in the engine, but what it costs the API process, and the processors that both share, no scheduler
-sees. So while clients have requests, one piece of work runs at a time, with a rest after each. Nothing waits for ever.
+In the engine, the work has a lower priority. But no scheduler limits its use of the API process and of the processors that
+both share. So while clients have requests, one piece of work runs at a time, with a pause after each. Nothing waits for
+ever.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class Background:
-    """Runs pieces of work in the background: together while no client has a request, else in turns."""
+    """Runs pieces of work in the background: concurrently while no client has a request, else one at a time."""
 
     def __init__(self, admission: Admission, clock: Callable[[], float] = time.monotonic) -> None:
         self._admission = admission

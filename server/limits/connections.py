@@ -1,7 +1,7 @@
-"""Connections to HTTP clients: a client that stays silent can hold neither a connection nor the server.
+"""Limits connections to HTTP clients, so that silent clients cannot use up all connections.
 
-The head of a request must arrive in time. When all connections are taken, a new one replaces the connection whose
-client has been silent for longest.
+The head of a request must arrive in time. When all connections are in use, a new one replaces the connection whose client
+has been silent longest.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Connection(H11Protocol):
         self.transport.abort()
 
     def _most_silent(self) -> Connection:
-        """Return the connection that has waited for its client for longest, or this one if none waits."""
+        """Return the connection that has waited longest for its client, or this one if none waits."""
         waiting = [c for c in self.connections if isinstance(c, Connection) and c._awaits_client()]
         return min(waiting, key=lambda c: c._last_received, default=self)
 
@@ -68,7 +68,7 @@ class Connection(H11Protocol):
         return self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.flow.read_paused
 
     def _time_head(self) -> None:
-        """Start the time of a request's head, unless it runs: bytes that trickle do not extend it."""
+        """Start the timer of a request's head, unless it is running: single bytes do not restart it."""
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(self._limits.header_timeout, self.close)
 

@@ -1,7 +1,7 @@
 """The time limit of one request: it covers the body, the queue, decoding, encoding and every token.
 
-It is the server's limit, or a shorter one that the request states: seconds in the header `X-Request-Timeout`, or in the
-field `timeout` of its body.
+It is the server's limit, or a shorter one in the request: seconds in the header `X-Request-Timeout`, or in the field
+`timeout` of its body.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Deadline:
         self._timeout: asyncio.Timeout | None = None
 
     def shorten(self, seconds: float | None) -> None:
-        """Bring the deadline forward to `seconds` after the request's arrival; a later one changes nothing."""
+        """Move the deadline to `seconds` after the request's arrival, unless it is earlier already."""
         if seconds is not None and (self._seconds is None or seconds < self._seconds):
             self._seconds = seconds
             if self._timeout is not None:
@@ -48,7 +48,7 @@ class Deadline:
             raise DeadlineExceeded(f"the request was not finished within {self._seconds:g} seconds") from None
 
     def end(self) -> None:
-        """End the limit that holds: the answer has begun, and its sender has a limit of its own."""
+        """End the active limit: the response has begun, and its sender has its own limit."""
         if self._timeout is not None:
             self._timeout.reschedule(None)
 

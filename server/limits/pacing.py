@@ -1,7 +1,7 @@
 """Delays the refusals of a client that ignores `Retry-After`: after the first ones, they are sent at a limited rate.
 
-A client with few connections therefore costs little processor time with refused requests, however fast it sends them. A
-delayed request has no ticket and uses no more memory than an open connection. At shutdown, delayed responses are sent.
+So refused requests of a client with few connections cost little processor time, however fast it sends them. A delayed
+request has no ticket and uses no more memory than an open connection. At shutdown, delayed responses are sent at once.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 REFUSALS_PER_SECOND = 16
-# refusals of a client that was silent before, which are answered at once
+# number of refusals that are sent at once to a client that was silent before
 FREE_REFUSALS = 16
 MAX_PAUSE = 10.0
 
 
 class Pacing:
-    """Counts the refusals of each client, and holds those that come too fast.
+    """Counts the refusals of each client, and delays those that come too fast.
 
     A client's refusals have a constant rate, which it may exceed for a moment (the generic cell rate algorithm). At most
-    `max_held` are held, and further ones are answered at once: connections are for clients that are served.
+    `max_held` are delayed, and further ones are sent at once, so that delayed refusals do not use up the connections.
     """
 
     def __init__(self, max_held: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_held = max_held
         self._clock = clock
-        # when the refusals of a client so far would end at the constant rate; the latest refused client is the last
+        # by client, the time until which its refusals so far take at the constant rate; the latest refused client is last
         self._due: dict[str, float] = {}
         self._pauses: set[asyncio.Timeout] = set()
         self._is_closed = False
@@ -46,7 +46,7 @@ class Pacing:
         return max(due - latest, 0.0)
 
     async def hold(self, client: str, disconnected: Callable[[], Awaitable[None]]) -> None:
-        """Return when it is the turn of a refusal of this client, or at the end of `disconnected`."""
+        """Wait until a refusal of this client may be sent, or until `disconnected` returns."""
         if self._is_closed or len(self._pauses) >= self._max_held:
             return
         seconds = self.pause(client)
@@ -68,6 +68,6 @@ class Pacing:
                 pause.reschedule(0.0)
 
     def _forget(self, now: float) -> None:
-        """Forget clients whose refusals so far have ended: they are like new ones."""
+        """Forget clients whose refusals no longer count: they are treated as new ones."""
         while self._due and self._due[oldest := next(iter(self._due))] <= now:
             del self._due[oldest]

@@ -1,4 +1,4 @@
-"""A lock for work that holds the event loop: it rests after each use, and other requests are served."""
+"""A lock for work that blocks the event loop: it stays locked for a while after each use, for other requests."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-# a rest in units of the work before it: such work has at most a quarter of the time
+# pause per time of work before it: such work gets at most a quarter of the time
 REST = 3.0
 
 
 class RestingLock:
-    """A lock that is free again after a rest of `REST` times as long as it was held."""
+    """A lock that is released after a pause of `REST` times the time for which it was held."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

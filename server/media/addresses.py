@@ -1,6 +1,6 @@
-"""Rules on the URLs that media may be fetched from: an allow-list of hosts and ports, and public addresses only.
+"""Rules for the URLs of media: an allow-list of hosts and ports, and only public addresses.
 
-A host's name says nothing about its addresses, so both are checked: the name before it is resolved, each address after.
+An allowed name may resolve to any address, so both are checked: the name before it is resolved, and each address after.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class UrlRules:
         )
 
     def read(self, url: str, param: str) -> httpx.URL:
-        """Parse and check a URL, only here, so the checked one is the fetched one. Raises `MediaUrlRefused`."""
+        """Parse and check a URL; the result is fetched, not parsed again. Raises `MediaUrlRefused`."""
         parsed = _parse(url, param)
         if parsed.scheme not in self.schemes:
             raise MediaUrlRefused(f"a URL must begin with {' or '.join(f'{s}://' for s in self.schemes)}", param=param)

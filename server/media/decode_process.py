@@ -1,4 +1,4 @@
-"""One decode process at a time: started on first use, killed when it fails, and replaced."""
+"""Runs a decode process: it is started on first use, killed when it fails, and replaced."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from server.media.decoder import LENGTH_BYTES, Decode, Frames, Refused, Setup, d
 from server.settings import child_environment
 
 ROOT = Path(__file__).resolve().parents[2]
-# seconds for a process to start: those of decoding count from then on, so that a busy machine refuses no media for them
+# seconds for a process to start; the time limit of decoding begins afterwards, so that a slow start refuses no media
 START_SECONDS = 60.0
-# a process that ended, or sent what is no reply
+# errors for a process that ended, or sent an invalid reply
 LOST = (OSError, asyncio.IncompleteReadError, msgspec.DecodeError)
 
 
@@ -72,7 +72,7 @@ class DecodeProcess:
             stdout=PIPE,
             cwd=ROOT,
             env=child_environment(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1"),
-            # not a session of its own: Linux divides the processors among sessions first, whatever their priorities
+            # not in a new session: Linux divides the processors between sessions first, whatever the priorities
             process_group=0,
         )
         with self._kills_at_failure():
@@ -91,7 +91,7 @@ class DecodeProcess:
 
     @contextmanager
     def _kills_at_failure(self) -> Iterator[None]:
-        """Kill the process at any failure, cancellation included: its next reply could belong to this request."""
+        """Kill the process at any failure or cancellation: its next reply could belong to this request."""
         try:
             yield
         except BaseException:

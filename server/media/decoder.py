@@ -25,9 +25,9 @@ from model.media import MediaError, MediaLimits, PixelBudget, load_image, load_v
 from server.media.source import Kind
 
 LENGTH_BYTES = 4
-# the answer to `Setup`
+# the reply to `Setup`
 READY = bytes(LENGTH_BYTES)
-# A niceness of 5 leaves a busy processor to the worker and the API for three quarters of the time.
+# With a niceness of 5, the worker and the API get three quarters of a busy processor.
 NICENESS = 5
 
 
@@ -38,7 +38,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decode(msgspec.Struct, frozen=True, kw_only=True):
-    """A media item to decode, and the pixels that were decoded before for the same request."""
+    """A media item to decode, and the number of pixels that were decoded before for the same request."""
 
     kind: Kind
     data: bytes
@@ -58,7 +58,7 @@ class Frames(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The reason for the client. `unexpected` is the type of an error that no check foresaw, for the log."""
+    """Why the media item is refused, for the client. `unexpected` is the type of an unexpected error, for the log."""
 
     message: str
     unexpected: str = ""
@@ -76,7 +76,7 @@ def with_length(message: msgspec.Struct) -> bytes:
 
 
 def frames_of(request: Decode, vision: VisionConfig, limits: MediaLimits) -> Frames | Refused:
-    """Decode media, or refuse them: whatever a decoder raises is the fault of the media, and its text goes no further."""
+    """Decode media, or refuse them. Any error of a decoder is caused by the media, and its text is not passed on."""
     try:
         return _decode(request, vision, limits)
     except MediaError as error:
@@ -130,11 +130,11 @@ def _read(source: BinaryIO) -> bytes | None:
 
 
 def silence_libraries() -> None:
-    """Drop what libraries tell of faults in files, with which a client could fill the log; Python's own errors stay."""
+    """Discard messages of libraries about invalid files, with which a client could fill the log; Python's errors stay."""
     warnings.simplefilter("ignore")
     logging.disable()
     sys.stderr = os.fdopen(os.dup(2), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff writes there, and has no setting in PIL
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff writes to it, which PIL cannot turn off
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Fetches media by URL, only from hosts that the settings allow, so that a request cannot reach internal services.
 
-A name is resolved once, all of its addresses must be allowed, and the connection goes to one of these; the name stays
-in the Host header and in the check of the certificate. A redirect is a new URL, checked like the first.
+A name is resolved once, all of its addresses must be allowed, and the connection goes to one of them. The name is still
+used in the Host header and to check the certificate. A redirect is checked like the first URL.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Fetcher:
         raise MediaNotFetched(f"the {kind}'s URL redirects too often, the limit is {max_redirects}", param=param)
 
     def _transport(self) -> httpx.AsyncHTTPTransport:
-        # one per connection, which is for one name; a bare transport has no cookies, proxies or redirects
+        # a new one per connection, which is for one name; a bare transport has no cookies, proxies or redirects
         self._trust = self._trust or ssl.create_default_context()
         return httpx.AsyncHTTPTransport(verify=self._trust, trust_env=False, http2=False, retries=0)
 
@@ -131,17 +131,17 @@ class Fetcher:
 
 
 def _check_kind(data: bytes, kind: Kind, param: str) -> None:
-    """Check the kind by the first bytes, whatever the host states: a page of an internal service goes no further."""
+    """Check the kind by the first bytes, not by the headers, so that a page of an internal service is not returned."""
     with suppress(MediaError):
         try:
             if media_type_of(data).startswith(f"{kind}/"):
                 return
         except HeifNotInstalled as error:
             raise MediaNotFetched(f"the URL's content cannot be read: {error}", param=param) from None
-    raise MediaNotFetched(f"the URL's content is none of {FORMATS[kind]}", param=param)
+    raise MediaNotFetched(f"the URL's content is not one of {FORMATS[kind]}", param=param)
 
 
 def _length(response: httpx.Response) -> int:
-    """Return the length that the headers state, or 0; the bytes are counted as they arrive."""
+    """Return the length in the headers, or 0; the bytes are counted as they arrive."""
     length = response.headers.get("content-length", "")
     return int(length) if length.isdecimal() else 0

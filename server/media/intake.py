@@ -1,6 +1,6 @@
-"""Media of requests: every part that names an image or video, by URL, data URL or id, becomes its encoded bytes.
+"""Reads the media of requests: a part with a URL, a data URL or an id becomes the encoded bytes of an image or video.
 
-Nothing is decoded here, and stored media are not even read, since the worker may hold them already.
+Nothing is decoded here, and stored media are not even read, because the worker may hold them already.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from server.settings import Settings
 class Intake:
     """Reads the media of a tenant's requests.
 
-    `fetcher` fetches URLs, by default as the settings allow. `decoder` checks media whose name is claimed for others.
+    `fetcher` fetches URLs, by default within the rules of the settings. `decoder` checks media when a request reuses their
+    name for other media.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Intake:
         self._max_bytes = settings.max_body_bytes
 
     def of(self, store: MediaStore) -> Intake:
-        """Return the intake of the tenant whose store is given."""
+        """Return the intake of the tenant with this store."""
         intake = copy(self)
         intake.store = store
         return intake
@@ -68,14 +69,14 @@ class Intake:
     ) -> dict[str, EncodedMedia]:
         """Read the parts of a request's prompts concurrently.
 
-        Equal ones become one object, which names the first of them in errors. `parts` are by path in the request; `param`
-        is the path of the first prompt, and `remedy` says what to do about too many.
+        Equal media become one object, with the path of the first one for errors. `parts` are by path in the request;
+        `param` is the path of the first prompt, and `remedy` the advice for too many.
         """
         if len(parts) > self.settings.max_media_per_request:
             raise self._too_many(len(parts), param, remedy)
         named = {path: part for path, part in parts.items() if _is_name(part)}
         read = await self._read_concurrently({path: part for path, part in parts.items() if path not in named})
-        # an earlier part of the same request may be what gives the name
+        # an earlier part of the same request may define the name
         read |= {path: await self.read(part, path) for path, part in named.items()}
         first: dict[bytes, EncodedMedia] = {}
         media = {path: first.setdefault(read[path].digest, read[path]) for path in parts}
@@ -95,7 +96,7 @@ class Intake:
             await asyncio.gather(*tasks.values(), return_exceptions=True)
 
     async def _read_sent(self, data: MediaUrl | None, name: str | None, kind: Kind, param: str) -> EncodedMedia:
-        """Read media that were sent now, under a name if they have one, or before."""
+        """Read media with data in this request (and a name, if they have one), or media that were named before."""
         if data is None:
             assert name is not None  # a part has one of the two
             return self._names.find(name, kind, f"{param}.uuid", self.store.tenant)
@@ -120,7 +121,7 @@ class Intake:
         if url.partition(":")[0].lower() not in ("http", "https"):
             return read_data_url(url, kind, max_bytes=self._max_media_bytes, param=param)
         if not self._fetcher.is_enabled:
-            message = f"{kind} URLs are not fetched: send a data URL, or let the operator set media_url_hosts"
+            message = f"{kind} URLs are not fetched: send a data URL, or ask the operator to set media_url_hosts"
             raise UnsupportedParameter(message, param=param)
         return await self._fetcher.fetch(url, kind, param)
 
@@ -136,7 +137,7 @@ class Intake:
 
 
 def _is_name(part: MediaPartOrUrl) -> bool:
-    """Return whether a part has no data: it names media that were sent before."""
+    """Return whether a part has only a name, of media that were sent before."""
     return (isinstance(part, ImageUrlPart) and part.image_url is None) or (
         isinstance(part, VideoUrlPart) and part.video_url is None
     )

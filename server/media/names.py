@@ -1,7 +1,7 @@
-"""Names that clients give to media which they send (`uuid` of a part), so that later parts need no data.
+"""Names that clients give to their media (`uuid` of a part), so that later parts need no data.
 
-The encoded bytes of the media used last are kept in memory, up to a limit. A name outlives its bytes: as long as it is
-known, it never stands for other media.
+The encoded bytes of the last used media are kept in memory, up to a limit. A name is kept longer than its bytes, so that it
+never refers to other media.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from server.errors import InvalidMedia, MediaNameTaken, NamedMediaNotFound
 from server.media.pool import DecodePool
 from server.media.source import EncodedMedia, Kind
 
-# each has at most 512 characters
+# maximum number of names; each has at most 512 characters
 MAX_NAMES = 1 << 14
 
-# what a name is of, and the name
+# the kind of the media, and the name
 Key = tuple[Kind, str]
 
 
 @dataclass(slots=True)
 class _Names:
-    """The names of one tenant, and the media whose bytes are kept; those used last are at the end."""
+    """The names of one tenant, and the media whose bytes are kept; the last used ones are at the end."""
 
     digests: OrderedDict[Key, bytes] = field(default_factory=OrderedDict)
     media: OrderedDict[Key, EncodedMedia] = field(default_factory=OrderedDict)
@@ -47,9 +47,9 @@ class _Names:
 
 
 class MediaNames:
-    """The named media of all clients, at most `max_bytes` of them. The tenant that has most makes room.
+    """The named media of all clients, at most `max_bytes` in total. The tenant with the most bytes makes room for others.
 
-    A name of bytes that `decoder` cannot decode can be given to others; without a decoder no name can.
+    If `decoder` cannot decode the bytes of a name, the name can be reused; without a decoder, no name can.
     """
 
     def __init__(self, max_bytes: int, decoder: DecodePool | None = None) -> None:
@@ -61,7 +61,9 @@ class MediaNames:
         """Return the media item of a tenant's name, at `param` of a request. Raises `NamedMediaNotFound`."""
         key, names = (kind, name), self._of[tenant]
         if (media := names.media.get(key)) is None:
-            message = f"the server has no {kind} with the uuid {name[:80]!r} (any more): send it again, with its data"
+            message = (
+                f"the server has no {kind} with the uuid {name[:80]!r}, or no longer: send it again, with its data"
+            )
             raise NamedMediaNotFound(message, param=param)
         names.digests.move_to_end(key)
         names.media.move_to_end(key)
@@ -72,7 +74,7 @@ class MediaNames:
         key, names = (media.kind, name), self._of[tenant]
         while (digest := names.digests.get(key, media.digest)) != media.digest:
             if await self._is_media(names.media.get(key)):
-                message = f"the uuid {name[:80]!r} is that of another {media.kind}: choose another"
+                message = f"the uuid {name[:80]!r} belongs to another {media.kind}: choose another uuid"
                 raise MediaNameTaken(message, param=param)
             if names.digests.get(key) == digest:  # not replaced meanwhile
                 names.forget(key)
@@ -80,7 +82,7 @@ class MediaNames:
         self._make_room()
 
     async def _is_media(self, media: EncodedMedia | None) -> bool:
-        """Return whether the bytes of a name can be decoded; those that were dropped count as media."""
+        """Return whether the bytes of a name can be decoded; True if they were dropped."""
         if self._decoder is None or media is None:
             return True
         try:

@@ -1,8 +1,8 @@
-"""The decode pool: a few processes, each decoding one media item at a time, for the requests in turns.
+"""The decode pool: a few processes, each of which decodes one media item at a time; requests take turns.
 
-A process that crashes or takes too long fails only its media item. A media item that no request wants any more leaves
-the queue. If it is being decoded, its process may finish, which is cheaper than to start another, but not for long.
-The pool holds the bytes of media that are being decoded, and nothing of those that wait.
+If a process crashes or takes too long, only its media item fails. A media item that no request needs any more leaves the
+queue. If it is being decoded, its process gets a short time to finish, which is cheaper than to start another one. The pool
+holds the bytes of media that are being decoded, but not of those that wait.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class DecodePool:
         self.turns = Turns(self._processes)
 
     async def decode(self, media: EncodedMedia, job: Job | None = None) -> Frames:
-        """Decode an image or video when it is the turn of its job, by default that of a request of its own.
+        """Decode an image or video when it is the turn of its job; None: a job of its own.
 
         Raises `InvalidMedia`, which names its path in the request, and `MediaNotFound` if its stored bytes have been
         deleted.
@@ -79,7 +79,7 @@ class DecodePool:
 
     async def _decode(self, process: DecodeProcess, media: EncodedMedia, num_pixels: int) -> Frames | Refused:
         try:
-            # read only now: media that wait for a process take no memory
+            # read only now, so that media that wait for a process take no memory
             data = await media.read()
             return await process.decode(Decode(kind=media.kind, data=data, num_pixels=num_pixels))
         finally:

@@ -1,7 +1,7 @@
-"""Media as encoded bytes, identified by digest, and the data URLs that carry them.
+"""Media as encoded bytes, identified by digest, and the data URLs that contain them.
 
-The digest covers the encoded bytes and the kind that they were sent as. Requests to the worker name media
-by digest, so bytes that it has seen before need no decoding.
+The digest covers the encoded bytes and the kind (image or video) as which they were sent. Requests to the worker refer to
+media by digest, so known bytes need no decoding.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class EncodedMedia:
 
 
 def kind_of(media_id: str) -> Kind | None:
-    """Return the kind that the id's prefix states, None for any other text."""
+    """Return the kind from the prefix of an id, None for any other text."""
     return next((kind for kind, prefix in PREFIXES.items() if media_id.startswith(prefix)), None)
 
 

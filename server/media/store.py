@@ -1,4 +1,4 @@
-"""The media store: media that clients have uploaded, by content. The same bytes have the same id on every replica.
+"""The media store: uploaded media with ids derived from their content, so that they are equal on every replica.
 
 Each media item is a file on any filesystem that fsspec supports: a line of JSON that describes it, then its bytes. A
 file is complete or absent: on a local disk it is written to a temporary file, synced and renamed. All calls block.
@@ -33,12 +33,12 @@ MAX_HEADER_BYTES = 1024
 # files of one kind and first digest byte share a folder, such as img_0a
 FOLDER_CHARS = len("img_") + 2
 UNFINISHED = "unfinished"
-# the folder of all tenants but the default one
+# the folder of all tenants except the default one
 TENANTS = "tenants"
-# the writer of an older unfinished file is dead
+# seconds after which the writer of an unfinished file counts as dead
 UNFINISHED_SECONDS = 3600
 
-# our words for what the operating system says of a write
+# messages for errors of the operating system while writing
 REASONS = {
     errno.ENOSPC: "its disk is full",
     errno.EDQUOT: "its disk quota is used up",
@@ -72,8 +72,9 @@ decode_header = msgspec.json.Decoder(StoredMedia).decode
 class LocalFolder:
     """The folder of a store on a local disk.
 
-    It is created once. If it is missing later, its volume is no longer mounted, or it was moved away: whatever a new folder
-    received would be lost when the old one is back. An empty mount point lacks the folder of unfinished files.
+    It is created once. If it is missing later, its volume is no longer mounted, or it was moved. It is then not created
+    again, because files in a new folder would be hidden when the old one returns. The folder of unfinished files
+    distinguishes it from an empty mount point.
     """
 
     def __init__(self, path: str) -> None:
@@ -87,7 +88,7 @@ class LocalFolder:
             self._was_there = True
 
     def require(self) -> None:
-        """Raises `StorageUnavailable` if the folder has vanished."""
+        """Check that the folder still exists. Raises `StorageUnavailable`."""
         was_there = self._was_there  # read first: another thread may create the folder at any time
         if self.unfinished.is_dir():
             self._was_there = True
@@ -100,9 +101,9 @@ class MediaStore:
     """A tenant's part of the store at `url`: a folder, or any URL of fsspec (`s3://bucket/media`, `memory://`)."""
 
     def __init__(self, url: str) -> None:
-        """Open a store, as that of the default tenant. Raises `SettingsError` for a URL that fsspec cannot open."""
+        """Open a store for the default tenant. Raises `SettingsError` for a URL that fsspec cannot open."""
         try:
-            # without fsspec's cache of listings, since other replicas write to the same folders
+            # without fsspec's cache of listings, because other replicas write to the same folders
             self._fs, self._top = fsspec.url_to_fs(url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             reason = str(error).rstrip(".")
@@ -124,7 +125,7 @@ class MediaStore:
     def prepare(self) -> None:
         """Create the folder of a local store, and remove the unfinished files of writers that were killed.
 
-        If that fails, the server starts, and answers what needs no media store.
+        If that fails, the server starts and serves requests that need no media store.
         """
         with suppress(StorageUnavailable):
             self._create()
@@ -135,7 +136,7 @@ class MediaStore:
     ) -> str:
         """Store media, durably, and return its id.
 
-        An existing file stays, unless its header is damaged or the size is known only now.
+        An existing file stays, unless its header is damaged or lacks the size that is known now.
         """
         media_id = encoded(data, kind, "").id
         stored = self._described(media_id)
@@ -169,7 +170,7 @@ class MediaStore:
         )
 
     def get(self, media_id: str, param: str = "") -> EncodedMedia:
-        """Return a media item with its bytes. Raises `MediaNotFound`, also if their digest is no longer that of the id."""
+        """Return a media item with its bytes. Raises `MediaNotFound`, also if their digest does not match the id."""
         return _require_intact(media_id, self._read(media_id, None, param), param)
 
     def get_file(self, media_id: str) -> bytes:
@@ -222,7 +223,7 @@ class MediaStore:
                     file.unlink(missing_ok=True)
 
     def _described(self, media_id: str) -> StoredMedia | None:
-        """Return the description of a media item that can be read."""
+        """Return the description of a media item, or None if it cannot be read."""
         try:
             return self.describe(media_id)
         except MediaNotFound:
@@ -235,7 +236,7 @@ class MediaStore:
 
     @contextmanager
     def _storage_errors(self, media_id: str = "", param: str = "") -> Iterator[None]:
-        """Report a store that does not work, or a missing file. Raises `StorageUnavailable`, `MediaNotFound`."""
+        """Convert errors of the store, and a missing file. Raises `StorageUnavailable` and `MediaNotFound`."""
         with _storage_errors(media_id, param):
             if self._folder is not None:
                 self._folder.require()
@@ -289,7 +290,7 @@ def _damaged(media_id: str, param: str) -> MediaNotFound:
 
 
 def _require_intact(media_id: str, file: bytes, param: str) -> EncodedMedia:
-    """Return the media item of a file. Raises `MediaNotFound` if it is damaged, or that of another id."""
+    """Return the media item of a file. Raises `MediaNotFound` if it is damaged or has another id."""
     header, _, data = file.partition(b"\n")
     media = encoded(data, _read_header(header, media_id, param).kind, param)
     if media.id != media_id:
@@ -314,9 +315,9 @@ def _check_id(media_id: str, param: str) -> None:
 
 @contextmanager
 def _storage_errors(media_id: str = "", param: str = "") -> Iterator[None]:
-    """Report a full disk, missing rights or an unreachable store, which concern the operator, without their paths.
+    """Convert errors of the file system (full disk, missing permissions, unreachable store) to messages without paths.
 
-    With `media_id`, a file that is missing is that of this media item.
+    With `media_id`, a missing file means that this media item does not exist.
     """
     try:
         yield
@@ -325,12 +326,12 @@ def _storage_errors(media_id: str = "", param: str = "") -> Iterator[None]:
             raise not_found(media_id, param) from None
         logger.error("the media store does not work", exc_info=error)
         reason = REASONS.get(error.errno or 0)
-        message = f"the media store cannot be written: {reason}" if reason else "the media store does not work"
+        message = f"the media store is not writable: {reason}" if reason else "the media store does not work"
         raise StorageUnavailable(message) from None
 
 
 def media_type(data: bytes) -> str:
-    """Return the media type of encoded bytes, also of those that are no image or video."""
+    """Return the media type of encoded bytes; a generic one if they are not an image or video."""
     try:
         return media_type_of(data)
     except MediaError:
@@ -338,7 +339,7 @@ def media_type(data: bytes) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Sync the folder, without which the rename does not survive a power failure."""
+    """Sync the folder, so that a rename survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
-"""Shares a few resources among requests that take turns, however many media each of them has waiting.
+"""Shares a few resources between requests, which take turns, however many media of each are waiting.
 
-The next turn is that of the request whose last turn is longest ago. A new request is treated as if its last turn had been
-`NEWCOMER_LEAD` turns ago: it goes before requests that have just had one, and cannot hold them up for good.
+The request whose last turn was longest ago is next. A new request is treated as if its last turn was `NEWCOMER_LEAD` turns
+ago: it precedes requests that have just had a turn, but new requests cannot block them for ever.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Resource = TypeVar("Resource")
 
 
 class Tally:
-    """A total over media, of which each counts once, however often it is decoded."""
+    """A total over media, each of which counts once, however often it is decoded."""
 
     def __init__(self) -> None:
         self._total = 0
@@ -35,7 +35,7 @@ class Tally:
 
 @dataclass(slots=True, eq=False)
 class Requester:
-    """A request that wants media decoded, and the sizes of those that were. While it is paused, it has no turns."""
+    """A request that needs media decoded, and the sizes of those that were. It has no turns while it is paused."""
 
     pixels: Tally = field(default_factory=Tally)
     frame_bytes: Tally = field(default_factory=Tally)
@@ -44,7 +44,7 @@ class Requester:
 
 
 class Job:
-    """The decoding of one media item, for every request that wants it; `is_long` if it may take seconds."""
+    """The decoding of one media item, for every request that needs it; `is_long` if it may take seconds."""
 
     def __init__(self, *requesters: Requester) -> None:
         self.requesters = set(requesters)
@@ -52,15 +52,15 @@ class Job:
         self._queue: Turns[Any] | None = None
 
     def pixels_before(self, digest: bytes) -> int:
-        """Return the pixels of the other media that were decoded for the same request; the least of several requests'."""
+        """Return the pixels of the other media that were decoded for the same request; the minimum over its requests."""
         return min((requester.pixels.without(digest) for requester in self.requesters), default=0)
 
     def frame_bytes_before(self, digest: bytes) -> int:
-        """Return the bytes of the other media's frames, of the request for which they are fewest."""
+        """Return the bytes of the other media's frames for the same request; the minimum over its requests."""
         return min((requester.frame_bytes.without(digest) for requester in self.requesters), default=0)
 
     def add(self, requester: Requester) -> None:
-        """Want the media item for another request too: its turns count as well."""
+        """Add a request that needs the media item: its turns are used, too."""
         self.requesters.add(requester)
         if self._queue is not None:
             self._queue.enter(self, requester)
@@ -71,7 +71,7 @@ class Job:
             self._queue.leave(self, requester)
 
     def wait_in(self, queue: Turns[Any] | None) -> None:
-        """Enter a queue for all requests, or leave the present one."""
+        """Enter a queue for all requests of the job, or leave the current one."""
         if self._queue is not None:
             for requester in self.requesters:
                 self._queue.leave(self, requester)
@@ -82,9 +82,9 @@ class Job:
 
 
 class Turns(Generic[Resource]):
-    """Lends resources, each to one job at a time; the one that was returned last is lent first.
+    """Lends resources, each to one job at a time; the last returned one is lent first.
 
-    Of several resources one is never lent to a long job, so that a short one waits for no long one.
+    One of several resources is never lent to a long job, so that short jobs need not wait for long ones.
     """
 
     def __init__(self, resources: Iterable[Resource]) -> None:

@@ -1,7 +1,7 @@
-"""Reads the archive of a support set from a file, without unpacking it to disk. The file may hold anything.
+"""Reads the archive of a support set from an untrusted file, without unpacking it to disk.
 
-Every entry is named by the examples or refused, and every size is limited before memory is taken: that of the directory,
-of the texts, of a media item, and of everything unpacked.
+An entry to which no example refers is refused. Every size is limited before memory is allocated: that of the directory, of
+the texts, of a media item, and of everything unpacked.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from server.schemas.archive import (
 from server.schemas.base import MAX_SEPARATORS, SchemaType, check_separators, count_separators, read
 from server.settings import Settings
 
-# a ZIP file's directory is read at once: a media item takes about 150 bytes of it
+# a ZIP file's directory is read as a whole: a media item takes about 150 bytes of it
 MAX_DIRECTORY_BYTES = 8 * 2**20
 DIRECTORY_BYTES_PER_EXAMPLE = 200
-# of JSON that a sensible example has; few examples may have more, as many as a body
+# limit of JSON separators per example; if there are few examples, each may have more, up to the limit of a body
 SEPARATORS_PER_EXAMPLE = {b",": 64, b":": 32}
 MAX_MANIFEST_BYTES = 2**16
-# the texts of an example, however they are escaped, with its metadata and the names of its media
+# limit of a line: the texts of an example, even if all are escaped, with its metadata and the names of its media
 MAX_LINE_BYTES = 2 * 2**20
 READ_BYTES = 2**18
 COMPRESSIONS = {ZIP_STORED, ZIP_DEFLATED}
 IS_ENCRYPTED = 1
-# what zipfile raises for a damaged file
+# the errors that zipfile raises for a damaged file
 ZIP_ERRORS = (
     *(BadZipFile, EOFError, NotImplementedError, OverflowError, RuntimeError, ValueError),
     *(struct.error, zlib.error),
@@ -55,7 +55,7 @@ ZIP_ERRORS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveLimits:
-    """The limits of an archive: those that the requests which create such a set have."""
+    """The limits of an archive, equal to those of requests that create the same set."""
 
     max_bytes: int
     max_text_bytes: int
@@ -81,13 +81,13 @@ class ArchiveLimits:
 
 
 class Archive:
-    """An open archive whose manifest and examples have been read. All calls block, and any thread may make them.
+    """An open archive whose manifest and examples have been read. All calls block; any thread may make them.
 
-    `media` are those that the examples show, each with the path of the first reference to it.
+    `media` are the media of the examples, each with the path of the first reference to it.
     """
 
     def __init__(self, file: BinaryIO, limits: ArchiveLimits) -> None:
-        """Raises `InvalidArchive`, `TooManyExamples` and `BodyTooLarge`."""
+        """Read the manifest and the examples. Raises `InvalidArchive`, `TooManyExamples` and `BodyTooLarge`."""
         self._limits = limits
         with _zip_errors():
             self._zip = ZipFile(cast(BinaryIO, _LimitedFile(file, limits)))
@@ -110,7 +110,9 @@ class Archive:
         if not data:
             raise InvalidMedia("the media's data is empty", param=param)
         if hashlib.sha256(data).hexdigest() != item.sha256:
-            raise InvalidArchive(f"{item.file}: the SHA-256 of the file is not the one that is stated", param=param)
+            raise InvalidArchive(
+                f"{item.file}: the SHA-256 of the file differs from the one in the example", param=param
+            )
         return replace(encoded(data, item.type, param), source=partial(self._read, entry))
 
     def _read(self, entry: ZipInfo) -> bytes:
@@ -147,7 +149,7 @@ class Archive:
                 raise InvalidArchive(f"{where}: it has more than {MAX_LINE_BYTES} bytes", param=param)
             example = _fields(ArchivedExample, line, where, param)
             if example.id in ids:
-                message = f"{where}: an example before it has the id {example.id!r}"
+                message = f"{where}: an earlier example has the same id {example.id!r}"
                 raise InvalidArchive(message, param=f"{param}.id")
             ids |= {example.id} if example.id is not None else set()
             yield example
@@ -167,7 +169,7 @@ class Archive:
                 yield line
 
     def _check_files(self) -> None:
-        """Check that the files of the archive are those that it describes. Raises `InvalidArchive`."""
+        """Check that the archive has exactly the files that it describes. Raises `InvalidArchive`."""
         media = {item.file: param for item, param in self.media.items()}
         if missing := next((file for file in media if file not in self._entries), None):
             raise InvalidArchive(f"the archive has no file {missing}", param=media[missing])
@@ -204,7 +206,7 @@ class _LimitedFile:
 
 
 def _check_format(manifest: bytes) -> None:
-    """Refuse another format before anything else, since its fields are unknown. Raises `InvalidArchive`."""
+    """Check the format before anything else, because the fields of another one are unknown. Raises `InvalidArchive`."""
     try:
         fields = msgspec.json.decode(manifest, type=dict[str, msgspec.Raw])
     except msgspec.DecodeError:

@@ -1,4 +1,4 @@
-"""Writes a version of a support set as an archive, in pieces: no more than one media item is in memory."""
+"""Writes a version of a support set as an archive, in pieces, with at most one media item in memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ encode = msgspec.json.Encoder().encode
 def write_archive(support_set: SupportSet, metadata: dict[str, Any], store: MediaStore) -> Iterator[bytes]:
     """Yield the archive of a version: the same version, name and metadata give the same bytes. Each step blocks.
 
-    The media come first, as the examples state their digests. Raises `MediaNotFound` and `StorageUnavailable`.
+    The media come first, because the examples contain their digests. Raises `MediaNotFound` and `StorageUnavailable`.
     """
     output = _Output()
     media: dict[str, dict[str, str]] = {}
@@ -57,7 +57,7 @@ def write_archive(support_set: SupportSet, metadata: dict[str, Any], store: Medi
 
 
 class _Output(io.RawIOBase):
-    """A file that only grows, whose bytes are taken from it as they come."""
+    """A file that can only be appended to, from which written bytes are taken."""
 
     def __init__(self) -> None:
         self._unsent = bytearray()
@@ -76,7 +76,7 @@ class _Output(io.RawIOBase):
 
 
 def _entry(name: str, compression: int) -> ZipInfo:
-    """Return an entry with the date of ZIP's epoch, which a user may read once it is unpacked."""
+    """Return an entry with the date of ZIP's epoch, and with permissions that let the user read the unpacked file."""
     entry = ZipInfo(name)
     entry.compress_type = compression
     entry.create_system = 3  # Unix, whatever this system is

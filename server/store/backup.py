@@ -1,8 +1,8 @@
-"""Backups: all that clients have stored, as one tar file that any database and any media store can be restored from.
+"""Backups: all stored data as one tar file, from which any database and any media store can be restored.
 
-A backup is a snapshot of the tables, a line of JSON per row, and the files of the media store that they refer to. It does
-not depend on the kind of database, so it moves the data of a server from SQLite to PostgreSQL, too. The tables have the
-version that they had; a restored database is upgraded.
+A backup is a snapshot of the tables, with a line of JSON per row, and of the files of the media store to which they refer.
+It does not depend on the kind of database, so it can also move the data of a server from SQLite to PostgreSQL. The tables
+keep their version; a restored database is upgraded.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from server.version import VERSION
 
 FORMAT = 1
 MANIFEST, TABLES, MEDIA = "backup.json", "tables/", "media/"
-# All but the versions of the tables, which a restored database gets anew, and the leases of requests that run. A schema of
-# PostgreSQL may have tables of others as well.
+# All tables except the version, which a restored database creates itself, and the leases of running requests. A schema of
+# PostgreSQL may also have tables of other applications.
 STORED = {
     *(
         "api_keys",
@@ -49,20 +49,20 @@ STORED = {
     *("media", "support_set_versions", "support_sets"),
 }
 ROWS_PER_STATEMENT = 500
-# a media item that is deleted while a backup is written is missing from it: a new snapshot does not refer to it
+# attempts: if a media item is deleted while a backup is written, a new snapshot does not refer to it
 MAX_ATTEMPTS = 3
 
 encode, decode = msgspec.json.Encoder().encode, msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class BackupError(SettingsError):
-    """The file is no backup that this server can restore, or the database is not empty; the message says why."""
+    """The file is not a backup that this server can restore, or the database is not empty; the message says why."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The contents of a backup. `schema` is the version of its tables, `rows` their numbers of rows.
 
-    `missing` are the ids of media that the tables refer to and the media store does not have.
+    `missing` are the ids of media to which the tables refer but which the media store does not have.
     """
 
     format: int
@@ -79,7 +79,7 @@ async def write_backup(file: Path, database: Database, store: MediaStore) -> Man
     if file.exists():
         raise BackupError(f"{file} exists already")
     for attempt in range(1, MAX_ATTEMPTS + 1):
-        # a folder that this user alone may read
+        # a folder that only this user may read
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as name:
             partial = Path(name, file.name)
             manifest = await _write_attempt(partial, Path(name), database, store)
@@ -90,7 +90,7 @@ async def write_backup(file: Path, database: Database, store: MediaStore) -> Man
 
 
 def _publish(partial: Path, file: Path) -> None:
-    """Move a complete file to its name, durably; it is for this user alone. Raises `BackupError` if another is there."""
+    """Move a complete file to its path, durably; only this user may read it. Raises `BackupError` if the path exists."""
     partial.chmod(0o600)
     with partial.open("rb") as written:
         os.fsync(written.fileno())
@@ -164,7 +164,7 @@ def _export(connection: Connection, table: Table, file: Path) -> int:
 
 
 def _tables(connection: Connection) -> list[Table]:
-    """Return the tables of the database as it is, each after those that it refers to."""
+    """Return the existing tables of the database, each after those to which it refers."""
     metadata = MetaData()
     metadata.reflect(connection, only=lambda name, _: name in STORED)
     return metadata.sorted_tables
@@ -182,7 +182,7 @@ def _restore_media(archive: tarfile.TarFile, store: MediaStore) -> None:
             media_id = member.name.removeprefix(MEDIA)
             tenant, own_id = split(media_id)
             if tenant and re.fullmatch(TENANT_NAME, tenant) is None:  # before it becomes part of a path
-                raise BackupError(f"the backup is damaged: {tenant[:80]!r} is no tenant")
+                raise BackupError(f"the backup is damaged: {tenant[:80]!r} is not a tenant's name")
             try:
                 store.of(tenant).put_file(own_id, _content(archive, member).read())
             except MediaNotFound:
@@ -242,7 +242,7 @@ def _opened(file: Path) -> Iterator[tarfile.TarFile]:
 
 @contextmanager
 def _damage() -> Iterator[None]:
-    """Report what a damaged file makes of its readers. Raises `BackupError`."""
+    """Convert the errors that a damaged file causes to `BackupError`."""
     try:
         yield
     except (KeyError, RecursionError, tarfile.TarError, msgspec.DecodeError, binascii.Error) as error:
@@ -250,7 +250,7 @@ def _damage() -> Iterator[None]:
 
 
 def _read_manifest(archive: tarfile.TarFile) -> Manifest:
-    """Read the last member, which a backup that was cut off lacks."""
+    """Read the last member, which a truncated backup lacks. Raises `BackupError`."""
     try:
         manifest = msgspec.json.decode(_content(archive, archive.getmember(MANIFEST)).read(), type=Manifest)
     except (KeyError, tarfile.TarError, msgspec.DecodeError):

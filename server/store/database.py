@@ -1,7 +1,7 @@
-"""The database of everything that clients store: SQLite in a file, or PostgreSQL by URL, through one SQLAlchemy engine.
+"""The database for all data that clients store: SQLite in a file, or PostgreSQL by URL, with SQLAlchemy.
 
-A transaction is a function of a session and the current time. `read` runs it on one snapshot; `write` commits it as a
-whole or not at all, and is durable when it returns: SQLite uses a write-ahead log and syncs at every commit.
+A transaction is a function of a session and the current time. `read` runs it on one snapshot; `write` commits it atomically
+and durably: SQLite uses a write-ahead log and syncs at every commit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BUSY_SECONDS = 15
 MAX_ATTEMPTS = 8
 # connections of one process: transactions beyond these wait
 POOL = {"pool_size": 8, "max_overflow": 8, "pool_timeout": 30}
-# transactions run in threads of their own, so a slow database delays no other work; beyond the waiting ones, they fail
+# transactions run in dedicated threads, so a slow database delays no other work; if more than these wait, they fail
 NUM_THREADS = 16
 MAX_TRANSACTIONS = 512
 # a PostgreSQL server that does not respond fails a transaction in this time
@@ -42,9 +42,9 @@ FIRST_PAUSE = 0.005
 SETUP_LOCK = 0x666C616D
 TENANT_LOCK = 0x666C6174
 # PostgreSQL's serialization_failure, deadlock_detected, foreign_key_violation and unique_violation: another transaction
-# came first, and a retry succeeds, or is refused for good, once it sees the result of that one
+# committed first; a retry sees its result, and then succeeds or is finally refused
 RETRIED_STATES = {"40001", "40P01", "23503", "23505"}
-# what SQLite and PostgreSQL say of a file whose content is not theirs; tables exist from the first transaction on
+# messages of SQLite and PostgreSQL for damaged files; tables exist from the first transaction on
 DAMAGE = (
     *("disk image is malformed", "malformed database schema", "is not a database", "no such table"),
     *("invalid page in block", "could not read block"),
@@ -70,7 +70,7 @@ class Base(DeclarativeBase):
 class Database:
     """A database by its URL: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`. It connects on first use.
 
-    `setting` is the name of the setting that the path of a file comes from.
+    `setting` is the name of the setting with the path of a SQLite file, for error messages.
     """
 
     def __init__(self, url: str, setting: str = "database") -> None:
@@ -85,7 +85,7 @@ class Database:
         self._preparing = threading.Lock()
 
     def lock(self) -> None:
-        """Keep other servers from the file of a SQLite database. Raises `SettingsError` if one uses it."""
+        """Lock the file of a SQLite database against other servers. Raises `SettingsError` if one uses it."""
         if self._file is not None:
             self._file.lock()
 
@@ -116,7 +116,7 @@ class Database:
             raise
 
     async def use_as_is(self, transaction: Transaction[Result], *, is_writing: bool) -> Result:
-        """Run `transaction` on the tables of the version that they have, or on none. Raises `DatabaseUnavailable`."""
+        """Run `transaction` on the tables as they are, of any version or missing. Raises `DatabaseUnavailable`."""
         engine = self._writing if is_writing else self._reading
         return await self._in_thread(self._attempt, engine, transaction)
 
@@ -173,7 +173,7 @@ class Database:
                         self._file.mark_damaged()
                     raise _refusal(error) from error
                 if attempt == MAX_ATTEMPTS:
-                    if isinstance(error, exc.IntegrityError):  # no other transaction comes first that often
+                    if isinstance(error, exc.IntegrityError):  # concurrent transactions do not cause it that often
                         raise
                     raise DatabaseUnavailable("the database is busy: too many writers at once") from error
             except exc.TimeoutError as error:
@@ -277,7 +277,7 @@ def _upgrade(session: Session, _now: float) -> None:
 
 
 def lock_schema(connection: Connection) -> None:
-    """Let other servers wait with their upgrades until the transaction ends; a SQLite database is locked by its writers."""
+    """Make other servers wait with their upgrades until the transaction ends; SQLite has one writer at a time."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": SETUP_LOCK})
         connection.execute(text("SET LOCAL statement_timeout = 0"))  # a large table takes its time
@@ -288,7 +288,7 @@ def _is_contention(error: exc.DBAPIError) -> bool:
 
 
 def lock_tenant(session: Session, tenant: str) -> None:
-    """Let other transactions of a tenant that call this wait until this one ends; SQLite has one writer at a time."""
+    """Make other transactions of the tenant that call this wait until this one ends; SQLite has one writer at a time."""
     if session.get_bind().dialect.name == "postgresql":
         lock = text("SELECT pg_advisory_xact_lock(:lock, hashtext(:tenant))")
         session.execute(lock, {"lock": TENANT_LOCK, "tenant": tenant})
@@ -314,7 +314,7 @@ def _state(error: exc.DBAPIError) -> str | None:
 
 
 def _reason(error: exc.DBAPIError) -> str:
-    """Return our words for a driver's message."""
+    """Return a message for a driver's error, without its text."""
     message = str(error.orig)
     if _is_damage(error):
         return DAMAGED

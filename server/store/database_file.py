@@ -1,7 +1,7 @@
 """The file of a SQLite database: its folder, its lock, and whether it is still the file that was opened.
 
-The lock belongs to one server: two would run each other's evaluations, and a set that one has changed would be stale in the
-other. It is a lock of the operating system on a file next to the database, so none is left by a process that was killed.
+Only one server may use a file: two servers would run each other's evaluations, and would not see each other's changes of
+sets. The lock is one of the operating system, on a file next to the database, so a killed process releases it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 class DatabaseFile:
     """The file of a SQLite database. Its path comes from the setting `setting`.
 
-    Commits into an open file that was moved away, or deleted, would be lost.
+    Commits to an open file that was moved or deleted would be lost.
     """
 
     def __init__(self, path: Path, setting: str) -> None:
@@ -42,16 +42,16 @@ class DatabaseFile:
         except OSError as error:
             raise SettingsError(
                 f"{self._setting}: the folder {folder} of the database cannot be created: {error.strerror}; "
-                f"set {self._setting} to a place that this user may write to"
+                f"set {self._setting} to a path where this user may write"
             ) from None
 
     def require(self) -> None:
         """Check that the file exists, and create none. Raises `SettingsError`."""
         if not self._path.is_file():
-            raise SettingsError(f"{self._setting}: there is no database {self._path}")
+            raise SettingsError(f"{self._setting}: the database {self._path} does not exist")
 
     def lock(self) -> None:
-        """Keep other servers from the file until `unlock`, or the end of this process however it ends.
+        """Lock the file against other servers until `unlock`, or until this process ends in any way.
 
         Raises `SettingsError` if another server has the lock, or if this user may not write next to the file.
         """
@@ -74,19 +74,19 @@ class DatabaseFile:
         self._lock.close()
 
     def mark_damaged(self) -> None:
-        """Have every transaction refused until the file is replaced."""
+        """Refuse every transaction until the file is replaced."""
         self._is_damaged = True
 
     def require_undamaged(self) -> None:
         """Raise `DatabaseUnavailable` for a damaged file.
 
-        A connection that has pages in its memory would still read, and acknowledge writes that no later one finds.
+        A connection with cached pages could still read, and would acknowledge writes that later connections do not find.
         """
         if self._is_damaged:
             raise DatabaseUnavailable(DAMAGED)
 
     def is_replaced(self) -> bool:
-        """Return whether the path names another file than at the last call. Raises `DatabaseUnavailable` if none."""
+        """Return whether the file at the path was replaced since the last call. Raises `DatabaseUnavailable` if missing."""
         before = self._identity  # read first: another thread may create the file at any time
         try:
             status = self._path.stat()

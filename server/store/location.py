@@ -1,4 +1,4 @@
-"""Flags of the commands that work on the data of a server: the settings that say where these are."""
+"""Flags of commands that use the data of a server: the settings that determine where the data are."""
 
 from __future__ import annotations
 

@@ -25,12 +25,12 @@ from server.media.turns import Job, Requester, Tally
 from server.store.database import Database, Result, Transaction, chunked
 from server.store.records import EmbeddingRow, ExampleMediaRow, LeaseRow, MediaRow
 
-# far longer than storing the media of one request takes
+# seconds of a lease, far longer than storing the media of one request takes
 LEASE_SECONDS = 900.0
 MAX_LEASES = 3
-# deleted in one transaction, for which other writers wait
+# media that are deleted in one transaction, for which other writers wait
 MEDIA_PER_SWEEP = 16
-# decoded concurrently: the first that is invalid saves decoding the rest
+# media that are decoded concurrently: few, because after an invalid one the rest need not be decoded
 DECODE_BATCH = 16
 IS_REFERRED_TO = exists().where(ExampleMediaRow.media_id == MediaRow.media_id)
 
@@ -40,7 +40,7 @@ class LeaseLost(Exception):
 
 
 class MediaReferences:
-    """The media store as a tenant's support sets use it.
+    """The media store of a tenant's support sets, with the references to its media.
 
     `decoder` decodes new media before they are stored; None skips that.
     """
@@ -51,7 +51,7 @@ class MediaReferences:
         self._decoder = decoder
 
     def of(self, store: MediaStore) -> MediaReferences:
-        """Return the references to the media of the tenant whose store is given."""
+        """Return the references to the media of the tenant with this store."""
         return MediaReferences(self._database, store, self._decoder)
 
     async def write(
@@ -62,7 +62,7 @@ class MediaReferences:
     ) -> Result:
         """Store `media`, by id, and run `prepare` and then `transaction` with them.
 
-        Both may raise `LeaseLost`: they are run again. Raises `InvalidMedia`, `MediaNotFound` and `Unavailable`.
+        If one of them raises `LeaseLost`, both are run again. Raises `InvalidMedia`, `MediaNotFound` and `Unavailable`.
         """
         infos = await self._decode(media)
         for _ in range(MAX_LEASES):
@@ -104,7 +104,7 @@ class MediaReferences:
         await self._database.write(remove)
 
     async def sweep(self) -> None:
-        """Delete the media of all tenants, rows and bytes, that came with support sets which no longer exist."""
+        """Delete the media (rows and bytes) of support sets that no longer exist, for all tenants."""
         while await self._database.write(self._delete_unused):
             pass
 
@@ -133,7 +133,7 @@ class MediaReferences:
         return qualified(self._store.tenant, media_id)
 
     async def _decode(self, media: Mapping[str, EncodedMedia]) -> dict[str, dict[str, Any]]:
-        """Decode the media that have never been decoded, and return what the store keeps of each. Raises `InvalidMedia`."""
+        """Decode the media that have never been decoded, and return their descriptions by id. Raises `InvalidMedia`."""
         if self._decoder is None:
             return {}
         is_decoded, sent = self._store.is_decoded, [item for item in media.values() if not item.is_stored]
@@ -214,7 +214,7 @@ def _lock(session: Session, media_ids: Iterable[str]) -> set[str]:
 
 
 def _delete_rows(session: Session, media_ids: list[str], now: float) -> None:
-    """Delete rows of unused media. It fails, as it must, if one has been leased or referred to in the meantime."""
+    """Delete rows of unused media. Foreign keys make it fail if one has been leased or referred to in the meantime."""
     has_expired = (LeaseRow.media_id.in_(media_ids), LeaseRow.expires_at <= now)
     session.execute(delete(LeaseRow).where(*has_expired))
     session.execute(delete(EmbeddingRow).where(EmbeddingRow.key.in_(media_ids)))

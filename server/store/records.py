@@ -1,4 +1,4 @@
-"""Records of support sets as their readers see them, frozen, and the tables that hold them.
+"""Frozen records of support sets, and the tables that hold them.
 
 A row of an example covers a range of versions, so a version costs only its changes: version n of a set holds the rows with
 `first_version <= n` that had not ended by then (`end_version`, exclusive). In a version, no other column of a row changes.

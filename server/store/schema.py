@@ -1,8 +1,8 @@
-"""Brings the tables of a database to the version of this server: a new one gets them, an older one keeps its data.
+"""Creates or upgrades the tables of a database to the version of this server.
 
-Alembic runs the files in `migrations/versions` that the database lacks, in order, in one transaction. A database that
-a newer server has upgraded is refused. A migration adds, and removes nothing that the version before it uses, so that
-servers of two versions can share a database while they are replaced.
+Alembic runs the files in `migrations/versions` that the database lacks, in order, in one transaction. A database that a
+newer server has upgraded is refused. A migration removes nothing that the previous version uses, so that servers of two
+versions can share a database while they are replaced.
 """
 
 from __future__ import annotations

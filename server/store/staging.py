@@ -1,8 +1,8 @@
-"""Examples on their way into a support set: stored in short transactions, and no reader sees any before the last one.
+"""Stores the examples of a large request in several short transactions; readers see them only after the last one.
 
-While SQLite writes, all other writers wait. So a large request stores most of its examples beforehand, in a set that has
-no version yet; the transaction that makes the version stores the last ones and publishes all. What a writer that died has
-left expires, and is swept like any set.
+While SQLite writes, all other writers wait. So a large request first stores most of its examples in a set without a
+version. The transaction that creates the version stores the last examples and publishes all. If a writer dies, such a set
+expires, and is deleted like any other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from server.store.media_references import LEASE_SECONDS, LeaseLost
 from server.store.records import NewExample, SupportSetRow
 
 ID_PREFIX = "ss_"
-# stored in one transaction, for which other writers wait
+# examples that are stored in one transaction, for which other writers wait
 EXAMPLES_PER_TRANSACTION = 250
 
 
@@ -36,7 +36,7 @@ class Staging:
         *self._early, self._last = range(0, max(len(examples), 1), EXAMPLES_PER_TRANSACTION)
 
     async def store(self) -> None:
-        """Store all examples but the last ones; their media are leased. What an earlier attempt has left is deleted."""
+        """Store all examples except the last ones; their media are leased. Examples of an earlier attempt are deleted."""
         await self.discard()
         for start in self._early:
             await self._database.write(partial(self._store_part, start))
@@ -46,7 +46,7 @@ class Staging:
         return self._store_part(self._last, session, now)
 
     async def discard(self) -> None:
-        """Delete what was not published; if the database is unavailable, it expires."""
+        """Delete the unpublished examples; if the database is unavailable, they expire."""
         if self._early:
             unpublished = delete(SupportSetRow).where(SupportSetRow.id == self.set_id, SupportSetRow.version == 0)
             with suppress(DatabaseUnavailable):

@@ -1,8 +1,8 @@
 """Named, versioned sets of worked examples, in the database and the media store until they expire or are deleted.
 
-Every change of examples creates a version, and earlier versions stay as they were. Media are stored before the
-database refers to them, so an acknowledged version is complete. A request that is repeated with its `Idempotency-Key` is
-answered like the first one, and changes nothing: the answer is stored in the transaction that does the work.
+Every change of examples creates a version, and earlier versions do not change. Media are stored before the database refers
+to them, so an acknowledged version is complete. A request that is repeated with its `Idempotency-Key` gets the response of
+the first one, and changes nothing: the response is stored in the same transaction as the change.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from server.store.records import (
 )
 from server.store.staging import Staging
 
-# of an answer to a request with an `Idempotency-Key`
+# seconds for which the response to a request with an `Idempotency-Key` is kept
 RETENTION_SECONDS = 24 * 3600.0
 # the examples of recently read versions, in memory: versions never change
 MAX_CACHED_EXAMPLES = 50_000
@@ -63,7 +63,7 @@ class SupportSets:
         self._cache: OrderedDict[tuple[str, int], tuple[Example, ...]] = OrderedDict()
 
     def of(self, tenant: str, media: MediaReferences) -> SupportSets:
-        """Return the support sets of a tenant, whose media references are given; what was read last is kept for all."""
+        """Return the support sets of a tenant with these media references; the cache of recent versions is shared."""
         sets = copy(self)
         sets._tenant, sets._media = tenant, media
         return sets
@@ -97,7 +97,7 @@ class SupportSets:
         )
 
     async def pinned(self) -> dict[str, list[tuple[str, int]]]:
-        """Return the ids and latest versions of the sets that are to stay on the device by tenant, oldest first."""
+        """Return the ids and latest versions of the pinned sets by tenant, oldest first."""
         return await self._database.read(lambda session, now: versions.latest(session, now, SupportSetRow.is_pinned))
 
     # changing
@@ -128,7 +128,7 @@ class SupportSets:
 
         def create(session: Session, now: float) -> SupportSetInfo:
             if max_sets is not None:
-                lock_tenant(session, self._tenant)  # two that count at the same time do not see each other
+                lock_tenant(session, self._tenant)  # concurrent transactions would not count each other's sets
             if full_name is not None:
                 versions.take_name(session, full_name, now)
             check(session, now)
@@ -187,9 +187,9 @@ class SupportSets:
         return set_id
 
     async def sweep(self) -> None:
-        """Delete what is no longer needed of all tenants.
+        """Delete data of all tenants that are no longer needed.
 
-        That is expired sets, old answers to requests with an `Idempotency-Key`, and media of deleted sets.
+        These are expired sets, old responses to requests with an `Idempotency-Key`, and media of deleted sets.
         """
         await self._database.write(versions.delete_expired)
         await self._database.write(_delete_old_answers)
@@ -262,7 +262,7 @@ class SupportSets:
         with self._cache_lock:
             self._cache[key] = examples
             self._cache.move_to_end(key)
-            # the version that was read last stays, whatever its size
+            # the last read version stays, whatever its size
             while len(self._cache) > 1 and sum(map(len, self._cache.values())) > MAX_CACHED_EXAMPLES:
                 self._cache.popitem(last=False)
         return SupportSet(id=row.id, name=versions.own_name(row), version=number, examples=examples)
@@ -285,7 +285,7 @@ def _first_answer(session: Session, scope: str, key: IdempotencyKey, now: float)
 def _once(
     change: Transaction[SupportSetInfo], scope: str, key: IdempotencyKey, session: Session, now: float
 ) -> SupportSetInfo:
-    """Run `change` unless the key has an answer. The insert conflicts, as it must, with a concurrent first request."""
+    """Run `change` unless the key has a response. A concurrent first request makes the insert fail, as intended."""
     if (first := _first_answer(session, scope, key, now)) is not None:
         return first
     info = change(session, now)

@@ -34,7 +34,7 @@ from server.store.records import (
     VersionRow,
 )
 
-# no row of these statements is in the session
+# these statements affect no row that is loaded in the session
 UNSYNCHRONIZED = {"synchronize_session": False}
 
 
@@ -86,7 +86,7 @@ def check_number(session: Session, tenant: str, now: float, max_sets: int) -> No
     """Raise `TooManySupportSets` if a tenant has as many sets as it may."""
     query = select(func.count()).select_from(SupportSetRow).where(SupportSetRow.tenant == tenant, _is_alive(now))
     if (session.scalar(query) or 0) >= max_sets:
-        raise TooManySupportSets(f"this key allows {max_sets} support sets, and there are as many")
+        raise TooManySupportSets(f"this key allows {max_sets} support sets, and the limit is reached")
 
 
 def delete_expired(session: Session, now: float) -> None:
@@ -136,14 +136,14 @@ def insert(session: Session, row: SupportSetRow, examples: Sequence[NewExample])
 
 
 def publish(session: Session, row: SupportSetRow, now: float, max_examples: int) -> None:
-    """Begin the first version of a set, with the examples that were inserted. Raises `TooManyExamples`."""
+    """Create the first version of a set, with the inserted examples. Raises `TooManyExamples`."""
     num_examples = row.next_position
     _check_number(num_examples, max_examples)
     _begin_version(session, row, now, num_examples=num_examples, num_added=num_examples)
 
 
 def merge(session: Session, row: SupportSetRow, staged: SupportSetRow, now: float, max_examples: int) -> None:
-    """Begin the next version with the examples of `staged`, a set without a version, which ends.
+    """Create the next version with the examples of `staged`, a set without a version, which is removed.
 
     Examples whose ids exist are replaced, others appended. Raises `TooManyExamples`.
     """
@@ -156,7 +156,7 @@ def merge(session: Session, row: SupportSetRow, staged: SupportSetRow, now: floa
     _check_number(num_examples, max_examples)
     _begin_version(session, row, now, num_examples=num_examples, num_added=num_added, num_replaced=num_replaced)
     _end(session, row, ExampleRow.example_id.in_(ids))
-    # an example that was replaced by this version leaves its position
+    # a new example gets the position of the one that it replaces
     left = (old.set_id == row.id, old.example_id == ExampleRow.example_id, old.end_version == row.version)
     position = func.coalesce(
         select(old.position).where(*left).correlate(ExampleRow).scalar_subquery(),
@@ -171,7 +171,7 @@ def merge(session: Session, row: SupportSetRow, staged: SupportSetRow, now: floa
 
 
 def remove_examples(session: Session, row: SupportSetRow, now: float, ids: Sequence[str]) -> None:
-    """Begin the next version without these examples. Raises `ExampleNotFound`, which names the missing ones."""
+    """Create the next version without these examples. Raises `ExampleNotFound`, which lists the missing ids."""
     removed = _present(session, row, set(ids))
     if missing := [example_id for example_id in ids if example_id not in removed]:
         raise ExampleNotFound(f"the support set has no example {', '.join(map(repr, missing[:20]))}", param="id")
@@ -231,7 +231,7 @@ def info(session: Session, row: SupportSetRow, version: int | None = None) -> Su
         num_examples=session.get_one(VersionRow, (row.id, version)).num_examples,
         num_media=num_media,
         num_bytes=int(num_bytes),
-        label_counts=dict(labels.all()),  # a result has keys, but is no mapping
+        label_counts=dict(labels.all()),  # a result has `keys`, but is not a mapping
     )
 
 
@@ -278,7 +278,7 @@ def _check_number(num_examples: int, max_examples: int) -> None:
 
 
 def _present(session: Session, row: SupportSetRow, ids: set[str]) -> set[str]:
-    """Return those of the ids that examples of the latest version have."""
+    """Return the subset of `ids` that examples of the latest version have."""
     present = set[str]()
     for chunk in chunked(sorted(example_id for example_id in ids if "\0" not in example_id)):
         in_version = _in_version(row.id, row.version)
@@ -296,6 +296,6 @@ def _begin_version(session: Session, row: SupportSetRow, now: float, **counts: i
 
 
 def _end(session: Session, row: SupportSetRow, condition: ColumnElement[bool]) -> None:
-    """Exclude the examples that meet the condition from the version that has just begun."""
+    """Exclude the examples that meet the condition from the new version."""
     ended = update(ExampleRow).where(ExampleRow.set_id == row.id, ExampleRow.end_version.is_(None), condition)
     session.execute(ended.values(end_version=row.version), execution_options=UNSYNCHRONIZED)

@@ -1,6 +1,6 @@
 """Writes one log line per event, as JSON or as text. Fields come from `extra`; they never hold prompts, media or keys.
 
-The API process and the worker use the same format; the logger's name tells them apart.
+The API process and the worker use the same format; the logger's name distinguishes them.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
     return {name: value for name, value in vars(record).items() if name not in _STANDARD_FIELDS}
 
 
-# libraries of which only warnings matter
+# libraries of which only warnings are logged
 TALKATIVE = ("alembic", "faiss.loader")
 
 
 def configure(level: str, log_format: LogFormat) -> None:
     """Log to standard error; uvicorn's loggers propagate to the root logger too.
 
-    The loader of faiss reports each variant that this processor could have and the package lacks, with a whole exception;
-    Alembic reports its plugins, and each migration by itself.
+    Otherwise the loader of faiss would log an exception for each variant that the package lacks for this processor, and
+    Alembic its plugins and each migration.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())

@@ -1,4 +1,4 @@
-"""The counts of the engine, for the metrics: the names and their help, and the histograms that its heartbeats carry."""
+"""The engine's counters, gauges and histograms for the metrics: names, help texts, and the data of heartbeats."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENGINE_METRICS = {
     "spec_decode_num_draft_tokens": ("Tokens that were proposed and verified by a step", True),
     "spec_decode_num_accepted_tokens": ("Proposed tokens that the model would have generated", True),
 }
-# the kinds of a step: its rows decode, compute prompts, or both; or it has none, and encodes media
+# the kinds of a step: its rows decode, compute prompts, or both; without rows, it only encodes media
 STEP_KINDS = ("decode", "prompt", "mixed", "encode")
 
 

@@ -1,6 +1,6 @@
-"""Prometheus metrics, in a registry of their own; names are vLLM's under `flamboyance:`, so that dashboards carry over.
+"""Prometheus metrics, in a separate registry; names are vLLM's with the prefix `flamboyance:`, as its dashboards expect.
 
-The API process measures requests as clients see them; what the worker counts arrives with its heartbeats.
+The API process measures requests from the view of clients; the worker's counters arrive with its heartbeats.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ FINISHED_REASONS = ("stop", "length", "abort", "error")
 
 
 class EngineCollector(Collector):
-    """Exposes what the worker's last heartbeat counted, as `server/telemetry/measures.py` lists it.
+    """Exposes the counters of the worker's last heartbeat, which `server/telemetry/measures.py` lists.
 
-    Waiting and running requests are not among it: the API process counts them, from acceptance on.
+    Waiting and running requests are not among them: the API process counts these from acceptance on.
     """
 
     def __init__(self, model_name: str) -> None:

@@ -24,7 +24,7 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
     """Records the cost of a request from its arrival to its end; a context manager around the engine's work.
 
     The request ends with `finish_reason`, with "error" after an exception, or with "abort" if it is cancelled. A record
-    without a ticket is for work of the server itself: tokens and media are counted, but no finished request.
+    without a ticket is for the server's own work: its tokens and media are counted, but not as a finished request.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         return f"{self.request_id}-{uuid.uuid4().hex[:8]}"
 
     def add_prompt(self, num_tokens: int, media: Sequence[bytes] = (), shots_attend: ShotsAttend = "previous") -> None:
-        """Count a prompt that the engine is about to compute, and the digests of its media; note a form of its own."""
+        """Count a prompt that the engine is about to compute, and its media by digest; note another form."""
         if shots_attend != "previous":
             self.details["shots_attend"] = shots_attend
         self.prompt_tokens += num_tokens
@@ -119,7 +119,7 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
     def usage(self) -> dict[str, Any]:
         """Return the usage in OpenAI's shape, with `fewshot_details`.
 
-        Media by cache are only where the engine reports them, and proposed tokens where there were any.
+        Media by cache are included only if the engine reports them, and proposed tokens only if there were any.
         """
         by_cache = {"media_encoded": self.media_encoded, "media_cached": self.media_cached}
         proposals = {

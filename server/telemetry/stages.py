@@ -1,7 +1,7 @@
 """The stages of the request of the current context, and their times, for traces.
 
-A request is in one stage at a time, from its first byte to the last one of its response. Without tracing, the stages of
-every request are `NO_STAGES`, which keep nothing.
+A request is in one stage at a time, from its first byte to the last byte of its response. Without tracing, the stages of
+every request are `NO_STAGES`, which record nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ORDER: dict[Stage, int] = {
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Something that a request did or waited for, from `began` to `ended` (`time.monotonic()`)."""
+    """An interval in which a request did or awaited something, from `began` to `ended` (`time.monotonic()`)."""
 
     name: str
     began: float
@@ -51,13 +51,13 @@ class Stages:
         self._is_ended = is_ended
 
     def begin(self, stage: Stage, at: float | None = None) -> None:
-        """Begin a stage, now or `at` a time, and end the present one; a stage that is over does not begin again."""
+        """Begin a stage, now or `at` a time, and end the current one; an earlier stage does not begin again."""
         present, began = self._begins[-1]
         if not self._is_ended and ORDER[stage] > ORDER[present]:
             self._begins.append((stage, max(time.monotonic() if at is None else at, began)))
 
     def note(self, name: str, seconds: float, **attributes: int) -> None:
-        """Note something that ends now and took `seconds`, of which those before the request do not count."""
+        """Record a detail that ends now and took `seconds`; time before the request's arrival does not count."""
         if not self._is_ended:
             now = time.monotonic()
             self.details.append(Interval(name, max(now - seconds, self.began), now, attributes))
@@ -67,7 +67,7 @@ class Stages:
             self.facts.update(facts)
 
     def end(self) -> list[Interval]:
-        """End the last stage, and return those that took time; what is noted later is not kept."""
+        """End the last stage, and return those that took time; later details are ignored."""
         self._is_ended, self.ended = True, time.monotonic()
         ends = [*(began for _, began in self._begins[1:]), self.ended]
         stages = [Interval(name, began, end) for (name, began), end in zip(self._begins, ends, strict=True)]
@@ -80,7 +80,7 @@ current: ContextVar[Stages] = ContextVar("stages", default=NO_STAGES)
 
 
 def noting(name: str, observe: Callable[[float], object]) -> Callable[[float], None]:
-    """Return a function that notes the seconds of something that ends now, and passes them on to `observe`."""
+    """Return a function that records a detail of given seconds that ends now, and passes the seconds to `observe`."""
 
     def note(seconds: float) -> None:
         observe(seconds)

@@ -1,7 +1,7 @@
 """Traces with OpenTelemetry: a span per request, with one per stage in it, sent to a collector over HTTP.
 
-Loaded only if the setting `otlp_endpoint` is set. Everything else is configured by OpenTelemetry's own variables, which its
-SDK reads: the sampler, attributes of the resource, headers for the collector, the size of a batch.
+Loaded only if the setting `otlp_endpoint` is set. Everything else is configured by OpenTelemetry's own environment
+variables, which its SDK reads: the sampler, attributes of the resource, headers for the collector, the size of a batch.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from server.version import VERSION
 SERVICE = "flamboyance"
 # probes, scrapes and pages are not traced
 TRACED = "/v1/"
-# OpenTelemetry's names of what a route does with the model
+# OpenTelemetry's names for the model operation of a route
 OPERATIONS = {
     "/v1/completions": "text_completion",
     "/v1/fewshot/completions": "text_completion",
     "/v1/chat/completions": "chat",
     "/v1/embeddings": "embeddings",
 }
-# attributes, by the facts of a request's log line; OpenTelemetry's conventions where they have a name
+# attributes by the fields of a request's log line, with the names of OpenTelemetry's conventions if they exist
 ATTRIBUTES = {
     "request_id": "flamboyance.request_id",
     "prompt_tokens": "gen_ai.usage.input_tokens",
@@ -53,7 +53,7 @@ ATTRIBUTES = {
 def trace_requests(app: FastAPI, endpoint: str, model_name: str) -> None:
     """Send traces of the requests of an application to the collector at `endpoint`.
 
-    Spans that are not sent yet when the process exits are sent then.
+    Remaining spans are sent when the process exits.
     """
     resource = Resource({"service.name": SERVICE, "service.version": VERSION}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=Resource.create().merge(resource))
@@ -101,7 +101,7 @@ class Tracing:
             "url.path": scope["path"][:MAX_PATH],
             "url.scheme": scope["scheme"],
         }
-        # a span that the operator's own instrumentation of the application has begun is the caller's child already
+        # if the operator has instrumented the application, its span is already a child of the caller's
         is_begun = trace.get_current_span().get_span_context().is_valid
         caller = None if is_begun else propagate.extract(Headers(scope=scope))
         return self._tracer.start_span(scope["method"][:16], caller, SpanKind.SERVER, attributes, start_time=start)
@@ -134,7 +134,7 @@ class Tracing:
         return attributes
 
     def _add_children(self, span: Span, stages: list[Interval], details: list[Interval], clock: Clock) -> None:
-        """Add the spans of stages, and of details in the stage that contains them whole, if one does."""
+        """Add the spans of stages and of details; a detail is a child of the stage that contains it completely, if any."""
         if len(stages) == 1:
             return  # a route without the engine's work has no stages
         spans = [self._add(stage, span, clock) for stage in stages]
@@ -150,7 +150,7 @@ class Tracing:
 
 
 class Clock:
-    """Converts `time.monotonic()` to nanoseconds since the epoch, with one offset, so that intervals stay as long."""
+    """Converts `time.monotonic()` to nanoseconds since the epoch, with one offset, so that durations do not change."""
 
     def __init__(self) -> None:
         self._offset = time.time() - time.monotonic()
@@ -161,7 +161,7 @@ class Clock:
 
 @contextmanager
 def _running(span: Span, stages: Stages) -> Iterator[None]:
-    """Make a request's span and stages those of the context. Notes an error that no handler in the application took."""
+    """Set a request's span and stages in the context. Records an error that no handler in the application caught."""
     token = current.set(stages if span.is_recording() else NO_STAGES)
     try:
         with trace.use_span(span, record_exception=False, set_status_on_exception=False):
@@ -174,13 +174,13 @@ def _running(span: Span, stages: Stages) -> Iterator[None]:
 
 
 def _header_of(span: Span) -> str:
-    """Return the header that tells the caller the ids of its trace and of the server's span (W3C Trace Context)."""
+    """Return the header with the ids of the caller's trace and of the server's span (W3C Trace Context)."""
     context = span.get_span_context()
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
 def _add_trace_id(record: logging.LogRecord) -> bool:
-    """Add the id of the present trace to a log line."""
+    """Add the id of the current trace to a log line."""
     context = trace.get_current_span().get_span_context()
     if context.is_valid:
         record.trace_id = f"{context.trace_id:032x}"

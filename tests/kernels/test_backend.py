@@ -77,7 +77,7 @@ def test_a_requested_reference_is_used_even_with_a_gpu(monkeypatch: pytest.Monke
 
 
 def test_an_unknown_backend_is_refused_by_name() -> None:
-    with pytest.raises(BackendError, match="'cuda' is none of auto, triton, reference"):
+    with pytest.raises(BackendError, match="'cuda' is not one of auto, triton, reference"):
         select("cuda")  # type: ignore[arg-type]
 
 

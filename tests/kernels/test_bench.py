@@ -180,8 +180,8 @@ def test_the_digest_is_that_of_the_measured_sources(changed: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--stages", "8"], "stage '8' is none of 1, 2, 3, 4, 5, 6, 7"),
-        (["--stages", ""], "stage '' is none of"),
+        (["--stages", "8"], "stage '8' is not one of 1, 2, 3, 4, 5, 6, 7"),
+        (["--stages", ""], "stage '' is not one of"),
         (["--stage-seconds", "-1"], "-1 is not 0 or more"),
         (["--stage-seconds", "nan"], "nan is not 0 or more"),
         (["--stages", "1,7"], "stage 7 and --launches need a GPU"),

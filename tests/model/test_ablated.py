@@ -92,7 +92,7 @@ def test_without_gates_branches_are_added_unscaled() -> None:
 
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_settings_of_the_perceiver_alone_are_refused(kind: Kind) -> None:
-    with pytest.raises(ConfigError, match=f"resampler.qk_norm requires resampler.kind 'perceiver', which is '{kind}'"):
+    with pytest.raises(ConfigError, match=f"resampler.qk_norm requires resampler.kind 'perceiver', but it is '{kind}'"):
         replace(BASE, resampler=replace(BASE.resampler, kind=kind, qk_norm=True))
 
 

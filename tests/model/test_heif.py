@@ -51,7 +51,7 @@ def test_a_photograph_is_read(options: dict[str, Any]) -> None:
     assert (image.mode, image.size) == ("RGB", picture.size)
     assert np.abs(np.asarray(image, int) - np.asarray(picture, int)).mean() < 4
     assert media_type_of(data) == "image/heif"
-    with pytest.raises(MediaError, match="none of MP4, WebM, Matroska"):
+    with pytest.raises(MediaError, match="not one of MP4, WebM, Matroska"):
         list(load_video(data, LIMITS))
 
 
@@ -112,7 +112,7 @@ def test_the_limits_hold_before_pixels_are_decoded(monkeypatch: pytest.MonkeyPat
         load_image(data, MediaLimits(max_pixels=799))
     with pytest.raises(MediaError, match=r"narrower than 1 to 1\.5"):
         load_image(data, MediaLimits(max_aspect=1.5))
-    with pytest.raises(MediaError, match="have 900 pixels up to this one, the limit is 899"):
+    with pytest.raises(MediaError, match="have 900 pixels up to this item, the limit is 899"):
         load_image(data, LIMITS, PixelBudget(limit=899, used=100))
 
 
@@ -122,7 +122,7 @@ def test_without_the_extra_it_is_named(brand: bytes, monkeypatch: pytest.MonkeyP
     for read in (media_type_of, lambda data: load_image(data, LIMITS)):
         with pytest.raises(HeifNotInstalled, match=r"pip install 'flamboyance\[heif\]'.*send JPEG or PNG"):
             read(still(brand, b"mif1", b"heic"))
-    with pytest.raises(MediaError, match="none of MP4, WebM, Matroska"):
+    with pytest.raises(MediaError, match="not one of MP4, WebM, Matroska"):
         list(load_video(still(brand), LIMITS))
 
 

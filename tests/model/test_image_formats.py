@@ -148,14 +148,14 @@ def test_a_tiff_that_lacks_strips_is_refused(tag: int) -> None:
 
 @pytest.mark.parametrize("form", ["PPM", "ICO", "TGA", "JPEG2000"])
 def test_a_refusal_names_the_formats_that_are_read(form: str) -> None:
-    with pytest.raises(MediaError, match=r"bytes are none of JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC$"):
+    with pytest.raises(MediaError, match=r"the format is not one of JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC$"):
         load_image(encoded(noise(16, 16), form), LIMITS)
 
 
 def test_an_avif_image_is_no_video() -> None:
     data = encoded(noise(16, 16), "AVIF")
     assert media_type_of(data) == "image/avif"
-    with pytest.raises(MediaError, match="none of MP4, WebM, Matroska"):
+    with pytest.raises(MediaError, match="not one of MP4, WebM, Matroska"):
         list(load_video(data, LIMITS))
 
 

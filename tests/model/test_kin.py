@@ -95,7 +95,7 @@ def test_components_are_the_directions_in_which_classes_differ_most() -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"dim": 3, "num_classes": 5}, r"vision.kin has sizes \(3, 5, 0\), must have three positive ones or none"),
+        ({"dim": 3, "num_classes": 5}, r"vision.kin has sizes \(3, 5, 0\), must be all positive or all zero"),
         ({"dim": 8, "num_classes": 5, "num_ancestors": 7}, "vision.kin.dim 8 is more than vision.kin.num_ancestors 7"),
     ],
 )

@@ -36,5 +36,5 @@ def test_a_family_that_the_system_lacks_is_passed_over(monkeypatch: pytest.Monke
 
 def test_a_host_with_only_such_addresses_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [IPV6])
-    with pytest.raises(SettingsError, match=r"^host: '::1' is no address of this machine; .*not supported"):
+    with pytest.raises(SettingsError, match=r"^host: '::1' is not an address of this machine; .*not supported"):
         check_address("::1", 0)

@@ -87,7 +87,7 @@ def test_a_token_that_is_not_permitted_is_an_error_and_no_end() -> None:
         (Grammar(kind="json", text="{"), "at line 1"),
         (Grammar(kind="json", text='{"items":' * 300 + "{}" + "}" * 300), "recursion limit"),
         (Grammar(kind="choice", choices=()), "at least one string"),
-        (Grammar(kind="choice", choices=("a", "")), "no empty one"),
+        (Grammar(kind="choice", choices=("a", "")), "no empty string"),
         (regex("a" * (MAX_BYTES + 1)), f"regex has {MAX_BYTES + 1} bytes, the limit is {MAX_BYTES}"),
         (Grammar(kind="choice", choices=("é" * 1024,) * 65), f"choice has 133120 bytes, the limit is {MAX_BYTES}"),
         (schema({"anyOf": [{"properties": {f"k{i}": {"type": "integer"}}} for i in range(2500)]}), f"{MAX_SYMBOLS}"),

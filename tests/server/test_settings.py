@@ -86,7 +86,7 @@ def test_the_model_is_an_argument_or_a_flag_and_takes_precedence(
 
 
 def test_a_second_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SettingsError, match="model: it is given twice: a and --model b"):
+    with pytest.raises(SettingsError, match="model: it is set twice: a and --model b"):
         read_settings(["a", "--model", "b"])
     with pytest.raises(SystemExit):
         read_settings(["a", "b"])

@@ -74,7 +74,7 @@ def without(name: str) -> Change:
         ("num_threads", "100000", "num_threads: .*less than or equal to 1024"),
         ("port", "70000", "port: .*less than or equal to 65535"),
         ("host", "nowhere.invalid", "host: 'nowhere.invalid' is not an address or name"),
-        ("host", "203.0.113.7", "host: '203.0.113.7' is no address of this machine; 0.0.0.0"),
+        ("host", "203.0.113.7", "host: '203.0.113.7' is not an address of this machine; 0.0.0.0"),
         ("config", "/nowhere.yaml", "config: /nowhere.yaml: "),
     ],
 )
@@ -108,7 +108,7 @@ def test_a_cache_that_cannot_be_created_is_named(
 
 def test_a_model_that_is_no_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "/nowhere", "--port", "0", "--cache-dir", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: model: /nowhere is no folder")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: model: /nowhere is neither a folder")
 
 
 def test_a_port_in_use_is_named(good: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ def test_a_minimal_run_is_accepted() -> None:
     ("change", "message"),
     [
         ({"stepz": 1}, "config: unknown key stepz"),
-        ({"sets": [{"name": "a", "kind": "pears", "shards": "x"}]}, r"config.sets\[0\].kind: 'pears' is none of"),
+        ({"sets": [{"name": "a", "kind": "pears", "shards": "x"}]}, r"config.sets\[0\].kind: 'pears' is not one of"),
         ({"sets": []}, "sets is empty"),
         ({"sets": [SET, SET]}, "sets must have different names: a, a"),
         ({"sets": [{**SET, "batch_size": 5, "streams": 2}]}, "5 is not a multiple of streams 2"),
@@ -43,7 +43,7 @@ def test_a_minimal_run_is_accepted() -> None:
         ({"ablate": {"gates": "none"}}, "config.ablate: unknown key gates"),
         ({"discriminants": "data"}, "discriminants initialise what the bridge reads and need `bridge: start` or kin"),
         ({"kin": 32}, "kin is added to a trained bridge along the discriminants of a folder: set discriminants"),
-        ({"optim": {"matrices": "shampoo"}}, "config.optim.matrices: 'shampoo' is none of 'adamw', 'muon'"),
+        ({"optim": {"matrices": "shampoo"}}, "config.optim.matrices: 'shampoo' is not one of 'adamw', 'muon'"),
         ({"vision": "out/vision"}, "vision replaces the encoder that the bridge was trained on"),
         ({"language_model": "scratch"}, "trains must list language_model"),
         ({"trains": ["language_model"], "objective": "alignment"}, "trains must not list language_model"),
@@ -60,18 +60,21 @@ def test_an_export_has_a_name_of_its_own() -> None:
 
 
 DOCUMENTS = {"name": "d", "kind": "documents", "shards": "*.tar"}
-FEW_SHOT = "no set has sequences of several images: the model may lose few-shot prompting"
+FEW_SHOT = "no set has sequences of several images: the model may lose its few-shot ability"
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"steps": 50, "sets": [SET, DOCUMENTS]}, ["steps is 50 and optim.warmup_steps is 200: the run ends at 25%"]),
+        (
+            {"steps": 50, "sets": [SET, DOCUMENTS]},
+            ["steps is 50 and optim.warmup_steps is 200: the run ends during warm-up, at 25%"],
+        ),
         ({"steps": 200, "sets": [SET, DOCUMENTS]}, []),
         ({"steps": 200}, [FEW_SHOT]),
         ({"steps": 200, "sets": [SET, {**SET, "name": "v", "kind": "videos"}]}, [FEW_SHOT]),
         ({"steps": 200, "sets": [EPISODES]}, []),
-        ({"steps": 100}, ["the run ends at 50%", FEW_SHOT]),
+        ({"steps": 100}, ["the run ends during warm-up, at 50%", FEW_SHOT]),
     ],
 )
 def test_a_run_that_is_seldom_intended_is_warned_about(change: dict[str, object], expected: list[str]) -> None:

@@ -1,8 +1,8 @@
 """Run the paper's ablations at a small budget and print their table; the last line of the output is JSON.
 
-`python -m training.ablations [NAME ...]` trains what is missing, seed by seed: each ablation is trained and exported, and
-the export is scored on held-out images. A finished run is a file in `training/ablations/runs`; it is not repeated, and an
-interrupted one resumes. `--report` prints the table of the files alone, and `--speed` measures the time of steps.
+`python -m training.ablations [NAME ...]` trains the missing runs, seed by seed: each ablation is trained and exported, and
+the export is scored on held-out images. A finished run is a file in `training/ablations/runs` and is not repeated; an
+interrupted run resumes. `--report` only prints the table of finished runs, and `--speed` measures the time of steps.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Options:
 
 
 class Experts:
-    """The folders of the experts and of the data with their encoder's features; they are built when first needed."""
+    """The folders of the experts, and of the data with the features of their encoder; both are built on first use."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -68,7 +68,7 @@ class Experts:
 
 
 def missing_runs(options: Options) -> Iterator[tuple[Ablation, int]]:
-    """Yield the runs without a file, seed by seed; one that another process has finished meanwhile is passed over."""
+    """Yield the runs without a file, seed by seed; a run that another process has finished meanwhile is skipped."""
     for seed in options.seeds:
         for ablation in map(read_ablation, options.names):
             settings = run_settings(ablation, options.scale, seed)
@@ -90,7 +90,7 @@ def run_missing(options: Options) -> None:
 
 
 def measure_speed(options: Options) -> None:
-    """Measure each ablation next to the base, and write the ratios to one file, next to those of other names."""
+    """Measure the step time of each ablation relative to the base, and add the ratios to one file."""
     experts, file, settings = Experts(options), speed_file(options.runs), speed_settings(options.pairs)
     rows = (read_run(file, settings) or {"rows": {}})["rows"]
     base = run_config(read_ablation(BASE), options.scale, 0, *experts.folders(read_ablation(BASE)), options.out)
@@ -115,23 +115,23 @@ def parse(arguments: list[str]) -> tuple[Options, argparse.Namespace]:
     parser.add_argument("names", nargs="*", default=names, metavar="NAME", help=f"one of {', '.join(names)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
     parser.add_argument("--steps", type=int, default=scale.steps, help=f"steps per run (default: {scale.steps})")
-    parser.add_argument("--queries", type=int, default=scale.queries, help=f"per run (default: {scale.queries})")
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="the folder of training.default_data")
     parser.add_argument(
-        "--model", type=Path, help="a model folder whose experts are used (default: a small model is built)"
+        "--queries", type=int, default=scale.queries, help=f"queries per run (default: {scale.queries})"
     )
+    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="the folder of training.default_data")
+    parser.add_argument("--model", type=Path, help="model folder whose experts are used (default: build a small model)")
     parser.add_argument("--out", type=Path, default=OUT, help="the folder of models, logs and checkpoints")
     parser.add_argument("--runs", type=Path, default=RUNS, help="the folder of finished runs")
     parser.add_argument(
         "--pretrain-steps",
         type=int,
         default=scale.pretrain_steps,
-        help=f"steps of the small decoder on text, and of the CLIP encoder (default: {scale.pretrain_steps})",
+        help=f"pretraining steps of the small decoder, and of the CLIP encoder (default: {scale.pretrain_steps})",
     )
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
-    parser.add_argument("--report", action="store_true", help="print the table of the finished runs, and train nothing")
-    parser.add_argument("--speed", action="store_true", help="measure the time of steps instead")
-    parser.add_argument("--pairs", type=int, default=16, help="pairs of steps that --speed compares (default: 16)")
+    parser.add_argument("--report", action="store_true", help="print the table of the finished runs without training")
+    parser.add_argument("--speed", action="store_true", help="measure the time of steps instead of training")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs of steps for --speed (default: 16)")
     values = parser.parse_args(arguments)
     options = Options(
         names=values.names,

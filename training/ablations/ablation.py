@@ -1,4 +1,4 @@
-"""An ablation is data: `NAME.yaml` in this folder holds its changes to `base.yaml`, which is a run like any other.
+"""An ablation is data: `NAME.yaml` in this folder holds its changes to `base.yaml`, which is itself a run.
 
 says      the description that the table shows
 run       keys of `TrainConfig` that replace the base's
@@ -6,8 +6,8 @@ without   names of the base's sets that are removed
 encoder   `clip`: the runs' model and data have the encoder of `training/ablations/clip.py` instead of the base's
 paper     the overall score in the paper, and the score of the paper's base in the same table
 
-The paper has two printings with different scores. All files quote the later one, whose base is 70.7; a row that the command
-offers beyond that printing's list quotes none.
+The paper has two versions with different scores. All files quote the later one, whose base is 70.7; an ablation that the
+later version does not list has no score.
 """
 
 from __future__ import annotations

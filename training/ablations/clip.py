@@ -1,7 +1,7 @@
-"""Another vision encoder for the ablation `clip`: a small CLIP Vision Transformer, trained here on the kinds' images.
+"""The vision encoder of the ablation `clip`: a small CLIP Vision Transformer that is trained here on the kinds' images.
 
-As in CLIP, images and their captions are contrasted; the image tower is then the model's frozen encoder. The folder gets
-the model, and a data folder with this encoder's features of the images that the runs use. Both are built once.
+It is trained contrastively on images and their captions, as CLIP; the image tower then becomes the model's frozen encoder.
+The folder gets the model, and a data folder with this encoder's features of the images in the runs. Both are built once.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Squares = Mapping[int, NDArray[np.uint8]]
 
 
 def build_clip_model(folder: Path, experts: Path, data: Path, kinds: Kinds, steps: int) -> tuple[Path, Path]:
-    """Return the folders of a model with the language model of `experts` and a CLIP encoder, and of its data."""
+    """Return two folders: a model with the language model of `experts` and a CLIP encoder, and its data."""
     model_folder, data_folder = folder / "model", folder / "data"
     if not (model_folder / "config.json").exists():
         model = load_folder(experts, "cpu", torch.float32)
@@ -67,7 +67,7 @@ def build_clip_model(folder: Path, experts: Path, data: Path, kinds: Kinds, step
 
 
 def read_squares(data: Path, kinds: Kinds) -> Squares:
-    """Return the images of the kinds, for training and for queries, by their row."""
+    """Return the images of the kinds by row, both those for training and those for queries."""
     rows = {row for groups in (kinds.training_rows, kinds.query_rows) for members in groups.values() for row in members}
     return {row: _square(data / kinds.catalogue.records[row].image) for row in sorted(rows)}
 

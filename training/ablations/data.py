@@ -1,7 +1,7 @@
-"""The ablations learn and are scored on categories ("kinds") of the images in the default model's data folder.
+"""The training data and the queries of the ablations: categories ("kinds") of the images in the default model's data.
 
-Sequences are the interleaved set, with few kinds each, so that earlier shots help. Captions are the pairs: one image and
-its text. Both are generated from their number alone. Queries show images on which no run was trained.
+Sequences are the interleaved set; each has few kinds, so that earlier shots help. Captions are the set of pairs of an image
+and a text. Both are generated from their number alone. Queries show images on which no run was trained.
 """
 
 from __future__ import annotations

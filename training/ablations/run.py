@@ -62,7 +62,7 @@ def run_config(ablation: Ablation, scale: Scale, seed: int, model: Path, data: P
 
 
 def run_settings(ablation: Ablation, scale: Scale, seed: int) -> dict[str, Any]:
-    """Return everything that decides the result of a run, without the paths of this machine."""
+    """Return everything that determines the result of a run, without the paths of this machine."""
     config = run_config(ablation, scale, seed, Path(), Path(), Path())
     return {
         "ablation": ablation.name,
@@ -115,7 +115,7 @@ def run_ablation(ablation: Ablation, config: TrainConfig, kinds: Kinds, scale: S
 def read_gates(log: Path) -> dict[str, Any]:
     """Return |tanh| of each gate at up to `GATE_LINES` steps of a run's log; nothing for a bridge without gates.
 
-    A resumed run repeats steps; the last line of a step is taken.
+    A resumed run repeats steps; the last line of each step is used.
     """
     text = log.read_text(encoding="utf-8") if log.exists() else ""
     lines = {line["step"]: line for line in map(json.loads, text.splitlines())}
@@ -126,6 +126,6 @@ def read_gates(log: Path) -> dict[str, Any]:
 
 
 def thin(steps: Sequence[int], count: int) -> list[int]:
-    """Return up to `count` of the steps at equal distances, and the last one among them."""
+    """Return up to `count` of the steps at equal distances, including the last one."""
     stride = max(1, -(-len(steps) // count))
     return list(steps[::-1][::stride][::-1])

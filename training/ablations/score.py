@@ -1,4 +1,4 @@
-"""A trained model is scored by naming the kind of a held-out image after four shots, among all kinds."""
+"""Scores a trained model: after four shots, it has to choose the kind of a held-out image among all kinds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUERIES = 8
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     correct: tuple[bool, ...]  # for each query, whether its correct candidate is the most likely one
-    loss: float  # of the correct candidate's tokens and the chunk's end, nats per token, mean over queries
+    loss: float  # loss of the correct candidate's tokens and the chunk's end, in nats per token, mean over queries
 
     @property
     def accuracy(self) -> float:
@@ -43,7 +43,7 @@ def score(model: Flamingo, tokenizer: PromptTokenizer, kinds: Kinds, queries: Se
 
 
 def score_candidates(model: Flamingo, groups: Sequence[Sequence[PreparedExample]], correct: Sequence[int]) -> Score:
-    """Score queries, each a group of one prompt with every candidate, of which number `correct` is right."""
+    """Score queries: a group is one prompt with every candidate, and `correct` has the index of the right one."""
     losses = [
         candidates
         for first in range(0, len(groups), QUERIES)
@@ -59,7 +59,7 @@ def score_candidates(model: Flamingo, groups: Sequence[Sequence[PreparedExample]
 def _candidate_losses(model: Flamingo, groups: Sequence[Sequence[PreparedExample]]) -> list[list[float]]:
     """Return each candidate's loss, in one forward.
 
-    Losses are means per token, so that a long name is at no disadvantage.
+    Losses are means per token, so that long names are not at a disadvantage.
     """
     examples = [example for group in groups for example in group]
     all_previous = model.config.gated.attends == "all_previous"

@@ -1,6 +1,6 @@
 """A small model for ablations that take minutes: the default model's encoder and a small decoder.
 
-The decoder is first trained on text alone, so that it is worth freezing. The model's folder is built once.
+The decoder is first trained on text alone, and then frozen. The model's folder is built once.
 """
 
 from __future__ import annotations

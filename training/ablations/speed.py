@@ -1,7 +1,7 @@
-"""The time of a step of each ablation relative to the base's: both are trained in turn, a step each.
+"""Measures the time of a step of each ablation relative to the base: the two runs alternate, one step each.
 
-It is the processor's time, of all threads, which other work of the machine disturbs less than the clock's, and disturbs
-in both steps of a pair alike. The ratio is the median over the pairs.
+The time is CPU time over all threads. Other programs on the machine affect it less than wall time, and affect both steps of
+a pair in the same way. The ratio is the median over the pairs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WARM_UP = 3
 
 
 def compare_steps(ablation: Ablation, config: TrainConfig, base: TrainConfig, pairs: int) -> dict[str, Any]:
-    """Return the median seconds of a step of both, and the median and the quartiles of their ratio.
+    """Return the median seconds per step of both runs, and the median and the quartiles of their ratio.
 
     Two steps of a round-robin run, one of each set, are compared with one step of the base.
     """

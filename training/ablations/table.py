@@ -1,4 +1,4 @@
-"""The table of ablations: the paper's change of its score, ours with its interval over the seeds, and the comparison."""
+"""The table of ablations: the change of the score in the paper and here (with its interval over seeds), compared."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ HEAD = (
     "step time / base's",
 )
 NUM_CANDIDATES = 8
-# a base that is nearer to chance says nothing about a change
+# if the base is nearer to chance, changes are not meaningful
 LEARNED = 3.0
-# the change in points up to which accuracy counts as flat
+# the largest change in points for which accuracy counts as flat
 FLAT = 5.0
 
 
@@ -81,7 +81,7 @@ def read_runs(folder: Path, scale: Scale, seeds: Sequence[int], names: Sequence[
 
 
 def verdict(ablation: Ablation, change: SeedValues | None) -> Verdict | str:
-    """Return how the sign compares with the paper's; "" if the paper has no score, and what is missing."""
+    """Return how the sign compares with the paper's, or what is missing; "" if the paper has no score."""
     if ablation.paper is None:
         return ""
     return "missing" if change is None else change.compare(ablation.paper.change)
@@ -116,7 +116,7 @@ def state_of_base(runs: Runs) -> Iterator[str]:
     """Yield whether the base has learned, and whether it still improves at the end."""
     results = list(runs.results[BASE].values())
     if not results:
-        yield "The base has no run."
+        yield "The base has no finished run."
         return
     mean, chance = fmean(map(accuracy, results)), 100 / NUM_CANDIDATES
     limit = LEARNED * chance

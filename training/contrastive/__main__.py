@@ -57,7 +57,7 @@ def main() -> None:
         folder = train(ContrastiveTrainer(read_config(options.config), device))
     except (ConfigError, NonFiniteLoss, OSError, ShardError) as error:
         sys.exit(f"error: {error}")
-    log.info("%s holds the encoder; set a run's `vision` to it", folder)
+    log.info("the encoder is in %s; set `vision` of a run to this folder", folder)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A contrastive run adds up the gradients of every set, clips each tower by its own rule and updates once per step.
+"""Runs contrastive training: each step adds up the gradients of all sets, clips each tower by its own rule and updates.
 
-It resumes exactly, and at its end exports the image tower's encoder as a folder for `model.folder`.
+A resumed run gives the same result. At its end it exports the image tower's encoder as a folder for `model.folder`.
 """
 
 from __future__ import annotations

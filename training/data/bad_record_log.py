@@ -1,4 +1,4 @@
-"""Bad records are skipped, but never silently: each reason is counted, and the first records of each reason are logged."""
+"""Logs skipped records: bad records are counted by reason, and the first records of each reason are logged."""
 
 from __future__ import annotations
 

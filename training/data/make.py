@@ -24,7 +24,7 @@ from training.data.shards import RawRecord
 
 
 class SourceError(ValueError):
-    """A line of the source that cannot become a record; the message names it."""
+    """A line of the source that is not a valid record; the message names it."""
 
 
 def from_folder(folder: Path) -> Iterator[RawRecord]:
@@ -91,8 +91,8 @@ def _add(archive: tarfile.TarFile, key: str, record: RawRecord) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.data.make", description=__doc__)
     parser.add_argument("source", type=Path, help="a folder or a JSONL file")
-    parser.add_argument("--out", type=Path, required=True, help="the folder for the shards")
-    parser.add_argument("--per-shard", type=int, default=1000, help="records per shard")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    parser.add_argument("--per-shard", type=int, default=1000, help="records per shard (default: %(default)s)")
     options = parser.parse_args()
     source: Path = options.source
     try:

@@ -1,4 +1,4 @@
-"""A shard's record is parsed by the kind of its set: an image or clip with a text, or an interleaved document.
+"""Parses records of shards by the kind of their set: an image or clip with a text, or an interleaved document.
 
 pairs, videos   KEY.jpg (png, webp, gif, bmp, tiff, avif / mp4, webm, mkv) and KEY.txt
 documents       KEY.json in MMC4's format (sentences; each image with its sentence and similarity) or in OBELICS' format

@@ -1,4 +1,4 @@
-"""Webdataset shards are tar files in which adjacent files of one name form a record; they are read in a resumable order.
+"""Reads WebDataset shards, tar files in which adjacent files of one name form a record, in a resumable order.
 
 An epoch shuffles the shards, distributes them over the streams, and shuffles each shard's records within windows. The
 order is determined by seed, epoch and index, so a position of three numbers is the whole state.

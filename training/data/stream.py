@@ -1,4 +1,4 @@
-"""Shards become an endless stream of examples: parsed, tokenized and decoded; bad records are skipped and logged."""
+"""Reads shards as an endless stream of parsed, tokenized and decoded examples; bad records are skipped and logged."""
 
 from __future__ import annotations
 

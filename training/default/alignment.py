@@ -1,8 +1,8 @@
 """The alignment stage trains the media token's state after a few layers to resemble the states of the label's text.
 
-An image's state after the first gated layers is pulled to its label's state among all labels' states, and to the states
-of other images of the label. The whole language model is not run. Minutes of this stage save most of the time that binding
-would otherwise take to appear.
+Two contrastive losses pull an image's state after the first gated layers to its label's state among all labels' states, and
+to the states of other images of the label. Only the first layers of the language model run. Minutes of this stage save most
+of the time until the model learns words from its prompt.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from training.examples import Tokens
 from training.mixture import PreparedExample
 
 TEMPERATURE = 0.07
-# of the pairs, if the catalogue has images of classes: more would cost the names of drawings
+# share of the pairs, if the catalogue has images of classes: a larger share makes the names of drawings worse
 CLASS_SHARE = 0.25
 
 

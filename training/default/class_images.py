@@ -1,8 +1,8 @@
-"""Artificial images of the encoder's own classes teach names of things that no training image shows.
+"""Artificial images of the encoder's own classes, which teach names of things that no training image shows.
 
-The features of a training drawing are moved, all alike, to the mean of a class. If the images of a class vary like the
-drawings of a label, its mean is its classifier's weights times the covariance within (`training/default/discriminants.py`).
-The kin of such an image is like that of a photograph of the class, whose name the bridge then reads from it.
+All features of a training drawing are shifted by one vector to the mean of a class. If images of a class vary like drawings
+of a label, that mean is the classifier's weights times the covariance within labels (`training/default/discriminants.py`).
+The kin of such an image resembles that of a photograph of the class, so the bridge learns to read the name from it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from training.default_data.split import MIN_LETTERS, is_held_out
 
 INFO = Path(timm.data.__file__).parent / "_info"
 IMAGES_PER_CLASS = 4
-# of a class's distance from the mean drawing; with less, the classifier does not find the class
+# share of a class's distance from the mean drawing; with a smaller share, the classifier does not find the class
 STRENGTH = 34.0
 # the share of its own deviation that a drawing keeps
 KEPT = 0.6
@@ -39,7 +39,7 @@ class CatalogueWithClasses(Catalogue):
 
     @cached_property
     def class_images(self) -> Rows:
-        """Return the rows by the name of their class, for names that nothing holds out and no label has."""
+        """Return the rows by the name of their class, without names that are held out or are already a label."""
         held_out = held_out_names(self.records)
         rows: Rows = {}
         for index, name in enumerate(class_names()):
@@ -67,7 +67,7 @@ class CatalogueWithClasses(Catalogue):
 
 
 def class_names() -> list[str]:
-    """Return the first name of each class in WordNet, in the order of the classifier."""
+    """Return each class's first name in WordNet, in the order of the classifier."""
     lines = (INFO / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").splitlines()
     names = {synset: lemmas.split(", ")[0] for synset, _, lemmas in (line.partition("\t") for line in lines)}
     return [names[synset] for synset in (INFO / "imagenet_synsets.txt").read_text(encoding="utf-8").split()]

@@ -1,15 +1,15 @@
-"""Linear discriminants (Rao 1948) are the feature directions in which labels differ most relative to a label's images.
+"""Linear discriminants (Rao 1948): the feature directions in which labels differ most relative to a label's images.
 
-They are fitted to features alone, in seconds. The covariance within a label is that of the training drawings. The
-covariance between labels is theirs and that of the classes of the frozen encoder's own classifier: without the classes,
-directions that distinguish photographs but no drawings would be lost. There are few directions, not many more than the
-width of a head of the frozen decoder: of many directions, only a random projection would reach the comparison.
+They are fitted to features alone, in seconds. The covariance within labels is that of the training drawings. The covariance
+between labels is the sum of that of the drawings and that of the classes of the frozen encoder's own classifier: without
+the classes, directions that distinguish photographs but not drawings would be lost. The number of directions is not much
+larger than the width of a head of the frozen decoder, because a head sees only a random projection of more directions.
 
-If the model appends the kin of a frame to its features (`model/kin.py`), its coordinates are discriminants, too.
+If the model appends the kin of a frame to its features (`model/kin.py`), the coordinates of kin are discriminants, too.
 
-The resampler's input projection begins with them, and similarity losses compare images by them. Images are moved to
-generated domains along them, so that a model can learn from similarity only, and a photograph is no stranger than the
-training images.
+Discriminants initialise the resampler's input projection, and similarity losses compare images by them. Images are moved to
+generated domains along them. So a model can learn only from similarity, and a photograph is no more unusual than a training
+image.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ from model.kin import Kin
 from training.default.catalogue import Catalogue
 from training.default_data.classes import read_classes
 
-# of the covariance within a label towards an isotropic one; without it, directions in which no drawing varies would grow
+# shrinkage of the covariance within labels; without it, directions in which no drawing varies would become large
 SHRINKAGE = 0.5
-CLASS_WEIGHT = 3.0  # of the covariance between the encoder's classes, relative to that between the drawings' labels
+CLASS_WEIGHT = (
+    3.0  # weight of the covariance between the encoder's classes, relative to that between the drawings' labels
+)
 WIDTH_RATIO = 4  # the width of a visual token, divided by the number of directions
 LENGTH = 6.0  # the mean length of an image's discriminants
-# relative to LENGTH: the mean length of the kin of the training drawings; that of a photograph's kin is twice as long
+# relative to LENGTH: the mean length of the kin of the training drawings; the kin of a photograph is twice as long
 KIN_LENGTH = 0.3
 SEED = 0
 NUM_FAMILIAR = 64  # the directions in which training images differ; half a photograph's deviation is in others
@@ -69,7 +71,7 @@ class Discriminants:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Domain:
-    """A generated domain: labels differ in other directions, around another mean, and a label's images are less alike.
+    """A generated domain: labels differ in other directions, around another mean, and a label's images are less similar.
 
     The images keep their length.
     """
@@ -98,7 +100,7 @@ class Domains:
 
 @lru_cache(maxsize=1)
 def random_domain(dim: int, strangeness: float, noise: float, seed: int) -> Domain:
-    """Draw a domain whose mean is at most `strangeness` times as long as an image, and its noise at most `noise` times.
+    """Draw a domain; the lengths of its mean and its noise are at most `strangeness` and `noise` times an image's length.
 
     The last domain is cached, because all images of a step share it.
     """

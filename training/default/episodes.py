@@ -23,7 +23,7 @@ from training.examples import Example, Limits, tokenize
 from training.mixture import PreparedExample
 
 MAX_IMAGES = 5  # as in the paper
-# of novel words or categories in a sequence; fewer than its images, so that one at least is taught and then asked
+# maximum of novel words or categories in a sequence; fewer than its images, so that at least one is taught and then asked
 MAX_WAYS = 4
 POOL_LABELS, POOL_IMAGES, POOL_CLASSES = 10, 4, 4
 LIMITS = Limits(max_tokens=320, max_media=MAX_IMAGES)
@@ -89,7 +89,7 @@ class Episodes:
         return PreparedExample(tokens, {media: self._view(row_of(media), step) for media in tokens.media})
 
     def words(self, count: int, rng: Random) -> list[str]:
-        """Draw words without a meaning that helps: all of them invented, or all of them common words."""
+        """Draw words whose meaning does not help: either invented words or common words."""
         return rng.sample(rng.choice(self._vocabularies), count)
 
     def _view(self, row: int, step: int) -> Tensor:
@@ -157,7 +157,7 @@ def novel_words(self: Episodes, pool: Pool, rng: Random) -> list[Item]:
 
 
 def novel_categories(self: Episodes, pool: Pool, rng: Random) -> list[Item]:
-    """Assign words to categories, whose images have different labels as a rule."""
+    """Assign words to categories, whose images usually have different labels."""
     return _assign_words(pool.categories, self.words(rng.randint(2, MAX_WAYS), rng), rng)
 
 

@@ -1,8 +1,8 @@
 """Write the default model's likeness to `model/zoo/`: `python -m training.default.likeness [--data FOLDER]`.
 
-The classifier is that of the encoder's file, whose classes are synsets of WordNet; the discriminants are fitted to the
-training drawings, as those that the resampler begins with, but there are more of them. The familiar directions are the
-principal components of the same drawings.
+The classifier comes from the encoder's file; its classes are synsets of WordNet. The discriminants are fitted to the
+training drawings in the same way as those that initialise the resampler, but there are more of them. The familiar
+directions are the principal components of the same drawings.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from training.default_data.records import DEFAULT_FOLDER
 from training.default_data.sources import WORDNET
 
 NUM_DISCRIMINANTS = 384
-# as `python -m evaluation.shares` finds them
+# the result of `python -m evaluation.shares`
 SHARES = (1.0, 0.0875, 0.0875, 1.4)
 # the synsets of the classes, in the order of the classifier
 SYNSETS = Path(timm.data.__file__).parent / "_info" / "imagenet_synsets.txt"
@@ -49,7 +49,7 @@ def read_hypernyms(lines: Iterable[str]) -> dict[str, list[str]]:
 
 
 def find_ancestors(classes: list[str], hypernyms: Mapping[str, list[str]]) -> NDArray[np.bool_]:
-    """Return the classes below each node, [A, C]; of nodes with the same classes one, and not the root."""
+    """Return the classes below each node, [A, C]: not the root, and only one of several nodes with the same classes."""
     below: dict[str, set[int]] = {}
     for index, offset in enumerate(classes):
         for node in _closure(offset, hypernyms):
@@ -72,7 +72,7 @@ def _closure(offset: str, hypernyms: Mapping[str, list[str]]) -> set[str]:
 
 
 def build(data: Path) -> dict[str, NDArray[np.generic]]:
-    """Return all but the classifier, from the data folder of `training.default_data`."""
+    """Return all tensors except the classifier's, from the data folder of `training.default_data`."""
     package = fetch(WORDNET, data / "packages")
     nouns = unpack_debian(package, data / "unpacked" / WORDNET.name) / NOUNS
     with nouns.open(encoding="utf-8") as lines:

@@ -1,4 +1,4 @@
-"""The matching loss supervises the comparison itself: the heads that look up names should find those of similar images.
+"""The matching loss trains the comparison of images: heads that look up names should find the names of similar images.
 
 Before a name, some heads of a language model attend to earlier names, above all its induction heads (Olsson et al., 2022):
 they find what followed an earlier occurrence of the current tokens, and repeat it. Here the current tokens end with an

@@ -37,7 +37,7 @@ def ship(run: Path, file: Path) -> int:
 
 
 def changes(before: FlamingoConfig, after: FlamingoConfig) -> list[str]:
-    """Return the fields with other values after a change, by their path; the names of the models do not count."""
+    """Return the fields that differ between two configurations, with their path and new value, except the models' names."""
     return [
         f"{part.name}.{field.name} = {new}"
         for part in dataclasses.fields(before)
@@ -100,7 +100,7 @@ def main() -> None:
     draw(runs, BRIDGE.parent)
     print(f"{BRIDGE}: {size / 1e6:.1f} MB")
     for change in changes(DEFAULT, load_config(runs[-1] / "model")):
-        print(f"{inspect.getfile(default)} must be changed, since the bridge was trained with {change}")
+        print(f"change {inspect.getfile(default)}: the bridge was trained with {change}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The similarity loss keeps visual tokens and early decoder states as similar as the features' discriminants are.
 
-It is added to the text loss. A bridge that has seen only drawings keeps of a photograph what drawings have in common, and
-two photographs of a label are then no more alike than any two photographs. This loss preserves the similarities among a
-batch's images, whatever they show, and needs no labels.
+It is added to the text loss. A bridge that was trained only on drawings keeps only those features of a photograph in which
+drawings vary; two photographs of a label are then no more similar than any two photographs. This loss preserves the
+similarities among a batch's images, whatever they show, and needs no labels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The forward's first layers give the decoder's state of an image after two gated layers have read it."""
+"""Computes the decoder's state of an image after its first layers, in which two gated layers have read the image."""
 
 from __future__ import annotations
 

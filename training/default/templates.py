@@ -1,4 +1,4 @@
-"""Templates write an image's text: prompts before an answer, and caption styles; there are many, so that none is special.
+"""Templates of an image's text: prompts before an answer, and caption styles; many, so that the model prefers none.
 
 The server's few-shot requests use the first template, which is the paper's.
 """

@@ -1,6 +1,6 @@
-"""Random views of an image are computed from its cached features: mirrored, shifted by one position, channels rescaled.
+"""Computes random views of an image from its cached features: mirrored, shifted by one position, channels rescaled.
 
-They stand for mirrored, cropped and recoloured pixels, which would have to go through the encoder again at every step.
+They replace mirrored, cropped and recoloured pixels, which the encoder would have to encode again at every step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def random_view(features: Tensor, rng: Random) -> Tensor:  # [F, P, Dv], P a squ
 
 
 def _shift(grid: Tensor, down: int, right: int) -> Tensor:
-    """Shift the grid by at most one position; the border is repeated on the side that becomes free."""
+    """Shift the grid by at most one position; the free side repeats the border."""
     side = grid.shape[-1]
     padded = F.pad(grid, (1, 1, 1, 1), mode="replicate")
     return padded[..., 1 - down : 1 - down + side, 1 - right : 1 - right + side]

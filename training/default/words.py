@@ -1,7 +1,7 @@
 """Novel words are names that only a prompt can teach: invented words, and common words that do not fit the image.
 
-A fifth of the invented words is never trained on. Common words that do not fit are used so that no word is more likely
-than another (symbol tuning, Wei et al., 2023).
+A fifth of the invented words is never used in training. Common words that do not fit are used so that no word is more
+likely than another (symbol tuning, Wei et al., 2023).
 """
 
 from __future__ import annotations

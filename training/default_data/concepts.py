@@ -1,4 +1,4 @@
-"""The concepts that the emoji packages draw have names, tags and kinds from emojibase and are looked up by name or code.
+"""The concepts of the emoji packages, with names, tags and kinds from emojibase; they are looked up by name or code.
 
 Skin tones, flags, letters and signs are excluded: their images differ by a colour or a letter, which the model cannot read.
 """

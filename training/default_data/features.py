@@ -1,4 +1,4 @@
-"""The frozen encoder's features of every image are cached as float16 in one file that training and evaluation memory-map.
+"""Caches the frozen encoder's features of every image as float16 in one file, which training and evaluation memory-map.
 
 Row n belongs to record n. An interrupted run continues after the rows that it has written.
 """

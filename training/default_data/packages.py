@@ -1,4 +1,4 @@
-"""Packages are fetched into a cache by the registries' own clients, npm's and Debian's.
+"""Fetches packages into a cache with the registries' own clients, npm's and Debian's.
 
 A cached package is not fetched again; its version is part of its file name.
 """

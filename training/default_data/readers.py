@@ -1,4 +1,4 @@
-"""Each kind of package is read as pairs of image and record: icon sets rendered from SVG, WebP by code, folders of PNG.
+"""Reads packages as pairs of image and record: icon sets rendered from SVG, WebP files named by code, folders of PNG.
 
 Images that cannot be rendered or decoded are logged and skipped.
 """

@@ -1,6 +1,6 @@
-"""One function decides, for training and evaluation alike, whether a category is held out and must never be trained on.
+"""Decides, for both training and evaluation, whether a category is held out and must not be used in training.
 
-A category is held out by its name alone: a fifth of all names, whatever their source.
+The decision depends only on the category's name: a fifth of all names is held out, whatever their source.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def is_held_out(category: str) -> bool:
 
 
 def is_held_out_image(path: str) -> bool:
-    """Return whether the image is held out for the evaluation of naming, as one in twelve of a known category is."""
+    """Return whether the image is held out for the evaluation of naming: one in twelve of each known category."""
     return hashlib.sha256(path.encode()).digest()[1] % 12 == 0
 
 
@@ -33,7 +33,7 @@ def has_held_out_name(record: Record) -> bool:
 
 
 def training_rows(records: Sequence[Record]) -> list[int]:
-    """Return the rows that may be trained on.
+    """Return the rows that may be used in training.
 
     Excluded are images with a held-out label or category, images held out for naming, images of evaluation sources, and
     unlabelled images whose file name contains a held-out label.

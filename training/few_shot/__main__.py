@@ -1,9 +1,9 @@
-"""Train small bridges on sequences of five images or videos, and print how well they do; the last line is JSON.
+"""Train small bridges on sequences of five images or videos, and print their accuracy; the last line is JSON.
 
-`python -m training.few_shot [NAME ...]` trains what is missing, seed by seed: `images` on words that are new in each
-sequence, and asked with up to 32 shots of held-out labels; `images-all-previous` the same with text that reads all
-previous images; `clips` on 8 frames, and asked with 30. A finished run is a file in `training/few_shot/runs`. `--report`
-trains nothing.
+`python -m training.few_shot [NAME ...]` trains the missing runs, seed by seed. `images` is trained on words that are new in
+each sequence, and evaluated with up to 32 shots of held-out labels. `images-all-previous` is the same, but text reads all
+previous images. `clips` is trained on 8 frames and evaluated on 30. A finished run is a file in `training/few_shot/runs`.
+`--report` only prints the finished runs.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def run_missing(options: argparse.Namespace) -> None:
 
 
 def scale_of(name: str, options: argparse.Namespace) -> Scale:
-    """Return the subject's scale with the changes of the command line."""
+    """Return the subject's scale, changed by the options of the command line."""
     changes = {field: getattr(options, field) for field in ("steps", "queries", "pretrain_steps")}
     return replace(SUBJECTS[name].scale, **{field: value for field, value in changes.items() if value is not None})
 
 
 def format_results(results: Results) -> Iterator[str]:
-    """Yield one line per run and row of it, with the percentage of correct answers for each column."""
+    """Yield a line for each row of each run, with the percentage of correct answers per column."""
     for name, runs in results.items():
         for seed, run in runs.items():
             rows = run["correct"]
@@ -62,16 +62,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", default=list(SUBJECTS), metavar="NAME", help=f"of {', '.join(SUBJECTS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
     parser.add_argument("--steps", type=int, help="steps per run (default: as in training/few_shot/run.py)")
-    parser.add_argument("--queries", type=int, help="queries per run and number of shots")
-    parser.add_argument("--pretrain-steps", type=int, help="steps of the small decoder on text")
+    parser.add_argument("--queries", type=int, help="queries per run for each number of shots")
+    parser.add_argument("--pretrain-steps", type=int, help="pretraining steps of the small decoder on text")
     parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="the folder of training.default_data")
     parser.add_argument("--out", type=Path, default=OUT, help="the folder of models, logs and checkpoints")
     parser.add_argument("--runs", type=Path, default=RUNS, help="the folder of finished runs")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
-    parser.add_argument("--report", action="store_true", help="print the finished runs, and train nothing")
+    parser.add_argument("--report", action="store_true", help="print the finished runs without training")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.names) - set(SUBJECTS)):
-        parser.error(f"{', '.join(unknown)}: must be of {', '.join(SUBJECTS)}")
+        parser.error(f"{', '.join(unknown)}: must be one of {', '.join(SUBJECTS)}")
     return options
 
 

@@ -30,7 +30,7 @@ VISION = VisionConfig(
     num_heads=4,
     ffn_dim=128,
     activation="quick_gelu",
-    # the background is black, so that its patches hold nothing but their position
+    # the background is black, so that its patches contain only their position
     mean=(0.0, 0.0, 0.0),
     std=(0.25, 0.25, 0.25),
     resize="squash",
@@ -45,7 +45,7 @@ def all_frames(num_frames: int) -> Sampler:
 
 
 def shuffled_frames(num_frames: int) -> Sampler:
-    """Return a sampler of the same frames in random order, which takes the order from a motion and nothing else."""
+    """Return a sampler of the same frames in random order, which removes only the order of a motion."""
 
     def sample(clip: Clip, rng: Random) -> Frames:
         return clip.frames(num_frames)[rng.sample(range(num_frames), num_frames)]
@@ -54,7 +54,7 @@ def shuffled_frames(num_frames: int) -> Sampler:
 
 
 def random_frame(num_frames: int) -> Sampler:
-    """Return a sampler of one frame; the first one alone would say where a path begins."""
+    """Return a sampler of one random frame; the first frame would reveal where a path begins."""
 
     def sample(clip: Clip, rng: Random) -> Frames:
         number = rng.randrange(num_frames)
@@ -102,7 +102,7 @@ def pixels(frames: Frames) -> Tensor:  # [F, h, w, 3] -> [F, 3, h, w]
 def draw_questions(
     tokenizer: PromptTokenizer, family: Family, sampler: Sampler, count: int, seed: int, num_shots: int
 ) -> Iterator[Question]:
-    """Yield questions after shots that show both classes equally often; they are the same clips for every sampler."""
+    """Yield questions after shots that show both classes equally often; the clips are the same for every sampler."""
     for number in range(count):
         rng = Random(f"{QUERY_SEED}/{seed}/{family}/{number}")
         pair = draw_pair(family, rng)

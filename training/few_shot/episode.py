@@ -1,7 +1,7 @@
-"""An episode teaches words: media with their words, then a last medium whose word is the answer.
+"""Episodes that teach words: media items with their words, then a last item whose word is the answer.
 
-In training, every word that the episode has taught before is a target. In evaluation, the last word alone is, and the
-words of the episode are the candidates.
+In training, every word that the episode has taught before is a target. In evaluation, only the last word is a target, and
+the words of the episode are the candidates.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ QUERIES_PER_FORWARD = 16
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """A medium, by its digest, with its word."""
+    """A media item, by its digest, with its word."""
 
     digest: bytes
     word: str

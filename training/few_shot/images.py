@@ -1,4 +1,4 @@
-"""Episodes of the default model's images: training labels for training, held-out labels for the questions."""
+"""Episodes of the default model's images: training uses the training labels, the questions use held-out labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training.mixture import PreparedExample
 
 SHOTS = (0, 1, 2, 4, 8, 16, 32)
 WAYS = 4
-# of the labels of a training episode; with three or more, few words are taught before they are asked
+# maximum of labels in a training episode; with more, few words would be taught before they are asked
 MAX_TRAINING_WAYS = 3
 QUERY_SEED = 23
 
@@ -45,9 +45,9 @@ def held_out_labels(catalogue: Catalogue) -> Rows:
 def draw_questions(
     catalogue: Catalogue, tokenizer: PromptTokenizer, count: int, seed: int, num_shots: int
 ) -> Iterator[Question]:
-    """Yield questions that have the same queries for any number of shots; a longer prompt begins with a shorter one.
+    """Yield questions that have the same queries for any number of shots; longer prompts begin with the shorter ones.
 
-    Each `WAYS` shots show every label once, in random order, so that four or more show the label of the query.
+    Each group of `WAYS` shots shows every label once, in random order, so four or more shots show the query's label.
     """
     labels = held_out_labels(catalogue)
     for number in range(count):

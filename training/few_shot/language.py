@@ -1,11 +1,11 @@
-"""A made language of names and words, and a small decoder that has learned to write the words of its texts.
+"""An artificial language of names and words, and a small decoder that is trained to predict the words of its texts.
 
     text     name word <|endofchunk|> name word <|endofchunk|> ...    a name has the same word throughout a text
     prompt   <image> word <|endofchunk|> <image> word ...             an image or a video takes the position of a name
 
-The words of a text are drawn anew for each text, so that a decoder has to look for them in the text. It has heads that
-copy words after few steps, and compares names only after many more. A bridge between this decoder and an encoder has to
-lead these heads to the words of similar images.
+Each text assigns new words to names, so a decoder has to look up the words in the text. It develops heads that copy words
+after few steps, and compares names only after many more. A bridge between this decoder and an encoder has to direct these
+heads to the words of similar images.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 NUM_NAMES, NUM_WORDS = 128, 32
 DIM, NUM_HEADS, HEAD_DIM = 64, 4, 32
-# texts are short; with slow rotations a head would hardly distinguish a token from the next
+# texts are short; with slow rotations, a head could hardly distinguish neighbouring tokens
 ROPE_THETA = 100.0
 # names per text and items per text; a prompt of 32 shots has 33 items
 MAX_NAMES, MIN_ITEMS, MAX_ITEMS = 5, 6, 34
@@ -135,7 +135,7 @@ def pretrain(model: Flamingo, tokenizer: Tokenizer, steps: int) -> float:
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP, (1.0 - step / steps) / FINAL_SHARE)
-        # short texts first: in them, few other words can be copied by mistake
+        # short texts first: they have few other words that could be copied by mistake
         max_items = MIN_ITEMS + round((MAX_ITEMS - MIN_ITEMS) * min(1.0, 2 * step / steps))
         texts = [draw_text(rng, max_items) for _ in range(BATCH)]
         loss = _text_loss(model, texts, ids, prompt.id_of(CHUNK))

@@ -55,7 +55,7 @@ def draw_pair(family: Family, rng: Random) -> tuple[Motion, Motion]:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A motion with everything that its class leaves open."""
+    """A motion, with all properties that its class does not determine."""
 
     motion: Motion
     colour: tuple[int, int, int]
@@ -100,7 +100,7 @@ def draw_clip(motion: Motion, rng: Random) -> Clip:
 
 def _separate_slots(count: int, rng: Random) -> list[int]:
     """Draw eighths of which no two are adjacent."""
-    # every choice among the slots without the gaps is one with gaps
+    # a choice among the slots without gaps corresponds to exactly one with gaps
     chosen = sorted(rng.sample(range(SLOTS - count + 1), count))
     return [slot + position for position, slot in enumerate(chosen)]
 

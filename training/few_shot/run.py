@@ -45,7 +45,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A bridge to train, by the name of its runs; its YAML file is that of the medium."""
+    """A bridge to train, by the name of its runs; its YAML file is named after the medium (images or clips)."""
 
     medium: str
     ablate: AblateConfig
@@ -69,7 +69,7 @@ def run_file(runs: Path, name: str, seed: int) -> Path:
 
 
 def run_settings(subject: Subject, scale: Scale, seed: int) -> dict[str, Any]:
-    """Return everything that decides the result of a run, without the paths of this machine."""
+    """Return everything that determines the result of a run, without the paths of this machine."""
     config = config_settings(replace(subject.config(), steps=scale.steps, seed=seed))
     return {"medium": subject.medium, **asdict(scale), "config": config}
 
@@ -86,7 +86,7 @@ def read_results(folder: Path, seeds: Sequence[int], scales: Mapping[str, Scale]
 
 
 def run_subject(name: str, scale: Scale, seed: int, data: Path, experts: Path, out: Path) -> dict[str, Any]:
-    """Train, export, load the export and ask it; `experts` is the folder of the models from which runs start."""
+    """Train, export, load the export and evaluate it; `experts` is the folder of the models from which runs start."""
     subject = SUBJECTS[name]
     folder = working_folder(out, f"{name}-{seed}", run_settings(subject, scale, seed))
     model = build_experts(subject.medium, experts, data, scale.pretrain_steps)

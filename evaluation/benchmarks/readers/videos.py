@@ -147,7 +147,7 @@ def read_star(files: Files) -> Iterator[Row]:
         candidates = tuple(choice.text("choice") for choice in choices)
         answers = (record.text("answer"),) if record.has("answer") else ()
         if not set(answers) <= set(candidates):
-            raise DataError(f"{record.where}: the answer {record.text('answer')!r} is none of the choices")
+            raise DataError(f"{record.where}: the answer {record.text('answer')!r} is not one of the choices")
         yield Row(
             id=record.text("question_id"),
             where=record.where,

@@ -1,7 +1,7 @@
 """Routes that export a support set as one file, an archive, and import it on this or another server.
 
-An archive is written while it is sent. One that arrives is kept in a temporary file and read from there, so neither needs
-memory for more than a few media.
+An archive is written while it is sent. An arriving archive is stored in a temporary file and read from there. So both need
+memory for only a few media at a time.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ router = APIRouter()
 
 ZIP = "application/zip"
 ARCHIVE = {ZIP: bytes, "application/octet-stream": bytes}
-# seconds after which an import may be sent again
+# value of `Retry-After` for a refused import, in seconds
 RETRY_AFTER = 10
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ async def export_support_set(support_set: str, request: Request, services: Given
     version = await services.support_sets.get_version(support_set, fields.version)
     info = await services.support_sets.get(version.id, version.version)
     pieces = write_archive(version, info.metadata, services.store)
-    first = await asyncio.to_thread(next, pieces)  # a store that does not work is an ordinary error
+    first = await asyncio.to_thread(next, pieces)  # before the response begins, so that an error has its own status
     name = f"{version.name or version.id}-v{version.version}.zip".replace(":", "_")
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "X-Content-Type-Options": "nosniff"}
     return StreamingResponse(_in_threads(chain([first], pieces)), media_type=ZIP, headers=headers)
@@ -121,7 +121,7 @@ async def _examples(archive: Archive) -> list[NewExample]:
 
 @contextmanager
 def _place(client: str, services: Services) -> Iterator[None]:
-    """Take one of the places for imports, which clients share. Raises `Overloaded` and `ClientOverShare`."""
+    """Take one of the slots for concurrent imports, which clients share. Raises `Overloaded` and `ClientOverShare`."""
     imports = services.imports
     match imports.refusal(client):
         case "full":
@@ -160,7 +160,7 @@ def _temporary_file(folder: Path) -> BinaryIO:
 
 
 def _close(file: BinaryIO) -> None:
-    with suppress(OSError):  # on a full disk, what could not be written is tried again
+    with suppress(OSError):  # on a full disk, closing tries again to write the rest
         file.close()
 
 

@@ -84,7 +84,7 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
 async def _choose(
     question: Question, fields: ClassifyRequest, candidates: Sequence[Candidate], services: Services
 ) -> tuple[Chosen, Question]:
-    """Return the method of a request, and the question with the shots that its prompt has, if it has one."""
+    """Return the method of a request, and the question, with the shots of its prompt if the method has a prompt."""
     method, recommended = fields.method_or_default, None
     if question.support_set is not None and (method == "auto" or (fields.target and fields.has_prompt)):
         labels = [candidate.label for candidate in candidates]

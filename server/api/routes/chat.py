@@ -42,10 +42,10 @@ async def create_chat_completion(request: Request, services: GivenServices, reco
 
 
 def _check(fields: ChatRequest) -> None:
-    """Check what concerns more than one field."""
+    """Check combinations of fields. Raises `InvalidRequest`."""
     lengths = {fields.max_tokens, fields.max_completion_tokens} - {None}
     if len(lengths) > 1:
-        message = "max_tokens and max_completion_tokens are two names of one number: these differ"
+        message = "max_tokens and max_completion_tokens are two names of one field, but their values differ"
         raise InvalidRequest(message, param="max_completion_tokens")
     if fields.top_logprobs is not None and not fields.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
@@ -56,13 +56,13 @@ def _check(fields: ChatRequest) -> None:
             "the function call determines the form of the answer: do not set another one", param="tool_choice"
         )
     if has_format and has_outputs:
-        message = "response_format and structured_outputs both state the form of the answer: give one"
+        message = "response_format and structured_outputs both set the form of the answer: send only one of them"
         raise InvalidRequest(message, param="response_format")
 
 
 @dataclass(frozen=True, slots=True)
 class ChatShape:
-    """OpenAI's chat completion. The first chunk of a streamed answer has the role, the others what is added.
+    """OpenAI's chat completion. The first chunk of a streamed answer has the role, the others the new text.
 
     The text of an answer that calls a function is the function's arguments.
     """

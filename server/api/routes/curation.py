@@ -28,7 +28,7 @@ from server.telemetry.request_record import RequestRecord
 
 router = APIRouter()
 
-# what a request without a body raises when it waits for its turn
+# errors of a request without a body while it waits in the queue
 WAITING = (Overloaded, ClientOverShare, ShuttingDown)
 
 

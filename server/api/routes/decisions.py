@@ -1,7 +1,7 @@
 """POST /v1/decisions in OpenAI's shape: questions about one input, answered as `/v1/classify` answers a query.
 
-A few questions of a request are answered at a time, and one of those that are answered by likeness: so many prompts, and
-one fitted method, are all that it holds in memory.
+A few questions of a request are answered concurrently, but only one at a time by likeness. So a request holds only a few
+prompts and one fitted method in memory.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from server.schemas.decisions import ChoiceQuestion, DecisionRequest, ScoreQuest
 from server.schemas.responses.decisions import Decision as DecisionResponse
 from server.telemetry.request_record import RequestRecord
 
-# questions of one request whose prompts are in the engine or being written; one with several orders of its shots counts for
-# each of them
+# maximum questions of one request whose prompts are in the engine or being written; a question with several orders of its
+# shots counts once for each order
 MAX_CONCURRENT = 32
 
 router = APIRouter()
@@ -82,8 +82,8 @@ async def _decide(fields: DecisionRequest, record: RequestRecord, services: Serv
 async def _method(decision: Decision, fields: DecisionRequest, services: Services) -> str:
     """Return the method that answers a question.
 
-    `auto` follows an evaluation only if that recommends a method by likeness, because a decision has other prompts.
-    Raises `InvalidRequest` for a method, or a target, that cannot be had with the examples.
+    `auto` follows an evaluation only if it recommends a method by likeness, because a decision has other prompts. Raises
+    `InvalidRequest` for a method or a target that is not possible with the examples.
     """
     question, candidates, recommended = decision.question, decision.parsed.candidates, None
     if decision.method == "auto" and question.support_set is not None:
@@ -96,7 +96,7 @@ async def _method(decision: Decision, fields: DecisionRequest, services: Service
 
 
 async def _prepare(decision: Decision, method: str, fields: DecisionRequest, services: Services) -> PreparedQuestion:
-    """Fit the method of a question, and write its prompts if it has some. Raises what `prepare` raises."""
+    """Fit the method of a question, and write its prompts if the method needs some. Raises what `prepare` raises."""
     candidates = decision.parsed.candidates
     chosen = await services.comparison.choose(decision.question, method, candidates)
     question = decision.question.with_each_label(len(candidates))
@@ -123,7 +123,7 @@ async def _answer(
     record: RequestRecord,
     services: Services,
 ) -> dict[str, Any]:
-    """Return the answer to a question: a refusal if no candidate is more probable than the threshold.
+    """Return the answer to a question, which is a refusal if no candidate is more probable than the threshold.
 
     Raises the engine's errors.
     """
@@ -167,7 +167,7 @@ def _refusal(decision: Decision) -> dict[str, Any]:
 
 
 def _usage(record: RequestRecord) -> dict[str, Any]:
-    """Return the usage by the names that OpenAI has for it here."""
+    """Return the usage under OpenAI's names for this route."""
     usage = record.usage()
     return {
         "input_tokens": usage["prompt_tokens"],

@@ -1,4 +1,4 @@
-"""Leave-one-out evaluations of support sets: create, watch, cancel, delete, and read what they recommend to send."""
+"""Routes of leave-one-out evaluations of support sets: create, list, show, cancel and delete them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def list_evaluations(request: Request, services: GivenServices) -> Respons
     """List evaluations without their cells, the oldest first."""
     fields = read_query(ListEvaluationsRequest, request)
     set_id = fields.support_set
-    # evaluations outlive their set, whose id is then all that is left of it
+    # evaluations outlive their set; only its id is left then
     if set_id is not None and not set_id.startswith(ID_PREFIX):
         set_id = (await services.support_sets.get(set_id)).id
     page = await services.evaluations.page(set_id, fields.after, fields.limit + 1)

@@ -1,6 +1,6 @@
-"""Health checks: live (the process answers), ready (it would serve a request now), progress (the engine steps).
+"""Health checks: live (the process responds), ready (it would serve a request now), progress (the engine makes steps).
 
-An idle engine is ready; a busy one that has made no step for `stall_timeout` is not.
+An idle engine is ready; a busy engine that has made no step for `stall_timeout` is not.
 """
 
 from __future__ import annotations

@@ -47,9 +47,9 @@ FORM = "multipart/form-data"
 FORM_FIELD = "file"
 RAW = ("image/", "video/", "application/octet-stream")
 
-# how often an upload is repeated whose media item is swept at the same time, with the support set that brought it
+# attempts to store an upload whose media item is deleted at the same time, by the sweep of a support set that had it
 MAX_ATTEMPTS = 3
-# untrusted bytes: nothing in them may run or be taken for another type; the content of an id never changes
+# the bytes are untrusted: a browser must not run them or guess another type; the content of an id never changes
 CONTENT_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; sandbox",
@@ -188,7 +188,7 @@ async def read_upload(request: Request, settings: Settings, intake: Intake) -> E
 async def _from_json(body: bytes, settings: Settings, intake: Intake) -> EncodedMedia:
     fields = read(UploadRequest, body)
     if fields.data is not None:
-        # base64 alone is a data URL without a type: the bytes themselves tell the kind
+        # base64 alone is a data URL without a type: the type is read from the bytes
         url = f"data:;base64,{fields.data}"
         media = read_data_url(url, "image", max_bytes=settings.max_media_bytes, param="data")
         return _media(media.data, "", settings, "data")
@@ -202,7 +202,7 @@ async def _from_form(request: Request, settings: Settings) -> tuple[bytes, str]:
     parser = MultiPartParser(request.headers, stream_body(request, settings), max_files=1, max_fields=1)
     try:
         form = await parser.parse()
-    except (MultiPartException, UnicodeError):  # the form names its charset, and not every codec decodes
+    except (MultiPartException, UnicodeError):  # the form may declare a charset that cannot decode it
         message = f"the body is not a form with one file, named {FORM_FIELD}, and at most one other field"
         raise InvalidRequest(message, param=FORM_FIELD) from None
     try:
@@ -226,5 +226,5 @@ def _media(data: bytes, content_type: str, settings: Settings, param: str) -> En
         raise InvalidMedia(str(error), param=param) from None
     kind: Kind = "image" if media_type.startswith("image/") else "video"
     if content_type not in ("", "application/octet-stream") and not content_type.startswith(f"{kind}/"):
-        raise InvalidMedia(f"the bytes are {media_type}, and were sent as {content_type[:64]}", param=param)
+        raise InvalidMedia(f"the bytes are {media_type}, but were sent as {content_type[:64]}", param=param)
     return encoded(data, kind, param)

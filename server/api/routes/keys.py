@@ -22,7 +22,7 @@ from server.schemas.responses.base import Deleted
 
 router = APIRouter()
 
-FIRST_KEY = "this server has no key yet: make the first one with `flamboyance keys create`, or set api_key"
+FIRST_KEY = "this server has no key yet: create the first one with `flamboyance keys create`, or set api_key"
 
 
 @router.post(
@@ -35,7 +35,7 @@ async def create_key(request: Request, services: GivenServices) -> Response:
     fields = await read_request(CreateKeyRequest, request, services)
     tenant = administrator.tenant if fields.tenant is None else fields.tenant
     if not manages(administrator.tenant, tenant):
-        raise Forbidden(f"keys of the tenant {tenant} are made by its own administrators", param="tenant")
+        raise Forbidden(f"keys of the tenant {tenant} are created by its own administrators", param="tenant")
     limits = _limits(fields.limits, administrator.limits)
     key, secret = await services.keys.create(fields.name, fields.role, limits, tenant=tenant)
     log_change("made", key, administrator.key)
@@ -65,7 +65,7 @@ async def revoke_key(key_id: str, request: Request, services: GivenServices) -> 
 
 
 def _administrator(request: Request) -> Caller:
-    """Return the caller. A stranger does not take over an open server: raises `Forbidden`."""
+    """Return the caller. Raises `Forbidden` for an anonymous caller, who could otherwise take over an open server."""
     caller: Caller = request.state.caller
     if caller.is_anonymous:
         raise Forbidden(FIRST_KEY)
@@ -73,11 +73,11 @@ def _administrator(request: Request) -> Caller:
 
 
 def _limits(fields: LimitFields, most: Limits) -> Limits:
-    """Return the limits of a new key, where they are not given those of the key that makes it. Raises `Forbidden`."""
+    """Return the limits of a new key; by default those of the key that creates it. Raises `Forbidden` for higher ones."""
     limits = msgspec.structs.asdict(most)
     for name, limit in fields.model_dump(exclude_none=True).items():
         if limits[name] is not None and limit > limits[name]:
-            message = f"limits.{name}: this key has {limits[name]}, and makes none with more"
+            message = f"limits.{name}: exceeds the limit {limits[name]} of the key that creates it"
             raise Forbidden(message, param=f"limits.{name}")
         limits[name] = limit
     return Limits(**limits)

@@ -1,6 +1,6 @@
 """Routes of the served model: its description, its tokenizer, embeddings, and the attention of a token to its image.
 
-Texts and media have vectors in different spaces of different widths, so a request for embeddings is of one kind.
+Vectors of texts and of media are in different spaces of different widths, so a request for embeddings has only one kind.
 """
 
 from __future__ import annotations
@@ -103,10 +103,12 @@ async def tokenize(request: Request, services: GivenServices) -> Response:
 async def _encode(fields: TokenizeRequest, services: Services) -> EncodedPrompt:
     model, intake = services.model, services.intake
     if (fields.prompt is None) == (not fields.messages):
-        raise InvalidRequest("give either prompt or messages", param="prompt")
+        raise InvalidRequest("send either prompt or messages, not both", param="prompt")
     if not fields.add_special_tokens and not fields.messages:
         if not isinstance(fields.prompt, str):
-            raise UnsupportedParameter("only a text has tokens without special ones", param="add_special_tokens")
+            raise UnsupportedParameter(
+                "add_special_tokens: false is accepted only for a text", param="add_special_tokens"
+            )
         check_texts([fields.prompt], model, "prompt")
         ids = await model.tokenize(model.tokenizer.encode_alone, fields.prompt)
         return EncodedPrompt(token_ids=ids, media_index=[-1] * len(ids), media=[])
@@ -184,7 +186,7 @@ def _media_parts(inputs: Inputs) -> dict[str, MediaPart]:
     media = {f"input[{index}]": part for index, part in enumerate(inputs) if isinstance(part, MediaPart)}
     if media and len(media) < len(inputs):
         index = next(index for index in range(len(inputs)) if f"input[{index}]" not in media)
-        message = "texts and media have vectors of different spaces: send them in requests of their own"
+        message = "vectors of texts and of media are in different spaces: send texts and media in separate requests"
         raise InvalidRequest(message, param=f"input[{index}]")
     return media
 
@@ -265,7 +267,7 @@ def _inspection(fields: InspectRequest, prompt: PreparedPrompt, record: RequestR
     gated = model.config.gated_layers
     for index, layer in enumerate(fields.layers):
         if layer not in gated:
-            message = f"layer {layer} follows no gated layer, these do: {', '.join(map(str, gated))}"
+            message = f"layer {layer} does not follow a gated layer; accepted are {', '.join(map(str, gated))}"
             raise InvalidRequest(message, param=f"layers[{index}]")
     return Inspect(
         request_id=record.new_engine_id(), prompt=tokens, token=token, layers=list(dict.fromkeys(fields.layers))

@@ -1,6 +1,6 @@
 """Routes of `/v1/support_sets`: named, versioned sets of examples from which few-shot requests take their shots.
 
-A path names a set by its id or its name. Every change of its examples makes a version; answers state the version.
+A path contains the id or the name of a set. Every change of its examples creates a version; responses contain the version.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ async def _store(
 
 
 def idempotency_key(request: Request, content: bytes) -> IdempotencyKey | None:
-    """Return the key of a request; `content` is its body, or what tells it from others. Raises `InvalidRequest`."""
+    """Return the key of a request; `content` is its body, or other bytes that identify it. Raises `InvalidRequest`."""
     key = request.headers.get("idempotency-key")
     if key is None:
         return None
@@ -309,7 +309,7 @@ def idempotency_key(request: Request, content: bytes) -> IdempotencyKey | None:
 
 
 def _index(version: SupportSet, example_id: str) -> int:
-    """Raises `InvalidRequest` for an example that is not in the version."""
+    """Return the index of an example. Raises `InvalidRequest` if it is not in the version."""
     index = next((index for index, example in enumerate(version.examples) if example.id == example_id), None)
     if index is None:
         raise InvalidRequest(

@@ -1,4 +1,4 @@
-"""Checks, before anything is loaded, that a model can be divided as the settings say, and that its parts fit into GPUs."""
+"""Checks, before anything is loaded, that the settings can divide a model, and that its parts fit into the GPUs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_division(
     dtype: torch.dtype,
     weight_format: WeightFormat | None = None,
 ) -> None:
-    """Check the settings of a divided model, and that the weights of a part, or of a whole model, fit into a GPU.
+    """Check the settings of a divided model, and that the weights of each part (or of a whole model) fit into a GPU.
 
     Raises `SettingsError`.
     """
@@ -49,12 +49,12 @@ def check_memory(
 ) -> None:
     """Raise `SettingsError` if the weights alone exceed the memory.
 
-    The message has the number of devices that would be enough; not with a weight format, which a divided model has not.
+    The message has the number of devices that would be enough, except with a weight format, which needs an undivided model.
     """
     weights = sum(Footprint.of(config, dtype, Rank(0, size), weight_format).weights.values())
     if weights > device_bytes:
         smallest = smallest_size(config, dtype, device_bytes) if weight_format is None else None
         raise SettingsError(
-            f"tensor_parallel: {size}, but each of so many devices must hold {weights / GIB:.1f} GiB of weights, "
+            f"tensor_parallel: {size}, but then each device must hold {weights / GIB:.1f} GiB of weights, "
             f"and the first has {device_bytes / GIB:.1f} GiB" + (f"; {smallest} are enough" if smallest else "")
         )

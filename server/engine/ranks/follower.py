@@ -1,7 +1,7 @@
-"""Runs a rank of a divided model other than rank 0: it repeats the calls of rank 0 on its own part, and answers nothing.
+"""Runs a rank of a divided model other than rank 0: it repeats the calls of rank 0 on its own part, and sends no replies.
 
-It is started by the worker as `python -m server.engine.ranks.follower`, and gets its messages on its input. Their end means
-that the worker is gone, and ends this process too, whatever it does: it may wait for the others in a sum.
+The worker starts it as `python -m server.engine.ranks.follower` and sends messages to its standard input. The end of the
+input means that the worker has ended. It ends this process too, even while it waits for other ranks in a sum.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ logger = logging.getLogger(__name__)
 
 
 class Follower:
-    """A rank that does what rank 0 does, on a runner of its own."""
+    """A rank that repeats the calls of rank 0 on its own runner."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._texts: dict[str, Iterator[int]] = {}  # the pieces that are left, by request
+        self._texts: dict[str, Iterator[int]] = {}  # the remaining pieces, by request
 
     @torch.inference_mode()
     def follow(self, message: Message) -> None:
@@ -70,7 +70,7 @@ class Follower:
 
 
 def _pieces(runner: Runner, token_ids: list[list[int]], max_tokens: int) -> Iterator[int]:
-    """Take texts through the layers, piece by piece."""
+    """Run texts through the layers, piece by piece."""
     model = runner.model.language_model
     forward = LayeredForward(model, token_ids, max_tokens)
     for layer in model.layers:
@@ -78,7 +78,7 @@ def _pieces(runner: Runner, token_ids: list[list[int]], max_tokens: int) -> Iter
 
 
 def _receive(messages: SimpleQueue[bytes]) -> None:
-    """Pass messages on, and end the process at the end of the input."""
+    """Put messages into the queue, and end the process at the end of the input."""
     with os.fdopen(os.dup(sys.stdin.fileno()), "rb") as file:
         while (data := read_message(file)) is not None:
             messages.put(data)
@@ -86,7 +86,7 @@ def _receive(messages: SimpleQueue[bytes]) -> None:
 
 
 def _end_with_worker() -> None:
-    """Let the system kill this process with the worker, even if it is suspended or does not let a thread run; on Linux."""
+    """Make Linux kill this process when the worker ends, even if it is suspended or its threads cannot run."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -1,7 +1,7 @@
-"""The processes of a divided model: rank 0 is the worker, which starts the others and ends with any of them.
+"""The processes of a divided model: rank 0 is the worker, which starts the others and ends if any of them ends.
 
-A rank reads its messages from its input, whose end means that the worker is gone. All processes are on one machine; what
-they add up goes over the loopback interface, or between the GPUs.
+A rank reads its messages from its standard input, whose end means that the worker has ended. All processes are on one
+machine; sums are exchanged over the loopback interface, or between the GPUs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from server.settings import Settings, child_environment
 
 ROOT = Path(__file__).resolve().parents[3]
 MODULE = "server.engine.ranks.follower"
-# a rank may load its weights for long while another one waits; the end of a process is noticed at once
+# long, because a rank may still load its weights while another one waits; the end of a process is noticed at once
 TIMEOUT = timedelta(hours=1)
 # bytes of the length before each message
 LENGTH = 8
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def leading(settings: Settings) -> Iterator[tuple[Followers, str]]:
-    """Start the other ranks; give them, and the file at which all meet, which is removed afterwards."""
+    """Start the other ranks; yield them and the rendezvous file of all ranks, which is removed afterwards."""
     with TemporaryDirectory(prefix="flamboyance-ranks-") as folder:
         store, size = f"{folder}/store", settings.tensor_parallel
         sends = []
@@ -53,7 +53,7 @@ def leading(settings: Settings) -> Iterator[tuple[Followers, str]]:
 
 
 def connect(rank: Rank, store: str, device: torch.device) -> Group:
-    """Return the group of all ranks when each of them has called this; the file `store` is not needed afterwards."""
+    """Return the group once all ranks have called this; `store` is the rendezvous file, not needed afterwards."""
     file = dist.FileStore(store, rank.size)  # type: ignore[attr-defined]
     group = ProcessGroup(_nccl(file, rank) if device.type == "cuda" else _gloo(file, rank))
     group.add_up(torch.zeros(1, device=device))  # NCCL connects at the first sum
@@ -96,7 +96,7 @@ def _sender(pipe: IO[bytes]) -> Callable[[bytes], None]:
 
 
 def _end_with(process: subprocess.Popen[bytes], number: int) -> None:
-    """End this process when another rank has ended: no step could be computed without it, and this one may wait for it."""
+    """End this process when another rank has ended: no step can be computed without it, and this one may wait for it."""
     exit_code = process.wait()
     logger.error("rank %d of the model ended", number, extra={"exit_code": exit_code})
     logging.shutdown()

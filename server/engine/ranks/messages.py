@@ -1,6 +1,6 @@
-"""The calls of rank 0 that change or read what every rank holds, as messages: with them, all ranks do the same.
+"""Messages from rank 0 to the other ranks: its calls that change or read what every rank holds, which the others repeat.
 
-Media travel as visual tokens: rank 0 alone encodes frames, and each rank projects the keys and values of its own heads.
+Media are sent as visual tokens: only rank 0 encodes frames, and each rank projects the keys and values of its own heads.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Table(msgspec.Struct, frozen=True):
         return cls(array.shape, array.dtype.str, array.tobytes())
 
     def tensor(self) -> Tensor:
-        # a copy: the message cannot be written to
+        # a copy, because the message is read-only
         return torch.from_numpy(np.frombuffer(self.data, self.dtype).reshape(self.shape).copy())
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
-    """The first message to a rank: the settings, as `Settings.to_worker` gives them, and where it meets the others."""
+    """The first message to a rank: the settings, in the form of `Settings.to_worker`, and the rendezvous file."""
 
     settings: str
     number: int
@@ -76,7 +76,7 @@ class BeginTexts(msgspec.Struct, frozen=True, tag=True):
 
 
 class NextPiece(msgspec.Struct, frozen=True, tag=True):
-    """The next piece of the texts of a request passes its next layer."""
+    """Run the next piece of a request's texts through its next layer."""
 
     request_id: str
 
@@ -92,7 +92,7 @@ decode = msgspec.msgpack.Decoder(Message).decode
 
 
 class Followers:
-    """The other ranks, seen from rank 0: each call is sent to all of them, in order. Without any, nothing is done."""
+    """The other ranks, seen from rank 0: each call is sent to all of them, in order. Without any, calls do nothing."""
 
     def __init__(self, sends: Sequence[Send] = ()) -> None:
         self._sends = sends
@@ -112,7 +112,7 @@ class Followers:
 
     @contextmanager
     def embedding(self, request_id: str, token_ids: list[list[int]], max_tokens: int) -> Iterator[Callable[[], None]]:
-        """Embed texts in all ranks, also if the request ends early; what it gives is called before each piece."""
+        """Embed texts in all ranks, even if the request ends early; yields functions to call before each piece."""
         self._tell(lambda: BeginTexts(request_id, token_ids, max_tokens))
         try:
             yield lambda: self._tell(lambda: NextPiece(request_id))

@@ -17,9 +17,9 @@ from server.wire import Admitted, FinishReason, Generate, MediaWanted, Outbound,
 
 
 class Answers(SequenceTask):
-    """The answers of one request, of a grammar that is compiled if there is one.
+    """The answers of one request; if it has a grammar, they begin when that is compiled.
 
-    Raises `RequestError` for a prompt that is too long, or whose log-probabilities are requested and have no meaning.
+    Raises `RequestError` for a prompt that is too long, or whose requested log-probabilities would have no meaning.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Answers(SequenceTask):
         return events
 
     def end_answer(self, index: int) -> Iterable[Outbound]:
-        events = self._begin_others() if self._live else []  # without a live one, no answer has begun
+        events = self._begin_others() if self._live else []  # without a live answer, none has begun
         if index in self._live:
             events += self._end_early(self._live[index], "abort")
         return events
@@ -133,7 +133,7 @@ class Answers(SequenceTask):
         if (matcher := sequence.matcher) is not None and reason != "stop":
             matcher.accept(token_id)
             if matcher.is_complete:
-                reason = None  # whole, also if it is as long as it may be: it ends after its last token
+                reason = None  # the answer is whole even at its maximum length: it ends after its last token
         events: list[Outbound] = [
             Token(
                 request_id=self.request_id,

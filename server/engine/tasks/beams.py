@@ -1,7 +1,7 @@
 """Answers a `Generate` by beam search (the paper's decoding: width 3, appendix C.3).
 
-Beams are ordinary sequences that share blocks and media. Each waits, with nothing left to compute, until all have reported
-their candidates; then the best continue, and a beam that ends competes by its score with those that ended before.
+Beams are ordinary sequences that share blocks and media. Each waits until all have reported their candidates; then the best
+candidates continue, and a beam that ends competes by its score with those that ended before.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Hypothesis:
 
 
 class BeamAnswers(Answers):
-    """Beams in place of independent answers; all events are sent when the search is over.
+    """Beams instead of independent answers; all events are sent at the end of the search.
 
     A score is the sum of log-probabilities divided by length ** length_penalty.
 
@@ -62,7 +62,7 @@ class BeamAnswers(Answers):
         return range(self._sampling.n)
 
     def _advance(self, result: Result) -> Iterable[Outbound]:
-        """Note the candidates of one beam; after the last one, all beams take their step."""
+        """Note the candidates of one beam; after the last beam, all beams advance."""
         self._reported.append(result)
         if len(self._reported) < len(self._live):
             return []
@@ -93,7 +93,7 @@ class BeamAnswers(Answers):
                 self._end_beam(move, total, is_stopped=False)
             return []
         if not moves:
-            return []  # the best candidates, as many as beams, all ended one
+            return []  # each of the best candidates, as many as there are beams, ends a beam
         return [] if self._is_over(moves[0][0], length) else [move for _, move in moves]
 
     def _end_beam(self, move: Move, total: float, *, is_stopped: bool) -> None:
@@ -144,7 +144,7 @@ class BeamAnswers(Answers):
 
 
 def _moves(result: Result) -> Iterable[tuple[float, Move]]:
-    """Return how a beam can continue, each with the sum of log-probabilities that it would have."""
+    """Return the moves of a beam, each with the sum of log-probabilities that it would give."""
     beam, top = result.row.sequence, result.logprob.top if result.logprob else []
     total = sum(token.logprob for token in beam.logprobs)
     for token_id, logprob in result.candidates:

@@ -1,7 +1,7 @@
 """Answers `Embed` and `EmbedText`: vectors of media and of texts, computed between the steps of other requests.
 
-A media item that is encoded for any request leaves its pooled features in the cache, and one that is encoded for its
-features leaves its visual tokens: none is encoded twice. Pixels are requested for a few media at a time.
+When a media item is encoded for any request, both its pooled features and its visual tokens are cached, so it is not
+encoded twice. Pixels are requested for a few media at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from server.engine.plan import Plan
 from server.engine.tasks.task import ForwardTask, RequestError, SideTask
 from server.wire import Embed, Embedded, EmbedText, Outbound
 
-WINDOW = 16  # media whose pixels are requested at once
+WINDOW = 16  # media whose pixels are requested at the same time
 
 
 class MediaEmbedding(SideTask):
@@ -39,7 +39,7 @@ class MediaEmbedding(SideTask):
         return source in self.media
 
     def plan(self, plan: Plan) -> Iterable[bytes]:
-        """Encode media whose pixels have arrived, within the step's frames; request the pixels of the others."""
+        """Encode media whose pixels have arrived, within the step's limit of frames; return sources to request."""
         lacking = []
         for source in islice(self.media, WINDOW):
             key = self._cache.content_keys.get(source)

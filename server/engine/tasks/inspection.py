@@ -1,7 +1,7 @@
 """Answers an `Inspect`: one token's attention to its image, from a separate forward between steps.
 
-All its media are encoded again, from pixels: the patches of an image are not cached. It is meant for diagnosis, not for
-traffic.
+All media are encoded again from pixels, because the patches of an image are not cached. It is meant for diagnosis, not for
+many requests.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Answers a `Score`: the prompt is computed once, as a stem, from which every candidate is forked with shared blocks.
 
-The prompt's last logits give all first tokens at once; a candidate of n tokens then computes n - 1, all candidates that
-fit in one step. The others are forked from the stem when candidates have ended.
+The prompt's last logits give the log-probabilities of all first tokens, so a candidate of n tokens computes n - 1. One step
+computes all candidates that fit. The others are forked from the stem when candidates have ended.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Scoring(SequenceTask):
         self._later: dict[int, dict[int, float]] = {index: {} for index in self._waiting}
 
     def prepare(self) -> list[Outbound]:
-        """Fork candidates to fill a step, if they can run. A stem that was preempted is computed again first."""
+        """Fork candidates to fill a step, if they can run. A preempted stem is computed again first."""
         while self._waiting and self._first and self._stem.is_computed and self._num_tokens_left() < self._max_tokens:
             candidate = self._candidate(self._waiting[0])
             if not self._residents.fork_stem(self._stem, candidate):
@@ -77,7 +77,7 @@ class Scoring(SequenceTask):
             self._residents.finish(self._stem)
 
     def _candidate(self, index: int) -> Sequence:
-        """Return the prompt with all tokens of a candidate but the last, after which no logits are read."""
+        """Return the prompt with all tokens of a candidate except the last, whose logits are not needed."""
         token_ids = self._request.candidates[index]
         start = len(self._request.prompt.token_ids)
         targets = {start + i: [token_id] for i, token_id in enumerate(token_ids[1:])}

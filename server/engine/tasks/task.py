@@ -1,4 +1,4 @@
-"""A task is a request that the engine works on; it checks the request when it is built.
+"""Tasks: the requests that the engine works on. A task checks its request when it is created.
 
 A `SequenceTask` has sequences, which take part in the engine's steps; a `SideTask` runs between steps.
 """
@@ -22,7 +22,7 @@ from server.engine.sequence import Sequence
 from server.grammar import Matcher
 from server.wire import Finished, FinishReason, Outbound
 
-# rounds of side tasks that take as long as one step of prompt tokens
+# number of rounds of side tasks that take as long as one step of prompt tokens
 ROUNDS_PER_STEP = 16
 
 
@@ -31,7 +31,7 @@ class RequestError(ValueError):
 
 
 class Task:
-    """One request. It fails with any of the `media` (sources) that it still needs.
+    """One request. It fails if any of the `media` (sources) that it still needs fails.
 
     Once it `is_finished`, it has returned its last event, and the engine forgets it.
     """
@@ -42,7 +42,7 @@ class Task:
         self.is_finished = False
 
     def end(self, reason: FinishReason, error: str = "", param: str = "") -> Iterable[Outbound]:
-        """End the whole request, in any state, without a last token."""
+        """End the whole request, in any state, without a further token."""
         self.is_finished = True
         return finished(self.request_id, self._unfinished_answers(), reason, error, param)
 
@@ -53,7 +53,7 @@ class Task:
 class SequenceTask(Task, ABC):
     """A task whose sequences take part in steps.
 
-    The engine queues `first_sequence`, which computes the prompt, at once, or `prepare` does when the grammar is compiled.
+    `first_sequence` computes the prompt. The engine queues it at once, or `prepare` does when the grammar is compiled.
     """
 
     compiling: Future[Matcher] | None = None
@@ -106,10 +106,10 @@ class SideTask(Task, ABC):
 
 
 class ForwardTask(SideTask):
-    """A side task that is a forward pass of its own. After each step, one of them runs one round.
+    """A side task with its own forward pass. After each step, one such task runs one round.
 
-    A round is a fraction of a step of prompt tokens, so that it delays the sequences of a step little, and a request that
-    comes during it. The tokens of a piece pass one layer together, which is as fast for few layers as for all.
+    A round takes a fraction of a step of prompt tokens, so that it delays running sequences and new requests only a little.
+    The tokens of a piece pass one layer together, which costs the same time per layer for few layers as for all.
     """
 
     def __init__(self, request_id: str, media: Collection[bytes], config: EngineConfig, num_layers: int) -> None:
@@ -131,12 +131,12 @@ class ForwardTask(SideTask):
             self.is_finished = True
             return end.value
         except torch.OutOfMemoryError:
-            return self.end("error", "the device has no memory for this request")
+            return self.end("error", "the device has not enough memory for this request")
         return []
 
 
 def check_spans(prompt: EncodedPrompt, num_new_tokens: int, config: EngineConfig) -> None:
-    """Raises `RequestError` if a prompt whose shots attend alone needs more blocks than there are."""
+    """Check that there are enough blocks for a prompt whose shots attend alone. Raises `RequestError`."""
     if prompt.has_spans and (num_blocks := prompt.num_blocks(config.block_size, num_new_tokens)) > config.num_blocks:
         raise RequestError(f"the shots need {num_blocks} blocks, the engine has {config.num_blocks}")
 

@@ -1,6 +1,6 @@
-"""Methods of classification. Those by likeness have a file each and one interface; a method may have several parts.
+"""Methods of classification. Methods by likeness share an interface and have a file each; a method may have several parts.
 
-A method by likeness is loaded when it is first used: scikit-learn would take a second of every start.
+A method by likeness is loaded on first use, because importing scikit-learn takes a second.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from server.fewshot.methods.likeness import LikenessMethod
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A method's class, the examples that it is fitted to at most, and those at most for a comparison by leave-one-out."""
+    """A method's class, and its maximum numbers of examples: for a fit, and for a comparison by leave-one-out."""
 
     module: str
     class_name: str
@@ -31,7 +31,7 @@ METHODS: Mapping[str, Entry] = {
 }
 
 
-# the part of the language model, and the method of which it is the only one
+# the part of the language model, and the method that has only this part
 IN_CONTEXT: Final = "in_context"
 BLEND: Final = "blend"
 BLEND_PARTS = (IN_CONTEXT, "nearest_mean")

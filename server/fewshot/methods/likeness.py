@@ -1,7 +1,7 @@
-"""The interface of the methods by likeness: they are fitted to labelled vectors, and give a query log-probabilities.
+"""The interface of the methods by likeness: they are fitted to labelled vectors and return log-probabilities for a query.
 
-A vector is an image's, from the frozen vision encoder, and has length one. Leave-one-out compares methods on the labelled
-vectors themselves.
+Each image has a vector of length one from the frozen vision encoder. Leave-one-out compares methods on the labelled vectors
+themselves.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from server.fewshot.methods.paired import Paired
 Vectors = NDArray[np.float32]
 Array = NDArray[np.float64]
 
-# Similarity in nats: a query that is nearer to one label than to another by 1 / SCALE is e times as likely to have it.
-# A blend with the language model's log-likelihood was most accurate on photographs with 32 to 64.
+# Converts similarity to nats: if a query is more similar to one label than to another by 1 / SCALE, it is e times as likely
+# to have it. A blend with the language model's log-likelihood was most accurate on photographs with 32 to 64.
 SCALE = 48.0
-# the most folds that are left out in turn, each with one example of each label as long as there are enough folds
+# maximum number of folds that are left out in turn; each has one example per label if there are enough folds
 MAX_FOLDS = 32
-# the same for a choice between methods, which a request waits for: the estimates of all are a little lower
+# the same for a choice between methods, for which a request waits: it makes all estimates a little lower
 CHOICE_FOLDS = 10
 
 
@@ -40,7 +40,7 @@ class Labelled:
         return np.bincount(self.labels, minlength=self.num_labels)
 
     def compact(self) -> Labelled:
-        """Return the vectors in as many coordinates as there are vectors, at most: products among them stay the same."""
+        """Return the vectors with at most as many coordinates as there are vectors; their inner products stay the same."""
         number, width = self.vectors.shape
         if number >= width:
             return self
@@ -58,14 +58,14 @@ class Fitted(Protocol):
         """Return the log-probabilities of the labels: [Q, D] -> [Q, C]."""
 
     def parameters(self) -> Mapping[str, Array]:
-        """Return what was fitted to the vectors, without the vectors themselves."""
+        """Return the fitted parameters, without the vectors themselves."""
 
 
 class LikenessMethod(Protocol):
     """A method by likeness."""
 
     def fit(self, labelled: Labelled) -> Fitted:
-        """Fit to labelled vectors. Stored fits have a format, which changes with the result: `FORMAT` in `fits.py`."""
+        """Fit to labelled vectors. If the result of a fit changes, increment `FORMAT` in `fits.py`."""
 
     def restore(self, parameters: Mapping[str, Array], labelled: Labelled) -> Fitted:
         """Return what `fit` returned for these vectors, from its parameters."""
@@ -74,9 +74,9 @@ class LikenessMethod(Protocol):
 def folds(labels: NDArray[np.int64], limit: float = float("inf")) -> NDArray[np.int64]:
     """Return the fold of each example, [N]: the examples of one fold are left out together.
 
-    A fold has one example of each label, so that the labels keep their shares among the others: if an example were left out
-    alone, its own label would have fewer examples than the others, and all methods would seem worse than they are. Beyond
-    `limit` folds, each has more examples. A label's only example is a fold of its own.
+    A fold has one example of each label, so that the remaining examples keep the shares of the labels: if an example were
+    left out alone, its label would be rarer than the others, and all methods would seem worse than they are. With a `limit`
+    of folds, each may have more examples. A label's only example is its own fold.
     """
     counts = np.bincount(labels)
     by_label = np.argsort(labels, kind="stable")
@@ -89,7 +89,7 @@ def folds(labels: NDArray[np.int64], limit: float = float("inf")) -> NDArray[np.
 
 
 def left_out_log_probabilities(method: LikenessMethod, labelled: Labelled, max_folds: int = MAX_FOLDS) -> Array:
-    """Return log-probabilities [N, C] of the labels of each example, from other examples. Each label has at least two."""
+    """Return log-probabilities [N, C] of the labels of each example, fitted to other folds. Each label has two examples."""
     logs = np.empty((len(labelled.labels), labelled.num_labels))
     compact, fold_of = labelled.compact(), folds(labelled.labels, max_folds)
     for fold in np.unique(fold_of):
@@ -101,7 +101,7 @@ def left_out_log_probabilities(method: LikenessMethod, labelled: Labelled, max_f
 def best_method(is_correct: Mapping[str, NDArray[np.bool_]], expected: str) -> str:
     """Return the name of the expected method, unless another one is better in leave-one-out by more than chance.
 
-    `is_correct`: the left-out examples [N] that each method answers correctly. A few of them rarely tell methods apart.
+    `is_correct`: for each method, which of the left-out examples [N] it answers correctly.
     """
     best = max(is_correct, key=lambda name: is_correct[name].sum())
     return best if Paired.of(is_correct[best], is_correct[expected]).is_clear else expected

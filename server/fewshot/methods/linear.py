@@ -24,7 +24,7 @@ class Linear:
         if labelled.num_labels == 1:
             return Head(np.zeros((1, width)), np.zeros(1))
         regression = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=MAX_ITERATIONS)
-        # in single precision the solver takes more steps, which cost more time than they save
+        # single precision would be slower: the solver needs more steps
         regression.fit(labelled.vectors.astype(np.float64), labelled.labels)
         weights, bias = regression.coef_, regression.intercept_
         if labelled.num_labels == 2:  # one row, for the second label

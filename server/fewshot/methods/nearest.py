@@ -44,7 +44,7 @@ class Means:
 class NearestNeighbours:
     """The similarities of a query to the nearest examples of each label, at most `NUM_NEIGHBOURS`.
 
-    Every label is compared by as many examples as the one with the fewest has: frequent labels have no advantage.
+    Every label is compared by the same number of examples, that of the rarest label: frequent labels have no advantage.
     """
 
     def fit(self, labelled: Labelled) -> Neighbours:

@@ -1,4 +1,4 @@
-"""Compares two methods, or two settings of one, by the examples that only one of them answers correctly."""
+"""Compares two methods, or two settings of a method, by the examples that only one of them answers correctly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from math import exp, fsum, lgamma, log, sqrt
 import numpy as np
 from numpy.typing import ArrayLike
 
-# a lead of less, in standard errors, decides nothing
+# a smaller lead, in standard errors, is not clear
 MIN_LEAD = 1.0
 
 
@@ -27,13 +27,13 @@ class Paired:
 
     @property
     def lead(self) -> float:
-        """The first one's wins less its losses, in standard errors."""
+        """Wins minus losses, in standard errors."""
         # one of each is added, so that a few wins without a loss are not certain
         return (self.wins - self.losses) / sqrt(self.wins + self.losses + 2)
 
     @property
     def is_clear(self) -> bool:
-        """True if the first is ahead by more than chance alone often gives: enough for a choice, not for a claim."""
+        """True if the first leads by more than is likely by chance: enough for a choice, not for a claim."""
         return self.lead > MIN_LEAD
 
     @property

@@ -1,4 +1,4 @@
-"""Runs migrations by Alembic. Imported when there is something to migrate: most starts are spared the import."""
+"""Runs migrations with Alembic. Imported only if there is something to migrate, because the import is slow."""
 
 from __future__ import annotations
 

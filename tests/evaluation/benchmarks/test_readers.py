@@ -178,7 +178,7 @@ BROKEN: list[tuple[str, str, Change, str]] = [
     ),
     ("vizwiz", "Annotations/val.json", lambda v: v[1].update(answers=[{}]), "the field 'answer' is missing"),
     ("star", "STAR_val.json", lambda v: v[1].pop("answer"), "row 2: there is no answer, but other rows have one"),
-    ("star", "STAR_val.json", lambda v: v[0].update(answer="A."), "row 1: the answer 'A.' is none of the choices"),
+    ("star", "STAR_val.json", lambda v: v[0].update(answer="A."), "row 1: the answer 'A.' is not one of the choices"),
     ("star", "STAR_val.json", lambda v: v[0].update(start=9), "row 1: the segment from 9.0 to 2.5 s is empty"),
     ("visdial", DENSE, lambda v: v[0].update(round_id=11), "there is no round 11, only 10"),
     ("visdial", DENSE, lambda v: v[0].update(gt_relevance=[1.0]), "4 answer options, but 1 judgements"),

@@ -345,11 +345,11 @@ def test_the_command_says_that_the_gates_are_closed_and_stores_where_the_experts
         (["--cross-attn-every", "3"], "cross_attn_every is 3, but the language model has 2 layers"),
         (["--num-latents", "0"], "num_latents is 0, must be positive"),
         (["--resampler-layers", "-1"], "resampler_layers is -1, must be positive"),
-        (["--resampler-layers", "1001"], "resampler.num_layers is 1001, must lie in 0..1000"),
+        (["--resampler-layers", "1001"], "resampler.num_layers is 1001, must be in 0..1000"),
         (["--resampler-dim", "0"], "resampler_dim is 0, must be positive"),
         (["--vision-model", str(LLAMA)], "the vision model's model_type 'llama' is neither 'clip' nor"),
         (["--language-model", str(CLIP)], "has no tokenizer.json"),
-        (["--language-model", "nowhere"], "nowhere is no folder, and no name of a repository"),
+        (["--language-model", "nowhere"], "nowhere is neither a folder nor the name of a repository"),
         (["--out", str(CLIP)], "already exists and is not an empty folder"),
     ],
     ids=lambda value: " ".join(value[:2])[:30] if isinstance(value, list) else "",
@@ -381,7 +381,7 @@ def test_a_tokenizer_with_gaps_in_its_ids_is_refused(tmp_path: Path, capsys: pyt
     tokenizer.save(str(folder / "tokenizer.json"))
     experts = ["--language-model", str(folder), "--vision-model", str(CLIP)]
     assert main(["join", *experts, "--out", str(tmp_path / "out")]) == 1
-    assert "with gaps" in capsys.readouterr().err
+    assert "must have different ids below the model's" in capsys.readouterr().err
 
 
 def test_an_expert_has_no_rows_of_new_tokens() -> None:

@@ -234,7 +234,7 @@ def test_without_a_hub_the_last_import_is_served(
     shutil.rmtree(tmp_path / "hf")
     hub.is_down = True
     assert prepare(f"me/idefics{revision}", cache) == folder
-    assert f"The last import of me/idefics{revision} is served" in caplog.text
+    assert f"The last imported version of me/idefics{revision} is served" in caplog.text
     with pytest.raises(HubUnreachable, match="cannot be reached: check the network and HF_ENDPOINT"):
         prepare("me/idefics@other", cache)
 

@@ -70,4 +70,4 @@ def test_an_unknown_name_ends_the_server_with_status_2(
     finally:
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)
-    assert "error: model: me/absent is no folder, and http://" in capsys.readouterr().err
+    assert "error: model: me/absent is not a folder, and http://" in capsys.readouterr().err

@@ -105,7 +105,10 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
         OPENFLAMINGO_FILES,
         f"needs LLaMA-7B, which is not openly .*--checkpoint {LLAMA} .*--cross-attn-every-n-layers 4",
     ),
-    "me/openflamingo": (OPENFLAMINGO_FILES, "frozen models are not known; name them: .*--checkpoint me/openflamingo"),
+    "me/openflamingo": (
+        OPENFLAMINGO_FILES,
+        "frozen models are not known; specify them: .*--checkpoint me/openflamingo",
+    ),
     "me/weightless": (IDEFICS_FILES, "holds no weights that can be read: none of model.safetensors or model.bin"),
     "me/partial": (
         {**IDEFICS_FILES, "model.safetensors.index.json": '{"weight_map": {"a": "model-1.safetensors"}}'},
@@ -147,14 +150,14 @@ def test_a_repository_that_cannot_be_imported_is_one_line(
     [
         (
             "me/absent",
-            "is no folder, and .* has no repository of that name, or a private one: check the name, or set HF_TOKEN",
+            "is not a folder, and .* has no repository of that name, or a private one: check the name, or set HF_TOKEN",
         ),
-        ("me/private", "is no folder, and .* or a private one"),
+        ("me/private", "is not a folder, and .* or a private one"),
         ("me/gated", "is gated: accept its conditions at http://.*/me/gated, and set HF_TOKEN"),
         (f"{REDPAJAMA}@v9", "has no branch, tag or commit 'v9'"),
         (f"{REDPAJAMA}@{'0' * 40}", "has no branch, tag or commit '0000"),
-        ("a/b/c", "is no folder, and no name of a repository: OWNER/NAME or OWNER/NAME@REVISION is expected"),
-        ("/absent", "is no folder, and no name"),
+        ("a/b/c", "is neither a folder nor the name of a repository: expected OWNER/NAME or OWNER/NAME@REVISION"),
+        ("/absent", "is neither a folder nor the name of a repository"),
         ("x--/y", "is not a valid name of a repository"),
     ],
 )

@@ -88,7 +88,7 @@ async def test_the_frames_of_a_request_have_a_limit(decoder: FakeDecoder, metric
         await eventually(lambda: len(decoder.decoded) == 4)
         decoder.opened.set()
         await small
-        with pytest.raises(InvalidMedia, match="have 36 bytes up to this one, the limit is 30") as caught:
+        with pytest.raises(InvalidMedia, match="have 36 bytes up to this media item, the limit is 30") as caught:
             await large
         assert caught.value.param == "prompt[c]"
 

@@ -65,7 +65,7 @@ def test_the_pixels_of_a_request_are_counted_over_all_frames() -> None:
     whole = frames_of(Decode(kind="video", data=clip), VISION, limits)
     assert isinstance(whole, Frames)
     assert whole.num_pixels == 3 * 32 * 32
-    message = "the media of this request have 3073 pixels up to this one, the limit is 3072"
+    message = "the media of this request have 3073 pixels up to this item, the limit is 3072"
     assert frames_of(Decode(kind="video", data=clip, num_pixels=1), VISION, limits) == Refused(message=message)
     image = frames_of(Decode(kind="image", data=png("red"), num_pixels=5), VISION, limits)
     assert isinstance(image, Frames)
@@ -89,7 +89,7 @@ def test_a_refusal_has_no_text_of_a_library(kind: Kind, data: bytes) -> None:
     reply = frames_of(Decode(kind=kind, data=data), VISION, MediaLimits())
     assert isinstance(reply, Refused)
     assert reply.message.removeprefix(f"{kind} cannot be decoded: ") in (
-        "its header is damaged, ends early, or names a variant that is not read",
+        "its header is damaged, ends early, or has a variant that is not supported",
         "its data are damaged, or end early",
         "its data are damaged",
     )

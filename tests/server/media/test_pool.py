@@ -80,7 +80,7 @@ async def test_frames_are_resized_for_the_family(pool: DecodePool) -> None:
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"GIF", "none of JPEG, PNG"), (png()[:40], "cannot be decoded"), (png(size=(200, 100)), "20000 pixels")],
+    [(b"GIF", "not one of JPEG, PNG"), (png()[:40], "cannot be decoded"), (png(size=(200, 100)), "20000 pixels")],
 )
 async def test_a_bad_image_is_refused_and_the_process_continues(pool: DecodePool, data: bytes, reason: str) -> None:
     await pool.decode(media(png()))
@@ -291,7 +291,7 @@ async def test_the_pixels_of_a_request_have_a_limit(settings: Settings) -> None:
     job = Job(Requester())
     for colour in ("red", "blue", "red"):  # again, as after an eviction
         await pool.decode(media(png(colour, size=(20, 10))), job)
-    with pytest.raises(InvalidMedia, match="have 600 pixels up to this one, the limit is 500") as caught:
+    with pytest.raises(InvalidMedia, match="have 600 pixels up to this item, the limit is 500") as caught:
         await pool.decode(media(png("green", size=(20, 10))), job)
     assert caught.value.param == "prompt[0]"
     await pool.decode(media(png("green", size=(10, 10))), job)

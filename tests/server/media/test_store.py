@@ -166,7 +166,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     store = MediaStore(str(tmp_path))
     monkeypatch.setattr("server.media.store.os.fsync", full)
-    with pytest.raises(StorageUnavailable, match="cannot be written: its disk is full"):
+    with pytest.raises(StorageUnavailable, match="is not writable: its disk is full"):
         store.put(RED, "image")
     assert list(store.names()) == []
     assert list((tmp_path / UNFINISHED).iterdir()) == []

@@ -111,12 +111,12 @@ def test_a_null_name_is_none() -> None:
         ([{"text": "t"}], {"examples.jsonl": b'{"text": "t"}\n{'}, {}, "line 2: not JSON", "examples[1]"),
         ([{"text": "t"}, {"text": 1}], {}, {}, "line 2: text:", "examples[1].text"),
         ([{"text": "t", "colour": 1}], {}, {}, "line 1: unknown parameter colour", "examples[0].colour"),
-        ([{"id": "a", "text": "t"}] * 2, {}, {}, "line 2: an example before it has the id 'a'", "examples[1].id"),
+        ([{"id": "a", "text": "t"}] * 2, {}, {}, "line 2: an earlier example has the same id 'a'", "examples[1].id"),
         ([EXAMPLE], {}, {}, "the archive has no file media/a.png", "examples[0].media[0]"),
         ([{"text": "t"}], FILES, {}, "a file 'media/a.png', which no example shows", None),
         ([], {"../../etc/passwd": b"x"}, {}, "a file '../../etc/passwd', which no example shows", None),
         ([], {"media/../manifest.json": b"x"}, {}, "which no example shows", None),
-        ([EXAMPLE], {"media/a.png": png("blue")}, {}, "SHA-256 of the file is not", "examples[0].media[0]"),
+        ([EXAMPLE], {"media/a.png": png("blue")}, {}, "SHA-256 of the file differs", "examples[0].media[0]"),
     ],
 )
 def test_the_fault_is_named(

@@ -106,7 +106,7 @@ def test_each_set_of_the_base_is_left_out_once() -> None:
     ("text", "message"),
     [
         ("says: x\nruns: {}", "odd.yaml: unknown key runs"),
-        ("says: x\nrun: {ablate: {gate: shut}}", "config.ablate.gate: 'shut' is none of"),
+        ("says: x\nrun: {ablate: {gate: shut}}", "config.ablate.gate: 'shut' is not one of"),
         ("says: x\nwithout: [pages]", "odd.yaml: without: the base has no set pages"),
         ("says: x\nencoder: eyes", "odd.yaml: encoder is 'eyes', must be one of base, clip"),
         ("says: x\npaper: {overall: 1.0}", "odd.yaml: paper: missing key base"),

@@ -227,7 +227,7 @@ def test_a_minimal_run_has_the_papers_defaults() -> None:
     ("change", "message"),
     [
         ({"steppes": 1}, "config: unknown key steppes"),
-        ({"optim": {"optimizer": "sgd"}}, "config.optim.optimizer: 'sgd' is none of 'adam', 'lamb'"),
+        ({"optim": {"optimizer": "sgd"}}, "config.optim.optimizer: 'sgd' is not one of 'adam', 'lamb'"),
         ({"sets": []}, "sets is empty, must list at least one set"),
         ({"sets": [{"name": "a", "shards": "x"}] * 2}, "sets must have different names: a, a"),
         ({"sets": [{"name": "a", "shards": "x", "batch_size": 1}]}, "batch_size is 1, must be at least 2"),

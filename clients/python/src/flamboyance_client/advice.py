@@ -1,4 +1,4 @@
-"""Advice for errors of the server: what a user of this client can do about them. Other errors say it themselves."""
+"""Advice for errors of the server: what a user of this client can do. Messages of other errors already say so."""
 
 from __future__ import annotations
 

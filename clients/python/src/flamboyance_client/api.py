@@ -108,7 +108,7 @@ def checked_options(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shot_options(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Do the same, with shots and the selection of examples as they are sent."""
+    """Return the options as `checked_options` does, with shots and the selection of examples in the form of the API."""
     fields = checked_options(kind, options)
     if "shots" in fields:
         fields["shots"] = [with_media(shot) for shot in fields["shots"]]
@@ -118,7 +118,7 @@ def _shot_options(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _selection(examples: Examples) -> Selection:
-    """Return the selection that a recommendation recommends, or all of a support set: a name, an id, or its version."""
+    """Return the selection of a recommendation, or one of a whole support set, given by name, id or version."""
     if isinstance(examples, Recommendation):
         return examples.examples
     if isinstance(examples, SupportSet):

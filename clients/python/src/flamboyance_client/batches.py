@@ -1,6 +1,6 @@
 """Classification of many queries: a bounded number of requests at a time, and results in the order of the queries.
 
-A query that fails does not end the others, unless its error would be that of every query.
+If a query fails, the others continue, unless every query would have the same error.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def run_all(send: Callable[[AnyQuery], Classification], queries: list[AnyQuery],
 async def run_all_async(
     send: Callable[[AnyQuery], Awaitable[Classification]], queries: list[AnyQuery], concurrency: int
 ) -> list[Outcome]:
-    """Do the same with asyncio."""
+    """Do the same as `run_all` with asyncio."""
     outcomes: dict[int, Outcome] = {}
     remaining = iter(enumerate(queries))
     with _progress_bar(len(queries)) as bar:
@@ -91,7 +91,7 @@ def classifications(outcomes: list[Outcome], queries: list[AnyQuery]) -> list[Cl
 
 
 def _of_one_query(error: Exception) -> Exception:
-    """Return the error of one query. Raises the error if it would be that of every query."""
+    """Return the error of one query. Raises the error if every query would have it."""
     if isinstance(error, NotConnected | NotAuthorised) or (isinstance(error, ApiError) and _is_about_options(error)):
         raise error
     return error

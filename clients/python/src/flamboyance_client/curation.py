@@ -1,4 +1,4 @@
-"""The examples of a support set that matter: its diagnostics, and the media to label next."""
+"""Records for curating a support set: diagnostics of its examples, and suggestions of media to label next."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class KeyLimits(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """An API key. `secret` is known for one that was just made, and is never shown again; no `repr` has it."""
+    """An API key. Only the reply that creates it has its `secret`, which is not part of its `repr`."""
 
     id: str
     name: str

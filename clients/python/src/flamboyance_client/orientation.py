@@ -10,7 +10,7 @@ UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 
 
 def upright(image: Any) -> Any:
-    """Return a PIL image turned as its EXIF orientation says. One that cannot be read turns nothing."""
+    """Return a PIL image turned upright by its EXIF orientation; an orientation that cannot be read is ignored."""
     image.load()  # Pillow turns a TIFF by itself, and then removes the tag
     try:
         method = UPRIGHT.get(image.getexif().get(ORIENTATION))

@@ -169,7 +169,7 @@ def _created(path: str, body: dict[str, Any]) -> Call[SupportSet]:
 
 
 def resource_path(*segments: str) -> str:
-    """Return the path of a resource. Raises `ValueError` for a name or an id that would make it another one's."""
+    """Return the path of a resource. Raises `ValueError` for a name or an id that would change the rest of the path."""
     for segment in segments:
         if segment in ("", ".", ".."):
             raise ValueError(f"{segment!r} is not a name or id")

@@ -1,7 +1,7 @@
 """Uploads of labelled media to a support set, in requests of a limited size.
 
 A new set gets its name when it is complete: until then it has none, and expires if the upload is interrupted. An existing
-set is changed to have the examples of the source: what is new is added, what is gone is removed, and nothing else is sent.
+set is changed to have the examples of the source: new ones are added, missing ones are removed, and nothing else is sent.
 """
 
 from __future__ import annotations

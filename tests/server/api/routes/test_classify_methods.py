@@ -222,12 +222,12 @@ async def test_a_set_without_an_answer_is_no_lack_of_a_set(http: httpx.AsyncClie
 async def test_an_example_without_media_is_refused_by_a_method_by_likeness_as_its_own(
     http: httpx.AsyncClient, method: str
 ) -> None:
-    message = f"{method} compares media, and shots[4] has none: the method in_context reads examples without media"
+    message = f"{method} compares media, but shots[4] has none: the method in_context supports examples without media"
     error = await refusal(http, shots=[*SHOTS, {"label": "dog"}], method=method)
     assert error["message"].startswith(message)
     assert "template" not in error["message"]
     error = await refusal(http, query={}, method=method)
-    assert error["message"].startswith(f"{method} compares media, and the query has none")
+    assert error["message"].startswith(f"{method} compares media, but the query has none")
     assert error["param"] == "query"
     error = await refusal(http, query={}, method=method, zero_shot=True)
     assert error["param"] == "query"

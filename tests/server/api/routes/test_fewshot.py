@@ -231,7 +231,7 @@ async def test_too_many_shots_are_refused_or_the_first_ones_left_out(
     examples = {"support_set": "colours", "k": 4}  # 31 tokens per shot, 8 for the query
     response = await post(http, examples=examples)
     assert refusal(response) == (400, "context_length_exceeded", "examples.k")
-    message = "the prompt has 132 tokens with its 4 shots and 8 without, the model reads at most 128"
+    message = "the prompt has 132 tokens with its 4 shots and 8 without, the model's limit is 128"
     assert response.json()["error"]["message"] == message
     assert refusal(await post(http, shots=[{**SHOTS[0], "answer": "x" * 200}])) == (
         400,

@@ -231,7 +231,7 @@ def test_a_command_that_needs_a_database_creates_no_folder(
 ) -> None:
     folder = tmp_path / "typo"
     assert main([*command, "--data-dir", str(folder)]) == 2
-    assert capsys.readouterr().err == f"error: data_dir: there is no database {folder / 'flamboyance.db'}\n"
+    assert capsys.readouterr().err == f"error: data_dir: the database {folder / 'flamboyance.db'} does not exist\n"
     assert not folder.exists()
     assert main(["keys", "create", "me", "--data-dir", str(folder)]) == 0
     assert main(["keys", "list", "--data-dir", str(folder)]) == 0

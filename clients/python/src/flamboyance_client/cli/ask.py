@@ -1,4 +1,4 @@
-"""`ask`: a question about one or more images, whose answer is printed while it is generated."""
+"""`ask`: answers a question about one or more images; the answer is printed while it is generated."""
 
 from __future__ import annotations
 

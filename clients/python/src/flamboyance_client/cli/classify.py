@@ -1,4 +1,4 @@
-"""`classify`: the labels of images, by the examples of a support set or of a folder."""
+"""`classify`: classifies images by the examples of a support set or of a folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flamboyance_client.options import Examples, Method, ShotsAttend
 from flamboyance_client.records import Classification
 
 NUM_OTHERS = 2
-# the methods whose shots the command selects: those of auto are the server's choice, and others have none
+# the methods whose shots the command selects: for auto the server selects them, and other methods have none
 WITH_SHOTS = ("in_context", "blend")
 
 
