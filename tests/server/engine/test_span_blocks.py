@@ -10,7 +10,17 @@ from model.config import AlonePositions
 from server.engine.caches.spans import Spans
 from server.wire import Pin, Score
 from tests.engine_client import CONFIG, Prompt, assert_all_released, assert_equals_reference, client
-from tests.server.engine.caches.test_spans import ALONE, POSITIONS, PREFIX, QUERY, SHOTS, TOLERANCE, alone, ask, num_tokens
+from tests.server.engine.caches.test_spans import (
+    ALONE,
+    POSITIONS,
+    PREFIX,
+    QUERY,
+    SHOTS,
+    TOLERANCE,
+    alone,
+    ask,
+    num_tokens,
+)
 from tests.tiny_models import FAMILIES, Family
 
 
