@@ -234,7 +234,7 @@ class Grammars:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How an answer in JSON is ended: the estimated number of tokens, and the tokens that end a part."""
+    """The end of an answer in JSON: the estimated number of its tokens, and the tokens that end a part."""
 
     num_tokens: int
     eos: tuple[int, ...]
