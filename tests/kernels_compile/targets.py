@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from itertools import cycle
+from itertools import cycle, dropwhile
 
 KIB = 1024
 # the shared memory of a program
 SHARED_LIMIT = {"sm_80": 163 * KIB, "sm_90": 227 * KIB, "sm_100": 227 * KIB, "gfx942": 64 * KIB}
 
 
-def with_targets(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Return pairs of a configuration's name and a target."""
+def with_targets(names: Iterable[str], first: str = "sm_80") -> list[tuple[str, str]]:
+    """Return pairs of a configuration's name and a target; without ALL_TARGETS, the targets take turns from `first` on."""
     if os.environ.get("ALL_TARGETS"):
         return [(name, target) for name in names for target in SHARED_LIMIT]
-    return list(zip(names, cycle(SHARED_LIMIT), strict=False))
+    targets = dropwhile(lambda target: target != first, cycle(SHARED_LIMIT))
+    return list(zip(names, targets, strict=False))

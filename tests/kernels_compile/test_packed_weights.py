@@ -31,11 +31,12 @@ def int4(num_rows: int, num_features: int = 11008, width: int = WIDTH) -> Tensor
 
 # the products, and the bytes of the tiles that a program loads per step: weights, and columns of 16 rows
 PRODUCTS = {"int8": (int8, (FEATURES * 64, 16 * 64 * 2)), "int4": (int4, (FEATURES * 32, 16 * 32 * 2, 16 * 32 * 2))}
+SIZES = {f"{name}, {num_rows} rows": (name, num_rows) for name in PRODUCTS for num_rows in (1, 64)}
 
 
-@pytest.mark.parametrize("num_rows", [1, 64])
-@pytest.mark.parametrize(("name", "target"), with_targets(PRODUCTS))
-def test_products_compile_well(name: str, num_rows: int, target: str, compile_for: Compile) -> None:
+@pytest.mark.parametrize(("size", "target"), with_targets(SIZES))
+def test_products_compile_well(size: str, target: str, compile_for: Compile) -> None:
+    name, num_rows = SIZES[size]
     product, tiles = PRODUCTS[name]
     [kernel] = compile_for(target, lambda: product(num_rows))
     print(kernel)
@@ -47,7 +48,7 @@ def test_products_compile_well(name: str, num_rows: int, target: str, compile_fo
     assert kernel.halfword_copies == 0, kernel  # of 2 bytes, which are waited for in each step
 
 
-@pytest.mark.parametrize(("name", "target"), with_targets(PRODUCTS))
+@pytest.mark.parametrize(("name", "target"), with_targets(PRODUCTS, first="sm_100"))
 def test_unpacking_compiles_well(name: str, target: str, compile_for: Compile, monkeypatch: pytest.MonkeyPatch) -> None:
     product, _ = PRODUCTS[name]
     monkeypatch.setattr("torch.nn.functional.linear", lambda x, weight: weight)
