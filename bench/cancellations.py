@@ -1,8 +1,8 @@
-"""Cancelled requests leave nothing behind: `python -m bench.cancellations [--requests 5000]`.
+"""Checks that cancelled requests leak no resources: `python -m bench.cancellations [--requests 5000]`.
 
 Requests of all routes are cancelled at random points: within the body, while the server works, and within the answer.
-Afterwards blocks, slots, pins, file descriptors, threads and memory are those of before. As many requests are cancelled
-before the first measurement, for which caches fill and pools grow; what a request leaves behind is in neither.
+Afterwards the numbers of blocks, slots, pins, file descriptors and threads, and the memory, must be as before. The same
+number of requests is cancelled before the first measurement, so that caches and pools have grown by then.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ANSWER_SECONDS = 60.0
 POINTS = ("body", "work", "answer", "none")
 # closes a connection with a reset instead of an end
 RESET = struct.pack("ii", 1, 0)
-# one at a time is written, so all threads of the database get a transaction and open a connection
+# only one is written at a time, so all threads of the database get a transaction and open a connection
 NUM_WRITERS = 4 * NUM_THREADS
 # pictures that no other request shows: several at once start every decode process that was ended by a cancellation
 NUM_NEW_PICTURES = 16
@@ -59,8 +59,8 @@ GAUGES = (
 MAX_MODEL_LEN = 1024
 NUM_CACHED_TOKENS = 2 * MAX_MODEL_LEN
 MEDIA_CACHES = {"media_cache_mb": 32, "host_media_mb": 16}
-# Each shape of a product is described and compiled once. torch keeps the descriptions and oneDNN the code, 1,024 of each by
-# default, and each takes a quarter of a MiB: thousands of requests would not fill them.
+# Each shape of a product is described and compiled once. torch caches the descriptions and oneDNN the code, 1,024 of each
+# by default, and each takes a quarter of a MiB: thousands of requests would not fill these caches.
 PRIMITIVE_CACHES = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 # resident memory may grow by this much, because an allocator keeps pages
 MAX_GROWTH_MB = 128.0
@@ -114,7 +114,7 @@ def run(target: Target, num_requests: int, seed: int, report: Report) -> None:
 
 
 def fill_pools(target: Target) -> None:
-    """Let the server have every thread, connection and decode process that its pools have room for."""
+    """Fill the server's pools: let it start every thread, connection and decode process for which they have room."""
     pictures = range(FIRST_NEW_PICTURE, FIRST_NEW_PICTURE + NUM_NEW_PICTURES)
     requests = [mixture.put_examples(random.Random(number)) for number in range(NUM_WRITERS)]
     requests += map(image_request, pictures)
@@ -222,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.cancellations", description=__doc__)
     add_model(parser, "default")
     parser.add_argument("--requests", type=int, default=5000, help="requests to cancel (default: 5000)")
-    parser.add_argument("--seed", type=int, default=0, help="draws requests and points (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of requests and points (default: 0)")
     return parser
 
 

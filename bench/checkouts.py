@@ -1,4 +1,4 @@
-"""The throughput of two checkouts over HTTP: `python -m bench.checkouts BEFORE [--concurrency 1 4] [--repeats 24]`.
+"""Compares the throughput of two checkouts over HTTP: `python -m bench.checkouts BEFORE [--concurrency 1 4]`.
 
 A server of each checkout runs at the same time, and rounds of the same requests go to one and then to the other, so that
 other load on the machine affects both. The image pixels and the shots of a round are new to both servers.
@@ -73,7 +73,7 @@ def _round(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.checkouts", description=__doc__)
-    parser.add_argument("before", help="the folder of the other checkout")
+    parser.add_argument("before", help="folder of the other checkout")
     add_model(parser, "default")
     parser.add_argument("--shots", type=int, default=8, help="shots per prompt (default: 8)")
     parser.add_argument("--requests", type=int, default=12, help="requests per round (default: 12)")

@@ -1,8 +1,7 @@
-"""Third-party clients, unmodified, against this server: `python -m bench.client_tools [instructor] [litellm] …`.
+"""Runs unmodified third-party clients against this server: `python -m bench.client_tools [instructor] [litellm] …`.
 
 Each client is installed into its own environment and runs one script of `bench/client_scripts`. The script tries a few
-habits of the client's users, and a row holds what it reports about one habit. The command exits with status 1 if any
-habit failed.
+habits of the client's users, and a row has its report about one habit. The command exits with status 1 if any habit failed.
 """
 
 from __future__ import annotations
@@ -151,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("clients", nargs="*", choices=[*CLIENTS, []], help="the clients to run (default: all)")
     add_model(parser, "default")
     home = cache_folder() / "load-tools"
-    parser.add_argument("--environments", default=str(home), help="folder that the clients are installed into")
+    parser.add_argument("--environments", default=str(home), help="folder into which the clients are installed")
     return parser
 
 

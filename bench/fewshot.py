@@ -1,10 +1,10 @@
-"""The cost of shots over HTTP: `python -m bench.fewshot [--model FOLDER] [--repeats 15]`.
+"""Measures the cost of shots over HTTP: `python -m bench.fewshot [--model FOLDER] [--repeats 15]`.
 
 Measures, in alternation, the time to the first token of a query without shots and with a warm support set, and the time of
 a classification. A new image is one that the server has never received. It is sent as a JPEG and encoded in each case.
-Shots of a large set are selected by likeness to the new image, in the order of their likeness: each attends to those before
-it, or alone. They are compared with shots that are the same for every query, whose prompts begin with a cached prefix, and
-then many clients send such requests at once.
+Shots of a large set are selected by likeness to the new image, in the order of their likeness; they attend to earlier shots
+or alone. They are compared with shots that are the same for every query, whose prompts begin with a cached prefix. Finally
+many clients send such requests at the same time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bench.workload import NOUNS, JpegImage, random_image, random_text
 
 QUICK = {"model": "tiny", "shots": 4, "k": [2, 4], "large": 12, "repeats": 1, "cold": 1, "requests": 1}
 AT_MOST = 1.5
-# of the time of a prompt whose prefix is cached
+# limit, relative to the time of a prompt whose prefix is cached
 ALONE_AT_MOST = 1.05
 FORMS = "previous", "alone"
 CLIENTS = 16
@@ -54,7 +54,7 @@ class Case:
     strategy: str = "first"
     order: str | None = None
     is_image_new: bool = True
-    set_size: int = 0  # of the support set; 0: as many as there are shots at most
+    set_size: int = 0  # examples of the support set; 0: the maximum number of shots
     shots_attend: str = "previous"
 
     @property

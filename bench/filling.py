@@ -1,7 +1,7 @@
 """Fills the caches of a server with images and texts that it has not seen, within a limited time.
 
-A cache takes memory as it is written. So the memory of a worker with full caches is its present memory and the bytes that
-are still unwritten, and a fill that a slow machine has to end early gives it too.
+A cache takes memory as it is written. So the memory of a worker with full caches is its current memory plus the bytes that
+are still unwritten. This is also known if a slow machine has to end the filling early.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from server.engine.build import block_bytes
 from server.engine.caches.media import MAX_POOLED
 from server.settings import Settings
 
-# a request is short, so that the last one that begins in time does not last for long
+# requests are short, so that the last one that begins in time ends soon
 IMAGES_PER_REQUEST = 16
 MAX_CHARACTERS = 1000
 REQUEST_SECONDS = 300.0
@@ -62,7 +62,7 @@ class Cache:
 
 
 def fill(target: Target, config: FlamingoConfig, settings: Settings, seconds: float) -> list[Cache]:
-    """Send new texts and images until all caches are full, or for so many seconds and the request that then runs."""
+    """Send new texts and images until all caches are full, or until the request ends that runs after `seconds`."""
     engine = target.send(get("/version")).json()["engine"]
     text, *media = caches = _caches(config, settings, engine)
     end = time.monotonic() + seconds

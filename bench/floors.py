@@ -1,9 +1,9 @@
-"""An estimate of decode steps on an H100 next to their floor: `python -m bench.floors`. Nothing here is measured.
+"""Estimates decode steps on an H100 and compares them with a lower bound: `python -m bench.floors`. Nothing is measured.
 
 The step that a GPU replays runs on the meta device (`bench.nodes`), and the bytes and FLOPs of each node are counted. A
-node takes the time of a launch, and then that of its bytes or its FLOPs, whichever is longer. The floor is what no program
-can do without: the weights, the keys and values of each token and image once, and their FLOPs. The constants were fixed
-before any measurement; the first one will test them.
+node takes the time of a launch, plus that of its bytes or its FLOPs, whichever is longer. The floor, or lower bound, is the
+time to read the weights and the keys and values of each token and image once, and to compute their FLOPs. The constants
+were fixed before any measurement; the first one will test them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ AIMS = {1: 0.80, 64: 0.85}
 
 
 class Constant(NamedTuple):
-    """A number that the estimate rests on."""
+    """A constant on which the estimate is based."""
 
     name: str
     value: float

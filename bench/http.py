@@ -1,4 +1,4 @@
-"""The cost of HTTP: `python -m bench.http [--model FOLDER]`.
+"""Measures the cost of HTTP: `python -m bench.http [--model FOLDER]`.
 
 In each round, the same requests go to the engine in this process and, streamed over HTTP, to a server with the same
 settings in its own process. The engine receives decoded images; the server receives JPEGs and decodes each once.

@@ -1,4 +1,4 @@
-"""Third-party load tools, unmodified, against this server: `python -m bench.load_tools [guidellm] [aiperf]`.
+"""Runs unmodified third-party load tools against this server: `python -m bench.load_tools [guidellm] [aiperf]`.
 
 Each tool is installed into its own virtual environment, and sends requests with text and with images, streamed and not.
 A row holds the tool's own counts. The command exits with status 1 if any request failed.
@@ -194,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt-tokens", type=int, default=16, help="text tokens per prompt (default: 16)")
     parser.add_argument("--new-tokens", type=int, default=8, help="tokens per answer (default: 8)")
     home = cache_folder() / "load-tools"
-    parser.add_argument("--venvs", default=str(home), help="folder that the tools are installed into")
+    parser.add_argument("--venvs", default=str(home), help="folder into which the tools are installed")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""A mixture of small requests to every route that does work, drawn from a seed, for commands that repeat them in masses."""
+"""A random mixture of small requests to every route that does work, for commands that send very many of them."""
 
 from __future__ import annotations
 

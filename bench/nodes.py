@@ -1,8 +1,8 @@
-"""The nodes of a recorded decode step, by model: `python -m bench.nodes`.
+"""Counts the nodes of a recorded decode step, by model: `python -m bench.nodes`.
 
 A GPU takes one to two microseconds for a node of a graph, however little it computes. The step that a GPU replays runs on
 the meta device, where nothing is computed, and its operators and kernels are counted. An operator of torch counts as one
-node, which is the least that it can be.
+node, which is a lower bound.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def run_step(config: FlamingoConfig, num_rows: int, nodes: Nodes) -> None:
     suppressed = torch.zeros(1, dtype=torch.int64, device=DEVICE)
     with nodes.counting():
         batch = static_step(config, num_rows)
-        for _ in range(2):  # the second step finds what the first one has computed once and for all
+        for _ in range(2):  # the first step also computes values that later steps find in caches
             nodes.clear()
             greedy_argmax_reference(model(batch, kv, pages), suppressed)
 

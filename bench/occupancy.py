@@ -1,8 +1,8 @@
-"""The figures of the kernels of a step, and how many programs of each a core can hold: `python -m bench.occupancy`.
+"""Prints the resources of a step's kernels, and how many programs of each fit on a core: `python -m bench.occupancy`.
 
-The model's own forward runs on the meta device, and each launch is compiled for a target, with no GPU. The table has the
-registers, the shared memory and the spills of each kernel, its programs in a step, and the *waves*: these programs over
-those that all cores of a card hold at once. A core is a multiprocessor of NVIDIA or a compute unit of AMD.
+The model's own forward runs on the meta device, and each launch is compiled for a target, without a GPU. The table has the
+registers, the shared memory and the spills of each kernel, its programs in a step, and the *waves*: these programs divided
+by those that all cores of a card hold at once. A core is a multiprocessor of NVIDIA or a compute unit of AMD.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from model.flamingo import Flamingo
 
 QUICK = {"models": ["OF-3B"], "targets": ["sm_90"]}
 PROMPT, SHOT, SEQUENCES, IMAGES = 512, 32, 64, 16
-# more than 32 bits can address, as in production
+# more than 32-bit offsets can address, as in production
 NUM_BLOCKS, NUM_PAGES = 1 << 15, 1 << 12
 KIB = 1024
 

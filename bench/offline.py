@@ -1,7 +1,7 @@
-"""The speed of the engine without HTTP: `python -m bench.offline [--model FOLDER]`.
+"""Measures the speed of the engine without HTTP: `python -m bench.offline [--model FOLDER]`.
 
 Few-shot requests share one support set. For several numbers of clients, a row reports the time to the first token, the time
-between tokens, and tokens per second. The support set is new to the engine in each round, which pays for it once.
+between tokens, and tokens per second. The support set is new to the engine in each round, which computes it once.
 """
 
 from __future__ import annotations

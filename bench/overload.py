@@ -1,11 +1,11 @@
-"""Ten times more requests than a server can serve: `python -m bench.overload`.
+"""Sends ten times more requests than a server can serve: `python -m bench.overload`.
 
 First the peak is measured: the best rate of a few clients. Then ten times as many clients send one request after the other
-and wait as long as a refusal says, and then requests arrive at ten times the peak whatever happens to earlier ones. They
-come from many addresses: the refusals of a single client that ignores `Retry-After` are paced. Clients begin within the
-first second, and wait up to a quarter longer than a refusal says: hundreds that act at the same instant, from one process,
-would measure how long that process takes to connect. The served rate should stay at the peak, and a refusal should be quick
-and say how long to wait. Each load prints a line, and no load takes longer than `--seconds` and `--drain`.
+and wait as long as a refusal says. Finally requests arrive at ten times the peak, independently of earlier ones. They come
+from many addresses, because the refusals of a single client that ignores `Retry-After` are delayed. Clients begin within
+the first second, and wait up to a quarter longer than a refusal says: if hundreds acted at the same instant from one
+process, the time of that process to connect would be measured. The served rate should stay at the peak, and a refusal
+should be quick and say how long to wait. Each load prints a line, and takes at most `--seconds` plus `--drain`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Kind = Literal["text", "image"]
 QUICK = {"model": "tiny", "seconds": 2.0, "clients": [4, 8]}
 SHORT = {"seconds": 5.0, "drain": 20.0, "clients": [16], "kinds": ["text"]}
 FACTOR = 10
-# of each kind: the warm-up and two forms of overload
+# number of loads of each kind: the warm-up and two forms of overload
 NUM_OTHER_LOADS = 3
 MIN_GOODPUT = 0.9
 MAX_REFUSAL_MS = 20.0
@@ -65,7 +65,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The answers of a load. Served requests that finish after its end are in no rate."""
+    """The answers of a load. Served requests that finish after its end do not count in rates."""
 
     answers: list[Answer]
     num_served_in_time: int
@@ -260,10 +260,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.overload", description=__doc__)
     add_model(parser, "default")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each load (default: 20)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="seconds of each load (default: 20)")
     help = "seconds after a load in which its last requests may finish (default: 60)"
     parser.add_argument("--drain", type=float, default=60.0, help=help)
-    parser.add_argument("--clients", type=int, nargs="+", default=[16, 32, 64], help="numbers to find the peak with")
+    parser.add_argument("--clients", type=int, nargs="+", default=[16, 32, 64], help="numbers of clients, for the peak")
     parser.add_argument("--kinds", nargs="+", choices=["text", "image"], default=["text", "image"])
     parser.add_argument(
         "--short", action="store_true", help="four loads of text, of 5 seconds and a drain of 20 at most"

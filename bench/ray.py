@@ -1,7 +1,8 @@
-"""Replicas at one address, measured from outside: `python -m bench.ray [--replicas 4]`.
+"""Measures replicas at one address over HTTP: `python -m bench.ray [--replicas 4]`.
 
-Support sets with Zipf popularity are requested by turns of three policies: requests go where their set lives, to each
-replica in turn, or anywhere. Then a replica is killed, and all are replaced, under a load of every kind of request.
+Requests for support sets with Zipf popularity are routed by three policies in alternation: to the replica that caches the
+set, to each replica in turn, or at random. Then, under a load of every kind of request, a replica is killed, and all
+replicas are replaced.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MAX_MODEL_LEN = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A measured request: when its first token came, and how many of its shots' pages were in the cache."""
+    """A measured request: the time of its first token, and how many of its shots' pages were in the cache."""
 
     seconds: float
     shots_cached: int
@@ -46,7 +47,7 @@ class Answer:
 
 
 class Turn:
-    """The requests of one turn: it stores support sets of its own, and draws from them."""
+    """The requests of one turn of a policy, which stores its own support sets and draws from them."""
 
     def __init__(self, fleet: Fleet, workload: Workload, number: int) -> None:
         self._fleet = fleet
@@ -183,7 +184,7 @@ def disturb(fleet: Fleet, report: Report) -> None:
         time.sleep(LOAD_SECONDS)
         load.stop()
         row = load_row(name, load, fleet)
-        # a replica's own count ends with it
+        # the count of a replica is lost with it
         report.add({**row, "repeated": sum(max(n - repeated.get(r, 0), 0) for r, n in _repeated(fleet).items())})
         report.bars.append(Bar(name=f"{name}: requests lost", value=float(row["lost"] or 0), at_most=0))
         report.bars.append(Bar(name=f"{name}: acknowledged and lost", value=float(row["gone"] or 0), at_most=0))
@@ -209,7 +210,7 @@ def _repeated(fleet: Fleet) -> dict[str, float]:
 
 
 def fleet_flags(options: argparse.Namespace, workload: Workload) -> dict[str, object]:
-    """Return the flags of the fleet: caches that hold a part of the sets, and one thread per replica."""
+    """Return the flags of the fleet, with caches that hold only some of the sets, and one thread per replica."""
     flags: dict[str, object] = {
         "replicas": options.replicas,
         "model": model_folder(options.model),

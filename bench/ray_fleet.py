@@ -1,4 +1,4 @@
-"""A fleet under test: `python -m deploy.ray` in its own process, with a PostgreSQL and a folder of its own."""
+"""A fleet under test: `python -m deploy.ray` in its own process, with its own PostgreSQL and folder."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Fleet:
             raise BenchFailed(f"the fleet was not updated:\n{log.read_text(errors='replace')[-4000:]}")
 
     def counters(self, *names: str) -> dict[str, dict[str, float]]:
-        """Return metrics by name and replica; what a replica has of several models is added up."""
+        """Return metrics by name and replica; the values of a replica's models are added up."""
         text = self.target.send(get("/metrics"), timeout=30).body.decode()
         values: dict[str, dict[str, float]] = {name: defaultdict(float) for name in names}
         for family in text_string_to_metric_families(text):
@@ -90,7 +90,7 @@ class Fleet:
 
     def _run(self, log: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
         flags = [text for name, value in self._flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-        # of Ray: a program that connects to a cluster by its address must say that it has a token
+        # a setting of Ray: a program that connects to a cluster by its address must say that it has a token
         environment = child_environment(RAY_AUTH_MODE="token")
         with log.open("w") as file:
             command = [sys.executable, "-m", MODULE, *arguments, *flags]

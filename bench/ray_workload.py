@@ -1,4 +1,4 @@
-"""The workload of `bench.ray`: support sets whose popularity follows Zipf's law, and replicas that can hold a part of them.
+"""The workload of `bench.ray`: support sets whose popularity follows Zipf's law, and replicas that cache some of them.
 
 Everything is drawn from seeds, so that a simulation can draw the same requests.
 """
@@ -21,9 +21,9 @@ QUERY_TOKENS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """Requests of clients in closed loops. Each shows all shots of one support set, and a query image of its own.
+    """Requests of clients in closed loops. Each shows all shots of one support set, and its own query image.
 
-    Each turn of a policy has support sets of its own, so it begins with caches that hold nothing of use to it. Its first
+    Each turn of a policy has its own support sets, so it begins with caches that hold nothing useful. Its first
     `num_warmup` requests are not measured.
     """
 
@@ -35,8 +35,8 @@ class Workload:
     num_clients: int = 4  # each sends its next request when the first token of its last one has arrived
     max_tokens: int = 1
     cached_sets: int = 50  # support sets that the caches of one replica hold, pages and prompts alike
-    # of visual tokens in host memory, from which pages are computed again without the encoder: none, as with sets that
-    # are many more than any cache holds
+    # MiB of visual tokens in host memory, from which pages are computed again without the encoder: none, as if there were
+    # many more sets than any cache holds
     host_media_mb: int = 0
     seed: int = 0
 

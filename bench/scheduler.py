@@ -1,7 +1,7 @@
-"""The cost of an engine step without the model: `python -m bench.scheduler`.
+"""Measures the cost of an engine step without the model: `python -m bench.scheduler`.
 
 The engine's runner computes nothing and returns at once, so that only schedule, commit and emit remain. Every sequence
-decodes one token per step after a prompt with shots, so that blocks fill and are published as in service.
+decodes one token per step after a prompt with shots, so blocks are filled and published as in production.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NO_TOKENS = torch.empty(0)  # on the device: no step is launched ahead here
 
 
 class FakeRunner(Runner):
-    """A runner that returns a constant token for each row that samples, and records the times of its call and return."""
+    """A runner that returns a constant token for each sampling row, and records the times of its call and return."""
 
     def __init__(self) -> None:
         self.called = self.done = 0.0

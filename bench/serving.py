@@ -108,7 +108,7 @@ def serving(settings: Settings, root: Path = ROOT) -> Iterator[HttpDriver]:
 
 
 def exit_on_sigterm() -> None:
-    """Let a benchmark that receives SIGTERM stop its server too."""
+    """Make SIGTERM exit the benchmark normally, so that it also stops its server."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 

@@ -1,9 +1,9 @@
-"""A server at saturation for half an hour: `python -m bench.soak [--minutes 30] [--model tiny]`.
+"""Keeps a server at saturation for half an hour: `python -m bench.soak [--minutes 30] [--model tiny]`.
 
 Clients of three tenants send requests of all kinds as fast as they are answered: with support sets and retrieval,
-cancelled at random points, and with bad input. PostgreSQL is killed on the way and started again. Afterwards each request
-that was not cancelled has had one clear answer, what was acknowledged is stored, for its own tenant alone, and no process
-has grown.
+cancelled at random points, and with bad input. Meanwhile PostgreSQL is killed and started again. Each request that was not
+cancelled must have had one clear answer, acknowledged data must be stored and visible only to their tenant, and no process
+may have grown.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ CLIENTS_PER_TENANT = 4
 SAMPLE_SECONDS = 5.0
 # The server ends a request after this time: at saturation, some requests wait for long for those of a higher priority.
 DEADLINE_SECONDS = 120.0
-# a machine that does other work as well is slow, which is no fault
+# long, because a machine that also does other work is slow, which is not a fault of the server
 REQUEST_SECONDS = 600.0
-# parts of the whole time: after which processes are measured, and in which PostgreSQL is away
+# fractions of the whole time: after which processes are measured, and in which PostgreSQL is not running
 WARM_UP, DOWN_FROM, DOWN_TO = 1 / 3, 0.5, 0.52
 CANCELLED, BAD = 0.15, 0.1
 MIN_ANSWERED = 0.5
 POINTS = ("body", "work", "answer")
 MAX_SLOPE = 1.0
-# other parts still grow before
+# before that, other parts still grow
 MIN_MINUTES = 5.0
 
 
 class Tenant(Target):
-    """The server as a client of a tenant sees it: each request has the tenant's key and a deadline."""
+    """The server from the view of a tenant's client: each request has the tenant's key and a deadline."""
 
     def __init__(self, target: Target, key: str) -> None:
         super().__init__(target.port, process=target.process)
@@ -90,7 +90,7 @@ def bad_request(rng: random.Random) -> Request:
 
 @dataclass(slots=True)
 class Traffic:
-    """The traffic of one tenant: numbers of answers by kind, and the paths of what was acknowledged to be stored."""
+    """The traffic of one tenant: numbers of answers by kind, and the paths of resources acknowledged as stored."""
 
     target: Tenant
     answers: Counter[str] = field(default_factory=Counter)
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def make_keys(database_url: str) -> list[str]:
-    """Make a key for each tenant, and return the secrets."""
+    """Create a key for each tenant, and return the secrets."""
     database = Database(database_url)
     try:
         keys = Keys(database)
@@ -199,7 +199,7 @@ async def make_keys(database_url: str) -> list[str]:
 
 
 def soak(tenants: Sequence[Traffic], database: PostgreSQL, seconds: float, seed: int, report: Report) -> None:
-    """Send requests for as long, and add what was lost and how processes grew to a report."""
+    """Send requests for `seconds`, and add lost data and the growth of processes to a report."""
     for tenant in tenants:
         mixture.prepare(tenant.target)
     target = tenants[0].target
@@ -226,7 +226,7 @@ def soak(tenants: Sequence[Traffic], database: PostgreSQL, seconds: float, seed:
 
 
 def watch(memory: Memory, database: PostgreSQL, seconds: float) -> int:
-    """Sample memory after the warm-up, take PostgreSQL away for a while, and return the number of samples."""
+    """Sample memory after the warm-up, stop PostgreSQL for a while, and return the number of samples."""
     began, is_down, was_down, count = time.monotonic(), False, False, 0
     while (passed := time.monotonic() - began) < seconds:
         if not was_down and passed >= DOWN_FROM * seconds:
@@ -245,7 +245,7 @@ def watch(memory: Memory, database: PostgreSQL, seconds: float) -> int:
 
 
 def add_traffic(tenants: Sequence[Traffic], report: Report) -> None:
-    """Add the numbers of answers, and bars for what was unclear, lost, or seen by another tenant."""
+    """Add the numbers of answers, and bars for unclear answers, and for data that were lost or seen by another tenant."""
     answers = sum((tenant.answers for tenant in tenants), Counter[str]())
     report.settings |= {**{f"requests {kind}": number for kind, number in sorted(answers.items())}}
     faults = [fault for tenant in tenants for fault in tenant.faults]
@@ -270,11 +270,11 @@ def add_traffic(tenants: Sequence[Traffic], report: Report) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
     add_model(parser, "default")
-    parser.add_argument("--minutes", type=float, default=30.0, help="time under load (default: 30)")
+    parser.add_argument("--minutes", type=float, default=30.0, help="minutes under load (default: 30)")
     parser.add_argument(
-        "--fill-seconds", type=float, default=600.0, help="most time to fill the caches before it (default: 600)"
+        "--fill-seconds", type=float, default=600.0, help="maximum seconds to fill the caches before it (default: 600)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="draws requests (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the requests (default: 0)")
     return parser
 
 

@@ -1,7 +1,7 @@
-"""The speed of greedy answers with and without proposed tokens: `python -m bench.speculation`.
+"""Measures the speed of greedy answers with and without proposed tokens: `python -m bench.speculation`.
 
-Two engines of one model answer the same requests, one after the other, each first in every second round. The shots are
-captions that share words, questions with short answers, or filled forms, and are cached; a text has no shots.
+Two engines of one model answer the same requests in alternation; each is first in every second round. The shots are
+captions that share words, questions with short answers, or completed forms, and are cached; a text has no shots.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from server.served_model import ServedModel
 from server.wire import Generate, Sampling
 
 QUICK = {"model": "tiny", "shots": [1], "requests": 2, "new_tokens": 4, "batches": [1, 2], "repeats": 1}
-# of the rate without proposals
+# minimum relative to the rate without proposals
 AT_LEAST = 0.97
 SUBJECTS = ("The river", "A library", "My neighbour", "The first train", "Good bread", "The winter", "A teacher")
 BEGINNINGS = ("changed when", "is known for", "was never", "reminds us of", "begins with", "depends on", "stands for")

@@ -1,9 +1,9 @@
-"""The time to start a server, and its memory at rest: `python -m bench.start [--repeats 3] [--full]`.
+"""Measures the time to start a server, and its memory at rest: `python -m bench.start [--repeats 3] [--full]`.
 
-Each round starts `python -m server` with the weight formats remembered, and waits until /health/ready is 200 and the first
-answer is that of the warm-up start. Then the memory of its processes is read from /proc: at rest and, with --full, after
-real requests have filled all caches, or after `--fill-seconds`. A page that several processes share counts whole in the RSS
-of each, and in parts in their PSS.
+Each round starts `python -m server` with stored weight formats, and waits until /health/ready is 200 and the first answer
+equals that of the warm-up start. Then the memory of its processes is read from /proc: at rest and, with --full, after real
+requests have filled all caches, or after `--fill-seconds`. A page that several processes share counts fully in the RSS of
+each, and in equal parts in their PSS.
 """
 
 from __future__ import annotations
@@ -213,9 +213,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.start", description=__doc__)
     add_model(parser, "default")
     parser.add_argument(
-        "--full", action="store_true", help="also fill the caches and measure then; what stays unwritten is added"
+        "--full", action="store_true", help="also measure with full caches; bytes that stay unwritten are added"
     )
-    parser.add_argument("--fill-seconds", type=float, default=300.0, help="longest time of the fill (default: 300)")
+    parser.add_argument("--fill-seconds", type=float, default=300.0, help="maximum seconds of the fill (default: 300)")
     parser.set_defaults(bars=True)
     return parser
 

@@ -1,6 +1,6 @@
 """Measure the structure of the code: `python -m bench.structure [--names] [--aside PATH...]`.
 
-Counts lines per room, modules that the server imports, and the functions and types that a request enters between its
+Counts lines per top folder, modules that the server imports, and the functions and types that a request enters between its
 route and the engine's step, recorded in a real server with a tiny random model.
 """
 
@@ -68,7 +68,7 @@ def num_lines(files: Iterable[Path]) -> int:
 
 
 def line_rows(root: Path, aside: Sequence[Path]) -> Iterator[Row]:
-    """Yield lines by room and by folder of the server, and the sum of `CORE` with and without the files aside."""
+    """Yield lines by top folder and by folder of the server, and the sum of `CORE` with and without the files aside."""
     rooms = {room: list(_room_files(root, room)) for room in ROOMS}
     for room, files in rooms.items():
         yield _row("lines", f"{room} without {NOT_IN_KERNELS}" if room == "kernels" else room, num_lines(files))

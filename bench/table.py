@@ -89,7 +89,7 @@ class Report:
         self._began = time.monotonic()
 
     def add(self, row: Row) -> None:
-        """Add a row, and write it to standard error at once: a run that fails later has not lost it."""
+        """Add a row, and write it to standard error at once, so that it is not lost if the run fails later."""
         self.rows.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
 

@@ -30,12 +30,12 @@ from server.settings import Settings
 from server.telemetry.metrics import PREFIX
 from server.wire import WORKER_MODULE
 
-# a loaded machine times number formats for long
+# long, because measuring weight formats takes long on a busy machine
 START_SECONDS = 300.0
 REQUEST_SECONDS = 60.0
 # text that an answer to a client must not contain: an address in memory, a stack trace, a path of the server
 LEAK = re.compile(rb"0x[0-9a-f]{6,}|Traceback \(most|File \\?\"/|site-packages")
-# the web server's own refusal of bytes that are no request
+# the web server's own refusal of bytes that are not a request
 NOT_HTTP = b"Invalid HTTP request received."
 JSON_HEADERS = {"Content-Type": "application/json"}
 
@@ -50,7 +50,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """An answer, or with status 0 the error that took its place."""
+    """An answer, or with status 0 the error instead of one."""
 
     status: int
     seconds: float
@@ -90,7 +90,7 @@ def get(path: str) -> Request:
 
 
 def text_request(max_tokens: int = 4, **fields: Any) -> Request:
-    """Return the normal request of a client that does nothing wrong."""
+    """Return a normal request."""
     defaults = {"prompt": "A flamingo is", "max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True}
     return post("/v1/completions", **{**defaults, **fields})
 
@@ -127,7 +127,7 @@ def exchange(connection: http.client.HTTPConnection, request: Request) -> Answer
 
 
 def encoded(request: Request, host: str = HOST) -> bytes:
-    """Return a request as the bytes that a client would send, for connections that are to misbehave."""
+    """Return the bytes of a request, for connections that misbehave on purpose."""
     lines = [f"{request.method} {request.path} HTTP/1.1", f"Host: {host}", "Connection: close"]
     lines += [f"{name}: {value}" for name, value in request.headers.items()]
     lines += [f"Content-Length: {len(request.body)}", "", ""]
@@ -135,7 +135,7 @@ def encoded(request: Request, host: str = HOST) -> bytes:
 
 
 class Target:
-    """A server at a port. Without its process only requests can be sent."""
+    """A server at a port. If its process is not known, only requests can be sent."""
 
     def __init__(self, port: int, host: str = HOST, process: psutil.Process | None = None) -> None:
         self.host = host

@@ -1,9 +1,9 @@
 """Tests that response times do not reveal what another tenant has sent: `python -m bench.tenants [--pairs 300]`.
 
 A victim sends an input that no client has sent before. Then a stranger, with the key of another tenant, sends the same
-and a new one, in random order, and takes the time of each. A two-sample Kolmogorov-Smirnov test compares the two lists: a
-small p says that they can be told apart. The same is done with `share_caches`, where it must be small. The hits that the
-server reports are counted as well: none of tenants with caches of their own, and some of those that share them.
+input and a new one, in random order, and measures the time of each. A two-sample Kolmogorov-Smirnov test compares the two
+lists: a small p means that they can be distinguished. The same is done with `share_caches`, where p must be small. The
+cache hits that the server reports are also counted: there must be none with separate caches, and some with shared ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from server.store.database import Database
 
 QUICK = {"model": "tiny", "pairs": 4, "probes": ["picture", "upload"]}
 LEVEL = 0.05
-# fewer say nothing
+# with fewer pairs, the test has no power
 MIN_PAIRS = 100
 NUM_CAPTIONS = 12
 LABELS = ("cat", "dog")
@@ -92,14 +92,14 @@ PROBES = {
         Probe("upload", "/v1/images", _upload),
     )
 }
-# what tenants that share caches share: all that the engine keeps, and nothing that they store
+# probes of data that `share_caches` shares: everything in the engine's caches, but no stored data
 SHARED = ("picture", "text", "embedding")
-# those whose answers report hits
+# probes whose answers report cache hits
 REPORTED = ("picture", "text")
 
 
 class Caller:
-    """A client with a key; each request has a connection. `hits` counts those that the server says were in a cache."""
+    """A client with a key and a new connection per request. `hits` counts requests for which the server reports hits."""
 
     def __init__(self, port: int, key: str) -> None:
         self._connection = http.client.HTTPConnection(HOST, port, timeout=REQUEST_SECONDS)
@@ -107,7 +107,7 @@ class Caller:
         self.hits = 0
 
     def time(self, probe: Probe, seed: int) -> float:
-        """Send the request of a seed, and return its milliseconds. Raises `BenchFailed` unless it succeeds."""
+        """Send the request of a seed, and return its time in milliseconds. Raises `BenchFailed` unless it succeeds."""
         body = json.dumps(probe.body(seed)).encode()
         self._connection.close()  # the server closes one that is idle for long
         self._connection.connect()
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _make_keys(settings: Settings, *tenants: str) -> list[str]:
-    """Make a key for each tenant, and return the secrets."""
+    """Create a key for each tenant, and return the secrets."""
     database = Database(settings.database_url)
     try:
         keys = Keys(database)
@@ -204,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.tenants", description=__doc__)
     add_model(parser, "default")
     parser.add_argument("--pairs", type=int, default=300, help="pairs of inputs per kind (default: 300)")
-    parser.add_argument("--seed", type=int, default=0, help="of the inputs and their order (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the inputs and their order (default: 0)")
     parser.add_argument(
         "--probes", nargs="+", choices=PROBES, default=list(PROBES), help="kinds of inputs (default: all)"
     )

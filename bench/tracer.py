@@ -24,7 +24,7 @@ ROOMS = ("kernels", "model", "server")
 ENDPOINTS = frozenset({"create_completion", "create_fewshot_completion", "create_classification"})
 REQUESTS = frozenset({"Generate", "Score"})
 STEP = "Engine.step"
-# arms the tracer of a process: from then on its main thread is traced
+# the signal that arms the tracer of a process: from then on its main thread is traced
 SIGNAL = signal.SIGUSR1
 
 
@@ -54,7 +54,7 @@ class Window:
         return json.dumps({kind: sorted(values) for kind, values in names.items()})
 
 
-# follows one request: the tasks and threads that the request starts inherit it
+# the window of one request, which the tasks and threads of the request inherit
 _followed: ContextVar[Window | None] = ContextVar("followed", default=None)
 
 
@@ -177,7 +177,7 @@ def _callers(frame: FrameType) -> Iterator[FrameType]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file that a reader never sees in part."""
+    """Write a file atomically."""
     part = path.with_suffix(".part")
     part.write_text(text, encoding="utf-8")
     part.rename(path)

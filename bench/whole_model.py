@@ -1,7 +1,8 @@
-"""The measurements of stages 4 to 6 of `python -m kernels.bench`, on the code that serves, with random weights.
+"""The measurements of stages 4 to 6 of `python -m kernels.bench`, with the production code and random weights.
 
 A decode step is the one that the engine records and replays: its static batch, plans, graphs and greedy tokens. The time to
-the first token has the encoder, the projection to pages and the forward of a prompt, with the plans that the host builds.
+the first token includes the encoder, the projection to pages and the forward of a prompt, with the plans that the host
+builds.
 Nothing here needs the packages of the server.
 """
 
@@ -34,7 +35,7 @@ from server.engine.device.graphs import CudaRecorder, DecodeGraphs, Outputs, Ste
 from server.engine.device.transfers import upload
 
 DTYPE = torch.bfloat16
-# images encoded and projected, and tokens computed, by what is cached
+# the images that are encoded, and those that are projected, by the contents of the caches
 ALL, ONE, NONE = "all", "one", "none"
 LADDER = {
     "nothing cached": (ALL, ALL),
@@ -131,7 +132,7 @@ class Served:
 
 
 class RecordedStep:
-    """A decode step that is recorded as the engine records it; on a CPU, it is run in place of being replayed."""
+    """A decode step that is recorded as the engine records it; on a CPU, it runs instead of being replayed."""
 
     def __init__(self, served: Served, table: Tensor, context: int) -> None:
         num_rows, width = table.shape
@@ -200,7 +201,7 @@ def measure_first_token(watch: Stopwatch, sizes: Sizes, *, spec: str, name: str)
     num_tokens = sizes.query_tokens if num_encoded == 1 else sizes.context
     call = partial(_first_token, served, sizes, table, num_encoded, num_projected, num_tokens)
     timing = watch.time([call], graph=False)
-    # of the language model alone: a bound, and a loose one where images are encoded
+    # FLOPs of the language model alone: a lower bound, and a loose one if images are encoded
     return Result.of(timing, 2.0 * of.step_params, 2.0 * of.step_params * num_tokens)
 
 

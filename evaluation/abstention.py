@@ -1,8 +1,8 @@
-"""Measure abstention: how accurate the labels are that a server gives, and how often it gives one.
+"""Measure abstention: the accuracy of the labels that a server returns, and how often it returns one.
 
 `python -m evaluation.abstention URL` creates support sets of held-out categories under words that the model has never seen,
 and classifies fresh images of the same categories, with each `target_accuracy` and without one. A row has the accuracy of
-the labels that were given, and their share of all images. The last line is JSON.
+the returned labels, and their share of all images. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def classify(
 
 
 def measure(client: Client, options: argparse.Namespace, sets: Sets) -> dict[float | None, tuple[Share, float]]:
-    """Return for each target, None among them, the accuracy of the labels that were given, and the coverage."""
+    """Return, for each target including None, the accuracy of the returned labels, and the coverage."""
     targets = [None, *options.targets]
     is_right: dict[float | None, list[bool | None]] = {target: [] for target in targets}
     started = time.monotonic()
@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say which server is measured, and on which support sets."""
+    """Add the arguments for the server and for the size of the support sets."""
     add_server_options(parser)
     parser.add_argument("--domains", choices=("drawing", "photograph"), nargs="+", default=["drawing", "photograph"])
     parser.add_argument("--sets", type=int, default=100, help="support sets per row (default: 100)")

@@ -1,4 +1,4 @@
-"""Compares estimates of support sets with their accuracy on fresh images: the bias, and whether the intervals are right."""
+"""Compares estimates for support sets with their accuracy on fresh images: the bias, and the coverage of the intervals."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def summarise(rows: Sequence[Comparison]) -> dict[str, Any]:
     """Summarise one setting over all sets.
 
     `bias` is the mean of estimate minus truth, with its standard error; `spread` is the standard deviation of that
-    difference over sets, and `spread_of_counting` the one that finite counts alone would give. `covered` is the share of
-    intervals that are right.
+    difference over sets, and `spread_of_counting` the part that finite counts alone would cause. `covered` is the share of
+    intervals that contain the truth.
     """
     errors = [row.error for row in rows]
     spread = stdev(errors) if len(errors) > 1 else 0.0

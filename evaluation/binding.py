@@ -1,4 +1,4 @@
-"""Binding measures whether a prompt teaches novel words: the model names an image of a category that it has never seen.
+"""Measures binding: whether the model learns novel words from its prompt, for images of categories that it has never seen.
 
 An episode's shots come in rounds, with every word once per round; queries branch off after some of the rounds. The controls
 are the same words with shuffled images, the same prompt without images, the categories' real names instead of the novel
@@ -177,7 +177,7 @@ class Binding:
 
 
 def nearest_mean(episode: Episode, num_rounds: int, feature: Callable[[int], Tensor]) -> int:
-    """Return the index of the word whose shots' mean feature is nearest to the query's feature.
+    """Return the index of the word for which the mean feature of its shots is nearest to the query's feature.
 
     `feature` returns the normalised feature [Dv] of a row.
     """

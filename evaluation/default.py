@@ -36,7 +36,7 @@ from training.default.catalogue import Catalogue, Rows
 from training.default_data.records import DEFAULT_FOLDER
 
 SEED = 17
-# English prose about this project, as docs/architecture.md once had it; a fixed file keeps the perplexity comparable
+# English prose from an old version of docs/architecture.md; a fixed file keeps the perplexity comparable
 TEXT = Path(__file__).with_name("perplexity_text.txt")
 KIND_ROUNDS = {5: (1, 2)}
 DOMAINS = ("drawings", "photographs", "kinds of drawings")
@@ -164,7 +164,7 @@ def format_table(rows: dict[str, dict[str, Share]], columns: tuple[str, ...], ch
 
 
 def format_methods(rows: AnswersByRow) -> str:
-    """Return the table of by how much `auto` is more accurate than the best single method of the row."""
+    """Return the table of the accuracy of `auto` minus that of the best single method of the row."""
     methods = (IN_CONTEXT, *METHODS, BLEND, AUTO)
     lines = ["| | auto less the best single method |", "|---|---|"]
     for name, answers in rows.items():

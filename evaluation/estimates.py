@@ -1,9 +1,9 @@
 """Compare leave-one-out estimates of support sets with the accuracy on fresh images, for the methods by likeness.
 
-`python -m evaluation.estimates` makes support sets of held-out images in process, and estimates the accuracy of each as an
-evaluation on a server does. A table has, for each method and number of examples, the bias of the estimate (its mean
-difference from the accuracy on fresh images), and how often its 95% interval is right. The last line is JSON. For methods
-with a prompt, see `evaluation.leave_one_out`.
+`python -m evaluation.estimates` creates support sets of held-out images in process, and estimates the accuracy of each as
+an evaluation on a server does. A table has, for each method and number of examples, the bias of the estimate (its mean
+difference from the accuracy on fresh images), and the coverage of its 95% interval. The last line is JSON. For methods with
+a prompt, see `evaluation.leave_one_out`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from server.quality.measures import Predictions
 from training.default_data.records import DEFAULT_FOLDER
 
 SEED = "estimates"
-# fresh images per label: fewer say little about a set
+# minimum of fresh images per label: with fewer, the accuracy of a set is too uncertain
 MIN_FRESH = 2
 
 

@@ -1,9 +1,9 @@
-"""Print what the formats of weights on a GPU, and media pages of 8 bits, change in a model's predictions.
+"""Print how weight formats of GPUs, and media pages of 8 bits, change a model's predictions.
 
-`python -m evaluation.formats [FOLDER ...]` computes a fixed text, by itself and after a picture, in each format. On the CPU
-the references of the kernels do so, from the same packed weights that a GPU would have. Each row is compared with
-bfloat16, by the log-probabilities of the text's tokens, and by the whole distributions: their divergence, and how often
-both have the same most likely token. The row float32 shows what bfloat16 itself changes. The last line is JSON.
+`python -m evaluation.formats [FOLDER ...]` computes a fixed text, alone and after a picture, in each format. On a CPU, the
+references of the kernels compute it from the same packed weights that a GPU would have. Each row is compared with bfloat16:
+by the log-probabilities of the text's tokens, the divergence of the distributions, and how often both have the same most
+likely token. The row float32 shows the effect of bfloat16 itself. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ COLUMNS = ("passage", "format", "GiB", "perplexity", "mean difference", "largest
 
 
 class Passage(NamedTuple):
-    """Tokens, and the medium that each reads; the first `num_given` are not predicted."""
+    """Tokens, and the media item that each reads; the first `num_given` are not predicted."""
 
     name: str
     token_ids: list[int]
@@ -52,7 +52,7 @@ class Passage(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A format's predictions of a passage, next to those in bfloat16."""
+    """A format's predictions of a passage, compared with those in bfloat16."""
 
     passage: str
     name: Name
@@ -76,7 +76,7 @@ def passages(tokenizer: PromptTokenizer, num_tokens: int) -> list[Passage]:
 
 
 def load(folder: Path, name: Name) -> Flamingo:
-    """Load a model in a format, with its gates folded as in service."""
+    """Load a model in a format, with its gates folded as on the server."""
     weight_format: WeightFormat | None = name if name in KINDS else None
     dtype = torch.float32 if name == "float32" else torch.bfloat16
     model = load_folder(folder, "cpu", dtype, weight_format=weight_format)
@@ -85,7 +85,7 @@ def load(folder: Path, name: Name) -> Flamingo:
 
 
 def media_pages(model: Flamingo, name: Name) -> MediaPages:
-    """Return the page of the picture, rounded to 8 bits if the name says so."""
+    """Return the page of the picture, rounded to 8 bits for the format `PAGES`."""
     square = resize(load_image(PICTURE.read_bytes(), MediaLimits()), model.config.vision)
     pixels = normalise(torch.from_numpy(square.copy())[None], model.config.vision)
     with torch.inference_mode():

@@ -1,9 +1,9 @@
-"""Compares the forms of a few-shot prompt: shots attend to those before them, or alone: `python -m evaluation.forms`.
+"""Compares the forms of a few-shot prompt: shots attend to earlier shots, or alone: `python -m evaluation.forms`.
 
-The default model names images of categories that nothing was trained on by novel words, 5-way, after 1 and 5 shots per
-word. A query sees shots that attend alone at the same positions, or in a row: a model's `alone_positions`. All forms answer
-the same episodes. The first episodes are answered after their shots in several random orders, too, unless all orders are
-equal. Progress goes to standard error, tables to standard output; the last line is JSON.
+The default model names images of held-out categories by novel words, 5-way, after 1 and 5 shots per word. A query sees
+shots that attend alone at the same positions, or in a row (`alone_positions` of a model). All forms answer the same
+episodes. The first episodes are also answered with their shots in several random orders, unless all orders are equal.
+Progress goes to standard error, tables to standard output; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ COLUMNS = ("images", "shots per word", "shots attend", "accuracy", "less previou
 
 
 class Form(NamedTuple):
-    """A form of a prompt, and where a query sees shots that attend alone."""
+    """A form of a prompt, and the positions at which a query sees shots that attend alone."""
 
     shots_attend: ShotsAttend
     alone_positions: AlonePositions = "restart"
@@ -68,7 +68,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The correctness of the answers to an episode, by form, in its own order of the shots and in random ones."""
+    """The correctness of the answers to an episode, by form, for its own order of the shots and for random ones."""
 
     in_own_order: dict[str, Correct]
     by_order: dict[str, list[Correct]]  # of forms that have an order
@@ -94,7 +94,7 @@ def _initialise(options: Options) -> None:
 
 
 def _answer(task: tuple[Episode, int]) -> Answers:
-    """Answer an episode in all forms, and in as many random orders."""
+    """Answer an episode in all forms, and in the given number of random orders."""
     episode, num_orders = task
     orders = [in_order(episode, seed) for seed in range(num_orders)]
     return Answers(

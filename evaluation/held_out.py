@@ -1,8 +1,8 @@
 """Episodes of images for the methods by likeness, in process: their vectors come from the cached features.
 
-An episode takes milliseconds, so methods and their estimates can be compared closely. Methods with a prompt need a server:
-see `evaluation.methods` and `evaluation.leave_one_out`. What is reported is measured on held-out images. What is chosen,
-such as a method, is chosen on images that `evaluation.default` does not report.
+An episode takes milliseconds, so methods and their estimates can be compared on many episodes. Methods with a prompt need a
+server: see `evaluation.methods` and `evaluation.leave_one_out`. Reported figures are measured on held-out images. Choices,
+such as that of a method, are made on images that `evaluation.default` does not report.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from training.default.catalogue import Catalogue, Rows
 from training.default.discriminants import NUM_FAMILIAR, compute_discriminants, familiar_directions
 from training.default_data.classes import read_classes
 
-# the most images of a category that are not examples and become queries
+# maximum of images of a category that become queries
 MAX_QUERIES = 10
-# ways -> the numbers of rounds after which queries of `evaluation.default` branch off; six rounds of five are 30 shots
+# ways -> the numbers of rounds after which `evaluation.default` asks queries; six rounds of five are 30 shots
 ROUNDS = {2: (1, 2, 5), 5: (1, 2, 5, 6)}
 LARGEST_EPISODE = max(map(max, ROUNDS.values()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Episode:
-    """Examples, as many of each label, and queries of the same labels."""
+    """Examples, equally many per label, and queries of the same labels."""
 
     examples: Labelled
     queries: Labelled
@@ -39,7 +39,7 @@ class Episode:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Domain:
-    """Categories of images that nothing was trained on, with their vectors by row."""
+    """Categories of images that were not used in training, with their vectors by row."""
 
     name: str
     categories: Mapping[str, Sequence[int]]
@@ -91,8 +91,8 @@ def with_vectors(categories: Mapping[str, Rows], catalogue: Catalogue, likeness:
 class Unreported:
     """Categories that `evaluation.default` does not report, by domain, and a likeness that was not fitted to them.
 
-    Photographs are of the categories that are too small for its episodes. Drawings are of every other label that was
-    trained on, and the discriminants are fitted anew to the labels in between. A kind has one drawing of each such label.
+    Photographs come from the categories that are too small for its episodes. Drawings come from every second training
+    label, and the discriminants are fitted again, to the remaining labels. A kind has one drawing of each such label.
     """
 
     catalogue: Catalogue
@@ -119,7 +119,7 @@ class Unreported:
 
 
 def _fit_to(likeness: ClassLikeness, catalogue: Catalogue, labels: Rows, classes: Tensor) -> ClassLikeness:
-    """Return the likeness with what is fitted to drawings fitted to these labels."""
+    """Return the likeness with the parts that depend on drawings fitted to these labels."""
     images = [torch.stack([catalogue.pooled(row) for row in rows]) for rows in labels.values()]
     fitted = compute_discriminants(images, classes, len(likeness.directions))
     familiar = familiar_directions(torch.cat(images), fitted.mean, NUM_FAMILIAR)

@@ -1,4 +1,4 @@
-"""Shares of correct answers have 95% Wilson intervals and print as the cell of a table; other statistics have others."""
+"""Statistics with 95% intervals, printed as cells of tables: shares of correct answers have Wilson intervals."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Ratio:
 
 
 def difference_to_best(answers: Mapping[Name, Sequence[bool]], name: Name) -> str:
-    """Return by how much `name` is more accurate than the best other one, paired by answer, with the 95% interval."""
+    """Return the accuracy of `name` minus that of the best other one, paired by answer, with the 95% interval."""
     best = max((other for other in answers if other != name), key=lambda other: sum(answers[other]))
     differences = [int(first) - int(second) for first, second in zip(answers[name], answers[best], strict=True)]
     # one win and one loss are added, so that no difference at all has some variance

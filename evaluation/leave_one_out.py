@@ -3,7 +3,7 @@
 `python -m evaluation.leave_one_out URL` creates support sets of held-out categories under words that the model has never
 seen, and has the server evaluate them. It then classifies fresh images of the same categories with the same `examples` and
 `method`. A table compares estimate and accuracy for each method, strategy and k over all sets; below it is the accuracy of
-what each evaluation recommends, and of the method `auto`. The last line is JSON.
+the settings that evaluations recommend, and of the method `auto`. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class ImageSplit:
-    """Images with the word that stands for their category, divided into a support set's examples and fresh images."""
+    """Images with the word for their category, divided into a support set's examples and fresh images."""
 
     examples: list[tuple[str, str]]
     fresh: list[tuple[str, str]]
@@ -135,7 +135,7 @@ class Server:
         return evaluation
 
     def num_correct(self, selection: Selection, method: Method, images: Sequence[tuple[str, str]]) -> int:
-        """Classify images, and return how many labels are right. Methods without a prompt take no weighing."""
+        """Classify images, and return how many labels are right. Methods without a prompt have no weighing options."""
         weighing: ProbabilityOptions = self._options.weighing if "k" in selection else {}
         queries = [query(self._options.data / image) for image, _ in images]
         answers = [self._client.classify(q, examples=selection, method=method, **weighing).label for q in queries]

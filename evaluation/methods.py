@@ -2,8 +2,8 @@
 
 `python -m evaluation.methods URL` sends episodes: labelled images of held-out categories under novel words as shots, and
 one more image as the query. Each method answers each episode, after several numbers of shots per word. The table has the
-accuracy of each method, and by how much `auto` is more accurate than the best single method of the row, paired by episode.
-The last line is JSON.
+accuracy of each method, and the accuracy of `auto` minus that of the best single method of the row, paired by episode. The
+last line is JSON.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Naming measures names of known labels in held-out images, captions in a given style, and text without images.
+"""Measures naming: known labels in held-out images, captions in a given style, and the perplexity of text.
 
-Names are compared with the blind model's, since a name that is merely likely must not count as recognised.
+Results are compared with those without the image, because a name that is merely likely must not count as recognised.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from training.default_data.records import DEFAULT_FOLDER
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name a server and the images that it is asked about."""
+    """Add the options for the server and for the images of its queries."""
     parser.add_argument("url", help="the server's URL, such as http://127.0.0.1:8000")
     parser.add_argument("--api-key", help="the server's API key, if it requires one")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The photographs that no part of the default model was trained on, by kind, as uploads of a server.
+"""The photographs that were not used to train any part of the default model, by kind, as uploads to a server.
 
 Most categories have few images. A kind joins categories that have more in common with each other than with the rest.
 """
@@ -65,5 +65,5 @@ def uploaded(client: Client, data: Path) -> Iterator[Photographs]:
         yield Photographs(by_kind, vectors)
     finally:
         for image_id in {image_id for of_kind in by_kind.values() for image_id in of_kind}:
-            with suppress(Conflict, NotFound):  # an id is that of the content, which others may have uploaded too
+            with suppress(Conflict, NotFound):  # an id depends only on the content, so another client may have it, too
                 client.images.delete(image_id)

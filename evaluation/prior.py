@@ -1,9 +1,9 @@
-"""Find which method by likeness to expect the best of, by the number of examples per label, for the model's `methods.json`.
+"""Find the best method by likeness for each number of examples per label, for the model's `methods.json`.
 
-`python -m evaluation.prior` classifies images in process. The choice is made on images that `evaluation.default` does
-not report: the simplest method whose mean over the domains is not clearly below that of the best. A first table has these
-means. The second one is of held-out images: the accuracy of each method, and by how much `auto` with this choice is more
-accurate than the best single one, paired by episode. The last line is JSON.
+`python -m evaluation.prior` classifies images in process. The choice is made on images that `evaluation.default` does not
+report: the simplest method whose mean over the domains is not clearly below that of the best. A first table has these
+means. A second one, for held-out images, has the accuracy of each method, and the accuracy of `auto` with this choice minus
+that of the best single method, paired by episode. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ METHODS: tuple[LikenessMethodName, ...] = get_args(LikenessMethodName)
 AUTO = "auto"
 CHOICE, REPORT = "choice", "report"  # the seeds
 
-# a smaller gain is not worth a more complex method: it differs between categories
+# a smaller gain, which differs between categories, is not worth a more complex method
 MIN_GAIN = 0.005
 
 Shares = dict[str, list[float]]
@@ -70,7 +70,7 @@ def choose(by_domain: Sequence[Shares]) -> LikenessMethodName:
 
 
 def find_prior(domains: Sequence[Domain], options: argparse.Namespace) -> Prior:
-    """Choose a method for each number of examples, and print the means that the choice rests on."""
+    """Choose a method for each number of examples, and print the means on which the choice is based."""
     print(f"| examples per label | {' | '.join(METHODS)} | chosen |", "|---" * (len(METHODS) + 2) + "|", sep="\n")
     methods: dict[int, LikenessMethodName] = {}
     for per_label in options.per_label:

@@ -1,7 +1,7 @@
-"""Likelihood ranking scores candidates after a query by their log-probabilities, after any number of one prompt's shots.
+"""Ranks candidates after a query by their log-probabilities, after any number of a prompt's shots.
 
-The shots run once, and queries and candidates branch off after some of them. A key-value block holds a single token here,
-so a branch's block table lists the tokens of its shots and then its own.
+The shots are computed once; queries and candidates are branches after some of them. A key-value block holds a single token
+here, so a branch's block table lists the tokens of its shots and then its own.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Branch:
 
 
 class SeenToken(NamedTuple):
-    """The position at which a query sees a token, and by how much it is after the one at which it was computed."""
+    """The position at which a query sees a token, and its distance from the position at which it was computed."""
 
     position: int
     offset: int
@@ -61,7 +61,7 @@ class SeenToken(NamedTuple):
 class Ranker:
     """Scores candidates; `shots_attend` as in `model.prompt.EncodedPrompt`, without a prefix.
 
-    `alone_positions` instead of those of the model. Raises `ConfigError` for positions that it cannot have.
+    `alone_positions` replaces that of the model. Raises `ConfigError` for positions that the model does not support.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Ranker:
         ]
 
     def _shots_batch(self, shots: Sequence[PagedTokens]) -> Batch:
-        """Return a step of all shots: each as a sequence of its own, or all as one."""
+        """Return a step of all shots: each as its own sequence, or all as one."""
         lengths = [len(shot.token_ids) for shot in shots]
         lengths = lengths if self._attend_alone else [sum(lengths)]
         starts = list(accumulate(lengths, initial=0))
@@ -134,7 +134,7 @@ class Ranker:
         return max(lengths, default=0) if self._attend_alone and not self._is_row else sum(lengths)
 
     def _seen(self, shots: Sequence[PagedTokens]) -> list[SeenToken]:
-        """Return where queries see the tokens of shots that attend alone, each of which is computed from position 0 on."""
+        """Return the positions at which queries see tokens of shots that attend alone and are computed from position 0."""
         ends = accumulate((len(shot.token_ids) for shot in shots), initial=0)
         offsets = [end if self._is_row else 0 for end in ends]
         return [

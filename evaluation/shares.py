@@ -24,11 +24,11 @@ from model.zoo.default import prepare
 from training.default_data.records import DEFAULT_FOLDER
 
 SEED = "shares"
-# relative to that of the discriminants: of classes, and of ancestors of familiar and of strange images
+# shares relative to that of the discriminants: of classes, and of ancestors of familiar and of strange images
 CLASSES = (0.0875, 0.175, 0.35)
 FAMILIAR = (0.0875, 0.175, 0.35)
 STRANGE = (0.7, 1.4, 2.8)
-# those of the files without shares, for comparison
+# the shares of files without this tensor, for comparison
 FIRST = FIRST_SHARES[1:]
 METHOD = "nearest_mean"
 
@@ -42,7 +42,7 @@ def accuracies(domain: Domain, options: argparse.Namespace) -> list[float]:
 
 
 def mean(by_domain: Mapping[str, Sequence[float]]) -> float:
-    """Return the mean over the domains: each counts the same, whatever its number of accuracies."""
+    """Return the mean over the domains, which have equal weights, whatever their numbers of accuracies."""
     return fmean(fmean(values) for values in by_domain.values() if values)
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     unreported, means = Unreported.load(options.data, options.model or prepare()), dict[Shares, float]()
     if not isinstance(unreported.likeness, ClassLikeness):
-        parser.error("the model has no likeness of its own, whose shares could be found")
+        parser.error("the model has no likeness with shares of its own")
     domains = " | ".join(unreported.categories)
     print(f"| classes, ancestors: familiar, strange | {domains} | mean |", "|---" * 5 + "|", sep="\n")
     for relative in (FIRST, *product(CLASSES, FAMILIAR, STRANGE)):

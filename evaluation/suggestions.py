@@ -1,9 +1,9 @@
-"""Measure whether images that a server suggests to label are worth more than random ones, on unseen photographs.
+"""Measure whether labelling the images that a server suggests helps more than random ones, on unseen photographs.
 
 `python -m evaluation.suggestions URL` creates support sets of five kinds of photographs with few examples per label, and a
-pool of others. It adds suggested images with their labels, or as many random ones, and classifies fresh images. The table
-has the accuracy before, with random and with suggested images, and the difference of these two, paired by set. The last
-line is JSON.
+pool of others. It adds suggested images with their labels, or the same number of random ones, and classifies fresh images.
+The table has the accuracy before, with random and with suggested images, and the difference of these two, paired by set.
+The last line is JSON.
 """
 
 from __future__ import annotations

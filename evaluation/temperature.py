@@ -29,7 +29,7 @@ METHODS: tuple[Method, ...] = ("nearest_mean", "knn", "linear")
 
 
 def margins(answer: Classification, label: str) -> list[float]:
-    """Return the log-probabilities of all candidates, by the sum of their parts, less that of the right one."""
+    """Return the log-probabilities of all candidates, each the sum of its parts, minus that of the right one."""
     logs = {candidate.label: sum(candidate.scores.values()) for candidate in answer.candidates}
     return [value - logs[label] for value in logs.values()]
 

@@ -1,7 +1,7 @@
 """Runs each known attack against a real server, and measures another client meanwhile: `python -m bench.attacks`.
 
-A normal request of 4 tokens, with and without a picture, is timed alone and during the attack. Exit status 1: an attack
-ended the worker, slowed a normal request or the liveness probe too much, or was refused in an unclear way.
+A normal request of 4 tokens, with and without a picture, is timed without and during the attack. The exit status is 1 if an
+attack ended the worker, slowed a normal request or the liveness probe too much, or was refused in an unclear way.
 """
 
 from __future__ import annotations
@@ -223,8 +223,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
     parser.add_argument("--url", help="attack this server instead of starting one")
     parser.add_argument("--count", type=int, default=20, help="requests of each kind during an attack (default: 20)")
-    parser.add_argument("--max-seconds", type=float, default=150.0, help="of a measurement (default: 150)")
-    parser.add_argument("--short", action="store_true", help="measure a few seconds per attack")
+    parser.add_argument(
+        "--max-seconds", type=float, default=150.0, help="maximum seconds of a measurement (default: 150)"
+    )
+    parser.add_argument("--short", action="store_true", help="measure only a few seconds per attack")
     if parser.parse_known_args(arguments)[0].short:
         parser.set_defaults(**SHORT)
     return parse(parser, arguments, QUICK)

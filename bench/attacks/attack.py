@@ -1,4 +1,4 @@
-"""An attack: a function that sends what an attacker would send, and the session that it sends it in.
+"""An attack: a function that sends the requests of an attacker, and the session with its connections and answers.
 
 A round ends when its requests are answered; rounds are repeated until the measurement is complete. Then every
 connection of the session is closed, which ends a round at once.
@@ -20,7 +20,7 @@ from bench.target import Answer, Request, Target, exchange
 
 Severity = Literal["critical", "high", "medium", "low"]
 ATTACK_SECONDS = 300.0
-# from the first connection until an attack has an effect
+# seconds from the first connection until an attack has an effect
 FIRST_PAUSE = 0.5
 
 
@@ -42,7 +42,7 @@ class Session:
         return self._stop.is_set()
 
     def wait_for_first(self, seconds: float) -> None:
-        """Wait until the first connection is opened: large requests take a while to make."""
+        """Wait until the first connection is opened: building large requests takes a while."""
         self._has_begun.wait(seconds)
         self.sleep(FIRST_PAUSE)
 
@@ -86,7 +86,7 @@ class Session:
             connection.close()
 
     def end(self) -> None:
-        """Close all connections and let no further one send anything."""
+        """Close all connections, and open no further ones."""
         self._stop.set()
         with self._lock:
             connections = list(self._open)
@@ -110,9 +110,9 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attack:
-    """An attack by name. `run` is one round of it; `is_refused` says that every request must be refused.
+    """An attack by name. `run` is one round of it; with `is_refused`, every request must be refused.
 
-    `max_seconds` is the longest that an answer to it may take.
+    `max_seconds` is the maximum time of an answer to it.
     """
 
     name: str
@@ -125,7 +125,7 @@ class Attack:
 
 
 def repeated(*requests: Callable[[], Request], num_connections: int = 1) -> Callable[[Session], None]:
-    """Return a round that sends these requests. They are made when they are first needed: some are large."""
+    """Return a round that sends these requests, which are built on first use, because some are large."""
     made: list[Request] = []
 
     def run(session: Session) -> None:

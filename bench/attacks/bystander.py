@@ -1,4 +1,4 @@
-"""A client that does nothing wrong, in a process of its own: the times of its requests, and of probes of liveness.
+"""A normal client in a separate process, which measures the times of its requests and of liveness probes.
 
 It sends from its own address and also from the attacker's, where a server that counts per address sees one client.
 """
@@ -38,7 +38,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """The seconds of requests; one that failed counts as the longest."""
+    """The seconds of requests; a failed request counts as the longest."""
 
     seconds: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)

@@ -16,13 +16,13 @@ LOWEST_PRIORITY = -(2**31)
 LONG = 7900
 LARGE_ENUM = 400_000
 DEADLINE = 2.0
-# a step of the model, and a machine that is busy
+# seconds for a step of the model on a busy machine
 DEADLINE_SLACK = 3.0
 WORDS = "a flamingo stands in the water and waits for the next tide "
 
 
 def text(num_bytes: int, seed: int = 0) -> str:
-    """Return text that compresses into no few tokens and that no cache has."""
+    """Return text that has many tokens and is in no cache."""
     return f"{seed} " + WORDS * (num_bytes // len(WORDS))
 
 

@@ -1,6 +1,6 @@
-"""Habits of a client's users: each is tried once and reported as one line of JSON.
+"""Tries the habits of a client's users, each once, and reports each as one line of JSON.
 
-It runs in the client's environment, which lacks the packages of this repository.
+This module runs in the client's environment, which lacks the packages of this repository.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 
 def report(habits: Mapping[str, Callable[[], str]]) -> None:
-    """Try habits in turn. A habit returns what it has seen, and raises an exception if it does not work."""
+    """Try habits in turn. A habit returns a description of its result, and raises an exception if it does not work."""
     for name, habit in habits.items():
         try:
             line = {"habit": name, "ok": True, "detail": habit()}

@@ -1,7 +1,7 @@
 """Faults of processes, disk, database and clock under load: `python -m bench.faults [--only NAME ...]`.
 
-From the clients' side each request has an answer or a clear refusal, what was acknowledged is there afterwards, and the
-server recovers by itself. The exit status is 1 otherwise.
+Each request must get an answer or a clear refusal, acknowledged data must be there afterwards, and the server must recover
+by itself. The exit status is 1 otherwise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Clients that send requests of many kinds during a fault, and keep each answer, refusal or silence."""
+"""Clients that send requests of many kinds during a fault, and record each answer, refusal or missing answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REQUEST_SECONDS = 90.0
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A request's kind, its answer, and the path of what the answer acknowledges to be stored."""
+    """A request's kind, its answer, and the path of the resource that the answer acknowledges as stored."""
 
     kind: str
     answer: Answer
@@ -58,7 +58,7 @@ class Load:
         return [sent for sent in self.sent if not sent.answer.status]
 
     def lost(self, target: Target) -> list[str]:
-        """Return the paths of what was acknowledged and is no longer stored."""
+        """Return the paths of resources that were acknowledged but are no longer stored."""
         return [path for path in self.acknowledged if target.send(get(path), timeout=30).status != 200]
 
     def _run(self, rng: random.Random) -> None:
@@ -86,7 +86,7 @@ def draw(rng: random.Random) -> tuple[str, Request]:
 
 
 def stored_path(kind: str, answer: Answer) -> str | None:
-    """Return the path of what an answer acknowledges to be stored, if anything."""
+    """Return the path of the resource that an answer acknowledges as stored, if any."""
     folder = {"new set": "support_sets", "upload": "images"}.get(kind)
     if folder is None or answer.status not in (200, 201):
         return None

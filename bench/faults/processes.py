@@ -1,4 +1,4 @@
-"""Faults of processes: killed, stopped, out of file descriptors, terminated."""
+"""Faults of processes, which are killed, stopped, terminated, or run out of file descriptors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import psutil
 from bench.faults.scenario import Fault, Trial, is_serving, wait_for_status
 from bench.target import get, image_request, wait_until
 
-# a worker that is stopped shall count as stalled soon
+# short, so that a stopped worker soon counts as stalled
 STALL_SECONDS = 4.0
 ORPHAN_SECONDS = 10.0
 READY_SECONDS = 1.0

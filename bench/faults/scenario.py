@@ -1,4 +1,4 @@
-"""A fault as data: what is done to a running server, the settings that it needs, and what must be true after it."""
+"""Faults as data: the function that injects the fault into a running server, its settings, and the checks after it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ RECOVERY_SECONDS = 120.0
 
 
 class Skipped(Exception):
-    """Raised by a fault that this machine cannot make; the message says why."""
+    """Raised by a fault that cannot be injected on this machine; the message says why."""
 
 
 @dataclass(slots=True)
 class Trial:
-    """A running server, its load, and what was found wrong so far."""
+    """A running server, its load, and the failed checks so far."""
 
     server: Server
     target: Target

@@ -1,4 +1,4 @@
-"""Faults of the disk and of the database: full, locked, slow, moved away, overwritten; and of the clock."""
+"""Faults of the disk and the database (full, locked, slow, moved, overwritten), and of the clock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from server.settings import child_environment
 
 DISK = "24m"
 LOCKED_SECONDS = 5.0
-# requests that need no database shall not wait for it
+# limit in seconds for requests that need no database and so must not wait for it
 UNRELATED_SECONDS = 2.0
 LIBRARY = "/usr/lib/*/faketime/libfaketimeMT.so.1"
 CLOCK = "clock"
@@ -30,7 +30,7 @@ def _database(trial: Trial) -> Path:
 
 
 def _check_unrelated(trial: Trial) -> None:
-    """Requests that need neither database nor media store are served as before."""
+    """Check that requests that need neither database nor media store are served as before."""
     for request in (text_request(2), post("/tokenize", prompt="a"), get("/health/live"), get("/v1/models")):
         answer = trial.target.send(request, timeout=30)
         is_quick = answer.status == 200 and answer.seconds < UNRELATED_SECONDS
@@ -84,7 +84,7 @@ def _move_database(trial: Trial) -> None:
 
 
 def _overwrite_database(trial: Trial) -> None:
-    """Overwrite the database with noise. What it held is gone; requests without it go on."""
+    """Overwrite the database with noise. Its data are lost; requests that do not need it continue."""
     trial.load.stop()
     for part in glob(f"{_database(trial)}*"):
         Path(part).write_bytes(os.urandom(Path(part).stat().st_size))

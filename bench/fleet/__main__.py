@@ -1,7 +1,7 @@
-"""Fleets of replicas in simulated time, from measured costs: `python -m bench.fleet [STUDY...]`.
+"""Simulates fleets of replicas from measured costs: `python -m bench.fleet [STUDY...]`.
 
 Prints a table per study (docs/scale.md). `--measure` measures the costs on this machine first, and `--predict-ray` predicts
-what `bench.ray` is going to measure.
+the results of `bench.ray`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _setup(options: argparse.Namespace) -> Setup:
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the options that matter to the studies, under the names of the command line."""
+    """Return the options that affect the studies, under the names of the command line."""
     names = ("quick", "seeds", "load", "price", "target")
     return {**{name: getattr(options, name) for name in names}, "costs": options.costs or ALONE}
 
@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--write", action="store_true", help="write the tables and pictures of docs/scale.md")
     parser.add_argument("--measure", action="store_true", help="measure the costs, and write them to the file")
     parser.add_argument("--check", action="store_true", help="compare one simulated replica with a real server")
-    parser.add_argument("--predict-ray", action="store_true", help="predict what bench.ray measures, and write it down")
+    parser.add_argument("--predict-ray", action="store_true", help="predict the results of bench.ray")
     parser.add_argument("--quick", action="store_true", help="use toy sizes, to check that the command runs")
     return parser
 

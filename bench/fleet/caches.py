@@ -1,4 +1,4 @@
-"""The caches of a simulated replica, with the engine's rule: what was used least recently is dropped first."""
+"""The caches of a simulated replica, with the engine's rule: the least recently used entry is dropped first."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Misses:
-    """A count of what a support set lacks: tokens, images to encode, and pages to compute from visual tokens.
+    """The cache misses of a support set: tokens, images to encode, and pages to compute from visual tokens.
 
     `absent` counts the images that no cache has, needed or not, as the server's usage does.
     """

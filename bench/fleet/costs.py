@@ -1,6 +1,6 @@
 """The costs of an engine's steps: a table of measured seconds, read from a file that names the machine.
 
-A table of a machine that was not measured can be given as a file too; its field `is_measured` has to be false.
+A table for a machine that was not measured can also be in a file; its field `is_measured` must be false.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class CostsError(ValueError):
 class Costs:
     """The seconds of a replica's work.
 
-    `decode` has the seconds of a step in which so many rows decode, `prompt` those of computing a prompt of so many tokens,
-    and `images` those of encoding so many images in one step. `page` is for a page from visual tokens in host memory. Over
-    HTTP a request takes `request` more than in the engine, and each image that is encoded `transfer` more.
+    `decode` has the seconds of a step by the number of decoding rows, `prompt` those of a prompt by its tokens, and
+    `images` those of encoding in one step by the number of images. `page` is for a page from visual tokens in host memory.
+    Over HTTP a request takes `request` more than in the engine, and each encoded image `transfer` more.
     """
 
     decode: Points
@@ -60,7 +60,7 @@ class Costs:
         return encoding + pages * self.page
 
     def scaled_request(self, factor: float) -> Costs:
-        """Return the costs with so many times the seconds of a request outside the engine."""
+        """Return the costs with the seconds of a request outside the engine multiplied by `factor`."""
         return replace(self, request=factor * self.request)
 
     @property
@@ -76,7 +76,7 @@ class Costs:
 
 
 def interpolate(points: Points, at: int) -> float:
-    """Return the value of a piecewise linear function; its first and last pieces go on."""
+    """Return the value of a piecewise linear function, extrapolated from its first and last pieces."""
     counts = [count for count, _ in points]
     right = min(max(bisect_left(counts, at), 1), len(points) - 1)
     (low, less), (high, more) = points[right - 1], points[right]
@@ -127,7 +127,7 @@ def _points(name: str, values: Mapping[str, float]) -> Points:
 
 
 def constant(seconds: float) -> Costs:
-    """Return the costs of a server that takes so long for each image and does nothing else, for comparison with theory."""
+    """Return the costs of a server that only takes a constant time per image, for comparison with theory."""
     free, images = ((1, 0.0), (2, 0.0)), ((1, seconds), (2, 2 * seconds))
     return Costs(decode=free, prompt=free, images=images, page=0.0, request=0.0, transfer=0.0, is_measured=False)
 

@@ -14,9 +14,9 @@ from bench.table import Row, Sample
 
 NUM_REPLICAS = 20
 ABSENT_SECONDS = 60.0
-# a request is slowed down if it takes as many times as long as in the calm fleet
+# a request is slowed down if it takes this many times as long as in the calm fleet
 SLOWED = 1.5
-# the fleet has recovered when the hit rate of a window is so close to that of the calm fleet
+# the fleet has recovered when the hit rate of a window differs by at most this from that of the calm fleet
 CLOSE = 0.02
 WINDOW_SECONDS = 10.0
 

@@ -31,9 +31,9 @@ class Failure:
 class Scenario:
     """A fleet and the requests that it gets.
 
-    Requests arrive at random with `rate` per second (a Poisson process), or with a `rate` of 0 each of `clients` sends its
-    next one when its last one has ended. Before, the caches see `warm_up` requests per replica in no time. With
-    `shared_cores` all replicas run on so many cores, else each has a machine of its own.
+    Requests arrive at random with `rate` per second (a Poisson process). With a `rate` of 0, each of `clients` sends its
+    next request when its last one has ended. Before that, the caches see `warm_up` requests per replica in zero time. With
+    `shared_cores` all replicas run on this number of cores, else each has its own machine.
     """
 
     num_replicas: int
@@ -128,7 +128,7 @@ def simulate(
 
 
 class Fleet:
-    """Replicas, the policy before them, and the requests on their way."""
+    """Replicas, the policy that routes to them, and the requests in flight."""
 
     def __init__(self, scenario: Scenario, costs: Costs, policy: Policy) -> None:
         self._scenario = scenario
@@ -233,7 +233,7 @@ class Fleet:
         self._replicas[failure.replica].start()
 
     def _retry(self, request: Request) -> None:
-        """Route a request again that its replica has lost; a token that was sent already does not count."""
+        """Route a request again after its replica was lost; a token that was already sent does not count."""
         self._loads[request.replica] -= 1
         request.num_retries += 1
         request.first_token = -1.0

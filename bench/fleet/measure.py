@@ -1,7 +1,7 @@
 """Measures the costs of an engine's steps and of HTTP: a table for the simulation, printed as JSON in the last line.
 
-`python -m bench.fleet --measure` runs it, one or several at the same time. The
-seconds of an image, for example, are those of a prompt with new images without those of one with cached pages.
+`python -m bench.fleet --measure` runs it, in one or several processes at the same time. The seconds of an image, for
+example, are those of a prompt with new images minus those of one with cached pages.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class EngineCosts:
 
 
 class TimedRunner(Runner):
-    """A runner that notes what its steps take."""
+    """A runner that records the time of its steps."""
 
     def __init__(self, runner: Runner, clock: Clock) -> None:
         self._runner = runner
@@ -159,7 +159,7 @@ def is_decoding(plan: Plan, rows: int) -> bool:
 
 
 def clock_of(options: argparse.Namespace) -> Clock:
-    """Return the clock of this process: with one thread its processor time, from which other programs take nothing."""
+    """Return the clock of this process: with one thread its processor time, which other programs do not affect."""
     return time.process_time if options.threads == 1 else time.perf_counter
 
 
@@ -210,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--http-counts", type=int, nargs="+", default=[1, 4, 8], help="shots of requests over HTTP")
     parser.add_argument("--requests", type=int, default=12, help="requests over HTTP per number of shots")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8], help="rows that decode in a step")
-    parser.add_argument("--media-cache-mb", type=int, default=16, help="a media cache so small that it overflows")
+    parser.add_argument("--media-cache-mb", type=int, default=16, help="a small media cache, which overflows")
     return parser
 
 

@@ -35,7 +35,7 @@ def measure_tables(file: Path, *, is_quick: bool) -> None:
 
 
 def measure(conditions: Conditions, *, is_quick: bool) -> Costs:
-    """Measure in so many processes at once, and return the mean of their tables. Raises `BenchFailed`."""
+    """Measure in several processes at once, and return the mean of their tables. Raises `BenchFailed`."""
     command = [sys.executable, "-m", "bench.fleet.measure", "--threads", str(conditions.threads)]
     command += ["--quick"] if is_quick else []
     processes = [

@@ -28,7 +28,7 @@ class PrivateProcessors:
 
 
 class SharedProcessors:
-    """Cores that all processes share equally: with more processes than cores, each is as much slower."""
+    """Cores that all processes share equally: with more processes than cores, each is slower in proportion."""
 
     def __init__(self, environment: Environment, num_cores: int) -> None:
         self._environment = environment

@@ -1,4 +1,4 @@
-"""A prediction of what `bench.ray` measures: four replicas with a thread each, on two cores that all processes share."""
+"""Predicts the results of `bench.ray`: four replicas with one thread each, on two cores that all processes share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bench.table import Report, Row
 FILE = Path(__file__).with_name("ray_prediction.json")
 NUM_REPLICAS, NUM_CORES = 4, 2
 TURNS_PER_POLICY = 9
-# the room for text that bench.ray gives a replica: more than its shots take
+# the size of a replica's text cache in bench.ray: more than its shots take
 TOKENS_PER_SHOT, QUERY_TOKENS, MAX_MODEL_LEN = 24, 64, 1024
 # Assumed, not measured: the way through Ray's proxy, a gateway and the replica's actor takes as much processor time as the
 # server's own work on the request.

@@ -1,8 +1,8 @@
 """A simulated replica: one engine that runs steps of decoding rows, pieces of prompts, and images.
 
-A step follows the engine's scheduler in short: every sequence that decodes gets its token; then prompts, small needs first,
-add images and tokens until the step is as long as it may be. Steps in which sequences only decode all cost the same until
-one of them ends or a request comes, so they are simulated as one event, which changes no result.
+A step is a simplified version of the engine's scheduler: every decoding sequence gets its token; then prompts, small needs
+first, add images and tokens until the time limit of the step. Steps in which sequences only decode have the same cost until
+one of them ends or a request arrives, so they are simulated as one event, which does not change the result.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bench.fleet.caches import Caches, Misses
 from bench.fleet.costs import Costs
 from bench.fleet.processors import Processors
 
-# those of the engine: server/engine/scheduler.py, shares.py and config.py
+# constants of the engine: scheduler.py, shares.py and config.py in server/engine
 MIN_PIECE = 16
 LONE_STEPS, LONE_SECONDS = 4, 2.0
 TOKENS_PER_FRAME = 32
@@ -30,7 +30,7 @@ Steps = Generator[Event, Any, None]
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A request and what became of it; `misses` are what the replica had to compute for its support set."""
+    """A request and its progress; `misses` counts what the replica had to compute for its support set."""
 
     number: int
     support_set: int

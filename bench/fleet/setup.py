@@ -29,7 +29,7 @@ Measure = Callable[[Outcome], float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """The options of all studies. `load` is the time that a replica would need for its requests if all were cold."""
+    """The options of all studies. `load` is the utilisation of a replica if all of its requests were cold."""
 
     costs: Costs
     seeds: Sequence[int]
@@ -63,7 +63,7 @@ class Setup:
 
 
 def sizes_for(num_sets: int, shape: Shape) -> CacheSizes:
-    """Return caches that hold so many support sets, and the queries of four requests; no visual tokens in host memory."""
+    """Return caches for `num_sets` support sets and the queries of four requests; no visual tokens in host memory."""
     return CacheSizes(
         pages=num_sets * shape.shots + 4, host=0, tokens=num_sets * shape.set_tokens + 4 * shape.query_tokens
     )

@@ -1,7 +1,7 @@
-"""Random input for every interface of the server: `python -m bench.fuzz api|media|bodies|wire|checkpoints`.
+"""Sends random input to every interface of the server: `python -m bench.fuzz api|media|bodies|wire|checkpoints`.
 
-Every input comes from a seed, so a failure can be repeated. The exit status is 1 if an input ended a process, left memory
-behind, or failed with anything but an error of ours.
+Every input is generated from a seed, so a failure can be repeated. The exit status is 1 if an input ended a process, leaked
+memory, or failed with anything but one of the server's own errors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bench.table import Report
 from bench.target import Target, running
 from server.settings import Settings
 
-# in sum more than 100,000
+# numbers of inputs, in total more than 100,000
 INPUTS = {"media": 40_000, "bodies": 20_000, "wire": 40_000, "checkpoints": 10_000}
 HELP = {
     "media": "mutated images and videos, for a decode process",
@@ -74,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         door = doors.add_parser(name, help=HELP[name])
         door.add_argument("--inputs", type=int, default=inputs, help=f"inputs to try (default: {inputs:,})")
     for door in doors.choices.values():
-        door.add_argument("--seed", type=int, default=0, help="the first seed (default: 0)")
-        door.add_argument("--model", default="tiny", help="the model of the server (default: tiny)")
+        door.add_argument("--seed", type=int, default=0, help="first seed (default: 0)")
+        door.add_argument("--model", default="tiny", help="model of the server (default: tiny)")
         door.add_argument("--port", type=int, help="use the server at this port instead of starting one")
     return parser
 

@@ -1,7 +1,7 @@
 """Runs schemathesis against the served OpenAPI document: each operation alone, then chains of operations by their links.
 
 Schemathesis runs in its own process, round after round with new seeds, until enough cases were sent. A 503 is no failure,
-since a server may be overloaded, unless it says that the worker died. Nor is a 504 to a request that states its deadline.
+because a server may be overloaded, unless it says that the worker died. Nor is a 504 to a request with a deadline.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bench.table import ROOT, Bar, Report
 from bench.target import START_SECONDS, Target, get, wait_until
 from server.settings import child_environment
 
-# checks of responses; those that judge the strictness of a schema know nothing of rules between two fields
+# checks of responses, without those for the strictness of schemas, which do not know rules between two fields
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",

@@ -1,4 +1,4 @@
-"""Mutated JSON bodies for a running server: each is served, or refused with a clear answer, on a connection that lasts."""
+"""Sends mutated JSON bodies to a server: each must be served or clearly refused, and the connection must stay open."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.fuzz.isolated import Tally, rng_of
 from bench.fuzz.mutation import mutate, mutate_json
 from bench.target import JSON_HEADERS, LEAK, REQUEST_SECONDS, Answer, Request, Target, exchange
 
-# bodies that ask for much work are not the question here
+# requests for much work are not tested here
 MAX_TOKENS = 64
 CONTENT_TYPES = ("application/json", "application/json", "application/json; charset=utf-16", "text/plain", "", "a/b;c")
 

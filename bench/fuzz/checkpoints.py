@@ -1,4 +1,4 @@
-"""Mutated model folders and checkpoints: each file loads, or is refused with an error that names it.
+"""Loads mutated model folders and checkpoints: each must load, or be refused with an error that names the file.
 
 The files are those that a user downloads: `config.json`, safetensors and their index, `tokenizer.json`, PyTorch's archives
 and GGUF.
@@ -59,7 +59,7 @@ def make() -> Try:
             door.read(door.folder)
         except EXPECTED as error:
             return None if str(error) else f"{door.file}: an error without a message"
-        except BaseException as error:  # a panic of a library in Rust is no Exception
+        except BaseException as error:  # a panic of a Rust library is not an Exception
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             return f"{door.file}: {_described(error)}"
@@ -81,7 +81,7 @@ def _changed(data: bytes, rng: random.Random, *, is_json: bool) -> bytes:
 
 
 def _described(error: BaseException) -> str:
-    """Return the type of an error and the innermost function of ours that it passed."""
+    """Return the type of an error and the innermost function of this repository in its traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "/model/" in frame.filename or "/server/" in frame.filename]
     function = f"{Path(ours[-1].filename).name}:{ours[-1].name}" if ours else "?"

@@ -1,4 +1,4 @@
-"""Checks of our own, which schemathesis loads as a module of hooks and makes of every response."""
+"""Additional checks of every response, which schemathesis loads as a module of hooks."""
 
 from __future__ import annotations
 

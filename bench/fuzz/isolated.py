@@ -28,7 +28,7 @@ MAX_GROWTH_MB = 64.0
 
 @dataclass(slots=True)
 class Tally:
-    """Failures by name: how often, and the first numbers; and the memory of a process, early and late."""
+    """Failures by name, with their count and the first input numbers; and the memory of a process, early and late."""
 
     num_inputs: int = 0
     counts: dict[str, int] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Mutated images and videos for real decode processes: each is decoded, or refused with a message, by the same process."""
+"""Sends mutated images and videos to real decode processes, which must decode or refuse each one and stay alive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mutations of bytes and of JSON values, drawn from a seed: the input of a number is always the same."""
+"""Mutates bytes and JSON values with a seeded random generator: an input number always gives the same input."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def mutate(data: bytes, rng: random.Random, samples: Sequence[bytes] = ()) -> by
 
 
 def _position(data: bytearray, rng: random.Random) -> int:
-    """Return a position in the data; most formats decide at their beginning."""
+    """Return a random position in the data, mostly near the beginning, where most formats have their header."""
     end = len(data) if rng.random() < 0.6 else min(len(data), 256)
     return rng.randrange(end + 1)
 

@@ -1,6 +1,6 @@
-"""Mutated messages of the two internal protocols: worker and API process, decode process and API process.
+"""Decodes mutated messages of the two internal protocols: worker and API process, decode process and API process.
 
-A message decodes to a message of its type or fails with an error of the codec, and nothing else happens.
+A message must decode to a message of its type, or fail with an error of the codec.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Break the code on purpose, and see whether the tests notice: `python -m bench.mutations [NAME ...]`.
+"""Break the code on purpose, and check that the tests fail: `python -m bench.mutations [NAME ...]`.
 
 Each patch of `bench/mutations/*.yaml` is applied to a copy of the repository, where the tests that it names are run. The
 command fails if less than 95 per cent of the patches are killed. The last line of its output is JSON.
@@ -78,7 +78,7 @@ def _print_progress(result: Result) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.mutations", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="names of patches, or paths that they change")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="copies in which tests run at once")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="copies in which tests run concurrently")
     parser.add_argument(
         "--timeout", type=float, default=TIMEOUT_SECONDS, help=f"seconds per patch (default: {TIMEOUT_SECONDS:.0f})"
     )

@@ -1,4 +1,4 @@
-"""Patches that break the code on purpose: data in the YAML files of this folder, each with the tests that must notice.
+"""Patches that break the code on purpose: data in the YAML files of this folder, each with the tests that must fail.
 
 A file maps names to patches, with these keys:
 
@@ -23,7 +23,7 @@ KEYS = {"breaks", "file", "old", "new", "tests"}
 
 
 class PatchError(ValueError):
-    """A patch that cannot be applied, or data that describe no patch; the message names the patch."""
+    """A patch that cannot be applied, or data that are not a patch; the message names the patch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

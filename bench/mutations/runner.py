@@ -1,6 +1,6 @@
 """Applies each patch to a copy of the repository and runs its tests there; the working tree is never changed.
 
-A patch is killed if one of its tests fails or does not end in time. Tests that pass have let it survive.
+A patch is killed if one of its tests fails or does not end in time; it survives if all of them pass.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TIMED_OUT = 124
 SOURCES = ("", "clients/python/src")
 # what most tests load before they begin, which takes longer than most of them
 LIBRARIES = ("torch", "numba", "timm", "PIL.Image", "sklearn", "sqlalchemy.orm", "hypothesis", "fastapi", "httpx")
-# libraries with a plugin of pytest are loaded too early for their assertions to be explained
+# libraries with a pytest plugin are loaded too early for pytest to rewrite their assertions
 OPTIONS = ("-x", "-q", "-rfE", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
 
 Outcome = Literal["killed", "survived", "broken"]
@@ -65,7 +65,7 @@ def tracked_files(root: Path) -> list[str]:
     """Return the files that git tracks, with the changes of the working tree. Raises `RunError` outside a checkout."""
     done = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RunError(f"{root} is no git checkout: {done.stderr.strip()}")
+        raise RunError(f"{root} is not a git checkout: {done.stderr.strip()}")
     return [name for name in done.stdout.split("\0") if name and (root / name).is_file()]
 
 
@@ -84,9 +84,9 @@ def run_patches(
     timeout: float,
     report: Callable[[Result], None] = lambda result: None,
 ) -> list[Result]:
-    """Run all patches, `jobs` at a time, each job in a copy of its own.
+    """Run all patches, `jobs` at a time, each job in its own copy.
 
-    Raises `RunError` if the tests fail without any patch: they would seem to kill everything.
+    Raises `RunError` if the tests fail without any patch, because all patches would then seem to be killed.
     """
     with TemporaryDirectory(prefix="mutations-") as folder, ThreadPoolExecutor(jobs) as executor:
         first, copies = Path(folder, "0"), SimpleQueue[Path]()
@@ -125,7 +125,7 @@ def run_patch(patch: Patch, tree: Path, timeout: float) -> Result:
 
 
 def judge(done: Run) -> tuple[Outcome, str]:
-    """Return the outcome of a patch. Tests that cannot be collected judge nothing."""
+    """Return the outcome of a patch: `broken` if the tests cannot be collected."""
     if done.status == PASSED:
         return "survived", ""
     if done.status == TIMED_OUT:
@@ -137,7 +137,7 @@ def judge(done: Run) -> tuple[Outcome, str]:
 
 @contextmanager
 def _applied(patch: Patch, tree: Path) -> Iterator[None]:
-    """Apply a patch to a copy, and restore the file afterwards with its time, which compiled code is compared with."""
+    """Apply a patch to a copy, and restore the file afterwards with its modification time, on which .pyc files depend."""
     file = tree / patch.file
     before, status = file.read_bytes(), file.stat()
     file.write_text(patch.patched(tree), encoding="utf-8")
@@ -167,7 +167,7 @@ def run_tests(tree: Path, tests: Sequence[str], timeout: float, *, writes_byteco
 
 @cache
 def _processes() -> Any:
-    """Return what starts a process in which `LIBRARIES` are loaded, and nothing of this repository."""
+    """Return a context that starts processes with `LIBRARIES` loaded, but nothing of this repository."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(LIBRARIES))
     return context

@@ -98,7 +98,7 @@ def _config(size: Size) -> IdeficsConfig:
 class Perceived(IdeficsForVisionText2Text):
     """IDEFICS that accepts precomputed perceiver embeddings for all tokens.
 
-    After the first token, the library's `generate` would also pass them on as the vision encoder's output, and reject both.
+    After the first token, the library's `generate` would also pass them as the vision encoder's output, and reject both.
     """
 
     def _update_model_kwargs_for_generation(

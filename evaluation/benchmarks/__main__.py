@@ -1,6 +1,6 @@
 """Evaluate a server on a benchmark of the paper: `flamboyance evaluate NAME --data DIR`, `python -m evaluation.benchmarks`.
 
-Without a name, the benchmarks are listed, with what a folder has of each one's data and what is missing.
+Without a name, the benchmarks are listed, with the state of each one's data in a folder and what is missing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from flamboyance_client import FlamboyanceError, NotAuthorised
 from flamboyance_client.client import BASE_URL
 
 OUT = Path("benchmark-results")
-# as of the client's own commands: other users of the machine can read flags
+# the same variable as for the client's own commands; other users of the machine can read flags
 KEY_VARIABLE = "FLAMBOYANCE_API_KEY"
 
 
@@ -44,7 +44,7 @@ def _first(error: BaseException) -> BaseException:
 
 
 def _text(error: BaseException) -> str:
-    """Return what to tell about an error; the advice of a missing key is for code that uses the client."""
+    """Return the message of an error; for a missing key, the client's own advice is only for code."""
     return f"{error.message}: pass --api-key or set {KEY_VARIABLE}" if isinstance(error, NotAuthorised) else str(error)
 
 
@@ -88,7 +88,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--support", type=_positive, help="examples that shots are selected from (default: the benchmark's)"
     )
-    parser.add_argument("--limit", type=_positive, help="a random sample of so many queries (default: all)")
+    parser.add_argument("--limit", type=_positive, help="size of a random sample of the queries (default: all)")
     parser.add_argument(
         "--ensemble", action="store_true", help="average several orders of the shots, to rank candidates"
     )

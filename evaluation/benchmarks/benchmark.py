@@ -1,4 +1,4 @@
-"""A benchmark is data: a YAML file of `sets` has its prompts, splits, metric, shots and the published figures."""
+"""Benchmarks as data: a YAML file in `sets` has the prompts, splits, metric, shots and published figures of each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Data(BaseModel):
 
 
 class Prompt(Data):
-    """The words of a prompt, and how an answer is read: a text that is cut at the next prompt, or scored candidates."""
+    """The words of a prompt, and the kind of answer: a text, which is cut at the next prompt, or scored candidates."""
 
     shot: str
     separator: str = ""
@@ -33,11 +33,11 @@ class Prompt(Data):
     cut: tuple[str, ...] = ()
     remove: tuple[str, ...] = ()
     normalisation: Literal["sum", "mean"] = "sum"
-    # examples whose media are left out, of a prompt with no shots
+    # number of examples without media in a prompt with no shots
     zero_shot_examples: int
 
     def trim(self, text: str) -> str:
-        """Return an answer without the prompt that a model may have begun to write after it."""
+        """Return an answer without the next prompt, which a model may have begun to write after it."""
         for end in self.cut:
             text = text.partition(end)[0]
         for mark in self.remove:

@@ -1,4 +1,4 @@
-"""Segments of videos, and videos of containers that the server does not read, as new MP4 files in memory."""
+"""Encodes segments of videos, and videos in containers that the server does not support, as MP4 in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data of a benchmark in a folder: queries with their media files, and examples that shots are selected from."""
+"""Reads the data of a benchmark from a folder: queries with their media files, and examples for selecting shots."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class BenchmarkData:
         return Queries(items, len(rows) - len(items))
 
     def support(self, num_examples: int | None, seed: int) -> list[Item]:
-        """Return a random sample of the support split: so many examples, or so many per label."""
+        """Return a random sample of the support split: `num_examples` in all, or per label."""
         benchmark = self._benchmark
         if (split := benchmark.support_split) is None:
             return []

@@ -1,4 +1,4 @@
-"""The answers of a run in a file: a line with the settings, then a line per answered query, written when it is answered."""
+"""Stores the answers of a run in a file: a line with the settings, then a line per query, written when it is answered."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def digest(settings: Mapping[str, Any]) -> str:
 class Journal:
     """The outcomes of a run by the ids of its queries. A run with other settings has another file.
 
-    A line that was not finished, because the process was killed, is removed. Raises ValueError for a file that has other
-    settings than its name says.
+    An incomplete last line of a killed process is removed. Raises ValueError for a file whose settings do not match its
+    name.
     """
 
     def __init__(self, folder: Path, name: str, settings: Mapping[str, Any]) -> None:

@@ -77,7 +77,7 @@ def _batches(items: Sequence[Item], benchmark: Benchmark) -> Iterator[list[Examp
 
 
 def _example(item: Item, number: int, benchmark: Benchmark) -> Example:
-    """Return an example with an answer, which is a label where candidates are ranked."""
+    """Return an example with its answer, which is a label if candidates are ranked."""
     row = item.row
     answer, label = (row.shown_answer, None) if benchmark.task == "generate" else (None, row.shown_answer)
     stored = example(media(item), answer, label=label, question=row.question or None, id=str(number))
@@ -88,7 +88,7 @@ def _example(item: Item, number: int, benchmark: Benchmark) -> Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asker:
-    """Asks a server the queries of one run, after `num_shots` examples of a support set."""
+    """Sends the queries of one run to a server, after `num_shots` examples of a support set."""
 
     client: AsyncClient
     benchmark: Benchmark
@@ -154,7 +154,7 @@ class Asker:
         return {"examples": selection, "zero_shot": self.num_shots == 0}
 
     def _seed(self, item: Item) -> int:
-        """Return a seed of the query's own: each query has other random shots."""
+        """Return a seed that depends on the query, so that each query has other random shots."""
         text = f"{self.seed}/{item.row.id}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest())
 

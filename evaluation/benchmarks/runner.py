@@ -30,7 +30,7 @@ from evaluation.benchmarks.scoring import METRICS, Score, answer
 from flamboyance_client import AsyncClient, BadRequest, Retries, ServerFault, SupportSet
 
 RETRIES = Retries(limit=5)
-# after so many failures and no answer, the other queries would probably fail, too
+# after this number of failures without any answer, the other queries would probably fail, too
 MAX_FIRST_FAILURES = 16
 
 
@@ -139,7 +139,7 @@ class Run:
         )
 
     async def _ask_all(self, asker: Asker, items: Sequence[Item], journal: Journal) -> None:
-        """Ask the queries that have no answer yet, a few at a time, and no more if only failures come first."""
+        """Send the queries without an answer, a few at a time; stop if the first ones all fail."""
         pending = [item for item in items if item.row.id not in journal.outcomes]
         task = self._progress.add_task(
             f"{self.benchmark.title}, {asker.num_shots} shots", total=len(items), completed=len(items) - len(pending)

@@ -1,6 +1,6 @@
-"""The paper's claims, each with the command that tests it, what it printed, and how the signs compare.
+"""The paper's claims, each with the command that tests it, the measured value, and the comparison of the signs.
 
-A sign is the same or another one if the interval over the seeds excludes zero; otherwise the row is undecided.
+A sign is the same as the paper's or another one if the interval over the seeds excludes zero; else the row is undecided.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FEW_SHOT = "`python -m training.few_shot`"
 COST = "`python -m evaluation.paper.cost`"
 CHANCE_OF_TWO = 50.0
 CLIP_SHOTS = 4
-# a time that is within this share of another counts as the same
+# two times count as the same if they differ by at most this share
 FLAT = 0.1
 
 

@@ -1,8 +1,8 @@
-"""Measure what an image or a video costs a prompt, by its frames and its resolution; the last line is JSON.
+"""Measure the cost of an image or a video in a prompt, by its frames and its resolution; the last line is JSON.
 
-`python -m evaluation.paper.cost` builds Flamingo-3B at tiny scale, with random weights and open gates, and lets the engine
-answer the same prompts with media of other sizes in turn. Visual tokens and bytes of a page are counted, the processor's
-time for a decode step and for the encoding is measured. The results are stored for `python -m evaluation.paper`.
+`python -m evaluation.paper.cost` builds Flamingo-3B at tiny scale, with random weights and open gates. The engine answers
+the same prompts with media of each size in turn. Visual tokens and bytes of a page are counted; the processor time of a
+decode step and of the encoding is measured. The results are stored for `python -m evaluation.paper`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Served:
     def answer(self, frames: int) -> tuple[float, float]:
         """Answer a prompt of new media, and return the seconds to the first token and the median of a decode step.
 
-        They are seconds of the processor, which other work of the machine disturbs less than the clock's.
+        They are processor time, which other programs on the machine affect less than wall time.
         """
         self._engine.add(self._request())
         started, times = time.process_time(), []
@@ -130,7 +130,7 @@ def _enlarged(model: Flamingo, factor: int) -> Flamingo:
 
 
 def time_rounds(engines: dict[int, Served], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Answer a prompt of each size in turn, after one round that does not count."""
+    """Answer a prompt of each size in turn, after one warm-up round."""
     times: dict[str, list[tuple[float, float]]] = {size.name: [] for size in sizes()}
     for number in range(rounds + 1):
         for size in sizes():

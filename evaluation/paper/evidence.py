@@ -1,4 +1,4 @@
-"""The finished runs from which the page is written, and what they say by seed."""
+"""Reads the finished runs from which the page is written, and returns their results by seed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Evidence:
     published: Mapping[str, Any]
 
     def missing(self) -> list[str]:
-        """Return what was not measured, each as the command that measures it."""
+        """Return the missing measurements, each as the command that measures it."""
         missing = [f"`python -m training.ablations`: {name}" for name in self.ablations.missing()]
         missing += [
             f"`python -m training.few_shot`: {name}-{seed}"

@@ -1,4 +1,4 @@
-"""The page docs/paper.md is written from the finished runs alone; every number on it comes from a file."""
+"""Writes the page docs/paper.md from the finished runs alone; every number on it comes from a file."""
 
 from __future__ import annotations
 

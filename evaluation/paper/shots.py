@@ -1,4 +1,4 @@
-"""Ask the default model after more shots than any sequence of its training had; the last line is JSON.
+"""Evaluate the default model with more shots than any training sequence had; the last line is JSON.
 
 `python -m evaluation.paper.shots` shows held-out labels with novel words, and asks for the word of another image after each
 number of shots. The results are stored for `python -m evaluation.paper`.

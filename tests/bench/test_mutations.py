@@ -134,5 +134,5 @@ def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_folder_without_git_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="is no git checkout"):
+    with pytest.raises(RunError, match="is not a git checkout"):
         tracked_files(tmp_path)

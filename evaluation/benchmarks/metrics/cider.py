@@ -1,7 +1,7 @@
 """CIDEr-D (Vedantam et al. 2015), as coco-caption computes it for captions.
 
-The words are those of coco-caption's tokenizer, a Java program, as far as captions in English need: lower case, clitics
-apart, no punctuation. Brackets are words, as there.
+The words are those of coco-caption's tokenizer, a Java program, as far as English captions need it: lower case, separate
+clitics, no punctuation. Brackets are words, as in that tokenizer.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Vector:
 def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """Return the score of each caption with its references, from 0 to 10; the mean is the score of all.
 
-    How rare an n-gram is depends on all references, so that a score of a sample is not one of the whole split.
+    The weight of an n-gram depends on all references, so scores of a sample and of the whole split are not comparable.
     """
     counted = [[_ngrams(tokenize(text)) for text in texts] for texts in references]
     frequencies = Counter(ngram for texts in counted for ngram in set().union(*texts))

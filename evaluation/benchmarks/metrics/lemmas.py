@@ -1,6 +1,7 @@
-"""The lemmas that NExT-QA's evaluation compares: the steps of pywsd's `lemmatize_sentence`, with any lexicon.
+"""Computes the lemmas that NExT-QA's evaluation compares, by the steps of pywsd's `lemmatize_sentence`, with any lexicon.
 
-A text is tagged with parts of speech. A word becomes its lemma, its stem, or stays as it is: whichever the lexicon knows.
+A text is tagged with parts of speech. A word becomes its lemma or its stem, or does not change: the first that the lexicon
+knows.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def lemmas(text: str, stop_words: Container[str], lexicon: Lexicon) -> list[str]
 def _lemma(word: str, tag: str, lexicon: Lexicon) -> str:
     """Return the lemma, the stem or the word, whichever is the first that the lexicon knows.
 
-    A word that is no adjective, noun, adverb or verb in its sentence has the part of speech that it has alone.
+    If a word is not an adjective, noun, adverb or verb in its sentence, its part of speech without context is used.
     """
     tag = tag if tag[:2] in PARTS_OF_SPEECH else lexicon.tag_alone(word)
     candidates = (lexicon.lemma(word, PARTS_OF_SPEECH.get(tag[:2], NOUN)), lexicon.stem(word))

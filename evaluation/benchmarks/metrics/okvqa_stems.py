@@ -1,10 +1,10 @@
-"""The stems of answers to OKVQA, whose accuracy is that of stemmed answers.
+"""Stems answers to OKVQA, whose metric is the accuracy of stemmed answers.
 
-The stemmer of OKVQA v1.1 is not published, but the annotations have each answer before and after it (`raw_answer` and
-`answer`). So an answer that someone gave has the stem that it has there, and so does a word of one. Any other word is right
-only if its stem is that of an answer, so it loses the ending of a plural or of an -ing form where this leaves a stem of the
-annotations. OpenFlamingo's `ok_vqa_utils.py` stems words one by one, too. It has a table of exceptions, which were found in
-the same annotations, and asks a tagger and WordNet about all other words.
+The stemmer of OKVQA v1.1 is not published, but the annotations have each answer before and after stemming (`raw_answer` and
+`answer`). So an answer in the annotations, or a word of one, gets its stem from there. Any other word can be right only if
+its stem is that of an answer. So it loses the ending of a plural or of an -ing form if the rest is a stem of the
+annotations. OpenFlamingo's `ok_vqa_utils.py` also stems words one by one. It has a table of exceptions from the same
+annotations, and uses a tagger and WordNet for all other words.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 WORD = re.compile(r"[^\W_](?:['’-]?[^\W_])*")
-# the ending of a plural or of an -ing form, and what may stand in its place
+# the ending of a plural or of an -ing form, and its possible replacements
 ENDINGS = (("s", ("",)), ("es", ("",)), ("ies", ("y",)), ("ves", ("f", "fe")), ("ing", ("", "e")))
 
 
@@ -40,7 +40,7 @@ class OkvqaStemmer:
         return WORD.sub(lambda match: self._stem_word(match[0]), answer)
 
     def _stem_word(self, word: str) -> str:
-        """Return the stem of a word, with a capital letter if the word has one: the evaluator may tell them apart."""
+        """Return the stem of a word, with a capital letter if the word has one: the evaluator may distinguish case."""
         lower = word.lower()
         stem = self._words.get(lower) or next(filter(self._stems.__contains__, [lower, *_without_ending(lower)]), lower)
         if stem == lower:
@@ -53,7 +53,7 @@ def _most_common(counts: Mapping[str, Counter[str]]) -> dict[str, str]:
 
 
 def _without_ending(word: str) -> Iterator[str]:
-    """Yield the words whose plural or -ing form a word may be, those first that lose least."""
+    """Yield the words whose plural or -ing form a word may be, those with the shortest removed ending first."""
     for ending, replacements in ENDINGS:
         if (rest := word.removesuffix(ending)) != word and rest[-1:].isalpha():
             yield from (rest + replacement for replacement in replacements)

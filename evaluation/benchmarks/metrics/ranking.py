@@ -29,8 +29,8 @@ class Clip:
 def average_precisions(clips: Sequence[Clip]) -> dict[tuple[str, str], float]:
     """Return the weighted average precision of each action with a positive clip; their mean is mWAP.
 
-    As by `compute_score.py` of github.com/antoine77340/RareAct: the positive clips of other actions are negatives too, and
-    the clips of one video together weigh as much as one, among the positives, the hard negatives and the others each.
+    As in `compute_score.py` of github.com/antoine77340/RareAct: the positive clips of other actions are negatives, too.
+    Within the positives, the hard negatives and the others, all clips of one video together have the weight of one clip.
     """
     return {
         action: _average_precision(action, clips)

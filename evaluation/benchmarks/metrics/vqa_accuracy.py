@@ -1,7 +1,7 @@
 """VQA accuracy: an answer is right if three of nine people gave it, averaged over the ten ways to leave one of them out.
 
-Texts are normalised as by the official evaluator, github.com/GT-Vision-Lab/VQA (`vqaEval.py`): punctuation, articles,
-numerals and contractions; and as there, only if the people disagree.
+Texts are normalised as in the official evaluator, github.com/GT-Vision-Lab/VQA (`vqaEval.py`): punctuation, articles,
+numerals and contractions, and only if people's answers differ.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _APOSTROPHES = """
 _PERSON = "some" + "body"
 _WORDS = (*_APOSTROPHES.split(), f"{_PERSON}'d've", f"{_PERSON}'ll", f"{_PERSON}'s")
 CONTRACTIONS = {word[:i] + word[i + 1 :]: word for word in _WORDS for i, letter in enumerate(word) if letter == "'"}
-CONTRACTIONS[f"{_PERSON}'d"] = f"{_PERSON}d"  # so in the official table
+CONTRACTIONS[f"{_PERSON}'d"] = f"{_PERSON}d"  # as in the official table
 
 _DIGIT_COMMA = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
@@ -51,5 +51,5 @@ def accuracy(answer: str, people: Sequence[str]) -> float:
     if len(set(texts)) > 1:
         answer, *texts = map(normalise, (answer, *texts))
     num_equal = texts.count(answer)
-    # those who gave the answer lack themselves among the others
+    # a person who gave the answer is not among the other nine
     return sum(min(1.0, (num_equal - (text == answer)) / NUM_AGREEING) for text in texts) / len(texts)

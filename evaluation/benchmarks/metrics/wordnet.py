@@ -1,4 +1,4 @@
-"""The lexicon of WUPS, by nltk and its data: WordNet, and what its tokenizer and its tagger have learned."""
+"""The lexicon of WUPS, from nltk and its data: WordNet, and the trained tokenizer and tagger."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """WUPS (Malinowski and Fritz 2014) for open-ended answers, as NExT-QA's `eval_oe.py` and `metrics.py` compute it.
 
-Answers are compared as lemmas without stop words. How similar two lemmas are is an argument: see `wordnet`.
+Answers are compared as lemmas without stop words. The similarity of two lemmas is a function argument: see `wordnet`.
 """
 
 from __future__ import annotations

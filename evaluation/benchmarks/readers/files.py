@@ -11,7 +11,7 @@ from evaluation.benchmarks.items import Folder, Row
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """The files of a split. `media_name` is the pattern of the name of a medium with a number."""
+    """The files of a split. `media_name` is the pattern for the names of media that have a number."""
 
     folder: Folder
     split: str

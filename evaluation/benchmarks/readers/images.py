@@ -89,7 +89,7 @@ def _annotations(path: Path) -> dict[int | str, list[Record]]:
 
 
 def _people(record: Record, path: Path) -> list[Record]:
-    """Return what each person has answered."""
+    """Return the answers of all people, one record per person."""
     values = [{"answer": v} if isinstance(v, str) else v for v in record.get("answers", list)]
     return list(records(values, path, record.where))
 
@@ -99,7 +99,7 @@ def _texts(people: Sequence[Record], field: str) -> tuple[str, ...]:
 
 
 def _raw_answers(people: Sequence[Record]) -> Mapping[str, Any]:
-    """Return what the metric of OKVQA reads: of each answer the text before it was stemmed."""
+    """Return the facts that the metric of OKVQA reads: the text of each answer before stemming."""
     has_raw = any(person.has("raw_answer") for person in people)
     return {"raw_answers": _texts(people, "raw_answer")} if has_raw else {}
 
@@ -159,7 +159,7 @@ def read_visdial(files: Files) -> Iterator[Row]:
     path = files.require("dialogs")
     data = _part(read_json(path), "data", path)
     if not isinstance(data, dict):
-        raise DataError(f"{path}: the field 'data' is no object")
+        raise DataError(f"{path}: the field 'data' is not an object")
     texts = {part: _part(data, part, path) for part in ("questions", "answers")}
     relevance = _relevance(files.require("relevance")) if "relevance" in files.patterns else None
     for record in records(_part(data, "dialogs", path), path, "dialogs"):
@@ -235,7 +235,7 @@ def read_imagenet(files: Files) -> Iterator[Row]:
         raise DataError(f"{folder} has no folders of synsets, and there is no LOC_val_solution.csv")
     for synset, image, where in images:
         if synset not in labels:
-            raise DataError(f"{where}: {synset!r} is no synset of ImageNet-1k")
+            raise DataError(f"{where}: {synset!r} is not a synset of ImageNet-1k")
         names = MediaNames([f"{synset}/{image}" if synsets else image])
         yield Row(id=image, where=where, media=names, answers=(labels[synset],), candidates=candidates)
 

@@ -233,7 +233,7 @@ def test_a_broken_line_is_refused_with_file_and_row(
 def test_a_folder_that_is_no_synset_is_refused(tmp_path: Path) -> None:
     written("imagenet", tmp_path)
     official.write_image(tmp_path / "val" / "cats" / "a.JPEG", 0)
-    with pytest.raises(DataError, match="'cats' is no synset"):
+    with pytest.raises(DataError, match="'cats' is not a synset"):
         read("imagenet", tmp_path)
 
 
