@@ -15,15 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from model.cache import cache_folder, is_ready
-from model.config import (
-    FlamingoConfig,
-    GatedConfig,
-    KinConfig,
-    LanguageModelConfig,
-    PromptConfig,
-    ResamplerConfig,
-    VisionConfig,
-)
+from model.config import FlamingoConfig, GatedConfig, LanguageModelConfig, PromptConfig, ResamplerConfig, VisionConfig
 from model.zoo.fetch import DefaultModelError, ExpertFile, provide
 
 VISION_FILE = ExpertFile(
@@ -55,7 +47,6 @@ DEFAULT = FlamingoConfig(
         std=(0.5, 0.5, 0.5),
         # photographs are not cropped; the encoder was trained on crops of aspect 3:4 to 4:3
         resize="squash",
-        kin=KinConfig(dim=32, num_classes=1000, num_ancestors=1395),
     ),
     resampler=ResamplerConfig(
         dim=384,
