@@ -164,8 +164,9 @@ class Prompt:
         )
 
     def pixels(self, model: Flamingo) -> list[Tensor]:
-        shown = [normalise(torch.from_numpy(frames(p)), model.config.vision) for p, _ in self.shots if p >= 0]
-        return [pixels.to(next(model.parameters()).dtype) for pixels in shown]
+        dtype = next(model.parameters()).dtype
+        media = [torch.from_numpy(frames(p)) for p, _ in self.shots if p >= 0]
+        return [normalise(frames, model.config.vision).to(dtype) for frames in media]
 
 
 IMAGES = {source(p, e): frames(p) for p in range(6) for e in range(2)}
