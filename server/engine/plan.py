@@ -102,6 +102,12 @@ class Plan:
         """True if rows may read media that are encoded in this step."""
         return not self.overlaps or any(p.is_last and p.encoding.key not in self.later_pages for p in self.pieces)
 
+    def note_progress(self, sequence: Sequence, blocks: abc.Iterable[bytes]) -> None:
+        """Note blocks that a sequence computes; if several compute a block, the most urgent one counts."""
+        priority = sequence.account.priority
+        for block in blocks:
+            self.in_progress[block] = min(priority, self.in_progress.get(block, priority))
+
     def add_piece(self, piece: Piece, request_id: str) -> None:
         """Encode a piece of a media item for a request; others may wait for it too."""
         self.pieces.append(piece)

@@ -115,9 +115,10 @@ class Scheduler:
         return plan
 
     def _note_running(self, plan: Plan) -> None:
-        """Note the free seats and what running sequences compute, in a plan that has no rows yet."""
+        """Note the free seats and what running sequences compute, in a plan without rows."""
         plan.seats_left = self._residents.num_admissible()
-        plan.in_progress = self._memory.next_blocks(self.running) if self.waiting else {}
+        for sequence in self.running if self.waiting else ():
+            plan.note_progress(sequence, self._memory.next_blocks(sequence))
         plan.shots = self._memory.shots_in_part(self.running)
 
     def _can_run_together(self, plan: Plan) -> bool:
@@ -305,7 +306,7 @@ class Scheduler:
             self._admit(plan, sequence, num_cached_media)
             if count:
                 self._add_row(plan, Row.of(sequence, count))
-            plan.in_progress |= self._memory.next_blocks([sequence])
+            plan.note_progress(sequence, self._memory.next_blocks(sequence))
         else:
             self._memory.release(sequence)
         return True
@@ -321,8 +322,7 @@ class Scheduler:
         for shot in self._memory.shots_within(sequence, start, start + count):
             plan.shots.setdefault(shot, sequence)
         if self.waiting and sequence.layout is not None:
-            blocks = self._memory.blocks_of_shots(sequence, start, start + count)
-            plan.in_progress |= dict.fromkeys(blocks, sequence.account.priority)
+            plan.note_progress(sequence, self._memory.blocks_of_shots(sequence, start, start + count))
         plan.tokens_left -= count + len(proposed)
         plan.work += work
         plan.seconds += work * plan.pace.per_work

@@ -47,14 +47,7 @@ class Memory:
         keys = ((source, self.media.content_keys.get(source)) for source in sequence.sources[first:])
         return [source for source, key in keys if key is None or not self.media.is_ready(key)]
 
-    def next_blocks(self, running: Iterable[Sequence]) -> dict[bytes, int]:
-        """Return the hashes of the blocks that sequences compute next, each with the priority of the most urgent one."""
-        blocks: dict[bytes, int] = {}
-        for sequence in sorted(running, key=lambda s: s.account.priority, reverse=True):
-            blocks |= dict.fromkeys(self._next_blocks(sequence), sequence.account.priority)
-        return blocks
-
-    def _next_blocks(self, sequence: Sequence) -> set[bytes]:
+    def next_blocks(self, sequence: Sequence) -> set[bytes]:
         """Return the sequence's next full block or, while it computes shots that attend alone, the blocks of the next ones.
 
         Not those of all: a small request would wait long for the last shots of a large one.

@@ -12,6 +12,7 @@ import pytest
 
 from model.prompt import EncodedPrompt
 from server.engine import sequence as sequences
+from server.engine.plan import Plan
 from server.wire import BACKGROUND_PRIORITY, Generate, Sampling
 from tests.engine_client import IMAGE_TOKEN, assert_all_released
 from tests.engine_simulation import Simulation
@@ -101,6 +102,18 @@ def test_a_small_request_does_not_wait_for_the_last_shots_of_a_large_one() -> No
     simulation.run(large)
     assert num_computed(simulation) - before == LENGTH * num_shots
     assert_all_released(simulation.engine)
+
+
+@pytest.mark.parametrize("priorities", [(0, BACKGROUND_PRIORITY), (BACKGROUND_PRIORITY, 0)])
+def test_of_several_sequences_that_compute_a_block_the_most_urgent_one_counts(priorities: tuple[int, int]) -> None:
+    """Otherwise a request would compute a block again, because one in the background computes it as well."""
+    simulation = Simulation(CONFIG)
+    plan = Plan(step=1, tokens_left=0, max_frames=0, max_frames_idle=0)
+    for shot, priority in enumerate(priorities):
+        ask(simulation, [shot], priority)
+    for sequence in simulation.engine.scheduler.waiting:
+        plan.note_progress(sequence, [b"block"])
+    assert plan.in_progress == {b"block": 0}
 
 
 def waiting_for_pages(simulation: Simulation, shots: Sequence[int]) -> sequences.Sequence:
