@@ -9,7 +9,7 @@ import pytest
 from model.inference import prepare_for_inference
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
-from server.wire import BACKGROUND_PRIORITY, Finished, Request, Score
+from server.wire import BACKGROUND_PRIORITY, Finished, Score
 from tests.engine_client import CONFIG, IMAGES, Client, Prompt, assert_all_released
 from tests.engine_simulation import Simulation
 from tests.tiny_models import CONFIGS, prompt_tokenizer, tiny_model
@@ -56,10 +56,9 @@ def test_sequences_do_not_wait_for_each_others_slots() -> None:
 def test_a_prompt_whose_pages_cannot_all_be_held_is_refused(kind: str) -> None:
     """A quarter of the slots may be pinned."""
     answer = ablated(num_media_slots=4)
-    request: Request = Prompt(((0, 3), (1, 3), (2, 3), (3, 3))).request("a")
-    if kind == "score":
-        request = Score(request_id="a", prompt=request.prompt, candidates=[[1, 2]])
-    answer.engine.add(request)
+    request = Prompt(((0, 3), (1, 3), (2, 3), (3, 3))).request("a")
+    score = Score(request_id="a", prompt=request.prompt, candidates=[[1, 2]])
+    answer.engine.add(score if kind == "score" else request)
     (event,) = answer.engine.step()
     assert isinstance(event, Finished)
     assert event.error == "the model reads the media of a prompt together: 4 do not fit into 3 of the 4 media slots"
