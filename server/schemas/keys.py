@@ -25,7 +25,7 @@ class LimitFields(Schema):
     bytes: Limit | None = Field(None, description="Bytes of request bodies.")
     media: Limit | None = Field(None, description="Images and videos of prompts.")
     support_sets: Limit | None = Field(
-        None, description="Not per minute: with that many support sets, the tenant gets no more by this key."
+        None, description="Not per minute: the key creates no support set if its tenant has this many."
     )
 
 
@@ -39,7 +39,7 @@ class CreateKeyRequest(Schema):
     )
     role: Role = Field(
         "inference",
-        description="`inference` asks and reads, `manage` also changes what is stored, `admin` also manages keys.",
+        description="`inference` runs the model and reads what is stored, `manage` also changes it, `admin` also manages keys.",
     )
     limits: LimitFields = Field(default_factory=LimitFields)
     tenant: str | None = Field(

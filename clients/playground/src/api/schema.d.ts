@@ -1564,7 +1564,7 @@ export interface components {
             /** @description Whose key it is, for the list of keys. */
             name: string;
             /**
-             * @description `inference` asks and reads, `manage` also changes what is stored, `admin` also manages keys.
+             * @description `inference` runs the model and reads what is stored, `manage` also changes it, `admin` also manages keys.
              * @default inference
              * @enum {string|null}
              */
@@ -2728,7 +2728,7 @@ export interface components {
             bytes?: number | null;
             /** @description Images and videos of prompts. */
             media?: number | null;
-            /** @description Not per minute: with that many support sets, the tenant gets no more by this key. */
+            /** @description Not per minute: the key creates no support set if its tenant has this many. */
             support_sets?: number | null;
         };
         /** Live */
