@@ -39,7 +39,7 @@ class CreateKeyRequest(Schema):
     )
     role: Role = Field(
         "inference",
-        description="`inference` runs the model and reads what is stored, `manage` also changes it, `admin` also manages keys.",
+        description="`inference` runs the model and reads, `manage` also changes stored items, `admin` also manages keys.",
     )
     limits: LimitFields = Field(default_factory=LimitFields)
     tenant: str | None = Field(

@@ -1564,7 +1564,7 @@ export interface components {
             /** @description Whose key it is, for the list of keys. */
             name: string;
             /**
-             * @description `inference` runs the model and reads what is stored, `manage` also changes it, `admin` also manages keys.
+             * @description `inference` runs the model and reads, `manage` also changes stored items, `admin` also manages keys.
              * @default inference
              * @enum {string|null}
              */
