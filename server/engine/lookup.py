@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from itertools import takewhile
 
-# lengths of the sequence's end that is searched for, the longest first
+# the lengths of the suffixes that are searched for, the longest first
 LENGTHS = (3, 2)
 # the weight of the last prediction in the share of hits
 WEIGHT = 0.2
 
 
 class Lookup:
-    """The tokens of a sequence, as the characters of a string, in which ends are found fast."""
+    """The tokens of a sequence as the characters of a string, in which suffixes are found fast."""
 
     def __init__(self) -> None:
         self._text = ""
@@ -52,7 +52,7 @@ class Lookup:
         return list(takewhile(lambda token_id: token_id not in ends, token_ids))
 
     def _find(self) -> int:
-        """Return the place after the last earlier occurrence of the longest end that occurs earlier, or -1."""
+        """Return the position after the last earlier occurrence of the longest suffix that occurred before, or -1."""
         for length in LENGTHS:
             if length < len(self._text):
                 start = self._text.rfind(self._text[-length:], 0, -1)
@@ -62,7 +62,7 @@ class Lookup:
 
 
 def num_worthwhile(hit_share: float, cost: float, limit: int) -> int:
-    """Return how many tokens to propose: those that are accepted more often than they cost.
+    """Return how many tokens to propose: as many as are likely to save more time than they cost.
 
     `cost` is the time of a token more in a step, in times of a token now; all of them cost one at most, so that those who
     share the step wait for little.

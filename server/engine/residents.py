@@ -18,7 +18,7 @@ from server.engine.plan import Plan
 from server.engine.sequence import Sequence
 from server.engine.shares import Shares
 
-# work done for others after which a sequence that lacks blocks takes those of later requests
+# the work done for other requests after which a sequence that lacks blocks may preempt later requests
 PATIENCE = 2048
 
 
@@ -32,16 +32,16 @@ class Residents:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
-        # a client that comes back is before the others until it has had the work of a light request
+        # a client that was idle comes first until it has received the work of a light request
         self.shares = Shares(credit=2 * config.max_light_tokens)
         self.memory = Memory(config, blocks, media, model)
-        # of one prompt, where tokens read them together: a quarter of the slots may be pinned
+        # of a prompt whose tokens read all its media together; a quarter of the slots may be pinned
         self.max_media = config.num_media_slots - config.num_media_slots // 4 if model.gated.attends != "last" else inf
-        # of blocks, for the next step: by target, which may have been released and taken again since
+        # blocks to copy in the next step: target -> source; a target may have been released and taken again since
         self.copies: dict[int, int] = {}
-        self.starved: Sequence | None = None  # the oldest that lacks blocks
-        self._starved_at = 0.0  # the work that was done for all when its patience began
-        self._num_kept_blocks = config.num_blocks // 16  # that heavy sequences leave to light ones
+        self.starved: Sequence | None = None  # the oldest sequence that lacks blocks
+        self._starved_at = 0.0  # the total work at the time when it began to lack blocks
+        self._num_kept_blocks = config.num_blocks // 16  # blocks that heavy sequences leave to light ones
 
     def add(self, sequence: Sequence) -> list[bytes]:
         """Queue a sequence; return the sources to request."""
@@ -116,7 +116,7 @@ class Residents:
         return sequence.account.need(sequence.num_left) <= self.config.max_light_tokens
 
     def num_admissible(self) -> int:
-        """Return how many more sequences may run; computed stems do not count, as they take no part in steps."""
+        """Return how many more sequences may run. Computed stems do not count, because they take no part in steps."""
         num_stems = sum(sequence.is_stem and sequence.is_computed for sequence in self.running)
         return max(self.config.max_sequences - len(self.running) + num_stems, 0)
 
@@ -135,7 +135,7 @@ class Residents:
         return True
 
     def _allocate(self, sequence: Sequence, count: int, *, is_last_resort: bool = False) -> list[int] | None:
-        """Take blocks. Heavy sequences leave some to light ones, except for the oldest, which must be able to end."""
+        """Take blocks. Heavy sequences leave some to light ones, but the oldest one may take all, so that it can end."""
         num_kept = self._num_kept_blocks
         if is_last_resort or self._is_oldest(sequence) or self._is_light(sequence):
             num_kept = 0
@@ -187,7 +187,7 @@ class Residents:
             self.starved, self._starved_at = sequence, self.shares.total
 
     def free_seat(self) -> None:
-        """If all seats are taken, take one for a request that has none from the one that has most."""
+        """If all seats are taken, free a seat of the request with the most seats for a request without any."""
         if not self.waiting or self.num_admissible():
             return
         newcomers = [s for s in self.waiting if not s.account.num_running and self.memory.resolve(s)]
@@ -205,10 +205,10 @@ class Residents:
         most = max(seated, key=lambda s: (s.account.num_running, s.order, s.index))
         if most.account.num_running > 1:
             return most
-        # it would come first again, and lose its work in each step
+        # it would come first again, and would lose its work in every step
         seated = [sequence for sequence in seated if sequence.account.priority >= newcomer.account.priority]
         if not seated or not self._is_light(newcomer):
-            return None  # large requests that took seats from one another would lose their work in turn
+            return None  # if large requests took seats from each other, each would lose its work in turn
         if not newcomer.account.client.num_running:
             most = max(seated, key=lambda s: (s.account.client.num_running, s.order))
             if most.account.client.num_running > 1:
@@ -220,7 +220,7 @@ class Residents:
         return most if _place_of(most) - _place_of(newcomer) > self.config.max_light_tokens / 4 else None
 
     def make_room(self) -> Sequence | None:
-        """Preempt later sequences for the oldest one that lacks blocks, once its patience ends, and return that one."""
+        """Preempt later sequences for the oldest one that lacks blocks, once it has waited long enough; return it."""
         starved = self.starved
         if starved is None or self.shares.total - self._starved_at < PATIENCE:
             return None
@@ -241,7 +241,7 @@ class Residents:
         return min(max(self.config.max_sequences // 4 - num_heavy, 0), plan.seats_left)
 
     def _has_its_share(self, stem: Sequence) -> bool:
-        """Return whether a request has its share of the seats while another one has none."""
+        """Return whether a request has at least its share of the seats while another request has none."""
         if all(sequence.account.num_running for sequence in self.waiting):
             return False
         return stem.account.num_running > max(self.config.max_sequences // self.shares.num_requests, 1)

@@ -38,7 +38,7 @@ class Sequence:
     sampled: they map a position to the ids whose log-probabilities after it are reported.
     """
 
-    account: Account  # of its request, from the scheduler
+    account: Account  # the account of its request, from the scheduler
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Sequence:
         self.prompt = prompt
         self.sampling = sampling
         self.order = order
-        self.index = index  # which of the request's answers
+        self.index = index  # the index of the answer within its request
         self.token_ids = list(prompt.token_ids)
         self.media_index = list(prompt.media_index)
         self.sources = list(prompt.media)
@@ -61,17 +61,17 @@ class Sequence:
         self.keys: list[bytes] = []  # content keys, complete once every source is known
         self.block_table: list[int] = []
         self.num_computed = 0
-        self.num_cached_tokens = 0  # in the prefix cache when it first ran
-        self.queue_seconds = 0.0  # from its arrival to the first step
-        self.num_cached_media = 0  # media that needed no pixels then
+        self.num_cached_tokens = 0  # tokens found in the prefix cache when it first ran
+        self.queue_seconds = 0.0  # seconds from its arrival to its first step
+        self.num_cached_media = 0  # media that needed no pixels at that time
         self.media_slots: dict[bytes, int] = {}  # key -> slot, with one reference each
         self.was_admitted = False
         self.is_waiting = False
         self.is_finished = False
         self.num_missing: int | None = None  # tokens to compute when it is admitted; None: not known yet
-        self.num_scored = 0  # positions that were computed once, so that what follows them was reported
-        self.turn = 0.0  # among sequences that want to run, the smallest first
-        self.step = 0  # the last step that it takes part in
+        self.num_scored = 0  # positions whose log-probabilities have been reported
+        self.turn = 0.0  # the order among sequences that can run, the smallest first
+        self.step = 0  # the last step in which it took part
         seed = sampling.seed
         self.random = random.Random(f"{seed}/{index}" if index and seed is not None else seed)
         self.logprobs: list[TokenLogprob] = []  # of generated tokens, in a beam search
@@ -83,12 +83,12 @@ class Sequence:
         self.wants_prompt_logprobs = sampling.prompt_logprobs is not None and index == 0
         if self.wants_prompt_logprobs:
             self.scored = range(self.num_prompt_tokens - 1)
-        self.is_stem = False  # it is computed only for others to be forked from it
+        self.is_stem = False  # it is computed only to be forked
         self.spans: Spans | None = None
         self.layout: Layout | None = None
         self.order_of_shots: list[int] = []  # in which they are computed; numbers are those of `spans`
-        self.lookup: Lookup | None = None  # from its second token on, if its tokens are proposed
-        self._hashes: list[bytes] = []  # of the full blocks, in order
+        self.lookup: Lookup | None = None  # set from its second token on, if tokens are proposed for it
+        self._hashes: list[bytes] = []  # hashes of the full blocks, in order
 
     @property
     def num_output_tokens(self) -> int:
@@ -100,7 +100,7 @@ class Sequence:
 
     @property
     def is_greedy(self) -> bool:
-        """True if the next token is the most likely one, with no change to the logits but suppressed ids."""
+        """True if the next token is the most likely one, and the logits are changed only by suppressed ids."""
         sampling = self.sampling
         is_shaped = self.matcher is not None or self.num_output_tokens < sampling.min_tokens or sampling.logit_bias
         return not (sampling.is_random or sampling.beam_width or is_shaped or self.is_penalised)

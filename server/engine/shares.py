@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# context whose keys and values are read at about the cost of computing one token
+# the number of context tokens whose keys and values are read at about the cost of computing one token
 CONTEXT_PER_TOKEN = 256
-# tokens of a piece that read their context at about the cost of one
+# the number of a piece's tokens that together read their context at about the cost of one token
 TOKENS_PER_READ = 16
 TOKENS_PER_FRAME = 32
-# work done for all requests in which one that waits gains a token on those that come later
+# the total work after which a request that waits is ahead of later ones by one more token
 WORK_PER_TOKEN_OF_AGE = 256
 
 
@@ -82,7 +82,7 @@ class Shares:
 
     @property
     def expects_others(self) -> bool:
-        """True if there are several requests, or if one of them yields to those that may come."""
+        """True if there are several requests, or if the only one yields to requests that may arrive."""
         return len(self._accounts) > 1 or any(account.priority > 0 for account in self._accounts.values())
 
     def open(self, request_id: str, client: str, priority: int) -> Account:
@@ -90,7 +90,7 @@ class Shares:
         account = self._accounts.get(request_id)
         if account is None:
             of_client = self._clients.setdefault(client, ClientAccount())
-            if not of_client.num_requests:  # while it was idle it saved up the credit at most
+            if not of_client.num_requests:  # an idle client saves up at most the credit
                 of_client.served = max(of_client.served, self._least_served() - self._credit)
             of_client.num_requests += 1
             account = Account(of_client, priority, self.total / WORK_PER_TOKEN_OF_AGE)

@@ -14,7 +14,8 @@ from server.engine.config import EngineConfig
 from server.engine.plan import Plan
 from server.engine.sequence import Sequence
 
-# others wait for the shots that a sequence computes in this fraction of a step; large prompts have pieces of about as many
+# other sequences wait for the shots that a sequence computes within this fraction of a step's tokens; the pieces of large
+# prompts have about this size
 STEPS_AHEAD = 8
 
 
@@ -50,7 +51,7 @@ class Memory:
     def next_blocks(self, sequence: Sequence) -> set[bytes]:
         """Return the sequence's next full block or, while it computes shots that attend alone, the blocks of the next ones.
 
-        Not those of all: a small request would wait long for the last shots of a large one.
+        Later shots are not included: a small request would wait too long for the last shots of a large one.
         """
         size, horizon = self.config.block_size, self.config.max_tokens_per_step // STEPS_AHEAD
         layout, num_computed = sequence.layout, sequence.num_computed
@@ -96,7 +97,7 @@ class Memory:
         if cached.missing:
             return cached
         matches = [self._find(shot.hashes, len(shot.token_ids)) for shot in spans.shots]
-        # whole shots first, then the one of which most is cached
+        # shots that are cached whole come first, then the others by their number of cached tokens
         order = sorted(
             range(len(matches)), key=lambda shot: -matches[shot].num_tokens if matches[shot].missing else -inf
         )
@@ -264,7 +265,7 @@ class Memory:
             return
         next_token = min(sequence.num_computed, len(sequence.token_ids) - 1)
         media = max(sequence.media_index[next_token], 0)
-        # only this one: media that come again later must not keep their slots from those in between
+        # only this one: media that are read again later must not keep the slots that the media in between need
         current = sequence.keys[media] if sequence.keys else None
         for key in [key for key in sequence.media_slots if key != current]:
             self.media.slots.release(key)
