@@ -260,7 +260,7 @@ def block_bytes(config: FlamingoConfig, block_size: int, dtype: torch.dtype) -> 
 def _num_entries(setting: str, num_bytes: int, entry_bytes: int) -> int:
     if num_bytes < entry_bytes:
         raise SettingsError(f"{setting}: {num_bytes // MIB} is less than one entry, of {entry_bytes} bytes")
-    # tables with more entries cost more than they save
+    # a cache of more entries costs more time than it saves
     return min(num_bytes // entry_bytes, 2**16)
 
 

@@ -94,8 +94,8 @@ class Engine:
         self._side_tasks: dict[str, SideTask] = {}
         self._events: list[Outbound] = []
         self._ahead: Launched | None = None  # the next step, if it was launched while the one before it ran
-        self._began = 0.0  # when the device could begin the step that it runs
-        self._forward_seconds = 0.0  # that forwards of their own may take now; negative after they took too many
+        self._began = 0.0  # when the device could begin its current step
+        self._forward_seconds = 0.0  # the seconds left to forwards of side tasks; may be negative
         self._is_stuck = False
 
     def has_work(self) -> bool:
@@ -103,7 +103,7 @@ class Engine:
         return bool(self._sequence_tasks or self._side_tasks or self._events or self._ahead)
 
     def is_waiting_for_media(self) -> bool:
-        """Return whether the last step could do nothing, and no message has come in since: media are awaited."""
+        """Return whether the last step could do nothing and no message has come in since: media must arrive first."""
         return self._is_stuck and not self._events
 
     def add(self, request: Request) -> None:
@@ -260,7 +260,7 @@ class Engine:
             self._measures.note_step(counts, num_proposed, plan.num_frames, seconds)
             if self.config.reports_encoding:
                 self._events += _encoded(plan, seconds)
-        # next to rows, forwards of their own have as much of the time as heavy sequences
+        # next to rows, forwards of side tasks get the same share of the time as heavy sequences
         self._forward_seconds = min(self._forward_seconds, 0.0) + HEAVY_SHARE * seconds if plan.rows else inf
         return results
 

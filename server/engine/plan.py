@@ -62,7 +62,7 @@ class Plan:
     not wait for media that are encoded next to them.
     """
 
-    step: int  # its number
+    step: int  # the number of the step
     tokens_left: int
     max_frames: int
     max_frames_idle: int
@@ -74,7 +74,7 @@ class Plan:
     missing_media: list[bytes] = field(default_factory=list)  # sources to request
     pace: Pace = field(default_factory=Pace)
     seats_left: int = 0
-    num_newcomer_seats: int = 0  # of these, those for requests of which no sequence runs
+    num_newcomer_seats: int = 0  # seats of these that are kept for requests without a running sequence
     # hashes of the blocks that are being computed, with the priority of who computes them
     in_progress: dict[bytes, int] = field(default_factory=dict)
     # shots that attend alone and are computed in this step, or are computed in part: by the hashes of their last blocks
@@ -83,7 +83,7 @@ class Plan:
     num_frames: int = 0
     frames_by_request: Counter[str] = field(default_factory=Counter)
     later_pages: set[bytes] = field(default_factory=set)  # keys of media that no row of this step reads
-    seconds: float = 0.0  # that the step is expected to take
+    seconds: float = 0.0  # the expected duration of the step
     max_seconds: float = inf
     # the next piece of a prompt or a media item may take longer: otherwise the smallest one might never run
     may_exceed: bool = True
@@ -121,7 +121,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Group:
-    """Sequences that want to run: those that decode, and those with a prompt to compute, running or waiting."""
+    """Sequences that can run: those that decode, and those with a prompt to compute, whether they run or wait."""
 
     decoding: list[Sequence] = field(default_factory=list)
     prompts: list[Sequence] = field(default_factory=list)

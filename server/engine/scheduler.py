@@ -23,7 +23,7 @@ from server.engine.residents import Residents
 from server.engine.sequence import Sequence
 from server.engine.shares import CONTEXT_PER_TOKEN, TOKENS_PER_FRAME, Pace, count_within, work_of
 
-# time of heavy sequences per time of light ones, which should take at most three times as long as alone
+# the time of heavy sequences relative to that of light ones, which should take at most three times as long as alone
 HEAVY_SHARE = 1 / 3
 # smaller pieces would read the context of a long prompt too often
 MIN_PIECE = 16
@@ -32,7 +32,7 @@ PIECE_MULTIPLES = (64, 32, 16)
 # in every fourth step a piece that ends for lack of time has half its length: steps of one size would not tell what a step
 # costs from what its tokens cost
 PROBE_EVERY = 4
-# smaller pieces wait for the media that follow, if they are being encoded
+# smaller pieces wait for the media that follow them, if these are being encoded
 MIN_PIECE_BEFORE_MEDIA = 64
 YIELD_EVERY = 8
 # A server that has one request at a time takes longer steps, which cost a CPU less: the first request that arrives next to
@@ -58,8 +58,8 @@ class Scheduler:
         self.pace = Pace()
         self._clock = clock
         self._never_proposed = never_proposed  # ids that are never sampled, or end an answer
-        self._met = -inf  # when two requests were there at once
-        self._credits = [0.0, 0.0]  # seconds that heavy sequences may run next to light ones: decoding, prompts
+        self._met = -inf  # the last time at which there were two requests
+        self._credits = [0.0, 0.0]  # seconds left to heavy sequences next to light ones: decoding, prompts
 
     def schedule(self) -> Plan:
         plan = self._begin_step()
@@ -232,7 +232,7 @@ class Scheduler:
                 return
 
     def _limit(self) -> float:
-        """Return how long a step may take. To read the weights is no row's fault, and rows may take as long again."""
+        """Return how long a step may take: at least twice the fixed cost of reading the weights."""
         factor = LONE_STEPS if self._clock() - self._met >= LONE_SECONDS else 1
         return max(factor * self.config.step_seconds, 2 * self.pace.fixed)
 
@@ -255,7 +255,7 @@ class Scheduler:
                 self._memory.release_read_media(sequence)
 
     def accept(self, sequence: Sequence) -> None:
-        """Note that the last step has computed a sequence's last token too, which was proposed."""
+        """Note that the last step has computed a sequence's last token as well, because it was proposed."""
         if not sequence.is_waiting:  # otherwise it was preempted after the step
             sequence.num_computed += 1
             self._memory.publish(sequence, sequence.num_computed - 1)
@@ -268,13 +268,13 @@ class Scheduler:
             self._add_row(plan, Row.of(sequence, count, self._propose(plan, sequence)))
 
     def _propose(self, plan: Plan, sequence: Sequence) -> list[int]:
-        """Return tokens that probably follow a decoding sequence: those that gain more time than they cost."""
+        """Return tokens that probably follow a decoding sequence, as long as they save more time than they cost."""
         num_left = sequence.sampling.max_tokens - sequence.num_output_tokens
         limit = min(self.config.speculative_tokens, num_left - 1, plan.tokens_left - len(self.running))
         is_decoding = sequence.num_output_tokens > 0 and sequence.num_left == 1
         if limit <= 0 or not (is_decoding and sequence.is_greedy):
             return []
-        # a proposed token takes as long as that of another sequence would
+        # a proposed token takes as long as a token of another sequence
         seconds = work_of(1, sequence.num_computed) * self.pace.per_work
         token_seconds = self.pace.fixed / len(self.running) + seconds
         lookup = sequence.updated_lookup()
@@ -299,7 +299,7 @@ class Scheduler:
             return True
         num_cached_media = self._media.num_cached(sequence.keys)
         if not self._residents.reserve(plan, sequence):
-            return False  # those after it do not overtake for lack of blocks, or a long prompt would wait for ever
+            return False  # later sequences do not overtake it: otherwise a long prompt would never get its blocks
         num_pieces = len(plan.pieces)
         count = self._num_runnable(sequence, plan)
         if count or len(plan.pieces) > num_pieces:
@@ -343,7 +343,7 @@ class Scheduler:
             plan.admitted.append(sequence)
 
     def _serve_starved(self, plan: Plan) -> None:
-        """Let the oldest sequence that lacks blocks run first once its patience ends, with the blocks of later ones."""
+        """Let the oldest sequence that lacks blocks run first, with blocks of later ones, after it has waited."""
         if (starved := self._residents.make_room()) is None:
             return
         self._note_running(plan)
@@ -358,7 +358,7 @@ class Scheduler:
         count = min(end - start, plan.tokens_left)
         if count > 0 and plan.max_seconds < inf:
             count = self._num_in_time(sequence, plan, count)
-        if count <= 0:  # without budget, or a beam that waits for the others, or a stem, or one that waits for shots
+        if count <= 0:  # no budget, a stem, a beam that waits for other beams, or a sequence that waits for shots
             return 0
         num_frames = plan.num_frames
         for media in range(max(media_index[start], 0), media_index[start + count - 1] + 1):
@@ -376,7 +376,7 @@ class Scheduler:
         return count
 
     def _num_in_time(self, sequence: Sequence, plan: Plan, count: int) -> int:
-        """Return how many of `count` tokens there is time for, none if that would be too small a piece."""
+        """Return for how many of `count` tokens there is time; none if the piece would be too small."""
         if not plan.pace.per_work:
             return count
         start, least = sequence.num_computed, min(count, MIN_PIECE)

@@ -202,15 +202,15 @@ class MediaCache:
         self._encodings: dict[bytes, Encoding] = {}  # from frames, with pieces that no step has taken yet
         self._requested: set[bytes] = set()
         self.num_host_hits = 0  # pages from visual tokens in host memory
-        self.num_joins = 0  # of requests to a source that was requested for another one
+        self.num_joins = 0  # requests for a source that another request had already requested
 
     def join(self, sources: Iterable[bytes]) -> list[bytes]:
-        """Request the sources of a new request; count those that are on their way already."""
+        """Request the sources of a new request; count those that are already requested."""
         self.num_joins += len(self._requested.intersection(sources))
         return self.request(sources)
 
     def request(self, sources: Iterable[bytes]) -> list[bytes]:
-        """Return the sources that have not been requested yet, and note that they are."""
+        """Return the sources that have not been requested yet, and note that they now are."""
         new = [source for source in dict.fromkeys(sources) if source not in self._requested]
         self._requested.update(new)
         return new
@@ -277,7 +277,7 @@ class MediaCache:
         return encoding.next_piece(count)
 
     def _may_keep_features(self, encoding: Encoding) -> bool:
-        """Return whether there is room for features; the first encoding that has begun always goes on, so that it ends."""
+        """Return whether there is room for features. The first encoding that has begun always continues."""
         begun = [other for other in self._encodings.values() if other.num_begun]
         return encoding in begun[:1] or sum(other.num_begun for other in begun) < self._max_kept_frames
 

@@ -16,7 +16,7 @@ from server.engine.sequence import Sequence
 from server.wire import Sampling
 
 TINY = torch.finfo(torch.float32).tiny
-# room below infinity, so that no penalty or bias takes a sum there
+# leaves room below infinity, so that no sum with a penalty or bias becomes infinite
 LARGEST = torch.finfo(torch.float32).max / 4
 
 Change: TypeAlias = abc.Callable[[Tensor, Tensor], Tensor]
@@ -115,7 +115,7 @@ def _edits(sequence: Sequence, eos_ids: abc.Sequence[int]) -> abc.Iterator[Edit]
 
 
 def ids_that_end(sequence: Sequence, eos_ids: abc.Sequence[int]) -> list[int]:
-    """Return the ids that would end the sequence before `min_tokens`, which are forbidden until then."""
+    """Return the ids that end a sequence, if it has fewer than `min_tokens` tokens, so that they are forbidden."""
     if sequence.num_output_tokens >= sequence.sampling.min_tokens:
         return []
     return [*eos_ids, *sequence.sampling.stop_token_ids]

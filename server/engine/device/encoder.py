@@ -59,7 +59,7 @@ class Encoder:
         return results
 
     def await_pages(self, slots: Tensor | None) -> None:
-        """Let what the current stream gets from now on come after the pages in these slots, on the host, are filled."""
+        """Let the current stream wait until the pages in these slots are filled, before its next work."""
         if self._filled and slots is not None:
             for mark in {self._filled.pop(slot) for slot in self._filled.keys() & slots.flatten().tolist()}:
                 self.stream.wait(mark)

@@ -23,7 +23,7 @@ from server.wire import Sampling
 
 KEY = b"image"
 NUM_BLOCKS = 2
-# whatever takes memory: sorted probabilities, and the log-probabilities of every token
+# everything that takes memory: sorted probabilities, and the log-probabilities of every token
 SAMPLING = Sampling(max_tokens=1, top_p=0.9, logprobs=20, prompt_logprobs=20, seed=0)
 
 

@@ -16,7 +16,7 @@ from server.settings import Settings, SettingsError
 GIB = 2**30
 MIB = 2**20
 FIXED_MIB = 1024
-MEDIA_SHARE = 4  # media pages have this part of what is left for both caches
+MEDIA_SHARE = 4  # media pages get one part in this many of the memory that is left for both caches
 
 
 class DeviceMemory(Protocol):
@@ -25,11 +25,11 @@ class DeviceMemory(Protocol):
     def total(self) -> int: ...
 
     def used(self) -> int:
-        """Return what is used, by any process."""
+        """Return the bytes in use, by all processes."""
         ...
 
     def peak_of(self, work: Callable[[], object]) -> int:
-        """Do some work, and return the most memory that it took in addition."""
+        """Do some work, and return the additional bytes that it took at its peak."""
         ...
 
 
@@ -65,12 +65,12 @@ class Room:
     total: int
     fraction: float  # of the total that may be used
     used: int  # weights, and all that was there before
-    step: int = 0  # the largest one
+    step: int = 0  # the largest step
     graphs: int = 0  # the largest decode step, whose memory recorded steps keep
 
     @property
     def left(self) -> int:
-        """Return what is left for the caches; below zero, what is missing."""
+        """Return the bytes that are left for the caches; a negative number is what is missing."""
         return int(self.total * self.fraction) - self.used - self.step - self.graphs
 
     def __str__(self) -> str:

@@ -15,11 +15,11 @@ class SideStream:
         self._stream = None if device.type == "cpu" else torch.cuda.Stream(device)
 
     def mark(self) -> torch.cuda.Event | None:
-        """Return the end of the work that the current stream has so far; None on a CPU."""
+        """Return a mark at the end of the current stream's work so far; None on a CPU."""
         return None if self._stream is None else torch.cuda.current_stream().record_event()
 
     def wait(self, mark: torch.cuda.Event) -> None:
-        """Let the work that the current stream gets from now on come after a mark, for which the host does not wait."""
+        """Let the current stream wait for a mark before its next work; the host does not wait."""
         torch.cuda.current_stream().wait_event(mark)
 
     @contextmanager

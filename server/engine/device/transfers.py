@@ -110,7 +110,7 @@ class Downloads(Together):
             self.finish()
 
     def finish(self) -> None:
-        """Wait for what has begun, if anything has."""
+        """Wait for the copies that have begun, if there are any."""
         if self._download is not None:
             download, self._download = self._download, None
             self._use(download.wait())
