@@ -192,5 +192,5 @@ def test_a_checkpoint_is_checked_against_the_whole_model(tmp_path: Path) -> None
 
 
 def test_a_rank_is_one_of_its_group() -> None:
-    with pytest.raises(ValueError, match="rank 2 is not one of 2"):
+    with pytest.raises(ValueError, match="rank 2 is not below the number of ranks, 2"):
         Rank(2, 2)

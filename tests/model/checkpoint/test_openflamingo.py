@@ -274,7 +274,7 @@ def test_a_wrong_interval_is_refused_with_both_lists(tmp_path: Path, capsys: pyt
     assert main(arguments("mpt", tmp_path / "out", cross_attn_every_n_layers=4)) == 1
     error = capsys.readouterr().err
     assert "before layers [1, 3]" in error
-    assert "one every 4 layers means [3]" in error
+    assert "with one every 4 layers they should be before [3]" in error
 
 
 class Surprise:

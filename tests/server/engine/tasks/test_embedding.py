@@ -372,7 +372,7 @@ def test_running_out_of_memory_fails_only_the_texts(monkeypatch: pytest.MonkeyPa
     answer.engine.add(EmbedText(request_id="a", texts=TEXTS))
     monkeypatch.setattr("server.engine.tasks.embedding.LayeredForward", exhausted)
     answer.run()
-    assert "no memory" in answer.finished["a"].error
+    assert "not enough memory" in answer.finished["a"].error
     assert_equals_reference("flamingo", FEW_SHOT, answer, "prompt")
     assert_all_released(answer.engine)
 

@@ -159,7 +159,7 @@ def test_running_out_of_memory_fails_only_the_inspection(monkeypatch: pytest.Mon
     answer.engine.add(inspect("a", FEW_SHOT, 5))
     monkeypatch.setattr("server.engine.tasks.inspection.inspect.media_weights", exhausted)
     answer.run()
-    assert "no memory" in answer.finished["a"].error
+    assert "not enough memory" in answer.finished["a"].error
     assert_equals_reference("flamingo", FEW_SHOT, answer, "prompt")
     assert_all_released(answer.engine)
 
