@@ -23,7 +23,7 @@ from model.vision import VisionEncoder
 from model.zoo.bridge import SEED, start_bridge
 from training.bridge import is_bridge
 from training.config import AblateConfig
-from training.default.discriminants import fit_discriminants
+from training.default.discriminants import Discriminants, fit_discriminants
 
 FRAMES = "resampler.frame_embeddings"
 PROJECTION, BIAS = "resampler.input.weight", "resampler.input.bias"
@@ -91,13 +91,13 @@ def _kin_of_folder(folder: Path) -> dict[str, Tensor]:
 def with_added_kin(model: Flamingo, folder: Path, dim: int, data: Path) -> Flamingo:
     """Return the model whose trained bridge also reads `dim` coordinates of kin, along the discriminants of `data`.
 
-    The projection of kin is orthogonal to that of the features' discriminants, so that at first kin changes nothing of what
-    the bridge knows of an image. Raises ConfigError as `with_kin` does, and for a model that has kin.
+    The projection of kin is orthogonal to that of the features' discriminants, so that at first kin disturbs little. Raises
+    ConfigError as `with_kin` and `with_discriminants` do, and for a model that has kin.
     """
     if model.config.vision.kin.dim:
         raise ConfigError(f"kin: the bridge of {folder} already reads {model.config.vision.kin.dim} coordinates of kin")
     fresh = with_kin(model, folder, dim)
-    discriminants = fit_discriminants(data, model.config.resampler.dim, fresh.vision.kin)
+    discriminants = _fit(fresh, data)
     added = discriminants.projection(model.config.resampler.dim)[:, -dim:]
     tensors = {**fresh.state_dict(), **{n: t for n, t in model.state_dict().items() if is_bridge(n)}}
     tensors[PROJECTION] = torch.cat([tensors[PROJECTION], added], dim=1)
@@ -125,18 +125,23 @@ def with_discriminants(model: Flamingo, data: Path) -> Flamingo:
 
     Raises ConfigError if the resampler has no input projection or the features have another width.
     """
+    discriminants = _fit(model, data)
+    tensors = model.state_dict()
+    projection = discriminants.projection(model.config.resampler.dim)
+    tensors[PROJECTION] = projection
+    # the bias that `start_as_mean` set is kept
+    tensors[BIAS] = tensors[BIAS] - projection @ discriminants.mean
+    return rebuild(model.config, tensors)
+
+
+def _fit(model: Flamingo, data: Path) -> Discriminants:
     resampler, feature_dim = model.config.resampler, model.config.vision.width
     if resampler.kind != "perceiver" or not resampler.input_projection:
         raise ConfigError(f"discriminants need a Perceiver with an input projection, the resampler is {resampler.kind}")
     discriminants = fit_discriminants(data, resampler.dim, model.vision.kin)
     if (width := discriminants.directions.shape[1]) != feature_dim:
         raise ConfigError(f"discriminants: {data} holds features of width {width}, the encoder's have {feature_dim}")
-    tensors = model.state_dict()
-    projection = discriminants.projection(resampler.dim)
-    tensors[PROJECTION] = projection
-    # the bias that `start_as_mean` set is kept
-    tensors[BIAS] = tensors[BIAS] - projection @ discriminants.mean
-    return rebuild(model.config, tensors)
+    return discriminants
 
 
 def with_scaled_frames(model: Flamingo, scale: float) -> Flamingo:

@@ -230,6 +230,14 @@ def test_kin_is_added_to_a_trained_bridge_along_directions_of_its_own(tmp_path: 
     assert (of_kin.T @ of_features).abs().max() < 1e-5 < of_kin.norm(dim=0).min()
 
 
+def test_kin_is_not_added_without_an_input_projection(tmp_path: Path) -> None:
+    config = CONFIGS["flamingo"]
+    write_likeness(tmp_path, config.vision.feature_dim)
+    model = tiny_model(replace(config, resampler=replace(config.resampler, kind="mlp")))
+    with pytest.raises(ConfigError, match="need a Perceiver with an input projection"):
+        with_added_kin(model, tmp_path, 3, tmp_path)
+
+
 def test_kin_is_not_added_twice(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="already reads 3 coordinates of kin"):
         with_added_kin(tiny_model(KIN_CONFIG), tmp_path, 3, tmp_path)
