@@ -94,11 +94,11 @@ class Fleet:
         responses = [httpx.get(url, headers=self.headers, timeout=REQUEST_SECONDS) for _ in range(20)]
         return {response.headers["x-replica"]: response.json()["engine"]["pid"] for response in responses}
 
-    def a_replica(self) -> psutil.Process:
-        """Return the process of a replica, the parent of its engine's."""
-        process = psutil.Process(next(iter(self.engines().values()))).parent()
-        assert process is not None
-        return process
+    def kill(self, engine: int) -> None:
+        """Kill the replica whose engine is this process, its child."""
+        replica = psutil.Process(engine).parent()
+        assert replica is not None
+        replica.kill()
 
 
 @contextmanager

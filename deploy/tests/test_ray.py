@@ -9,7 +9,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,18 +97,28 @@ class Load:
             return [name for name in self.sets if http.get(f"/v1/support_sets/{name}").status_code != 200]
 
 
-def stream_lines(url: str, max_tokens: int, lines: list[str], has_begun: threading.Semaphore) -> None:
-    with httpx.stream(
-        "POST",
-        f"{url}/v1/completions",
-        json={"prompt": "a", "max_tokens": max_tokens, "ignore_eos": True, "stream": True},
-        headers=HEADERS,
-        timeout=REQUEST_SECONDS,
-    ) as response:
-        for line in response.iter_lines():
-            if not lines:
-                has_begun.release()
-            lines.append(line)
+@dataclass
+class Stream:
+    """A long answer that is read as it comes: the replica that writes it, its lines, and whether it has ended."""
+
+    replica: str = ""
+    lines: list[str] = field(default_factory=list)
+    has_ended: bool = False
+
+    def read(self, url: str, max_tokens: int, has_begun: threading.Semaphore) -> None:
+        body = {"prompt": "a", "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
+        url = f"{url}/v1/completions"
+        with httpx.stream("POST", url, json=body, headers=HEADERS, timeout=REQUEST_SECONDS) as response:
+            self.replica = response.headers["x-replica"]
+            for line in response.iter_lines():
+                if not self.lines:
+                    has_begun.release()
+                self.lines.append(line)
+        self.has_ended = True
+
+    def error(self) -> dict[str, Any] | None:
+        events = [json.loads(line.removeprefix("data: ")) for line in self.lines if line and line != DONE]
+        return next((event["error"] for event in events if "error" in event), None)
 
 
 def complete(url: str, max_tokens: int, statuses: list[int]) -> None:
@@ -195,32 +205,29 @@ def test_requests_avoid_a_replica_whose_engine_restarts(fleet: Fleet, http: http
 def test_a_killed_replica_loses_no_request_and_begun_streams_end_with_an_error(
     fleet: Fleet, http: httpx.Client
 ) -> None:
-    load, streams, has_begun = Load("killed", fleet.url), [list[str]() for _ in range(6)], threading.Semaphore(0)
+    load, streams, has_begun = Load("killed", fleet.url), [Stream() for _ in range(6)], threading.Semaphore(0)
     statuses: list[int] = []
-    threads = [threading.Thread(target=stream_lines, args=(fleet.url, LONG, lines, has_begun)) for lines in streams]
+    threads = [threading.Thread(target=stream.read, args=(fleet.url, LONG, has_begun)) for stream in streams]
     threads += [threading.Thread(target=complete, args=(fleet.url, LONG, statuses)) for _ in streams]
-    victim = fleet.a_replica()
+    engines = fleet.engines()
     with load.running():
         for thread in threads:
             thread.start()
         for _ in streams:
             assert has_begun.acquire(timeout=REQUEST_SECONDS)
-        victim.kill()
+        # not any replica: the router may have sent all streams to one
+        victim = next(stream.replica for stream in streams if not stream.has_ended)
+        fleet.kill(engines[victim])
         for thread in threads:
             thread.join()
         time.sleep(2)
     assert load.failures == []
     assert load.lost_sets() == []
     assert statuses == [200] * len(streams)
-    assert all([line for line in lines if line][-1] == DONE for lines in streams)
-    errors = [error for lines in streams if (error := _error(lines)) is not None]
+    assert all([line for line in stream.lines if line][-1] == DONE for stream in streams)
+    errors = [error for stream in streams if (error := stream.error()) is not None]
     assert errors
     assert {error["code"] for error in errors} == {"replica_lost"}
-
-
-def _error(lines: Sequence[str]) -> dict[str, Any] | None:
-    events = [json.loads(line.removeprefix("data: ")) for line in lines if line and line != DONE]
-    return next((event["error"] for event in events if "error" in event), None)
 
 
 def test_a_rolling_update_replaces_every_replica_and_loses_no_request(fleet: Fleet) -> None:
