@@ -78,6 +78,12 @@ class Fleet:
     def replicas(self) -> list[str]:
         return sorted(self.counters("engine_ready")["engine_ready"])
 
+    def processes(self) -> list[psutil.Process]:
+        """Return all processes of the fleet, those of Ray included; PostgreSQL has its own."""
+        assert self._process is not None
+        process = psutil.Process(self._process.pid)
+        return [process, *process.children(recursive=True)]
+
     def process_of(self, replica: str) -> psutil.Process:
         """Return the process of a replica, the parent of its engine's."""
         for _ in range(200):

@@ -1,7 +1,7 @@
 """Simulates fleets of replicas from measured costs: `python -m bench.fleet [STUDY...]`.
 
-Prints a table per study (docs/scale.md). `--measure` measures the costs on this machine first, and `--predict-ray` predicts
-the results of `bench.ray`.
+Prints a table per study (docs/scale.md). `--measure` measures the costs on this machine first, `--measure-ray` those of a
+request through Ray, and `--predict-ray` predicts the results of `bench.ray`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from bench.fleet import page, pictures
 from bench.fleet.check import check
 from bench.fleet.costs import FILE, CostsError, load
-from bench.fleet.measuring import ALONE, SHARED, measure_tables
+from bench.fleet.measuring import ALONE, SHARED, measure_ray, measure_tables
 from bench.fleet.ray_run import predict
 from bench.fleet.setup import SHAPE, Setup, cold_seconds, warm_seconds
 from bench.fleet.studies import STUDIES
@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown studies: {', '.join(sorted(unknown))}; the studies are {', '.join(STUDIES)}")
     if options.measure:
         measure_tables(options.costs_file, is_quick=options.quick)
+        return 0
+    if options.measure_ray:
+        measure_ray(options.costs_file, is_quick=options.quick)
         return 0
     try:
         if options.check:
@@ -111,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", type=float, default=1.5, help="p95 of the first token in seconds (default: 1.5)")
     parser.add_argument("--write", action="store_true", help="write the tables and pictures of docs/scale.md")
     parser.add_argument("--measure", action="store_true", help="measure the costs, and write them to the file")
+    parser.add_argument(
+        "--measure-ray", action="store_true", help="measure what Ray adds to a request, and write it to the file"
+    )
     parser.add_argument("--check", action="store_true", help="compare one simulated replica with a real server")
     parser.add_argument("--predict-ray", action="store_true", help="predict the results of bench.ray")
     parser.add_argument("--quick", action="store_true", help="use toy sizes, to check that the command runs")

@@ -15,7 +15,7 @@ from typing import Any
 FILE = Path(__file__).with_name("costs.json")
 Points = tuple[tuple[int, float], ...]
 TABLES = ("decode", "prompt", "images")
-SCALARS = ("page", "request", "transfer")
+SCALARS = ("page", "request", "transfer", "ray_request", "ray_idle_cores")
 
 
 class CostsError(ValueError):
@@ -28,7 +28,8 @@ class Costs:
 
     `decode` has the seconds of a step by the number of decoding rows, `prompt` those of a prompt by its tokens, and
     `images` those of encoding in one step by the number of images. `page` is for a page from visual tokens in host memory.
-    Over HTTP a request takes `request` more than in the engine, and each encoded image `transfer` more.
+    Over HTTP a request takes `request` more than in the engine, and each encoded image `transfer` more. Through Ray it
+    takes `ray_request` instead of `request`, and an idle fleet occupies `ray_idle_cores` cores; both are 0 if not measured.
     """
 
     decode: Points
@@ -37,6 +38,8 @@ class Costs:
     page: float
     request: float
     transfer: float
+    ray_request: float = 0.0
+    ray_idle_cores: float = 0.0
     is_measured: bool = True
     conditions: Mapping[str, Any] = field(default_factory=dict)
     _forward: dict[tuple[int, int], float] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -59,9 +62,11 @@ class Costs:
         encoding = interpolate(self.images, images) + images * self.transfer if images else 0.0
         return encoding + pages * self.page
 
-    def scaled_request(self, factor: float) -> Costs:
-        """Return the costs with the seconds of a request outside the engine multiplied by `factor`."""
-        return replace(self, request=factor * self.request)
+    def through_ray(self) -> Costs:
+        """Return the costs of requests that come through Ray. Raises `CostsError` if they were not measured."""
+        if not self.ray_request:
+            raise CostsError("the costs of a request through Ray were not measured: `--measure-ray` measures them")
+        return replace(self, request=self.ray_request)
 
     @property
     def per_image(self) -> float:

@@ -46,7 +46,7 @@ class Scenario:
     clients: int = 0
     warm_up: int = 0
     step_seconds: float = 0.05
-    shared_cores: int | None = None
+    shared_cores: float | None = None
     failure: Failure | None = None
     in_jumps: bool = True
 

@@ -13,8 +13,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
+import psutil
 
 from bench.driver import Driver
 from bench.fewshot import Client
@@ -22,7 +24,7 @@ from bench.fleet.costs import Costs, as_json
 from bench.fleet.support_sets import SupportSets
 from bench.options import add_model, model_folder, parse, server_settings
 from bench.table import machine
-from bench.target import Target, running
+from bench.target import running
 from bench.workload import Prompt, Prompts, Shot, frames_of, greedy, random_image
 from server.engine.build import build
 from server.engine.device.runner import Launched, Runner
@@ -166,15 +168,22 @@ def clock_of(options: argparse.Namespace) -> Clock:
 def with_http(costs: Costs, settings: Settings, options: argparse.Namespace) -> Costs:
     """Return the costs with those of HTTP: the seconds that a server takes beyond its engine's steps."""
     with running(settings) as target:
-        return HttpCosts(target, costs, options).measure()
+        clock = time.perf_counter if options.threads != 1 else partial(processor_seconds, target.processes)
+        return HttpCosts(target.port, clock, costs, options).measure()
+
+
+def processor_seconds(processes: Callable[[], Sequence[psutil.Process]]) -> float:
+    """Return the processor time of processes so far."""
+    times = [process.cpu_times() for process in processes()]
+    return sum(spent.user + spent.system for spent in times)
 
 
 class HttpCosts:
-    """Measures a server, one request at a time; with one thread per model, the processor time of all of its processes."""
+    """Measures a server, one request at a time; `costs` are those of the engine's steps."""
 
-    def __init__(self, target: Target, costs: Costs, options: argparse.Namespace) -> None:
-        self._sets = SupportSets(Client(target.port))
-        self._target = target
+    def __init__(self, port: int, clock: Clock, costs: Costs, options: argparse.Namespace) -> None:
+        self._sets = SupportSets(Client(port))
+        self._now = clock
         self._costs = costs
         self._options = options
 
@@ -196,19 +205,18 @@ class HttpCosts:
         tokens = round(statistics.mean(answer.computed_tokens for answer in answers))
         return seconds - self._costs.media(num_images, 0) - self._costs.forward(0, tokens)
 
-    def _now(self) -> float:
-        if self._options.threads != 1:
-            return time.perf_counter()
-        times = [process.cpu_times() for process in self._target.processes()]
-        return sum(spent.user + spent.system for spent in times)
+
+def http_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `HttpCosts`."""
+    parser.add_argument("--http-counts", type=int, nargs="+", default=[1, 4, 8], help="shots of requests over HTTP")
+    parser.add_argument("--requests", type=int, default=12, help="requests over HTTP per number of shots")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.fleet.measure", description=__doc__)
     add_model(parser, "default")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="images in an engine's prompts")
-    parser.add_argument("--http-counts", type=int, nargs="+", default=[1, 4, 8], help="shots of requests over HTTP")
-    parser.add_argument("--requests", type=int, default=12, help="requests over HTTP per number of shots")
+    http_options(parser)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8], help="rows that decode in a step")
     parser.add_argument("--media-cache-mb", type=int, default=16, help="a small media cache, which overflows")
     return parser

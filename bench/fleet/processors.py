@@ -30,7 +30,7 @@ class PrivateProcessors:
 class SharedProcessors:
     """Cores that all processes share equally: with more processes than cores, each is slower in proportion."""
 
-    def __init__(self, environment: Environment, num_cores: int) -> None:
+    def __init__(self, environment: Environment, num_cores: float) -> None:
         self._environment = environment
         self._num_cores = num_cores
         self._work = 0.0  # that each process has done that has run from the beginning

@@ -24,11 +24,6 @@ from bench.table import Report, Row
 FILE = Path(__file__).with_name("ray_prediction.json")
 NUM_REPLICAS, NUM_CORES = 4, 2
 TURNS_PER_POLICY = 9
-# the size of a replica's text cache in bench.ray: more than its shots take
-TOKENS_PER_SHOT, QUERY_TOKENS, MAX_MODEL_LEN = 24, 64, 1024
-# Assumed, not measured: the way through Ray's proxy, a gateway and the replica's actor takes as much processor time as the
-# server's own work on the request.
-RAY_REQUESTS = 1.0
 MAKERS: Mapping[str, MakePolicy] = {"affinity": Deployed, "round_robin": RoundRobin, "random": Random}
 
 
@@ -36,7 +31,7 @@ def predict(options: argparse.Namespace) -> int:
     """Print the prediction; with `--write`, write it to a file and into the page."""
     costs = load(options.costs_file, options.costs or SHARED)
     workload = QUICK if options.quick else Workload()
-    facts = {"workload": str(workload), "replicas": NUM_REPLICAS, "cores": NUM_CORES, "ray / request": RAY_REQUESTS}
+    facts = {"workload": str(workload), "replicas": NUM_REPLICAS, "cores": NUM_CORES - costs.ray_idle_cores}
     report = Report("Prediction of bench.ray", {"quick": options.quick, "costs": options.costs or SHARED, **facts})
     for number, name in enumerate(POLICIES):
         turns = range(number, TURNS_PER_POLICY * len(POLICIES), len(POLICIES))
@@ -50,8 +45,10 @@ def predict(options: argparse.Namespace) -> int:
 
 def outcomes(workload: Workload, costs: Costs, make_policy: MakePolicy, turns: Iterable[int]) -> list[Outcome]:
     """Simulate turns of the workload, and leave out the requests of their warm-up."""
-    scenario, costs = scenario_of(workload), with_ray(costs)
-    results = (simulate(scenario, costs, make_policy, turn, support_sets=list(workload.draws(turn))) for turn in turns)
+    scenario, through_ray = scenario_of(workload, NUM_CORES - costs.ray_idle_cores), costs.through_ray()
+    results = (
+        simulate(scenario, through_ray, make_policy, turn, support_sets=list(workload.draws(turn))) for turn in turns
+    )
     return [outcome.after_share(workload.num_warmup / scenario.num_requests) for outcome in results]
 
 
@@ -59,27 +56,17 @@ def shape_of(workload: Workload) -> Shape:
     return replace(SHAPE, shots=workload.num_shots, new_tokens=workload.max_tokens)
 
 
-def scenario_of(workload: Workload) -> Scenario:
-    shape = shape_of(workload)
+def scenario_of(workload: Workload, num_cores: float) -> Scenario:
     return Scenario(
         num_replicas=NUM_REPLICAS,
         num_requests=workload.num_warmup + workload.num_requests,
         num_sets=workload.num_sets,
         exponent=workload.exponent,
-        shape=shape,
-        sizes=CacheSizes(
-            pages=workload.cache_pages,
-            host=0,
-            tokens=workload.cached_sets * (workload.num_shots * TOKENS_PER_SHOT + QUERY_TOKENS) + MAX_MODEL_LEN,
-        ),
+        shape=shape_of(workload),
+        sizes=CacheSizes(pages=workload.cache_pages, host=0, tokens=workload.cache_tokens),
         clients=workload.num_clients,
-        shared_cores=NUM_CORES,
+        shared_cores=num_cores,
     )
-
-
-def with_ray(costs: Costs) -> Costs:
-    """Return the costs of a request that comes through Ray."""
-    return costs.scaled_request(1 + RAY_REQUESTS)
 
 
 def row(turns: Sequence[Outcome]) -> Row:

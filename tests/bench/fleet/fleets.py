@@ -16,6 +16,8 @@ COSTS = Costs(
     page=0.002,
     request=0.008,
     transfer=0.002,
+    ray_request=0.016,
+    ray_idle_cores=0.1,
     is_measured=False,
 )
 SHAPE = Shape(shots=8, shot_tokens=10, query_tokens=4, new_tokens=8)

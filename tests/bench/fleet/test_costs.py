@@ -79,3 +79,9 @@ def test_the_committed_tables_are_measured_and_name_their_machine() -> None:
         assert {"processor", "cores", "threads", "torch", "commit", "time"} <= table.conditions.keys()
         seconds = [value for points in (table.decode, table.prompt, table.images) for _, value in points]
         assert min(*seconds, table.request) > 0
+
+
+def test_requests_through_ray_have_their_own_cost_which_must_be_measured() -> None:
+    assert COSTS.through_ray().request == COSTS.ray_request
+    with pytest.raises(CostsError, match="--measure-ray"):
+        replace(COSTS, ray_request=0.0).through_ray()
