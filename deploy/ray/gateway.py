@@ -6,12 +6,16 @@ serve one address. It answers requests about the whole fleet itself.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any, TypeAlias
 
 import msgspec
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
@@ -26,9 +30,10 @@ from deploy.ray.call import Call, Routing
 from deploy.ray.exposition import merge
 from deploy.ray.replay import MAX_ATTEMPTS, REFUSALS, ReplicaLost, lost, may_repeat, with_key
 from deploy.ray.replica import REPLICA_HEADER
+from server.access.callers import Caller
 from server.access.keys import Keys
 from server.access.pages import cors_options
-from server.access.tenants import qualified
+from server.access.tenants import DEFAULT_TENANT, qualified
 from server.api.body import JSON, JSONResponse, content_type, stream_body
 from server.api.guard import Guard
 from server.api.sse import DONE, EventStream, event, unless_disconnected
@@ -38,7 +43,7 @@ from server.limits.deadline import MAX_SECONDS
 from server.settings import Settings
 from server.store.database import Database
 from server.telemetry import logs
-from server.telemetry.metrics import CONTENT_TYPE, Metrics
+from server.telemetry.metrics import CONTENT_TYPE, PREFIX, Metrics
 
 IMPORT_PATH = "/v1/support_sets/import"
 # seconds in which replicas must answer requests about the fleet
@@ -70,6 +75,14 @@ class Gateway:
         self._models: list[str] = []
         self._routing: Routing = "affinity"
         self._handles: dict[str, Any] = {}  # they return an `Answer`
+        self._registry = CollectorRegistry()
+        # the name of a server's counter: what a gateway refuses reaches no server
+        self._refused = Counter(
+            PREFIX + "request_refused",
+            "Requests that failed, by error code and tenant",
+            ["model_name", "code", "tenant"],
+            registry=self._registry,
+        )
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         self._models, self._routing = config["models"], config["routing"]
@@ -87,10 +100,14 @@ class Gateway:
             max_held=settings.max_connections // 4,
         )
         keys = Keys(Database(settings.database_url, settings.database_setting))
-        app: ASGIApp = Guard(self._serve, admission, _refuse, keys, settings)
+        app: ASGIApp = Guard(self._serve, admission, self._refuse, keys, settings)
         if settings.cors_origins is not None:
             app = CORSMiddleware(app, **cors_options(settings.cors_origins))
         return _HTTPOnly(app)
+
+    async def metrics(self) -> tuple[str, list[bytes]]:
+        """Return the gateway's name, and its own metrics in the text format of Prometheus."""
+        return serve.get_replica_context().replica_id.unique_id, [generate_latest(self._registry)]
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -100,7 +117,8 @@ class Gateway:
             case "/health/ready":
                 response = await self._ready()
             case "/metrics":
-                response = Response(merge(await self._ask("metrics")), media_type=CONTENT_TYPE)
+                texts = await asyncio.gather(_ask(self._replicas, "metrics"), _ask(self._gateways(), "metrics"))
+                response = Response(merge(chain(*texts)), media_type=CONTENT_TYPE)
             case _:
                 await self._forward(request, send)
                 return
@@ -108,19 +126,21 @@ class Gateway:
 
     async def _ready(self) -> Response:
         """Respond as a server does: the fleet is ready if a replica is."""
-        states = set(await self._ask("readiness"))
+        states = set(await _ask(self._replicas, "readiness"))
         status = "ready" if "ready" in states else next(iter(states), "starting")
         return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
-    async def _ask(self, method: str) -> list[Any]:
-        """Call a method of all replicas, and return the results of those that respond."""
-        try:
-            answers = await self._replicas.broadcast(method).results_async(
-                timeout_s=FLEET_SECONDS, return_exceptions=True
-            )
-        except (TimeoutError, DeploymentUnavailableError):
-            return []
-        return [answer for answer in answers if not isinstance(answer, BaseException)]
+    def _gateways(self) -> DeploymentHandle[Any]:
+        context = serve.get_replica_context()
+        return serve.get_deployment_handle(context.deployment, context.app_name)
+
+    async def _refuse(self, request: Request, error: ServerError) -> Response:
+        caller: Caller | None = getattr(
+            request.state, "caller", None
+        )  # None if it was refused before it was identified
+        self._refused.labels("", error.code, DEFAULT_TENANT if caller is None else caller.tenant).inc()
+        logger.info("request refused", extra={"request_id": request.state.request_id, "code": error.code})
+        return JSONResponse(error.body(), error.status, error.headers())
 
     async def _forward(self, request: Request, send: Send) -> None:
         try:
@@ -183,6 +203,15 @@ class Gateway:
             answer.cancel()
             raise
         raise ServerError("internal error")  # the application failed, or ended without an answer: a bug
+
+
+async def _ask(deployment: DeploymentHandle[Any], method: str) -> list[Any]:
+    """Call a method of all replicas of a deployment, and return the results of those that respond."""
+    try:
+        answers = await deployment.broadcast(method).results_async(timeout_s=FLEET_SECONDS, return_exceptions=True)
+    except (TimeoutError, DeploymentUnavailableError):
+        return []
+    return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
 class _HTTPOnly:
@@ -276,8 +305,3 @@ async def _send_messages(messages: list[Message], send: Send) -> bool:
     for message in messages:
         await send(message)
     return messages[-1]["type"] == "http.response.body" and not messages[-1].get("more_body", False)
-
-
-async def _refuse(request: Request, error: ServerError) -> Response:
-    logger.info("request refused", extra={"request_id": request.state.request_id, "code": error.code})
-    return JSONResponse(error.body(), error.status, error.headers())
