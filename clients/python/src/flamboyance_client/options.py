@@ -11,9 +11,9 @@ from flamboyance_client.records import SupportSet
 
 # a support set as a name, an id or an object, of which the version is used; or a selection of its examples
 Examples = str | SupportSet | Selection | Recommendation
-# how a classification uses the examples
-# what shots read besides themselves: all text before them, or only the text before the first media item
+# what shots attend to in addition to themselves: all text before them, or only the text before the first media item
 ShotsAttend = Literal["previous", "alone"]
+# how a classification uses the examples
 Method = Literal["in_context", "nearest_mean", "knn", "linear", "blend", "auto"]
 
 
