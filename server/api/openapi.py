@@ -88,18 +88,18 @@ SCHEMAS = "#/components/schemas/"
 STRING = {"type": "string"}
 
 DESCRIPTION = """\
-Few-shot inference with vision-language models of the Flamingo family, in OpenAI's shapes where OpenAI has the route.
+Few-shot inference with vision-language models of the Flamingo family. The API follows the OpenAI API.
 
-A field of a request is honoured or refused: an unknown one is an error, and `null` means "not given"."""
+An unknown field or an invalid value is an error that names the field. `null` means that a field is not set."""
 TAGS = {
-    "Completions": "Continue a prompt that may hold images and videos.",
-    "Chat": "The same for a conversation, whose questions and answers become shots.",
-    "Few-shot": "Answer a query after worked examples, in words or by one of several candidates.",
+    "Completions": "Continue a prompt, which may contain images and videos.",
+    "Chat": "Answer a conversation. Earlier questions and answers become shots of a prompt.",
+    "Few-shot": "Answer a query after worked examples, with generated text or one of several candidates.",
     "Support sets": "Named, versioned sets of worked examples.",
     "Evaluations": "Leave-one-out evaluations of support sets.",
-    "Images": "Images and videos that are uploaded once and then named by id.",
-    "Model": "The served model: its tokenizer, its vectors, its attention.",
-    "Keys": "API keys: who may do what.",
+    "Images": "Upload images and videos once, and refer to them by id.",
+    "Model": "The served model: its tokenizer, embeddings and attention.",
+    "Keys": "API keys and their permissions.",
     "Health": "The state of the server.",
 }
 PATH_PARAMETERS = {
@@ -111,19 +111,22 @@ PATH_PARAMETERS = {
     "name": "The name of a model.",
 }
 REQUEST_HEADERS = {
-    "Idempotency-Key": "Sent again within a day, the request changes nothing and has the first response.",
-    "If-None-Match": "The `ETag` of an earlier response.",
-    "X-Request-Id": "Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`.",
-    "X-Request-Timeout": "Seconds that the request may take, from its arrival to its last byte; then it ends with 504.",
+    "Idempotency-Key": "1 to 255 visible ASCII characters. If a request is repeated with the same key within a day, the "
+    "repetition changes nothing and returns the first response.",
+    "If-None-Match": "The `ETag` of an earlier response. If it still matches, the response is a 304.",
+    "X-Request-Id": "The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log "
+    "contain it.",
+    "X-Request-Timeout": "Maximum duration in seconds, from the arrival of the request to its last token. A longer request "
+    "ends with a 504.",
 }
 RESPONSE_HEADERS = {
-    "Content-Disposition": "The name under which to save the file.",
-    "ETag": "Names the content, which never changes.",
-    "Retry-After": "Seconds to wait before the request is repeated.",
+    "Content-Disposition": "The suggested name of the file.",
+    "ETag": "Identifies the content, which never changes.",
+    "Retry-After": "Seconds to wait before repeating the request.",
     "X-Request-Id": "The id of the request.",
     "X-Should-Retry": "`true` if the same request may succeed later, else `false`.",
 }
-BEARER = {"type": "http", "scheme": "bearer", "description": "Needed if the server has API keys."}
+BEARER = {"type": "http", "scheme": "bearer", "description": "Required if the server has API keys."}
 
 
 class _JsonSchemas(GenerateJsonSchema):
@@ -292,7 +295,7 @@ def _subclasses(kind: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 
 def _description(status: int, chunk: Any) -> str:
-    stream = " With `stream` the data of each event is a chunk or an error, and of the last one `[DONE]`."
+    stream = " With `stream`, each server-sent event is a chunk or an error, and the last one is `[DONE]`."
     return f"{HTTPStatus(status).phrase}.{'' if chunk is None else stream}"
 
 

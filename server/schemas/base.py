@@ -48,12 +48,12 @@ CacheSalt = Annotated[
     Field(
         min_length=1,
         max_length=256,
-        description="The request shares cached prompts, media and grammars only with those of the same `cache_salt`.",
+        description="The request shares caches of prompts, media and grammars only with requests that have the same salt.",
     ),
 ]
 
-LIMIT = "The most entries of a page."
-AFTER = "The `last_id` of the page before."
+LIMIT = "Maximum number of entries in the page."
+AFTER = "The `last_id` of the previous page."
 
 NULL = {"type": "null"}
 
@@ -98,7 +98,7 @@ def or_null(field: JsonSchemaValue) -> JsonSchemaValue:
 class ModelRequest(Schema):
     """A request that may name the model."""
 
-    model: str | None = Field(None, description="The name of the served model.")
+    model: str | None = Field(None, description="The name of a served model.")
 
 
 class TimedRequest(ModelRequest):
@@ -108,14 +108,17 @@ class TimedRequest(ModelRequest):
         None,
         gt=0,
         le=MAX_SECONDS,
-        description="Seconds that the request may take, from its arrival to its last token; then it ends with 504.",
+        description="Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends "
+        "with a 504.",
     )
 
 
 class TrackedRequest(TimedRequest):
     """A request whose answer carries an id, which the client may choose."""
 
-    request_id: RequestId | None = Field(None, description="Becomes part of the `id` of the response.")
+    request_id: RequestId | None = Field(
+        None, description="Part of the `id` of the response. Default: the header `X-Request-Id`."
+    )
     user: User | None = Field(None, description="Accepted and not used.")
     cache_salt: CacheSalt | None = None
 
@@ -127,7 +130,8 @@ class PrioritizedRequest(TrackedRequest):
         0,
         ge=-(2**31),
         le=2**31 - 1,
-        description="A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.",
+        description="Requests with a lower number run first. Numbers below 0 require the setting "
+        "`allow_negative_priority`.",
     )
 
 

@@ -17,6 +17,7 @@ from server.schemas.fewshot import (
     WeighingFields,
 )
 from server.schemas.generation import MAX_MESSAGES
+from server.schemas.prompt import DETAIL
 
 MAX_QUESTIONS = 400
 
@@ -28,7 +29,7 @@ def _text_or_list(value: Any) -> str:
 
 
 class CacheBreakpoint(Schema):
-    """A hint to the prompt cache, which needs none."""
+    """A hint for the prompt cache. It has no effect, because the cache needs no hints."""
 
     mode: Literal["explicit"]
 
@@ -43,17 +44,15 @@ class DecisionImagePart(Schema):
     type: Literal["input_image"]
     image_url: str = Field(
         min_length=1,
-        description="A data URL, an https URL of a host that the server fetches from, or the id of an uploaded image or "
-        "video.",
+        description="A data URL, an `https` URL of a host that the setting `media_url_hosts` allows, or the id of an "
+        "uploaded image or video.",
     )
-    detail: Literal["auto", "low", "high", "original"] = Field(
-        "auto", description="No effect: the encoder has one resolution."
-    )
+    detail: Literal["auto", "low", "high", "original"] = Field("auto", description=DETAIL)
     prompt_cache_breakpoint: CacheBreakpoint | None = Field(None, description=UNUSED)
 
 
 class DecisionJsonPart(Schema):
-    """JSON that is shown as text."""
+    """JSON, which the prompt shows as text."""
 
     type: Literal["input_json"]
     data: Annotated[
@@ -80,7 +79,7 @@ class OutputTextPart(Schema):
 
 
 class OutputRefusalPart(Schema):
-    """A refusal in a conversation, which is text of it."""
+    """A refusal in an earlier answer, which the prompt shows as text."""
 
     type: Literal["refusal"]
     refusal: str
@@ -138,23 +137,23 @@ DecisionInput = Annotated[
 
 class QuestionFields(Schema):
     instructions: DecisionContent
-    name: str | None = Field(None, max_length=1024, description="The answer repeats it.")
+    name: str | None = Field(None, max_length=1024, description="A name that the answer repeats.")
 
 
 class PredicateQuestion(QuestionFields):
-    """The probability that a statement about the input is true."""
+    """A question for the probability that a statement about the input is true."""
 
     type: Literal["predicate"]
 
 
 class DecisionChoice(Schema):
-    """A possible answer: a text, or a boolean, which is written yes or no."""
+    """A possible answer: a text, or a boolean, which the prompt shows as yes or no."""
 
     value: Annotated[
         Annotated[CandidateText, Tag("<string>")] | Annotated[bool, Tag("<boolean>")],
         Discriminator(lambda value: "<boolean>" if isinstance(value, bool) else "<string>"),
     ]
-    description: str = Field("", description="When it applies.")
+    description: str = Field("", description="A description, which the prompt shows.")
 
 
 class ChoiceQuestion(QuestionFields):
@@ -164,11 +163,11 @@ class ChoiceQuestion(QuestionFields):
 
 class ScoreLevel(Schema):
     label: CandidateText
-    description: str = Field("", description="When it applies.")
+    description: str = Field("", description="A description, which the prompt shows.")
 
 
 class ScoreQuestion(QuestionFields):
-    """A rating by levels, from the lowest to the highest."""
+    """A question for a rating, on levels from the lowest to the highest."""
 
     type: Literal["score"]
     levels: list[ScoreLevel] = Field(min_length=2, max_length=MAX_CANDIDATES)
@@ -183,7 +182,7 @@ DecisionQuestion = Annotated[
 
 
 class PromptCacheOptions(Schema):
-    """Options of a prompt cache, with the values that ask for what is done anyway."""
+    """Options of a prompt cache. Only the defaults are accepted, which match the behaviour of the server."""
 
     mode: Literal["implicit"] = "implicit"
     ttl: Literal["30m"] = "30m"
@@ -199,15 +198,15 @@ class DecisionRequest(ShotsFields, WeighingFields, ConfidenceFields, Prioritized
         ],
     )
 
-    input: DecisionInput = Field(description="A text, or messages with texts and images, that all questions are about.")
+    input: DecisionInput = Field(description="The input of all questions: a text, or messages with texts and images.")
     questions: list[DecisionQuestion] = Field(min_length=1, max_length=MAX_QUESTIONS)
     method: MethodChoice = Field(
         "auto",
-        description="How choices are made whose values are the answers of examples, as in a classification. All else is "
-        "answered by the language model.",
+        description="The method of classification for choices with examples. The language model answers all other "
+        "questions.",
     )
     template: TemplateChoice = Field(
-        "vqa", description="Writes the input in place of `{media}`, and the instructions in place of `{question}`."
+        "vqa", description="The template, in which `{media}` is the input and `{question}` the instructions."
     )
     prompt_cache_options: PromptCacheOptions = PromptCacheOptions()
     prompt_cache_key: str = Field("", max_length=1024, description=UNUSED)

@@ -28,14 +28,19 @@ ContentFree = Literal["grey", "no_media", "both"]
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
+VERSION = "A version of the set. Default: the latest."
 StoredOrSentPart = Annotated[TaggedMediaPart, Discriminator(tag_of("type"))]
 
 
 class MediaFields(Schema):
     """Media in one of two forms: `media`, parts as in a prompt, or `image`, the URL or id of one image."""
 
-    image: str | None = Field(None, min_length=1, description="The URL or id of one image, instead of `media`.")
-    media: list[StoredOrSentPart] = Field([], max_length=64)
+    image: str | None = Field(
+        None,
+        min_length=1,
+        description="Instead of `media`: the URL of an image, or the id of an uploaded image or video.",
+    )
+    media: list[StoredOrSentPart] = Field([], max_length=64, description="Images and videos, as in a prompt.")
 
     @model_validator(mode="after")
     def _one_form(self) -> MediaFields:
@@ -53,10 +58,10 @@ class MediaFields(Schema):
 class ShotFields(MediaFields):
     """A worked example."""
 
-    id: Name | None = None
-    text: str = Field("", description="The answer.")
-    question: str = ""
-    label: str = Field("", description="The answer where a template shows labels, or `text` is empty.")
+    id: Name | None = Field(None, description="A name that the response repeats.")
+    text: str = Field("", description="The text of the answer.")
+    question: str = Field("", description="The question.")
+    label: str = Field("", description="The label of the answer. One of `text` and `label` is enough.")
 
     @model_validator(mode="before")
     @classmethod
@@ -71,35 +76,42 @@ class ShotFields(MediaFields):
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         reference = super().__get_pydantic_json_schema__(schema, handler)
         fields = handler.resolve_ref_schema(reference)["properties"]
-        fields["answer"] = {**fields["text"], "description": "Another name of `text`."}
+        fields["answer"] = {**fields["text"], "description": "Another name for `text`."}
         return reference
 
 
 class QueryFields(MediaFields):
-    text: str = ""
-    question: str = ""
+    text: str = Field("", description="A text that the template shows or a strategy compares.")
+    question: str = Field("", description="A question that the template shows or a strategy compares.")
 
 
 class ExamplesFields(Schema):
     """Shots that are selected from a support set."""
 
-    support_set: Name = Field(description="Its id or name.")
-    version: Version | None = Field(None, description="The latest one, if not given.")
+    support_set: Name = Field(description="The id or name of the set.")
+    version: Version | None = Field(None, description=VERSION)
     k: int | None = Field(
-        None, ge=0, le=MAX_SHOTS, description="Without it 4, with `zero_shot` 2, or all if there are fewer."
+        None,
+        ge=0,
+        le=MAX_SHOTS,
+        description="Number of examples. Default: 4 (`zero_shot`: 2; classification: 4 to 16), or all of a smaller set.",
     )
-    strategy: Strategy = "first"
-    order: Order | None = None
-    seed: int = Field(0, ge=0, le=2**63 - 1)
+    strategy: Strategy = Field("first", description="How examples are selected.")
+    order: Order | None = Field(
+        None, description="Order of the examples in the prompt. The default depends on the strategy."
+    )
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="Seed of random selection and order.")
 
 
 class TemplateFields(Schema):
     """A template with the placeholders `{media}`, `{text}`, `{question}`, `{answer}` and `{label}`."""
 
-    shot: str = Field(min_length=1, max_length=MAX_TEMPLATE)
-    query: str = Field("", max_length=MAX_TEMPLATE, description="Without it, `shot` up to its last placeholder.")
-    separator: str = Field("", max_length=1024, description="Follows each shot.")
-    end: str = Field("", max_length=1024, description="Ends an answer; without it, the model's end of chunk.")
+    shot: str = Field(min_length=1, max_length=MAX_TEMPLATE, description="A shot with its answer.")
+    query: str = Field("", max_length=MAX_TEMPLATE, description="The query. Default: `shot` up to its answer.")
+    separator: str = Field("", max_length=1024, description="Text after each shot.")
+    end: str = Field(
+        "", max_length=1024, description="The end of an answer. Default: the model's end of chunk, or a line break."
+    )
 
 
 TemplateChoice = Annotated[
@@ -111,13 +123,15 @@ TemplateChoice = Annotated[
 class ShotsFields(AttentionFields):
     """The fields of every route that may show the model shots."""
 
-    shots: list[ShotFields] = Field([], max_length=MAX_SHOTS, description="Worked examples in prompt order.")
-    examples: ExamplesFields | None = Field(None, description="Shots from a support set instead.")
+    shots: list[ShotFields] = Field([], max_length=MAX_SHOTS, description="Worked examples, in prompt order.")
+    examples: ExamplesFields | None = Field(None, description="Instead of `shots`: examples from a support set.")
     zero_shot: bool = Field(
         False,
-        description='Shots without media, which show only the form of an answer: the paper\'s "zero-shot".',
+        description='Write the shots without their media, to show only the form of an answer ("zero-shot" in the paper).',
     )
-    truncate_shots: bool = Field(False, description="Leave out the first shots if the context has no room for all.")
+    truncate_shots: bool = Field(
+        False, description="If the context has no room for all shots, leave out the first ones."
+    )
 
 
 class FewShotFields(ShotsFields):
@@ -147,9 +161,9 @@ class SearchRequest(TimedRequest):
     """A search for the examples of a support set that are most similar to a query."""
 
     query: QueryFields
-    version: Version | None = None
-    k: int = Field(8, ge=1, le=MAX_SHOTS)
-    strategy: Comparing = "rices_image"
+    version: Version | None = Field(None, description=VERSION)
+    k: int = Field(8, ge=1, le=MAX_SHOTS, description="Number of examples. A smaller set returns all of its examples.")
+    strategy: Comparing = Field("rices_image", description="What is compared: images, texts, or both.")
 
 
 MAX_CANDIDATES = 1024
@@ -160,7 +174,7 @@ CandidateText = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
 class LabelledCandidate(Schema):
-    """A candidate: its name in the response, and the text that the model would write."""
+    """A candidate with a name for the response, and the text that the model would write."""
 
     label: Annotated[str, Field(min_length=1, max_length=256)]
     text: CandidateText
@@ -175,13 +189,20 @@ CandidateField = Annotated[
 class WeighingFields(Schema):
     """Options that turn the scores of candidates into probabilities; `permutations` counts the original order too."""
 
-    normalisation: Normalisation = Field("sum", description="Of the log-probabilities of a candidate's tokens.")
-    calibration: Calibration = Field(
-        "none", description="`contextual` divides by the result of a query without content."
+    normalisation: Normalisation = Field(
+        "sum", description="How the log-probabilities of a candidate's tokens are combined."
     )
-    content_free: ContentFree = Field("grey", description="The media of the query without content.")
-    permutations: int = Field(1, ge=1, le=MAX_PERMUTATIONS, description="Orders of the shots to average over.")
-    seed: int = Field(0, ge=0, le=2**63 - 1, description="Draws the orders.")
+    calibration: Calibration = Field(
+        "none", description="`contextual` divides each probability by the one after a query without content."
+    )
+    content_free: ContentFree = Field("grey", description="The media of the query without content; `both` is a mean.")
+    permutations: int = Field(
+        1,
+        ge=1,
+        le=MAX_PERMUTATIONS,
+        description="Number of orders of the shots to average over: the given order and random ones.",
+    )
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="Seed of the random orders.")
 
     @property
     def _weighing(self) -> list[str]:
@@ -189,22 +210,25 @@ class WeighingFields(Schema):
 
 
 class ConfidenceFields(Schema):
-    """Options that say how sure an answer is, and how sure it has to be."""
+    """Options that control the confidence of an answer, and when an answer has no label."""
 
     temperature: float | None = Field(
         None,
         gt=0,
         le=MAX_TEMPERATURE,
-        description="Divides the log-probabilities. Without it, the one that is fitted to left-out examples.",
+        description="Divides the log-probabilities. Default: fitted to left-out examples, where possible.",
     )
     target_accuracy: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="No label is given where the labels that are given would not reach this accuracy on left-out examples.",
+        description="Return a label only if labels with this confidence are expected to be at least this accurate.",
     )
     target_coverage: float | None = Field(
-        None, gt=0, lt=1, description="No label is given outside this share of queries, the ones that are surest."
+        None,
+        gt=0,
+        lt=1,
+        description="Return a label for this share of queries, those with the highest confidence.",
     )
 
     @model_validator(mode="after")
@@ -231,15 +255,19 @@ class ClassifyRequest(FewShotFields, WeighingFields, ConfidenceFields, Prioritiz
 
     method: MethodChoice = Field(
         "auto",
-        description="How examples are used: as shots by the language model (`in_context`), by the likeness of media to all "
-        "examples (`nearest_mean`, `knn`, `linear`), or both (`blend`). Without it `auto`, or `in_context` if the request "
-        "weighs the language model's scores.",
+        description="How examples are used: as shots of a prompt (`in_context`), by comparing image vectors "
+        "(`nearest_mean`, `knn`, `linear`), both (`blend`), or as the server chooses (`auto`). If the request sets "
+        "`normalisation`, `calibration`, `content_free`, `permutations` or `seed`, the default is `in_context`.",
     )
     template: TemplateChoice = "classification"
     candidates: list[CandidateField] = Field(
-        [], max_length=MAX_CANDIDATES, description="Without them, the labels of the support set or of the shots."
+        [],
+        max_length=MAX_CANDIDATES,
+        description="The possible answers. Default: the labels of the support set or of the shots.",
     )
-    top_k: int | None = Field(None, ge=1, le=MAX_CANDIDATES, description="Candidates in the response.")
+    top_k: int | None = Field(
+        None, ge=1, le=MAX_CANDIDATES, description="Number of candidates in the response. Default: all."
+    )
 
     @model_validator(mode="after")
     def _no_prompt_has_no_options(self) -> ClassifyRequest:
@@ -277,4 +305,6 @@ class ScoreRequest(AttentionFields, PrioritizedRequest):
     model_config = with_example(prompt="A flamingo is", candidates=[" a bird", " a fish"])
 
     prompt: Prompt
-    candidates: list[ScoredCandidate] = Field(min_length=1, max_length=MAX_CANDIDATES)
+    candidates: list[ScoredCandidate] = Field(
+        min_length=1, max_length=MAX_CANDIDATES, description="Continuations of the prompt: texts or lists of token ids."
+    )

@@ -28,67 +28,76 @@ Stop = Annotated[
 
 
 class StreamOptions(Schema):
-    include_usage: bool = Field(False, description="Add a last chunk with the usage.")
-    continuous_usage_stats: bool = Field(False, description="Add the usage so far to every chunk.")
+    include_usage: bool = Field(False, description="Send a last chunk with the usage.")
+    continuous_usage_stats: bool = Field(False, description="Send the usage so far in every chunk.")
     # only the value that matches the server's behaviour
     include_obfuscation: Literal[False] = False
 
 
 class StructuredOutputs(Schema):
-    """The form of the answer, by one of the three fields."""
+    """A constraint on the answer: exactly one of the fields is set."""
 
     choice: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field([], max_length=1024)
-    regex: str = Field("", max_length=4096)
-    json_schema: dict[str, Any] | str = Field("", alias="json")
+    regex: str = Field("", max_length=4096, description="The answer matches this regular expression.")
+    json_schema: dict[str, Any] | str = Field("", alias="json", description="The answer conforms to this JSON schema.")
 
 
 class GenerationFields(PrioritizedRequest):
     """Sampling and stopping options of every route that generates."""
 
-    temperature: float = Field(1.0, ge=0, le=100, description="0 is greedy.")
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=-1, le=2**31 - 1, description="0 or -1: all tokens.")
-    min_p: float = Field(0.0, ge=0, le=1)
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
-    frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    repetition_penalty: float = Field(1.0, gt=0, le=100)
+    temperature: float = Field(1.0, ge=0, le=100, description="The temperature of sampling; 0 is greedy decoding.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the most likely tokens that reach this probability.")
+    top_k: int = Field(0, ge=-1, le=2**31 - 1, description="Number of most likely tokens to sample from; 0 or -1: all.")
+    min_p: float = Field(0.0, ge=0, le=1, description="Minimum probability, relative to that of the most likely token.")
+    presence_penalty: float = Field(0.0, ge=-2, le=2, description="Subtracted from the logits of tokens in the answer.")
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, description="Subtracted once per occurrence in the answer.")
+    repetition_penalty: float = Field(1.0, gt=0, le=100, description="Above 1: repeat tokens less often.")
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
-        {}, max_length=1024, description="Biases by token id."
+        {}, max_length=1024, description="Numbers that are added to the logits, by token id."
     )
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1, description="The same seed gives the same answer.")
-    min_tokens: int = Field(0, ge=0, le=2**31 - 1, description="The answer does not end before it has as many tokens.")
-    ignore_eos: bool = False
-    stop: Stop = Field([], validate_default=False, description="The text ends before the first that appears.")
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field([], max_length=128)
-    include_stop_str_in_output: bool = Field(False, description="The text ends after the stop string.")
-    n: int = Field(1, ge=1, le=MAX_ANSWERS, description="The number of answers.")
-    best_of: int | None = Field(None, ge=1, le=MAX_ANSWERS, description="Beams; without it 3, or `n` if it is more.")
+    min_tokens: int = Field(0, ge=0, le=2**31 - 1, description="Minimum number of generated tokens.")
+    ignore_eos: bool = Field(False, description="Continue after an end of sequence.")
+    stop: Stop = Field([], validate_default=False, description="The answer ends before the first string that appears.")
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(
+        [], max_length=128, description="Tokens that end the answer."
+    )
+    include_stop_str_in_output: bool = Field(False, description="The answer ends after the stop string instead.")
+    n: int = Field(1, ge=1, le=MAX_ANSWERS, description="Number of answers.")
+    best_of: int | None = Field(None, ge=1, le=MAX_ANSWERS, description="Number of beams. Default: max(3, `n`).")
     use_beam_search: bool = Field(
         False,
-        description="Search with beams, and return the `n` best answers. Excludes `top_p`, `top_k`, `min_p`, penalties, "
-        "`logit_bias`, `structured_outputs`, and a `temperature` other than 0 and 1.",
+        description="Search with `best_of` beams and return the `n` best answers. Excludes `top_p`, `top_k`, `min_p`, "
+        "penalties, `logit_bias`, `structured_outputs`, and a `temperature` other than 0 and 1.",
     )
-    length_penalty: float = Field(1.0, ge=-10, le=10, description="Only with a beam search.")
-    early_stopping: bool = Field(False, description="Only with a beam search.")
-    structured_outputs: StructuredOutputs | None = None
+    length_penalty: float = Field(
+        1.0, ge=-10, le=10, description="Beam search: scores are divided by the length of the answer to this power."
+    )
+    early_stopping: bool = Field(False, description="Beam search: stop as soon as `best_of` answers have ended.")
+    structured_outputs: StructuredOutputs | None = Field(None, description="A constraint on the answer.")
     stream: bool = Field(False, description="Return server-sent events.")
     stream_options: StreamOptions = StreamOptions()
-    return_token_ids: bool = Field(False, description="Add the token ids of prompt and answer.")
+    return_token_ids: bool = Field(False, description="Return the token ids of prompt and answer.")
 
 
 class CompletionFields(GenerationFields):
     """The fields of a completion besides its prompt."""
 
-    max_tokens: int = Field(16, ge=0, le=2**31 - 1, description="0 computes the prompt alone.")
-    echo: bool = Field(False, description="The text begins with the prompt.")
-    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="Most likely tokens to return for each.")
-    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="The same, for the prompt.")
+    max_tokens: int = Field(16, ge=0, le=2**31 - 1, description="Maximum number of tokens; 0 only computes the prompt.")
+    echo: bool = Field(False, description="The text of the response begins with the prompt.")
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="Return log-probabilities, and this number of likely tokens per position.",
+    )
+    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="As `logprobs`, for the prompt.")
 
 
 class CompletionRequest(CompletionFields, AttentionFields):
     model_config = with_example(prompt="A flamingo is", max_tokens=8)
 
-    prompt: Prompts = Field(description="One prompt, or a list of prompts, each with `n` answers of its own.")
+    prompt: Prompts = Field(description="One prompt, or a list of prompts. Each has `n` answers.")
 
 
 MAX_MESSAGES = 2048
@@ -134,7 +143,7 @@ class ParticipantMessage(Schema):
     """A message of a participant, who may have a name."""
 
     name: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
-        None, description="The same in all messages of a role: the prompt does not show it."
+        None, description="The same name in all messages of a role. The prompt does not show it."
     )
 
 
@@ -165,16 +174,16 @@ class SentFunctionCall(Schema):
 
 
 class SentCall(Schema):
-    """A call as a response has it."""
+    """A function call, as in a response."""
 
     id: CallId
     type: Literal["function"]
     function: SentFunctionCall
-    index: int | None = Field(None, description="As streams have it. Accepted and not used.")
+    index: int | None = Field(None, description="The index in a stream. Accepted and not used.")
 
 
 class AssistantMessage(ParticipantMessage):
-    """A message as a response has it: fields without a value may be sent back as null."""
+    """A message of a response. Its fields without a value may be null."""
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": {"type": "null"}})
 
@@ -191,11 +200,11 @@ class AssistantMessage(ParticipantMessage):
 
 
 class ToolMessage(Schema):
-    """The result of a call."""
+    """The result of a function call."""
 
     role: Literal["tool"]
     content: Written
-    tool_call_id: CallId = Field(description="The `id` of a call in a message before.")
+    tool_call_id: CallId = Field(description="The `id` of a call in an earlier message.")
 
 
 Message = Annotated[
@@ -220,7 +229,7 @@ class JsonObjectFormat(Schema):
 
 
 class NamedSchema(Schema):
-    """A JSON schema with a name; `strict` changes nothing, since an answer always conforms to its schema."""
+    """A JSON schema with a name. `strict` has no effect: an answer always conforms to its schema."""
 
     name: str = Field(max_length=256)
     description: str = ""
@@ -276,7 +285,7 @@ ToolChoice = Annotated[
 
 
 class ChatTemplateOptions(Schema):
-    """Options of chat templates that only ask for what is done anyway: the model does not think before it answers."""
+    """Options of chat templates. Only `false` is accepted: the model does not think before it answers."""
 
     enable_thinking: Literal[False] = False
     thinking: Literal[False] = False
@@ -285,11 +294,11 @@ class ChatTemplateOptions(Schema):
 class ConversationFields(ModelRequest):
     """The fields that make messages a prompt."""
 
-    template: TemplateName = Field("plain", description="`plain`, or the name of a template of few-shot requests.")
+    template: TemplateName = Field("plain", description="How turns are written: `plain`, or as a few-shot template.")
     tools: list[Tool] = Field(
         [],
         max_length=MAX_TOOLS,
-        description="Functions, of which `tool_choice` names one. The prompt does not name them.",
+        description="Functions that `tool_choice` can select. They are not part of the prompt.",
     )
     # only the values that match the server's behaviour: the answer follows the last message
     add_generation_prompt: Literal[True] = True
@@ -316,17 +325,19 @@ class ChatRequest(GenerationFields, ConversationFields, AttentionFields):
     model_config = with_example(messages=[{"role": "user", "content": "What is a flamingo?"}], max_tokens=8)
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_tokens: int | None = Field(None, ge=0, le=2**31 - 1, description="As `max_completion_tokens`.")
+    max_tokens: int | None = Field(None, ge=0, le=2**31 - 1, description="The same as `max_completion_tokens`.")
     max_completion_tokens: int | None = Field(
-        None, ge=0, le=2**31 - 1, description=f"Without it {DEFAULT_MAX_TOKENS}, if there is room."
+        None, ge=0, le=2**31 - 1, description=f"Maximum number of generated tokens. Default: {DEFAULT_MAX_TOKENS}."
     )
     logprobs: bool = Field(False, description="Return the log-probabilities of the tokens.")
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="Most likely tokens to return for each.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="Number of most likely tokens per position. Requires `logprobs`."
+    )
     response_format: ResponseFormat = TextFormat(type="text")
     tool_choice: ToolChoice = Field(
         "auto",
-        description="A function to call, or `required` with one tool. The model does not choose tools: `auto` answers "
-        "with text, as `none` does.",
+        description="A function to call, or `required` with exactly one tool. The model does not choose tools: with "
+        "`auto` and `none`, the answer is text.",
     )
     # only the values that match the server's behaviour, such as: nothing is stored, the answer is text
     store: Literal[False] = False

@@ -18,35 +18,37 @@ Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 
 
 class LimitFields(Schema):
-    """The amounts that a key may use in a minute, and support sets; what is not given is as in the key that makes it."""
+    """Limits per minute, and a limit of support sets. The limits of the key that creates a key are default and maximum."""
 
-    requests: Limit | None = None
-    tokens: Limit | None = Field(None, description="Tokens of prompts and answers.")
-    bytes: Limit | None = Field(None, description="Bytes of request bodies.")
-    media: Limit | None = Field(None, description="Images and videos of prompts.")
+    requests: Limit | None = Field(None, description="Number of requests.")
+    tokens: Limit | None = Field(None, description="Number of tokens of prompts and answers.")
+    bytes: Limit | None = Field(None, description="Number of bytes of request bodies.")
+    media: Limit | None = Field(None, description="Number of images and videos of prompts.")
     support_sets: Limit | None = Field(
-        None, description="Not per minute: the key creates no support set if its tenant has this many."
+        None,
+        description="Not per minute: while the tenant has this number of support sets, the key cannot create another.",
     )
 
 
 class CreateKeyRequest(Schema):
-    """An API key to make."""
+    """An API key to create."""
 
     model_config = with_example(name="search team", role="inference", limits={"requests": 600})
 
     name: str = Field(
-        pattern=KEY_NAME, min_length=1, max_length=128, description="Whose key it is, for the list of keys."
+        pattern=KEY_NAME, min_length=1, max_length=128, description="A name for the list of keys, such as the owner's."
     )
     role: Role = Field(
         "inference",
-        description="`inference` runs the model and reads, `manage` also changes stored items, `admin` also manages keys.",
+        description="`inference` runs the model and reads stored data. `manage` also changes stored data. `admin` also "
+        "manages keys.",
     )
     limits: LimitFields = Field(default_factory=LimitFields)
     tenant: str | None = Field(
         None,
         pattern=TENANT_NAME,
         description=(
-            "The name of the keys that share support sets, uploads, evaluations and caches. Default: that of the key which "
-            "makes this one. Only administrators of the default tenant make keys for others."
+            "The keys of a tenant share support sets, uploads, evaluations and caches. Default: the tenant of the key that "
+            "creates this one. Only administrators of the default tenant can create keys of other tenants."
         ),
     )

@@ -17,12 +17,12 @@ class TokenizeRequest(ConversationFields):
     model_config = with_example(prompt="A flamingo is a bird.")
 
     prompt: Prompt | None = None
-    messages: list[Message] = Field([], max_length=MAX_MESSAGES)
-    return_token_strs: bool = Field(False, description="Add the text of each token.")
+    messages: list[Message] = Field([], max_length=MAX_MESSAGES, description="Instead of `prompt`: a conversation.")
+    return_token_strs: bool = Field(False, description="Return the text of each token.")
     add_special_tokens: bool = Field(
         True,
-        description="`false` with a text: its tokens alone, without the family's markers. No effect on messages, whose "
-        "template writes the markers.",
+        description="`false`: return the tokens of a text without the markers of the model family. No effect on "
+        "`messages`.",
     )
 
 
@@ -59,24 +59,26 @@ Inputs = Annotated[
 class EmbeddingsRequest(TimedRequest):
     model_config = with_example(input=["A flamingo is a bird."])
 
-    input: Inputs
-    encoding_format: Literal["float", "base64"] = "float"
+    input: Inputs = Field(description="One or more texts, as strings or token ids, or a list of media parts.")
+    encoding_format: Literal["float", "base64"] = Field("float", description="`base64`: float32, little-endian.")
     media_vector: Literal["features", "likeness"] = Field(
         "features",
-        description="Of media: the vision encoder's mean features, or the vectors by which media are compared.",
+        description="The vectors of media: the mean features of the vision encoder, or those that searches compare.",
     )
     user: User | None = None
     cache_salt: CacheSalt | None = None
 
 
 class InspectRequest(TrackedRequest):
-    """A prompt, an answer, and the token of the two to look at."""
+    """A prompt, an answer, and the token to inspect."""
 
     prompt: Prompt
-    answer: str = Field("", max_length=2**16, description="The text after the prompt.")
-    token: int | None = Field(None, ge=0, le=2**31 - 1, description="Its position; the last, if not given.")
+    answer: str = Field("", max_length=2**16, description="Text after the prompt, as the model wrote it.")
+    token: int | None = Field(
+        None, ge=0, le=2**31 - 1, description="Position in prompt and answer, from 0. Default: the last token."
+    )
     layers: list[Annotated[int, Field(ge=0)]] = Field(
         [],
         max_length=256,
-        description="Gated layers, by the language-model layers after them; the mean of all, if not given.",
+        description="Gated layers, by the index of the language-model layer after each. Default: the mean of all.",
     )

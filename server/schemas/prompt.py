@@ -18,9 +18,9 @@ MAX_PROMPTS = 1024
 
 
 ATTEND = (
-    "What a shot, the text from one media item to the next, reads besides itself: `previous`, all text before it, or "
-    "`alone`, only the text before the first media item. What was computed for a shot that attends alone is reused in "
-    "any prompt, and the order of the shots changes nothing."
+    "What each shot attends to in addition to itself: `previous` (all text before it) or `alone` (only the text before the "
+    "first media item). A shot is the text from one media item to the next. Shots that attend alone are cached and reused "
+    "in any prompt and any order."
 )
 
 
@@ -30,16 +30,19 @@ class AttentionFields(Schema):
     shots_attend: ShotsAttend = Field("previous", description=ATTEND)
 
 
+DETAIL = "Accepted without effect: the encoder reads every image at the same size."
+
+
 class MediaUrl(Schema):
-    url: str = Field(description="A data URL, or an https URL of a host that the server fetches from.")
-    detail: Literal["auto", "low", "high"] = Field("auto", description="No effect: the encoder has one resolution.")
+    url: str = Field(description="A data URL, or an `https` URL of a host that the setting `media_url_hosts` allows.")
+    detail: Literal["auto", "low", "high"] = Field("auto", description=DETAIL)
 
 
-UUID = "A name for the media item. A later part with this name alone shows it again."
+UUID = "A name for the media item. A later part with only this name refers to the same item."
 
 
 class ImageUrlPart(Schema):
-    """An image, as data or by the name that it was given when its data were sent."""
+    """An image by its URL, or by a name that was sent with the image before."""
 
     type: Literal["image_url"]
     image_url: MediaUrl | None = None
@@ -53,7 +56,7 @@ class ImageUrlPart(Schema):
 
 
 class VideoUrlPart(Schema):
-    """A video, as data or by the name that it was given when its data were sent."""
+    """A video by its URL, or by a name that was sent with the video before."""
 
     type: Literal["video_url"]
     video_url: MediaUrl | None = None

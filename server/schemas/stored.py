@@ -30,6 +30,7 @@ from server.schemas.base import (
 from server.schemas.fewshot import (
     MAX_CANDIDATES,
     MAX_SHOTS,
+    VERSION,
     CandidateField,
     Comparing,
     MediaFields,
@@ -49,8 +50,8 @@ class UploadRequest(Schema):
     """An image or a video, as `data` or as `url`."""
 
     data: str | None = Field(None, description="The bytes in base64.")
-    url: str | None = Field(None, description="As in a prompt.")
-    object: Literal["image", "video"] = "image"
+    url: str | None = Field(None, description="Instead of `data`: a URL, as in a prompt.")
+    object: Literal["image", "video"] = Field("image", description="The kind of media at a fetched `url`.")
 
     @model_validator(mode="after")
     def _one_of_two(self) -> UploadRequest:
@@ -60,13 +61,13 @@ class UploadRequest(Schema):
 
 
 class UploadForm(Schema):
-    """A form with the bytes of an image or a video."""
+    """A form with the bytes of an image or a video as the file `file`."""
 
     file: bytes
 
 
 class ListImagesRequest(ListRequest):
-    object: Literal["image", "video"] | None = Field(None, description="List these alone.")
+    object: Literal["image", "video"] | None = Field(None, description="Return only images, or only videos.")
 
 
 MAX_TEXT = 65536
@@ -74,7 +75,10 @@ MAX_METADATA_BYTES = 16384
 # ten years
 MAX_TTL = 315_360_000
 MAX_POOL = 1024
-EXPECTED_VERSION = "Change nothing unless this is the latest version."
+NAME = "A unique name of up to 128 letters, digits and characters of `_.:-`, which begins with a letter or digit."
+PINNED = "Keep the media of the latest version encoded."
+METADATA = "Any JSON object of up to 16 KiB."
+EXPECTED_VERSION = "The latest version. If it is another one, nothing changes and the response is a 409."
 
 
 def _no_zero(text: str) -> str:
@@ -115,13 +119,13 @@ Seconds = Annotated[float, Field(gt=0, le=MAX_TTL)]
 
 
 class ExampleFields(ShotFields):
-    """An example to store; the server gives it an id if it has none."""
+    """An example to store."""
 
-    id: ExampleId | None = None
-    text: StoredText = ""
-    question: StoredText = ""
-    label: StoredText = ""
-    metadata: Metadata = Field({})
+    id: ExampleId | None = Field(None, description="Default: an id that the server generates.")
+    text: StoredText = Field("", description="The text of the answer.")
+    question: StoredText = Field("", description="The question.")
+    label: StoredText = Field("", description="The label of the answer.")
+    metadata: Metadata = Field({}, description=METADATA)
 
     @model_validator(mode="after")
     def _shows_something(self) -> ExampleFields:
@@ -143,10 +147,12 @@ Examples = Annotated[list[ExampleFields], AfterValidator(_different)]
 
 
 class Lifetime(Schema):
-    """The lifetime of a set, in one of two forms; without one, the set stays until it is deleted."""
+    """When a set expires. Without either field, it stays until it is deleted."""
 
     ttl_seconds: Seconds | None = Field(None, description="Seconds until the set expires.")
-    expires_at: Moment | None = Field(None, description="The same as a time in Unix seconds.")
+    expires_at: Moment | None = Field(
+        None, description="Instead of `ttl_seconds`: the expiry as a Unix time in seconds."
+    )
 
     @model_validator(mode="after")
     def _one_form(self) -> Lifetime:
@@ -161,20 +167,20 @@ class Lifetime(Schema):
 class CreateRequest(Lifetime):
     model_config = with_example(name="sums", examples=[{"id": "a1", "question": "2 + 2?", "text": "4"}])
 
-    name: SetName | None = None
-    examples: Examples = Field([])
-    pinned: bool = False
-    metadata: Metadata = Field({})
+    name: SetName | None = Field(None, description=NAME)
+    examples: Examples = Field([], description="The examples of version 1.")
+    pinned: bool = Field(False, description=PINNED)
+    metadata: Metadata = Field({}, description=METADATA)
 
 
 class ImportRequest(Schema):
-    name: SetName | None = Field(None, description="The name of the set, instead of the one in the archive.")
+    name: SetName | None = Field(None, description="The name of the set. Default: the name in the archive.")
 
 
 class UpdateRequest(Lifetime):
-    name: SetName | None = None
-    pinned: bool = False
-    metadata: Metadata | None = None
+    name: SetName | None = Field(None, description=NAME)
+    pinned: bool = Field(False, description=PINNED)
+    metadata: Metadata | None = Field(None, description=METADATA)
     expected_version: Version | None = Field(None, description=EXPECTED_VERSION)
 
     @model_validator(mode="before")
@@ -211,21 +217,25 @@ class PutExamplesRequest(Schema):
 
 
 class WarmRequest(Schema):
-    """The parts of a version to compute in advance: media always, vectors for the strategy, shots with a template."""
+    """The parts of a version to compute in advance: all media, vectors for a strategy, and shots for a template."""
 
-    version: Version | None = None
-    strategy: Comparing = "rices_image"
-    template: TemplateChoice | None = None
+    version: Version | None = Field(None, description=VERSION)
+    strategy: Comparing = Field("rices_image", description="`rices_text` and `mixed` also embed the texts.")
+    template: TemplateChoice | None = Field(
+        None, description="Compute the first `k` shots of prompts with this template."
+    )
     shots_attend: ShotsAttend = Field(
         "previous",
-        description="The form of prompts to compute shots for: with `alone`, each example is a shot of its own.",
+        description="`alone`: compute each example as a shot that attends alone. Requires `template`.",
     )
     k: int | None = Field(
         None,
         ge=1,
-        description="The number of shots, the first of the set. Without it as many as a request shows, or all alone.",
+        description="Number of shots. Default: 4, or all with `shots_attend` `alone`. Requires `template`.",
     )
-    wait: bool = Field(False, description="Respond when the version is warm.")
+    wait: bool = Field(
+        False, description="Respond when the warming has ended. Otherwise it continues in the background."
+    )
 
     @model_validator(mode="after")
     def _k_is_of_a_template(self) -> WarmRequest:
@@ -244,16 +254,16 @@ class ListSetsRequest(ListRequest):
 class ListVersionsRequest(Schema):
     limit: Annotated[int, Field(ge=1, le=1000, strict=False, description=LIMIT)] = 100
     after: Annotated[
-        int, Field(ge=0, le=2**31 - 1, strict=False, description="The last version of the page before.")
+        int, Field(ge=0, le=2**31 - 1, strict=False, description="The last version of the previous page.")
     ] = 0
 
 
 class ListExamplesRequest(ListSetsRequest):
-    version: QueryVersion | None = Field(None, description="The latest one, if not given.")
+    version: QueryVersion | None = Field(None, description=VERSION)
 
 
 class VersionRequest(Schema):
-    version: QueryVersion | None = Field(None, description="The latest one, if not given.")
+    version: QueryVersion | None = Field(None, description=VERSION)
 
 
 class ExpectedRequest(Schema):
@@ -261,7 +271,9 @@ class ExpectedRequest(Schema):
 
 
 class RemoveExamplesRequest(ExpectedRequest):
-    id: Annotated[str, Field(min_length=1, max_length=2**20, description="The ids of examples, separated by commas.")]
+    id: Annotated[
+        str, Field(min_length=1, max_length=2**20, description="The ids of the examples, separated by commas.")
+    ]
 
     @property
     def ids(self) -> list[str]:
@@ -280,31 +292,39 @@ Forms = Annotated[
 
 
 class EvaluateRequest(WeighingFields, ModelRequest):
-    """A grid of strategies, numbers of shots, forms and seeds; `seed` draws the queries."""
+    """The methods, strategies, numbers of shots, forms and seeds to compare."""
 
-    seed: int = Field(0, ge=0, le=2**63 - 1, description="Samples the queries.")
-    version: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="Seed of the sample of queries.")
+    version: int | None = Field(None, ge=1, description=VERSION)
     k: list[Annotated[int, Field(ge=0, le=MAX_SHOTS)]] = Field(
-        [], max_length=32, description="Numbers of shots; 0, 1, 2, 4, 8 and 16, if not given."
+        [], max_length=32, description="Numbers of shots. Default: 0, 1, 2, 4, 8 and 16, as far as the set allows."
     )
-    strategies: list[Strategy] = Field([], max_length=16)
+    strategies: list[Strategy] = Field(
+        [], max_length=16, description="How shots are selected. Default: `random` and `rices_image`."
+    )
     methods: list[Method] = Field(
-        [], max_length=16, description="Methods of classification; all that the set allows, if not given."
+        [], max_length=16, description="Methods of classification. Default: all whose requirements the set meets."
     )
     seeds: list[Annotated[int, Field(ge=0, le=2**63 - 1)]] = Field(
-        [0], min_length=1, max_length=32, description="Each draws the shots and their orders anew."
+        [0], min_length=1, max_length=32, description="For each seed, shots and their orders are drawn again."
     )
     controls: list[Control] = Field(
         [],
         max_length=16,
-        description="Prompts of `in_context` of which a part is taken away, each a further cell: all media, or the right "
-        "labels of the shots.",
+        description="Control experiments with `in_context`: `text_only` removes all media, and `shuffled_labels` shuffles "
+        "the labels of the shots.",
     )
-    shots_attend: Forms = Field("previous", description=f"The form of the prompts, or several to compare. {ATTEND}")
-    order: Order | None = None
+    shots_attend: Forms = Field(
+        "previous", description=f"The form of the prompts, or a list of forms to compare. {ATTEND}"
+    )
+    order: Order | None = Field(None, description="Order of the shots. The default depends on the strategy.")
     template: TemplateChoice = "classification"
-    candidates: list[CandidateField] = Field([], max_length=MAX_CANDIDATES)
-    max_queries: int = Field(200, ge=1, le=100_000, description="Of a larger set, this many examples are left out.")
+    candidates: list[CandidateField] = Field(
+        [], max_length=MAX_CANDIDATES, description="The possible answers. Default: the labels of the set."
+    )
+    max_queries: int = Field(
+        200, ge=1, le=100_000, description="Maximum number of queries. Of a larger set, a sample is used."
+    )
 
     @property
     def forms(self) -> list[ShotsAttend]:
@@ -314,17 +334,23 @@ class EvaluateRequest(WeighingFields, ModelRequest):
 class ListEvaluationsRequest(ListRequest):
     limit: Annotated[int, Field(ge=1, le=100, strict=False, description=LIMIT)] = 20
     after: Annotated[str, Field(pattern=ID, description=AFTER)] = ""
-    support_set: Annotated[str, Field(pattern=ID)] | None = Field(None, description="Its id or name.")
+    support_set: Annotated[str, Field(pattern=ID)] | None = Field(None, description="The id or name of a set.")
 
 
 class DiagnosticsRequest(VersionRequest):
     limit: Annotated[
-        int, Field(ge=1, le=1000, strict=False, description="The most entries of each list; counts are of all.")
+        int,
+        Field(
+            ge=1,
+            le=1000,
+            strict=False,
+            description="Maximum number of entries in each list. Counts include all entries.",
+        ),
     ] = 100
 
 
 class PooledMedia(MediaFields):
-    """An image without a label."""
+    """An unlabelled image."""
 
     @model_validator(mode="after")
     def _shows_something(self) -> PooledMedia:
@@ -334,8 +360,8 @@ class PooledMedia(MediaFields):
 
 
 class SuggestRequest(TimedRequest):
-    """A pool of images without labels, of which some are to be labelled next."""
+    """A pool of unlabelled images, from which the next images to label are selected."""
 
     pool: list[PooledMedia] = Field(min_length=1, max_length=MAX_POOL)
-    count: int = Field(8, ge=1, le=MAX_POOL, description="Images to suggest.")
-    version: Version | None = Field(None, description="The latest one, if not given.")
+    count: int = Field(8, ge=1, le=MAX_POOL, description="Number of images to suggest.")
+    version: Version | None = Field(None, description=VERSION)

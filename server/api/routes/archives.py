@@ -61,7 +61,10 @@ logger = logging.getLogger(__name__)
     ),
 )
 async def export_support_set(support_set: str, request: Request, services: GivenServices) -> Response:
-    """Export the latest or another version of a support set as an archive: its examples and the bytes of their media."""
+    """Export a version of a support set as an archive.
+
+    The archive has the examples and the original bytes of their media. The default is the latest version.
+    """
     fields = read_query(VersionRequest, request)
     version = await services.support_sets.get_version(support_set, fields.version)
     info = await services.support_sets.get(version.id, version.version)
@@ -84,7 +87,10 @@ async def export_support_set(support_set: str, request: Request, services: Given
     ),
 )
 async def import_support_set(request: Request, services: GivenServices) -> Response:
-    """Create a support set from an archive: with a new id, at version 1."""
+    """Create a support set from an archive.
+
+    The set has a new id and begins at version 1.
+    """
     fields = read_query(ImportRequest, request)
     declared = content_type(request)
     if declared not in ARCHIVE:

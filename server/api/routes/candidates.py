@@ -38,7 +38,7 @@ router = APIRouter()
     **describe("Few-shot", body=ClassifyRequest, response=Classification, errors=(*PROMPT, *SUPPORT_SET)),
 )
 async def create_classification(request: Request, services: GivenServices, record: GivenRecord) -> Response:
-    """Return which of the candidates answers a few-shot query, with probabilities."""
+    """Rank candidate answers to a few-shot query by probability."""
     fields = await read_request(ClassifyRequest, request, services)
     work = _classify(fields, record, services.with_salt(fields.cache_salt))
     return JSONResponse(await unless_disconnected(request.receive, work))
@@ -118,7 +118,7 @@ def _answers(question: Question) -> list[Candidate]:
 
 @router.post("/v1/score", **describe("Completions", body=ScoreRequest, response=Scores, errors=PROMPT))
 async def create_score(request: Request, services: GivenServices, record: GivenRecord) -> Response:
-    """Return the log-probabilities of given continuations of a prompt."""
+    """Return the log-probabilities of continuations of a prompt."""
     fields = await read_request(ScoreRequest, request, services)
     work = _score(fields, record, services.with_salt(fields.cache_salt))
     return JSONResponse(await unless_disconnected(request.receive, work))

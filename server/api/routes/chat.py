@@ -29,7 +29,7 @@ router = APIRouter()
     **describe("Chat", body=ChatRequest, response=ChatCompletion, chunk=ChatCompletionChunk, errors=PROMPT),
 )
 async def create_chat_completion(request: Request, services: GivenServices, record: GivenRecord) -> Response:
-    """Continue a conversation, written as a few-shot prompt."""
+    """Answer a conversation, which is written as a few-shot prompt."""
     fields = await read_request(ChatRequest, request, services)
     _check(fields)
     services = services.with_salt(fields.cache_salt)

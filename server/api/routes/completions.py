@@ -26,7 +26,7 @@ router = APIRouter()
     **describe("Completions", body=CompletionRequest, response=Completion, chunk=CompletionChunk, errors=PROMPT),
 )
 async def create_completion(request: Request, services: GivenServices, record: GivenRecord) -> Response:
-    """Continue a prompt, or each of several."""
+    """Continue one or more prompts."""
     fields = await read_request(CompletionRequest, request, services)
     services = services.with_salt(fields.cache_salt)
     prompts = await prepare_prompts(fields.prompt, services.model, services.intake)
@@ -46,7 +46,7 @@ async def create_completion(request: Request, services: GivenServices, record: G
     ),
 )
 async def create_fewshot_completion(request: Request, services: GivenServices, record: GivenRecord) -> Response:
-    """Answer a query after shots, sent or selected from a support set."""
+    """Answer a query after shots, which are in the request or selected from a support set."""
     fields = await read_request(FewShotCompletionRequest, request, services)
     services = services.with_salt(fields.cache_salt)
     assembled = await unless_disconnected(request.receive, _assemble(fields, services))

@@ -44,7 +44,7 @@ WAITING = (Overloaded, ClientOverShare, ShuttingDown)
 async def diagnose_support_set(
     support_set: str, request: Request, services: GivenServices, record: GivenRecord
 ) -> Response:
-    """Name the examples that look mislabelled, harm the others, repeat, or contradict each other."""
+    """List examples that look mislabelled, make others wrong, are duplicates, or contradict each other."""
     fields = read_query(DiagnosticsRequest, request)
     request.state.ticket.wait()
     return JSONResponse(await unless_disconnected(request.receive, _diagnose(support_set, fields, record, services)))
@@ -92,7 +92,7 @@ def _report(diagnosis: Diagnosis, limit: int) -> dict[str, Any]:
     **describe("Support sets", body=SuggestRequest, response=responses.Suggestions, errors=(*SUPPORT_SET, *PROMPT)),
 )
 async def suggest_media(support_set: str, request: Request, services: GivenServices, record: GivenRecord) -> Response:
-    """Return which images of a pool to label next."""
+    """Suggest which images of a pool to label next."""
     fields = await read_request(SuggestRequest, request, services)
     return JSONResponse(await unless_disconnected(request.receive, _suggest(support_set, fields, record, services)))
 

@@ -44,7 +44,7 @@ EVALUATION = (EvaluationNotFound, DatabaseUnavailable)
     ),
 )
 async def create_evaluation(support_set: str, request: Request, services: GivenServices) -> Response:
-    """Begin to evaluate a support set by leaving out each of its examples in turn."""
+    """Start a leave-one-out evaluation of a support set."""
     client = request.state.ticket.client
     services.evaluations.check_room(client)
     fields = await read_request(EvaluateRequest, request, services, empty=b"{}")
@@ -67,7 +67,7 @@ async def create_evaluation(support_set: str, request: Request, services: GivenS
     **describe("Evaluations", query=ListEvaluationsRequest, response=EvaluationHeads, errors=SUPPORT_SET),
 )
 async def list_evaluations(request: Request, services: GivenServices) -> Response:
-    """List evaluations without their cells, the oldest first."""
+    """List evaluations without their results, the oldest first."""
     fields = read_query(ListEvaluationsRequest, request)
     set_id = fields.support_set
     # evaluations outlive their set; only its id is left then
@@ -79,7 +79,7 @@ async def list_evaluations(request: Request, services: GivenServices) -> Respons
 
 @router.get("/v1/evaluations/{evaluation_id}", **describe("Evaluations", response=EvaluationReport, errors=EVALUATION))
 async def show_evaluation(evaluation_id: str, services: GivenServices) -> Response:
-    """Return an evaluation as far as it has come."""
+    """Return an evaluation with its results so far."""
     return JSONResponse(_card(await services.evaluations.get(evaluation_id)))
 
 
@@ -87,13 +87,13 @@ async def show_evaluation(evaluation_id: str, services: GivenServices) -> Respon
     "/v1/evaluations/{evaluation_id}/cancel", **describe("Evaluations", response=EvaluationReport, errors=EVALUATION)
 )
 async def cancel_evaluation(evaluation_id: str, services: GivenServices) -> Response:
-    """Stop an evaluation, and keep the results that it has."""
+    """Cancel an evaluation and keep its results so far."""
     return JSONResponse(_card(await services.evaluations.cancel(evaluation_id)))
 
 
 @router.delete("/v1/evaluations/{evaluation_id}", **describe("Evaluations", response=Deleted, errors=EVALUATION))
 async def delete_evaluation(evaluation_id: str, services: GivenServices) -> Response:
-    """Delete an evaluation, running or not."""
+    """Delete an evaluation, even while it runs."""
     await services.evaluations.delete(evaluation_id)
     return JSONResponse({"id": evaluation_id, "object": "evaluation", "deleted": True})
 

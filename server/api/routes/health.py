@@ -20,20 +20,23 @@ router = APIRouter()
 
 @router.get("/health/live", **describe("Health", response=Live))
 async def live() -> Response:
-    """Return whether the process answers."""
+    """Report that the process is alive."""
     return JSONResponse({"status": "live"})
 
 
 @router.get("/health/ready", **describe("Health", response=Ready, statuses=(200, 503)))
 async def ready(services: GivenServices) -> Response:
-    """Return whether a request would be served now."""
+    """Report whether the server accepts requests now."""
     status = readiness(services)
     return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
 
 @router.get("/health/progress", **describe("Health", response=EngineProgress, statuses=(200, 503)))
 async def progress(services: GivenServices) -> Response:
-    """Return the time since the last step of an engine that has work; 503 if that is too long."""
+    """Report whether the engine makes progress.
+
+    The status is 503 if the engine has work, and its last step is longer ago than the setting `stall_timeout`.
+    """
     body = {
         "status": "stalled" if _is_stalled(services) else "ok",
         "last_step_age_seconds": round(services.client.step_age, 3),
@@ -45,7 +48,7 @@ async def progress(services: GivenServices) -> Response:
 
 @router.get("/health", **describe("Health", response=Health, statuses=(200, 503)))
 async def health(services: GivenServices) -> Response:
-    """Return whether the server is ready, its model, and what the engine runs on."""
+    """Report readiness, the model, and the engine's device, number formats and kernels."""
     status = readiness(services)
     body = {"status": status, "model": services.model.name, "engine": services.client.info}
     return JSONResponse(body, 200 if status == "ready" else 503)
@@ -53,7 +56,7 @@ async def health(services: GivenServices) -> Response:
 
 @router.get("/version", **describe("Health", response=ServerVersion))
 async def version(services: GivenServices) -> Response:
-    """Return the versions of the server and of its packages, what the engine runs on, and the digests of the weights."""
+    """Report the versions of the server and its packages, the engine's device, and the digests of the weights."""
     weights = services.weights.describe()
     return JSONResponse({"version": VERSION, "engine": services.client.info, "weights": weights})
 

@@ -80,7 +80,7 @@ CONTENT = describe(
     **describe("Images", body=UPLOAD_BODY, response=StoredImage, errors=(*MEDIA, UnsupportedMediaType)),
 )
 async def upload_image(request: Request, services: GivenServices) -> Response:
-    """Store an image or a video, sent as its bytes, in a form, or in JSON."""
+    """Upload an image or a video: raw bytes, a form, or JSON."""
     media = await read_upload(request, services.settings, services.intake)
     for _ in range(MAX_ATTEMPTS):
         await _keep(media, services, request.receive)
@@ -96,7 +96,7 @@ async def upload_image(request: Request, services: GivenServices) -> Response:
     **describe("Images", query=ListImagesRequest, response=StoredImages, errors=(StorageUnavailable,)),
 )
 async def list_images(request: Request, services: GivenServices) -> Response:
-    """List images and videos in the order of their ids, which is no order of time."""
+    """List images and videos in the order of their ids."""
     fields = read_query(ListImagesRequest, request)
     page = await asyncio.to_thread(_page, services.store, fields)
     return JSONResponse(list_page([_card(stored) for stored in page], fields.limit))
@@ -128,7 +128,7 @@ async def show_content(image_id: str, request: Request, services: GivenServices)
     **describe("Images", response=Deleted, errors=(*STORED_IMAGE, MediaInUse, DatabaseUnavailable)),
 )
 async def delete_image(image_id: str, services: GivenServices) -> Response:
-    """Delete an image or a video that no support set shows."""
+    """Delete an image or a video that no support set contains."""
     if not await asyncio.to_thread(services.store.exists, image_id):
         raise not_found(image_id, "image_id")
     await services.media_references.delete(image_id)

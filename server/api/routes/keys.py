@@ -30,7 +30,10 @@ FIRST_KEY = "this server has no key yet: create the first one with `flamboyance 
     **describe("Keys", body=CreateKeyRequest, response=responses.NewKey, errors=(DatabaseUnavailable, Forbidden)),
 )
 async def create_key(request: Request, services: GivenServices) -> Response:
-    """Make an API key, which permits no more than the one that makes it. Its secret is in this response alone."""
+    """Create an API key.
+
+    Its limits cannot exceed those of the key that creates it. Only this response contains its secret.
+    """
     administrator = _administrator(request)
     fields = await read_request(CreateKeyRequest, request, services)
     tenant = administrator.tenant if fields.tenant is None else fields.tenant
@@ -44,7 +47,10 @@ async def create_key(request: Request, services: GivenServices) -> Response:
 
 @router.get("/v1/keys", **describe("Keys", response=responses.Keys, errors=(DatabaseUnavailable, Forbidden)))
 async def list_keys(request: Request, services: GivenServices) -> Response:
-    """List the API keys, without their secrets: those of the own tenant or, in the default tenant, of all."""
+    """List API keys without their secrets.
+
+    Administrators of the default tenant get the keys of all tenants, others those of their own tenant.
+    """
     keys = await services.keys.all(_administrator(request).tenant)
     return JSONResponse({"object": "list", "data": [_card(key) for key in keys]})
 
@@ -54,9 +60,10 @@ async def list_keys(request: Request, services: GivenServices) -> Response:
     **describe("Keys", response=Deleted, errors=(DatabaseUnavailable, Forbidden, KeyNotFound, LastKey)),
 )
 async def revoke_key(key_id: str, request: Request, services: GivenServices) -> Response:
-    """Revoke an API key: at once for this server, within seconds for others of the same database.
+    """Revoke an API key.
 
-    The last key is kept, unless the setting `api_key` is set: a server without keys is open.
+    It is invalid at once on this server, and within seconds on others with the same database. The last key can be revoked
+    only if the setting `api_key` is set, because a server without keys accepts every request.
     """
     administrator, may_be_last = _administrator(request), services.settings.api_key is not None
     key = await services.keys.revoke(key_id, may_be_last=may_be_last, tenant=administrator.tenant)

@@ -86,7 +86,7 @@ def _card(model: ServedModel, max_media: int) -> dict[str, Any]:
     **describe("Model", body=TokenizeRequest, response=Tokens, errors=(*MEDIA, ContextLengthExceeded)),
 )
 async def tokenize(request: Request, services: GivenServices) -> Response:
-    """Return the ids of a prompt as the model reads it, family markers included."""
+    """Convert a prompt or a conversation to the token ids that the model reads."""
     fields = await read_request(TokenizeRequest, request, services)
     encoded = await _encode(fields, services)
     body = {
@@ -120,7 +120,7 @@ async def _encode(fields: TokenizeRequest, services: Services) -> EncodedPrompt:
 
 @router.get("/tokenizer_info", **describe("Model", response=TokenizerInfo))
 async def show_tokenizer(services: GivenServices) -> Response:
-    """Describe the tokenizer, as lm-eval reads it."""
+    """Describe the special tokens, in the format of lm-eval."""
     model = services.model
     prompt = model.config.prompt
     return JSONResponse(
@@ -137,7 +137,7 @@ async def show_tokenizer(services: GivenServices) -> Response:
 
 @router.post("/detokenize", **describe("Model", body=DetokenizeRequest, response=Text))
 async def detokenize(request: Request, services: GivenServices) -> Response:
-    """Return token ids as text, markers included."""
+    """Convert token ids to text, including markers."""
     fields = await read_request(DetokenizeRequest, request, services)
     ids = check_token_ids(fields.tokens, services.model, "tokens")
     decode = partial(services.model.tokenizer.decode, ids, skip_special_tokens=False)
@@ -146,7 +146,7 @@ async def detokenize(request: Request, services: GivenServices) -> Response:
 
 @router.post("/v1/embeddings", **describe("Model", body=EmbeddingsRequest, response=Embeddings, errors=PROMPT))
 async def create_embeddings(request: Request, services: GivenServices, record: GivenRecord) -> Response:
-    """Return the vectors of texts or of media, never of both in one request."""
+    """Embed texts or media, but not both in one request."""
     fields = await read_request(EmbeddingsRequest, request, services)
     work = _embed(fields, record, services.with_salt(fields.cache_salt))
     return JSONResponse(await unless_disconnected(request.receive, work))
@@ -220,7 +220,7 @@ def _ids(text: str | list[int] | Part, param: str, model: ServedModel) -> list[i
 
 @router.post("/v1/inspect", **describe("Model", body=InspectRequest, response=Inspection, errors=PROMPT))
 async def inspect(request: Request, services: GivenServices, record: GivenRecord) -> Response:
-    """Return what a token reads of its image, and how far the gates are open."""
+    """Return where in its image a token attends, and the values of the gates."""
     fields = await read_request(InspectRequest, request, services)
     if (size := services.settings.tensor_parallel) > 1:
         raise UnsupportedParameter(f"attention cannot be inspected with tensor_parallel {size}")

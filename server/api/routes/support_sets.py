@@ -111,7 +111,7 @@ async def list_support_sets(request: Request, services: GivenServices) -> Respon
     **describe("Support sets", query=VersionRequest, response=responses.SupportSet, errors=SUPPORT_SET),
 )
 async def show_support_set(support_set: str, request: Request, services: GivenServices) -> Response:
-    """Describe the latest or another version of a support set."""
+    """Describe a version of a support set, by default the latest."""
     fields = read_query(VersionRequest, request)
     return JSONResponse(_card(await services.support_sets.get(support_set, fields.version), services))
 
@@ -121,7 +121,7 @@ async def show_support_set(support_set: str, request: Request, services: GivenSe
     **describe("Support sets", body=UpdateRequest, response=responses.SupportSet, errors=(*CHANGE, NameTaken)),
 )
 async def update_support_set(support_set: str, request: Request, services: GivenServices) -> Response:
-    """Change the name, the lifetime or the metadata of a support set, or pin it."""
+    """Change the name, expiry, pinning or metadata of a support set."""
     fields = await read_request(UpdateRequest, request, services)
     changes = fields.changes(time.time())
     info = await services.support_sets.update(support_set, changes, expected_version=fields.expected_version)
@@ -132,7 +132,7 @@ async def update_support_set(support_set: str, request: Request, services: Given
     "/v1/support_sets/{support_set}", **describe("Support sets", query=ExpectedRequest, response=Deleted, errors=CHANGE)
 )
 async def delete_support_set(support_set: str, request: Request, services: GivenServices) -> Response:
-    """Delete a support set and the media that nothing else uses."""
+    """Delete a support set, and its media that nothing else uses."""
     fields = read_query(ExpectedRequest, request)
     set_id = await services.support_sets.delete(support_set, expected_version=fields.expected_version)
     return JSONResponse({"id": set_id, "object": "support_set", "deleted": True})
@@ -177,7 +177,7 @@ async def put_examples(support_set: str, request: Request, services: GivenServic
     **describe("Support sets", query=ListExamplesRequest, response=responses.StoredExamples, errors=SUPPORT_SET),
 )
 async def list_examples(support_set: str, request: Request, services: GivenServices) -> Response:
-    """List the examples of a version in their order."""
+    """List the examples of a version in the order of the set."""
     fields = read_query(ListExamplesRequest, request)
     version = await services.support_sets.get_version(support_set, fields.version)
     start = _index(version, fields.after) + 1 if fields.after else 0
@@ -237,9 +237,9 @@ async def delete_examples(support_set: str, request: Request, services: GivenSer
     ),
 )
 async def warm_support_set(support_set: str, request: Request, services: GivenServices) -> Response:
-    """Compute the media, vectors and shots of a version before requests need them.
+    """Compute the media, vectors and shots of a version in advance.
 
-    The response comes at once or, with `wait`, when the version is warm.
+    The response is sent at once or, with `wait`, when the warming has ended.
     """
     fields = await read_request(WarmRequest, request, services, empty=b"{}")
     version = await services.support_sets.get_version(support_set, fields.version)

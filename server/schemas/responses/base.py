@@ -33,7 +33,7 @@ class PageSchema(ListSchema):
 
 
 class Deleted(ResponseSchema):
-    """The id of what was deleted."""
+    """The deleted object."""
 
     id: str
     object: Literal["image", "video", "support_set", "evaluation", "api_key"]
@@ -41,38 +41,38 @@ class Deleted(ResponseSchema):
 
 
 class PromptTokensDetails(ResponseSchema):
-    cached_tokens: int = Field(description="Prompt tokens that were not computed again.")
+    cached_tokens: int = Field(description="Prompt tokens that were in the prefix cache.")
 
 
 class CompletionTokensDetails(ResponseSchema):
-    """Tokens that the server itself proposed, from the prompt and the completion before them."""
+    """Tokens that speculation proposed, from the prompt and the completion so far."""
 
-    accepted_prediction_tokens: int = Field(description="Tokens of the completion that were proposed.")
-    rejected_prediction_tokens: int = Field(description="Proposed tokens that are not in the completion.")
+    accepted_prediction_tokens: int = Field(description="Proposed tokens that are part of the completion.")
+    rejected_prediction_tokens: int = Field(description="Proposed tokens that are not part of the completion.")
 
 
 class FewShotDetails(ResponseSchema):
-    """The media of all prompts and, for few-shot requests, their shots."""
+    """The media of a request and, for few-shot requests, its shots."""
 
     media: int = Field(description="Images and videos in the prompt.")
     media_encoded: int | Absent = Field(None, description="Media that were encoded for this request.")
-    media_cached: int | Absent = Field(None, description="Media that had been encoded before.")
-    media_deduplicated: int = Field(description="Media that the prompt shows more than once.")
-    shots_attend: ShotsAttend | Absent = Field(None, description="The form of the prompts, unless it is `previous`.")
-    shots_used: int | Absent = None
-    support_set: str | None = None
-    version: int | None = None
+    media_cached: int | Absent = Field(None, description="Media that were in the cache.")
+    media_deduplicated: int = Field(description="Media that repeat an earlier media item of the prompt.")
+    shots_attend: ShotsAttend | Absent = Field(None, description="Present if it is `alone`.")
+    shots_used: int | Absent = Field(None, description="Shots in the prompt.")
+    support_set: str | None = Field(None, description="The id of the support set of the shots.")
+    version: int | None = Field(None, description="The version of the support set.")
     prompts: int | Absent = Field(None, description="Prompts that were computed.")
-    candidate_tokens: int | Absent = Field(None, description="Tokens of all candidates that were scored.")
+    candidate_tokens: int | Absent = Field(None, description="Tokens of the scored candidates.")
 
 
 class Usage(ResponseSchema):
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: int = Field(description="Tokens of the prompts. A media item is one token.")
+    completion_tokens: int = Field(description="Generated tokens.")
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails | Absent = Field(
-        None, description="Present if tokens were proposed."
+        None, description="Present if any tokens were proposed."
     )
     fewshot_details: FewShotDetails
 
@@ -80,7 +80,7 @@ class Usage(ResponseSchema):
 class ErrorDetails(ResponseSchema):
     message: str
     type: str
-    param: str | None = Field(description="The path of the field at fault, such as `prompt[2].image_url.url`.")
+    param: str | None = Field(description="The path of the invalid field, such as `prompt[2].image_url.url`.")
     code: str
 
 

@@ -12,7 +12,7 @@ from server.wire import FinishReason
 
 
 class CompletionLogprobs(ResponseSchema):
-    """Four lists of one length: an entry per token."""
+    """Four lists of the same length, with one entry per token."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -27,15 +27,17 @@ class PromptLogprob(ResponseSchema):
 
 class ChoiceFields(ResponseSchema):
     index: int
-    prompt_token_ids: list[int] | None = Field(None, description="With `return_token_ids`, in the first chunk.")
-    token_ids: list[int] | Absent = Field(None, description="With `return_token_ids`.")
+    prompt_token_ids: list[int] | None = Field(
+        None, description="Present with `return_token_ids`; in a stream, in the first chunk."
+    )
+    token_ids: list[int] | Absent = Field(None, description="Present with `return_token_ids`.")
 
 
 class CompletionChoiceFields(ChoiceFields):
     text: str
     logprobs: CompletionLogprobs | None
     prompt_logprobs: list[dict[str, PromptLogprob] | None] | Absent = Field(
-        None, description="For each prompt token the most likely tokens by their ids; null for the first."
+        None, description="For each prompt token, the most likely tokens by token id. Null for the first token."
     )
 
 
@@ -61,28 +63,30 @@ class Completion(CompletionHead):
 
 class CompletionChunk(CompletionHead):
     choices: list[CompletionChunkChoice]
-    usage: Usage | None = Field(None, description="With `stream_options`.")
+    usage: Usage | None = Field(None, description="The usage, if `stream_options` requests it for this chunk.")
 
 
 class UsedShot(ResponseSchema):
     id: str | None
-    score: float | None = Field(description="The similarity to the query, where the strategy compares.")
+    score: float | None = Field(
+        description="The similarity to the query, from -1 to 1. Null if the strategy does not compare."
+    )
     label: str | None
 
 
 class FewShotReport(ResponseSchema):
-    """The shots of the prompt, in their order, and their origin."""
+    """The shots of the prompt in their order, and where they come from."""
 
     template: str
     strategy: str | None
     support_set: str | None
     version: int | None
     shots: list[UsedShot]
-    shots_left_out: int
+    shots_left_out: int = Field(description="Shots that `truncate_shots` left out.")
 
 
 class FewShotPromptReport(FewShotReport):
-    prompt: str | Absent = Field(None, description="The text of the prompt, with `echo`.")
+    prompt: str | Absent = Field(None, description="The text of the prompt. Present with `echo`.")
 
 
 class FewShotCompletion(Completion):
@@ -90,13 +94,13 @@ class FewShotCompletion(Completion):
 
 
 class FewShotCompletionChunk(CompletionChunk):
-    fewshot: FewShotPromptReport | Absent = Field(None, description="In the first chunk.")
+    fewshot: FewShotPromptReport | Absent = Field(None, description="Present in the first chunk.")
 
 
 class ChatTokenFields(ResponseSchema):
     token: str
     logprob: float
-    bytes: list[int] | None = Field(description="The UTF-8 of the token; null if it is no text by itself.")
+    bytes: list[int] | None = Field(description="The UTF-8 bytes of the token. Null if the token alone is not text.")
 
 
 class ChatToken(ChatTokenFields):
@@ -121,25 +125,25 @@ class ToolCall(ResponseSchema):
 
 class ChatMessage(ResponseSchema):
     role: Literal["assistant"]
-    content: str | None = Field(description="null if a function is called.")
+    content: str | None = Field(description="Null if a function is called.")
     refusal: None
     tool_calls: list[ToolCall] | Absent = Field(None, description="The call of the function in `tool_choice`.")
 
 
 class FunctionCallDelta(ResponseSchema):
-    name: str | Absent = Field(None, description="In the first chunk of a choice.")
+    name: str | Absent = Field(None, description="Present in the first chunk of a choice.")
     arguments: str
 
 
 class ToolCallDelta(ResponseSchema):
     index: int
-    id: str | Absent = Field(None, description="In the first chunk of a choice.")
-    type: Literal["function"] | Absent = Field(None, description="In the first chunk of a choice.")
+    id: str | Absent = Field(None, description="Present in the first chunk of a choice.")
+    type: Literal["function"] | Absent = Field(None, description="Present in the first chunk of a choice.")
     function: FunctionCallDelta
 
 
 class ChatDelta(ResponseSchema):
-    role: Literal["assistant"] | Absent = Field(None, description="In the first chunk of a choice.")
+    role: Literal["assistant"] | Absent = Field(None, description="Present in the first chunk of a choice.")
     content: str | None = Field(None, description="Absent or null if a function is called.")
     tool_calls: list[ToolCallDelta] | Absent = Field(None, description="The call of the function in `tool_choice`.")
 
@@ -174,38 +178,38 @@ class ChatCompletionChunk(ResponseSchema):
     created: int
     model: str
     choices: list[ChatChunkChoice]
-    usage: Usage | None = Field(None, description="With `stream_options`.")
+    usage: Usage | None = Field(None, description="The usage, if `stream_options` requests it for this chunk.")
 
 
 class WeighedCandidate(ResponseSchema):
     label: str
     text: str
-    logprob: float | None = Field(description="The sum over its tokens, before normalisation and calibration.")
+    logprob: float | None = Field(
+        description="The sum over its tokens, before normalisation and calibration. Null if no prompt was computed."
+    )
     num_tokens: int | None
-    probability: float = Field(description="By the sum of its `scores`, divided by the temperature.")
-    scores: dict[str, float] = Field(description="Its log-probability by each part of the method.")
+    probability: float = Field(description="The softmax of the sum of its `scores`, divided by the temperature.")
+    scores: dict[str, float] = Field(description="Its log-probability in each part of the method; a `blend` has two.")
 
 
 class ClassificationReport(FewShotReport):
     normalisation: Normalisation
     calibration: Calibration
-    permutations: int = Field(description="Orders of the shots that were computed.")
+    permutations: int = Field(description="The number of orders of the shots that were computed.")
 
 
 class Classification(ResponseSchema):
-    """The most likely label, if it is likely enough, and the candidates from the most to the least likely."""
+    """The most likely label, and the candidates from the most to the least likely."""
 
     id: str
     object: Literal["classification"]
     created: int
     model: str
-    method: Method = Field(description="The one that was used, if the request left the choice to the server.")
-    label: str | None = Field(description="null if a target is set and `confidence` does not exceed the `threshold`.")
+    method: Method = Field(description="The method that was used.")
+    label: str | None = Field(description="Null if a target is set and `confidence` does not exceed `threshold`.")
     confidence: float = Field(description="The probability of the most likely candidate.")
-    temperature: float = Field(description="What the log-probabilities were divided by.")
-    threshold: float | None = Field(
-        description="With a target: 0 if every query has a label, 1 if none has. null without a target."
-    )
+    temperature: float = Field(description="The number that divided the log-probabilities.")
+    threshold: float | None = Field(description="Null without a target. With 0 every query gets a label, with 1 none.")
     candidates: list[WeighedCandidate]
     fewshot: ClassificationReport
     usage: Usage

@@ -14,7 +14,7 @@ Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
 
 
 class LeftOutAccuracy(ResponseSchema):
-    """The accuracy of judging each example by the others; null if no label has two examples."""
+    """The leave-one-out accuracy with its 95% interval. Null if no label has two examples."""
 
     queries: int
     accuracy: float | None
@@ -22,11 +22,11 @@ class LeftOutAccuracy(ResponseSchema):
 
 
 class Thresholds(ResponseSchema):
-    similarity: float = Field(description="From this similarity on, two images are near duplicates.")
+    similarity: float = Field(description="The similarity from which two images count as near duplicates.")
 
 
 class SingleLabels(ResponseSchema):
-    """Labels with a single example, which cannot be judged by others of its label."""
+    """Labels with a single example, which cannot be left out."""
 
     count: int
     data: list[str]
@@ -35,8 +35,8 @@ class SingleLabels(ResponseSchema):
 class MislabelledExample(ResponseSchema):
     id: str
     label: str
-    looks_like: str = Field(description="The label that it has with confidence.")
-    score: float = Field(description="By how much that label is more probable, 0 to 1.")
+    looks_like: str = Field(description="A more probable label.")
+    score: float = Field(description="The difference of the probabilities of the two labels, 0 to 1.")
 
 
 class MislabelledExamples(ResponseSchema):
@@ -49,11 +49,11 @@ class MislabelledExamples(ResponseSchema):
 class HarmfulExample(ResponseSchema):
     id: str
     label: str
-    value: float = Field(description="Its Shapley value in the right answers to the others, below 0.")
+    value: float = Field(description="Its Shapley value: the contribution to the number of correct answers, below 0.")
 
 
 class HarmfulExamples(ResponseSchema):
-    """Examples that make others wrong, the worst first."""
+    """Examples that make the classification of others wrong, the worst first."""
 
     count: int
     data: list[HarmfulExample]
@@ -62,9 +62,7 @@ class HarmfulExamples(ResponseSchema):
 class RedundantExample(ResponseSchema):
     id: str
     label: str
-    duplicate_of: str = Field(
-        description="The id of an earlier example with the same label, which is not in this list."
-    )
+    duplicate_of: str = Field(description="The id of an earlier example with the same label. It is not in the list.")
     similarity: float
     same_media: bool
 
@@ -94,27 +92,27 @@ class ConfusedPair(ResponseSchema):
     labels: Pair
     count: int
     counts: Annotated[list[int], Field(min_length=2, max_length=2)] = Field(
-        description="How many examples of the first label are most like the second, and the reverse."
+        description="The number of examples of the first label that are most similar to the second, and the reverse."
     )
 
 
 class ConfusedPairs(ResponseSchema):
-    """Labels whose examples are taken for each other, the most frequent pair first."""
+    """Pairs of labels that are confused, the most frequent first."""
 
     count: int
     data: list[ConfusedPair]
 
 
 class Diagnostics(ResponseSchema):
-    """The findings on a version. Each `count` is of all entries, each `data` has the first `limit`."""
+    """The problematic examples of a version. Each `count` includes all entries; each `data` has the first `limit`."""
 
     object: Literal["support_set.diagnostics"]
     support_set: str
     version: int
-    examples: int = Field(description="Examples with media and a label or a text: these are compared.")
+    examples: int = Field(description="The number of compared examples: those with media and a label or a text.")
     labels: int
-    unlabelled: int = Field(description="Examples with media and neither label nor text.")
-    without_media: int
+    unlabelled: int = Field(description="The number of examples with media that have neither label nor text.")
+    without_media: int = Field(description="The number of examples without media.")
     left_out: LeftOutAccuracy
     thresholds: Thresholds
     single: SingleLabels
@@ -134,40 +132,40 @@ class Reason(ResponseSchema):
     """Why an image is suggested."""
 
     margin: float | None = Field(
-        description="By how much the first label is more probable than the second; null without two labels."
+        description="The difference of the probabilities of the two labels. Null without two labels."
     )
     similarity: float | None = Field(
-        description="To the most similar labelled example or earlier suggestion; null if there is none."
+        description="The similarity to the most similar labelled example or earlier suggestion. Null if there is none."
     )
-    gain: float = Field(description="The part of the pool that it covers and these do not, 0 to 1.")
+    gain: float = Field(description="The increase of the weighted coverage of the pool, 0 to 1.")
 
 
 class Suggestion(ResponseSchema):
-    index: int = Field(description="Its position in the pool.")
+    index: int = Field(description="The index in the pool.")
     labels: list[LabelProbability] = Field(description="The two most probable labels.")
     reason: Reason
 
 
 class KnownMedia(ResponseSchema):
-    """An image of the pool that an example of the set shows."""
+    """An image of the pool that is already in the set."""
 
     index: int
     example: str = Field(description="The id of the example.")
 
 
 class RepeatedMedia(ResponseSchema):
-    """An image that the pool has twice."""
+    """An image that equals an earlier one of the pool."""
 
     index: int
-    first_index: int = Field(description="The position of the same image before it.")
+    first_index: int = Field(description="The index of the earlier image.")
 
 
 class Suggestions(ListSchema):
-    """Images in the order in which to label them, and those that were not considered."""
+    """The suggested images in the order in which to label them, and images that are not suggested."""
 
     support_set: str
     version: int
-    method: Method | None = Field(description="The method that weighs the labels; null without two labels.")
+    method: Method | None = Field(description="The method that computes the labels. Null without two labels.")
     data: list[Suggestion]
     known: list[KnownMedia]
     repeated: list[RepeatedMedia]

@@ -11,7 +11,7 @@ from server.schemas.responses.base import Absent, FewShotDetails, ResponseSchema
 
 
 class AnswerFields(ResponseSchema):
-    name: str | None = Field(description="The one of the question.")
+    name: str | None = Field(description="The name of the question.")
 
 
 class PredicateAnswer(AnswerFields):
@@ -25,18 +25,20 @@ class ChoiceProbability(ResponseSchema):
 
 
 class ChoiceAnswer(AnswerFields):
-    """The most likely value, and the probabilities of all in the order of the request."""
+    """The most likely value, and the probabilities of all values in the order of the request."""
 
     type: Literal["choice"]
     choice: str | bool
     confidence: float = Field(description="The probability of the choice.")
     probabilities: list[ChoiceProbability]
-    method: Method | Absent = Field(None, description="With `shots` or `examples`: the one that made the choice.")
+    method: Method | Absent = Field(
+        None, description="The method that made the choice. Present with `shots` or `examples`."
+    )
 
 
 class LevelProbability(ResponseSchema):
     label: str
-    value: int = Field(description="The index of the level.")
+    value: int = Field(description="The index of the level, from 0.")
     probability: float
 
 
@@ -50,14 +52,14 @@ class ScoreAnswer(AnswerFields):
 
 
 class RefusalAnswer(AnswerFields):
-    """The question is too long for the model, with the input and its candidates."""
+    """A question without an answer: it does not fit into the context, or its confidence does not exceed the threshold."""
 
     type: Literal["refusal"]
 
 
 class InputTokensDetails(ResponseSchema):
-    cached_tokens: int = Field(description="Prompt tokens that were not computed again.")
-    cache_write_tokens: int = Field(description="0: the server does not count them.")
+    cached_tokens: int = Field(description="Prompt tokens that were in the prefix cache.")
+    cache_write_tokens: int = Field(description="Always 0: the server does not count them.")
 
 
 class OutputTokensDetails(ResponseSchema):

@@ -30,7 +30,7 @@ class DetailedProgress(Progress):
 
 
 class EvaluationHead(ResponseSchema):
-    """An evaluation without its results. Times are in Unix seconds."""
+    """An evaluation without its results. Times are Unix times in seconds."""
 
     id: str
     object: Literal["evaluation"]
@@ -49,7 +49,7 @@ class EvaluationHeads(PageSchema):
 
 
 class Baseline(ResponseSchema):
-    """The most frequent label, and the share of examples that it is the right answer to."""
+    """The most common label, and the accuracy of always answering it."""
 
     label: str
     accuracy: float
@@ -66,7 +66,7 @@ class Bin(ResponseSchema):
 
 
 class Cost(ResponseSchema):
-    """The mean over the queries."""
+    """The cost per query: means over the queries."""
 
     prompt_tokens: float
     cached_tokens: float
@@ -81,19 +81,22 @@ class Latency(ResponseSchema):
 
 
 class CurvePoint(ResponseSchema):
-    """The share of left-out examples whose confidence exceeds `threshold`, and of their answers the share that is right."""
+    """The left-out examples whose confidence exceeds `threshold`: their share of all examples, and their accuracy."""
 
     threshold: float
     coverage: float
     accuracy: float
-    confidence: float = Field(description="The mean of these answers.")
+    confidence: float = Field(description="The mean confidence of these examples.")
 
 
 Curve = Annotated[
     list[CurvePoint],
-    Field(max_length=20, description="From the surest answers to all of them. Empty in old evaluations."),
+    Field(
+        max_length=20,
+        description="The effect of abstention, from the most confident answers to all. Empty in old evaluations.",
+    ),
 ]
-Temperature = Annotated[float, Field(description="The one with the least surprise, fitted to all left-out examples.")]
+Temperature = Annotated[float, Field(description="The temperature that was fitted to all left-out examples.")]
 
 
 class Gain(ResponseSchema):
@@ -102,7 +105,7 @@ class Gain(ResponseSchema):
 
 
 class LearningPoint(ResponseSchema):
-    """The accuracy with fewer examples, and its gain over the point before on the same queries."""
+    """The accuracy with fewer examples, and its gain over the previous point on the same queries."""
 
     examples_per_label: int
     accuracy: float
@@ -114,16 +117,16 @@ class LearningCurve(ResponseSchema):
 
     method: Method
     points: list[LearningPoint]
-    outlook: str | None = Field(description="Whether more examples will help, in words; null for a single point.")
+    outlook: str | None = Field(description="States whether more examples will help. Null for a single point.")
 
 
 class Cell(ResponseSchema):
-    """A method, and the shots of its prompt: null for methods without one."""
+    """A method and the shots of its prompt, which are null for methods without a prompt."""
 
     method: Method
     strategy: Strategy | None
     k: int | None
-    shots_attend: ShotsAttend | None = Field(description="The form of the prompt.")
+    shots_attend: ShotsAttend | None = Field(description="The form of the prompt. Null for methods without a prompt.")
     seed: int | None
     control: Control | None
 
@@ -141,33 +144,37 @@ class CompletedCell(Cell):
     correct: int
     accuracy: float
     accuracy_interval: Interval
-    confusion: dict[str, dict[str, int]] = Field(description="Right label, answered label, number of queries.")
+    confusion: dict[str, dict[str, int]] = Field(
+        description="The number of queries by correct label and answered label."
+    )
     expected_calibration_error: float
     bins: list[Bin]
     brier: float
     nll: float
     temperature: Temperature
     curve: Curve
-    learning_curve: list[LearningPoint] | Absent = Field(None, description="Of methods by likeness.")
+    learning_curve: list[LearningPoint] | Absent = Field(None, description="Present for methods without a prompt.")
     is_correct: list[bool] | Absent = Field(
-        None, description="By left-out example, in the order of `left_out`; cells that were stored long ago have none."
+        None, description="For each example of `left_out`, whether the answer is correct. Absent in old cells."
     )
-    answers: list[str] | Absent = Field(None, description="The label that each left-out example was given, likewise.")
+    answers: list[str] | Absent = Field(
+        None, description="For each example of `left_out`, the answered label. Absent in old cells."
+    )
     cost: Cost
     latency: Latency
     error: None
 
 
 class SummaryRow(ResponseSchema):
-    """The mean over the seeds of one method, strategy, number of shots and form.
+    """The means over the seeds of one method, strategy, number of shots, form and control.
 
-    Temperature and curve are of `best_seed`.
+    `temperature` and `curve` are those of `best_seed`.
     """
 
     method: Method
     strategy: Strategy | None
     k: int | None
-    shots_attend: ShotsAttend | None = Field(description="The form of the prompt; null for methods without one.")
+    shots_attend: ShotsAttend | None = Field(description="The form of the prompt. Null for methods without a prompt.")
     control: Control | None
     seeds: int
     queries: int
@@ -183,7 +190,7 @@ class SummaryRow(ResponseSchema):
     temperature: Temperature
     curve: Curve
     prompt_tokens: float
-    latency: Latency = Field(description="The number of timed queries, and the means over the seeds.")
+    latency: Latency = Field(description="The number of measured queries, and the means over the seeds.")
 
 
 class RecommendedExamples(ResponseSchema):
@@ -199,10 +206,10 @@ class RecommendedExamples(ResponseSchema):
 
 class Recommendation(ResponseSchema):
     examples: RecommendedExamples
-    shots_attend: ShotsAttend | Absent = Field(None, description="The form of the prompt, unless it is `previous`.")
+    shots_attend: ShotsAttend | Absent = Field(None, description="The form of the prompt. Present if it is `alone`.")
     method: Method
     temperature: float | None = Field(
-        description="null for methods without a prompt: each request fits theirs to the examples."
+        description="Null for methods without a prompt, whose temperature each request fits to the examples."
     )
     accuracy: float
     accuracy_interval: Interval
@@ -224,5 +231,5 @@ class EvaluationReport(EvaluationHead):
     recommendation: Recommendation | None
     learning_curve: LearningCurve | None
     note: str | None = Field(
-        description="Why nothing is recommended, labels that have a single example, and what the controls show."
+        description="Why nothing is recommended, which labels have a single example, and what the controls show."
     )

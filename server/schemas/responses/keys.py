@@ -11,7 +11,7 @@ from server.schemas.responses.base import ListSchema, ResponseSchema
 
 
 class KeyLimits(ResponseSchema):
-    """The amounts that a key may use in a minute, and the support sets of its tenant; null where it has no limit."""
+    """Limits per minute, and the limit of support sets of the tenant. Null means no limit."""
 
     requests: int | None
     tokens: int | None
@@ -29,11 +29,11 @@ class Key(ResponseSchema):
     role: Role
     tenant: str | None = Field(description="Null for the default tenant.")
     limits: KeyLimits
-    created_at: float = Field(description="In Unix seconds.")
+    created_at: float = Field(description="Unix time in seconds.")
 
 
 class NewKey(Key):
-    """An API key with its secret, which is shown once."""
+    """An API key with its secret, which no other response contains."""
 
     key: str = Field(description="The secret, sent as `Authorization: Bearer KEY`.")
 

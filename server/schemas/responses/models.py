@@ -13,17 +13,19 @@ from server.schemas.responses.base import Absent, ListSchema, ResponseSchema, Us
 class Vision(ResponseSchema):
     image_size: int
     resize: Resize = Field(
-        description="How an image becomes a square: its centre is cropped, or all of it is squashed or padded."
+        description="How an image becomes a square: by cropping its centre, by squashing, or by padding."
     )
     visual_tokens: int
     max_media_per_request: int
 
 
 class ModelSource(ResponseSchema):
-    part: str = Field(description="`model`, or `checkpoint`, `language model` or `vision model` of an OpenFlamingo.")
+    part: str = Field(
+        description="`model`, or a part of an OpenFlamingo model: `checkpoint`, `language model` or `vision model`."
+    )
     repository: str
     commit: str
-    license: str = Field(description="As the model card states it in its metadata.")
+    license: str = Field(description="The licence in the metadata of the model card.")
 
 
 class Model(ResponseSchema):
@@ -44,14 +46,14 @@ class Models(ListSchema):
 
 class Tokens(ResponseSchema):
     tokens: list[int]
-    media_index: list[int] = Field(description="For each token the index of the media that it reads, or -1.")
+    media_index: list[int] = Field(description="For each token, the index of the media item that it reads, or -1.")
     count: int
     max_model_len: int
-    token_strs: list[str] | Absent = Field(None, description="With `return_token_strs`.")
+    token_strs: list[str] | Absent = Field(None, description="Present with `return_token_strs`.")
 
 
 class TokenizerInfo(ResponseSchema):
-    """The special tokens by their spelling; `/tokenize` without special tokens returns the id of each."""
+    """The special tokens as text. `/tokenize` with `add_special_tokens` `false` returns their ids."""
 
     bos_token: str | None
     eos_token: str | None
@@ -68,11 +70,11 @@ class Text(ResponseSchema):
 class InspectedToken(ResponseSchema):
     id: int
     text: str
-    media: int | None = Field(description="The index of the media that it reads.")
+    media: int | None = Field(description="The index of the media item that it reads. Null if it reads none.")
 
 
 class Gate(ResponseSchema):
-    """Tanh of the two gates of a gated layer, from 0 (closed); the mean absolute value of a vector gate."""
+    """The tanh of the gates of a gated layer; 0 is closed. For gates with a value per channel, the mean absolute value."""
 
     layer: int
     attention: float
@@ -80,11 +82,11 @@ class Gate(ResponseSchema):
 
 
 class Attention(ResponseSchema):
-    """Shares that sum to 1, the mean over the layers and their heads."""
+    """An attention map, the mean over layers and heads. Weights of visual tokens sum to 1, and so do those of patches."""
 
     layers: list[int]
     visual_tokens: list[float]
-    grid: list[list[list[float]]] = Field(description="By frame, row and column of the patches.")
+    grid: list[list[list[float]]] = Field(description="The weights of the patches, by frame, row and column.")
 
 
 class Inspection(ResponseSchema):
@@ -103,7 +105,9 @@ class Inspection(ResponseSchema):
 class Embedding(ResponseSchema):
     object: Literal["embedding"]
     index: int
-    embedding: list[float] | str = Field(description="Numbers, or with `base64` little-endian float32 in base64.")
+    embedding: list[float] | str = Field(
+        description="A list of numbers, or with `base64` their float32 bytes, little-endian."
+    )
 
 
 class Embeddings(ListSchema):
@@ -120,12 +124,14 @@ class Live(ResponseSchema):
 
 
 class Ready(ResponseSchema):
-    status: str = Field(description="`ready`, or the first reason against it, such as `starting` or `overloaded`.")
+    status: str = Field(
+        description="`ready`, or the reason why the server is not ready, such as `starting` or `overloaded`."
+    )
 
 
 class EngineProgress(ResponseSchema):
     status: Literal["ok", "stalled"]
-    last_step_age_seconds: float
+    last_step_age_seconds: float = Field(description="Seconds since the last step, while the engine has work.")
     requests_waiting: int
     requests_running: int
 
@@ -138,10 +144,10 @@ class Health(Ready):
 class WeightsFile(ResponseSchema):
     file: str
     bytes: int
-    sha256: str | None = Field(description="Null until it is computed, which begins when the engine is ready.")
+    sha256: str | None = Field(description="Null until it is computed, after the engine is ready.")
 
 
 class ServerVersion(ResponseSchema):
     version: str
     engine: EngineInfo
-    weights: list[WeightsFile] = Field(description="The files of weights in the model's folder.")
+    weights: list[WeightsFile] = Field(description="The weight files in the model's folder.")

@@ -12,16 +12,16 @@ from server.schemas.responses.base import ListSchema, PageSchema, ResponseSchema
 
 
 class StoredImage(ResponseSchema):
-    """A stored image or video. `width`, `height` and `frames` are null if it was stored undecoded."""
+    """A stored image or video. `width`, `height` and `frames` are null if it was stored without decoding."""
 
     id: str
     object: Literal["image", "video"]
     bytes: int
     media_type: str
-    width: int | None = Field(description="In pixels, of the first frame.")
-    height: int | None
+    width: int | None = Field(description="The width of the first frame in pixels.")
+    height: int | None = Field(description="The height of the first frame in pixels.")
     frames: int | None
-    created_at: int = Field(description="In Unix seconds.")
+    created_at: int = Field(description="Unix time in seconds.")
 
 
 class StoredImages(PageSchema):
@@ -29,22 +29,22 @@ class StoredImages(PageSchema):
 
 
 class Warmth(ResponseSchema):
-    """The part of a version that this server's worker has computed in advance."""
+    """The parts of a version that the worker of this server has computed in advance."""
 
     status: Literal["warming", "ready", "failed"]
     num_media: int
-    media_encoded: int
-    media_cached: int
-    media_embedded: int
-    texts_embedded: int
-    prompt_tokens: int = Field(description="Tokens of the shots that were computed.")
-    shots: int = Field(description="Shots that attend alone, and were computed for any order.")
-    shot_bytes: int = Field(description="The memory of their keys and values.")
+    media_encoded: int = Field(description="Media that were encoded now.")
+    media_cached: int = Field(description="Media that were in the cache.")
+    media_embedded: int = Field(description="Media that have a vector now.")
+    texts_embedded: int = Field(description="Texts that have a vector now.")
+    prompt_tokens: int = Field(description="Tokens of the computed shots.")
+    shots: int = Field(description="The number of computed shots that attend alone.")
+    shot_bytes: int = Field(description="The memory of their keys and values, in bytes.")
     error: str | None
 
 
 class SupportSet(ResponseSchema):
-    """A version of a support set, without its examples. Times are in Unix seconds."""
+    """A version of a support set, without its examples. Times are Unix times in seconds."""
 
     id: str
     object: Literal["support_set"]
@@ -58,14 +58,14 @@ class SupportSet(ResponseSchema):
     metadata: dict[str, Any]
     num_examples: int
     num_media: int
-    bytes: int = Field(description="The size of all media, each counted once.")
+    bytes: int = Field(description="The size of all media in bytes, each counted once.")
     label_counts: dict[str, int]
     status: Literal["pending", "warming", "ready", "failed"]
     warm: Warmth | None
 
 
 class ChangedSupportSet(SupportSet):
-    example_ids: list[str] = Field(description="The ids of the examples that were put, in the order of the request.")
+    example_ids: list[str] = Field(description="The ids of the stored examples, in the order of the request.")
 
 
 class SupportSets(PageSchema):

@@ -13,7 +13,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Continue a prompt, or each of several */
+        /** Continue one or more prompts */
         post: operations["create_completion"];
         delete?: never;
         options?: never;
@@ -30,7 +30,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Answer a query after shots, sent or selected from a support set */
+        /** Answer a query after shots, which are in the request or selected from a support set */
         post: operations["create_fewshot_completion"];
         delete?: never;
         options?: never;
@@ -47,7 +47,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Continue a conversation, written as a few-shot prompt */
+        /** Answer a conversation, which is written as a few-shot prompt */
         post: operations["create_chat_completion"];
         delete?: never;
         options?: never;
@@ -62,10 +62,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** List images and videos in the order of their ids, which is no order of time */
+        /** List images and videos in the order of their ids */
         get: operations["list_images"];
         put?: never;
-        /** Store an image or a video, sent as its bytes, in a form, or in JSON */
+        /** Upload an image or a video: raw bytes, a form, or JSON */
         post: operations["upload_image"];
         delete?: never;
         options?: never;
@@ -84,7 +84,7 @@ export interface paths {
         get: operations["show_image"];
         put?: never;
         post?: never;
-        /** Delete an image or a video that no support set shows */
+        /** Delete an image or a video that no support set contains */
         delete: operations["delete_image"];
         options?: never;
         /** Describe an image or a video */
@@ -153,7 +153,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Return the ids of a prompt as the model reads it, family markers included */
+        /** Convert a prompt or a conversation to the token ids that the model reads */
         post: operations["tokenize"];
         delete?: never;
         options?: never;
@@ -168,7 +168,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Describe the tokenizer, as lm-eval reads it */
+        /** Describe the special tokens, in the format of lm-eval */
         get: operations["show_tokenizer"];
         put?: never;
         post?: never;
@@ -187,7 +187,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Return token ids as text, markers included */
+        /** Convert token ids to text, including markers */
         post: operations["detokenize"];
         delete?: never;
         options?: never;
@@ -204,7 +204,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Return the vectors of texts or of media, never of both in one request */
+        /** Embed texts or media, but not both in one request */
         post: operations["create_embeddings"];
         delete?: never;
         options?: never;
@@ -221,7 +221,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Return what a token reads of its image, and how far the gates are open */
+        /** Return where in its image a token attends, and the values of the gates */
         post: operations["inspect"];
         delete?: never;
         options?: never;
@@ -238,7 +238,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Return which of the candidates answers a few-shot query, with probabilities */
+        /** Rank candidate answers to a few-shot query by probability */
         post: operations["create_classification"];
         delete?: never;
         options?: never;
@@ -255,7 +255,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Return the log-probabilities of given continuations of a prompt */
+        /** Return the log-probabilities of continuations of a prompt */
         post: operations["create_score"];
         delete?: never;
         options?: never;
@@ -289,7 +289,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Begin to evaluate a support set by leaving out each of its examples in turn */
+        /** Start a leave-one-out evaluation of a support set */
         post: operations["create_evaluation"];
         delete?: never;
         options?: never;
@@ -304,7 +304,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** List evaluations without their cells, the oldest first */
+        /** List evaluations without their results, the oldest first */
         get: operations["list_evaluations"];
         put?: never;
         post?: never;
@@ -321,11 +321,11 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Return an evaluation as far as it has come */
+        /** Return an evaluation with its results so far */
         get: operations["show_evaluation"];
         put?: never;
         post?: never;
-        /** Delete an evaluation, running or not */
+        /** Delete an evaluation, even while it runs */
         delete: operations["delete_evaluation"];
         options?: never;
         head?: never;
@@ -341,7 +341,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Stop an evaluation, and keep the results that it has */
+        /** Cancel an evaluation and keep its results so far */
         post: operations["cancel_evaluation"];
         delete?: never;
         options?: never;
@@ -374,15 +374,15 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Describe the latest or another version of a support set */
+        /** Describe a version of a support set, by default the latest */
         get: operations["show_support_set"];
         put?: never;
         post?: never;
-        /** Delete a support set and the media that nothing else uses */
+        /** Delete a support set, and its media that nothing else uses */
         delete: operations["delete_support_set"];
         options?: never;
         head?: never;
-        /** Change the name, the lifetime or the metadata of a support set, or pin it */
+        /** Change the name, expiry, pinning or metadata of a support set */
         patch: operations["update_support_set"];
         trace?: never;
     };
@@ -410,7 +410,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** List the examples of a version in their order */
+        /** List the examples of a version in the order of the set */
         get: operations["list_examples"];
         put?: never;
         /** Add examples, or replace those with the same ids */
@@ -450,8 +450,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Compute the media, vectors and shots of a version before requests need them
-         * @description The response comes at once or, with `wait`, when the version is warm.
+         * Compute the media, vectors and shots of a version in advance
+         * @description The response is sent at once or, with `wait`, when the warming has ended.
          */
         post: operations["warm_support_set"];
         delete?: never;
@@ -484,7 +484,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Name the examples that look mislabelled, harm the others, repeat, or contradict each other */
+        /** List examples that look mislabelled, make others wrong, are duplicates, or contradict each other */
         get: operations["diagnose_support_set"];
         put?: never;
         post?: never;
@@ -503,7 +503,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Return which images of a pool to label next */
+        /** Suggest which images of a pool to label next */
         post: operations["suggest_media"];
         delete?: never;
         options?: never;
@@ -518,7 +518,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Export the latest or another version of a support set as an archive: its examples and the bytes of their media */
+        /**
+         * Export a version of a support set as an archive
+         * @description The archive has the examples and the original bytes of their media. The default is the latest version.
+         */
         get: operations["export_support_set"];
         put?: never;
         post?: never;
@@ -537,7 +540,10 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Create a support set from an archive: with a new id, at version 1 */
+        /**
+         * Create a support set from an archive
+         * @description The set has a new id and begins at version 1.
+         */
         post: operations["import_support_set"];
         delete?: never;
         options?: never;
@@ -552,10 +558,16 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** List the API keys, without their secrets: those of the own tenant or, in the default tenant, of all */
+        /**
+         * List API keys without their secrets
+         * @description Administrators of the default tenant get the keys of all tenants, others those of their own tenant.
+         */
         get: operations["list_keys"];
         put?: never;
-        /** Make an API key, which permits no more than the one that makes it. Its secret is in this response alone */
+        /**
+         * Create an API key
+         * @description Its limits cannot exceed those of the key that creates it. Only this response contains its secret.
+         */
         post: operations["create_key"];
         delete?: never;
         options?: never;
@@ -574,8 +586,9 @@ export interface paths {
         put?: never;
         post?: never;
         /**
-         * Revoke an API key: at once for this server, within seconds for others of the same database
-         * @description The last key is kept, unless the setting `api_key` is set: a server without keys is open.
+         * Revoke an API key
+         * @description It is invalid at once on this server, and within seconds on others with the same database. The last key can be revoked
+         *     only if the setting `api_key` is set, because a server without keys accepts every request.
          */
         delete: operations["revoke_key"];
         options?: never;
@@ -590,7 +603,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Return whether the process answers */
+        /** Report that the process is alive */
         get: operations["live"];
         put?: never;
         post?: never;
@@ -607,7 +620,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Return whether a request would be served now */
+        /** Report whether the server accepts requests now */
         get: operations["ready"];
         put?: never;
         post?: never;
@@ -624,7 +637,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Return the time since the last step of an engine that has work; 503 if that is too long */
+        /**
+         * Report whether the engine makes progress
+         * @description The status is 503 if the engine has work, and its last step is longer ago than the setting `stall_timeout`.
+         */
         get: operations["progress"];
         put?: never;
         post?: never;
@@ -641,7 +657,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Return whether the server is ready, its model, and what the engine runs on */
+        /** Report readiness, the model, and the engine's device, number formats and kernels */
         get: operations["health"];
         put?: never;
         post?: never;
@@ -658,7 +674,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Return the versions of the server and of its packages, what the engine runs on, and the digests of the weights */
+        /** Report the versions of the server and its packages, the engine's device, and the digests of the weights */
         get: operations["version"];
         put?: never;
         post?: never;
@@ -691,10 +707,10 @@ export interface components {
     schemas: {
         /**
          * AssistantMessage
-         * @description A message as a response has it: fields without a value may be sent back as null.
+         * @description A message of a response. Its fields without a value may be null.
          */
         AssistantMessage: {
-            /** @description The same in all messages of a role: the prompt does not show it. */
+            /** @description The same name in all messages of a role. The prompt does not show it. */
             name?: string | null;
             /**
              * @description discriminator enum property added by openapi-typescript
@@ -712,17 +728,17 @@ export interface components {
         };
         /**
          * Attention
-         * @description Shares that sum to 1, the mean over the layers and their heads.
+         * @description An attention map, the mean over layers and heads. Weights of visual tokens sum to 1, and so do those of patches.
          */
         Attention: {
             layers: number[];
             visual_tokens: number[];
-            /** @description By frame, row and column of the patches. */
+            /** @description The weights of the patches, by frame, row and column. */
             grid: number[][][];
         };
         /**
          * Baseline
-         * @description The most frequent label, and the share of examples that it is the right answer to.
+         * @description The most common label, and the accuracy of always answering it.
          */
         Baseline: {
             label: string;
@@ -741,7 +757,7 @@ export interface components {
         };
         /**
          * CacheBreakpoint
-         * @description A hint to the prompt cache, which needs none.
+         * @description A hint for the prompt cache. It has no effect, because the cache needs no hints.
          */
         CacheBreakpoint: {
             /** @constant */
@@ -764,7 +780,7 @@ export interface components {
             };
             num_examples: number;
             num_media: number;
-            /** @description The size of all media, each counted once. */
+            /** @description The size of all media in bytes, each counted once. */
             bytes: number;
             label_counts: {
                 [key: string]: number;
@@ -772,15 +788,15 @@ export interface components {
             /** @enum {string} */
             status: "pending" | "warming" | "ready" | "failed";
             warm: components["schemas"]["Warmth"] | null;
-            /** @description The ids of the examples that were put, in the order of the request. */
+            /** @description The ids of the stored examples, in the order of the request. */
             example_ids: string[];
         };
         /** ChatChoice */
         ChatChoice: {
             index: number;
-            /** @description With `return_token_ids`, in the first chunk. */
+            /** @description Present with `return_token_ids`; in a stream, in the first chunk. */
             prompt_token_ids?: number[] | null;
-            /** @description With `return_token_ids`. */
+            /** @description Present with `return_token_ids`. */
             token_ids?: number[];
             message: components["schemas"]["ChatMessage"];
             logprobs: components["schemas"]["ChatLogprobs"] | null;
@@ -790,9 +806,9 @@ export interface components {
         /** ChatChunkChoice */
         ChatChunkChoice: {
             index: number;
-            /** @description With `return_token_ids`, in the first chunk. */
+            /** @description Present with `return_token_ids`; in a stream, in the first chunk. */
             prompt_token_ids?: number[] | null;
-            /** @description With `return_token_ids`. */
+            /** @description Present with `return_token_ids`. */
             token_ids?: number[];
             delta: components["schemas"]["ChatDelta"];
             logprobs: components["schemas"]["ChatLogprobs"] | null;
@@ -816,13 +832,13 @@ export interface components {
             created: number;
             model: string;
             choices: components["schemas"]["ChatChunkChoice"][];
-            /** @description With `stream_options`. */
+            /** @description The usage, if `stream_options` requests it for this chunk. */
             usage?: components["schemas"]["Usage"] | null;
         };
         /** ChatDelta */
         ChatDelta: {
             /**
-             * @description In the first chunk of a choice.
+             * @description Present in the first chunk of a choice.
              * @constant
              */
             role?: "assistant";
@@ -840,7 +856,7 @@ export interface components {
         ChatMessage: {
             /** @constant */
             role: "assistant";
-            /** @description null if a function is called. */
+            /** @description Null if a function is called. */
             content: string | null;
             refusal: null;
             /** @description The call of the function in `tool_choice`. */
@@ -860,20 +876,20 @@ export interface components {
          */
         ChatRequest: {
             /**
-             * @description What a shot, the text from one media item to the next, reads besides itself: `previous`, all text before it, or `alone`, only the text before the first media item. What was computed for a shot that attends alone is reused in any prompt, and the order of the shots changes nothing.
+             * @description What each shot attends to in addition to itself: `previous` (all text before it) or `alone` (only the text before the first media item). A shot is the text from one media item to the next. Shots that attend alone are cached and reused in any prompt and any order.
              * @default previous
              * @enum {string|null}
              */
             shots_attend: "previous" | "alone" | null;
-            /** @description The name of the served model. */
+            /** @description The name of a served model. */
             model?: string | null;
             /**
-             * @description `plain`, or the name of a template of few-shot requests.
+             * @description How turns are written: `plain`, or as a few-shot template.
              * @default plain
              */
             template: string | null;
             /**
-             * @description Functions, of which `tool_choice` names one. The prompt does not name them.
+             * @description Functions that `tool_choice` can select. They are not part of the prompt.
              * @default []
              */
             tools: components["schemas"]["Tool"][] | null;
@@ -883,41 +899,56 @@ export interface components {
             continue_final_message: false | null;
             /** @default {} */
             chat_template_kwargs: components["schemas"]["ChatTemplateOptions"] | null;
-            /** @description Seconds that the request may take, from its arrival to its last token; then it ends with 504. */
+            /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
             timeout?: number | null;
-            /** @description Becomes part of the `id` of the response. */
+            /** @description Part of the `id` of the response. Default: the header `X-Request-Id`. */
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
-            /** @description The request shares cached prompts, media and grammars only with those of the same `cache_salt`. */
+            /** @description The request shares caches of prompts, media and grammars only with requests that have the same salt. */
             cache_salt?: string | null;
             /**
-             * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
+             * @description Requests with a lower number run first. Numbers below 0 require the setting `allow_negative_priority`.
              * @default 0
              */
             priority: number | null;
             /**
-             * @description 0 is greedy.
+             * @description The temperature of sampling; 0 is greedy decoding.
              * @default 1
              */
             temperature: number | null;
-            /** @default 1 */
+            /**
+             * @description Sample from the most likely tokens that reach this probability.
+             * @default 1
+             */
             top_p: number | null;
             /**
-             * @description 0 or -1: all tokens.
+             * @description Number of most likely tokens to sample from; 0 or -1: all.
              * @default 0
              */
             top_k: number | null;
-            /** @default 0 */
+            /**
+             * @description Minimum probability, relative to that of the most likely token.
+             * @default 0
+             */
             min_p: number | null;
-            /** @default 0 */
+            /**
+             * @description Subtracted from the logits of tokens in the answer.
+             * @default 0
+             */
             presence_penalty: number | null;
-            /** @default 0 */
+            /**
+             * @description Subtracted once per occurrence in the answer.
+             * @default 0
+             */
             frequency_penalty: number | null;
-            /** @default 1 */
+            /**
+             * @description Above 1: repeat tokens less often.
+             * @default 1
+             */
             repetition_penalty: number | null;
             /**
-             * @description Biases by token id.
+             * @description Numbers that are added to the logits, by token id.
              * @default {}
              */
             logit_bias: {
@@ -926,46 +957,53 @@ export interface components {
             /** @description The same seed gives the same answer. */
             seed?: number | null;
             /**
-             * @description The answer does not end before it has as many tokens.
+             * @description Minimum number of generated tokens.
              * @default 0
              */
             min_tokens: number | null;
-            /** @default false */
+            /**
+             * @description Continue after an end of sequence.
+             * @default false
+             */
             ignore_eos: boolean | null;
             /**
-             * @description The text ends before the first that appears.
+             * @description The answer ends before the first string that appears.
              * @default []
              */
             stop: string | string[] | null;
-            /** @default [] */
+            /**
+             * @description Tokens that end the answer.
+             * @default []
+             */
             stop_token_ids: number[] | null;
             /**
-             * @description The text ends after the stop string.
+             * @description The answer ends after the stop string instead.
              * @default false
              */
             include_stop_str_in_output: boolean | null;
             /**
-             * @description The number of answers.
+             * @description Number of answers.
              * @default 1
              */
             n: number | null;
-            /** @description Beams; without it 3, or `n` if it is more. */
+            /** @description Number of beams. Default: max(3, `n`). */
             best_of?: number | null;
             /**
-             * @description Search with beams, and return the `n` best answers. Excludes `top_p`, `top_k`, `min_p`, penalties, `logit_bias`, `structured_outputs`, and a `temperature` other than 0 and 1.
+             * @description Search with `best_of` beams and return the `n` best answers. Excludes `top_p`, `top_k`, `min_p`, penalties, `logit_bias`, `structured_outputs`, and a `temperature` other than 0 and 1.
              * @default false
              */
             use_beam_search: boolean | null;
             /**
-             * @description Only with a beam search.
+             * @description Beam search: scores are divided by the length of the answer to this power.
              * @default 1
              */
             length_penalty: number | null;
             /**
-             * @description Only with a beam search.
+             * @description Beam search: stop as soon as `best_of` answers have ended.
              * @default false
              */
             early_stopping: boolean | null;
+            /** @description A constraint on the answer. */
             structured_outputs?: components["schemas"]["StructuredOutputs"] | null;
             /**
              * @description Return server-sent events.
@@ -975,21 +1013,21 @@ export interface components {
             /** @default {} */
             stream_options: components["schemas"]["StreamOptions"] | null;
             /**
-             * @description Add the token ids of prompt and answer.
+             * @description Return the token ids of prompt and answer.
              * @default false
              */
             return_token_ids: boolean | null;
             messages: (components["schemas"]["SystemMessage"] | components["schemas"]["UserMessage"] | components["schemas"]["AssistantMessage"] | components["schemas"]["ToolMessage"])[];
-            /** @description As `max_completion_tokens`. */
+            /** @description The same as `max_completion_tokens`. */
             max_tokens?: number | null;
-            /** @description Without it 256, if there is room. */
+            /** @description Maximum number of generated tokens. Default: 256. */
             max_completion_tokens?: number | null;
             /**
              * @description Return the log-probabilities of the tokens.
              * @default false
              */
             logprobs: boolean | null;
-            /** @description Most likely tokens to return for each. */
+            /** @description Number of most likely tokens per position. Requires `logprobs`. */
             top_logprobs?: number | null;
             /**
              * @default {
@@ -998,7 +1036,7 @@ export interface components {
              */
             response_format: (components["schemas"]["TextFormat"] | components["schemas"]["JsonObjectFormat"] | components["schemas"]["JsonSchemaFormat"]) | null;
             /**
-             * @description A function to call, or `required` with one tool. The model does not choose tools: `auto` answers with text, as `none` does.
+             * @description A function to call, or `required` with exactly one tool. The model does not choose tools: with `auto` and `none`, the answer is text.
              * @default auto
              */
             tool_choice: ("none" | "auto" | "required") | components["schemas"]["NamedToolChoice"] | null;
@@ -1031,7 +1069,7 @@ export interface components {
         };
         /**
          * ChatTemplateOptions
-         * @description Options of chat templates that only ask for what is done anyway: the model does not think before it answers.
+         * @description Options of chat templates. Only `false` is accepted: the model does not think before it answers.
          */
         ChatTemplateOptions: {
             /** @default false */
@@ -1043,7 +1081,7 @@ export interface components {
         ChatToken: {
             token: string;
             logprob: number;
-            /** @description The UTF-8 of the token; null if it is no text by itself. */
+            /** @description The UTF-8 bytes of the token. Null if the token alone is not text. */
             bytes: number[] | null;
             top_logprobs: components["schemas"]["ChatTokenFields"][];
         };
@@ -1051,15 +1089,15 @@ export interface components {
         ChatTokenFields: {
             token: string;
             logprob: number;
-            /** @description The UTF-8 of the token; null if it is no text by itself. */
+            /** @description The UTF-8 bytes of the token. Null if the token alone is not text. */
             bytes: number[] | null;
         };
         /**
          * ChoiceAnswer
-         * @description The most likely value, and the probabilities of all in the order of the request.
+         * @description The most likely value, and the probabilities of all values in the order of the request.
          */
         ChoiceAnswer: {
-            /** @description The one of the question. */
+            /** @description The name of the question. */
             name: string | null;
             /**
              * @description discriminator enum property added by openapi-typescript
@@ -1071,7 +1109,7 @@ export interface components {
             confidence: number;
             probabilities: components["schemas"]["ChoiceProbability"][];
             /**
-             * @description With `shots` or `examples`: the one that made the choice.
+             * @description The method that made the choice. Present with `shots` or `examples`.
              * @enum {string}
              */
             method?: "in_context" | "nearest_mean" | "knn" | "linear" | "blend";
@@ -1084,7 +1122,7 @@ export interface components {
         /** ChoiceQuestion */
         ChoiceQuestion: {
             instructions: string | (components["schemas"]["DecisionTextPart"] | components["schemas"]["DecisionImagePart"] | components["schemas"]["DecisionJsonPart"])[];
-            /** @description The answer repeats it. */
+            /** @description A name that the answer repeats. */
             name?: string | null;
             /**
              * @description discriminator enum property added by openapi-typescript
@@ -1099,7 +1137,7 @@ export interface components {
         };
         /**
          * Classification
-         * @description The most likely label, if it is likely enough, and the candidates from the most to the least likely.
+         * @description The most likely label, and the candidates from the most to the least likely.
          */
         Classification: {
             id: string;
@@ -1108,17 +1146,17 @@ export interface components {
             created: number;
             model: string;
             /**
-             * @description The one that was used, if the request left the choice to the server.
+             * @description The method that was used.
              * @enum {string}
              */
             method: "in_context" | "nearest_mean" | "knn" | "linear" | "blend";
-            /** @description null if a target is set and `confidence` does not exceed the `threshold`. */
+            /** @description Null if a target is set and `confidence` does not exceed `threshold`. */
             label: string | null;
             /** @description The probability of the most likely candidate. */
             confidence: number;
-            /** @description What the log-probabilities were divided by. */
+            /** @description The number that divided the log-probabilities. */
             temperature: number;
-            /** @description With a target: 0 if every query has a label, 1 if none has. null without a target. */
+            /** @description Null without a target. With 0 every query gets a label, with 1 none. */
             threshold: number | null;
             candidates: components["schemas"]["WeighedCandidate"][];
             fewshot: components["schemas"]["ClassificationReport"];
@@ -1131,12 +1169,13 @@ export interface components {
             support_set: string | null;
             version: number | null;
             shots: components["schemas"]["UsedShot"][];
+            /** @description Shots that `truncate_shots` left out. */
             shots_left_out: number;
             /** @enum {string} */
             normalisation: "sum" | "mean";
             /** @enum {string} */
             calibration: "none" | "contextual";
-            /** @description Orders of the shots that were computed. */
+            /** @description The number of orders of the shots that were computed. */
             permutations: number;
         };
         /**
@@ -1165,75 +1204,75 @@ export interface components {
          *     }
          */
         ClassifyRequest: {
-            /** @description The name of the served model. */
+            /** @description The name of a served model. */
             model?: string | null;
-            /** @description Seconds that the request may take, from its arrival to its last token; then it ends with 504. */
+            /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
             timeout?: number | null;
-            /** @description Becomes part of the `id` of the response. */
+            /** @description Part of the `id` of the response. Default: the header `X-Request-Id`. */
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
-            /** @description The request shares cached prompts, media and grammars only with those of the same `cache_salt`. */
+            /** @description The request shares caches of prompts, media and grammars only with requests that have the same salt. */
             cache_salt?: string | null;
             /**
-             * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
+             * @description Requests with a lower number run first. Numbers below 0 require the setting `allow_negative_priority`.
              * @default 0
              */
             priority: number | null;
-            /** @description Divides the log-probabilities. Without it, the one that is fitted to left-out examples. */
+            /** @description Divides the log-probabilities. Default: fitted to left-out examples, where possible. */
             temperature?: number | null;
-            /** @description No label is given where the labels that are given would not reach this accuracy on left-out examples. */
+            /** @description Return a label only if labels with this confidence are expected to be at least this accurate. */
             target_accuracy?: number | null;
-            /** @description No label is given outside this share of queries, the ones that are surest. */
+            /** @description Return a label for this share of queries, those with the highest confidence. */
             target_coverage?: number | null;
             /**
-             * @description Of the log-probabilities of a candidate's tokens.
+             * @description How the log-probabilities of a candidate's tokens are combined.
              * @default sum
              * @enum {string|null}
              */
             normalisation: "sum" | "mean" | null;
             /**
-             * @description `contextual` divides by the result of a query without content.
+             * @description `contextual` divides each probability by the one after a query without content.
              * @default none
              * @enum {string|null}
              */
             calibration: "none" | "contextual" | null;
             /**
-             * @description The media of the query without content.
+             * @description The media of the query without content; `both` is a mean.
              * @default grey
              * @enum {string|null}
              */
             content_free: "grey" | "no_media" | "both" | null;
             /**
-             * @description Orders of the shots to average over.
+             * @description Number of orders of the shots to average over: the given order and random ones.
              * @default 1
              */
             permutations: number | null;
             /**
-             * @description Draws the orders.
+             * @description Seed of the random orders.
              * @default 0
              */
             seed: number | null;
             /**
-             * @description What a shot, the text from one media item to the next, reads besides itself: `previous`, all text before it, or `alone`, only the text before the first media item. What was computed for a shot that attends alone is reused in any prompt, and the order of the shots changes nothing.
+             * @description What each shot attends to in addition to itself: `previous` (all text before it) or `alone` (only the text before the first media item). A shot is the text from one media item to the next. Shots that attend alone are cached and reused in any prompt and any order.
              * @default previous
              * @enum {string|null}
              */
             shots_attend: "previous" | "alone" | null;
             /**
-             * @description Worked examples in prompt order.
+             * @description Worked examples, in prompt order.
              * @default []
              */
             shots: components["schemas"]["ShotFields"][] | null;
-            /** @description Shots from a support set instead. */
+            /** @description Instead of `shots`: examples from a support set. */
             examples?: components["schemas"]["ExamplesFields"] | null;
             /**
-             * @description Shots without media, which show only the form of an answer: the paper's "zero-shot".
+             * @description Write the shots without their media, to show only the form of an answer ("zero-shot" in the paper).
              * @default false
              */
             zero_shot: boolean | null;
             /**
-             * @description Leave out the first shots if the context has no room for all.
+             * @description If the context has no room for all shots, leave out the first ones.
              * @default false
              */
             truncate_shots: boolean | null;
@@ -1241,17 +1280,17 @@ export interface components {
             /** @default classification */
             template: string | components["schemas"]["TemplateFields"] | null;
             /**
-             * @description How examples are used: as shots by the language model (`in_context`), by the likeness of media to all examples (`nearest_mean`, `knn`, `linear`), or both (`blend`). Without it `auto`, or `in_context` if the request weighs the language model's scores.
+             * @description How examples are used: as shots of a prompt (`in_context`), by comparing image vectors (`nearest_mean`, `knn`, `linear`), both (`blend`), or as the server chooses (`auto`). If the request sets `normalisation`, `calibration`, `content_free`, `permutations` or `seed`, the default is `in_context`.
              * @default auto
              * @enum {string|null}
              */
             method: "in_context" | "nearest_mean" | "knn" | "linear" | "blend" | "auto" | null;
             /**
-             * @description Without them, the labels of the support set or of the shots.
+             * @description The possible answers. Default: the labels of the support set or of the shots.
              * @default []
              */
             candidates: (string | components["schemas"]["LabelledCandidate"])[] | null;
-            /** @description Candidates in the response. */
+            /** @description Number of candidates in the response. Default: all. */
             top_k?: number | null;
         };
         /**
@@ -1265,7 +1304,7 @@ export interface components {
             strategy: "first" | "random" | "balanced" | "rices_image" | "rices_text" | "mixed" | null;
             k: number | null;
             /**
-             * @description The form of the prompt.
+             * @description The form of the prompt. Null for methods without a prompt.
              * @enum {string|null}
              */
             shots_attend: "previous" | "alone" | null;
@@ -1281,7 +1320,7 @@ export interface components {
             correct: number;
             accuracy: number;
             accuracy_interval: number[];
-            /** @description Right label, answered label, number of queries. */
+            /** @description The number of queries by correct label and answered label. */
             confusion: {
                 [key: string]: {
                     [key: string]: number;
@@ -1291,15 +1330,15 @@ export interface components {
             bins: components["schemas"]["Bin"][];
             brier: number;
             nll: number;
-            /** @description The one with the least surprise, fitted to all left-out examples. */
+            /** @description The temperature that was fitted to all left-out examples. */
             temperature: number;
-            /** @description From the surest answers to all of them. Empty in old evaluations. */
+            /** @description The effect of abstention, from the most confident answers to all. Empty in old evaluations. */
             curve: components["schemas"]["CurvePoint"][];
-            /** @description Of methods by likeness. */
+            /** @description Present for methods without a prompt. */
             learning_curve?: components["schemas"]["LearningPoint"][];
-            /** @description By left-out example, in the order of `left_out`; cells that were stored long ago have none. */
+            /** @description For each example of `left_out`, whether the answer is correct. Absent in old cells. */
             is_correct?: boolean[];
-            /** @description The label that each left-out example was given, likewise. */
+            /** @description For each example of `left_out`, the answered label. Absent in old cells. */
             answers?: string[];
             cost: components["schemas"]["Cost"];
             latency: components["schemas"]["Latency"];
@@ -1318,13 +1357,13 @@ export interface components {
         /** CompletionChoice */
         CompletionChoice: {
             index: number;
-            /** @description With `return_token_ids`, in the first chunk. */
+            /** @description Present with `return_token_ids`; in a stream, in the first chunk. */
             prompt_token_ids?: number[] | null;
-            /** @description With `return_token_ids`. */
+            /** @description Present with `return_token_ids`. */
             token_ids?: number[];
             text: string;
             logprobs: components["schemas"]["CompletionLogprobs"] | null;
-            /** @description For each prompt token the most likely tokens by their ids; null for the first. */
+            /** @description For each prompt token, the most likely tokens by token id. Null for the first token. */
             prompt_logprobs?: ({
                 [key: string]: components["schemas"]["PromptLogprob"];
             } | null)[];
@@ -1339,19 +1378,19 @@ export interface components {
             created: number;
             model: string;
             choices: components["schemas"]["CompletionChunkChoice"][];
-            /** @description With `stream_options`. */
+            /** @description The usage, if `stream_options` requests it for this chunk. */
             usage?: components["schemas"]["Usage"] | null;
         };
         /** CompletionChunkChoice */
         CompletionChunkChoice: {
             index: number;
-            /** @description With `return_token_ids`, in the first chunk. */
+            /** @description Present with `return_token_ids`; in a stream, in the first chunk. */
             prompt_token_ids?: number[] | null;
-            /** @description With `return_token_ids`. */
+            /** @description Present with `return_token_ids`. */
             token_ids?: number[];
             text: string;
             logprobs: components["schemas"]["CompletionLogprobs"] | null;
-            /** @description For each prompt token the most likely tokens by their ids; null for the first. */
+            /** @description For each prompt token, the most likely tokens by token id. Null for the first token. */
             prompt_logprobs?: ({
                 [key: string]: components["schemas"]["PromptLogprob"];
             } | null)[];
@@ -1360,7 +1399,7 @@ export interface components {
         };
         /**
          * CompletionLogprobs
-         * @description Four lists of one length: an entry per token.
+         * @description Four lists of the same length, with one entry per token.
          */
         CompletionLogprobs: {
             tokens: string[];
@@ -1379,48 +1418,63 @@ export interface components {
          */
         CompletionRequest: {
             /**
-             * @description What a shot, the text from one media item to the next, reads besides itself: `previous`, all text before it, or `alone`, only the text before the first media item. What was computed for a shot that attends alone is reused in any prompt, and the order of the shots changes nothing.
+             * @description What each shot attends to in addition to itself: `previous` (all text before it) or `alone` (only the text before the first media item). A shot is the text from one media item to the next. Shots that attend alone are cached and reused in any prompt and any order.
              * @default previous
              * @enum {string|null}
              */
             shots_attend: "previous" | "alone" | null;
-            /** @description The name of the served model. */
+            /** @description The name of a served model. */
             model?: string | null;
-            /** @description Seconds that the request may take, from its arrival to its last token; then it ends with 504. */
+            /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
             timeout?: number | null;
-            /** @description Becomes part of the `id` of the response. */
+            /** @description Part of the `id` of the response. Default: the header `X-Request-Id`. */
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
-            /** @description The request shares cached prompts, media and grammars only with those of the same `cache_salt`. */
+            /** @description The request shares caches of prompts, media and grammars only with requests that have the same salt. */
             cache_salt?: string | null;
             /**
-             * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
+             * @description Requests with a lower number run first. Numbers below 0 require the setting `allow_negative_priority`.
              * @default 0
              */
             priority: number | null;
             /**
-             * @description 0 is greedy.
+             * @description The temperature of sampling; 0 is greedy decoding.
              * @default 1
              */
             temperature: number | null;
-            /** @default 1 */
+            /**
+             * @description Sample from the most likely tokens that reach this probability.
+             * @default 1
+             */
             top_p: number | null;
             /**
-             * @description 0 or -1: all tokens.
+             * @description Number of most likely tokens to sample from; 0 or -1: all.
              * @default 0
              */
             top_k: number | null;
-            /** @default 0 */
+            /**
+             * @description Minimum probability, relative to that of the most likely token.
+             * @default 0
+             */
             min_p: number | null;
-            /** @default 0 */
+            /**
+             * @description Subtracted from the logits of tokens in the answer.
+             * @default 0
+             */
             presence_penalty: number | null;
-            /** @default 0 */
+            /**
+             * @description Subtracted once per occurrence in the answer.
+             * @default 0
+             */
             frequency_penalty: number | null;
-            /** @default 1 */
+            /**
+             * @description Above 1: repeat tokens less often.
+             * @default 1
+             */
             repetition_penalty: number | null;
             /**
-             * @description Biases by token id.
+             * @description Numbers that are added to the logits, by token id.
              * @default {}
              */
             logit_bias: {
@@ -1429,46 +1483,53 @@ export interface components {
             /** @description The same seed gives the same answer. */
             seed?: number | null;
             /**
-             * @description The answer does not end before it has as many tokens.
+             * @description Minimum number of generated tokens.
              * @default 0
              */
             min_tokens: number | null;
-            /** @default false */
+            /**
+             * @description Continue after an end of sequence.
+             * @default false
+             */
             ignore_eos: boolean | null;
             /**
-             * @description The text ends before the first that appears.
+             * @description The answer ends before the first string that appears.
              * @default []
              */
             stop: string | string[] | null;
-            /** @default [] */
+            /**
+             * @description Tokens that end the answer.
+             * @default []
+             */
             stop_token_ids: number[] | null;
             /**
-             * @description The text ends after the stop string.
+             * @description The answer ends after the stop string instead.
              * @default false
              */
             include_stop_str_in_output: boolean | null;
             /**
-             * @description The number of answers.
+             * @description Number of answers.
              * @default 1
              */
             n: number | null;
-            /** @description Beams; without it 3, or `n` if it is more. */
+            /** @description Number of beams. Default: max(3, `n`). */
             best_of?: number | null;
             /**
-             * @description Search with beams, and return the `n` best answers. Excludes `top_p`, `top_k`, `min_p`, penalties, `logit_bias`, `structured_outputs`, and a `temperature` other than 0 and 1.
+             * @description Search with `best_of` beams and return the `n` best answers. Excludes `top_p`, `top_k`, `min_p`, penalties, `logit_bias`, `structured_outputs`, and a `temperature` other than 0 and 1.
              * @default false
              */
             use_beam_search: boolean | null;
             /**
-             * @description Only with a beam search.
+             * @description Beam search: scores are divided by the length of the answer to this power.
              * @default 1
              */
             length_penalty: number | null;
             /**
-             * @description Only with a beam search.
+             * @description Beam search: stop as soon as `best_of` answers have ended.
              * @default false
              */
             early_stopping: boolean | null;
+            /** @description A constraint on the answer. */
             structured_outputs?: components["schemas"]["StructuredOutputs"] | null;
             /**
              * @description Return server-sent events.
@@ -1478,35 +1539,35 @@ export interface components {
             /** @default {} */
             stream_options: components["schemas"]["StreamOptions"] | null;
             /**
-             * @description Add the token ids of prompt and answer.
+             * @description Return the token ids of prompt and answer.
              * @default false
              */
             return_token_ids: boolean | null;
             /**
-             * @description 0 computes the prompt alone.
+             * @description Maximum number of tokens; 0 only computes the prompt.
              * @default 16
              */
             max_tokens: number | null;
             /**
-             * @description The text begins with the prompt.
+             * @description The text of the response begins with the prompt.
              * @default false
              */
             echo: boolean | null;
-            /** @description Most likely tokens to return for each. */
+            /** @description Return log-probabilities, and this number of likely tokens per position. */
             logprobs?: number | null;
-            /** @description The same, for the prompt. */
+            /** @description As `logprobs`, for the prompt. */
             prompt_logprobs?: number | null;
-            /** @description One prompt, or a list of prompts, each with `n` answers of its own. */
+            /** @description One prompt, or a list of prompts. Each has `n` answers. */
             prompt: string | number[] | (components["schemas"]["TextPart"] | components["schemas"]["ImageUrlPart"] | components["schemas"]["VideoUrlPart"] | components["schemas"]["ImageIdPart"] | components["schemas"]["VideoIdPart"] | components["schemas"]["EndOfChunkPart"])[] | (string | number[] | (components["schemas"]["TextPart"] | components["schemas"]["ImageUrlPart"] | components["schemas"]["VideoUrlPart"] | components["schemas"]["ImageIdPart"] | components["schemas"]["VideoIdPart"] | components["schemas"]["EndOfChunkPart"])[])[];
         };
         /**
          * CompletionTokensDetails
-         * @description Tokens that the server itself proposed, from the prompt and the completion before them.
+         * @description Tokens that speculation proposed, from the prompt and the completion so far.
          */
         CompletionTokensDetails: {
-            /** @description Tokens of the completion that were proposed. */
+            /** @description Proposed tokens that are part of the completion. */
             accepted_prediction_tokens: number;
-            /** @description Proposed tokens that are not in the completion. */
+            /** @description Proposed tokens that are not part of the completion. */
             rejected_prediction_tokens: number;
         };
         /** ConflictingPair */
@@ -1528,12 +1589,12 @@ export interface components {
         ConfusedPair: {
             labels: string[];
             count: number;
-            /** @description How many examples of the first label are most like the second, and the reverse. */
+            /** @description The number of examples of the first label that are most similar to the second, and the reverse. */
             counts: number[];
         };
         /**
          * ConfusedPairs
-         * @description Labels whose examples are taken for each other, the most frequent pair first.
+         * @description Pairs of labels that are confused, the most frequent first.
          */
         ConfusedPairs: {
             count: number;
@@ -1541,7 +1602,7 @@ export interface components {
         };
         /**
          * Cost
-         * @description The mean over the queries.
+         * @description The cost per query: means over the queries.
          */
         Cost: {
             prompt_tokens: number;
@@ -1551,7 +1612,7 @@ export interface components {
         };
         /**
          * CreateKeyRequest
-         * @description An API key to make.
+         * @description An API key to create.
          * @example {
          *       "limits": {
          *         "requests": 600
@@ -1561,16 +1622,16 @@ export interface components {
          *     }
          */
         CreateKeyRequest: {
-            /** @description Whose key it is, for the list of keys. */
+            /** @description A name for the list of keys, such as the owner's. */
             name: string;
             /**
-             * @description `inference` runs the model and reads, `manage` also changes stored items, `admin` also manages keys.
+             * @description `inference` runs the model and reads stored data. `manage` also changes stored data. `admin` also manages keys.
              * @default inference
              * @enum {string|null}
              */
             role: "inference" | "manage" | "admin" | null;
             limits?: components["schemas"]["LimitFields"] | null;
-            /** @description The name of the keys that share support sets, uploads, evaluations and caches. Default: that of the key which makes this one. Only administrators of the default tenant make keys for others. */
+            /** @description The keys of a tenant share support sets, uploads, evaluations and caches. Default: the tenant of the key that creates this one. Only administrators of the default tenant can create keys of other tenants. */
             tenant?: string | null;
         };
         /**
@@ -1589,27 +1650,37 @@ export interface components {
         CreateRequest: {
             /** @description Seconds until the set expires. */
             ttl_seconds?: number | null;
-            /** @description The same as a time in Unix seconds. */
+            /** @description Instead of `ttl_seconds`: the expiry as a Unix time in seconds. */
             expires_at?: number | null;
+            /** @description A unique name of up to 128 letters, digits and characters of `_.:-`, which begins with a letter or digit. */
             name?: string | null;
-            /** @default [] */
+            /**
+             * @description The examples of version 1.
+             * @default []
+             */
             examples: components["schemas"]["ExampleFields"][] | null;
-            /** @default false */
+            /**
+             * @description Keep the media of the latest version encoded.
+             * @default false
+             */
             pinned: boolean | null;
-            /** @default {} */
+            /**
+             * @description Any JSON object of up to 16 KiB.
+             * @default {}
+             */
             metadata: {
                 [key: string]: unknown;
             } | null;
         };
         /**
          * CurvePoint
-         * @description The share of left-out examples whose confidence exceeds `threshold`, and of their answers the share that is right.
+         * @description The left-out examples whose confidence exceeds `threshold`: their share of all examples, and their accuracy.
          */
         CurvePoint: {
             threshold: number;
             coverage: number;
             accuracy: number;
-            /** @description The mean of these answers. */
+            /** @description The mean confidence of these examples. */
             confidence: number;
         };
         /**
@@ -1643,12 +1714,12 @@ export interface components {
         };
         /**
          * DecisionChoice
-         * @description A possible answer: a text, or a boolean, which is written yes or no.
+         * @description A possible answer: a text, or a boolean, which the prompt shows as yes or no.
          */
         DecisionChoice: {
             value: string | boolean;
             /**
-             * @description When it applies.
+             * @description A description, which the prompt shows.
              * @default
              */
             description: string | null;
@@ -1660,10 +1731,10 @@ export interface components {
              * @enum {string}
              */
             type: "input_image";
-            /** @description A data URL, an https URL of a host that the server fetches from, or the id of an uploaded image or video. */
+            /** @description A data URL, an `https` URL of a host that the setting `media_url_hosts` allows, or the id of an uploaded image or video. */
             image_url: string;
             /**
-             * @description No effect: the encoder has one resolution.
+             * @description Accepted without effect: the encoder reads every image at the same size.
              * @default auto
              * @enum {string|null}
              */
@@ -1673,7 +1744,7 @@ export interface components {
         };
         /**
          * DecisionJsonPart
-         * @description JSON that is shown as text.
+         * @description JSON, which the prompt shows as text.
          */
         DecisionJsonPart: {
             /**
@@ -1724,89 +1795,89 @@ export interface components {
          *     }
          */
         DecisionRequest: {
-            /** @description The name of the served model. */
+            /** @description The name of a served model. */
             model?: string | null;
-            /** @description Seconds that the request may take, from its arrival to its last token; then it ends with 504. */
+            /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
             timeout?: number | null;
-            /** @description Becomes part of the `id` of the response. */
+            /** @description Part of the `id` of the response. Default: the header `X-Request-Id`. */
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
-            /** @description The request shares cached prompts, media and grammars only with those of the same `cache_salt`. */
+            /** @description The request shares caches of prompts, media and grammars only with requests that have the same salt. */
             cache_salt?: string | null;
             /**
-             * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
+             * @description Requests with a lower number run first. Numbers below 0 require the setting `allow_negative_priority`.
              * @default 0
              */
             priority: number | null;
-            /** @description Divides the log-probabilities. Without it, the one that is fitted to left-out examples. */
+            /** @description Divides the log-probabilities. Default: fitted to left-out examples, where possible. */
             temperature?: number | null;
-            /** @description No label is given where the labels that are given would not reach this accuracy on left-out examples. */
+            /** @description Return a label only if labels with this confidence are expected to be at least this accurate. */
             target_accuracy?: number | null;
-            /** @description No label is given outside this share of queries, the ones that are surest. */
+            /** @description Return a label for this share of queries, those with the highest confidence. */
             target_coverage?: number | null;
             /**
-             * @description Of the log-probabilities of a candidate's tokens.
+             * @description How the log-probabilities of a candidate's tokens are combined.
              * @default sum
              * @enum {string|null}
              */
             normalisation: "sum" | "mean" | null;
             /**
-             * @description `contextual` divides by the result of a query without content.
+             * @description `contextual` divides each probability by the one after a query without content.
              * @default none
              * @enum {string|null}
              */
             calibration: "none" | "contextual" | null;
             /**
-             * @description The media of the query without content.
+             * @description The media of the query without content; `both` is a mean.
              * @default grey
              * @enum {string|null}
              */
             content_free: "grey" | "no_media" | "both" | null;
             /**
-             * @description Orders of the shots to average over.
+             * @description Number of orders of the shots to average over: the given order and random ones.
              * @default 1
              */
             permutations: number | null;
             /**
-             * @description Draws the orders.
+             * @description Seed of the random orders.
              * @default 0
              */
             seed: number | null;
             /**
-             * @description What a shot, the text from one media item to the next, reads besides itself: `previous`, all text before it, or `alone`, only the text before the first media item. What was computed for a shot that attends alone is reused in any prompt, and the order of the shots changes nothing.
+             * @description What each shot attends to in addition to itself: `previous` (all text before it) or `alone` (only the text before the first media item). A shot is the text from one media item to the next. Shots that attend alone are cached and reused in any prompt and any order.
              * @default previous
              * @enum {string|null}
              */
             shots_attend: "previous" | "alone" | null;
             /**
-             * @description Worked examples in prompt order.
+             * @description Worked examples, in prompt order.
              * @default []
              */
             shots: components["schemas"]["ShotFields"][] | null;
-            /** @description Shots from a support set instead. */
+            /** @description Instead of `shots`: examples from a support set. */
             examples?: components["schemas"]["ExamplesFields"] | null;
             /**
-             * @description Shots without media, which show only the form of an answer: the paper's "zero-shot".
+             * @description Write the shots without their media, to show only the form of an answer ("zero-shot" in the paper).
              * @default false
              */
             zero_shot: boolean | null;
             /**
-             * @description Leave out the first shots if the context has no room for all.
+             * @description If the context has no room for all shots, leave out the first ones.
              * @default false
              */
             truncate_shots: boolean | null;
-            /** @description A text, or messages with texts and images, that all questions are about. */
+            /** @description The input of all questions: a text, or messages with texts and images. */
             input: string | (components["schemas"]["DecisionUserMessage"] | components["schemas"]["DecisionSystemMessage"] | components["schemas"]["DecisionAssistantMessage"])[];
             questions: (components["schemas"]["PredicateQuestion"] | components["schemas"]["ChoiceQuestion"] | components["schemas"]["ScoreQuestion"])[];
             /**
-             * @description How choices are made whose values are the answers of examples, as in a classification. All else is answered by the language model.
+             * @description The method of classification for choices with examples. The language model answers all other questions.
              * @default auto
              * @enum {string|null}
              */
             method: "in_context" | "nearest_mean" | "knn" | "linear" | "blend" | "auto" | null;
             /**
-             * @description Writes the input in place of `{media}`, and the instructions in place of `{question}`.
+             * @description The template, in which `{media}` is the input and `{question}` the instructions.
              * @default vqa
              */
             template: string | components["schemas"]["TemplateFields"] | null;
@@ -1867,7 +1938,7 @@ export interface components {
         };
         /**
          * Deleted
-         * @description The id of what was deleted.
+         * @description The deleted object.
          */
         Deleted: {
             id: string;
@@ -1894,24 +1965,25 @@ export interface components {
          *     }
          */
         DetokenizeRequest: {
-            /** @description The name of the served model. */
+            /** @description The name of a served model. */
             model?: string | null;
             tokens: number[];
         };
         /**
          * Diagnostics
-         * @description The findings on a version. Each `count` is of all entries, each `data` has the first `limit`.
+         * @description The problematic examples of a version. Each `count` includes all entries; each `data` has the first `limit`.
          */
         Diagnostics: {
             /** @constant */
             object: "support_set.diagnostics";
             support_set: string;
             version: number;
-            /** @description Examples with media and a label or a text: these are compared. */
+            /** @description The number of compared examples: those with media and a label or a text. */
             examples: number;
             labels: number;
-            /** @description Examples with media and neither label nor text. */
+            /** @description The number of examples with media that have neither label nor text. */
             unlabelled: number;
+            /** @description The number of examples without media. */
             without_media: number;
             left_out: components["schemas"]["LeftOutAccuracy"];
             thresholds: components["schemas"]["Thresholds"];
@@ -1927,7 +1999,7 @@ export interface components {
             /** @constant */
             object: "embedding";
             index: number;
-            /** @description Numbers, or with `base64` little-endian float32 in base64. */
+            /** @description A list of numbers, or with `base64` their float32 bytes, little-endian. */
             embedding: number[] | string;
         };
         /** Embeddings */
@@ -1947,24 +2019,26 @@ export interface components {
          *     }
          */
         EmbeddingsRequest: {
-            /** @description The name of the served model. */
+            /** @description The name of a served model. */
             model?: string | null;
-            /** @description Seconds that the request may take, from its arrival to its last token; then it ends with 504. */
+            /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
             timeout?: number | null;
+            /** @description One or more texts, as strings or token ids, or a list of media parts. */
             input: string | string[] | number[] | number[][] | (components["schemas"]["TextPart"] | components["schemas"]["ImageUrlPart"] | components["schemas"]["VideoUrlPart"] | components["schemas"]["ImageIdPart"] | components["schemas"]["VideoIdPart"] | components["schemas"]["EndOfChunkPart"])[];
             /**
+             * @description `base64`: float32, little-endian.
              * @default float
              * @enum {string|null}
              */
             encoding_format: "float" | "base64" | null;
             /**
-             * @description Of media: the vision encoder's mean features, or the vectors by which media are compared.
+             * @description The vectors of media: the mean features of the vision encoder, or those that searches compare.
              * @default features
              * @enum {string|null}
              */
             media_vector: "features" | "likeness" | null;
             user?: string | null;
-            /** @description The request shares cached prompts, media and grammars only with those of the same `cache_salt`. */
+            /** @description The request shares caches of prompts, media and grammars only with requests that have the same salt. */
             cache_salt?: string | null;
         };
         /** EndOfChunkPart */
@@ -1979,6 +2053,7 @@ export interface components {
         EngineProgress: {
             /** @enum {string} */
             status: "ok" | "stalled";
+            /** @description Seconds since the last step, while the engine has work. */
             last_step_age_seconds: number;
             requests_waiting: number;
             requests_running: number;
@@ -1991,90 +2066,100 @@ export interface components {
         ErrorDetails: {
             message: string;
             type: string;
-            /** @description The path of the field at fault, such as `prompt[2].image_url.url`. */
+            /** @description The path of the invalid field, such as `prompt[2].image_url.url`. */
             param: string | null;
             code: string;
         };
         /**
          * EvaluateRequest
-         * @description A grid of strategies, numbers of shots, forms and seeds; `seed` draws the queries.
+         * @description The methods, strategies, numbers of shots, forms and seeds to compare.
          */
         EvaluateRequest: {
-            /** @description The name of the served model. */
+            /** @description The name of a served model. */
             model?: string | null;
             /**
-             * @description Of the log-probabilities of a candidate's tokens.
+             * @description How the log-probabilities of a candidate's tokens are combined.
              * @default sum
              * @enum {string|null}
              */
             normalisation: "sum" | "mean" | null;
             /**
-             * @description `contextual` divides by the result of a query without content.
+             * @description `contextual` divides each probability by the one after a query without content.
              * @default none
              * @enum {string|null}
              */
             calibration: "none" | "contextual" | null;
             /**
-             * @description The media of the query without content.
+             * @description The media of the query without content; `both` is a mean.
              * @default grey
              * @enum {string|null}
              */
             content_free: "grey" | "no_media" | "both" | null;
             /**
-             * @description Orders of the shots to average over.
+             * @description Number of orders of the shots to average over: the given order and random ones.
              * @default 1
              */
             permutations: number | null;
             /**
-             * @description Samples the queries.
+             * @description Seed of the sample of queries.
              * @default 0
              */
             seed: number | null;
+            /** @description A version of the set. Default: the latest. */
             version?: number | null;
             /**
-             * @description Numbers of shots; 0, 1, 2, 4, 8 and 16, if not given.
+             * @description Numbers of shots. Default: 0, 1, 2, 4, 8 and 16, as far as the set allows.
              * @default []
              */
             k: number[] | null;
-            /** @default [] */
+            /**
+             * @description How shots are selected. Default: `random` and `rices_image`.
+             * @default []
+             */
             strategies: ("first" | "random" | "balanced" | "rices_image" | "rices_text" | "mixed")[] | null;
             /**
-             * @description Methods of classification; all that the set allows, if not given.
+             * @description Methods of classification. Default: all whose requirements the set meets.
              * @default []
              */
             methods: ("in_context" | "nearest_mean" | "knn" | "linear" | "blend")[] | null;
             /**
-             * @description Each draws the shots and their orders anew.
+             * @description For each seed, shots and their orders are drawn again.
              * @default [
              *       0
              *     ]
              */
             seeds: number[] | null;
             /**
-             * @description Prompts of `in_context` of which a part is taken away, each a further cell: all media, or the right labels of the shots.
+             * @description Control experiments with `in_context`: `text_only` removes all media, and `shuffled_labels` shuffles the labels of the shots.
              * @default []
              */
             controls: ("text_only" | "shuffled_labels")[] | null;
             /**
-             * @description The form of the prompts, or several to compare. What a shot, the text from one media item to the next, reads besides itself: `previous`, all text before it, or `alone`, only the text before the first media item. What was computed for a shot that attends alone is reused in any prompt, and the order of the shots changes nothing.
+             * @description The form of the prompts, or a list of forms to compare. What each shot attends to in addition to itself: `previous` (all text before it) or `alone` (only the text before the first media item). A shot is the text from one media item to the next. Shots that attend alone are cached and reused in any prompt and any order.
              * @default previous
              */
             shots_attend: ("previous" | "alone") | ("previous" | "alone")[] | null;
-            /** @enum {string|null} */
+            /**
+             * @description Order of the shots. The default depends on the strategy.
+             * @enum {string|null}
+             */
             order?: "as_selected" | "similar_last" | "stored" | "shuffled" | null;
             /** @default classification */
             template: string | components["schemas"]["TemplateFields"] | null;
-            /** @default [] */
+            /**
+             * @description The possible answers. Default: the labels of the set.
+             * @default []
+             */
             candidates: (string | components["schemas"]["LabelledCandidate"])[] | null;
             /**
-             * @description Of a larger set, this many examples are left out.
+             * @description Maximum number of queries. Of a larger set, a sample is used.
              * @default 200
              */
             max_queries: number | null;
         };
         /**
          * EvaluationHead
-         * @description An evaluation without its results. Times are in Unix seconds.
+         * @description An evaluation without its results. Times are Unix times in seconds.
          */
         EvaluationHead: {
             id: string;
@@ -2129,31 +2214,47 @@ export interface components {
             summary: components["schemas"]["SummaryRow"][];
             recommendation: components["schemas"]["Recommendation"] | null;
             learning_curve: components["schemas"]["LearningCurve"] | null;
-            /** @description Why nothing is recommended, labels that have a single example, and what the controls show. */
+            /** @description Why nothing is recommended, which labels have a single example, and what the controls show. */
             note: string | null;
         };
         /**
          * ExampleFields
-         * @description An example to store; the server gives it an id if it has none.
+         * @description An example to store.
          */
         ExampleFields: {
-            /** @description The URL or id of one image, instead of `media`. */
+            /** @description Instead of `media`: the URL of an image, or the id of an uploaded image or video. */
             image?: string | null;
-            /** @default [] */
+            /**
+             * @description Images and videos, as in a prompt.
+             * @default []
+             */
             media: (components["schemas"]["ImageUrlPart"] | components["schemas"]["VideoUrlPart"] | components["schemas"]["ImageIdPart"] | components["schemas"]["VideoIdPart"])[] | null;
+            /** @description Default: an id that the server generates. */
             id?: string | null;
-            /** @default  */
+            /**
+             * @description The text of the answer.
+             * @default
+             */
             text: string | null;
-            /** @default  */
+            /**
+             * @description The question.
+             * @default
+             */
             question: string | null;
-            /** @default  */
+            /**
+             * @description The label of the answer.
+             * @default
+             */
             label: string | null;
-            /** @default {} */
+            /**
+             * @description Any JSON object of up to 16 KiB.
+             * @default {}
+             */
             metadata: {
                 [key: string]: unknown;
             } | null;
             /**
-             * @description Another name of `text`.
+             * @description Another name for `text`.
              * @default
              */
             answer: string | null;
@@ -2163,20 +2264,27 @@ export interface components {
          * @description Shots that are selected from a support set.
          */
         ExamplesFields: {
-            /** @description Its id or name. */
+            /** @description The id or name of the set. */
             support_set: string;
-            /** @description The latest one, if not given. */
+            /** @description A version of the set. Default: the latest. */
             version?: number | null;
-            /** @description Without it 4, with `zero_shot` 2, or all if there are fewer. */
+            /** @description Number of examples. Default: 4 (`zero_shot`: 2; classification: 4 to 16), or all of a smaller set. */
             k?: number | null;
             /**
+             * @description How examples are selected.
              * @default first
              * @enum {string|null}
              */
             strategy: "first" | "random" | "balanced" | "rices_image" | "rices_text" | "mixed" | null;
-            /** @enum {string|null} */
+            /**
+             * @description Order of the examples in the prompt. The default depends on the strategy.
+             * @enum {string|null}
+             */
             order?: "as_selected" | "similar_last" | "stored" | "shuffled" | null;
-            /** @default 0 */
+            /**
+             * @description Seed of random selection and order.
+             * @default 0
+             */
             seed: number | null;
         };
         /** FailedCell */
@@ -2187,7 +2295,7 @@ export interface components {
             strategy: "first" | "random" | "balanced" | "rices_image" | "rices_text" | "mixed" | null;
             k: number | null;
             /**
-             * @description The form of the prompt.
+             * @description The form of the prompt. Null for methods without a prompt.
              * @enum {string|null}
              */
             shots_attend: "previous" | "alone" | null;
@@ -2225,9 +2333,9 @@ export interface components {
             created: number;
             model: string;
             choices: components["schemas"]["CompletionChunkChoice"][];
-            /** @description With `stream_options`. */
+            /** @description The usage, if `stream_options` requests it for this chunk. */
             usage?: components["schemas"]["Usage"] | null;
-            /** @description In the first chunk. */
+            /** @description Present in the first chunk. */
             fewshot?: components["schemas"]["FewShotPromptReport"];
         };
         /**
@@ -2254,68 +2362,83 @@ export interface components {
          */
         FewShotCompletionRequest: {
             /**
-             * @description What a shot, the text from one media item to the next, reads besides itself: `previous`, all text before it, or `alone`, only the text before the first media item. What was computed for a shot that attends alone is reused in any prompt, and the order of the shots changes nothing.
+             * @description What each shot attends to in addition to itself: `previous` (all text before it) or `alone` (only the text before the first media item). A shot is the text from one media item to the next. Shots that attend alone are cached and reused in any prompt and any order.
              * @default previous
              * @enum {string|null}
              */
             shots_attend: "previous" | "alone" | null;
             /**
-             * @description Worked examples in prompt order.
+             * @description Worked examples, in prompt order.
              * @default []
              */
             shots: components["schemas"]["ShotFields"][] | null;
-            /** @description Shots from a support set instead. */
+            /** @description Instead of `shots`: examples from a support set. */
             examples?: components["schemas"]["ExamplesFields"] | null;
             /**
-             * @description Shots without media, which show only the form of an answer: the paper's "zero-shot".
+             * @description Write the shots without their media, to show only the form of an answer ("zero-shot" in the paper).
              * @default false
              */
             zero_shot: boolean | null;
             /**
-             * @description Leave out the first shots if the context has no room for all.
+             * @description If the context has no room for all shots, leave out the first ones.
              * @default false
              */
             truncate_shots: boolean | null;
             query: components["schemas"]["QueryFields"];
             /** @default caption */
             template: string | components["schemas"]["TemplateFields"] | null;
-            /** @description The name of the served model. */
+            /** @description The name of a served model. */
             model?: string | null;
-            /** @description Seconds that the request may take, from its arrival to its last token; then it ends with 504. */
+            /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
             timeout?: number | null;
-            /** @description Becomes part of the `id` of the response. */
+            /** @description Part of the `id` of the response. Default: the header `X-Request-Id`. */
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
-            /** @description The request shares cached prompts, media and grammars only with those of the same `cache_salt`. */
+            /** @description The request shares caches of prompts, media and grammars only with requests that have the same salt. */
             cache_salt?: string | null;
             /**
-             * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
+             * @description Requests with a lower number run first. Numbers below 0 require the setting `allow_negative_priority`.
              * @default 0
              */
             priority: number | null;
             /**
-             * @description 0 is greedy.
+             * @description The temperature of sampling; 0 is greedy decoding.
              * @default 1
              */
             temperature: number | null;
-            /** @default 1 */
+            /**
+             * @description Sample from the most likely tokens that reach this probability.
+             * @default 1
+             */
             top_p: number | null;
             /**
-             * @description 0 or -1: all tokens.
+             * @description Number of most likely tokens to sample from; 0 or -1: all.
              * @default 0
              */
             top_k: number | null;
-            /** @default 0 */
+            /**
+             * @description Minimum probability, relative to that of the most likely token.
+             * @default 0
+             */
             min_p: number | null;
-            /** @default 0 */
+            /**
+             * @description Subtracted from the logits of tokens in the answer.
+             * @default 0
+             */
             presence_penalty: number | null;
-            /** @default 0 */
+            /**
+             * @description Subtracted once per occurrence in the answer.
+             * @default 0
+             */
             frequency_penalty: number | null;
-            /** @default 1 */
+            /**
+             * @description Above 1: repeat tokens less often.
+             * @default 1
+             */
             repetition_penalty: number | null;
             /**
-             * @description Biases by token id.
+             * @description Numbers that are added to the logits, by token id.
              * @default {}
              */
             logit_bias: {
@@ -2324,46 +2447,53 @@ export interface components {
             /** @description The same seed gives the same answer. */
             seed?: number | null;
             /**
-             * @description The answer does not end before it has as many tokens.
+             * @description Minimum number of generated tokens.
              * @default 0
              */
             min_tokens: number | null;
-            /** @default false */
+            /**
+             * @description Continue after an end of sequence.
+             * @default false
+             */
             ignore_eos: boolean | null;
             /**
-             * @description The text ends before the first that appears.
+             * @description The answer ends before the first string that appears.
              * @default []
              */
             stop: string | string[] | null;
-            /** @default [] */
+            /**
+             * @description Tokens that end the answer.
+             * @default []
+             */
             stop_token_ids: number[] | null;
             /**
-             * @description The text ends after the stop string.
+             * @description The answer ends after the stop string instead.
              * @default false
              */
             include_stop_str_in_output: boolean | null;
             /**
-             * @description The number of answers.
+             * @description Number of answers.
              * @default 1
              */
             n: number | null;
-            /** @description Beams; without it 3, or `n` if it is more. */
+            /** @description Number of beams. Default: max(3, `n`). */
             best_of?: number | null;
             /**
-             * @description Search with beams, and return the `n` best answers. Excludes `top_p`, `top_k`, `min_p`, penalties, `logit_bias`, `structured_outputs`, and a `temperature` other than 0 and 1.
+             * @description Search with `best_of` beams and return the `n` best answers. Excludes `top_p`, `top_k`, `min_p`, penalties, `logit_bias`, `structured_outputs`, and a `temperature` other than 0 and 1.
              * @default false
              */
             use_beam_search: boolean | null;
             /**
-             * @description Only with a beam search.
+             * @description Beam search: scores are divided by the length of the answer to this power.
              * @default 1
              */
             length_penalty: number | null;
             /**
-             * @description Only with a beam search.
+             * @description Beam search: stop as soon as `best_of` answers have ended.
              * @default false
              */
             early_stopping: boolean | null;
+            /** @description A constraint on the answer. */
             structured_outputs?: components["schemas"]["StructuredOutputs"] | null;
             /**
              * @description Return server-sent events.
@@ -2373,49 +2503,52 @@ export interface components {
             /** @default {} */
             stream_options: components["schemas"]["StreamOptions"] | null;
             /**
-             * @description Add the token ids of prompt and answer.
+             * @description Return the token ids of prompt and answer.
              * @default false
              */
             return_token_ids: boolean | null;
             /**
-             * @description 0 computes the prompt alone.
+             * @description Maximum number of tokens; 0 only computes the prompt.
              * @default 16
              */
             max_tokens: number | null;
             /**
-             * @description The text begins with the prompt.
+             * @description The text of the response begins with the prompt.
              * @default false
              */
             echo: boolean | null;
-            /** @description Most likely tokens to return for each. */
+            /** @description Return log-probabilities, and this number of likely tokens per position. */
             logprobs?: number | null;
-            /** @description The same, for the prompt. */
+            /** @description As `logprobs`, for the prompt. */
             prompt_logprobs?: number | null;
         };
         /**
          * FewShotDetails
-         * @description The media of all prompts and, for few-shot requests, their shots.
+         * @description The media of a request and, for few-shot requests, its shots.
          */
         FewShotDetails: {
             /** @description Images and videos in the prompt. */
             media: number;
             /** @description Media that were encoded for this request. */
             media_encoded?: number;
-            /** @description Media that had been encoded before. */
+            /** @description Media that were in the cache. */
             media_cached?: number;
-            /** @description Media that the prompt shows more than once. */
+            /** @description Media that repeat an earlier media item of the prompt. */
             media_deduplicated: number;
             /**
-             * @description The form of the prompts, unless it is `previous`.
+             * @description Present if it is `alone`.
              * @enum {string}
              */
             shots_attend?: "previous" | "alone";
+            /** @description Shots in the prompt. */
             shots_used?: number;
+            /** @description The id of the support set of the shots. */
             support_set?: string | null;
+            /** @description The version of the support set. */
             version?: number | null;
             /** @description Prompts that were computed. */
             prompts?: number;
-            /** @description Tokens of all candidates that were scored. */
+            /** @description Tokens of the scored candidates. */
             candidate_tokens?: number;
         };
         /** FewShotPromptReport */
@@ -2425,8 +2558,9 @@ export interface components {
             support_set: string | null;
             version: number | null;
             shots: components["schemas"]["UsedShot"][];
+            /** @description Shots that `truncate_shots` left out. */
             shots_left_out: number;
-            /** @description The text of the prompt, with `echo`. */
+            /** @description The text of the prompt. Present with `echo`. */
             prompt?: string;
         };
         /** Function */
@@ -2451,7 +2585,7 @@ export interface components {
         };
         /** FunctionCallDelta */
         FunctionCallDelta: {
-            /** @description In the first chunk of a choice. */
+            /** @description Present in the first chunk of a choice. */
             name?: string;
             arguments: string;
         };
@@ -2462,7 +2596,7 @@ export interface components {
         };
         /**
          * Gate
-         * @description Tanh of the two gates of a gated layer, from 0 (closed); the mean absolute value of a vector gate.
+         * @description The tanh of the gates of a gated layer; 0 is closed. For gates with a value per channel, the mean absolute value.
          */
         Gate: {
             layer: number;
@@ -2473,12 +2607,12 @@ export interface components {
         HarmfulExample: {
             id: string;
             label: string;
-            /** @description Its Shapley value in the right answers to the others, below 0. */
+            /** @description Its Shapley value: the contribution to the number of correct answers, below 0. */
             value: number;
         };
         /**
          * HarmfulExamples
-         * @description Examples that make others wrong, the worst first.
+         * @description Examples that make the classification of others wrong, the worst first.
          */
         HarmfulExamples: {
             count: number;
@@ -2486,7 +2620,7 @@ export interface components {
         };
         /** Health */
         Health: {
-            /** @description `ready`, or the first reason against it, such as `starting` or `overloaded`. */
+            /** @description `ready`, or the reason why the server is not ready, such as `starting` or `overloaded`. */
             status: string;
             model: string;
             /** @description Versions, device, number formats and kernels. */
@@ -2505,7 +2639,7 @@ export interface components {
         };
         /**
          * ImageUrlPart
-         * @description An image, as data or by the name that it was given when its data were sent.
+         * @description An image by its URL, or by a name that was sent with the image before.
          */
         ImageUrlPart: {
             /**
@@ -2514,7 +2648,7 @@ export interface components {
              */
             type: "image_url";
             image_url?: components["schemas"]["MediaUrl"] | null;
-            /** @description A name for the media item. A later part with this name alone shows it again. */
+            /** @description A name for the media item. A later part with only this name refers to the same item. */
             uuid?: string | null;
         };
         /**
@@ -2546,36 +2680,36 @@ export interface components {
         };
         /** InputTokensDetails */
         InputTokensDetails: {
-            /** @description Prompt tokens that were not computed again. */
+            /** @description Prompt tokens that were in the prefix cache. */
             cached_tokens: number;
-            /** @description 0: the server does not count them. */
+            /** @description Always 0: the server does not count them. */
             cache_write_tokens: number;
         };
         /**
          * InspectRequest
-         * @description A prompt, an answer, and the token of the two to look at.
+         * @description A prompt, an answer, and the token to inspect.
          */
         InspectRequest: {
-            /** @description The name of the served model. */
+            /** @description The name of a served model. */
             model?: string | null;
-            /** @description Seconds that the request may take, from its arrival to its last token; then it ends with 504. */
+            /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
             timeout?: number | null;
-            /** @description Becomes part of the `id` of the response. */
+            /** @description Part of the `id` of the response. Default: the header `X-Request-Id`. */
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
-            /** @description The request shares cached prompts, media and grammars only with those of the same `cache_salt`. */
+            /** @description The request shares caches of prompts, media and grammars only with requests that have the same salt. */
             cache_salt?: string | null;
             prompt: string | number[] | (components["schemas"]["TextPart"] | components["schemas"]["ImageUrlPart"] | components["schemas"]["VideoUrlPart"] | components["schemas"]["ImageIdPart"] | components["schemas"]["VideoIdPart"] | components["schemas"]["EndOfChunkPart"])[];
             /**
-             * @description The text after the prompt.
+             * @description Text after the prompt, as the model wrote it.
              * @default
              */
             answer: string | null;
-            /** @description Its position; the last, if not given. */
+            /** @description Position in prompt and answer, from 0. Default: the last token. */
             token?: number | null;
             /**
-             * @description Gated layers, by the language-model layers after them; the mean of all, if not given.
+             * @description Gated layers, by the index of the language-model layer after each. Default: the mean of all.
              * @default []
              */
             layers: number[] | null;
@@ -2584,7 +2718,7 @@ export interface components {
         InspectedToken: {
             id: number;
             text: string;
-            /** @description The index of the media that it reads. */
+            /** @description The index of the media item that it reads. Null if it reads none. */
             media: number | null;
         };
         /** Inspection */
@@ -2632,12 +2766,12 @@ export interface components {
             /** @description Null for the default tenant. */
             tenant: string | null;
             limits: components["schemas"]["KeyLimits"];
-            /** @description In Unix seconds. */
+            /** @description Unix time in seconds. */
             created_at: number;
         };
         /**
          * KeyLimits
-         * @description The amounts that a key may use in a minute, and the support sets of its tenant; null where it has no limit.
+         * @description Limits per minute, and the limit of support sets of the tenant. Null means no limit.
          */
         KeyLimits: {
             requests: number | null;
@@ -2654,7 +2788,7 @@ export interface components {
         };
         /**
          * KnownMedia
-         * @description An image of the pool that an example of the set shows.
+         * @description An image of the pool that is already in the set.
          */
         KnownMedia: {
             index: number;
@@ -2668,7 +2802,7 @@ export interface components {
         };
         /**
          * LabelledCandidate
-         * @description A candidate: its name in the response, and the text that the model would write.
+         * @description A candidate with a name for the response, and the text that the model would write.
          */
         LabelledCandidate: {
             label: string;
@@ -2688,12 +2822,12 @@ export interface components {
             /** @enum {string} */
             method: "in_context" | "nearest_mean" | "knn" | "linear" | "blend";
             points: components["schemas"]["LearningPoint"][];
-            /** @description Whether more examples will help, in words; null for a single point. */
+            /** @description States whether more examples will help. Null for a single point. */
             outlook: string | null;
         };
         /**
          * LearningPoint
-         * @description The accuracy with fewer examples, and its gain over the point before on the same queries.
+         * @description The accuracy with fewer examples, and its gain over the previous point on the same queries.
          */
         LearningPoint: {
             examples_per_label: number;
@@ -2702,7 +2836,7 @@ export interface components {
         };
         /**
          * LeftOutAccuracy
-         * @description The accuracy of judging each example by the others; null if no label has two examples.
+         * @description The leave-one-out accuracy with its 95% interval. Null if no label has two examples.
          */
         LeftOutAccuracy: {
             queries: number;
@@ -2712,23 +2846,24 @@ export interface components {
         /** LevelProbability */
         LevelProbability: {
             label: string;
-            /** @description The index of the level. */
+            /** @description The index of the level, from 0. */
             value: number;
             probability: number;
         };
         /**
          * LimitFields
-         * @description The amounts that a key may use in a minute, and support sets; what is not given is as in the key that makes it.
+         * @description Limits per minute, and a limit of support sets. The limits of the key that creates a key are default and maximum.
          */
         LimitFields: {
+            /** @description Number of requests. */
             requests?: number | null;
-            /** @description Tokens of prompts and answers. */
+            /** @description Number of tokens of prompts and answers. */
             tokens?: number | null;
-            /** @description Bytes of request bodies. */
+            /** @description Number of bytes of request bodies. */
             bytes?: number | null;
-            /** @description Images and videos of prompts. */
+            /** @description Number of images and videos of prompts. */
             media?: number | null;
-            /** @description Not per minute: the key creates no support set if its tenant has this many. */
+            /** @description Not per minute: while the tenant has this number of support sets, the key cannot create another. */
             support_sets?: number | null;
         };
         /** Live */
@@ -2738,10 +2873,10 @@ export interface components {
         };
         /** MediaUrl */
         MediaUrl: {
-            /** @description A data URL, or an https URL of a host that the server fetches from. */
+            /** @description A data URL, or an `https` URL of a host that the setting `media_url_hosts` allows. */
             url: string;
             /**
-             * @description No effect: the encoder has one resolution.
+             * @description Accepted without effect: the encoder reads every image at the same size.
              * @default auto
              * @enum {string|null}
              */
@@ -2751,9 +2886,9 @@ export interface components {
         MislabelledExample: {
             id: string;
             label: string;
-            /** @description The label that it has with confidence. */
+            /** @description A more probable label. */
             looks_like: string;
-            /** @description By how much that label is more probable, 0 to 1. */
+            /** @description The difference of the probabilities of the two labels, 0 to 1. */
             score: number;
         };
         /**
@@ -2780,11 +2915,11 @@ export interface components {
         };
         /** ModelSource */
         ModelSource: {
-            /** @description `model`, or `checkpoint`, `language model` or `vision model` of an OpenFlamingo. */
+            /** @description `model`, or a part of an OpenFlamingo model: `checkpoint`, `language model` or `vision model`. */
             part: string;
             repository: string;
             commit: string;
-            /** @description As the model card states it in its metadata. */
+            /** @description The licence in the metadata of the model card. */
             license: string;
         };
         /** Models */
@@ -2795,7 +2930,7 @@ export interface components {
         };
         /**
          * NamedSchema
-         * @description A JSON schema with a name; `strict` changes nothing, since an answer always conforms to its schema.
+         * @description A JSON schema with a name. `strict` has no effect: an answer always conforms to its schema.
          */
         NamedSchema: {
             name: string;
@@ -2815,7 +2950,7 @@ export interface components {
         };
         /**
          * NewKey
-         * @description An API key with its secret, which is shown once.
+         * @description An API key with its secret, which no other response contains.
          */
         NewKey: {
             id: string;
@@ -2827,14 +2962,14 @@ export interface components {
             /** @description Null for the default tenant. */
             tenant: string | null;
             limits: components["schemas"]["KeyLimits"];
-            /** @description In Unix seconds. */
+            /** @description Unix time in seconds. */
             created_at: number;
             /** @description The secret, sent as `Authorization: Bearer KEY`. */
             key: string;
         };
         /**
          * OutputRefusalPart
-         * @description A refusal in a conversation, which is text of it.
+         * @description A refusal in an earlier answer, which the prompt shows as text.
          */
         OutputRefusalPart: {
             /**
@@ -2859,17 +2994,20 @@ export interface components {
         };
         /**
          * PooledMedia
-         * @description An image without a label.
+         * @description An unlabelled image.
          */
         PooledMedia: {
-            /** @description The URL or id of one image, instead of `media`. */
+            /** @description Instead of `media`: the URL of an image, or the id of an uploaded image or video. */
             image?: string | null;
-            /** @default [] */
+            /**
+             * @description Images and videos, as in a prompt.
+             * @default []
+             */
             media: (components["schemas"]["ImageUrlPart"] | components["schemas"]["VideoUrlPart"] | components["schemas"]["ImageIdPart"] | components["schemas"]["VideoIdPart"])[] | null;
         };
         /** PredicateAnswer */
         PredicateAnswer: {
-            /** @description The one of the question. */
+            /** @description The name of the question. */
             name: string | null;
             /**
              * @description discriminator enum property added by openapi-typescript
@@ -2880,11 +3018,11 @@ export interface components {
         };
         /**
          * PredicateQuestion
-         * @description The probability that a statement about the input is true.
+         * @description A question for the probability that a statement about the input is true.
          */
         PredicateQuestion: {
             instructions: string | (components["schemas"]["DecisionTextPart"] | components["schemas"]["DecisionImagePart"] | components["schemas"]["DecisionJsonPart"])[];
-            /** @description The answer repeats it. */
+            /** @description A name that the answer repeats. */
             name?: string | null;
             /**
              * @description discriminator enum property added by openapi-typescript
@@ -2900,7 +3038,7 @@ export interface components {
         };
         /**
          * PromptCacheOptions
-         * @description Options of a prompt cache, with the values that ask for what is done anyway.
+         * @description Options of a prompt cache. Only the defaults are accepted, which match the behaviour of the server.
          */
         PromptCacheOptions: {
             /** @default implicit */
@@ -2915,7 +3053,7 @@ export interface components {
         };
         /** PromptTokensDetails */
         PromptTokensDetails: {
-            /** @description Prompt tokens that were not computed again. */
+            /** @description Prompt tokens that were in the prefix cache. */
             cached_tokens: number;
         };
         /**
@@ -2932,23 +3070,32 @@ export interface components {
          */
         PutExamplesRequest: {
             examples: components["schemas"]["ExampleFields"][];
-            /** @description Change nothing unless this is the latest version. */
+            /** @description The latest version. If it is another one, nothing changes and the response is a 409. */
             expected_version?: number | null;
         };
         /** QueryFields */
         QueryFields: {
-            /** @description The URL or id of one image, instead of `media`. */
+            /** @description Instead of `media`: the URL of an image, or the id of an uploaded image or video. */
             image?: string | null;
-            /** @default [] */
+            /**
+             * @description Images and videos, as in a prompt.
+             * @default []
+             */
             media: (components["schemas"]["ImageUrlPart"] | components["schemas"]["VideoUrlPart"] | components["schemas"]["ImageIdPart"] | components["schemas"]["VideoIdPart"])[] | null;
-            /** @default  */
+            /**
+             * @description A text that the template shows or a strategy compares.
+             * @default
+             */
             text: string | null;
-            /** @default  */
+            /**
+             * @description A question that the template shows or a strategy compares.
+             * @default
+             */
             question: string | null;
         };
         /** Ready */
         Ready: {
-            /** @description `ready`, or the first reason against it, such as `starting` or `overloaded`. */
+            /** @description `ready`, or the reason why the server is not ready, such as `starting` or `overloaded`. */
             status: string;
         };
         /**
@@ -2956,24 +3103,24 @@ export interface components {
          * @description Why an image is suggested.
          */
         Reason: {
-            /** @description By how much the first label is more probable than the second; null without two labels. */
+            /** @description The difference of the probabilities of the two labels. Null without two labels. */
             margin: number | null;
-            /** @description To the most similar labelled example or earlier suggestion; null if there is none. */
+            /** @description The similarity to the most similar labelled example or earlier suggestion. Null if there is none. */
             similarity: number | null;
-            /** @description The part of the pool that it covers and these do not, 0 to 1. */
+            /** @description The increase of the weighted coverage of the pool, 0 to 1. */
             gain: number;
         };
         /** Recommendation */
         Recommendation: {
             examples: components["schemas"]["RecommendedExamples"];
             /**
-             * @description The form of the prompt, unless it is `previous`.
+             * @description The form of the prompt. Present if it is `alone`.
              * @enum {string}
              */
             shots_attend?: "previous" | "alone";
             /** @enum {string} */
             method: "in_context" | "nearest_mean" | "knn" | "linear" | "blend";
-            /** @description null for methods without a prompt: each request fits theirs to the examples. */
+            /** @description Null for methods without a prompt, whose temperature each request fits to the examples. */
             temperature: number | null;
             accuracy: number;
             accuracy_interval: number[];
@@ -2997,7 +3144,7 @@ export interface components {
         RedundantExample: {
             id: string;
             label: string;
-            /** @description The id of an earlier example with the same label, which is not in this list. */
+            /** @description The id of an earlier example with the same label. It is not in the list. */
             duplicate_of: string;
             similarity: number;
             same_media: boolean;
@@ -3012,10 +3159,10 @@ export interface components {
         };
         /**
          * RefusalAnswer
-         * @description The question is too long for the model, with the input and its candidates.
+         * @description A question without an answer: it does not fit into the context, or its confidence does not exceed the threshold.
          */
         RefusalAnswer: {
-            /** @description The one of the question. */
+            /** @description The name of the question. */
             name: string | null;
             /**
              * @description discriminator enum property added by openapi-typescript
@@ -3025,11 +3172,11 @@ export interface components {
         };
         /**
          * RepeatedMedia
-         * @description An image that the pool has twice.
+         * @description An image that equals an earlier one of the pool.
          */
         RepeatedMedia: {
             index: number;
-            /** @description The position of the same image before it. */
+            /** @description The index of the earlier image. */
             first_index: number;
         };
         /**
@@ -3037,7 +3184,7 @@ export interface components {
          * @description The mean of the indices of the levels, weighted by their probabilities.
          */
         ScoreAnswer: {
-            /** @description The one of the question. */
+            /** @description The name of the question. */
             name: string | null;
             /**
              * @description discriminator enum property added by openapi-typescript
@@ -3053,18 +3200,18 @@ export interface components {
         ScoreLevel: {
             label: string;
             /**
-             * @description When it applies.
+             * @description A description, which the prompt shows.
              * @default
              */
             description: string | null;
         };
         /**
          * ScoreQuestion
-         * @description A rating by levels, from the lowest to the highest.
+         * @description A question for a rating, on levels from the lowest to the highest.
          */
         ScoreQuestion: {
             instructions: string | (components["schemas"]["DecisionTextPart"] | components["schemas"]["DecisionImagePart"] | components["schemas"]["DecisionJsonPart"])[];
-            /** @description The answer repeats it. */
+            /** @description A name that the answer repeats. */
             name?: string | null;
             /**
              * @description discriminator enum property added by openapi-typescript
@@ -3084,28 +3231,29 @@ export interface components {
          *     }
          */
         ScoreRequest: {
-            /** @description The name of the served model. */
+            /** @description The name of a served model. */
             model?: string | null;
-            /** @description Seconds that the request may take, from its arrival to its last token; then it ends with 504. */
+            /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
             timeout?: number | null;
-            /** @description Becomes part of the `id` of the response. */
+            /** @description Part of the `id` of the response. Default: the header `X-Request-Id`. */
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
-            /** @description The request shares cached prompts, media and grammars only with those of the same `cache_salt`. */
+            /** @description The request shares caches of prompts, media and grammars only with requests that have the same salt. */
             cache_salt?: string | null;
             /**
-             * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
+             * @description Requests with a lower number run first. Numbers below 0 require the setting `allow_negative_priority`.
              * @default 0
              */
             priority: number | null;
             /**
-             * @description What a shot, the text from one media item to the next, reads besides itself: `previous`, all text before it, or `alone`, only the text before the first media item. What was computed for a shot that attends alone is reused in any prompt, and the order of the shots changes nothing.
+             * @description What each shot attends to in addition to itself: `previous` (all text before it) or `alone` (only the text before the first media item). A shot is the text from one media item to the next. Shots that attend alone are cached and reused in any prompt and any order.
              * @default previous
              * @enum {string|null}
              */
             shots_attend: "previous" | "alone" | null;
             prompt: string | number[] | (components["schemas"]["TextPart"] | components["schemas"]["ImageUrlPart"] | components["schemas"]["VideoUrlPart"] | components["schemas"]["ImageIdPart"] | components["schemas"]["VideoIdPart"] | components["schemas"]["EndOfChunkPart"])[];
+            /** @description Continuations of the prompt: texts or lists of token ids. */
             candidates: (string | number[])[];
         };
         /** ScoredContinuation */
@@ -3135,15 +3283,20 @@ export interface components {
          * @description A search for the examples of a support set that are most similar to a query.
          */
         SearchRequest: {
-            /** @description The name of the served model. */
+            /** @description The name of a served model. */
             model?: string | null;
-            /** @description Seconds that the request may take, from its arrival to its last token; then it ends with 504. */
+            /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
             timeout?: number | null;
             query: components["schemas"]["QueryFields"];
+            /** @description A version of the set. Default: the latest. */
             version?: number | null;
-            /** @default 8 */
+            /**
+             * @description Number of examples. A smaller set returns all of its examples.
+             * @default 8
+             */
             k: number | null;
             /**
+             * @description What is compared: images, texts, or both.
              * @default rices_image
              * @enum {string|null}
              */
@@ -3151,14 +3304,14 @@ export interface components {
         };
         /**
          * SentCall
-         * @description A call as a response has it.
+         * @description A function call, as in a response.
          */
         SentCall: {
             id: string;
             /** @constant */
             type: "function";
             function: components["schemas"]["SentFunctionCall"];
-            /** @description As streams have it. Accepted and not used. */
+            /** @description The index in a stream. Accepted and not used. */
             index?: number | null;
         };
         /** SentFunctionCall */
@@ -3174,7 +3327,7 @@ export interface components {
             engine: {
                 [key: string]: unknown;
             };
-            /** @description The files of weights in the model's folder. */
+            /** @description The weight files in the model's folder. */
             weights: components["schemas"]["WeightsFile"][];
         };
         /**
@@ -3182,25 +3335,32 @@ export interface components {
          * @description A worked example.
          */
         ShotFields: {
-            /** @description The URL or id of one image, instead of `media`. */
+            /** @description Instead of `media`: the URL of an image, or the id of an uploaded image or video. */
             image?: string | null;
-            /** @default [] */
+            /**
+             * @description Images and videos, as in a prompt.
+             * @default []
+             */
             media: (components["schemas"]["ImageUrlPart"] | components["schemas"]["VideoUrlPart"] | components["schemas"]["ImageIdPart"] | components["schemas"]["VideoIdPart"])[] | null;
+            /** @description A name that the response repeats. */
             id?: string | null;
             /**
-             * @description The answer.
+             * @description The text of the answer.
              * @default
              */
             text: string | null;
-            /** @default  */
+            /**
+             * @description The question.
+             * @default
+             */
             question: string | null;
             /**
-             * @description The answer where a template shows labels, or `text` is empty.
+             * @description The label of the answer. One of `text` and `label` is enough.
              * @default
              */
             label: string | null;
             /**
-             * @description Another name of `text`.
+             * @description Another name for `text`.
              * @default
              */
             answer: string | null;
@@ -3235,7 +3395,7 @@ export interface components {
         };
         /**
          * SingleLabels
-         * @description Labels with a single example, which cannot be judged by others of its label.
+         * @description Labels with a single example, which cannot be left out.
          */
         SingleLabels: {
             count: number;
@@ -3269,7 +3429,7 @@ export interface components {
         };
         /**
          * StoredImage
-         * @description A stored image or video. `width`, `height` and `frames` are null if it was stored undecoded.
+         * @description A stored image or video. `width`, `height` and `frames` are null if it was stored without decoding.
          */
         StoredImage: {
             id: string;
@@ -3277,11 +3437,12 @@ export interface components {
             object: "image" | "video";
             bytes: number;
             media_type: string;
-            /** @description In pixels, of the first frame. */
+            /** @description The width of the first frame in pixels. */
             width: number | null;
+            /** @description The height of the first frame in pixels. */
             height: number | null;
             frames: number | null;
-            /** @description In Unix seconds. */
+            /** @description Unix time in seconds. */
             created_at: number;
         };
         /** StoredImages */
@@ -3296,12 +3457,12 @@ export interface components {
         /** StreamOptions */
         StreamOptions: {
             /**
-             * @description Add a last chunk with the usage.
+             * @description Send a last chunk with the usage.
              * @default false
              */
             include_usage: boolean | null;
             /**
-             * @description Add the usage so far to every chunk.
+             * @description Send the usage so far in every chunk.
              * @default false
              */
             continuous_usage_stats: boolean | null;
@@ -3310,39 +3471,45 @@ export interface components {
         };
         /**
          * StructuredOutputs
-         * @description The form of the answer, by one of the three fields.
+         * @description A constraint on the answer: exactly one of the fields is set.
          */
         StructuredOutputs: {
             /** @default [] */
             choice: string[] | null;
-            /** @default  */
+            /**
+             * @description The answer matches this regular expression.
+             * @default
+             */
             regex: string | null;
-            /** @default  */
+            /**
+             * @description The answer conforms to this JSON schema.
+             * @default
+             */
             json: {
                 [key: string]: unknown;
             } | string | null;
         };
         /**
          * SuggestRequest
-         * @description A pool of images without labels, of which some are to be labelled next.
+         * @description A pool of unlabelled images, from which the next images to label are selected.
          */
         SuggestRequest: {
-            /** @description The name of the served model. */
+            /** @description The name of a served model. */
             model?: string | null;
-            /** @description Seconds that the request may take, from its arrival to its last token; then it ends with 504. */
+            /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
             timeout?: number | null;
             pool: components["schemas"]["PooledMedia"][];
             /**
-             * @description Images to suggest.
+             * @description Number of images to suggest.
              * @default 8
              */
             count: number | null;
-            /** @description The latest one, if not given. */
+            /** @description A version of the set. Default: the latest. */
             version?: number | null;
         };
         /** Suggestion */
         Suggestion: {
-            /** @description Its position in the pool. */
+            /** @description The index in the pool. */
             index: number;
             /** @description The two most probable labels. */
             labels: components["schemas"]["LabelProbability"][];
@@ -3350,7 +3517,7 @@ export interface components {
         };
         /**
          * Suggestions
-         * @description Images in the order in which to label them, and those that were not considered.
+         * @description The suggested images in the order in which to label them, and images that are not suggested.
          */
         Suggestions: {
             /** @constant */
@@ -3358,7 +3525,7 @@ export interface components {
             support_set: string;
             version: number;
             /**
-             * @description The method that weighs the labels; null without two labels.
+             * @description The method that computes the labels. Null without two labels.
              * @enum {string|null}
              */
             method: "in_context" | "nearest_mean" | "knn" | "linear" | "blend" | null;
@@ -3368,9 +3535,9 @@ export interface components {
         };
         /**
          * SummaryRow
-         * @description The mean over the seeds of one method, strategy, number of shots and form.
+         * @description The means over the seeds of one method, strategy, number of shots, form and control.
          *
-         *     Temperature and curve are of `best_seed`.
+         *     `temperature` and `curve` are those of `best_seed`.
          */
         SummaryRow: {
             /** @enum {string} */
@@ -3379,7 +3546,7 @@ export interface components {
             strategy: "first" | "random" | "balanced" | "rices_image" | "rices_text" | "mixed" | null;
             k: number | null;
             /**
-             * @description The form of the prompt; null for methods without one.
+             * @description The form of the prompt. Null for methods without a prompt.
              * @enum {string|null}
              */
             shots_attend: "previous" | "alone" | null;
@@ -3396,17 +3563,17 @@ export interface components {
             expected_calibration_error: number;
             brier: number;
             nll: number;
-            /** @description The one with the least surprise, fitted to all left-out examples. */
+            /** @description The temperature that was fitted to all left-out examples. */
             temperature: number;
-            /** @description From the surest answers to all of them. Empty in old evaluations. */
+            /** @description The effect of abstention, from the most confident answers to all. Empty in old evaluations. */
             curve: components["schemas"]["CurvePoint"][];
             prompt_tokens: number;
-            /** @description The number of timed queries, and the means over the seeds. */
+            /** @description The number of measured queries, and the means over the seeds. */
             latency: components["schemas"]["Latency"];
         };
         /**
          * SupportSet
-         * @description A version of a support set, without its examples. Times are in Unix seconds.
+         * @description A version of a support set, without its examples. Times are Unix times in seconds.
          */
         SupportSet: {
             id: string;
@@ -3424,7 +3591,7 @@ export interface components {
             };
             num_examples: number;
             num_media: number;
-            /** @description The size of all media, each counted once. */
+            /** @description The size of all media in bytes, each counted once. */
             bytes: number;
             label_counts: {
                 [key: string]: number;
@@ -3444,7 +3611,7 @@ export interface components {
         };
         /** SystemMessage */
         SystemMessage: {
-            /** @description The same in all messages of a role: the prompt does not show it. */
+            /** @description The same name in all messages of a role. The prompt does not show it. */
             name?: string | null;
             /**
              * @description discriminator enum property added by openapi-typescript
@@ -3458,19 +3625,20 @@ export interface components {
          * @description A template with the placeholders `{media}`, `{text}`, `{question}`, `{answer}` and `{label}`.
          */
         TemplateFields: {
+            /** @description A shot with its answer. */
             shot: string;
             /**
-             * @description Without it, `shot` up to its last placeholder.
+             * @description The query. Default: `shot` up to its answer.
              * @default
              */
             query: string | null;
             /**
-             * @description Follows each shot.
+             * @description Text after each shot.
              * @default
              */
             separator: string | null;
             /**
-             * @description Ends an answer; without it, the model's end of chunk.
+             * @description The end of an answer. Default: the model's end of chunk, or a line break.
              * @default
              */
             end: string | null;
@@ -3498,7 +3666,7 @@ export interface components {
         };
         /** Thresholds */
         Thresholds: {
-            /** @description From this similarity on, two images are near duplicates. */
+            /** @description The similarity from which two images count as near duplicates. */
             similarity: number;
         };
         /**
@@ -3509,15 +3677,15 @@ export interface components {
          *     }
          */
         TokenizeRequest: {
-            /** @description The name of the served model. */
+            /** @description The name of a served model. */
             model?: string | null;
             /**
-             * @description `plain`, or the name of a template of few-shot requests.
+             * @description How turns are written: `plain`, or as a few-shot template.
              * @default plain
              */
             template: string | null;
             /**
-             * @description Functions, of which `tool_choice` names one. The prompt does not name them.
+             * @description Functions that `tool_choice` can select. They are not part of the prompt.
              * @default []
              */
             tools: components["schemas"]["Tool"][] | null;
@@ -3528,22 +3696,25 @@ export interface components {
             /** @default {} */
             chat_template_kwargs: components["schemas"]["ChatTemplateOptions"] | null;
             prompt?: string | number[] | (components["schemas"]["TextPart"] | components["schemas"]["ImageUrlPart"] | components["schemas"]["VideoUrlPart"] | components["schemas"]["ImageIdPart"] | components["schemas"]["VideoIdPart"] | components["schemas"]["EndOfChunkPart"])[] | null;
-            /** @default [] */
+            /**
+             * @description Instead of `prompt`: a conversation.
+             * @default []
+             */
             messages: (components["schemas"]["SystemMessage"] | components["schemas"]["UserMessage"] | components["schemas"]["AssistantMessage"] | components["schemas"]["ToolMessage"])[] | null;
             /**
-             * @description Add the text of each token.
+             * @description Return the text of each token.
              * @default false
              */
             return_token_strs: boolean | null;
             /**
-             * @description `false` with a text: its tokens alone, without the family's markers. No effect on messages, whose template writes the markers.
+             * @description `false`: return the tokens of a text without the markers of the model family. No effect on `messages`.
              * @default true
              */
             add_special_tokens: boolean | null;
         };
         /**
          * TokenizerInfo
-         * @description The special tokens by their spelling; `/tokenize` without special tokens returns the id of each.
+         * @description The special tokens as text. `/tokenize` with `add_special_tokens` `false` returns their ids.
          */
         TokenizerInfo: {
             bos_token: string | null;
@@ -3556,11 +3727,11 @@ export interface components {
         /** Tokens */
         Tokens: {
             tokens: number[];
-            /** @description For each token the index of the media that it reads, or -1. */
+            /** @description For each token, the index of the media item that it reads, or -1. */
             media_index: number[];
             count: number;
             max_model_len: number;
-            /** @description With `return_token_strs`. */
+            /** @description Present with `return_token_strs`. */
             token_strs?: string[];
         };
         /** Tool */
@@ -3579,10 +3750,10 @@ export interface components {
         /** ToolCallDelta */
         ToolCallDelta: {
             index: number;
-            /** @description In the first chunk of a choice. */
+            /** @description Present in the first chunk of a choice. */
             id?: string;
             /**
-             * @description In the first chunk of a choice.
+             * @description Present in the first chunk of a choice.
              * @constant
              */
             type?: "function";
@@ -3590,7 +3761,7 @@ export interface components {
         };
         /**
          * ToolMessage
-         * @description The result of a call.
+         * @description The result of a function call.
          */
         ToolMessage: {
             /**
@@ -3599,26 +3770,29 @@ export interface components {
              */
             role: "tool";
             content: string | components["schemas"]["TextPart"][];
-            /** @description The `id` of a call in a message before. */
+            /** @description The `id` of a call in an earlier message. */
             tool_call_id: string;
         };
         /** UpdateRequest */
         UpdateRequest: {
             /** @description Seconds until the set expires. */
             ttl_seconds?: number | null;
-            /** @description The same as a time in Unix seconds. */
+            /** @description Instead of `ttl_seconds`: the expiry as a Unix time in seconds. */
             expires_at?: number | null;
+            /** @description A unique name of up to 128 letters, digits and characters of `_.:-`, which begins with a letter or digit. */
             name?: string | null;
+            /** @description Keep the media of the latest version encoded. */
             pinned?: boolean;
+            /** @description Any JSON object of up to 16 KiB. */
             metadata?: {
                 [key: string]: unknown;
             } | null;
-            /** @description Change nothing unless this is the latest version. */
+            /** @description The latest version. If it is another one, nothing changes and the response is a 409. */
             expected_version?: number | null;
         };
         /**
          * UploadForm
-         * @description A form with the bytes of an image or a video.
+         * @description A form with the bytes of an image or a video as the file `file`.
          */
         UploadForm: {
             /** Format: binary */
@@ -3631,9 +3805,10 @@ export interface components {
         UploadRequest: {
             /** @description The bytes in base64. */
             data?: string | null;
-            /** @description As in a prompt. */
+            /** @description Instead of `data`: a URL, as in a prompt. */
             url?: string | null;
             /**
+             * @description The kind of media at a fetched `url`.
              * @default image
              * @enum {string|null}
              */
@@ -3641,24 +3816,26 @@ export interface components {
         };
         /** Usage */
         Usage: {
+            /** @description Tokens of the prompts. A media item is one token. */
             prompt_tokens: number;
+            /** @description Generated tokens. */
             completion_tokens: number;
             total_tokens: number;
             prompt_tokens_details: components["schemas"]["PromptTokensDetails"];
-            /** @description Present if tokens were proposed. */
+            /** @description Present if any tokens were proposed. */
             completion_tokens_details?: components["schemas"]["CompletionTokensDetails"];
             fewshot_details: components["schemas"]["FewShotDetails"];
         };
         /** UsedShot */
         UsedShot: {
             id: string | null;
-            /** @description The similarity to the query, where the strategy compares. */
+            /** @description The similarity to the query, from -1 to 1. Null if the strategy does not compare. */
             score: number | null;
             label: string | null;
         };
         /** UserMessage */
         UserMessage: {
-            /** @description The same in all messages of a role: the prompt does not show it. */
+            /** @description The same name in all messages of a role. The prompt does not show it. */
             name?: string | null;
             /**
              * @description discriminator enum property added by openapi-typescript
@@ -3696,7 +3873,7 @@ export interface components {
         };
         /**
          * VideoUrlPart
-         * @description A video, as data or by the name that it was given when its data were sent.
+         * @description A video by its URL, or by a name that was sent with the video before.
          */
         VideoUrlPart: {
             /**
@@ -3705,14 +3882,14 @@ export interface components {
              */
             type: "video_url";
             video_url?: components["schemas"]["MediaUrl"] | null;
-            /** @description A name for the media item. A later part with this name alone shows it again. */
+            /** @description A name for the media item. A later part with only this name refers to the same item. */
             uuid?: string | null;
         };
         /** Vision */
         Vision: {
             image_size: number;
             /**
-             * @description How an image becomes a square: its centre is cropped, or all of it is squashed or padded.
+             * @description How an image becomes a square: by cropping its centre, by squashing, or by padding.
              * @enum {string}
              */
             resize: "crop" | "squash" | "pad";
@@ -3721,47 +3898,54 @@ export interface components {
         };
         /**
          * WarmRequest
-         * @description The parts of a version to compute in advance: media always, vectors for the strategy, shots with a template.
+         * @description The parts of a version to compute in advance: all media, vectors for a strategy, and shots for a template.
          */
         WarmRequest: {
+            /** @description A version of the set. Default: the latest. */
             version?: number | null;
             /**
+             * @description `rices_text` and `mixed` also embed the texts.
              * @default rices_image
              * @enum {string|null}
              */
             strategy: "rices_image" | "rices_text" | "mixed" | null;
+            /** @description Compute the first `k` shots of prompts with this template. */
             template?: string | components["schemas"]["TemplateFields"] | null;
             /**
-             * @description The form of prompts to compute shots for: with `alone`, each example is a shot of its own.
+             * @description `alone`: compute each example as a shot that attends alone. Requires `template`.
              * @default previous
              * @enum {string|null}
              */
             shots_attend: "previous" | "alone" | null;
-            /** @description The number of shots, the first of the set. Without it as many as a request shows, or all alone. */
+            /** @description Number of shots. Default: 4, or all with `shots_attend` `alone`. Requires `template`. */
             k?: number | null;
             /**
-             * @description Respond when the version is warm.
+             * @description Respond when the warming has ended. Otherwise it continues in the background.
              * @default false
              */
             wait: boolean | null;
         };
         /**
          * Warmth
-         * @description The part of a version that this server's worker has computed in advance.
+         * @description The parts of a version that the worker of this server has computed in advance.
          */
         Warmth: {
             /** @enum {string} */
             status: "warming" | "ready" | "failed";
             num_media: number;
+            /** @description Media that were encoded now. */
             media_encoded: number;
+            /** @description Media that were in the cache. */
             media_cached: number;
+            /** @description Media that have a vector now. */
             media_embedded: number;
+            /** @description Texts that have a vector now. */
             texts_embedded: number;
-            /** @description Tokens of the shots that were computed. */
+            /** @description Tokens of the computed shots. */
             prompt_tokens: number;
-            /** @description Shots that attend alone, and were computed for any order. */
+            /** @description The number of computed shots that attend alone. */
             shots: number;
-            /** @description The memory of their keys and values. */
+            /** @description The memory of their keys and values, in bytes. */
             shot_bytes: number;
             error: string | null;
         };
@@ -3769,12 +3953,12 @@ export interface components {
         WeighedCandidate: {
             label: string;
             text: string;
-            /** @description The sum over its tokens, before normalisation and calibration. */
+            /** @description The sum over its tokens, before normalisation and calibration. Null if no prompt was computed. */
             logprob: number | null;
             num_tokens: number | null;
-            /** @description By the sum of its `scores`, divided by the temperature. */
+            /** @description The softmax of the sum of its `scores`, divided by the temperature. */
             probability: number;
-            /** @description Its log-probability by each part of the method. */
+            /** @description Its log-probability in each part of the method; a `blend` has two. */
             scores: {
                 [key: string]: number;
             };
@@ -3783,7 +3967,7 @@ export interface components {
         WeightsFile: {
             file: string;
             bytes: number;
-            /** @description Null until it is computed, which begins when the engine is ready. */
+            /** @description Null until it is computed, after the engine is ready. */
             sha256: string | null;
         };
     };
@@ -3791,11 +3975,11 @@ export interface components {
     parameters: never;
     requestBodies: never;
     headers: {
-        /** @description The name under which to save the file. */
+        /** @description The suggested name of the file. */
         "Content-Disposition": string;
-        /** @description Names the content, which never changes. */
+        /** @description Identifies the content, which never changes. */
         ETag: string;
-        /** @description Seconds to wait before the request is repeated. */
+        /** @description Seconds to wait before repeating the request. */
         "Retry-After": string;
         /** @description The id of the request. */
         "X-Request-Id": string;
@@ -3810,9 +3994,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -3824,7 +4008,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description OK. With `stream` the data of each event is a chunk or an error, and of the last one `[DONE]`. */
+            /** @description OK. With `stream`, each server-sent event is a chunk or an error, and the last one is `[DONE]`. */
             200: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -3997,9 +4181,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -4011,7 +4195,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description OK. With `stream` the data of each event is a chunk or an error, and of the last one `[DONE]`. */
+            /** @description OK. With `stream`, each server-sent event is a chunk or an error, and the last one is `[DONE]`. */
             200: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -4184,9 +4368,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -4198,7 +4382,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description OK. With `stream` the data of each event is a chunk or an error, and of the last one `[DONE]`. */
+            /** @description OK. With `stream`, each server-sent event is a chunk or an error, and the last one is `[DONE]`. */
             200: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -4370,17 +4554,17 @@ export interface operations {
     list_images: {
         parameters: {
             query?: {
-                /** @description The most entries of a page. */
+                /** @description Maximum number of entries in the page. */
                 limit?: number;
-                /** @description The `last_id` of the page before. */
+                /** @description The `last_id` of the previous page. */
                 after?: string;
-                /** @description List these alone. */
+                /** @description Return only images, or only videos. */
                 object?: "image" | "video";
             };
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -4505,9 +4689,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -4695,9 +4879,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -4825,9 +5009,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -4966,9 +5150,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -5076,11 +5260,11 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description The `ETag` of an earlier response. */
+                /** @description The `ETag` of an earlier response. If it still matches, the response is a 304. */
                 "If-None-Match"?: string;
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -5222,11 +5406,11 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description The `ETag` of an earlier response. */
+                /** @description The `ETag` of an earlier response. If it still matches, the response is a 304. */
                 "If-None-Match"?: string;
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -5344,9 +5528,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -5448,9 +5632,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -5566,9 +5750,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -5752,9 +5936,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -5856,9 +6040,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -6031,9 +6215,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -6217,9 +6401,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -6403,9 +6587,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -6589,9 +6773,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -6775,9 +6959,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -6961,9 +7145,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -7138,17 +7322,17 @@ export interface operations {
     list_evaluations: {
         parameters: {
             query?: {
-                /** @description The most entries of a page. */
+                /** @description Maximum number of entries in the page. */
                 limit?: number;
-                /** @description The `last_id` of the page before. */
+                /** @description The `last_id` of the previous page. */
                 after?: string;
-                /** @description Its id or name. */
+                /** @description The id or name of a set. */
                 support_set?: string;
             };
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -7284,9 +7468,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -7414,9 +7598,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -7544,9 +7728,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -7673,15 +7857,15 @@ export interface operations {
     list_support_sets: {
         parameters: {
             query?: {
-                /** @description The most entries of a page. */
+                /** @description Maximum number of entries in the page. */
                 limit?: number;
-                /** @description The `last_id` of the page before. */
+                /** @description The `last_id` of the previous page. */
                 after?: string;
             };
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -7806,11 +7990,11 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Sent again within a day, the request changes nothing and has the first response. */
+                /** @description 1 to 255 visible ASCII characters. If a request is repeated with the same key within a day, the repetition changes nothing and returns the first response. */
                 "Idempotency-Key"?: string;
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -7993,13 +8177,13 @@ export interface operations {
     show_support_set: {
         parameters: {
             query?: {
-                /** @description The latest one, if not given. */
+                /** @description A version of the set. Default: the latest. */
                 version?: number;
             };
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -8137,13 +8321,13 @@ export interface operations {
     delete_support_set: {
         parameters: {
             query?: {
-                /** @description Change nothing unless this is the latest version. */
+                /** @description The latest version. If it is another one, nothing changes and the response is a 409. */
                 expected_version?: number;
             };
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -8293,9 +8477,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -8481,15 +8665,15 @@ export interface operations {
     list_versions: {
         parameters: {
             query?: {
-                /** @description The most entries of a page. */
+                /** @description Maximum number of entries in the page. */
                 limit?: number;
-                /** @description The last version of the page before. */
+                /** @description The last version of the previous page. */
                 after?: number;
             };
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -8627,17 +8811,17 @@ export interface operations {
     list_examples: {
         parameters: {
             query?: {
-                /** @description The most entries of a page. */
+                /** @description Maximum number of entries in the page. */
                 limit?: number;
-                /** @description The `last_id` of the page before. */
+                /** @description The `last_id` of the previous page. */
                 after?: string;
-                /** @description The latest one, if not given. */
+                /** @description A version of the set. Default: the latest. */
                 version?: number;
             };
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -8776,11 +8960,11 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Sent again within a day, the request changes nothing and has the first response. */
+                /** @description 1 to 255 visible ASCII characters. If a request is repeated with the same key within a day, the repetition changes nothing and returns the first response. */
                 "Idempotency-Key"?: string;
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -8966,15 +9150,15 @@ export interface operations {
     delete_examples: {
         parameters: {
             query: {
-                /** @description Change nothing unless this is the latest version. */
+                /** @description The latest version. If it is another one, nothing changes and the response is a 409. */
                 expected_version?: number;
-                /** @description The ids of examples, separated by commas. */
+                /** @description The ids of the examples, separated by commas. */
                 id: string;
             };
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -9123,13 +9307,13 @@ export interface operations {
     show_example: {
         parameters: {
             query?: {
-                /** @description The latest one, if not given. */
+                /** @description A version of the set. Default: the latest. */
                 version?: number;
             };
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -9269,13 +9453,13 @@ export interface operations {
     delete_example: {
         parameters: {
             query?: {
-                /** @description Change nothing unless this is the latest version. */
+                /** @description The latest version. If it is another one, nothing changes and the response is a 409. */
                 expected_version?: number;
             };
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -9427,9 +9611,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -9616,9 +9800,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -9804,15 +9988,15 @@ export interface operations {
     diagnose_support_set: {
         parameters: {
             query?: {
-                /** @description The latest one, if not given. */
+                /** @description A version of the set. Default: the latest. */
                 version?: number;
-                /** @description The most entries of each list; counts are of all. */
+                /** @description Maximum number of entries in each list. Counts include all entries. */
                 limit?: number;
             };
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -9962,9 +10146,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -10150,13 +10334,13 @@ export interface operations {
     export_support_set: {
         parameters: {
             query?: {
-                /** @description The latest one, if not given. */
+                /** @description A version of the set. Default: the latest. */
                 version?: number;
             };
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -10295,15 +10479,15 @@ export interface operations {
     import_support_set: {
         parameters: {
             query?: {
-                /** @description The name of the set, instead of the one in the archive. */
+                /** @description The name of the set. Default: the name in the archive. */
                 name?: string;
             };
             header?: {
-                /** @description Sent again within a day, the request changes nothing and has the first response. */
+                /** @description 1 to 255 visible ASCII characters. If a request is repeated with the same key within a day, the repetition changes nothing and returns the first response. */
                 "Idempotency-Key"?: string;
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -10488,9 +10672,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -10604,9 +10788,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -10768,9 +10952,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path: {
@@ -10909,9 +11093,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -10979,9 +11163,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -11059,9 +11243,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -11173,9 +11357,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -11287,9 +11471,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
@@ -11391,9 +11575,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
-                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
                 "X-Request-Timeout"?: string;
             };
             path?: never;
