@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from bench.workload import random_image
 from model.cache import cache_folder
 
 SCRIPTS = ROOT / "bench" / "client_scripts"
+# scripts may compare with the Python client, if their environment has its dependencies
+PYTHON_CLIENT = ROOT / "clients" / "python" / "src"
 SCRIPT_SECONDS = 600
 MAX_DETAIL = 200
 
@@ -123,8 +126,11 @@ def run(name: str, client: Client, environments: Path, inputs: Sequence[str]) ->
 
 def habits(command: Sequence[str]) -> list[Row]:
     """Run a script and return a row per habit that it reports, and a failed row if the script fails or reports none."""
+    environment = {**os.environ, "PYTHONPATH": str(PYTHON_CLIENT)}
     try:
-        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SCRIPT_SECONDS)
+        process = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SCRIPT_SECONDS
+        )
     except subprocess.TimeoutExpired:
         return [_result("script", False, f"it ran for more than {SCRIPT_SECONDS} s")]
     lines = [json.loads(line) for line in process.stdout.splitlines() if line.startswith('{"habit"')]

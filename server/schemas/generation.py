@@ -46,7 +46,7 @@ class GenerationFields(PrioritizedRequest):
     """Sampling and stopping options of every route that generates."""
 
     temperature: float = Field(1.0, ge=0, le=100, description="The temperature of sampling; 0 is greedy decoding.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the most likely tokens that reach this probability.")
+    top_p: float = Field(1.0, ge=0, le=1, description="Sample from the most likely tokens that reach this probability.")
     top_k: int = Field(0, ge=-1, le=2**31 - 1, description="Number of most likely tokens to sample from; 0 or -1: all.")
     min_p: float = Field(0.0, ge=0, le=1, description="Minimum probability, relative to that of the most likely token.")
     presence_penalty: float = Field(0.0, ge=-2, le=2, description="Subtracted from the logits of tokens in the answer.")

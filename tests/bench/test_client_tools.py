@@ -29,6 +29,11 @@ def test_a_row_holds_what_the_script_reports() -> None:
     ]
 
 
+def test_a_script_finds_the_scripts_and_the_python_client() -> None:
+    code = f"import bench.client_scripts, flamboyance_client.prompt; print({LINE!r})"
+    assert [row["result"] for row in habits(python(code))] == ["ok"]
+
+
 @pytest.mark.parametrize(
     ("code", "detail"),
     [

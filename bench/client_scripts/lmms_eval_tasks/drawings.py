@@ -34,8 +34,8 @@ def question(image: Image.Image) -> dict[str, Any]:
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    return {"exact_match": float(word(results[0]) == doc["answer"])}
+    return {"exact_match": float(is_correct(doc, results[0]))}
 
 
-def word(answer: str) -> str:
-    return answer.partition(".")[0].strip()
+def is_correct(doc: Mapping[str, Any], answer: str) -> bool:
+    return answer.partition(".")[0].strip() == doc["answer"]

@@ -50,7 +50,7 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     ("negative temperature", {"prompt": "x", "temperature": -0.1}, 400, "invalid_value", "temperature"),
     ("NaN", {"prompt": "x", "temperature": float("nan")}, 400, "invalid_value", "temperature"),
     ("infinity", {"prompt": "x", "repetition_penalty": float("inf")}, 400, "invalid_value", "repetition_penalty"),
-    ("top_p 0", {"prompt": "x", "top_p": 0}, 400, "invalid_value", "top_p"),
+    ("negative top_p", {"prompt": "x", "top_p": -0.1}, 400, "invalid_value", "top_p"),
     ("top_k -2", {"prompt": "x", "top_k": -2}, 400, "invalid_value", "top_k"),
     ("min_p 2", {"prompt": "x", "min_p": 2}, 400, "invalid_value", "min_p"),
     ("penalty", {"prompt": "x", "presence_penalty": 3}, 400, "invalid_value", "presence_penalty"),

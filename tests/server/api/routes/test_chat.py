@@ -142,8 +142,9 @@ async def test_max_tokens_has_two_names(
     assert client.requests[0].sampling.max_tokens == max_tokens
 
 
-async def test_sampling_fields_reach_the_engine(http: httpx.AsyncClient, client: FakeClient) -> None:
-    fields = {"temperature": 0.5, "top_p": 0.9, "seed": 7, "presence_penalty": 1.0, "ignore_eos": True}
+@pytest.mark.parametrize("top_p", [0, 0.9])
+async def test_sampling_fields_reach_the_engine(http: httpx.AsyncClient, client: FakeClient, top_p: float) -> None:
+    fields = {"temperature": 0.5, "top_p": top_p, "seed": 7, "presence_penalty": 1.0, "ignore_eos": True}
     await chat(http, stop=["x"], user="me", **fields)
     sampling = client.requests[0].sampling
     assert {name: getattr(sampling, name) for name in fields} == fields

@@ -41,6 +41,7 @@ def drawn(sampling: Sampling, uniform: float) -> int:
         (Sampling(max_tokens=1, top_p=0.4), [0]),
         (Sampling(max_tokens=1, top_p=0.41), [0, 1]),
         (Sampling(max_tokens=1, top_p=1e-9), [0]),
+        (Sampling(max_tokens=1, top_p=0), [0]),
         (Sampling(max_tokens=1, min_p=0.49), [0, 1, 2]),
         (Sampling(max_tokens=1, min_p=0.6), [0, 1]),
         (Sampling(max_tokens=1, top_k=3, top_p=0.65, min_p=0.1), [0, 1]),
