@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from model.config import FlamingoConfig
 from model.prompt import EndOfChunk, Media, Segment, Text
@@ -52,23 +53,30 @@ PLAIN_UNSPACED = Template(name="plain", shot="{media}{question}{answer}")
 
 @dataclass(slots=True)
 class Turn:
-    """Text and media of a user's turn, and the answer to it; the query has no answer."""
+    """Text and media of a user's turn, and the answer to it, both in pieces; the query has no answer."""
 
-    content: list[str | PositionedMedia] = field(default_factory=list)
-    answer: str = ""
-
-    def add(self, content: Sequence[str | PositionedMedia]) -> None:
-        """Append content; adjacent texts are joined."""
-        for item in content:
-            if isinstance(item, str) and self.content and isinstance(self.content[-1], str):
-                self.content[-1] += item
-            elif item:
-                self.content.append(item)
+    pieces: list[str | PositionedMedia] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
 
     def add_result(self, result: str) -> None:
         """Append the call, which was the answer so far, and its result to the question."""
-        self.add([LINE_END + text for text in (self.answer, result) if text])
-        self.answer = ""
+        self.pieces += [LINE_END + text for text in (self.answer, result) if text]
+        self.answers = []
+
+    @property
+    def content(self) -> list[str | PositionedMedia]:
+        """The content, in which adjacent texts are joined."""
+        content: list[str | PositionedMedia] = []
+        for is_text, run in groupby(self.pieces, key=lambda piece: isinstance(piece, str)):
+            if not is_text:
+                content += run
+            elif text := "".join(piece for piece in run if isinstance(piece, str)):
+                content.append(text)
+        return content
+
+    @property
+    def answer(self) -> str:
+        return "".join(self.answers)
 
     @property
     def text(self) -> str:
@@ -127,11 +135,11 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
                 is_next = isinstance(previous, UserMessage | ToolMessage)
                 if not is_next:
                     turns.append(Turn())
-                turns[-1].add([LINE_END] * is_next + _content(message, f"messages[{index}].content"))
+                turns[-1].pieces += [LINE_END] * is_next + _content(message, f"messages[{index}].content")
             case AssistantMessage():
                 if not turns:
                     raise _out_of_order(index, "an assistant's message must follow a user's")
-                turns[-1].answer += (LINE_END if isinstance(previous, AssistantMessage) else "") + _answer(message)
+                turns[-1].answers += [LINE_END] * isinstance(previous, AssistantMessage) + [_answer(message)]
                 calls |= {call.id for call in message.tool_calls}
         previous = message
     if not isinstance(previous, UserMessage | ToolMessage):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -199,3 +200,16 @@ def test_names_that_tell_participants_apart_are_refused(messages: list[dict[str,
     with pytest.raises(InvalidRequest, match=f"have the names {names}") as refusal:
         write(messages)
     assert refusal.value.param == f"messages[{index}].name"
+
+
+def test_the_time_to_read_a_turn_grows_with_its_length_alone() -> None:
+    """Texts that are appended to each other one by one are copied once for each later one: here 8 GB."""
+    text, number = "a" * 1000, 4000
+    turns = [user(*[text] * number), *(assistant(text) for _ in range(1000)), *(user(text) for _ in range(40))]
+    messages = ChatRequest.model_validate({"messages": turns}).messages
+    started = time.process_time()
+    conversation = read_conversation(messages)
+    assert time.process_time() - started < 0.5
+    assert conversation.shots[0].content == [text * number]
+    assert conversation.shots[0].answer == "\n".join([text] * 1000)
+    assert conversation.query.content == ["\n".join([text] * 40)]
