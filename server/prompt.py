@@ -126,10 +126,14 @@ def encode_segments(
 
 def check_texts(texts: Iterable[str], model: ServedModel, param: str) -> None:
     """Check that texts have few enough bytes to fit the model, before tokenization. Raises `ContextLengthExceeded`."""
-    num_bytes = sum(len(text.encode(errors="replace")) for text in texts)
-    if num_bytes > model.max_model_len * model.tokenizer.max_token_bytes:
-        message = f"the text has {num_bytes} bytes, more than the model's {model.max_model_len} tokens can hold"
-        raise ContextLengthExceeded(message, param=param)
+    num_bytes, limit = 0, model.max_model_len * model.tokenizer.max_token_bytes
+    for text in texts:
+        num_bytes += len(text.encode(errors="replace"))
+        if num_bytes > limit:
+            message = (
+                f"the text has at least {num_bytes} bytes, more than the model's {model.max_model_len} tokens can hold"
+            )
+            raise ContextLengthExceeded(message, param=param)
 
 
 def encode_text(text: str, model: ServedModel, param: str) -> list[int]:

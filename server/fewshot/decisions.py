@@ -75,10 +75,10 @@ class Instructed(Template):
     def has_media(self) -> bool:
         return self.shows_media
 
-    def render(self, shots: Sequence[Shot], query: Shot) -> list[Segment]:
+    def pieces(self, shots: Sequence[Shot], query: Shot) -> list[Segment]:
         last = self._with_instructions(query)
         last = replace(last, content=(*self.leading, *last.content))
-        return super().render([self._with_instructions(shot) for shot in shots], last)
+        return super().pieces([self._with_instructions(shot) for shot in shots], last)
 
     def _with_instructions(self, shot: Shot) -> Shot:
         lines = [Text(shot.question + LINE_END)] if shot.question else []

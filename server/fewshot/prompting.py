@@ -10,13 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from model.prompt import Media, Segment, ShotsAttend
+from model.prompt import Media, Segment, ShotsAttend, Text
 from server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
 from server.fewshot.shots import DEFAULT_K, SUPPORT_SET, ShotSource, check_media
 from server.fewshot.templates import Shot, Template, TemplateError, built_in, with_end
 from server.media.source import EncodedMedia
-from server.prompt import PreparedPrompt, check_shots_attend, encode_segments
+from server.prompt import PreparedPrompt, check_shots_attend, check_texts, encode_segments, join_texts
 from server.schemas.fewshot import (
     ExamplesFields,
     FewShotFields,
@@ -243,13 +243,16 @@ def write(
 ) -> PreparedPrompt:
     """Write shots in any order before any query. Raises `InvalidRequest` that names the invalid shot or example."""
     try:
-        segments = template.render(shots, query)
-        if attend == "alone":
-            _check_alone(segments, shots, template.render([], query))
+        pieces = template.pieces(shots, query)
     except TemplateError as error:
         shot = query if error.shot is None else shots[error.shot]
         owner = f" (the example {shot.id!r})" if shot.param == SUPPORT_SET else ""
         raise InvalidRequest(f"{error}{owner}", param=shot.param) from None
+    # before they are joined: a template may write the same long text in each shot
+    check_texts((piece.text for piece in pieces if isinstance(piece, Text)), model, query.param)
+    segments = join_texts(pieces)
+    if attend == "alone":
+        _check_alone(segments, shots, template.render([], query))
     return encode_segments(segments, media, model, query.param).with_shots(attend, model)
 
 

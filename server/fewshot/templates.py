@@ -105,15 +105,20 @@ class Template:
         return "media" in self.shot_fields
 
     def render(self, shots: Sequence[Shot], query: Shot) -> list[Segment]:
-        """Return the segments of the whole prompt. Shots may lack media: the paper's text-only examples.
+        """Return the segments of the whole prompt, with adjacent texts joined. Raises what `pieces` raises."""
+        return join_texts(self.pieces(shots, query))
 
-        Raises `TemplateError` for any other placeholder without a value.
+    def pieces(self, shots: Sequence[Shot], query: Shot) -> list[Segment]:
+        """Return the segments of the whole prompt before texts are joined: no text is copied, however often it is written.
+
+        Shots may lack media: the paper's text-only examples. Raises `TemplateError` for any other placeholder without a
+        value.
         """
         end = [Text(self.end) if self.end else EndOfChunk(), Text(self.separator)]
         segments: list[Segment] = []
         for number, shot in enumerate(shots):
             segments += [*self._filled(self.shot, shot, number), *end]
-        return join_texts([*segments, *self._filled(self.beginning, query, None)])
+        return [*segments, *self._filled(self.beginning, query, None)]
 
     def _filled(self, template: str, shot: Shot, number: int | None) -> Iterator[Segment]:
         # a text that has its own placeholder is not the answer

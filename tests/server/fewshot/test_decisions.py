@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from dataclasses import replace
 
 import httpx
@@ -205,3 +206,16 @@ async def test_probabilities_equal_those_of_a_classification_with_the_same_promp
     by_label = {candidate["label"]: candidate["probability"] for candidate in classified["candidates"]}
     assert {item["value"]: item["probability"] for item in answer["probabilities"]} == by_label
     assert 0.55 < answer["confidence"] == classified["confidence"]
+
+
+async def test_long_instructions_are_refused_before_they_are_written_for_each_shot(http: httpx.AsyncClient) -> None:
+    """The shots repeat them: 1024 shots would make 60 GB of a body of 60 MB."""
+    shots = [{"question": "Tail?", "label": "cat"}] * 200
+    tracemalloc.start()
+    try:
+        response = await post(http, {**CHOICE, "instructions": "a" * 100_000}, input="A cup.", shots=shots)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert peak < 10 * 2**20
