@@ -1,7 +1,7 @@
-"""Limits connections to HTTP clients, so that silent clients cannot use up all connections.
+"""Limits connections to HTTP clients, so that clients that send or read nothing cannot use up all connections.
 
 The head of a request must arrive in time. When all connections are in use, a new one replaces the connection whose client
-has been silent longest.
+has been silent longest: it has a request to send, or a response to read.
 """
 
 from __future__ import annotations
@@ -32,23 +32,31 @@ class Connection(H11Protocol):
     def __init__(self, *arguments: Any, limits: ConnectionLimits, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self._limits = limits
-        self._last_received = self.loop.time()
+        self._last_active = self.loop.time()  # when its client last sent or read something
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._last_received = self.loop.time()
+        self._last_active = self.loop.time()
         self._time_head()
         if len(self.connections) > self._limits.max_connections:
             self._most_silent().close()
 
     def data_received(self, data: bytes) -> None:
-        self._last_received = self.loop.time()
+        self._last_active = self.loop.time()
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
             self._time_head()
         else:
             self._stop_timer()
+
+    def pause_writing(self) -> None:
+        self._last_active = self.loop.time()  # until now it read what was sent
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._last_active = self.loop.time()
+        super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -62,10 +70,11 @@ class Connection(H11Protocol):
     def _most_silent(self) -> Connection:
         """Return the connection that has waited longest for its client, or this one if none waits."""
         waiting = [c for c in self.connections if isinstance(c, Connection) and c._awaits_client()]
-        return min(waiting, key=lambda c: c._last_received, default=self)
+        return min(waiting, key=lambda c: c._last_active, default=self)
 
     def _awaits_client(self) -> bool:
-        return self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.flow.read_paused
+        is_sending = self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.flow.read_paused
+        return is_sending or self.flow.write_paused
 
     def _time_head(self) -> None:
         """Start the timer of a request's head, unless it is running: single bytes do not restart it."""

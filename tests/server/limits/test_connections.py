@@ -1,10 +1,10 @@
-"""Connections with a real listener: silent clients hold neither a connection nor the server."""
+"""Connections with a real listener: clients that send or read nothing hold neither a connection nor the server."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -15,16 +15,23 @@ from server.limits.connections import Connection, ConnectionLimits
 
 pytestmark = pytest.mark.anyio
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+LARGE = b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 HALF_SENT = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{"
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
-    """Answers a request after its whole body; `GET /slow` after a second."""
+    """Answers a request after its whole body; `GET /slow` after a second, and `GET /large` with more than is buffered."""
     while (message := await receive())["type"] == "http.request" and message.get("more_body"):
         pass
     if scope["path"] == "/slow":
         await asyncio.sleep(1)
+    if scope["path"] == "/large":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(64):
+            await send({"type": "http.response.body", "body": bytes(2**20), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        return
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
 
@@ -116,6 +123,27 @@ async def test_a_new_connection_replaces_the_most_silent_one(data: bytes) -> Non
         if data == REQUEST:
             await asyncio.gather(*(streams[0].readuntil(b"ok") for streams in silent))
         assert [await is_open(streams) for streams in silent] == [False, True, True]
+
+
+async def test_a_new_connection_replaces_one_whose_client_does_not_read() -> None:
+    async with listening(max_connections=3) as listener:
+        for _ in range(3):
+            await listener.open(LARGE)
+        await asyncio.sleep(0.2)  # until the buffers are full
+        assert await is_answered(await listener.open(REQUEST))
+
+
+async def test_of_clients_that_do_not_read_the_one_that_read_last_is_kept() -> None:
+    async with listening(max_connections=2) as listener:
+        reading, silent = [await listener.open(LARGE) for _ in range(2)]
+        await asyncio.sleep(0.2)
+        await reading[0].readexactly(32 * 2**20)
+        assert await is_answered(await listener.open(REQUEST))
+        assert len(await asyncio.wait_for(reading[0].read(), 30)) > 31 * 2**20
+        received = b""
+        with suppress(ConnectionResetError):
+            received = await asyncio.wait_for(silent[0].read(), 30)
+        assert len(received) < 64 * 2**20
 
 
 async def test_a_request_in_progress_is_never_replaced() -> None:
