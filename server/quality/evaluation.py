@@ -265,14 +265,14 @@ def stratified(labels: Sequence[str], count: int, seed: int) -> list[int]:
 def left_out_together(answers: Sequence[str]) -> Callable[[int], list[int]]:
     """Return a function from an example to those that are left out with it: itself, then one of each other label."""
     order = {label: number for number, label in enumerate(dict.fromkeys(answers))}
-    labels = np.array([order[answer] for answer in answers])
-    fold_of, members = folds(labels), dict[int, list[int]]()
-    for index, fold in enumerate(fold_of.tolist()):
+    labels = [order[answer] for answer in answers]
+    fold_of, members = folds(np.array(labels)).tolist(), dict[int, list[int]]()
+    for index, fold in enumerate(fold_of):
         members.setdefault(fold, []).append(index)
 
     def together(index: int) -> list[int]:
         # from the label after its own: those that are left out first differ between labels
-        return sorted(members[int(fold_of[index])], key=lambda other: (labels[other] - labels[index]) % len(order))
+        return sorted(members[fold_of[index]], key=lambda other: (labels[other] - labels[index]) % len(order))
 
     return together
 

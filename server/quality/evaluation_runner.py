@@ -131,16 +131,20 @@ class LeaveOneOut:
         parts = {part for cell in plan.cells for part in parts_of(cell.method)} - {IN_CONTEXT}
         logs = await self.comparison.leave_out(version, plan.candidates, parts, left_out_log_probabilities)
         indices = {example.id: index for index, example in enumerate(version.examples)}
-        left_out = left_out_together([answer_of(example) for example in version.examples])
-        return [
-            Query(
-                example=(example := version.examples[index]),
-                left_out=[version.examples[other].id for other in left_out(index)],
-                truth=labels.index(answer_of(example)),
-                likeness={part: logs[part][index].tolist() for part in parts},
-            )
-            for index in map(indices.__getitem__, plan.queries)
-        ]
+
+        def build() -> list[Query]:
+            left_out = left_out_together([answer_of(example) for example in version.examples])
+            return [
+                Query(
+                    example=(example := version.examples[index]),
+                    left_out=[version.examples[other].id for other in left_out(index)],
+                    truth=labels.index(answer_of(example)),
+                    likeness={part: logs[part][index].tolist() for part in parts},
+                )
+                for index in map(indices.__getitem__, plan.queries)
+            ]
+
+        return await asyncio.to_thread(build)  # with thousands of queries and labels it takes seconds
 
     async def learning_curves(
         self, evaluation: Evaluation, plan: EvaluationPlan, methods: Sequence[Method]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
@@ -64,3 +66,20 @@ async def test_answers_are_stored_by_example(http: httpx.AsyncClient, client: Fa
     assert dict(zip(evaluation["left_out"], cell["is_correct"], strict=True)) == {
         colour: colour != "red" for colour in COLOURS
     }
+
+
+async def test_queries_are_prepared_in_a_thread(
+    http: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 10,000 queries and 1,024 labels, it takes seconds."""
+    threads, left_out_together = [], evaluation_runner.left_out_together
+
+    def recorded(answers: Sequence[str]) -> Callable[[int], list[int]]:
+        threads.append(threading.current_thread())
+        return left_out_together(answers)
+
+    monkeypatch.setattr(evaluation_runner, "left_out_together", recorded)
+    evaluation = await run_evaluation(http, services, k=[1], strategies=["first"], methods=["in_context"])
+    assert evaluation["status"] == "completed"
+    assert threads
+    assert threading.main_thread() not in threads
