@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from collections import Counter, OrderedDict
@@ -20,7 +21,7 @@ from typing import Literal, get_args
 
 from model.prompt import EncodedPrompt, Media, encode
 from server.engine_client.client import Client
-from server.errors import EngineDied, EngineNotReady, ServerError
+from server.errors import EngineDied, EngineNotReady, Overloaded, ServerError
 from server.fewshot.classification import run_concurrently
 from server.fewshot.comparison import Comparison
 from server.fewshot.retrieval import Retrieval
@@ -34,6 +35,10 @@ from server.wire import BACKGROUND_PRIORITY, Admitted, Generate, Sampling
 # number of media that the worker encodes concurrently: enough for batches
 MAX_CONCURRENT = 8
 MAX_REMEMBERED = 4096
+# limit of the prompts of all remembered versions, of which a version may have one per example
+MAX_REMEMBERED_PROMPTS = 50_000
+# limit of the tasks that clients have requested: each holds its prompts until its turn comes
+MAX_UNFINISHED = 16
 # after this number of workers have died while they warmed a version, it is taken for the cause
 MAX_DEATHS = 3
 
@@ -136,13 +141,23 @@ class Warming:
         return {status: counts[status] for status in get_args(Status)}
 
     async def warm(self, support_set: SupportSet, target: WarmTarget = MEDIA_ONLY, *, wait: bool = False) -> Warmth:
-        """Start warming, unless a running task covers the target, and `wait` for its end. Raises only `EngineNotReady`."""
+        """Start warming, unless a running task covers the target, and `wait` for its end.
+
+        Raises `EngineNotReady`, and `Overloaded` while too many tasks are unfinished.
+        """
+        return await self._warm(support_set, target, wait=wait, max_unfinished=MAX_UNFINISHED)
+
+    async def _warm(self, support_set: SupportSet, target: WarmTarget, *, wait: bool, max_unfinished: float) -> Warmth:
         if self._client.state != "ready":
             raise EngineNotReady(f"the model is not ready: the engine is {self._client.state}")
         entry = self._entries.get((support_set.id, support_set.version))
         if entry is not None and (entry.worker_id != self.worker_id or entry.task is None or entry.task.done()):
             entry = None
         if entry is None or not entry.target.covers(target):
+            if len(self._tasks) >= max_unfinished:
+                raise Overloaded(
+                    f"{len(self._tasks)} requests to warm support sets are unfinished, no more are accepted"
+                )
             entry = self._start(support_set, target, None if entry is None else entry.task)
         if wait and entry.task is not None:
             await asyncio.shield(entry.task)
@@ -161,7 +176,8 @@ class Warming:
         entry = self._entries.get((support_set.id, support_set.version))
         if entry is not None and entry.is_deadly:
             return entry.warmth
-        return await self.warm(support_set, MEDIA_ONLY if entry is None else entry.target, wait=True)
+        target = MEDIA_ONLY if entry is None else entry.target
+        return await self._warm(support_set, target, wait=True, max_unfinished=math.inf)
 
     def shots(self, set_id: str, version: int) -> list[EncodedPrompt]:
         """Return a prompt per shot that attends alone and has been computed in this worker."""
@@ -192,8 +208,13 @@ class Warming:
     def _remember(self, key: tuple[str, int], entry: _Entry) -> None:
         self._entries[key] = entry
         self._entries.move_to_end(key)
-        if len(self._entries) > MAX_REMEMBERED:
+        # the last one stays, however many prompts it has
+        while len(self._entries) > 1 and self._remembers_too_much():
             self._entries.popitem(last=False)
+
+    def _remembers_too_much(self) -> bool:
+        num_prompts = sum(len(entry.target.prompts) for entry in self._entries.values())
+        return len(self._entries) > MAX_REMEMBERED or num_prompts > MAX_REMEMBERED_PROMPTS
 
     async def _run(self, entry: _Entry, support_set: SupportSet, previous: asyncio.Task[None] | None) -> None:
         """Warm a version after `previous`, a task that warms less of the same version, after which most is cached."""

@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from server.errors import EngineFailed
+from server.fewshot import warming
 from server.store.records import NewExample, SupportSetInfo
 from server.store.support_sets import SupportSets
 from server.wire import Event
@@ -209,3 +210,46 @@ async def test_shots_that_cannot_be_computed_alone_are_refused(
     response = await http.post("/v1/support_sets/colours/warm", json=fields)
     assert response.status_code in (400, 422), response.text
     assert response.json()["error"]["param"] == param
+
+
+async def test_unfinished_requests_to_warm_have_a_limit(
+    http: httpx.AsyncClient,
+    app: FastAPI,
+    colours: SupportSetInfo,
+    opened: asyncio.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each would hold its prompts until all before it have ended."""
+    monkeypatch.setattr(warming, "MAX_UNFINISHED", 2)
+    fields = [{"template": {"shot": f"{{media}}{number} {{answer}}"}} for number in range(3)]
+    for of_request in fields[:2]:
+        assert (await warm(http, wait=False, **of_request))["status"] == "warming"
+    response = await http.post("/v1/support_sets/colours/warm", json=fields[2])
+    assert refusal(response) == (503, "overloaded", None)
+    # a request for what is being warmed needs no task, and the maintenance of pinned sets has no limit
+    assert (await warm(http, wait=False, **fields[1]))["status"] == "warming"
+    support_set = await app.state.services.support_sets.get_version("colours")
+    maintained = asyncio.create_task(app.state.services.warming.warm_again(support_set))
+    opened.set()
+    assert (await maintained).status == "ready"
+    await eventually(lambda: not app.state.services.warming._tasks)
+    assert (await warm(http, **fields[2]))["status"] == "ready"
+
+
+async def test_remembered_prompts_have_a_limit(
+    http: httpx.AsyncClient, colours: SupportSetInfo, support_sets: SupportSets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warming, "MAX_REMEMBERED_PROMPTS", 8)
+    await support_sets.create("second", [example(0), example(1)])
+    alone = {"template": "caption", "shots_attend": "alone"}
+    for name in ("colours", "second"):
+        assert (await warm(http, name, **alone))["status"] == "ready"
+    assert (await http.get("/v1/support_sets/colours")).json()["status"] == "ready"
+    await support_sets.create("third", [example(2)])
+    await warm(http, "third", **alone)
+    sets = (await http.get("/v1/support_sets")).json()["data"]
+    assert {each["name"]: each["status"] for each in sets} == {
+        "colours": "pending",
+        "second": "ready",
+        "third": "ready",
+    }
