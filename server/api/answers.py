@@ -6,6 +6,7 @@ only the JSON of an answer, not how its text is made.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
@@ -26,6 +27,9 @@ from server.engine_client.client import Client
 from server.schemas.generation import MAX_ANSWERS, CompletionFields, GenerationFields, StreamOptions
 from server.telemetry.request_record import RequestRecord
 from server.wire import Admitted, Finished, Generate, PromptScored, Token, TokenLogprob
+
+# tokens with log-probabilities that are written in some milliseconds
+MAX_SHOWN = 512
 
 
 @dataclass(slots=True)
@@ -139,7 +143,7 @@ async def respond(
     if fields.stream:
         bodies = chunks(prompts, record, shape, head, fields.stream_options)
         return EventStream(bodies, request.state.deadline, keep_alive=services.settings.keep_alive)
-    return JSONResponse(await unless_disconnected(request.receive, whole(prompts, record, shape, head)))
+    return await unless_disconnected(request.receive, whole(prompts, record, shape, head))
 
 
 async def pieces_of(prompts: Sequence[AnswerStream], record: RequestRecord) -> AsyncGenerator[AnswerPiece, None]:
@@ -157,16 +161,22 @@ async def pieces_of(prompts: Sequence[AnswerStream], record: RequestRecord) -> A
                 yield piece
 
 
-async def whole(
-    prompts: Sequence[AnswerStream], record: RequestRecord, shape: Shape, head: dict[str, Any]
-) -> dict[str, Any]:
+async def whole(prompts: Sequence[AnswerStream], record: RequestRecord, shape: Shape, head: dict[str, Any]) -> Response:
+    """Return the response with all answers. If it shows many tokens, it is written in a thread: that may take seconds."""
     num_answers = prompts[0].generation.sampling.n
     wholes = [AnswerPiece("", index=index) for index in range(num_answers * len(prompts))]
     async with aclosing(pieces_of(prompts, record)) as pieces:
         async for piece in pieces:
             wholes[piece.index].add(piece)
-    choices = [shape.choice(piece, prompts[piece.index // num_answers]) for piece in wholes]
-    return {**head, **prompts[0].generation.extras, "choices": choices, "usage": record.usage()}
+
+    def write() -> Response:
+        choices = [shape.choice(piece, prompts[piece.index // num_answers]) for piece in wholes]
+        return JSONResponse({**head, **prompts[0].generation.extras, "choices": choices, "usage": record.usage()})
+
+    # each answer repeats its prompt, and each token may have alternatives
+    num_prompt_tokens = num_answers * sum(len(prompt.prompt_scores) for prompt in prompts)
+    num_shown = num_prompt_tokens + sum(len(piece.tokens) for piece in wholes)
+    return await asyncio.to_thread(write) if num_shown > MAX_SHOWN else write()
 
 
 async def chunks(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import httpx
 import pytest
 
 from model.prompt import PromptTokenizer
+from server.api import answers
 from tests.server.conftest import data_url, png
 from tests.server.fakes import TOKENIZER, served_model
 
@@ -77,3 +79,23 @@ async def test_texts_are_encoded_outside_the_event_loop(http: httpx.AsyncClient,
 async def test_a_text_up_to_the_limit_of_bytes_is_encoded(http: httpx.AsyncClient) -> None:
     response = await http.post("/tokenize", json={"prompt": "a" * LIMIT})
     assert response.status_code == 200
+
+
+async def test_log_probabilities_of_many_tokens_are_written_outside_the_event_loop(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 16 answers that repeat a prompt of 8,000 tokens, writing them takes 4 seconds."""
+    threads: list[threading.Thread] = []
+    original = answers.completion_logprobs
+
+    def recorded(*arguments: Any) -> Any:
+        threads.append(threading.current_thread())
+        return original(*arguments)
+
+    monkeypatch.setattr(answers, "completion_logprobs", recorded)
+    monkeypatch.setattr(answers, "MAX_SHOWN", 16)
+    for num_tokens in (8, 32):
+        body = {"prompt": [5] * num_tokens, "echo": True, "logprobs": 1, "max_tokens": 1}
+        response = await http.post("/v1/completions", json=body)
+        assert response.status_code == 200, response.text
+    assert [thread is threading.main_thread() for thread in threads] == [True, False]
