@@ -73,20 +73,23 @@ def _media(body: Any) -> Iterator[str]:
     return (text for text in _values(body, URL_FIELDS) if text)
 
 
-def _values(value: Any, names: frozenset[str] | set[str], name: str = "") -> Iterator[str]:
-    """Yield the texts in fields with one of these names, at any depth."""
-    match value:
-        case str():
-            if name in names:
-                yield value
-        case {"uuid": str(named)} if "uuid" in names:  # with or without the data
-            yield named
-        case Mapping():
-            for field, inner in value.items():
-                yield from _values(inner, names, field)
-        case list():
-            for inner in value:
-                yield from _values(inner, names, name)
+def _values(value: Any, names: frozenset[str] | set[str]) -> Iterator[str]:
+    """Yield the texts in fields with one of these names, at any depth, in the order of the body."""
+    left: list[tuple[str, Any]] = [
+        ("", value)
+    ]  # not by recursion: a body may have as many levels as the parser permits
+    while left:
+        name, value = left.pop()
+        match value:
+            case str():
+                if name in names:
+                    yield value
+            case {"uuid": str(named)} if "uuid" in names:  # with or without the data
+                yield named
+            case dict():
+                left += reversed(value.items())
+            case list():
+                left += ((name, inner) for inner in reversed(value) if not isinstance(inner, int | float))
 
 
 def _digest(media: str) -> str:

@@ -40,6 +40,7 @@ from server.api.sse import DONE, EventStream, event, unless_disconnected
 from server.errors import Overloaded, ServerError
 from server.limits.admission import Admission
 from server.limits.deadline import MAX_SECONDS
+from server.schemas.base import MAX_SEPARATORS, check_separators, count_separators
 from server.settings import Settings
 from server.store.database import Database
 from server.telemetry import logs
@@ -150,7 +151,7 @@ class Gateway:
             logger.debug("the client has disconnected", extra={"request_id": request.state.request_id})
 
     async def _read(self, request: Request) -> tuple[Call, str]:
-        """Return the whole request, and the name of its model. Raises what `stream_body` raises."""
+        """Return the whole request, and the name of its model. Raises what `stream_body` and `_fields` raise."""
         settings = self._import_settings if request.scope["path"] == IMPORT_PATH else self._settings
         body = b"".join([piece async for piece in stream_body(request, settings)])
         fields = _fields(request, body)
@@ -244,9 +245,13 @@ async def _run_lifespan(receive: Receive, send: Send) -> None:
 
 
 def _fields(request: Request, body: bytes) -> dict[str, Any] | None:
-    """Return the fields of a JSON body; None for any other body, which the replica checks."""
+    """Return the fields of a JSON body; None for any other body, which the replica checks.
+
+    Raises `BodyTooLarge` for a body that takes too long to parse.
+    """
     if content_type(request) != JSON:
         return None
+    check_separators(count_separators(body), MAX_SEPARATORS, "the body")
     try:
         fields = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError):

@@ -210,6 +210,14 @@ async def test_a_wrong_limit_of_time_is_refused_by_the_replica(timeout: object, 
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "timeout")
 
 
+async def test_a_body_that_takes_long_to_parse_reaches_no_replica(fleet: Fleet) -> None:
+    client = await fleet.client("acme")
+    body = b'{"prompt":[' + b"1," * 2**19 + b"1]}"
+    refused = await client.post("/v1/completions", content=body + b",", headers={"Content-Type": "application/json"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large")
+    assert not fleet.replicas.calls
+
+
 AS_JSON = {"Content-Type": "application/json"}
 # requests of a key with the role `inference` that are refused, and what differs from a GET
 REFUSED: dict[str, dict[str, Any]] = {

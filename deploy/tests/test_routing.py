@@ -104,6 +104,15 @@ def test_named_media_have_one_key_with_and_without_their_data() -> None:
     assert len({affinity_key("/v1/completions", {"prompt": [part]}) for part in parts}) == 1
 
 
+def test_a_body_may_be_as_deep_as_the_parser_permits() -> None:
+    nested: Any = [image("x")]
+    for _ in range(5000):
+        nested = [nested]
+    assert affinity_key("/v1/completions", {"prompt": nested}) == affinity_key(
+        "/v1/completions", {"prompt": [image("x")]}
+    )
+
+
 def test_prompts_that_share_most_of_their_pictures_mostly_have_the_same_key() -> None:
     rng, same = random.Random(0), 0
     for _ in range(300):
