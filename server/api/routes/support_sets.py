@@ -9,9 +9,11 @@ import asyncio
 import hashlib
 import re
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 from fastapi import APIRouter
@@ -67,6 +69,8 @@ EXAMPLES = (*MEDIA, TooManyExamples, IdempotencyConflict, Unavailable)
 CREATE = (*CHANGE, *EXAMPLES, NameTaken, TooManySupportSets)
 KEY = ("Idempotency-Key",)
 
+# limit of the texts in a page of examples, of which a control character takes six bytes in JSON
+MAX_PAGE_CHARACTERS = 2**20
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -181,8 +185,10 @@ async def list_examples(support_set: str, request: Request, services: GivenServi
     fields = read_query(ListExamplesRequest, request)
     version = await services.support_sets.get_version(support_set, fields.version)
     start = _index(version, fields.after) + 1 if fields.after else 0
-    cards = [_example_card(example) for example in version.examples[start : start + fields.limit + 1]]
-    return JSONResponse({**list_page(cards, fields.limit), "version": version.version})
+    examples = version.examples[start : start + fields.limit + 1]
+    limit = _num_shown(examples, fields.limit)
+    cards = [_example_card(example) for example in examples[: limit + 1]]
+    return JSONResponse({**list_page(cards, limit), "version": version.version})
 
 
 @router.get(
@@ -316,6 +322,12 @@ def _index(version: SupportSet, example_id: str) -> int:
             f"version {version.version} has no example {example_id!r} to continue after", param="after"
         )
     return index
+
+
+def _num_shown(examples: Sequence[Example], limit: int) -> int:
+    """Return how many of the examples a page shows: at least one, and fewer than `limit` if their texts are long."""
+    lengths = (len(example.text) + len(example.question) + len(example.label) for example in examples[:limit])
+    return max(bisect_right(list(accumulate(lengths)), MAX_PAGE_CHARACTERS), 1)
 
 
 def changed_card(info: SupportSetInfo, services: Services) -> dict[str, Any]:
