@@ -198,6 +198,15 @@ class TestPlugins:
             "ValueError: this is the name of a command of flamboyance itself",
         ]
 
+    @pytest.mark.parametrize("name", ["ask", "classify", "support-set"])
+    def test_a_command_of_the_client_says_how_to_install_it_if_it_is_missing(
+        self, name: str, register: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        register()
+        assert main([name, "create", "photos", "--help"]) == 1
+        error = f"error: flamboyance {name} needs flamboyance_client: pip install ./clients/python\n"
+        assert capsys.readouterr() == ("", error)
+
     def test_a_program_loads_none(
         self,
         register: Callable[..., None],
