@@ -14,7 +14,7 @@ import typer
 
 from flamboyance import command_line, plugins
 from flamboyance.application import ROOT, load
-from flamboyance.command_line import PROGRAMS, main
+from flamboyance.command_line import CLIENT_COMMANDS, PROGRAMS, main
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
@@ -198,7 +198,11 @@ class TestPlugins:
             "ValueError: this is the name of a command of flamboyance itself",
         ]
 
-    @pytest.mark.parametrize("name", ["ask", "classify", "support-set"])
+    def test_the_commands_of_the_client_are_its_entry_points(self) -> None:
+        client = tomllib.loads((ROOT / "clients" / "python" / "pyproject.toml").read_text(encoding="utf-8"))
+        assert client["project"]["entry-points"][plugins.GROUP].keys() == set(CLIENT_COMMANDS)
+
+    @pytest.mark.parametrize("name", CLIENT_COMMANDS)
     def test_a_command_of_the_client_says_how_to_install_it_if_it_is_missing(
         self, name: str, register: Callable[..., None], capsys: pytest.CaptureFixture[str]
     ) -> None:
