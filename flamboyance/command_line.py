@@ -17,6 +17,10 @@ from flamboyance.plugins import add_plugins
 NAME = "flamboyance"
 # a distribution of its own, which not every program needs
 CLIENT = "flamboyance_client"
+# its commands, which are entry points of its distribution
+CLIENT_COMMANDS = ("ask", "classify", "support-set")
+# settings of a command that gets its arguments as they are
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 class Program(NamedTuple):
@@ -36,10 +40,14 @@ class Program(NamedTuple):
         except ModuleNotFoundError as error:
             if error.name != CLIENT:
                 raise
-            print(f"error: {self.prog} needs {CLIENT}: pip install ./clients/python", file=sys.stderr)
-            return 1
+            return _without_client(self.prog)
         status: int = module.main([*self.first_arguments, *arguments], prog=self.prog)
         return status
+
+
+def _without_client(prog: str) -> int:
+    print(f"error: {prog} needs {CLIENT}: pip install ./clients/python", file=sys.stderr)
+    return 1
 
 
 PROGRAMS = {
@@ -108,12 +116,24 @@ def create_app() -> typer.Typer:
 
 
 def _add_program(app: typer.Typer, name: str, program: Program) -> None:
-    # the program also reads --help, and the options that are unknown here
-    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
-
-    @app.command(name, help=program.help, context_settings=settings, add_help_option=False)
+    # the program also reads --help
+    @app.command(name, help=program.help, context_settings=PASS_ON, add_help_option=False)
     def run(context: typer.Context) -> None:
         raise typer.Exit(program.run(context.args))
+
+
+def _add_missing_client_commands(app: typer.Typer) -> None:
+    """Add commands that say how to install the client, for those of its commands that no distribution has added."""
+    present = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
+    for name in CLIENT_COMMANDS:
+        if name not in present:
+            _add_missing(app, name)
+
+
+def _add_missing(app: typer.Typer, name: str) -> None:
+    @app.command(name, help=f"Needs {CLIENT}, which is not installed.", context_settings=PASS_ON, add_help_option=False)
+    def run() -> None:
+        raise typer.Exit(_without_client(f"{NAME} {name}"))
 
 
 def _print_version(is_requested: bool) -> None:
@@ -141,6 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     app = create_app()
     if not arguments or arguments[0] not in {*PROGRAMS, "--version"}:
         add_plugins(app, reserved=PROGRAMS)
+        _add_missing_client_commands(app)
     try:
         status = app(args=list(arguments), prog_name=NAME, standalone_mode=False)
     except typer.TyperException as error:

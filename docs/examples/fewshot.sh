@@ -26,8 +26,12 @@ ask() { # the query's file, the expected word
         "$1" "$2" "$(sed -En 's/.*"text": ?" ?([^"]*)".*/\1/p' <<<"$answer")" "$answer"
 }
 
-# the server listens before its model is loaded
-curl --silent --show-error --fail --retry 120 --retry-delay 1 --output /dev/null "$server/health/ready"
+# the first start downloads the model before the server listens; every start loads the model after that
+ready() { curl --silent --fail --output /dev/null "$@" "$server/health/ready"; }
+if ! ready; then
+    echo "waiting until $server is ready" >&2
+    ready --retry 300 --retry-delay 1 --retry-connrefused || { echo "$server is not ready" >&2; exit 1; }
+fi
 ask fluent-elephant.png dax
 ask fluent-bicycle.png wug
 ask fluent-banana.png blicket

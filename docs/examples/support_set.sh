@@ -20,8 +20,12 @@ field() { sed -En "s/^\{([^{]*,)?\"$1\": ?\"?([^\",]*).*/\2/p"; }   # a field be
 nested() { sed -En "s/.*\"$1\": ?(\{[^}]*\}|\"[^\"]*\").*/\1/p"; } # an object or a string, at any depth
 label() { basename "$(dirname "$1")"; }
 
-# the server listens before its model is loaded
-curl --silent --show-error --fail --retry 120 --retry-delay 1 --output /dev/null "$server/health/ready"
+# the first start downloads the model before the server listens; every start loads the model after that
+ready() { curl --silent --fail --output /dev/null "$@" "$server/health/ready"; }
+if ! ready; then
+    echo "waiting until $server is ready" >&2
+    ready --retry 300 --retry-delay 1 --retry-connrefused || { echo "$server is not ready" >&2; exit 1; }
+fi
 
 # register and warm
 files=("$shots"/*/*.jpg)

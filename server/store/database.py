@@ -323,7 +323,7 @@ def _reason(error: exc.DBAPIError) -> str:
     if "readonly" in message or "read-only" in message:
         return "the database cannot be written: it is read-only"
     if "locked" in message or "lock timeout" in message:
-        return "the database is locked by another process"
+        return "the database is locked by another transaction"
     if "disk I/O error" in message:
         return "the database cannot be read or written: its disk fails"
     return "the database does not respond"

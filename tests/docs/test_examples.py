@@ -185,13 +185,22 @@ def test_a_script_waits_until_the_model_is_loaded(script: str) -> None:
         def log_message(self, *arguments: object) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Loading) as loading:
-        threading.Thread(target=loading.serve_forever, daemon=True).start()
-        command = ["bash", str(EXAMPLES / script), f"http://127.0.0.1:{loading.server_port}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    # bound, but not listening: connections are refused, as while the first start downloads the model
+    with HTTPServer(("127.0.0.1", 0), Loading, bind_and_activate=False) as loading:
+        loading.server_bind()
+        url = f"http://127.0.0.1:{loading.server_port}"
+        command = ["bash", str(EXAMPLES / script), url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            first = process.stderr.readline()
+            loading.server_activate()
+            threading.Thread(target=loading.serve_forever, daemon=True).start()
+            _, errors = process.communicate(timeout=SECONDS)
         loading.shutdown()
+    assert first == f"waiting until {url} is ready\n"
     assert statuses == []
-    assert "418" in done.stderr
+    assert "503" not in errors  # one line for the wait, not one per attempt
+    assert "418" in errors
 
 
 def test_an_error_response_ends_the_script_and_is_printed(server: Server, tmp_path: Path) -> None:

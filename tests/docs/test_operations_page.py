@@ -106,6 +106,10 @@ RUN = {
         **DATA,
         "flamboyance backup": "flamboyance keys create me && flamboyance backup",
     },
+    "flamboyance restore backup.tar --data-dir /srv/flamboyance": {
+        "/srv/flamboyance": "other",
+        "flamboyance restore": "flamboyance keys create me && flamboyance backup backup.tar && flamboyance restore",
+    },
     "flamboyance restore backup.tar --database postgresql://flamboyance@db.internal/flamboyance "
     "--media-store s3://bucket/media": {
         "--database postgresql://flamboyance@db.internal/flamboyance --media-store s3://bucket/media": "--data-dir other",

@@ -14,7 +14,7 @@ import typer
 
 from flamboyance import command_line, plugins
 from flamboyance.application import ROOT, load
-from flamboyance.command_line import PROGRAMS, main
+from flamboyance.command_line import CLIENT_COMMANDS, PROGRAMS, main
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
@@ -197,6 +197,19 @@ class TestPlugins:
             "warning: the command 'serve' of an unknown distribution is not available: "
             "ValueError: this is the name of a command of flamboyance itself",
         ]
+
+    def test_the_commands_of_the_client_are_its_entry_points(self) -> None:
+        client = tomllib.loads((ROOT / "clients" / "python" / "pyproject.toml").read_text(encoding="utf-8"))
+        assert client["project"]["entry-points"][plugins.GROUP].keys() == set(CLIENT_COMMANDS)
+
+    @pytest.mark.parametrize("name", CLIENT_COMMANDS)
+    def test_a_command_of_the_client_says_how_to_install_it_if_it_is_missing(
+        self, name: str, register: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        register()
+        assert main([name, "create", "photos", "--help"]) == 1
+        error = f"error: flamboyance {name} needs flamboyance_client: pip install ./clients/python\n"
+        assert capsys.readouterr() == ("", error)
 
     def test_a_program_loads_none(
         self,

@@ -235,7 +235,7 @@ async def test_a_database_that_stays_locked_is_unavailable(tmp_path: Path, monke
     await database.prepare()
     with sqlite3.connect(tmp_path / "data.db", isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(DatabaseUnavailable):
+        with pytest.raises(DatabaseUnavailable, match=r"^the database is locked by another transaction$"):
             await database.write(put_a)
         assert await database.read(count) == 0  # readers are not blocked
         other.execute("COMMIT")

@@ -77,6 +77,11 @@ class TestErrors:
         assert "FLAMBOYANCE_URL" in output.out
         assert output.err == ""
 
+    @pytest.mark.parametrize("command", [["classify"], ["support-set", "suggest"], ["support-set", "delete"]])
+    def test_the_usage_repeats_no_dots(self, command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        assert application.run([*command, "--help"]) == 0
+        assert "...}" not in capsys.readouterr().out
+
 
 class TestDelete:
     @pytest.mark.parametrize(("answer", "status"), [(True, 0), (False, 1)])

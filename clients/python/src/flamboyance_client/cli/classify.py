@@ -23,7 +23,7 @@ WITH_SHOTS = ("in_context", "blend")
 
 
 def classify(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, videos, or folders of them.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Images, videos, or folders of them.")],
     support_set: SupportSetOption = None,
     folder: Annotated[
         Path | None,

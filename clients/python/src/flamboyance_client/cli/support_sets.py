@@ -128,7 +128,7 @@ def diagnose(
 @app.command()
 def suggest(
     name: Name,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, videos, or folders of them.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Images, videos, or folders of them.")],
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="The images to suggest.")] = 8,
     version: Version = None,
     url: Url = DEFAULT_URL,
@@ -191,7 +191,7 @@ def import_file(
 
 @app.command()
 def delete(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="The names or the ids of sets.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="The names or the ids of sets.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without a question.")] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
