@@ -75,9 +75,8 @@ def _media(body: Any) -> Iterator[str]:
 
 def _values(value: Any, names: frozenset[str] | set[str]) -> Iterator[str]:
     """Yield the texts in fields with one of these names, at any depth, in the order of the body."""
-    left: list[tuple[str, Any]] = [
-        ("", value)
-    ]  # not by recursion: a body may have as many levels as the parser permits
+    # not by recursion: a body may have as many levels as the parser permits
+    left: list[tuple[str, Any]] = [("", value)]
     while left:
         name, value = left.pop()
         match value:

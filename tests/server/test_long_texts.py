@@ -11,6 +11,7 @@ import pytest
 
 from model.prompt import PromptTokenizer
 from server.api import answers
+from server.api.answer_text import completion_logprobs
 from tests.server.conftest import data_url, png
 from tests.server.fakes import TOKENIZER, served_model
 
@@ -86,11 +87,10 @@ async def test_log_probabilities_of_many_tokens_are_written_outside_the_event_lo
 ) -> None:
     """With 16 answers that repeat a prompt of 8,000 tokens, writing them takes 4 seconds."""
     threads: list[threading.Thread] = []
-    original = answers.completion_logprobs
 
     def recorded(*arguments: Any) -> Any:
         threads.append(threading.current_thread())
-        return original(*arguments)
+        return completion_logprobs(*arguments)
 
     monkeypatch.setattr(answers, "completion_logprobs", recorded)
     monkeypatch.setattr(answers, "MAX_SHOWN", 16)

@@ -221,7 +221,7 @@ async def test_unfinished_requests_to_warm_have_a_limit(
 ) -> None:
     """Each would hold its prompts until all before it have ended."""
     monkeypatch.setattr(warming, "MAX_UNFINISHED", 2)
-    fields = [{"template": {"shot": f"{{media}}{number} {{answer}}"}} for number in range(3)]
+    fields: list[dict[str, Any]] = [{"template": {"shot": f"{{media}}{number} {{answer}}"}} for number in range(3)]
     for of_request in fields[:2]:
         assert (await warm(http, wait=False, **of_request))["status"] == "warming"
     response = await http.post("/v1/support_sets/colours/warm", json=fields[2])

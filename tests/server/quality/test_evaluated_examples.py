@@ -14,6 +14,7 @@ import pytest
 from server.api.services import Services
 from server.limits import admission
 from server.quality import evaluation_runner
+from server.quality.evaluation import left_out_together
 from server.wire import Score
 from tests.server.evaluations import COLOURS, LABEL_OF, MEDIA, logprobs_of, run_evaluation
 from tests.server.fakes import FakeClient
@@ -72,7 +73,7 @@ async def test_queries_are_prepared_in_a_thread(
     http: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With 10,000 queries and 1,024 labels, it takes seconds."""
-    threads, left_out_together = [], evaluation_runner.left_out_together
+    threads: list[threading.Thread] = []
 
     def recorded(answers: Sequence[str]) -> Callable[[int], list[int]]:
         threads.append(threading.current_thread())

@@ -384,11 +384,12 @@ async def test_metadata_hold_finite_numbers(http: httpx.AsyncClient, number: str
 async def test_a_page_of_long_examples_ends_before_its_limit(
     http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1,000 examples may have texts of 1.2 GB in JSON."""
+    """The texts of 1,000 examples may have 1.2 GB in JSON."""
     monkeypatch.setattr(support_sets, "MAX_PAGE_CHARACTERS", 100)
     lengths = [40, 60, 101, 100, 1]
     await create(http, examples=[example(f"e{i}", text="a" * length) for i, length in enumerate(lengths)])
-    pages, after = [], ""
+    pages: list[dict[str, Any]] = []
+    after = ""
     while not pages or pages[-1]["has_more"]:
         pages.append((await http.get(f"{SETS}/s/examples", params={"limit": 5, **after_entry(after)})).json())
         after = pages[-1]["last_id"]
