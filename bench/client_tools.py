@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from bench.serving import HOST, serving
 from bench.table import ROOT, Bar, Report, Row
 from bench.workload import random_image
 from model.cache import cache_folder
+from server.settings import child_environment
 
 SCRIPTS = ROOT / "bench" / "client_scripts"
 # scripts may compare with the Python client, if their environment has its dependencies
@@ -126,7 +126,7 @@ def run(name: str, client: Client, environments: Path, inputs: Sequence[str]) ->
 
 def habits(command: Sequence[str]) -> list[Row]:
     """Run a script and return a row per habit that it reports, and a failed row if the script fails or reports none."""
-    environment = {**os.environ, "PYTHONPATH": str(PYTHON_CLIENT)}
+    environment = child_environment(PYTHONPATH=str(PYTHON_CLIENT))
     try:
         process = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SCRIPT_SECONDS
