@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -118,7 +118,7 @@ class Gateway:
             case "/health/ready":
                 response = await self._ready()
             case "/metrics":
-                texts = await asyncio.gather(_ask(self._replicas, "metrics"), _ask(self._gateways(), "metrics"))
+                texts = await asyncio.gather(_ask(self._replicas, "metrics"), _ask(self._gateways, "metrics"))
                 response = Response(merge(chain(*texts)), media_type=CONTENT_TYPE)
             case _:
                 await self._forward(request, send)
@@ -131,14 +131,15 @@ class Gateway:
         status = "ready" if "ready" in states else next(iter(states), "starting")
         return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
+    @cached_property
     def _gateways(self) -> DeploymentHandle[Any]:
+        """All gateways. Each handle has a router of its own, so there is one for all scrapes."""
         context = serve.get_replica_context()
         return serve.get_deployment_handle(context.deployment, context.app_name)
 
     async def _refuse(self, request: Request, error: ServerError) -> Response:
-        caller: Caller | None = getattr(
-            request.state, "caller", None
-        )  # None if it was refused before it was identified
+        # None if the request was refused before its caller was identified
+        caller: Caller | None = getattr(request.state, "caller", None)
         self._refused.labels("", error.code, DEFAULT_TENANT if caller is None else caller.tenant).inc()
         logger.info("request refused", extra={"request_id": request.state.request_id, "code": error.code})
         return JSONResponse(error.body(), error.status, error.headers())
