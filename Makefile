@@ -137,4 +137,5 @@ train-default: setup .venv/dev.stamp
 	$(BIN)/python -m training training/default/alignment.yaml --pause-file $(PAUSE)
 	$(BIN)/python -m training training/default/binding.yaml --pause-file $(PAUSE)
 	$(BIN)/python -m training training/default/matching.yaml --pause-file $(PAUSE)
-	$(BIN)/python -m training.default.ship $(addprefix $(RUNS)/,alignment binding matching)
+	$(BIN)/python -m training training/default/settling.yaml --pause-file $(PAUSE)
+	$(BIN)/python -m training.default.ship $(addprefix $(RUNS)/,alignment binding matching settling)
