@@ -24,9 +24,9 @@ from server.access.callers import Caller
 from server.access.keys import Keys
 from server.access.pages import cors_options
 from server.access.tenants import DEFAULT_TENANT
-from server.api.body import JSONResponse
 from server.api.guard import Guard, authorise
 from server.api.openapi import openapi_document, operation_id
+from server.api.responses import JSONResponse
 from server.api.routes import (
     archives,
     candidates,

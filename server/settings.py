@@ -187,7 +187,9 @@ class Settings(BaseModel):
         1024.0, gt=0, le=65536, description="maximum size of the archive of a support set, in MiB"
     )
     max_bodies_mb: int = Field(
-        512, ge=1, description="memory for the bodies of all requests that arrive, wait or run, in MiB"
+        512,
+        ge=1,
+        description="memory for the bodies of requests that arrive, wait or run, and of unread responses, in MiB",
     )
     max_client_share: float = Field(
         0.75,

@@ -34,8 +34,9 @@ from server.access.callers import Caller
 from server.access.keys import Keys
 from server.access.pages import cors_options
 from server.access.tenants import DEFAULT_TENANT, qualified
-from server.api.body import JSON, JSONResponse, content_type, stream_body
+from server.api.body import content_type, stream_body
 from server.api.guard import Guard
+from server.api.responses import JSON, JSONResponse
 from server.api.sse import DONE, EventStream, event, unless_disconnected
 from server.errors import Overloaded, ServerError
 from server.limits.admission import Admission

@@ -77,10 +77,15 @@ def _whole_characters(tokenizer: PromptTokenizer, ids: Sequence[int]) -> list[in
 
 
 class StopStrings:
-    """Passes text on up to the first stop string; an end that may be the beginning of one is held back."""
+    """Passes text on up to the first stop string; an end that may be the beginning of one is held back.
+
+    Each character is compared a bounded number of times on average, however a stop string repeats itself (Knuth, Morris and
+    Pratt, 1977).
+    """
 
     def __init__(self, stop: Sequence[str], *, include: bool = False) -> None:
-        self._stop = stop
+        self._stop = [(string, borders(string)) for string in stop]
+        self._matched = [0] * len(stop)  # by stop string, the length of its beginning that ends the text
         self._include = include
         self._held = ""
         self.is_stopped = False
@@ -88,15 +93,13 @@ class StopStrings:
     def push(self, text: str) -> str:
         if not self._stop or self.is_stopped:
             return "" if self.is_stopped else text
-        self._held += text
-        matches = [(start, len(stop)) for stop in self._stop if (start := self._held.find(stop)) >= 0]
-        if matches:
+        start, self._held = len(self._held), self._held + text
+        for end, character in enumerate(text, start + 1):
             # the stop string that is complete first ends the text, even if another one began earlier
-            start, length = min(matches, key=lambda match: (match[0] + match[1], match[0]))
-            self.is_stopped = True
-            return self._held[: start + length * self._include]
-        keep = max(map(self._overlap, self._stop))
-        certain = self._held[: len(self._held) - keep]
+            if length := self._completed(character):
+                self.is_stopped = True
+                return self._held[: end if self._include else end - length]
+        certain = self._held[: len(self._held) - max(self._matched)]
         self._held = self._held[len(certain) :]
         return certain
 
@@ -105,10 +108,30 @@ class StopStrings:
         text, self._held = ("" if self.is_stopped else self._held), ""
         return text
 
-    def _overlap(self, stop: str) -> int:
-        """Return the length of the longest suffix of the held text that is a prefix of `stop`."""
-        longest = min(len(stop) - 1, len(self._held))
-        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
+    def _completed(self, character: str) -> int:
+        """Match one more character, and return the length of the longest stop string that it completes, or 0."""
+        completed = 0
+        for index, (string, shorter) in enumerate(self._stop):
+            matched = self._matched[index]
+            while matched and string[matched] != character:
+                matched = shorter[matched]
+            matched += string[matched] == character
+            self._matched[index] = matched
+            if matched == len(string):
+                completed = max(completed, matched)
+        return completed
+
+
+@lru_cache(maxsize=1 << 10)
+def borders(string: str) -> list[int]:
+    """Return, for each length of a beginning of the string, the length of the longest shorter one that also ends it."""
+    lengths = [0, 0]
+    for index in range(1, len(string)):
+        length = lengths[index]
+        while length and string[length] != string[index]:
+            length = lengths[length]
+        lengths.append(length + (string[length] == string[index]))
+    return lengths
 
 
 @lru_cache(maxsize=1 << 16)

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from functools import partial
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from model.prompt import PromptTokenizer
 from server.api.answer_text import AnswerPiece, AnswerText, completion_logprobs, prompt_logprobs
-from server.api.body import JSONResponse
 from server.api.generation import GenerationRequest
 from server.api.merging import merge
+from server.api.responses import JSONResponse
 from server.api.services import Services
 from server.api.sse import EventStream, unless_disconnected
 from server.engine_client.client import Client
@@ -30,6 +31,8 @@ from server.wire import Admitted, Finished, Generate, PromptScored, Token, Token
 
 # tokens with log-probabilities that are written in some milliseconds
 MAX_SHOWN = 512
+
+Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
@@ -66,25 +69,31 @@ class AnswerStream:
                     case PromptScored():
                         self.prompt_scores = event.logprobs
                     case _:
-                        for piece in self._take(event, request.request_id):
+                        if event.index not in self.by_index and (echo := await self._begin(event.index)):
+                            yield echo
+                        if piece := self._take(event, request.request_id):
                             yield piece
                         if self._are_finished():
                             return
 
-    def _take(self, event: Token | Finished, request_id: str) -> Iterator[AnswerPiece]:
-        if (answer := self.by_index.get(event.index)) is None:
-            answer = self.by_index[event.index] = AnswerText(self.generation, self.first + event.index, self.tokenizer)
-            if self.generation.echo:
-                yield answer.echo(self.prompt_scores)
+    async def _begin(self, index: int) -> AnswerPiece | None:
+        """Begin an answer, and return the prompt as its first piece if the prompt is repeated."""
+        answer = self.by_index[index] = AnswerText(self.generation, self.first + index, self.tokenizer)
+        if not self.generation.echo:
+            return None
+        return await aside(self.generation.prompt.num_tokens, partial(answer.echo, self.prompt_scores))
+
+    def _take(self, event: Token | Finished, request_id: str) -> AnswerPiece | None:
+        answer = self.by_index[event.index]
         if answer.finish_reason is not None:
-            return  # it was ended by a stop string, of which the engine does not know
+            return None  # it was ended by a stop string, of which the engine does not know
         if isinstance(event, Token):
             self.record.token(self.first + event.index, event)
         piece = answer.take(event)
-        yield piece
         if piece.finish_reason is not None and event.finish_reason is None and not self._are_finished():
             # otherwise the engine would continue to decode this answer until the last answer ends
             self.client.end_answer(request_id, event.index)
+        return piece
 
     def _are_finished(self) -> bool:
         """Return whether every answer has a finish reason; the record then gets that of the last answer."""
@@ -94,6 +103,11 @@ class AnswerStream:
             return False
         self.record.finish_reason = reasons[-1]
         return True
+
+    def num_shown(self, piece: AnswerPiece, *, is_first: bool) -> int:
+        """Return the number of tokens that a choice shows, each of which may have alternatives."""
+        shows_prompt = self.generation.shows_prompt_logprobs and is_first
+        return len(piece.tokens) + (len(self.prompt_scores) if shows_prompt else 0)
 
     def extras(self, piece: AnswerPiece, *, is_first: bool) -> dict[str, Any]:
         """Return the requested fields of a choice besides its text: the prompt's log-probabilities, token ids."""
@@ -161,22 +175,24 @@ async def pieces_of(prompts: Sequence[AnswerStream], record: RequestRecord) -> A
                 yield piece
 
 
+async def aside(num_tokens: int, work: Callable[[], Result]) -> Result:
+    """Do work on tokens: in a thread if they are many, because it may take seconds."""
+    return await asyncio.to_thread(work) if num_tokens > MAX_SHOWN else work()
+
+
 async def whole(prompts: Sequence[AnswerStream], record: RequestRecord, shape: Shape, head: dict[str, Any]) -> Response:
-    """Return the response with all answers. If it shows many tokens, it is written in a thread: that may take seconds."""
     num_answers = prompts[0].generation.sampling.n
     wholes = [AnswerPiece("", index=index) for index in range(num_answers * len(prompts))]
     async with aclosing(pieces_of(prompts, record)) as pieces:
         async for piece in pieces:
             wholes[piece.index].add(piece)
+    answers = [(piece, prompts[piece.index // num_answers]) for piece in wholes]
 
     def write() -> Response:
-        choices = [shape.choice(piece, prompts[piece.index // num_answers]) for piece in wholes]
+        choices = [shape.choice(piece, prompt) for piece, prompt in answers]
         return JSONResponse({**head, **prompts[0].generation.extras, "choices": choices, "usage": record.usage()})
 
-    # each answer repeats its prompt, and each token may have alternatives
-    num_prompt_tokens = num_answers * sum(len(prompt.prompt_scores) for prompt in prompts)
-    num_shown = num_prompt_tokens + sum(len(piece.tokens) for piece in wholes)
-    return await asyncio.to_thread(write) if num_shown > MAX_SHOWN else write()
+    return await aside(sum(prompt.num_shown(piece, is_first=True) for piece, prompt in answers), write)
 
 
 async def chunks(
@@ -186,8 +202,9 @@ async def chunks(
     num_answers = prompts[0].generation.sampling.n
     async with aclosing(pieces_of(prompts, record)) as pieces:
         async for piece in pieces:
-            answers = prompts[piece.index // num_answers]
-            for choice in shape.deltas(piece, answers, is_first=piece.index not in begun):
+            answers, is_first = prompts[piece.index // num_answers], piece.index not in begun
+            write: Callable[[], list[dict[str, Any]]] = partial(list, shape.deltas(piece, answers, is_first=is_first))
+            for choice in await aside(answers.num_shown(piece, is_first=is_first), write):
                 chunk = {**head, **extras, "choices": [choice]}
                 extras = {}
                 if options.include_usage or options.continuous_usage_stats:

@@ -6,15 +6,15 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
 
 from server.access.callers import Caller
 from server.access.quotas import Quota
 from server.access.roles import may
+from server.api.responses import JSON
 from server.api.services import Services
 from server.errors import BodyTimeout, BodyTooLarge, Forbidden, InvalidRequest, UnsupportedMediaType
 from server.limits.admission import Ticket
@@ -22,7 +22,6 @@ from server.schemas.base import ModelRequest, PrioritizedRequest, SchemaType, Ti
 from server.settings import Settings
 from server.telemetry.stages import current
 
-JSON = "application/json"
 # sizes in bytes for which reading a body, and parsing JSON, takes some milliseconds
 LARGE_BODY = 2**20
 # bytes of a body per write to a file
@@ -159,10 +158,3 @@ async def _pieces(request: Request, limit: int, seconds: float) -> AsyncGenerato
             await asyncio.sleep(pause)
             deadline += pause
     raise BodyTooLarge(f"the body has {size} bytes or more, the limit is {limit}")
-
-
-class JSONResponse(Response):
-    media_type = JSON
-
-    def render(self, content: Any) -> bytes:
-        return msgspec.json.encode(content)

@@ -19,8 +19,8 @@ from pydantic_core.core_schema import NullableSchema, TaggedUnionSchema, WithDef
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from server.api.body import JSON
 from server.api.guard import METRICS_PATH, OPEN_PATHS
+from server.api.responses import JSON
 from server.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -78,8 +78,8 @@ BODY = (
     Overloaded,
     ShuttingDown,
 )
-# errors of any request to a route that is not open
-ACCESS = (Unauthorized, Forbidden, QuotaExceeded)
+# errors of any request to a route that is not open; the last two, if its response is large
+NOT_OPEN = (Unauthorized, Forbidden, QuotaExceeded, ClientOverShare, Overloaded)
 # errors of any request
 ANY = (InvalidRequest, HostRefused, DeadlineExceeded, ServerError)
 
@@ -227,10 +227,10 @@ def _complete(operation: dict[str, Any], method: str, *, is_open: bool) -> None:
     if "HTTPValidationError" in str(operation["responses"].get("422")):
         del operation["responses"]["422"]  # FastAPI adds it for path parameters, but all their values are valid
     if not is_open:
-        for status, response in _error_responses(ACCESS).items():
+        for status, response in _error_responses(NOT_OPEN).items():
             same = operation["responses"].setdefault(str(status), response)
-            if same is not response:
-                same["description"] = f"{same['description'].removesuffix('.')}, {_codes(ACCESS, status)}."
+            if codes := _codes([error for error in NOT_OPEN if error.code not in same["description"]], status):
+                same["description"] = f"{same['description'].removesuffix('.')}, {codes}."
     operation["responses"] = dict(sorted(operation["responses"].items()))
     for response in operation["responses"].values():
         response["headers"] = {**response.get("headers", {}), **_header_references(["X-Request-Id"])}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from server.errors import InvalidRequest
-from server.schemas.fewshot import MAX_CANDIDATES, CandidateField
+from server.schemas.fewshot import MAX_CANDIDATE_LENGTH, MAX_CANDIDATES, CandidateField
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,14 @@ def read_candidates(fields: Iterable[CandidateField]) -> list[Candidate]:
 
 
 def candidates_of(examples: Iterable[Answered]) -> list[Candidate]:
-    """Return the answers of examples as candidates. Raises `InvalidRequest` if there are more than a request may give."""
+    """Return the answers of examples as candidates. Raises `InvalidRequest` if a request could not give these."""
     answers = dict.fromkeys(filter(None, map(answer_of, examples)))
     if len(answers) > MAX_CANDIDATES:
         message = f"the examples have {len(answers)} different answers, the limit is {MAX_CANDIDATES}: set candidates"
+        raise InvalidRequest(message, param="candidates")
+    if (length := max(map(len, answers), default=0)) > MAX_CANDIDATE_LENGTH:
+        message = (
+            f"an answer of the examples has {length} characters, the limit is {MAX_CANDIDATE_LENGTH}: set candidates"
+        )
         raise InvalidRequest(message, param="candidates")
     return read_candidates(answers)

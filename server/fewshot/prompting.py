@@ -10,13 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from model.prompt import Media, Segment, ShotsAttend, Text
+from model.prompt import Media, Segment, ShotsAttend
 from server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
 from server.fewshot.shots import DEFAULT_K, SUPPORT_SET, ShotSource, check_media
 from server.fewshot.templates import Shot, Template, TemplateError, built_in, with_end
 from server.media.source import EncodedMedia
-from server.prompt import PreparedPrompt, check_shots_attend, check_texts, encode_segments, join_texts
+from server.prompt import PreparedPrompt, check_shots_attend, encode_joined
 from server.schemas.fewshot import (
     ExamplesFields,
     FewShotFields,
@@ -248,12 +248,10 @@ def write(
         shot = query if error.shot is None else shots[error.shot]
         owner = f" (the example {shot.id!r})" if shot.param == SUPPORT_SET else ""
         raise InvalidRequest(f"{error}{owner}", param=shot.param) from None
-    # before they are joined: a template may write the same long text in each shot
-    check_texts((piece.text for piece in pieces if isinstance(piece, Text)), model, query.param)
-    segments = join_texts(pieces)
-    if attend == "alone":
-        _check_alone(segments, shots, template.render([], query))
-    return encode_segments(segments, media, model, query.param).with_shots(attend, model)
+    prompt = encode_joined(pieces, media, model, query.param)
+    if attend == "alone" and shots:
+        _check_alone(shots, template.render(shots[:1], query), template.render([], query))
+    return prompt.with_shots(attend, model)
 
 
 def check_alone(examples: Sequence[Example], template: Template, model: ServedModel) -> None:
@@ -264,10 +262,13 @@ def check_alone(examples: Sequence[Example], template: Template, model: ServedMo
         raise UnsupportedParameter(NOT_ALONE, param="shots_attend")
 
 
-def _check_alone(segments: Sequence[Segment], shots: Sequence[Shot], query: Sequence[Segment]) -> None:
-    """Check that each shot and the query begin with a media item and have no other. Raises `UnsupportedParameter`."""
+def _check_alone(shots: Sequence[Shot], first: Sequence[Segment], query: Sequence[Segment]) -> None:
+    """Check that each shot and the query begin with a media item and have no other. Raises `UnsupportedParameter`.
+
+    `first`: the segments of the first shot and the query.
+    """
     is_one = [isinstance(segment, Media) for segment in query].count(True) == 1 and isinstance(query[0], Media)
-    if shots and not (is_one and isinstance(segments[0], Media) and all(len(shot.media) == 1 for shot in shots)):
+    if not (is_one and isinstance(first[0], Media) and all(len(shot.media) == 1 for shot in shots)):
         raise UnsupportedParameter(NOT_ALONE, param="shots_attend")
 
 

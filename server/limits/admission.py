@@ -1,8 +1,8 @@
 """Admission control: a request enters the queue when its body has arrived; clients share the queue.
 
 A request holds its ticket until the last byte of its response is sent. It waits until the engine begins its prompt, then it
-runs. Bodies are counted in bytes while they are held. A request is refused with 503 if the server is full, with 429 if its
-client has its share.
+runs. Bodies of requests and responses are counted in bytes while they are held. A request is refused with 503 if the server
+is full, with 429 if its client has its share.
 """
 
 from __future__ import annotations
@@ -109,16 +109,19 @@ class Ticket:
                 message = f"this client has its share of the {queue.total} requests that may wait"
                 raise ClientOverShare(message, retry_after=admission.retry_after())
 
-    def hold(self, num_bytes: int) -> None:
-        """Count bytes of the body. Raises `Overloaded` and `ClientOverShare`."""
+    def hold(self, num_bytes: int, *, is_unread: bool = True) -> None:
+        """Count bytes of a body until the ticket is released. Raises `Overloaded` and `ClientOverShare`.
+
+        `is_unread`: the request's body is not read to its end yet, so a refusal closes the connection.
+        """
         admission, bodies = self._admission, self._admission.bodies
         match bodies.refusal(self.client, num_bytes):
             case "full":
-                message = f"request bodies take {bodies.used} bytes, the limit is {bodies.total}"
-                raise Overloaded(message, retry_after=admission.retry_after(), closes=True)
+                message = f"bodies take {bodies.used} bytes, the limit is {bodies.total}"
+                raise Overloaded(message, retry_after=admission.retry_after(), closes=is_unread)
             case "over_share":
-                message = f"this client has its share of the {bodies.total} bytes that request bodies may take"
-                raise ClientOverShare(message, retry_after=admission.retry_after(), closes=True)
+                message = f"this client has its share of the {bodies.total} bytes that bodies may take"
+                raise ClientOverShare(message, retry_after=admission.retry_after(), closes=is_unread)
         bodies.take(self.client, num_bytes)
         self._num_bytes += num_bytes
 

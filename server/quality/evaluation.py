@@ -102,7 +102,7 @@ class Outcome:
     """
 
     truth: int
-    logs: dict[str, list[float]]
+    logs: dict[str, Array]
     prompt_tokens: int = 0
     cached_tokens: int = 0
     media: int = 0
@@ -111,7 +111,7 @@ class Outcome:
 
     def log_probabilities(self, method: Method) -> Array:
         """Return the log-probabilities [C] of the labels by a method."""
-        return combine([np.array(self.logs[part]) for part in parts_of(method)])
+        return combine([self.logs[part] for part in parts_of(method)])
 
 
 def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedModel, max_media: int) -> EvaluationPlan:

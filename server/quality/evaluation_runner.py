@@ -26,7 +26,7 @@ from server.fewshot.candidates import answer_of
 from server.fewshot.classification import classify_in_context, run_concurrently
 from server.fewshot.comparison import Comparison
 from server.fewshot.methods import IN_CONTEXT, parts_of
-from server.fewshot.methods.likeness import left_out_log_probabilities
+from server.fewshot.methods.likeness import Array, left_out_log_probabilities
 from server.fewshot.prompting import assemble, find_template, read_question
 from server.fewshot.retrieval import SPACES
 from server.fewshot.shots import ShotSource
@@ -76,7 +76,7 @@ class Query:
     example: Example
     left_out: list[str]
     truth: int
-    likeness: dict[str, list[float]]
+    likeness: dict[str, Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class LeaveOneOut:
         result = await classify_in_context(assembled, plan.candidates, weighing, record, self.model, self.client)
         return Outcome(
             truth=query.truth,
-            logs={IN_CONTEXT: result.log_probabilities.tolist(), **query.likeness},
+            logs={IN_CONTEXT: result.log_probabilities, **query.likeness},
             prompt_tokens=record.prompt_tokens,
             cached_tokens=record.cached_tokens,
             media=record.media,
@@ -139,7 +139,7 @@ class LeaveOneOut:
                     example=(example := version.examples[index]),
                     left_out=[version.examples[other].id for other in left_out(index)],
                     truth=labels.index(answer_of(example)),
-                    likeness={part: logs[part][index].tolist() for part in parts},
+                    likeness={part: logs[part][index] for part in parts},
                 )
                 for index in map(indices.__getitem__, plan.queries)
             ]

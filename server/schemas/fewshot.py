@@ -167,10 +167,11 @@ class SearchRequest(TimedRequest):
 
 
 MAX_CANDIDATES = 1024
+MAX_CANDIDATE_LENGTH = 4096
 MAX_PERMUTATIONS = 24
 MAX_TEMPERATURE = 1000
 
-CandidateText = Annotated[str, Field(min_length=1, max_length=4096)]
+CandidateText = Annotated[str, Field(min_length=1, max_length=MAX_CANDIDATE_LENGTH)]
 
 
 class LabelledCandidate(Schema):
@@ -296,7 +297,9 @@ class ClassifyRequest(FewShotFields, WeighingFields, ConfidenceFields, Prioritiz
 
 ScoredCandidate = Annotated[
     Annotated[CandidateText, Tag("<string>")]
-    | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=4096), Tag("<token ids>")],
+    | Annotated[
+        list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MAX_CANDIDATE_LENGTH), Tag("<token ids>")
+    ],
     Discriminator(lambda value: "<string>" if isinstance(value, str) else "<token ids>"),
 ]
 

@@ -11,7 +11,7 @@ import pytest
 
 from model.prompt import PromptTokenizer
 from server.api import answers
-from server.api.answer_text import completion_logprobs
+from server.api.answer_text import AnswerText, ShownToken, completion_logprobs
 from tests.server.conftest import data_url, png
 from tests.server.fakes import TOKENIZER, served_model
 
@@ -82,20 +82,32 @@ async def test_a_text_up_to_the_limit_of_bytes_is_encoded(http: httpx.AsyncClien
     assert response.status_code == 200
 
 
+@pytest.mark.parametrize("stream", [False, True])
 async def test_log_probabilities_of_many_tokens_are_written_outside_the_event_loop(
-    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    """With 16 answers that repeat a prompt of 8,000 tokens, writing them takes 4 seconds."""
-    threads: list[threading.Thread] = []
+    """With 16 answers that repeat a prompt of 8,000 tokens, writing them takes 4 seconds, and repeating it 0.6."""
+    written: dict[int, list[bool]] = {4: [], 32: []}
+    repeated: dict[int, list[bool]] = {4: [], 32: []}
 
-    def recorded(*arguments: Any) -> Any:
-        threads.append(threading.current_thread())
-        return completion_logprobs(*arguments)
+    def is_in_loop() -> bool:
+        return threading.current_thread() is threading.main_thread()
 
-    monkeypatch.setattr(answers, "completion_logprobs", recorded)
+    def write(tokens: list[ShownToken], *arguments: Any) -> Any:
+        if len(tokens) > 1:  # the next pieces of a stream have a token each
+            written[num_tokens].append(is_in_loop())
+        return completion_logprobs(tokens, *arguments)
+
+    def echo(self: AnswerText, *arguments: Any) -> Any:
+        repeated[num_tokens].append(is_in_loop())
+        return original_echo(self, *arguments)
+
+    original_echo = AnswerText.echo
+    monkeypatch.setattr(AnswerText, "echo", echo)
+    monkeypatch.setattr(answers, "completion_logprobs", write)
     monkeypatch.setattr(answers, "MAX_SHOWN", 16)
-    for num_tokens in (4, 32):
-        body = {"prompt": [5] * num_tokens, "echo": True, "logprobs": 1, "max_tokens": 1}
+    for num_tokens in written:
+        body = {"prompt": [5] * num_tokens, "echo": True, "logprobs": 1, "max_tokens": 1, "stream": stream}
         response = await http.post("/v1/completions", json=body)
         assert response.status_code == 200, response.text
-    assert [thread is threading.main_thread() for thread in threads] == [True, False]
+    assert written == repeated == {4: [True], 32: [False]}

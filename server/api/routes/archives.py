@@ -19,9 +19,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from server.api.body import JSONResponse, content_type, read_query, spool_body
+from server.api.body import content_type, read_query, spool_body
 from server.api.examples import new_examples
 from server.api.openapi import BODY, SUPPORT_SET, describe
+from server.api.responses import JSONResponse
 from server.api.routes.support_sets import CREATE, KEY, changed_card, idempotency_key
 from server.api.services import GivenServices, Services
 from server.api.sse import unless_disconnected

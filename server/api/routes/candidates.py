@@ -13,8 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.answer_text import token_text
-from server.api.body import JSONResponse, read_request
+from server.api.body import read_request
 from server.api.openapi import PROMPT, SUPPORT_SET, describe
+from server.api.responses import JSONResponse
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import InvalidRequest

@@ -10,9 +10,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import JSONResponse, read_query, read_request
+from server.api.body import read_query, read_request
 from server.api.examples import read_groups
 from server.api.openapi import PROMPT, SUPPORT_SET, describe
+from server.api.responses import JSONResponse
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import ClientOverShare, Overloaded, ShuttingDown

@@ -10,8 +10,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import JSONResponse, read_query, read_request
+from server.api.body import read_query, read_request
 from server.api.openapi import SUPPORT_SET, describe
+from server.api.responses import JSONResponse
 from server.api.services import GivenServices
 from server.errors import DatabaseUnavailable, EvaluationNotFound
 from server.fewshot.candidates import answer_of

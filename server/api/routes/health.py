@@ -8,8 +8,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from server.api.body import JSONResponse
 from server.api.openapi import describe
+from server.api.responses import JSONResponse
 from server.api.services import GivenServices, Services
 from server.schemas.responses.models import EngineProgress, Health, Live, Ready, ServerVersion
 from server.telemetry import metrics as metrics_module

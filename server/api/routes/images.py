@@ -18,8 +18,9 @@ from starlette.responses import Response
 from starlette.types import Receive
 
 from model.media import MediaError, media_type_of
-from server.api.body import JSON, JSONResponse, content_type, read_body, read_query, stream_body
+from server.api.body import content_type, read_body, read_query, stream_body
 from server.api.openapi import MEDIA, describe
+from server.api.responses import JSON, JSONResponse, WholeResponse
 from server.api.services import GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import (
@@ -120,7 +121,7 @@ async def show_content(image_id: str, request: Request, services: GivenServices)
     if headers["ETag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     media = await asyncio.to_thread(services.store.get, image_id, "image_id")
-    return Response(media.data, media_type=stored.media_type, headers=headers)
+    return WholeResponse(media.data, media_type=stored.media_type, headers=headers)
 
 
 @router.delete(

@@ -12,8 +12,9 @@ from starlette.responses import Response
 from server.access.callers import Caller
 from server.access.keys import Key, log_change, manages
 from server.access.quotas import Limits
-from server.api.body import JSONResponse, read_request
+from server.api.body import read_request
 from server.api.openapi import describe
+from server.api.responses import JSONResponse
 from server.api.services import GivenServices
 from server.errors import DatabaseUnavailable, Forbidden, KeyNotFound, LastKey
 from server.schemas.keys import CreateKeyRequest, LimitFields

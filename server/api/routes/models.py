@@ -20,9 +20,10 @@ from starlette.responses import Response
 from model.likeness import unit
 from model.prompt import EncodedPrompt
 from server.api.answer_text import token_text
-from server.api.body import JSONResponse, read_request
+from server.api.body import read_request
 from server.api.chat_prompt import prepare_chat
 from server.api.openapi import MEDIA, PROMPT, describe
+from server.api.responses import JSONResponse
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedParameter

@@ -20,9 +20,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import JSONResponse, read_json, read_query, read_request
+from server.api.body import read_json, read_query, read_request
 from server.api.examples import read_examples
 from server.api.openapi import MEDIA, PROMPT, SUPPORT_SET, describe
+from server.api.responses import JSONResponse
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -144,3 +146,23 @@ def test_a_token_without_text_is_named_by_its_vocabulary_entry() -> None:
     assert token_text(BYTES, BYTES.encode_plain("€")[0]) == byte_tokenizer().id_to_token(BYTES.encode_plain("€")[0])
     assert token_text(BYTES, BYTES.media_token_id) == "<image>"
     assert token_text(LLAMA, LLAMA.id_of("▁cat")) == " cat"
+
+
+def test_a_stop_string_that_repeats_itself_costs_a_few_comparisons_per_character() -> None:
+    """Otherwise 16 stop strings of 1,024 characters each take milliseconds per token."""
+
+    class Counting(str):
+        num_compared = 0
+
+        def __getitem__(self, key: Any) -> str:
+            Counting.num_compared += 1
+            return super().__getitem__(key)
+
+    length = 1000
+    checker = StopStrings([Counting("ab" * length), Counting("c" * 2 * length)])
+    Counting.num_compared = 0
+    for _ in range(4):
+        for _ in range(length - 1):
+            checker.push("ab")
+        checker.push("b")
+    assert Counting.num_compared < 6 * 2 * (4 * 2 * length)

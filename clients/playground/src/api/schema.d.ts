@@ -4637,7 +4637,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -4660,7 +4660,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `storage_unavailable`. */
+            /** @description Service Unavailable: `storage_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -4957,7 +4957,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -4980,7 +4980,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `storage_unavailable`. */
+            /** @description Service Unavailable: `storage_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5098,7 +5098,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5121,7 +5121,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `storage_unavailable`, `database_unavailable`. */
+            /** @description Service Unavailable: `storage_unavailable`, `database_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5216,7 +5216,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5235,7 +5235,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description Service Unavailable: `storage_unavailable`. */
+            /** @description Service Unavailable: `storage_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5354,7 +5354,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5377,7 +5377,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `storage_unavailable`. */
+            /** @description Service Unavailable: `storage_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5484,7 +5484,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5503,7 +5503,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description Service Unavailable: `storage_unavailable`. */
+            /** @description Service Unavailable: `storage_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5592,7 +5592,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5608,6 +5608,18 @@ export interface operations {
             500: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Service Unavailable: `overloaded`. */
+            503: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -5710,7 +5722,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5726,6 +5738,18 @@ export interface operations {
             500: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Service Unavailable: `overloaded`. */
+            503: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -6000,7 +6024,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -6016,6 +6040,18 @@ export interface operations {
             500: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Service Unavailable: `overloaded`. */
+            503: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -7416,7 +7452,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7439,7 +7475,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7546,7 +7582,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7569,7 +7605,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7676,7 +7712,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7699,7 +7735,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7806,7 +7842,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7829,7 +7865,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7938,7 +7974,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7961,7 +7997,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -8270,7 +8306,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -8293,7 +8329,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -8425,7 +8461,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -8448,7 +8484,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -8760,7 +8796,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -8783,7 +8819,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -8908,7 +8944,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -8931,7 +8967,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9256,7 +9292,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9279,7 +9315,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9402,7 +9438,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9425,7 +9461,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9559,7 +9595,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9582,7 +9618,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -10428,7 +10464,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -10451,7 +10487,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`, `storage_unavailable`. */
+            /** @description Service Unavailable: `database_unavailable`, `storage_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -10714,7 +10750,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`, `permission_denied`. */
+            /** @description Forbidden: `permission_denied`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -10736,7 +10772,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -10759,7 +10795,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -10834,7 +10870,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`, `permission_denied`. */
+            /** @description Forbidden: `permission_denied`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -10997,7 +11033,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`, `permission_denied`. */
+            /** @description Forbidden: `permission_denied`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -11041,7 +11077,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -11064,7 +11100,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -11307,7 +11343,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -11330,7 +11366,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable. */
+            /** @description Service Unavailable, `overloaded`. */
             503: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -11421,7 +11457,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -11444,7 +11480,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable. */
+            /** @description Service Unavailable, `overloaded`. */
             503: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -11535,7 +11571,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -11551,6 +11587,18 @@ export interface operations {
             500: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Service Unavailable: `overloaded`. */
+            503: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -11639,7 +11687,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `quota_exceeded`. */
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -11655,6 +11703,18 @@ export interface operations {
             500: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Service Unavailable: `overloaded`. */
+            503: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };

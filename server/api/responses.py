@@ -1,0 +1,49 @@
+"""Responses whose whole body is in memory: written in pieces, and counted until the client has read them.
+
+Without pieces, a server holds the body of each client that sends requests and reads no response, and has already released
+the request's ticket. Between two pieces, the connection waits for its client. Streams send pieces anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.limits.admission import Ticket
+
+JSON = "application/json"
+# bytes per write; as much may wait in a connection
+PIECE = 2**16
+
+
+class WholeResponse(Response):
+    """A response from one body. A large body counts among the bytes of the request's ticket.
+
+    Sending it raises `Overloaded` or `ClientOverShare`, before the status is sent, if bodies of too many bytes are held.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if len(self.body) <= PIECE:
+            await super().__call__(scope, receive, send)
+            return
+        ticket: Ticket = scope["state"]["ticket"]
+        ticket.hold(len(self.body), is_unread=False)
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for piece in self._pieces():
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _pieces(self) -> Iterator[memoryview]:
+        whole = memoryview(self.body)
+        return (whole[start : start + PIECE] for start in range(0, len(whole), PIECE))
+
+
+class JSONResponse(WholeResponse):
+    media_type = JSON
+
+    def render(self, content: Any) -> bytes:
+        return msgspec.json.encode(content)

@@ -1,0 +1,90 @@
+"""A response that its client does not read is counted until it is read, and is refused if others take the memory."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from PIL import Image
+
+from server.api.responses import PIECE
+from server.limits.admission import Admission
+from server.settings import Settings
+from tests.server.fakes import eventually
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(
+        update={"max_bodies_mb": 1, "max_body_mb": 4, "max_media_mb": 1.0, "max_client_share": 1.0}
+    )
+
+
+class Reader:
+    """A client of the application that takes the pieces of a response only when it is told to."""
+
+    def __init__(self, app: FastAPI, path: str) -> None:
+        self.status = 0
+        self.pieces: list[int] = []
+        self._may_read = asyncio.Event()
+        self._task = asyncio.create_task(self._get(app, path))
+
+    async def finish(self) -> None:
+        self._may_read.set()
+        await self._task
+
+    async def abort(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _get(self, app: FastAPI, path: str) -> None:
+        scope: dict[str, Any] = {
+            "type": "http", "http_version": "1.1", "method": "GET", "path": path, "raw_path": path.encode(),
+            "query_string": b"", "root_path": "", "scheme": "http", "headers": [(b"host", b"localhost")],
+            "client": ("127.0.0.1", 1), "server": ("localhost", 80),
+        }  # fmt: skip
+        await app(scope, self._receive, self._send)
+
+    async def _receive(self) -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def _send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            return
+        await self._may_read.wait()
+        self.pieces.append(len(message["body"]))
+
+
+def photograph() -> bytes:
+    """Return a PNG file of about 430 kB."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (380, 380, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+async def test_unread_responses_count_as_bodies(http: httpx.AsyncClient, app: FastAPI) -> None:
+    admission: Admission = app.state.services.admission
+    data = photograph()
+    stored = (await http.post("/v1/images", content=data, headers={"Content-Type": "image/png"})).json()
+    path = f"/v1/images/{stored['id']}/content"
+    unread = [Reader(app, path) for _ in range(2)]
+    await eventually(lambda: [reader.status for reader in unread] == [200, 200])
+    assert admission.bodies.used == 2 * len(data)
+    refused = await http.get(path)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+    assert "connection" not in refused.headers
+    assert (await http.get(f"/v1/images/{stored['id']}")).status_code == 200
+    await unread[0].finish()
+    assert (sum(unread[0].pieces), max(unread[0].pieces)) == (len(data), PIECE)
+    assert (await http.get(path)).content == data
+    await unread[1].abort()
+    assert admission.bodies.used == 0
