@@ -100,7 +100,8 @@ class Client:
         self.port = port
         self._connection = http.client.HTTPConnection(HOST, port, timeout=REQUEST_SECONDS)
 
-    def reconnect(self) -> None:
+    def close(self) -> None:
+        """Close the connection; the next request opens it again."""
         self._connection.close()
 
     def post(
@@ -179,7 +180,7 @@ class FewShot:
         with ThreadPoolExecutor(CLIENTS) as pool:
             list(pool.map(send, range(CLIENTS)))
         seconds = time.perf_counter() - began
-        self._client.reconnect()  # the server closes a connection that is idle for long
+        self._client.close()  # the server closes a connection that is idle for long
         return len(bodies) / seconds
 
     def _add_cold(self, report: Report, cases: Sequence[Case]) -> None:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import http.client
+import io
 from contextlib import suppress
+from functools import cache
+
+import numpy as np
+from PIL import Image
 
 from bench.attacks.attack import Attack, Session
-from bench.target import Answer, encoded, get, text_request
+from bench.driver import BenchFailed
+from bench.target import Answer, Request, Target, encoded, get, text_request
+from server.media import source
 
 LARGE_BODY = 60 * 2**20
 HELD_SECONDS = 600.0
@@ -69,6 +76,34 @@ def _unread_streams(session: Session) -> None:
     _hold(session, encoded(request), 16)
 
 
+def _store_large_picture(target: Target) -> None:
+    answer = target.send(Request(path="/v1/images", body=_large_picture(), headers={"Content-Type": "image/png"}))
+    if answer.status != 200:
+        raise BenchFailed(f"the picture was not stored: {answer.status} {answer.body[:500]!r}{answer.error}")
+
+
+def _delete_large_picture(target: Target) -> None:
+    target.send(Request(method="DELETE", path=f"/v1/images/{_picture_id()}"))
+
+
+def _unread_downloads(session: Session) -> None:
+    """Download a large picture many times and read nothing of it."""
+    _hold(session, encoded(get(f"/v1/images/{_picture_id()}/content")), 200)
+
+
+@cache
+def _large_picture() -> bytes:
+    """Return a PNG file of 12 MB."""
+    file, noise = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
+    Image.fromarray(noise).save(file, "PNG", compress_level=0)
+    return file.getvalue()
+
+
+@cache
+def _picture_id() -> str:
+    return source.encoded(_large_picture(), "image", "").id
+
+
 def _reconnect(session: Session) -> None:
     """Open and close connections as fast as possible, some of them in the middle of a request."""
     data = encoded(text_request())
@@ -111,6 +146,13 @@ ATTACKS = (
     Attack(name="20 held bodies of 60 MB", severity="medium", run=_large_bodies),
     Attack(name="200 slow bodies", severity="medium", run=_slow_bodies),
     Attack(name="16 unread streams", severity="medium", run=_unread_streams),
+    Attack(
+        name="200 unread downloads of 12 MB",
+        severity="medium",
+        run=_unread_downloads,
+        prepare=_store_large_picture,
+        clean=_delete_large_picture,
+    ),
     Attack(name="connections without end", severity="medium", run=_reconnect),
     Attack(name="two lengths of one body", severity="low", run=_both_lengths, is_refused=True),
     Attack(name="large headers", severity="low", run=_large_headers),

@@ -55,6 +55,37 @@ def _long_prompt(session: Session, **fields: Any) -> None:
     session.send(_completion(prompt=text(4 * LONG, seed)[: 4 * LONG], max_tokens=1, **fields))
 
 
+def _chat_of_many_parts() -> Request:
+    content = [{"type": "text", "text": "a bird "}] * 30_000
+    return post("/v1/chat/completions", messages=[{"role": "user", "content": content}], max_tokens=1)
+
+
+def _decisions_with_long_instructions() -> Request:
+    """Return a request whose prompt would repeat 8 MB for each of 1,000 examples."""
+    question = {"type": "choice", "instructions": "a" * 8 * MB, "choices": [{"value": "cat"}, {"value": "dog"}]}
+    shots = [{"question": "Tail?", "label": "cat"}] * 1000
+    return post("/v1/decisions", input="A cup.", questions=[question], shots=shots)
+
+
+def _repeated_prompts() -> Request:
+    """Return a request that streams 16 answers, each of which repeats a long prompt with its log-probabilities."""
+    fields = {"n": 16, "temperature": 1.0, "echo": True, "logprobs": 20, "max_tokens": 1, "stream": True}
+    return _completion(prompt=[5] * LONG, **fields)
+
+
+def _repetitive_stop_strings() -> Request:
+    """Return a request whose answer seems to begin stop strings all the time."""
+    stop = ["ab" * 512, *("c" * (1024 - i) for i in range(15))]
+    return _completion(**_regex("(ab){500}c"), stop=stop, max_tokens=1000)
+
+
+def _new_templates(session: Session) -> None:
+    """Compute the pages of a support set under many templates at once."""
+    path = f"/v1/support_sets/{mixture.SUPPORT_SET}/warm"
+    templates = [{**mixture.TEMPLATE, "separator": str(random.random())} for _ in range(200)]
+    session.send_all([post(path, template=template) for template in templates], 16)
+
+
 def _few_shot_bomb() -> Request:
     """Return a small request whose template repeats a text many times."""
     return post(
@@ -163,6 +194,19 @@ ATTACKS = (
         run=repeated(lambda: post("/v1/embeddings", input=[text(MB, i) for i in range(40)])),
     ),
     Attack(name="template that repeats a text", severity="critical", run=repeated(_few_shot_bomb)),
+    Attack(name="chat of 30,000 text parts", severity="high", run=repeated(_chat_of_many_parts)),
+    Attack(
+        name="1,000 examples under long instructions", severity="high", run=repeated(_decisions_with_long_instructions)
+    ),
+    Attack(name="stream of 16 repeated prompts", severity="high", run=repeated(_repeated_prompts)),
+    Attack(name="stop strings that repeat themselves", severity="medium", run=repeated(_repetitive_stop_strings)),
+    Attack(
+        name="pages under 200 templates",
+        severity="high",
+        run=_new_templates,
+        prepare=mixture.prepare,
+        clean=mixture.clean,
+    ),
     Attack(
         name="10,000,000 token ids",
         severity="high",

@@ -93,7 +93,7 @@ class Load:
         client = Client(target.port)
         sets = SupportSets(client)
         self._names = [sets.create(workload.num_shots) for _ in range(workload.num_sets)]
-        client.reconnect()
+        client.close()
         self._draws = workload.draws(0)
         self._pending = iter(enumerate(self._draws))  # shared by the clients, each of which takes the next
         self._answers: dict[int, Answer] = {}
@@ -116,7 +116,7 @@ class Load:
             self._answers[number] = sets.ask(
                 self._names[support_set], self._workload.num_shots, self._workload.max_tokens
             )
-        client.reconnect()
+        client.close()
 
 
 def _rows(outcomes: Sequence[Outcome], answers: Sequence[Answer], shape: Shape) -> Iterator[Row]:

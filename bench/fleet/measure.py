@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
@@ -169,7 +170,8 @@ def with_http(costs: Costs, settings: Settings, options: argparse.Namespace) -> 
     """Return the costs with those of HTTP: the seconds that a server takes beyond its engine's steps."""
     with running(settings) as target:
         clock = time.perf_counter if options.threads != 1 else partial(processor_seconds, target.processes)
-        return HttpCosts(target.port, clock, costs, options).measure()
+        with closing(Client(target.port)) as client:
+            return HttpCosts(client, clock, costs, options).measure()
 
 
 def processor_seconds(processes: Callable[[], Sequence[psutil.Process]]) -> float:
@@ -181,8 +183,8 @@ def processor_seconds(processes: Callable[[], Sequence[psutil.Process]]) -> floa
 class HttpCosts:
     """Measures a server, one request at a time; `costs` are those of the engine's steps."""
 
-    def __init__(self, port: int, clock: Clock, costs: Costs, options: argparse.Namespace) -> None:
-        self._sets = SupportSets(Client(port))
+    def __init__(self, client: Client, clock: Clock, costs: Costs, options: argparse.Namespace) -> None:
+        self._sets = SupportSets(client)
         self._now = clock
         self._costs = costs
         self._options = options

@@ -11,8 +11,10 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
+from bench.fewshot import Client
 from bench.fleet.costs import FILE, load
 from bench.fleet.measure import HttpCosts, http_options, processor_seconds
 from bench.options import add_model, parse
@@ -38,7 +40,9 @@ def measure(fleet: Fleet, options: argparse.Namespace) -> dict[str, float]:
     def clock() -> float:
         return processor_seconds(fleet.processes) - idle_cores * time.perf_counter()
 
-    costs = HttpCosts(fleet.port, clock, load(options.costs_file, options.costs), options).measure()
+    steps = load(options.costs_file, options.costs)
+    with closing(Client(fleet.port)) as client:
+        costs = HttpCosts(client, clock, steps, options).measure()
     return {"ray_request": costs.request, "ray_idle_cores": idle_cores}
 
 
