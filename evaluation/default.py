@@ -23,8 +23,8 @@ import torch
 from evaluation.binding import AUTO, NEAREST_MEAN, VARIANTS, Binding, Episode, Outcome, sample_episodes
 from evaluation.held_out import ROUNDS
 from evaluation.intervals import Share, difference_to_best, share
+from evaluation.loading import load_served
 from evaluation.naming import Naming, perplexity
-from model.flamingo import Flamingo
 from model.folder import load_folder
 from model.likeness import load_likeness
 from model.prior import load_prior
@@ -57,6 +57,7 @@ class Options:
     weight_format: WeightFormat | None = None
     encoder_only: bool = False
     domains: Sequence[str] = DOMAINS
+    seed: int = SEED
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -85,7 +86,7 @@ def binding_table(catalogue: Catalogue, options: Options, folder: Path) -> Answe
     with ProcessPoolExecutor(options.processes, get_context("spawn"), _initialise, initial_arguments) as pool:
         for domain, (categories, rounds_by_ways) in zip(DOMAINS, domains, strict=True):
             for ways, rounds in rounds_by_ways.items() if domain in options.domains else ():
-                episodes = sample_episodes(categories, ways, max(rounds), options.episodes, SEED)
+                episodes = sample_episodes(categories, ways, max(rounds), options.episodes, options.seed)
                 tasks = [(episode, rounds, options.variants_of(number)) for number, episode in enumerate(episodes)]
                 results = pool.map(_judge, tasks, chunksize=5)
                 outcomes = list(_report_progress(results, len(episodes), f"{domain} {ways}-way"))
@@ -104,25 +105,18 @@ _process_binding: list[Binding] = []
 
 def _initialise(folder: Path, options: Options) -> None:
     torch.set_num_threads(1)
-    model = _load_served(folder, options)
-    tokenizer = PromptTokenizer.load(folder, model.config.prompt)
+    model, tokenizer = load_served(folder, options.dtype, options.weight_format)
     _process_binding.append(
         Binding(model, tokenizer, Catalogue(options.data), load_likeness(folder), load_prior(folder))
     )
-
-
-def _load_served(folder: Path, options: Options) -> Flamingo:
-    model = load_folder(folder, "cpu", getattr(torch, options.dtype), weight_format=options.weight_format)
-    model.fold_gates()
-    return model
 
 
 def _judge(task: tuple[Episode, tuple[int, ...], tuple[str, ...]]) -> Outcome:
     return _process_binding[0].judge(*task)
 
 
-def naming_table(naming: Naming, count: int) -> dict[str, dict[str, Share]]:
-    cases = naming.cases(count, NAMING_WAYS, SEED)
+def naming_table(naming: Naming, count: int, seed: int) -> dict[str, dict[str, Share]]:
+    cases = naming.cases(count, NAMING_WAYS, seed)
     rows = {}
     for name, caption in (("names", False), ("captions", True)):
         rows[f"{name} of unseen images, {NAMING_WAYS} candidates"] = {
@@ -182,22 +176,22 @@ def measure(options: Options) -> dict[str, Any]:
     print(format_methods(answers), "\n", flush=True)
     if options.encoder_only:
         return {"episodes": options.episodes, "shares": share_values(binding_rows)}
-    model = _load_served(folder, options)
-    tokenizer = PromptTokenizer.load(folder, model.config.prompt)
+    model, tokenizer = load_served(folder, options.dtype, options.weight_format)
     naming = Naming(model, tokenizer, catalogue)
-    naming_rows = naming_table(naming, options.episodes)
+    naming_rows = naming_table(naming, options.episodes, options.seed)
     print(
         format_table(naming_rows, ("model", "blind"), chance=False),
         f"(chance {1 / NAMING_WAYS:.2f})\n",
         sep="\n",
         flush=True,
     )
-    style = share([naming.keeps_style(number, SEED) for number in range(max(12, options.episodes // 5))])
+    style = share([naming.keeps_style(number, options.seed) for number in range(max(12, options.episodes // 5))])
     print(f"third caption in the style of the first two: {style}\n", flush=True)
     text = perplexities(folder, tokenizer)
     print("\n".join(f"perplexity, {name}: {value:.3f}" for name, value in text.items()), "\n", flush=True)
     return {
         "episodes": options.episodes,
+        "seed": options.seed,
         "controls": options.controls,
         "dtype": options.dtype,
         "weight_format": options.weight_format,
@@ -237,6 +231,7 @@ def main() -> None:
     parser.add_argument(
         "--domains", choices=DOMAINS, nargs="+", default=DOMAINS, help="the rows of the table (default: all)"
     )
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of the episodes (default: {SEED})")
     print(json.dumps(measure(Options(**vars(parser.parse_args())))))
 
 

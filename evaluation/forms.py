@@ -26,9 +26,9 @@ import torch
 from evaluation.binding import Binding, Episode, sample_episodes
 from evaluation.default import SEED
 from evaluation.intervals import difference_to_best, share
+from evaluation.loading import load_served
 from model.config import AlonePositions
-from model.folder import load_folder
-from model.prompt import PromptTokenizer, ShotsAttend
+from model.prompt import ShotsAttend
 from model.zoo.default import prepare
 from training.default.catalogue import Catalogue
 from training.default_data.records import DEFAULT_FOLDER
@@ -87,10 +87,7 @@ _process_binding: list[Binding] = []
 
 def _initialise(options: Options) -> None:
     torch.set_num_threads(1)
-    model = load_folder(options.model, "cpu", getattr(torch, options.dtype))
-    model.fold_gates()
-    tokenizer = PromptTokenizer.load(options.model, model.config.prompt)
-    _process_binding.append(Binding(model, tokenizer, Catalogue(options.data)))
+    _process_binding.append(Binding(*load_served(options.model, options.dtype), Catalogue(options.data)))
 
 
 def _answer(task: tuple[Episode, int]) -> Answers:

@@ -27,8 +27,8 @@ from torch import Tensor
 from evaluation.binding import TEMPLATE, Binding, Episode, nearest_mean, sample_episodes
 from evaluation.default import SEED
 from evaluation.intervals import share
+from evaluation.loading import load_served
 from model.flamingo import Flamingo
-from model.folder import load_folder
 from model.prompt import PromptTokenizer
 from model.zoo.default import prepare
 from training.batch import TrainingBatch, collate
@@ -118,9 +118,7 @@ _process_stages: list[Stages] = []
 
 def _initialise(options: Options) -> None:
     torch.set_num_threads(1)
-    model = load_folder(options.model, "cpu", getattr(torch, options.dtype))
-    model.fold_gates()
-    tokenizer = PromptTokenizer.load(options.model, model.config.prompt)
+    model, tokenizer = load_served(options.model, options.dtype)
     discriminants = fit_discriminants(options.data, model.config.resampler.dim, model.vision.kin)
     _process_stages.append(Stages(model, tokenizer, Catalogue(options.data), discriminants))
 

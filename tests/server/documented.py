@@ -12,9 +12,9 @@ from jsonschema import Draft202012Validator
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
-from server.api.body import JSON
 from server.api.guard import DOCS_PATHS, is_playground
 from server.api.openapi import EVENTS
+from server.api.responses import JSON
 from server.app import CLIENT_CLOSED_REQUEST
 from server.openapi import document
 

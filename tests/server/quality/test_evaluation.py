@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from math import log
 
 import numpy as np
 import pytest
@@ -78,7 +77,7 @@ def test_one_example_of_each_other_label_is_left_out_with_a_query() -> None:
 
 
 def outcome(truth: int, probabilities: list[float], seconds: float | None = None) -> Outcome:
-    return Outcome(truth, {"in_context": [*map(log, probabilities)]}, 10 + truth, 4, 3, truth, seconds)
+    return Outcome(truth, {"in_context": np.log(probabilities)}, 10 + truth, 4, 3, truth, seconds)
 
 
 def test_the_record_of_a_cell_has_cost_and_latency() -> None:
@@ -100,7 +99,7 @@ def test_the_measures_of_a_cell_are_of_examples_that_its_temperature_was_not_fit
     rng, labels = np.random.default_rng(0), ["cat", "dog", "cow"]
     logs, truth = log_softmax(rng.normal(size=(2, 12, 3)) * 4), rng.integers(0, 3, 12)
     outcomes = [
-        Outcome(int(label), {"in_context": [*logs[0, index]], "nearest_mean": [*logs[1, index]]})
+        Outcome(int(label), {"in_context": logs[0, index], "nearest_mean": logs[1, index]})
         for index, label in enumerate(truth)
     ]
     result = cell_result(Cell("random", 2, 7, "blend"), outcomes, labels)
@@ -111,7 +110,7 @@ def test_the_measures_of_a_cell_are_of_examples_that_its_temperature_was_not_fit
 
 
 def test_a_blend_multiplies_the_probabilities_of_its_parts() -> None:
-    logs = {"in_context": [log(0.8), log(0.2)], "nearest_mean": [log(0.1), log(0.9)]}
+    logs = {"in_context": np.log([0.8, 0.2]), "nearest_mean": np.log([0.1, 0.9])}
     outcome = Outcome(0, logs)
     assert np.exp(outcome.log_probabilities("in_context")) == pytest.approx([0.8, 0.2])
     assert np.exp(outcome.log_probabilities("nearest_mean")) == pytest.approx([0.1, 0.9])
