@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.paper.evidence import ALL_PREVIOUS, CLIPS, LAST, Evidence, change
-from evaluation.paper.shots import TRAINED_IMAGES
 from training.ablations.ablation import BASE, read_ablation
 from training.ablations.table import verdict
+from training.default.episodes import MAX_IMAGES
 from training.few_shot.images import SHOTS
 from training.few_shot.motions import FAMILIES
 from training.paired import SeedValues
@@ -90,7 +90,7 @@ def _default_model(evidence: Evidence) -> Iterator[Claim]:
     shots = evidence.published["shots"]
     scores, most = shots["scores"], max(map(int, evidence.shots), default=max(SHOTS))
     for low in (0, 8):
-        text = f"Default model: {most} shots instead of {low}, trained on at most {TRAINED_IMAGES} images per sequence"
+        text = f"Default model: {most} shots instead of {low}, trained on at most {MAX_IMAGES} images per sequence"
         published = f"{scores[max(SHOTS)] - scores[low]:+.1f} ({shots['source']})"
         measured = paired_by_query(evidence.shots, str(most), str(low)) if evidence.shots else None
         yield _claim(text, published, "`python -m evaluation.paper.shots`", measured, +1)

@@ -14,6 +14,7 @@ from training.ablations import data as ablation_data
 from training.ablations.run import Scale
 from training.ablations.small import small_config
 from training.ablations.table import format_table, state_of_base
+from training.default.episodes import MAX_IMAGES
 from training.few_shot import clips
 from training.few_shot.episode import MAX_MEDIA
 from training.few_shot.images import SHOTS, WAYS
@@ -151,7 +152,7 @@ def _curve(evidence: Evidence) -> list[str]:
     return [
         "## More shots than in training\n",
         DEFAULT_NOTE.format(
-            media=shots.TRAINED_IMAGES, ways=shots.WAYS, chance=100 / shots.WAYS, confidence=CONFIDENCE
+            media=MAX_IMAGES, ways=shots.WAYS, chance=100 / shots.WAYS, confidence=CONFIDENCE
         ),
         *_table(("shots", *evidence.shots), [("default model", *map(_share, evidence.shots.values()))]),
         "",

@@ -25,8 +25,6 @@ WAYS = 4
 # every label is shown once per round
 ROUNDS = (0, 1, 2, 4, 8)
 SEED = 31
-# images per sequence, at most, in the training of the shipped weights (now MAX_IMAGES of training/default/episodes.py)
-TRAINED_IMAGES = 10
 
 
 def main() -> None:

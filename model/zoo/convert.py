@@ -78,8 +78,7 @@ def _tensors(
     language_model = source.tensors(progress.track)
     experts = {f"vision.{name}": tensor for name, tensor in encoder.items()}
     experts |= {f"language_model.{name}": tensor for name, tensor in language_model.items()}
-    if DEFAULT.vision.kin.dim:
-        experts |= classifier_tensors(likeness)
+    experts |= classifier_tensors(likeness)
     yield from experts.items()
     yield from (load_bridge(BRIDGE) if BRIDGE.exists() else start_bridge(DEFAULT, experts)).items()
     progress.stage("writing the model folder")

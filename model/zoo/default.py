@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from model.cache import cache_folder, is_ready
-from model.config import FlamingoConfig, GatedConfig, LanguageModelConfig, PromptConfig, ResamplerConfig, VisionConfig
+from model.config import (
+    FlamingoConfig,
+    GatedConfig,
+    KinConfig,
+    LanguageModelConfig,
+    PromptConfig,
+    ResamplerConfig,
+    VisionConfig,
+)
 from model.zoo.fetch import DefaultModelError, ExpertFile, provide
 
 VISION_FILE = ExpertFile(
@@ -47,6 +55,8 @@ DEFAULT = FlamingoConfig(
         std=(0.5, 0.5, 0.5),
         # photographs are not cropped; the encoder was trained on crops of aspect 3:4 to 4:3
         resize="squash",
+        # the sizes of the encoder's own classifier, and of WordNet's ancestors of its classes (model/kin.py)
+        kin=KinConfig(dim=32, num_classes=1000, num_ancestors=1395),
     ),
     resampler=ResamplerConfig(
         dim=384,

@@ -6,7 +6,6 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.cache import is_ready
-from model.config import KinConfig, load_config
+from model.config import load_config
 from model.flamingo import Flamingo
 from model.folder import CheckpointError, load_folder, shapes_of
 from model.kin import ANCESTORS
@@ -150,20 +149,17 @@ class NoLanguageModel:
         return {"embed.weight": torch.zeros(3, DEFAULT.language_model.dim)}
 
 
-def test_a_default_model_with_kin_is_converted_with_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = KinConfig(dim=32, num_classes=1000, num_ancestors=1395)
-    config = replace(DEFAULT, vision=replace(DEFAULT.vision, kin=sizes))
-    monkeypatch.setattr("model.zoo.convert.DEFAULT", config)
+def test_without_a_bridge_the_default_model_is_converted_with_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.zoo.convert.BRIDGE", Path("absent"))
     weights = torch.load(expert_files().vision, weights_only=True)
     progress = Progress("", num_stages=4)
     tensors = dict(_tensors(weights, _likeness(weights), NoLanguageModel(), progress))  # type: ignore[arg-type]
     with torch.device("meta"):
-        model = Flamingo(config)
+        model = Flamingo(DEFAULT)
     expected = shapes_of(model.state_dict())
     ours = {name for name in expected if not name.startswith("language_model.")}
     assert shapes_of({name: tensors[name] for name in ours}) == {name: expected[name] for name in ours}
-    encoder = VisionEncoder(config.vision)
+    encoder = VisionEncoder(DEFAULT.vision)
     encoder.load_state_dict({n.removeprefix("vision."): t for n, t in tensors.items() if n.startswith("vision.")})
     with torch.inference_mode():
         cat, coffee = (encoder(pixels(name))[0, 0, DEFAULT.vision.feature_dim :] for name in CLASSES)
