@@ -151,9 +151,7 @@ def _curve(evidence: Evidence) -> list[str]:
     picture = "![accuracy by shots](paper/curve.svg)\n"
     return [
         "## More shots than in training\n",
-        DEFAULT_NOTE.format(
-            media=MAX_IMAGES, ways=shots.WAYS, chance=100 / shots.WAYS, confidence=CONFIDENCE
-        ),
+        DEFAULT_NOTE.format(media=MAX_IMAGES, ways=shots.WAYS, chance=100 / shots.WAYS, confidence=CONFIDENCE),
         *_table(("shots", *evidence.shots), [("default model", *map(_share, evidence.shots.values()))]),
         "",
         note,

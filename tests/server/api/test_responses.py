@@ -28,7 +28,7 @@ def settings(settings: Settings) -> Settings:
 
 
 class Reader:
-    """A client of the application that takes the pieces of a response only when it is told to."""
+    """A client of the application that takes the pieces of a response only on request."""
 
     def __init__(self, app: FastAPI, path: str) -> None:
         self.status = 0
