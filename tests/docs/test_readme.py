@@ -43,7 +43,7 @@ def test_the_limits_are_a_section_of_the_model_card() -> None:
 def test_accuracies_are_those_of_the_model_card(domain: str) -> None:
     likeness = CARD[CARD.index("### Likeness") :]
     card = [first_row(CARD, rf"{domain}, 5-way, {shots} .*?") for shots in (1, 2, 5)]
-    model, features = zip(*((row[0].split()[0], row[4].split()[0]) for row in card), strict=True)
+    model, features = zip(*((row[0].split()[0], row[1].split()[0]) for row in card), strict=True)
     assert tuple(first_row(README, f"{domain}, language model in context")) == model
     assert tuple(first_row(README, f"{domain}, encoder's features")) == features
     card = [first_row(likeness, rf"{domain}, 5-way, {shots} .*?") for shots in (1, 2, 5)]
