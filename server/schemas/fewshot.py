@@ -297,9 +297,7 @@ class ClassifyRequest(FewShotFields, WeighingFields, ConfidenceFields, Prioritiz
 
 ScoredCandidate = Annotated[
     Annotated[CandidateText, Tag("<string>")]
-    | Annotated[
-        list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MAX_CANDIDATE_LENGTH), Tag("<token ids>")
-    ],
+    | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=4096), Tag("<token ids>")],
     Discriminator(lambda value: "<string>" if isinstance(value, str) else "<token ids>"),
 ]
 

@@ -180,23 +180,17 @@ async def test_an_example_is_of_one_candidate(http: httpx.AsyncClient, method: s
 
 
 @pytest.mark.parametrize("method", ["nearest_mean", "in_context"])
-async def test_examples_with_too_many_answers_need_candidates(
-    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, method: str
+@pytest.mark.parametrize(
+    ("limit", "value", "message"),
+    [("MAX_CANDIDATES", 1, "2 different answers"), ("MAX_CANDIDATE_LENGTH", 2, "has 3 characters, the limit is 2")],
+)
+async def test_examples_with_too_many_or_too_long_answers_need_candidates(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, method: str, limit: str, value: int, message: str
 ) -> None:
-    monkeypatch.setattr(candidates_module, "MAX_CANDIDATES", 1)
+    monkeypatch.setattr(candidates_module, limit, value)
     answer = await post(http, method=method)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "candidates")
-    assert "2 different answers" in answer.json()["error"]["message"]
-
-
-@pytest.mark.parametrize("method", ["nearest_mean", "in_context"])
-async def test_examples_with_a_very_long_answer_need_candidates(
-    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
-    monkeypatch.setattr(candidates_module, "MAX_CANDIDATE_LENGTH", 2)
-    answer = await post(http, method=method)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "candidates")
-    assert "has 3 characters, the limit is 2" in answer.json()["error"]["message"]
+    assert message in answer.json()["error"]["message"]
     await http.post("/v1/support_sets", json={"name": "pets", "examples": SHOTS})
     warm = (await http.post("/v1/support_sets/pets/warm", json={"wait": True})).json()
     assert (warm["status"], warm["warm"]["error"]) == ("ready", None)
