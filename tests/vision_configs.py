@@ -1,9 +1,12 @@
-"""The two published CLIP encoders of the checkpoint families, as their importers configure them."""
+"""The published encoders of the checkpoint families and of the default model, as their importers configure them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from model.checkpoint.vision_models import CLIP_MEAN, CLIP_STD
-from model.config import VisionConfig
+from model.config import KinConfig, VisionConfig
+from model.zoo.default import DEFAULT
 
 # OpenAI's ViT-L/14 in OpenFlamingo: patches alone
 OPENAI_VIT_L_14 = VisionConfig(
@@ -37,3 +40,6 @@ LAION_VIT_H_14 = VisionConfig(
     activation="gelu",
     keep_class_token=True,
 )
+
+# the encoder of the default model: the network alone, without kin
+EFFICIENTNET_LITE0 = replace(DEFAULT.vision, kin=KinConfig())

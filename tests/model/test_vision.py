@@ -13,13 +13,12 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 from model.config import ConfigError, VisionConfig
 from model.presets.paper import NFNET_F6
 from model.vision import VisionEncoder, normalise
-from model.zoo.default import DEFAULT
-from tests.vision_configs import LAION_VIT_H_14, OPENAI_VIT_L_14
+from tests.vision_configs import EFFICIENTNET_LITE0, LAION_VIT_H_14, OPENAI_VIT_L_14
 
 PRESETS = {
     "vit_l_14": (OPENAI_VIT_L_14, 303.2e6),
     "vit_h_14": (LAION_VIT_H_14, 630.8e6),
-    "lite0": (DEFAULT.vision, 3.371e6),
+    "lite0": (EFFICIENTNET_LITE0, 3.371e6),
     "nfnet_f6": (NFNET_F6, 435e6),
 }
 TINY_CLIP = VisionConfig(
@@ -71,7 +70,7 @@ def test_the_class_token_is_kept_or_dropped() -> None:
 
 @torch.no_grad()
 def test_a_map_becomes_tokens_row_by_row() -> None:
-    encoder = VisionEncoder(replace(DEFAULT.vision, image_size=96, num_patches=9))
+    encoder = VisionEncoder(replace(EFFICIENTNET_LITE0, image_size=96, num_patches=9))
     pixels = torch.randn(1, 3, 96, 96)
     feature_map = encoder.encoder.forward_features(pixels)
     features = encoder(pixels)
@@ -83,7 +82,7 @@ def test_a_map_becomes_tokens_row_by_row() -> None:
 
 @torch.no_grad()
 def test_training_does_not_change_a_frozen_encoder() -> None:
-    encoder = VisionEncoder(replace(DEFAULT.vision, image_size=64, num_patches=4))
+    encoder = VisionEncoder(replace(EFFICIENTNET_LITE0, image_size=64, num_patches=4))
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     model = torch.nn.Sequential(encoder).train()
     pixels = torch.randn(4, 3, 64, 64)
@@ -110,23 +109,23 @@ def test_normalise_equals_torchvision() -> None:
 
 def test_lite0_sees_minus_one_to_one() -> None:
     black_and_white = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 1, 3)
-    assert normalise(black_and_white, DEFAULT.vision).flatten(1).tolist() == [[-1.0] * 3, [1.0] * 3]
+    assert normalise(black_and_white, EFFICIENTNET_LITE0).flatten(1).tolist() == [[-1.0] * 3, [1.0] * 3]
 
 
 def test_an_unknown_architecture_is_named() -> None:
     with pytest.raises(ConfigError, match="'resnet_of_dreams'"):
-        VisionEncoder(replace(DEFAULT.vision, architecture="resnet_of_dreams"))
+        VisionEncoder(replace(EFFICIENTNET_LITE0, architecture="resnet_of_dreams"))
 
 
 def test_wrong_sizes_are_refused_with_both() -> None:
     with pytest.raises(ConfigError, match=r"\(49, 1280\).*\(64, 1280\)"), torch.device("meta"):
-        VisionEncoder(replace(DEFAULT.vision, num_patches=64))
+        VisionEncoder(replace(EFFICIENTNET_LITE0, num_patches=64))
     with pytest.raises(ConfigError, match=r"\(49, 1280\).*\(49, 512\)"), torch.device("meta"):
-        VisionEncoder(replace(DEFAULT.vision, feature_dim=512))
+        VisionEncoder(replace(EFFICIENTNET_LITE0, feature_dim=512))
 
 
 def test_folded_batch_norms_change_no_feature() -> None:
-    encoder = VisionEncoder(DEFAULT.vision)
+    encoder = VisionEncoder(EFFICIENTNET_LITE0)
     torch.manual_seed(8)
     for norm in (module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)):
         for tensor, low, high in ((norm.running_mean, -1, 1), (norm.running_var, 0.5, 2), (norm.weight, 0.5, 1.5)):

