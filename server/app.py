@@ -54,8 +54,8 @@ from server.fewshot.fits import FitStore
 from server.fewshot.maintenance import Maintenance, WarmSets
 from server.fewshot.retrieval import EmbeddingStore, Retrieval
 from server.fewshot.shots import ShotSource
-from server.fewshot.warming import Warming
-from server.limits.admission import Admission
+from server.fewshot.warming import MAX_UNFINISHED, Warming
+from server.limits.admission import Admission, SharedLimit
 from server.limits.background import Background
 from server.media.fetch import Fetcher
 from server.media.intake import Intake
@@ -140,7 +140,8 @@ def create_app(
     )
     retrieval = Retrieval(client, model, embeddings, store, observe=noting("retrieval", metrics.retrieval.observe))
     shots, comparison = ShotSource(intake, support_sets, retrieval), Comparison(retrieval, FitStore(database))
-    warming = Warming(client, model, store, retrieval, comparison)
+    warmings = SharedLimit(MAX_UNFINISHED, settings.max_client_share)
+    warming = Warming(client, model, store, retrieval, comparison, warmings)
     evaluations = Evaluations(database, None if catalog is None else model.name, max_share=settings.max_client_share)
     keys = Keys(database)
     services = Services(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 import uuid
 from collections import Counter, OrderedDict
@@ -21,10 +20,11 @@ from typing import Literal, get_args
 
 from model.prompt import EncodedPrompt, Media, encode
 from server.engine_client.client import Client
-from server.errors import EngineDied, EngineNotReady, Overloaded, ServerError
+from server.errors import ClientOverShare, EngineDied, EngineNotReady, Overloaded, ServerError
 from server.fewshot.classification import run_concurrently
 from server.fewshot.comparison import Comparison
 from server.fewshot.retrieval import Retrieval
+from server.limits.admission import SharedLimit
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore
 from server.prompt import PreparedPrompt
@@ -37,7 +37,7 @@ MAX_CONCURRENT = 8
 MAX_REMEMBERED = 4096
 # limit of the prompts of all remembered versions, of which a version may have one per example
 MAX_REMEMBERED_PROMPTS = 50_000
-# limit of the tasks that clients have requested: each holds its prompts until its turn comes
+# limit of the tasks that clients have requested, of all tenants: each holds its prompts until its turn comes
 MAX_UNFINISHED = 16
 # after this number of workers have died while they warmed a version, it is taken for the cause
 MAX_DEATHS = 3
@@ -113,16 +113,26 @@ class _Entry:
 
 
 class Warming:
-    """Warms versions in background tasks, and remembers the progress of each."""
+    """Warms versions in background tasks, and remembers the progress of each.
+
+    `places`: the tasks that clients of all tenants have requested and that are unfinished.
+    """
 
     def __init__(
-        self, client: Client, model: ServedModel, store: MediaStore, retrieval: Retrieval, comparison: Comparison
+        self,
+        client: Client,
+        model: ServedModel,
+        store: MediaStore,
+        retrieval: Retrieval,
+        comparison: Comparison,
+        places: SharedLimit,
     ) -> None:
         self._client = client
         self._model = model
         self._store = store
         self._retrieval = retrieval
         self._comparison = comparison
+        self.places = places
         self._entries: OrderedDict[tuple[str, int], _Entry] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -140,25 +150,40 @@ class Warming:
         counts = Counter(self.warmth(set_id, version).status for set_id, version in versions)
         return {status: counts[status] for status in get_args(Status)}
 
-    async def warm(self, support_set: SupportSet, target: WarmTarget = MEDIA_ONLY, *, wait: bool = False) -> Warmth:
-        """Start warming, unless a running task covers the target, and `wait` for its end.
+    def check_place(self, requester: str) -> None:
+        """Check that a client may request a task: before its target is built, which may take long.
 
-        Raises `EngineNotReady`, and `Overloaded` while too many tasks are unfinished.
+        Raises `Overloaded` and `ClientOverShare`.
         """
-        return await self._warm(support_set, target, wait=wait, max_unfinished=MAX_UNFINISHED)
+        match self.places.refusal(requester):
+            case "full":
+                raise Overloaded(f"{self.places.used} requests to warm support sets are unfinished, which is the limit")
+            case "over_share":
+                message = (
+                    f"this client has its share of the {self.places.total} requests to warm that may be unfinished"
+                )
+                raise ClientOverShare(message)
 
-    async def _warm(self, support_set: SupportSet, target: WarmTarget, *, wait: bool, max_unfinished: float) -> Warmth:
+    async def warm(
+        self, support_set: SupportSet, requester: str, target: WarmTarget = MEDIA_ONLY, *, wait: bool = False
+    ) -> Warmth:
+        """Start warming for a client, unless a running task covers the target, and `wait` for its end.
+
+        Raises `EngineNotReady`, and what `check_place` raises.
+        """
+        return await self._warm(support_set, target, requester, wait=wait)
+
+    async def _warm(self, support_set: SupportSet, target: WarmTarget, requester: str | None, *, wait: bool) -> Warmth:
+        """Warm for a client, or without a place for the maintenance of support sets."""
         if self._client.state != "ready":
             raise EngineNotReady(f"the model is not ready: the engine is {self._client.state}")
         entry = self._entries.get((support_set.id, support_set.version))
         if entry is not None and (entry.worker_id != self.worker_id or entry.task is None or entry.task.done()):
             entry = None
         if entry is None or not entry.target.covers(target):
-            if len(self._tasks) >= max_unfinished:
-                raise Overloaded(
-                    f"{len(self._tasks)} requests to warm support sets are unfinished, no more are accepted"
-                )
-            entry = self._start(support_set, target, None if entry is None else entry.task)
+            if requester is not None:
+                self.check_place(requester)
+            entry = self._start(support_set, target, None if entry is None else entry.task, requester)
         if wait and entry.task is not None:
             await asyncio.shield(entry.task)
         return entry.warmth
@@ -177,7 +202,7 @@ class Warming:
         if entry is not None and entry.is_deadly:
             return entry.warmth
         target = MEDIA_ONLY if entry is None else entry.target
-        return await self._warm(support_set, target, wait=True, max_unfinished=math.inf)
+        return await self._warm(support_set, target, None, wait=True)
 
     def shots(self, set_id: str, version: int) -> list[EncodedPrompt]:
         """Return a prompt per shot that attends alone and has been computed in this worker."""
@@ -194,7 +219,13 @@ class Warming:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _start(self, support_set: SupportSet, target: WarmTarget, previous: asyncio.Task[None] | None) -> _Entry:
+    def _start(
+        self,
+        support_set: SupportSet,
+        target: WarmTarget,
+        previous: asyncio.Task[None] | None,
+        requester: str | None,
+    ) -> _Entry:
         entry = _Entry(self.worker_id, target, Warmth(status="warming", num_media=len(support_set.media)))
         key = (support_set.id, support_set.version)
         if (last := self._entries.get(key)) is not None and last.is_interrupted:
@@ -202,6 +233,9 @@ class Warming:
         entry.task = asyncio.create_task(self._run(entry, support_set, previous))
         self._tasks.add(entry.task)
         entry.task.add_done_callback(self._tasks.discard)
+        if requester is not None:
+            self.places.take(requester)
+            entry.task.add_done_callback(lambda _: self.places.release(requester))
         self._remember(key, entry)
         return entry
 

@@ -249,6 +249,8 @@ async def warm_support_set(support_set: str, request: Request, services: GivenSe
     The response is sent at once or, with `wait`, when the warming has ended.
     """
     fields = await read_request(WarmRequest, request, services, empty=b"{}")
+    requester = request.state.ticket.client
+    services.warming.check_place(requester)
     version = await services.support_sets.get_version(support_set, fields.version)
     prompts: Sequence[PreparedPrompt] = ()
     if fields.template is not None and fields.shots_attend == "alone":
@@ -256,7 +258,7 @@ async def warm_support_set(support_set: str, request: Request, services: GivenSe
     elif fields.template is not None:
         prompts = [await assemble_prefix(version, fields.template, fields.k, services.model, services.shots)]
     target = WarmTarget(prompts=tuple(prompts), with_texts="text" in SPACES[fields.strategy])
-    await services.warming.warm(version, target, wait=fields.wait)
+    await services.warming.warm(version, requester, target, wait=fields.wait)
     return JSONResponse(_card(await services.support_sets.get(version.id, version.version), services))
 
 

@@ -11,8 +11,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.errors import EngineFailed
+from server.errors import EngineFailed, Overloaded
 from server.fewshot import warming
+from server.fewshot.warming import WarmTarget
 from server.store.records import NewExample, SupportSetInfo
 from server.store.support_sets import SupportSets
 from server.wire import Event
@@ -219,21 +220,29 @@ async def test_unfinished_requests_to_warm_have_a_limit(
     opened: asyncio.Event,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each would hold its prompts until all before it have ended."""
-    monkeypatch.setattr(warming, "MAX_UNFINISHED", 2)
-    fields: list[dict[str, Any]] = [{"template": {"shot": f"{{media}}{number} {{answer}}"}} for number in range(3)]
-    for of_request in fields[:2]:
-        assert (await warm(http, wait=False, **of_request))["status"] == "warming"
-    response = await http.post("/v1/support_sets/colours/warm", json=fields[2])
-    assert refusal(response) == (503, "overloaded", None)
-    # a request for what is being warmed needs no task, and the maintenance of pinned sets has no limit
-    assert (await warm(http, wait=False, **fields[1]))["status"] == "warming"
-    support_set = await app.state.services.support_sets.get_version("colours")
-    maintained = asyncio.create_task(app.state.services.warming.warm_again(support_set))
+    """Each would hold its prompts until all before it have ended, so a refusal comes before they are built."""
+    support_sets, tasks = app.state.services.support_sets, app.state.services.warming
+    monkeypatch.setattr(tasks.places, "total", 4)
+    requests: list[dict[str, Any]] = [
+        {"template": {"shot": f"{{media}}{number} {{answer}}"}, "wait": False} for number in range(4)
+    ]
+    for fields in requests[:3]:
+        assert (await warm(http, **fields))["status"] == "warming"
+    with monkeypatch.context() as patched:
+        patched.setattr(SupportSets, "get_version", None)
+        response = await http.post("/v1/support_sets/colours/warm", json=requests[3])
+        assert refusal(response) == (429, "client_over_share", None)
+    support_set = await support_sets.get_version("colours")
+    await tasks.warm(support_set, "other", WarmTarget(with_texts=True))
+    with pytest.raises(Overloaded):
+        tasks.check_place("third")
+    # what is being warmed needs no place, and neither does the maintenance of pinned sets
+    await tasks.warm(support_set, "third")
+    maintained = asyncio.create_task(tasks.warm_again(support_set))
     opened.set()
     assert (await maintained).status == "ready"
-    await eventually(lambda: not app.state.services.warming._tasks)
-    assert (await warm(http, **fields[2]))["status"] == "ready"
+    await eventually(lambda: tasks.places.used == 0)
+    assert (await warm(http, **{**requests[3], "wait": True}))["status"] == "ready"
 
 
 async def test_remembered_prompts_have_a_limit(
