@@ -21,7 +21,7 @@ SOURCES = HERE.parents[1] / "docs" / "examples"
 TARGET = HERE / "public" / "examples"
 
 WORDS = {"elephant": "dax", "bicycle": "wug", "banana": "blicket"}
-TEXTURES = ("brick", "grass", "gravel")
+TEXTURES = {"brick": "brick", "grass": "grass", "gravel": "stones"}
 MOVED = "fluent-bicycle"
 SIZE, FRAMES_PER_SECOND, SECONDS = 224, 8, 4
 
@@ -40,8 +40,10 @@ EXAMPLES = [
         "name": "textures",
         "title": "Textures",
         "pattern": "This is {answer}.",
-        "shots": [{"file": f"{name}-{number}.jpg", "text": name} for number in (1, 2) for name in TEXTURES],
-        "queries": [{"file": f"{name}-3.jpg", "text": name} for name in ("gravel", "grass", "brick")],
+        "shots": [
+            {"file": f"{name}-{number}.jpg", "text": word} for number in (1, 2) for name, word in TEXTURES.items()
+        ],
+        "queries": [{"file": f"{name}-3.jpg", "text": TEXTURES[name]} for name in ("gravel", "grass", "brick")],
     },
     {
         "name": "video",

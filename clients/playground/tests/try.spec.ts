@@ -59,7 +59,7 @@ test('drawings with made-up words: the word appears with the shot that has it', 
 
 test('textures are named, and chosen by every method', async ({ page }) => {
   await openExample(page, 'Textures')
-  const expected = { 'gravel-3.jpg': 'gravel', 'grass-3.jpg': 'grass', 'brick-3.jpg': 'brick' }
+  const expected = { 'gravel-3.jpg': 'stones', 'grass-3.jpg': 'grass', 'brick-3.jpg': 'brick' }
   await expectAnswers(page, expected)
   await page.getByRole('button', { name: 'Choose', exact: true }).click()
   await expectAnswers(page, expected)
