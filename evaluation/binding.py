@@ -37,6 +37,8 @@ TEMPLATE = Template("Output:")
 REAL_NAMES = "real names"
 NEAREST_MEAN = "nearest mean of features"
 AUTO = "auto"
+# the query shows the mean of the shots' images, and the answer which words the model prefers after these shots
+MEAN_IMAGE = "mean image"
 VARIANTS = (IN_CONTEXT, "shuffled", "blind", REAL_NAMES)
 
 
@@ -119,6 +121,13 @@ class Binding:
         answers = self._rank_variants(episode, rounds, (IN_CONTEXT,), shots_attend, alone_positions)[IN_CONTEXT]
         return {number: int(values.argmax()) for number, values in answers.items()}
 
+    @torch.inference_mode()
+    def log_probabilities(self, episode: Episode, num_rounds: int, variants: Sequence[str]) -> dict[str, Array]:
+        """Return the language model's log-probabilities of the words after so many rounds, in each variant."""
+        asked = replace(episode, shots=episode.shots[: num_rounds * len(episode.words)])
+        by_variant = self._rank_variants(asked, (num_rounds,), variants)
+        return {name: by_rounds[num_rounds] for name, by_rounds in by_variant.items()}
+
     def _compare(self, episode: Episode, num_rounds: int) -> dict[str, Array]:
         """Return the log-probabilities of the words by each method by likeness and by `auto`, as the server does it."""
         shots = episode.shots[: num_rounds * len(episode.words)]
@@ -149,10 +158,14 @@ class Binding:
         if not variants:
             return {}
         rows = list(dict.fromkeys([*(row for row, _ in episode.shots), episode.query]))
-        features = torch.stack([self.catalogue.features(row) for row in rows]).to(self._dtype)
-        media = self.model.fresh_media(self.model.resampler(self.model.vision.with_kin(features)))
-        ranker = Ranker(self.model, media, shots_attend, alone_positions)
+        features = [self.catalogue.features(row) for row in rows]
         pages = {row: page for page, row in enumerate(rows)}
+        if MEAN_IMAGE in variants:
+            shots = [features[pages[row]].float() for row, _ in episode.shots]
+            features.append(torch.stack(shots).mean(0).to(features[0].dtype))
+        completed = self.model.vision.with_kin(torch.stack(features).to(self._dtype))
+        media = self.model.fresh_media(self.model.resampler(completed))
+        ranker = Ranker(self.model, media, shots_attend, alone_positions)
         return {name: self._rank(ranker, _variant(episode, name), rounds, pages, name) for name in variants}
 
     def _rank(
@@ -164,7 +177,7 @@ class Binding:
             encode_segments(item(row, TEMPLATE, episode.words[word]), self.tokenizer, pages.get(row, -1))
             for row, word in episode.shots
         ]
-        page = pages.get(episode.query, -1)
+        page = len(pages) if variant == MEAN_IMAGE else pages.get(episode.query, -1)
         branches = []
         for num_rounds in rounds:
             for word in episode.words:

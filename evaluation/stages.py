@@ -3,7 +3,9 @@
 The episodes are those of `evaluation.default`: 5-way, with novel words. The first columns have the accuracy of the nearest
 mean of the images' vectors on the way through the model: the discriminants that the bridge reads, the mean of the visual
 tokens, and the decoder's state after its first layers. Then come the votes of the heads that look up names, by their mean
-score for the names of the shots, and the answer. Progress goes to standard error; the last line is JSON.
+score for the names of the shots, and the answer. The last column has the answer with half of the preference for some words
+removed: half of the words' log-probabilities after the mean of the shots' images. Progress goes to standard error; the last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -24,13 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluation.binding import TEMPLATE, Binding, Episode, nearest_mean, sample_episodes
+from evaluation.binding import MEAN_IMAGE, TEMPLATE, Binding, Episode, nearest_mean, sample_episodes
 from evaluation.default import SEED
 from evaluation.intervals import share
 from evaluation.loading import load_served
 from model.flamingo import Flamingo
 from model.prompt import PromptTokenizer
 from model.zoo.default import prepare
+from server.fewshot.methods import IN_CONTEXT
 from training.batch import TrainingBatch, collate
 from training.bridge import BridgeLoss
 from training.default.catalogue import Catalogue, row_of
@@ -43,8 +46,8 @@ from training.examples import tokenize
 
 WAYS, ROUNDS = 5, (1, 5)
 VECTORS = ("discriminants", "visual tokens", "early states")
-VOTES, ANSWER = "votes of the heads", "answer"
-COLUMNS = (*VECTORS, VOTES, ANSWER)
+VOTES, ANSWER, CALIBRATED = "votes of the heads", "answer", "answer, preference halved"
+COLUMNS = (*VECTORS, VOTES, ANSWER, CALIBRATED)
 EPISODE_LIMITS = replace(LIMITS, max_tokens=1024, max_media=WAYS * max(ROUNDS) + 1)
 
 
@@ -67,7 +70,9 @@ class Stages:
             name: nearest_mean(episode, num_rounds, self._directions(episode, num_rounds, name)) for name in VECTORS
         }
         answers[VOTES] = self._votes(episode, num_rounds)
-        answers[ANSWER] = self._binding.answer_in_context(episode, (num_rounds,))[num_rounds]
+        logs = self._binding.log_probabilities(episode, num_rounds, (IN_CONTEXT, MEAN_IMAGE))
+        answers[ANSWER] = int(logs[IN_CONTEXT].argmax())
+        answers[CALIBRATED] = int((logs[IN_CONTEXT] - logs[MEAN_IMAGE] / 2).argmax())
         return {name: answer == episode.answer for name, answer in answers.items()}
 
     def _directions(self, episode: Episode, num_rounds: int, name: str) -> Callable[[int], Tensor]:

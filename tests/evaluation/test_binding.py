@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from evaluation.binding import Binding, sample_episodes
+from evaluation.binding import MEAN_IMAGE, Binding, sample_episodes
 from evaluation.default import Options, format_table
 from evaluation.intervals import Share, difference_to_best
 from evaluation.naming import Naming, perplexity
 from model.likeness import Vectors
 from model.prompt import PromptTokenizer
+from server.fewshot.methods import IN_CONTEXT
 from tests.tiny_models import CONFIGS, prompt_tokenizer, tiny_model
 from tests.training.default.data import make_folder
 from training.default.catalogue import Catalogue
@@ -64,6 +66,22 @@ def test_an_outcome_has_every_variant_and_number_of_rounds(catalogue: Catalogue,
         *("nearest_mean", "knn", "linear", "blend", "auto"),
     }
     assert all(set(by_rounds) == {1, 3} for by_rounds in is_correct.values())
+
+
+def test_the_mean_image_is_the_query_if_all_shots_show_the_query(
+    catalogue: Catalogue, tokenizer: PromptTokenizer
+) -> None:
+    binding = Binding(tiny_model(CONFIGS["flamingo"]), tokenizer, catalogue)
+    (episode,) = sample_episodes(catalogue.photographs, 2, 2, 1, seed=0)
+    same = replace(episode, shots=tuple((episode.query, word) for _, word in episode.shots))
+    logs = binding.log_probabilities(same, 2, (IN_CONTEXT, MEAN_IMAGE))
+    np.testing.assert_allclose(logs[MEAN_IMAGE], logs[IN_CONTEXT], rtol=1e-3)
+    # each number of rounds has its own mean
+    first = replace(episode, shots=tuple((episode.query, word) for _, word in episode.shots[:2]) + episode.shots[2:])
+    logs = binding.log_probabilities(first, 1, (IN_CONTEXT, MEAN_IMAGE))
+    np.testing.assert_allclose(logs[MEAN_IMAGE], logs[IN_CONTEXT], rtol=1e-3)
+    logs = binding.log_probabilities(first, 2, (IN_CONTEXT, MEAN_IMAGE))
+    assert not np.allclose(logs[MEAN_IMAGE], logs[IN_CONTEXT], rtol=1e-3)
 
 
 def test_methods_by_likeness_answer_as_the_vectors_say(catalogue: Catalogue, tokenizer: PromptTokenizer) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from evaluation import stages
-from evaluation.binding import Episode, sample_episodes
-from evaluation.stages import ANSWER, COLUMNS, VECTORS, VOTES, Stages, format_rows
+from evaluation.binding import MEAN_IMAGE, Episode, sample_episodes
+from evaluation.stages import ANSWER, CALIBRATED, COLUMNS, VECTORS, VOTES, Stages, format_rows
+from server.fewshot.methods import IN_CONTEXT
 from tests.tiny_models import CONFIGS, prompt_tokenizer, tiny_model
 from tests.training.default.data import make_folder
 from training.default.catalogue import Catalogue
@@ -71,11 +73,26 @@ def test_a_word_gets_the_weights_of_all_its_names(
     assert judge._votes(episode, 2) == votes.index(max(votes))
 
 
+def test_the_last_column_halves_the_preference_for_a_word(
+    judge: Stages, episode: Episode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = episode.answer
+    in_context, mean_image = np.array([-1.0, -1.0]), np.array([-9.0, -9.0])
+    in_context[answer], mean_image[answer] = -2.0, -12.0
+    logs = {IN_CONTEXT: in_context, MEAN_IMAGE: mean_image}
+    monkeypatch.setattr(judge._binding, "log_probabilities", lambda *_: logs)
+    judged = judge.judge(episode, 2)
+    assert (judged[ANSWER], judged[CALIBRATED]) == (False, True)
+    mean_image[answer] = -10.0  # a small preference does not outweigh the image
+    judged = judge.judge(episode, 2)
+    assert (judged[ANSWER], judged[CALIBRATED]) == (False, False)
+
+
 def test_the_table_has_a_row_per_set_of_images_and_a_column_per_stage() -> None:
     row = {column: [column in (VOTES, ANSWER), False] for column in COLUMNS}
     head, _, line = format_rows({"drawings, 1": row}).splitlines()
-    assert (
-        head
-        == "| images, shots per word | discriminants | visual tokens | early states | votes of the heads | answer |"
+    assert head == (
+        "| images, shots per word | discriminants | visual tokens | early states | votes of the heads | answer | "
+        "answer, preference halved |"
     )
-    assert [cell.strip()[:5] for cell in line.split("|")[2:-1]] == ["0.000"] * 3 + ["0.500"] * 2
+    assert [cell.strip()[:5] for cell in line.split("|")[2:-1]] == ["0.000"] * 3 + ["0.500"] * 2 + ["0.000"]
