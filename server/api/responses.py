@@ -13,7 +13,9 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from server.access.pages import SAFE_METHODS
 from server.limits.admission import Ticket
+from server.limits.deadline import Deadline
 
 JSON = "application/json"
 # bytes per write; as much may wait in a connection
@@ -23,7 +25,9 @@ PIECE = 2**16
 class WholeResponse(Response):
     """A response from one body. A large body counts among the bytes of the request's ticket.
 
-    Sending it raises `Overloaded` or `ClientOverShare`, before the status is sent, if bodies of too many bytes are held.
+    If bodies of too many bytes are held, sending the response to a request that changes nothing raises `Overloaded` or
+    `ClientOverShare`, before the status is sent. A request that may have changed something is not refused any more, because
+    its client would repeat it.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -31,7 +35,13 @@ class WholeResponse(Response):
             await super().__call__(scope, receive, send)
             return
         ticket: Ticket = scope["state"]["ticket"]
-        ticket.hold(len(self.body), is_unread=False)
+        if scope["method"] in SAFE_METHODS:
+            ticket.hold(len(self.body), is_unread=False)
+        else:
+            ticket.count(len(self.body))
+        ticket.started()  # from now on, the request waits only for its client
+        deadline: Deadline = scope["state"]["deadline"]
+        deadline.end()
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         for piece in self._pieces():
             await send({"type": "http.response.body", "body": piece, "more_body": True})

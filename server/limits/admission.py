@@ -110,7 +110,7 @@ class Ticket:
                 raise ClientOverShare(message, retry_after=admission.retry_after())
 
     def hold(self, num_bytes: int, *, is_unread: bool = True) -> None:
-        """Count bytes of a body until the ticket is released. Raises `Overloaded` and `ClientOverShare`.
+        """Count bytes of a body, if they are within the limits. Raises `Overloaded` and `ClientOverShare`.
 
         `is_unread`: the request's body is not read to its end yet, so a refusal closes the connection.
         """
@@ -122,7 +122,11 @@ class Ticket:
             case "over_share":
                 message = f"this client has its share of the {bodies.total} bytes that bodies may take"
                 raise ClientOverShare(message, retry_after=admission.retry_after(), closes=is_unread)
-        bodies.take(self.client, num_bytes)
+        self.count(num_bytes)
+
+    def count(self, num_bytes: int) -> None:
+        """Count bytes of a body until the ticket is released, also beyond the limits."""
+        self._admission.bodies.take(self.client, num_bytes)
         self._num_bytes += num_bytes
 
     def pause(self, num_bytes: int) -> float:
@@ -136,7 +140,7 @@ class Ticket:
         self._admission.enter(self.client)
 
     def started(self) -> None:
-        """Count the request as running: the engine has begun its prompt."""
+        """Count the request as running: the engine has begun its prompt, or the response is complete."""
         if self._state == "waiting":
             self._state = "running"
             self._admission.begin(self.client)

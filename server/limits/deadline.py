@@ -48,7 +48,7 @@ class Deadline:
             raise DeadlineExceeded(f"the request was not finished within {self._seconds:g} seconds") from None
 
     def end(self) -> None:
-        """End the active limit: the response has begun, and its sender has its own limit."""
+        """End the active limit: the response has begun, and its sender has its own limit or none."""
         if self._timeout is not None:
             self._timeout.reschedule(None)
 

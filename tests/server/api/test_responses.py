@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from PIL import Image
 
 from server.api.responses import PIECE
 from server.limits.admission import Admission
+from server.limits.deadline import HEADER
 from server.settings import Settings
 from tests.server.fakes import eventually
 
@@ -30,11 +32,13 @@ def settings(settings: Settings) -> Settings:
 class Reader:
     """A client of the application that takes the pieces of a response only on request."""
 
-    def __init__(self, app: FastAPI, path: str) -> None:
+    def __init__(self, app: FastAPI, path: str, body: Any = None, **headers: str) -> None:
         self.status = 0
         self.pieces: list[int] = []
+        self._body = b"" if body is None else json.dumps(body).encode()
+        self._is_sent = False
         self._may_read = asyncio.Event()
-        self._task = asyncio.create_task(self._get(app, path))
+        self._task = asyncio.create_task(self._send_request(app, path, headers))
 
     async def finish(self) -> None:
         self._may_read.set()
@@ -44,17 +48,21 @@ class Reader:
         self._task.cancel()
         await asyncio.wait([self._task])
 
-    async def _get(self, app: FastAPI, path: str) -> None:
+    async def _send_request(self, app: FastAPI, path: str, headers: dict[str, str]) -> None:
+        every = {"host": "localhost", "content-type": "application/json", **headers}
         scope: dict[str, Any] = {
-            "type": "http", "http_version": "1.1", "method": "GET", "path": path, "raw_path": path.encode(),
-            "query_string": b"", "root_path": "", "scheme": "http", "headers": [(b"host", b"localhost")],
+            "type": "http", "http_version": "1.1", "method": "POST" if self._body else "GET", "path": path,
+            "raw_path": path.encode(), "query_string": b"", "root_path": "", "scheme": "http",
+            "headers": [(name.lower().encode(), value.encode()) for name, value in every.items()],
             "client": ("127.0.0.1", 1), "server": ("localhost", 80),
         }  # fmt: skip
         await app(scope, self._receive, self._send)
 
     async def _receive(self) -> dict[str, Any]:
-        await asyncio.Event().wait()
-        raise AssertionError
+        if self._is_sent:
+            await asyncio.Event().wait()
+        self._is_sent = True
+        return {"type": "http.request", "body": self._body, "more_body": False}
 
     async def _send(self, message: Any) -> None:
         if message["type"] == "http.response.start":
@@ -88,3 +96,32 @@ async def test_unread_responses_count_as_bodies(http: httpx.AsyncClient, app: Fa
     assert (await http.get(path)).content == data
     await unread[1].abort()
     assert admission.bodies.used == 0
+
+
+async def test_a_change_is_not_refused_after_it_was_made(http: httpx.AsyncClient, app: FastAPI) -> None:
+    """A client, or a gateway, would repeat the request and make the change twice."""
+    admission: Admission = app.state.services.admission
+    examples = [{"id": f"{number:0100}", "text": "a", "label": "b"} for number in range(700)]
+    with admission.ticket("other") as other:
+        other.hold(900_000)
+        created = await http.post("/v1/support_sets", json={"name": "many", "examples": examples})
+        assert created.status_code == 200, created.text
+        assert len(created.content) > PIECE
+    assert admission.bodies.used == 0
+
+
+async def test_an_unread_response_takes_no_place_in_the_queue(http: httpx.AsyncClient, app: FastAPI) -> None:
+    admission: Admission = app.state.services.admission
+    unread = Reader(app, "/detokenize", {"tokens": [5] * PIECE * 2})
+    await eventually(lambda: unread.status == 200)
+    assert admission.num_waiting == 0
+    await unread.finish()
+    assert admission.num_running == 0
+
+
+async def test_a_client_may_read_for_longer_than_the_request_may_take(app: FastAPI) -> None:
+    slow = Reader(app, "/detokenize", {"tokens": [5] * PIECE * 2}, **{HEADER: "0.2"})
+    await eventually(lambda: slow.status == 200)
+    await asyncio.sleep(0.3)
+    await slow.finish()
+    assert slow.pieces[-1] == 0
