@@ -8,9 +8,15 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any, ClassVar
 
+# characters of a message or of the path of a field, which may contain a client's own names
+MAX_LENGTH = 2000
+
 
 class ServerError(Exception):
-    """An internal error, or one of those below: a message for the client; `param` is the path of the field at fault."""
+    """An internal error, or one of those below: a message for the client; `param` is the path of the field at fault.
+
+    Both are shortened, so that a refusal is a small response whatever the request was.
+    """
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -21,9 +27,9 @@ class ServerError(Exception):
         cls.code = code
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.param = param
+        self.message = _shortened(message)
+        self.param = None if param is None else _shortened(param)
+        super().__init__(self.message)
 
     def body(self) -> dict[str, Any]:
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
@@ -227,7 +233,7 @@ class Overloaded(Unavailable, code="overloaded"):
 
 
 class ClientOverShare(Overloaded, code="client_over_share"):
-    """This client has its share of the queue, of the memory for bodies, or of the unfinished evaluations."""
+    """This client has its share of the queue, of the memory for bodies, of the imports, evaluations or warmings."""
 
     status = 429
     type = "rate_limit_error"
@@ -277,6 +283,10 @@ class DatabaseUnavailable(Unavailable, code="database_unavailable"):
 
 class EngineFailed(ServerError, code="engine_failed"):
     """The engine could not finish this request."""
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]}..."
 
 
 def http_error_body(status: int, detail: str) -> dict[str, Any]:

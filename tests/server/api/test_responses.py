@@ -125,3 +125,13 @@ async def test_a_client_may_read_for_longer_than_the_request_may_take(app: FastA
     await asyncio.sleep(0.3)
     await slow.finish()
     assert slow.pieces[-1] == 0
+
+
+async def test_a_refusal_does_not_repeat_a_long_name(http: httpx.AsyncClient, app: FastAPI) -> None:
+    """It is sent when the ticket is released already, so it would be counted for ever."""
+    refused = await http.post("/v1/completions", json={"prompt": "a", "\x01" * PIECE: 1})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"]) == (422, "unsupported_parameter")
+    assert error["message"].startswith("unknown parameter \x01")
+    assert len(refused.content) < PIECE
+    assert app.state.services.admission.bodies.used == 0
