@@ -195,7 +195,8 @@ class Settings(BaseModel):
         0.75,
         gt=0,
         le=1,
-        description="maximum share of the queue, and of the memory for bodies, of one client; 1: no limit",
+        description="maximum share of one client in the queue, the memory for bodies, and unfinished evaluations and "
+        "warmings; 1: no limit",
     )
     request_timeout: float | None = Field(
         None,

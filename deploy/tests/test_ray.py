@@ -20,6 +20,7 @@ import pytest
 
 from deploy.tests.ray_fleet import REQUEST_SECONDS, Fleet, running
 from flamboyance_client import Client, Example
+from tests.server.api.test_responses import photograph
 from tests.server.conftest import data_url, png
 
 CLIENTS = 4
@@ -135,6 +136,8 @@ def test_the_client_works_unchanged(fleet: Fleet) -> None:
             assert "".join(event.text for event in events) == answer.text
         stored = client.images.upload(png("red"))
         assert client.images.content(stored.id) == png("red")
+        large = photograph()  # sent in pieces
+        assert client.images.content(client.images.upload(large).id) == large
         examples: list[Example] = [
             {"image": stored.id, "label": "red"},
             {"image": data_url(png("blue")), "label": "blue"},

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.access.pages import SAFE_METHODS
+from server.access.roles import needed_role
 from server.limits.admission import Ticket
 from server.limits.deadline import Deadline
 
@@ -25,9 +26,8 @@ PIECE = 2**16
 class WholeResponse(Response):
     """A response from one body. A large body counts among the bytes of the request's ticket.
 
-    If bodies of too many bytes are held, sending the response to a request that changes nothing raises `Overloaded` or
-    `ClientOverShare`, before the status is sent. A request that may have changed something is not refused any more, because
-    its client would repeat it.
+    If bodies of too many bytes are held, sending it raises `Overloaded` or `ClientOverShare`, before the status is sent.
+    But a request that may have changed something is not refused any more, because its client would repeat it.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,7 +35,7 @@ class WholeResponse(Response):
             await super().__call__(scope, receive, send)
             return
         ticket: Ticket = scope["state"]["ticket"]
-        if scope["method"] in SAFE_METHODS:
+        if _changes_nothing(scope["method"], scope["route"].path):
             ticket.hold(len(self.body), is_unread=False)
         else:
             ticket.count(len(self.body))
@@ -50,6 +50,10 @@ class WholeResponse(Response):
     def _pieces(self) -> Iterator[memoryview]:
         whole = memoryview(self.body)
         return (whole[start : start + PIECE] for start in range(0, len(whole), PIECE))
+
+
+def _changes_nothing(method: str, path: str) -> bool:
+    return method in SAFE_METHODS or needed_role(method, path) == "inference"
 
 
 class JSONResponse(WholeResponse):

@@ -110,6 +110,17 @@ async def test_a_change_is_not_refused_after_it_was_made(http: httpx.AsyncClient
     assert admission.bodies.used == 0
 
 
+async def test_a_request_that_changes_nothing_is_refused(http: httpx.AsyncClient, app: FastAPI) -> None:
+    admission: Admission = app.state.services.admission
+    tokens = {"tokens": [5] * PIECE * 2}
+    with admission.ticket("other") as other:
+        other.hold(900_000)
+        refused = await http.post("/detokenize", json=tokens)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+    assert admission.bodies.used == 0
+    assert (await http.post("/detokenize", json=tokens)).status_code == 200
+
+
 async def test_an_unread_response_takes_no_place_in_the_queue(http: httpx.AsyncClient, app: FastAPI) -> None:
     admission: Admission = app.state.services.admission
     unread = Reader(app, "/detokenize", {"tokens": [5] * PIECE * 2})
@@ -120,9 +131,9 @@ async def test_an_unread_response_takes_no_place_in_the_queue(http: httpx.AsyncC
 
 
 async def test_a_client_may_read_for_longer_than_the_request_may_take(app: FastAPI) -> None:
-    slow = Reader(app, "/detokenize", {"tokens": [5] * PIECE * 2}, **{HEADER: "0.2"})
+    slow = Reader(app, "/detokenize", {"tokens": [5] * PIECE * 2}, **{HEADER: "3"})
     await eventually(lambda: slow.status == 200)
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(3.1)
     await slow.finish()
     assert slow.pieces[-1] == 0
 

@@ -237,7 +237,7 @@ async def test_unfinished_requests_to_warm_have_a_limit(
     with pytest.raises(Overloaded):
         tasks.check_place("third")
     # what is being warmed needs no place, and neither does the maintenance of pinned sets
-    await tasks.warm(support_set, "third")
+    assert (await warm(http, wait=False))["status"] == "warming"
     maintained = asyncio.create_task(tasks.warm_again(support_set))
     opened.set()
     assert (await maintained).status == "ready"
