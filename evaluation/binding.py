@@ -124,8 +124,8 @@ class Binding:
     @torch.inference_mode()
     def log_probabilities(self, episode: Episode, num_rounds: int, variants: Sequence[str]) -> dict[str, Array]:
         """Return the language model's log-probabilities of the words after so many rounds, in each variant."""
-        asked = replace(episode, shots=episode.shots[: num_rounds * len(episode.words)])
-        by_variant = self._rank_variants(asked, (num_rounds,), variants)
+        shorter = replace(episode, shots=episode.shots[: num_rounds * len(episode.words)])
+        by_variant = self._rank_variants(shorter, (num_rounds,), variants)
         return {name: by_rounds[num_rounds] for name, by_rounds in by_variant.items()}
 
     def _compare(self, episode: Episode, num_rounds: int) -> dict[str, Array]:

@@ -115,7 +115,7 @@ class _Entry:
 class Warming:
     """Warms versions in background tasks, and remembers the progress of each.
 
-    `places`: the tasks that clients of all tenants have requested and that are unfinished.
+    `slots`: the tasks that clients of all tenants have requested and that are unfinished.
     """
 
     def __init__(
@@ -125,14 +125,14 @@ class Warming:
         store: MediaStore,
         retrieval: Retrieval,
         comparison: Comparison,
-        places: SharedLimit,
+        slots: SharedLimit,
     ) -> None:
         self._client = client
         self._model = model
         self._store = store
         self._retrieval = retrieval
         self._comparison = comparison
-        self.places = places
+        self.slots = slots
         self._entries: OrderedDict[tuple[str, int], _Entry] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -150,18 +150,16 @@ class Warming:
         counts = Counter(self.warmth(set_id, version).status for set_id, version in versions)
         return {status: counts[status] for status in get_args(Status)}
 
-    def check_place(self, requester: str) -> None:
+    def check_slot(self, requester: str) -> None:
         """Check that a client may request a task: before its target is built, which may take long.
 
         Raises `Overloaded` and `ClientOverShare`.
         """
-        match self.places.refusal(requester):
+        match self.slots.refusal(requester):
             case "full":
-                raise Overloaded(f"{self.places.used} requests to warm support sets are unfinished, which is the limit")
+                raise Overloaded(f"{self.slots.used} requests to warm support sets are unfinished, which is the limit")
             case "over_share":
-                message = (
-                    f"this client has its share of the {self.places.total} requests to warm that may be unfinished"
-                )
+                message = f"this client has its share of the {self.slots.total} requests to warm that may be unfinished"
                 raise ClientOverShare(message)
 
     async def warm(
@@ -169,12 +167,12 @@ class Warming:
     ) -> Warmth:
         """Start warming for a client, unless a running task covers the target, and `wait` for its end.
 
-        Raises `EngineNotReady`, and what `check_place` raises.
+        Raises `EngineNotReady`, and what `check_slot` raises.
         """
         return await self._warm(support_set, target, requester, wait=wait)
 
     async def _warm(self, support_set: SupportSet, target: WarmTarget, requester: str | None, *, wait: bool) -> Warmth:
-        """Warm for a client, or without a place for the maintenance of support sets."""
+        """Warm for a client, or without a slot for the maintenance of support sets."""
         if self._client.state != "ready":
             raise EngineNotReady(f"the model is not ready: the engine is {self._client.state}")
         entry = self._entries.get((support_set.id, support_set.version))
@@ -182,7 +180,7 @@ class Warming:
             entry = None
         if entry is None or not entry.target.covers(target):
             if requester is not None:
-                self.check_place(requester)
+                self.check_slot(requester)
             entry = self._start(support_set, target, None if entry is None else entry.task, requester)
         if wait and entry.task is not None:
             await asyncio.shield(entry.task)
@@ -234,8 +232,8 @@ class Warming:
         self._tasks.add(entry.task)
         entry.task.add_done_callback(self._tasks.discard)
         if requester is not None:
-            self.places.take(requester)
-            entry.task.add_done_callback(lambda _: self.places.release(requester))
+            self.slots.take(requester)
+            entry.task.add_done_callback(lambda _: self.slots.release(requester))
         self._remember(key, entry)
         return entry
 

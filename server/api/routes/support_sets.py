@@ -251,7 +251,7 @@ async def warm_support_set(support_set: str, request: Request, services: GivenSe
     fields = await read_request(WarmRequest, request, services, empty=b"{}")
     requester = request.state.ticket.client
     if fields.template is not None:
-        services.warming.check_place(requester)  # before the prompts are built
+        services.warming.check_slot(requester)  # before the prompts are built
     version = await services.support_sets.get_version(support_set, fields.version)
     prompts: Sequence[PreparedPrompt] = ()
     if fields.template is not None and fields.shots_attend == "alone":

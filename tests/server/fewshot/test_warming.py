@@ -222,7 +222,7 @@ async def test_unfinished_requests_to_warm_have_a_limit(
 ) -> None:
     """Each would hold its prompts until all before it have ended, so a refusal comes before they are built."""
     support_sets, tasks = app.state.services.support_sets, app.state.services.warming
-    monkeypatch.setattr(tasks.places, "total", 4)
+    monkeypatch.setattr(tasks.slots, "total", 4)
     requests: list[dict[str, Any]] = [
         {"template": {"shot": f"{{media}}{number} {{answer}}"}, "wait": False} for number in range(4)
     ]
@@ -235,13 +235,13 @@ async def test_unfinished_requests_to_warm_have_a_limit(
     support_set = await support_sets.get_version("colours")
     await tasks.warm(support_set, "other", WarmTarget(with_texts=True))
     with pytest.raises(Overloaded):
-        tasks.check_place("third")
-    # what is being warmed needs no place, and neither does the maintenance of pinned sets
+        tasks.check_slot("third")
+    # what is being warmed needs no slot, and neither does the maintenance of pinned sets
     assert (await warm(http, wait=False))["status"] == "warming"
     maintained = asyncio.create_task(tasks.warm_again(support_set))
     opened.set()
     assert (await maintained).status == "ready"
-    await eventually(lambda: tasks.places.used == 0)
+    await eventually(lambda: tasks.slots.used == 0)
     assert (await warm(http, **{**requests[3], "wait": True}))["status"] == "ready"
 
 
