@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +32,8 @@ from server.wire import Admitted, Finished, Generate, PromptScored, Token, Token
 
 # tokens with log-probabilities that are written in some milliseconds
 MAX_SHOWN = 512
+# one thread for longer answers, which wait for one another and for nothing else; nothing else waits for them
+WRITER = ThreadPoolExecutor(1, thread_name_prefix="answers")
 
 Result = TypeVar("Result")
 
@@ -177,7 +180,9 @@ async def pieces_of(prompts: Sequence[AnswerStream], record: RequestRecord) -> A
 
 async def aside(num_tokens: int, work: Callable[[], Result]) -> Result:
     """Do work on tokens: in a thread if they are many, because it may take seconds."""
-    return await asyncio.to_thread(work) if num_tokens > MAX_SHOWN else work()
+    if num_tokens <= MAX_SHOWN:
+        return work()
+    return await asyncio.get_running_loop().run_in_executor(WRITER, work)
 
 
 async def whole(prompts: Sequence[AnswerStream], record: RequestRecord, shape: Shape, head: dict[str, Any]) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -111,3 +112,14 @@ async def test_log_probabilities_of_many_tokens_are_written_outside_the_event_lo
         response = await http.post("/v1/completions", json=body)
         assert response.status_code == 200, response.text
     assert written == repeated == {4: [True], 32: [False]}
+
+
+async def test_long_answers_take_no_thread_of_other_work() -> None:
+    is_written = threading.Event()
+    long = [asyncio.create_task(answers.aside(answers.MAX_SHOWN + 1, is_written.wait)) for _ in range(64)]
+    try:
+        await asyncio.sleep(0)  # all have begun
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: True), timeout=20)
+    finally:
+        is_written.set()
+        assert all(await asyncio.gather(*long))
