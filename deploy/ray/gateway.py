@@ -36,10 +36,10 @@ from server.access.pages import cors_options
 from server.access.tenants import DEFAULT_TENANT, qualified
 from server.api.body import content_type, stream_body
 from server.api.guard import Guard
-from server.api.responses import JSON, JSONResponse
+from server.api.responses import JSON, PIECE, JSONResponse
 from server.api.sse import DONE, EventStream, event, unless_disconnected
 from server.errors import Overloaded, ServerError
-from server.limits.admission import Admission
+from server.limits.admission import Admission, Ticket
 from server.limits.deadline import MAX_SECONDS
 from server.schemas.base import MAX_SEPARATORS, check_separators, count_separators
 from server.settings import Settings
@@ -186,7 +186,7 @@ class Gateway:
             else:
                 request.state.ticket.started()
                 request.state.deadline.end()
-                await _send_all(messages, answer, send)
+                await _send_all(messages, answer, send, request.state.ticket)
                 return
 
     async def _first(self, answer: Answer, call: Call) -> list[Message] | None:
@@ -284,14 +284,14 @@ def _refusing_replica(messages: list[Message]) -> str | None:
     return headers.get(REPLICA_HEADER.decode()) if code in REFUSALS else None
 
 
-async def _send_all(messages: list[Message], answer: Answer, send: Send) -> None:
+async def _send_all(messages: list[Message], answer: Answer, send: Send, ticket: Ticket) -> None:
     """Send the first messages and those that follow. If the replica is lost, a stream of events ends with an error."""
     is_stream = Headers(raw=messages[0]["headers"]).get("content-type", "").startswith(EventStream.media_type)
     is_complete = False
     try:
-        is_complete = await _send_messages(messages, send)
+        is_complete = await _send_messages(messages, send, ticket)
         async for more in answer:
-            is_complete = await _send_messages(more, send)
+            is_complete = await _send_messages(more, send, ticket)
     except RayError:
         logger.warning("a replica was lost during its answer", extra={"complete": is_complete})
         if is_complete:
@@ -307,8 +307,10 @@ async def _send_all(messages: list[Message], answer: Answer, send: Send) -> None
         raise
 
 
-async def _send_messages(messages: list[Message], send: Send) -> bool:
-    """Send messages, and return whether the answer is complete."""
+async def _send_messages(messages: list[Message], send: Send, ticket: Ticket) -> bool:
+    """Send messages, and return whether the answer is complete. Large ones count as bodies: their client may not read."""
+    if (size := sum(len(message.get("body", b"")) for message in messages)) > PIECE:
+        ticket.count(size)
     for message in messages:
         await send(message)
     return messages[-1]["type"] == "http.response.body" and not messages[-1].get("more_body", False)

@@ -22,8 +22,9 @@ from server.access.roles import Role
 from server.app import create_app
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
+from tests.server.api.test_responses import Reader, photograph
 from tests.server.conftest import data_url, png
-from tests.server.fakes import FakeClient, served_model
+from tests.server.fakes import FakeClient, eventually, served_model
 
 with warnings.catch_warnings():  # of Ray's own modules
     warnings.simplefilter("ignore")
@@ -89,14 +90,14 @@ class Fleet:
         self.replicas = Replicas(settings)
         gateway = Gateway(self.replicas, settings, max_waiting=16)
         gateway.reconfigure({"models": ["tiny"], "routing": "affinity"})
-        self._app = gateway.__serve_build_asgi_app__()
+        self.app = gateway.__serve_build_asgi_app__()
         self._clients = AsyncExitStack()
 
     async def client(self, tenant: str, role: Role = "manage", limits: Limits | None = None) -> httpx.AsyncClient:
         """Return a client with a new key, which the gateway finds if it has read no keys in the last second."""
         keys = self.replicas.apps["a"].state.services.keys
         _, secret = await keys.create("test", role, limits, tenant=tenant)
-        headers, transport = {"Authorization": f"Bearer {secret}"}, httpx.ASGITransport(self._app)
+        headers, transport = {"Authorization": f"Bearer {secret}"}, httpx.ASGITransport(self.app)
         client = httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers)
         return await self._clients.enter_async_context(client)
 
@@ -187,6 +188,26 @@ async def test_a_gateway_counts_what_it_reads_and_a_replica_what_it_computes(fle
     # each replica answers the first of its requests
     assert sorted(answer.status_code for answer in answers) == [200, 200, *[429] * 6]
     assert {answer.headers["x-replica"] for answer in answers if answer.status_code == 200} == {"a", "b"}
+
+
+class TestUnreadResponses:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"max_bodies_mb": 1})
+
+    async def test_they_count_as_bodies(self, fleet: Fleet) -> None:
+        client, picture = await fleet.client("acme"), photograph()
+        headers = {"Content-Type": "image/png"}
+        stored = (await client.post("/v1/images", content=picture, headers=headers)).json()
+        path = f"/v1/images/{stored['id']}/content"
+        unread = [Reader(fleet.app, path, authorization=client.headers["authorization"]) for _ in range(2)]
+        await eventually(lambda: [reader.status for reader in unread] == [200, 200])
+        refused = await client.post("/v1/images", content=picture, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+        for reader in unread:
+            await reader.finish()
+        assert sum(unread[0].pieces) == len(picture)
+        assert (await client.post("/v1/images", content=picture, headers=headers)).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from PIL import Image
+from starlette.types import ASGIApp
 
 from server.api.responses import PIECE
 from server.limits.admission import Admission
@@ -32,7 +33,7 @@ def settings(settings: Settings) -> Settings:
 class Reader:
     """A client of the application that takes the pieces of a response only on request."""
 
-    def __init__(self, app: FastAPI, path: str, body: Any = None, **headers: str) -> None:
+    def __init__(self, app: ASGIApp, path: str, body: Any = None, **headers: str) -> None:
         self.status = 0
         self.pieces: list[int] = []
         self._body = b"" if body is None else json.dumps(body).encode()
@@ -48,7 +49,7 @@ class Reader:
         self._task.cancel()
         await asyncio.wait([self._task])
 
-    async def _send_request(self, app: FastAPI, path: str, headers: dict[str, str]) -> None:
+    async def _send_request(self, app: ASGIApp, path: str, headers: dict[str, str]) -> None:
         every = {"host": "localhost", "content-type": "application/json", **headers}
         scope: dict[str, Any] = {
             "type": "http", "http_version": "1.1", "method": "POST" if self._body else "GET", "path": path,
