@@ -194,6 +194,12 @@ ATTACKS = (
         run=repeated(lambda: post("/v1/embeddings", input=[text(MB, i) for i in range(40)])),
     ),
     Attack(name="template that repeats a text", severity="critical", run=repeated(_few_shot_bomb)),
+    Attack(
+        name="field with a name of 8 MB",
+        severity="critical",
+        run=repeated(lambda: _completion(**{"x" * (8 * MB): 1})),
+        is_refused=True,
+    ),
     Attack(name="chat of 30,000 text parts", severity="high", run=repeated(_chat_of_many_parts)),
     Attack(
         name="1,000 examples under long instructions", severity="high", run=repeated(_decisions_with_long_instructions)
