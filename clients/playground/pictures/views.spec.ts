@@ -5,7 +5,15 @@ import { resolve } from 'node:path'
 const IMAGES = resolve('../../docs/images')
 const TEXTURES = resolve('../../docs/examples/textures')
 
-const take = (page: Page, name: string) => page.screenshot({ path: `${IMAGES}/${name}.png`, fullPage: true })
+/** Takes a whole page, in a window as high as the page: thumbnails load only in view. */
+async function take(page: Page, name: string) {
+  const window = page.viewportSize()!
+  const height = await page.evaluate(() => document.documentElement.scrollHeight)
+  await page.setViewportSize({ ...window, height })
+  await page.waitForTimeout(1500)
+  await page.screenshot({ path: `${IMAGES}/${name}.png`, fullPage: true })
+  await page.setViewportSize(window)
+}
 
 /** Takes the top of a page, as high as the window. */
 const takeTop = (page: Page, name: string) => page.screenshot({ path: `${IMAGES}/${name}.png` })
