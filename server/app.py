@@ -55,8 +55,9 @@ from server.fewshot.maintenance import Maintenance, WarmSets
 from server.fewshot.retrieval import EmbeddingStore, Retrieval
 from server.fewshot.shots import ShotSource
 from server.fewshot.warming import MAX_UNFINISHED, Warming
-from server.limits.admission import Admission, SharedLimit
+from server.limits.admission import Admission
 from server.limits.background import Background
+from server.limits.shared_limit import SharedLimit
 from server.media.fetch import Fetcher
 from server.media.intake import Intake
 from server.media.pool import DecodePool
@@ -140,8 +141,8 @@ def create_app(
     )
     retrieval = Retrieval(client, model, embeddings, store, observe=noting("retrieval", metrics.retrieval.observe))
     shots, comparison = ShotSource(intake, support_sets, retrieval), Comparison(retrieval, FitStore(database))
-    warmings = SharedLimit(MAX_UNFINISHED, settings.max_client_share)
-    warming = Warming(client, model, store, retrieval, comparison, warmings)
+    slots = SharedLimit(MAX_UNFINISHED, settings.max_client_share, "requests to warm that may be unfinished")
+    warming = Warming(client, model, store, retrieval, comparison, slots)
     evaluations = Evaluations(database, None if catalog is None else model.name, max_share=settings.max_client_share)
     keys = Keys(database)
     services = Services(

@@ -21,8 +21,9 @@ from server.fewshot.maintenance import WarmSets
 from server.fewshot.retrieval import Retrieval
 from server.fewshot.shots import ShotSource
 from server.fewshot.warming import Warming
-from server.limits.admission import Admission, SharedLimit
+from server.limits.admission import Admission
 from server.limits.resting_lock import RestingLock
+from server.limits.shared_limit import SharedLimit
 from server.media.intake import Intake
 from server.media.pool import DecodePool
 from server.media.store import MediaStore
@@ -71,7 +72,9 @@ class Services:
     # limits the rate of large bodies, whose validation blocks the event loop
     parsing: RestingLock = field(default_factory=RestingLock)
     # slots for archives that arrive or are being imported; their files are on disk
-    imports: SharedLimit = field(default_factory=lambda: SharedLimit(MAX_IMPORTS, MAX_IMPORTS_SHARE))
+    imports: SharedLimit = field(
+        default_factory=lambda: SharedLimit(MAX_IMPORTS, MAX_IMPORTS_SHARE, "archives that may be imported at once")
+    )
 
     def with_salt(self, cache_salt: str | None) -> Services:
         """Return the services of a request that shares caches only with those of the same `cache_salt`."""

@@ -20,11 +20,11 @@ from typing import Literal, get_args
 
 from model.prompt import EncodedPrompt, Media, encode
 from server.engine_client.client import Client
-from server.errors import ClientOverShare, EngineDied, EngineNotReady, Overloaded, ServerError
+from server.errors import EngineDied, EngineNotReady, ServerError
 from server.fewshot.classification import run_concurrently
 from server.fewshot.comparison import Comparison
 from server.fewshot.retrieval import Retrieval
-from server.limits.admission import SharedLimit
+from server.limits.shared_limit import SharedLimit
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore
 from server.prompt import PreparedPrompt
@@ -150,24 +150,12 @@ class Warming:
         counts = Counter(self.warmth(set_id, version).status for set_id, version in versions)
         return {status: counts[status] for status in get_args(Status)}
 
-    def check_slot(self, requester: str) -> None:
-        """Check that a client may request a task: before its target is built, which may take long.
-
-        Raises `Overloaded` and `ClientOverShare`.
-        """
-        match self.slots.refusal(requester):
-            case "full":
-                raise Overloaded(f"{self.slots.used} requests to warm support sets are unfinished, which is the limit")
-            case "over_share":
-                message = f"this client has its share of the {self.slots.total} requests to warm that may be unfinished"
-                raise ClientOverShare(message)
-
     async def warm(
         self, support_set: SupportSet, requester: str, target: WarmTarget = MEDIA_ONLY, *, wait: bool = False
     ) -> Warmth:
         """Start warming for a client, unless a running task covers the target, and `wait` for its end.
 
-        Raises `EngineNotReady`, and what `check_slot` raises.
+        Raises `EngineNotReady`, `Overloaded` and `ClientOverShare`.
         """
         return await self._warm(support_set, target, requester, wait=wait)
 
@@ -180,7 +168,7 @@ class Warming:
             entry = None
         if entry is None or not entry.target.covers(target):
             if requester is not None:
-                self.check_slot(requester)
+                self.slots.check(requester)
             entry = self._start(support_set, target, None if entry is None else entry.task, requester)
         if wait and entry.task is not None:
             await asyncio.shield(entry.task)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
 from typing import Literal
 
-from server.errors import ClientOverShare, Overloaded, ShuttingDown
+from server.errors import ShuttingDown
 from server.limits.pacing import Pacing
+from server.limits.shared_limit import SharedLimit
 from server.telemetry.metrics import Metrics
 
 MAX_RETRY_AFTER = 60
@@ -28,44 +28,6 @@ NEWEST = 0.1
 BYTES_PER_SECOND = 32 * 2**20
 # pieces of a body are small: their times are added up until they are worth a pause
 MIN_PAUSE = 0.02
-
-Refusal = Literal["full", "over_share"]
-
-
-class SharedLimit:
-    """A limited resource that clients share; `max_share` is the part that a single client can get.
-
-    A client may hold up to a fixed multiple of the free amount. So new clients always find room, and busy clients converge
-    to equal shares (dynamic thresholds: Choudhury and Hahne, 1998).
-    """
-
-    def __init__(self, total: int, max_share: float) -> None:
-        self.total = total
-        self.used = 0
-        self._per_free = max_share / (1 - max_share) if max_share < 1 else math.inf
-        self._held: Counter[str] = Counter()
-
-    @property
-    def is_full(self) -> bool:
-        return self.used >= self.total
-
-    def refusal(self, client: str, amount: int = 1) -> Refusal | None:
-        """Return why `client` cannot take `amount` now, or None if it can."""
-        free = self.total - self.used
-        if amount > free:
-            return "full"
-        held = self._held[client]
-        return "over_share" if held and held >= self._per_free * free else None
-
-    def take(self, client: str, amount: int = 1) -> None:
-        self.used += amount
-        self._held[client] += amount
-
-    def release(self, client: str, amount: int = 1) -> None:
-        self.used -= amount
-        self._held[client] -= amount
-        if not self._held[client]:
-            del self._held[client]
 
 
 class BodyRate:
@@ -98,30 +60,17 @@ class Ticket:
 
     def check(self) -> None:
         """Check that the request may wait now. Raises `ShuttingDown`, `Overloaded` and `ClientOverShare`."""
-        admission, queue = self._admission, self._admission.queue
-        if admission.is_closed:
+        if self._admission.is_closed:
             raise ShuttingDown("the server is shutting down")
-        match queue.refusal(self.client):
-            case "full":
-                message = f"{queue.used} requests are waiting, the limit is {queue.total}"
-                raise Overloaded(message, retry_after=admission.retry_after())
-            case "over_share":
-                message = f"this client has its share of the {queue.total} requests that may wait"
-                raise ClientOverShare(message, retry_after=admission.retry_after())
+        self._admission.queue.check(self.client, retry_after=self._admission.retry_after())
 
     def hold(self, num_bytes: int, *, is_unread: bool = True) -> None:
         """Count bytes of a body, if they are within the limits. Raises `Overloaded` and `ClientOverShare`.
 
         `is_unread`: the request's body is not read to its end yet, so a refusal closes the connection.
         """
-        admission, bodies = self._admission, self._admission.bodies
-        match bodies.refusal(self.client, num_bytes):
-            case "full":
-                message = f"bodies take {bodies.used} bytes, the limit is {bodies.total}"
-                raise Overloaded(message, retry_after=admission.retry_after(), closes=is_unread)
-            case "over_share":
-                message = f"this client has its share of the {bodies.total} bytes that bodies may take"
-                raise ClientOverShare(message, retry_after=admission.retry_after(), closes=is_unread)
+        retry_after = self._admission.retry_after()
+        self._admission.bodies.check(self.client, num_bytes, retry_after=retry_after, closes=is_unread)
         self.count(num_bytes)
 
     def count(self, num_bytes: int) -> None:
@@ -173,8 +122,8 @@ class Admission:
         self.num_running = 0
         self.is_closed = False
         self.pacing = Pacing(max_held, clock)
-        self.queue = SharedLimit(max_num_queued, max_share)
-        self.bodies = SharedLimit(max_bytes, max_share)
+        self.queue = SharedLimit(max_num_queued, max_share, "requests that may wait")
+        self.bodies = SharedLimit(max_bytes, max_share, "bytes that bodies may take")
         self.body_rate = BodyRate(clock)
         self._metrics = metrics
         self._clock = clock

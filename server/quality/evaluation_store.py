@@ -18,9 +18,9 @@ from sqlalchemy import JSON, ColumnElement, ForeignKey, String, func, insert, or
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 from server.access.tenants import DEFAULT_TENANT
-from server.errors import ClientOverShare, EvaluationNotFound, Overloaded
+from server.errors import EvaluationNotFound, Overloaded
 from server.fewshot.methods import IN_CONTEXT
-from server.limits.admission import SharedLimit
+from server.limits.shared_limit import SharedLimit
 from server.store.database import Base, Database, new_id
 
 ID_PREFIX = "eval_"
@@ -31,8 +31,6 @@ REFUSED_SECONDS = 1.0
 
 Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 UNFINISHED: tuple[Status, ...] = ("queued", "running")
-FULL = f"{MAX_UNFINISHED} evaluations are unfinished, no more are accepted"
-OVER_SHARE = f"this client has its share of the {MAX_UNFINISHED} evaluations that may be unfinished"
 # what the results of cells lack that were stored before there were other methods and controls, and temperatures
 OLD_CELL = {"method": IN_CONTEXT, "control": None}
 OLD_RESULTS = {"temperature": 1.0, "curve": []}
@@ -112,8 +110,8 @@ class Evaluations:
 
     def check_room(self, client: str = "") -> None:
         """Refuse an evaluation before any work for it, if the client was refused just now. Raises as `create` does."""
-        refusal, until = self._refused.get(client, (Overloaded(FULL), 0.0))
-        if time.monotonic() < until:
+        refusal, until = self._refused.get(client, (None, 0.0))
+        if refusal is not None and time.monotonic() < until:
             raise type(refusal)(refusal.message)
 
     async def create(self, support_set: str, version: int, plan: Mapping[str, Any], client: str = "") -> Evaluation:
@@ -150,14 +148,10 @@ class Evaluations:
 
     def _check_room_of(self, client: str, clients: Iterable[str]) -> None:
         """Check that `client` may have one more evaluation next to the unfinished ones of `clients`."""
-        room = SharedLimit(MAX_UNFINISHED, self._max_share)
+        room = SharedLimit(MAX_UNFINISHED, self._max_share, "evaluations that may be unfinished")
         for other in clients:
             room.take(other)
-        match room.refusal(client):
-            case "full":
-                raise Overloaded(FULL)
-            case "over_share":
-                raise ClientOverShare(OVER_SHARE)
+        room.check(client)
 
     async def get(self, evaluation_id: str) -> Evaluation:
         """Return an evaluation with its cells. Raises `EvaluationNotFound`."""

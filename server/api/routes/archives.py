@@ -10,7 +10,7 @@ import asyncio
 import logging
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -27,10 +27,8 @@ from server.api.routes.support_sets import CREATE, KEY, changed_card, idempotenc
 from server.api.services import GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import (
-    ClientOverShare,
     InvalidArchive,
     MediaNotFound,
-    Overloaded,
     StorageUnavailable,
     UnsupportedMediaType,
 )
@@ -97,7 +95,7 @@ async def import_support_set(request: Request, services: GivenServices) -> Respo
     if declared not in ARCHIVE:
         message = f"a body of type {declared[:64]!r}: send the archive as {' or '.join(ARCHIVE)}"
         raise UnsupportedMediaType(message, param="Content-Type")
-    with _place(request.state.ticket.client, services):
+    with services.imports.hold(request.state.ticket.client, retry_after=RETRY_AFTER, closes=True):
         async with _received(request, services.settings) as (file, digest):
             work = _import(file, digest, fields, request, services)
             return await unless_disconnected(request.receive, work)
@@ -124,24 +122,6 @@ async def _examples(archive: Archive) -> list[NewExample]:
         return new_examples(archive.examples, [[media[item] for item in example.media] for example in archive.examples])
 
     return await asyncio.to_thread(create)
-
-
-@contextmanager
-def _place(client: str, services: Services) -> Iterator[None]:
-    """Take one of the slots for concurrent imports, which clients share. Raises `Overloaded` and `ClientOverShare`."""
-    imports = services.imports
-    match imports.refusal(client):
-        case "full":
-            message = f"{imports.used} archives are being imported, which is the limit"
-            raise Overloaded(message, retry_after=RETRY_AFTER, closes=True)
-        case "over_share":
-            message = f"this client has its share of the {imports.total} archives that may be imported at once"
-            raise ClientOverShare(message, retry_after=RETRY_AFTER, closes=True)
-    imports.take(client)
-    try:
-        yield
-    finally:
-        imports.release(client)
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ import re
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from itertools import accumulate
@@ -250,17 +251,22 @@ async def warm_support_set(support_set: str, request: Request, services: GivenSe
     """
     fields = await read_request(WarmRequest, request, services, empty=b"{}")
     requester = request.state.ticket.client
-    if fields.template is not None:
-        services.warming.check_slot(requester)  # before the prompts are built
-    version = await services.support_sets.get_version(support_set, fields.version)
-    prompts: Sequence[PreparedPrompt] = ()
-    if fields.template is not None and fields.shots_attend == "alone":
-        prompts = await assemble_shots(version, fields.template, fields.k, services.model, services.shots)
-    elif fields.template is not None:
-        prompts = [await assemble_prefix(version, fields.template, fields.k, services.model, services.shots)]
+    # to build prompts may take long, so a request that builds some takes a slot from its beginning
+    with nullcontext() if fields.template is None else services.warming.slots.hold(requester):
+        version = await services.support_sets.get_version(support_set, fields.version)
+        prompts = await _prompts_to_warm(version, fields, services)
     target = WarmTarget(prompts=tuple(prompts), with_texts="text" in SPACES[fields.strategy])
     await services.warming.warm(version, requester, target, wait=fields.wait)
     return JSONResponse(_card(await services.support_sets.get(version.id, version.version), services))
+
+
+async def _prompts_to_warm(version: SupportSet, fields: WarmRequest, services: Services) -> Sequence[PreparedPrompt]:
+    """Return a prompt per shot for shots that attend alone, otherwise one of the first `k` shots; none without template."""
+    if (template := fields.template) is None:
+        return ()
+    if fields.shots_attend == "alone":
+        return await assemble_shots(version, template, fields.k, services.model, services.shots)
+    return [await assemble_prefix(version, template, fields.k, services.model, services.shots)]
 
 
 @router.post(

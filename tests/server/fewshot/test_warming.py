@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from itertools import pairwise
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.errors import EngineFailed, Overloaded
+from server.api.routes import support_sets as support_sets_routes
+from server.errors import EngineFailed, InvalidRequest, Overloaded
 from server.fewshot import warming
 from server.fewshot.warming import WarmTarget
 from server.store.records import NewExample, SupportSetInfo
@@ -235,7 +236,7 @@ async def test_unfinished_requests_to_warm_have_a_limit(
     support_set = await support_sets.get_version("colours")
     await tasks.warm(support_set, "other", WarmTarget(with_texts=True))
     with pytest.raises(Overloaded):
-        tasks.check_slot("third")
+        tasks.slots.check("third")
     # what is being warmed needs no slot, and neither does the maintenance of pinned sets
     assert (await warm(http, wait=False))["status"] == "warming"
     maintained = asyncio.create_task(tasks.warm_again(support_set))
@@ -243,6 +244,26 @@ async def test_unfinished_requests_to_warm_have_a_limit(
     assert (await maintained).status == "ready"
     await eventually(lambda: tasks.slots.used == 0)
     assert (await warm(http, **{**requests[3], "wait": True}))["status"] == "ready"
+
+
+async def test_a_request_to_warm_holds_its_slot_while_its_prompts_are_built(
+    http: httpx.AsyncClient, app: FastAPI, colours: SupportSetInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots, built = app.state.services.warming.slots, asyncio.Event()
+    monkeypatch.setattr(slots, "total", 1)
+
+    async def assemble(*arguments: Any) -> NoReturn:
+        await built.wait()
+        raise InvalidRequest("a template that fails late", param="template")
+
+    monkeypatch.setattr(support_sets_routes, "assemble_prefix", assemble)
+    request = {"template": "caption"}
+    first = asyncio.create_task(http.post("/v1/support_sets/colours/warm", json=request))
+    await eventually(lambda: slots.used == 1)
+    assert refusal(await http.post("/v1/support_sets/colours/warm", json=request)) == (503, "overloaded", None)
+    built.set()
+    assert refusal(await first) == (400, "invalid_value", "template")
+    assert slots.used == 0
 
 
 async def test_remembered_prompts_have_a_limit(

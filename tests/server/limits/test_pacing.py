@@ -12,8 +12,9 @@ import pytest
 from fastapi import FastAPI
 
 from server.app import create_app
-from server.limits.admission import Admission, SharedLimit
+from server.limits.admission import Admission
 from server.limits.pacing import FREE_REFUSALS, MAX_PAUSE, REFUSALS_PER_SECOND, Pacing
+from server.limits.shared_limit import SharedLimit
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
 from tests.server.fakes import Clock, FakeClient, eventually, served_model
@@ -157,7 +158,7 @@ async def test_a_full_server_refuses_without_a_pause(
     http: httpx.AsyncClient, client: FakeClient, admission: Admission
 ) -> None:
     gate = Gate(client)
-    admission.queue = SharedLimit(1, max_share=1)
+    admission.queue = SharedLimit(1, 1, "requests that may wait")
     served = asyncio.create_task(http.post("/v1/completions", json={"prompt": "x"}))
     await eventually(lambda: admission.num_waiting == 1)
     admission.pacing._due["127.0.0.1"] = math.inf

@@ -1,0 +1,65 @@
+"""A limit that clients share: one client gets a part of it, so that others find room.
+
+Slots and bytes are counted by client. A full limit is refused with 503, a client that has its share with 429.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from server.errors import ClientOverShare, Overloaded
+
+
+class SharedLimit:
+    """A limited resource; `max_share` is the part that a single client can get. `unit` names it, in the plural.
+
+    A client may hold up to a fixed multiple of the free amount. So new clients always find room, and busy clients converge
+    to equal shares (dynamic thresholds: Choudhury and Hahne, 1998).
+    """
+
+    def __init__(self, total: int, max_share: float, unit: str) -> None:
+        self.total = total
+        self.used = 0
+        self._unit = unit
+        self._per_free = max_share / (1 - max_share) if max_share < 1 else math.inf
+        self._held: Counter[str] = Counter()
+
+    @property
+    def is_full(self) -> bool:
+        return self.used >= self.total
+
+    def check(self, client: str, amount: int = 1, *, retry_after: int = 1, closes: bool = False) -> None:
+        """Check that `client` can take `amount` now.
+
+        Raises `Overloaded` if less is free, and `ClientOverShare` if the client has its share.
+        """
+        free, held = self.total - self.used, self._held[client]
+        if amount > free:
+            message = f"the limit of {self.total} {self._unit} is reached"
+            raise Overloaded(message, retry_after=retry_after, closes=closes)
+        if held and held >= self._per_free * free:
+            message = f"this client has its share of the {self.total} {self._unit}"
+            raise ClientOverShare(message, retry_after=retry_after, closes=closes)
+
+    def take(self, client: str, amount: int = 1) -> None:
+        self.used += amount
+        self._held[client] += amount
+
+    def release(self, client: str, amount: int = 1) -> None:
+        self.used -= amount
+        self._held[client] -= amount
+        if not self._held[client]:
+            del self._held[client]
+
+    @contextmanager
+    def hold(self, client: str, *, retry_after: int = 1, closes: bool = False) -> Iterator[None]:
+        """Take one for the duration of a block. Raises what `check` raises."""
+        self.check(client, retry_after=retry_after, closes=closes)
+        self.take(client)
+        try:
+            yield
+        finally:
+            self.release(client)
