@@ -293,4 +293,4 @@ def http_error_body(status: int, detail: str) -> dict[str, Any]:
     """Return the error body for a request that the web framework refuses: an unknown route or a wrong method."""
     kind = "not_found_error" if status == 404 else "invalid_request_error" if status < 500 else "server_error"
     code = HTTPStatus(status).name.lower()
-    return {"error": {"message": detail, "type": kind, "param": None, "code": code}}
+    return {"error": {"message": _shortened(detail), "type": kind, "param": None, "code": code}}

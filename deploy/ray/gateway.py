@@ -308,9 +308,11 @@ async def _send_all(messages: list[Message], answer: Answer, send: Send, ticket:
 
 
 async def _send_messages(messages: list[Message], send: Send, ticket: Ticket) -> bool:
-    """Send messages, and return whether the answer is complete. Large ones count as bodies: their client may not read."""
-    if (size := sum(len(message.get("body", b"")) for message in messages)) > PIECE:
-        ticket.count(size)
+    """Send messages, and return whether the answer is complete. Large ones count as bodies until they are read."""
+    size = sum(len(message.get("body", b"")) for message in messages)
+    num_counted = size if size > PIECE else 0
+    ticket.count(num_counted)
     for message in messages:
         await send(message)
+    ticket.uncount(num_counted)
     return messages[-1]["type"] == "http.response.body" and not messages[-1].get("more_body", False)

@@ -33,6 +33,11 @@ class Detokenizer:
         self._window = _whole_characters(tokenizer, context)
         self._num_emitted = len(self._window)
 
+    def copy(self) -> Detokenizer:
+        other = Detokenizer(self._tokenizer)
+        other._window, other._num_emitted = list(self._window), self._num_emitted
+        return other
+
     def push(self, token_id: int) -> str:
         """Return the text that this token completes; "" while a character is incomplete."""
         self._window.append(token_id)
@@ -172,28 +177,45 @@ class AnswerPiece:
         self.finish_reason = later.finish_reason
 
 
-class AnswerText:
-    """Turns the events of one answer into pieces."""
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt as every answer to it repeats it: computed once. `detokenizer` decodes the token that comes next."""
 
-    def __init__(self, generation: GenerationRequest, index: int, tokenizer: PromptTokenizer) -> None:
+    text: str
+    tokens: list[ShownToken]
+    detokenizer: Detokenizer
+
+    @classmethod
+    def of(cls, ids: Sequence[int], scores: Sequence[TokenLogprob | None], tokenizer: PromptTokenizer) -> Echo:
+        """Return the echo of a prompt; `scores` is empty if no log-probabilities were requested."""
+        detokenizer, texts, length = Detokenizer(tokenizer), list[str](), 0
+        tokens = []
+        for token_id, score in zip(ids, scores or [None] * len(ids), strict=True):
+            tokens.append(ShownToken(token_id, length, score, is_prompt=True))
+            texts.append(detokenizer.push(token_id))
+            length += len(texts[-1])
+        return cls("".join(texts), tokens, detokenizer)
+
+
+class AnswerText:
+    """Turns the events of one answer into pieces. An answer with an echo begins with the prompt."""
+
+    def __init__(
+        self, generation: GenerationRequest, index: int, tokenizer: PromptTokenizer, echo: Echo | None = None
+    ) -> None:
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
         self._index = index
-        self._prompt_ids = generation.prompt.encoded.token_ids
+        self._echo = echo
         self._min_tokens = generation.sampling.min_tokens
-        self._text = Detokenizer(tokenizer, () if generation.echo else self._prompt_ids)
+        self._text = echo.detokenizer.copy() if echo else Detokenizer(tokenizer, generation.prompt.encoded.token_ids)
         self._stop = StopStrings(generation.stop, include=generation.include_stop)
-        self._lead = "" if generation.echo else generation.lead
-        self._length = 0
+        self._lead = "" if echo else generation.lead
+        self._length = len(echo.text) if echo else 0
 
-    def echo(self, scores: Sequence[TokenLogprob | None]) -> AnswerPiece:
-        """Return the prompt as the first piece. Stop strings do not apply to it."""
-        piece = AnswerPiece("", index=self._index)
-        ids = self._prompt_ids
-        for token_id, score in zip(ids, scores or [None] * len(ids), strict=True):
-            piece.tokens.append(ShownToken(token_id, self._length, score, is_prompt=True))
-            piece.text += self._counted(self._text.push(token_id))
-        return piece
+    def first_piece(self) -> AnswerPiece | None:
+        """Return the prompt, if the answer repeats it. Stop strings do not apply to it."""
+        return AnswerPiece(self._echo.text, list(self._echo.tokens), index=self._index) if self._echo else None
 
     def take(self, event: Token | Finished) -> AnswerPiece:
         piece = AnswerPiece("", finish_reason=event.finish_reason, index=self._index)

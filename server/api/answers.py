@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from model.prompt import PromptTokenizer
-from server.api.answer_text import AnswerPiece, AnswerText, completion_logprobs, prompt_logprobs
+from server.api.answer_text import AnswerPiece, AnswerText, Echo, completion_logprobs, prompt_logprobs
 from server.api.generation import GenerationRequest
 from server.api.merging import merge
 from server.api.responses import JSONResponse
@@ -40,7 +41,10 @@ Result = TypeVar("Result")
 
 @dataclass(slots=True)
 class AnswerStream:
-    """The answers to one prompt while the engine generates them; the first has the index `first` in the response."""
+    """The answers to one prompt while the engine generates them; the first has the index `first` in the response.
+
+    What all answers repeat of the prompt is computed once: it may be long, and the answers many.
+    """
 
     generation: GenerationRequest
     client: Client
@@ -49,6 +53,9 @@ class AnswerStream:
     first: int = 0
     prompt_scores: list[TokenLogprob | None] = field(default_factory=list)
     by_index: dict[int, AnswerText] = field(default_factory=dict)  # from the first event on
+    _echo: Echo | None = None
+    _echo_logprobs: dict[str, list[Any]] | None = None
+    _prompt_logprobs: msgspec.Raw | None = None
 
     async def pieces(self) -> AsyncGenerator[AnswerPiece, None]:
         """Yield pieces of all answers up to the last finish reason. Closed early, it aborts the request."""
@@ -81,10 +88,12 @@ class AnswerStream:
 
     async def _begin(self, index: int) -> AnswerPiece | None:
         """Begin an answer, and return the prompt as its first piece if the prompt is repeated."""
-        answer = self.by_index[index] = AnswerText(self.generation, self.first + index, self.tokenizer)
-        if not self.generation.echo:
-            return None
-        return await aside(self.generation.prompt.num_tokens, partial(answer.echo, self.prompt_scores))
+        if self.generation.echo and self._echo is None:
+            ids = self.generation.prompt.encoded.token_ids
+            self._echo = await aside(len(ids), partial(Echo.of, ids, self.prompt_scores, self.tokenizer))
+        answer = AnswerText(self.generation, self.first + index, self.tokenizer, self._echo)
+        self.by_index[index] = answer
+        return answer.first_piece()
 
     def _take(self, event: Token | Finished, request_id: str) -> AnswerPiece | None:
         answer = self.by_index[event.index]
@@ -112,11 +121,26 @@ class AnswerStream:
         shows_prompt = self.generation.shows_prompt_logprobs and is_first
         return len(piece.tokens) + (len(self.prompt_scores) if shows_prompt else 0)
 
+    def logprobs(self, piece: AnswerPiece) -> dict[str, list[Any]]:
+        """Return the log-probabilities of a piece, as a completion shows them."""
+        num_repeated = sum(token.is_prompt for token in piece.tokens)
+        new = completion_logprobs(piece.tokens[num_repeated:], self.tokenizer)
+        if not num_repeated:
+            return new
+        if self._echo_logprobs is None:
+            self._echo_logprobs = completion_logprobs(piece.tokens[:num_repeated], self.tokenizer)
+            tops = self._echo_logprobs["top_logprobs"]
+            self._echo_logprobs["top_logprobs"] = [msgspec.Raw(msgspec.json.encode(top)) for top in tops]
+        return {name: [*repeated, *new[name]] for name, repeated in self._echo_logprobs.items()}
+
     def extras(self, piece: AnswerPiece, *, is_first: bool) -> dict[str, Any]:
         """Return the requested fields of a choice besides its text: the prompt's log-probabilities, token ids."""
         extras: dict[str, Any] = {}
         if self.generation.shows_prompt_logprobs and is_first:
-            extras["prompt_logprobs"] = prompt_logprobs(self.prompt_scores, self.tokenizer)
+            if self._prompt_logprobs is None:
+                by_token = prompt_logprobs(self.prompt_scores, self.tokenizer)
+                self._prompt_logprobs = msgspec.Raw(msgspec.json.encode(by_token))
+            extras["prompt_logprobs"] = self._prompt_logprobs
         if self.generation.shows_token_ids:
             extras["prompt_token_ids"] = self.generation.prompt.encoded.token_ids if is_first else None
             extras["token_ids"] = [token.token_id for token in piece.tokens if not token.is_prompt]
@@ -238,7 +262,7 @@ class CompletionShape:
         yield {
             "index": piece.index,
             "text": piece.text,
-            "logprobs": completion_logprobs(piece.tokens, answers.tokenizer) if is_scored else None,
+            "logprobs": answers.logprobs(piece) if is_scored else None,
             "finish_reason": piece.finish_reason,
             **answers.extras(piece, is_first=is_first),
         }

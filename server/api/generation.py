@@ -22,6 +22,8 @@ from server.wire import Grammar, Sampling
 
 # bytes of the structured outputs, summed over all prompts of a request
 MAX_COPIED_BYTES = 2**24
+# log-probabilities of prompts in one request, of about 110 bytes each
+MAX_PROMPT_LOGPROBS = 2**21
 # fields that have no effect on a beam search, which samples nothing and ranks by the model's own log-probabilities, with
 # their neutral values
 WITHOUT_BEAM_SEARCH: Mapping[str, Sequence[Any]] = {
@@ -79,6 +81,7 @@ def completion_requests(
         name = "echo" if fields.prompt_logprobs is None else "prompt_logprobs"
         message = "a prompt whose shots attend alone has no log-probabilities: its tokens do not follow one another"
         raise UnsupportedParameter(message, param=name)
+    _check_prompt_logprobs(fields, sampling, prompts)
     return [
         GenerationRequest(
             prompt=prompt,
@@ -93,6 +96,21 @@ def completion_requests(
         )
         for prompt in prompts
     ]
+
+
+def _check_prompt_logprobs(fields: CompletionFields, sampling: Sampling, prompts: Sequence[PreparedPrompt]) -> None:
+    """Check the number of log-probabilities of all prompts: each takes memory until the end of the request.
+
+    A prompt that is repeated counts for each of its answers. Raises `InvalidRequest`.
+    """
+    if sampling.prompt_logprobs is None:
+        return
+    num_repeated = fields.n if fields.echo else 1
+    count = sum(prompt.num_tokens for prompt in prompts) * (sampling.prompt_logprobs + 1) * num_repeated
+    if count > MAX_PROMPT_LOGPROBS:
+        message = f"the prompts would have {count} log-probabilities, the limit is {MAX_PROMPT_LOGPROBS}"
+        name = "logprobs" if fields.prompt_logprobs is None else "prompt_logprobs"
+        raise InvalidRequest(f"{message}: request fewer alternatives, or send fewer prompts", param=name)
 
 
 def _max_tokens(fields: CompletionFields, prompt: PreparedPrompt, model: ServedModel) -> int:

@@ -107,6 +107,8 @@ class Guard:
                 state["ticket"] = ticket
                 if _has_body(headers):
                     ticket.check()
+                elif not is_health(scope["path"]):
+                    ticket.check_share()
                 async with deadline.limit():
                     await self._app(scope, receive, send_with_id)
             return

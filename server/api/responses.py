@@ -35,7 +35,7 @@ class WholeResponse(Response):
             await super().__call__(scope, receive, send)
             return
         ticket: Ticket = scope["state"]["ticket"]
-        if _changes_nothing(scope["method"], scope["route"].path):
+        if _changes_nothing(scope):
             ticket.hold(len(self.body), is_unread=False)
         else:
             ticket.count(len(self.body))
@@ -52,8 +52,12 @@ class WholeResponse(Response):
         return (whole[start : start + PIECE] for start in range(0, len(whole), PIECE))
 
 
-def _changes_nothing(method: str, path: str) -> bool:
-    return method in SAFE_METHODS or needed_role(method, path) == "inference"
+def _changes_nothing(scope: Scope) -> bool:
+    method: str = scope["method"]
+    # a request without a route was refused
+    if method in SAFE_METHODS or (route := scope.get("route")) is None:
+        return True
+    return needed_role(method, route.path) == "inference"
 
 
 class JSONResponse(WholeResponse):

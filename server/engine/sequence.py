@@ -189,6 +189,10 @@ class Sequence:
             child.append(token_id)
         return child
 
+    def share_hashes(self, other: Sequence) -> None:
+        """Take the hashes of blocks from a sequence that has the same prompt, and no block of other tokens yet."""
+        self._hashes = list(other._hashes)
+
     def first_token_of(self, media: int) -> int:
         """Return the position of the first token with this media index or a later one."""
         return bisect_left(self.media_index, media)

@@ -202,10 +202,13 @@ class MediaSupply:
         self._balance()
 
     def _balance(self) -> None:
-        """Pause all requests except one while the worker may hold too many frames; that one will release some."""
+        """Pause all requests except one while the worker may hold too many frames; that one will release some.
+
+        A request without media releases none, however long it takes.
+        """
         requests = self._open.values()
         is_full = sum(request.num_bytes_held for request in requests) > self._max_open_bytes
-        first = next((request for request in requests if not request.is_encoded), None)
+        first = next((request for request in requests if request.media and not request.is_encoded), None)
         for request in requests:
             request.requester.is_paused = is_full and request is not first
 

@@ -18,6 +18,7 @@ from server.fewshot.templates import Shot, Template, TemplateError, built_in, wi
 from server.media.source import EncodedMedia
 from server.prompt import PreparedPrompt, check_shots_attend, encode_joined
 from server.schemas.fewshot import (
+    MAX_SHOTS,
     ExamplesFields,
     FewShotFields,
     QueryFields,
@@ -188,10 +189,12 @@ async def assemble_prefix(
     Raises `InvalidRequest` for examples that do not fit the template, and `ContextLengthExceeded`.
     """
     template = find_template(choice, model)
+    if k is not None and k > MAX_SHOTS:
+        raise InvalidRequest(f"k is {k}, the shots of a prompt are at most {MAX_SHOTS}", param="k")
     fields = ExamplesFields(support_set=support_set.id, version=support_set.version, k=k, order="stored")
     try:
         shots, media = await source.select(support_set, fields, template, SimilarityQuery(media=(), text=""))
-        prompt = write(template, shots, ANY_QUERY, media, model)
+        prompt = await model.tokenize(write, template, shots, ANY_QUERY, media, model)
     except InvalidRequest as error:
         error.param = "k" if error.param == "examples.k" else "template"
         raise

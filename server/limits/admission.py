@@ -62,7 +62,15 @@ class Ticket:
         """Check that the request may wait now. Raises `ShuttingDown`, `Overloaded` and `ClientOverShare`."""
         if self._admission.is_closed:
             raise ShuttingDown("the server is shutting down")
+        self.check_share()
         self._admission.queue.check(self.client, retry_after=self._admission.retry_after())
+
+    def check_share(self) -> None:
+        """Check that the client reads its responses: those that were not refused may be more than its share of bodies.
+
+        Raises `ClientOverShare`.
+        """
+        self._admission.bodies.check(self.client, 0, retry_after=self._admission.retry_after())
 
     def hold(self, num_bytes: int, *, is_unread: bool = True) -> None:
         """Count bytes of a body, if they are within the limits. Raises `Overloaded` and `ClientOverShare`.
@@ -77,6 +85,11 @@ class Ticket:
         """Count bytes of a body until the ticket is released, also beyond the limits."""
         self._admission.bodies.take(self.client, num_bytes)
         self._num_bytes += num_bytes
+
+    def uncount(self, num_bytes: int) -> None:
+        """Stop counting bytes that the client has read, before the ticket is released."""
+        self._admission.bodies.release(self.client, num_bytes)
+        self._num_bytes -= num_bytes
 
     def pause(self, num_bytes: int) -> float:
         """Count bytes of a large body, and return the seconds to wait before reading more: other requests go first."""

@@ -5,7 +5,6 @@ Slots and bytes are counted by client. A full limit is refused with 503, a clien
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,15 +15,15 @@ from server.errors import ClientOverShare, Overloaded
 class SharedLimit:
     """A limited resource; `max_share` is the part that a single client can get. `unit` names it, in the plural.
 
-    A client may hold up to a fixed multiple of the free amount. So new clients always find room, and busy clients converge
-    to equal shares (dynamic thresholds: Choudhury and Hahne, 1998).
+    A client may hold up to a fixed multiple of what it leaves free. So new clients always find room, and busy clients
+    converge to equal shares (dynamic thresholds: Choudhury and Hahne, 1998). A client that holds nothing may take one.
     """
 
     def __init__(self, total: int, max_share: float, unit: str) -> None:
         self.total = total
         self.used = 0
         self._unit = unit
-        self._per_free = max_share / (1 - max_share) if max_share < 1 else math.inf
+        self._max_share = max_share
         self._held: Counter[str] = Counter()
 
     @property
@@ -32,15 +31,16 @@ class SharedLimit:
         return self.used >= self.total
 
     def check(self, client: str, amount: int = 1, *, retry_after: int = 1, closes: bool = False) -> None:
-        """Check that `client` can take `amount` now.
+        """Check that `client` can take `amount` now or, with 0, that it does not hold more than its share.
 
-        Raises `Overloaded` if less is free, and `ClientOverShare` if the client has its share.
+        Raises `Overloaded` if less is free, and `ClientOverShare` if the client would have more than its share.
         """
-        free, held = self.total - self.used, self._held[client]
+        free, held = max(self.total - self.used, 0), self._held[client]
         if amount > free:
             message = f"the limit of {self.total} {self._unit} is reached"
             raise Overloaded(message, retry_after=retry_after, closes=closes)
-        if held and held >= self._per_free * free:
+        is_first = not held and amount == 1
+        if not is_first and held + amount > self._max_share * (held + free):
             message = f"this client has its share of the {self.total} {self._unit}"
             raise ClientOverShare(message, retry_after=retry_after, closes=closes)
 

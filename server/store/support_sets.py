@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from typing import Any
 
 import msgspec
@@ -80,9 +81,14 @@ class SupportSets:
             lambda session, now: versions.info(session, self._find(session, id_or_name, now), version)
         )
 
-    async def page(self, after: str, limit: int) -> list[SupportSetInfo]:
-        """Return the sets that were created after the one with the id `after`, oldest first."""
-        return await self._database.read(lambda session, now: versions.page(session, self._tenant, after, limit, now))
+    async def page(self, after: str, limit: int, max_characters: float = inf) -> list[SupportSetInfo]:
+        """Return the sets that were created after the one with the id `after`, oldest first.
+
+        They are fewer than `limit` if their labels have more than `max_characters`; the last set is then one too many.
+        """
+        return await self._database.read(
+            lambda session, now: versions.page(session, self._tenant, after, limit, max_characters, now)
+        )
 
     async def versions(self, id_or_name: str, after: int, limit: int) -> Sequence[Row[int, float, int, int, int, int]]:
         """Return the versions after `after`, in order, as rows of columns. Raises `SupportSetNotFound`."""

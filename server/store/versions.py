@@ -64,11 +64,23 @@ def find(
     return row
 
 
-def page(session: Session, tenant: str, after: str, limit: int, now: float) -> list[SupportSetInfo]:
-    """Return the sets of a tenant that were created after the one with the id `after`, oldest first."""
+def page(
+    session: Session, tenant: str, after: str, limit: int, max_characters: float, now: float
+) -> list[SupportSetInfo]:
+    """Return the sets of a tenant that were created after the one with the id `after`, oldest first.
+
+    After two sets or more, it ends with the first whose labels exceed `max_characters`, those of all sets added up.
+    """
     is_listed = (SupportSetRow.tenant == tenant, SupportSetRow.id > after, _is_alive(now))
     query = select(SupportSetRow).where(*is_listed).order_by(SupportSetRow.id)
-    return [info(session, row) for row in session.scalars(query.limit(limit)).all()]
+    listed: list[SupportSetInfo] = []
+    num_characters = 0
+    for row in session.scalars(query.limit(limit)).all():
+        if num_characters > max_characters and len(listed) > 1:
+            break
+        listed.append(info(session, row))
+        num_characters += sum(map(len, listed[-1].label_counts))
+    return listed
 
 
 def latest(

@@ -10,11 +10,11 @@ import hashlib
 import re
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 from fastapi import APIRouter
@@ -41,6 +41,7 @@ from server.errors import (
 from server.fewshot.prompting import assemble_prefix, assemble_shots
 from server.fewshot.retrieval import SPACES, SimilarityQuery, check_comparable, compared_text
 from server.fewshot.warming import WarmTarget
+from server.limits.admission import Ticket
 from server.prompt import PreparedPrompt
 from server.schemas.base import list_page
 from server.schemas.fewshot import SearchRequest
@@ -71,7 +72,7 @@ EXAMPLES = (*MEDIA, TooManyExamples, IdempotencyConflict, Unavailable)
 CREATE = (*CHANGE, *EXAMPLES, NameTaken, TooManySupportSets)
 KEY = ("Idempotency-Key",)
 
-# limit of the texts in a page of examples, of which a control character takes six bytes in JSON
+# limit of the texts in a page of examples, and of the labels in a page of sets; a control character takes six bytes in JSON
 MAX_PAGE_CHARACTERS = 2**20
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -108,8 +109,9 @@ async def create_support_set(request: Request, services: GivenServices) -> Respo
 async def list_support_sets(request: Request, services: GivenServices) -> Response:
     """List support sets in the order of their creation."""
     fields = read_query(ListSetsRequest, request)
-    page = await services.support_sets.page(fields.after, fields.limit + 1)
-    return JSONResponse(list_page([_card(info, services) for info in page], fields.limit))
+    page = await services.support_sets.page(fields.after, fields.limit + 1, MAX_PAGE_CHARACTERS)
+    limit = _num_shown((sum(map(len, info.label_counts)) for info in page), fields.limit)
+    return JSONResponse(list_page([_card(info, services) for info in page], limit))
 
 
 @router.get(
@@ -188,7 +190,8 @@ async def list_examples(support_set: str, request: Request, services: GivenServi
     version = await services.support_sets.get_version(support_set, fields.version)
     start = _index(version, fields.after) + 1 if fields.after else 0
     examples = version.examples[start : start + fields.limit + 1]
-    limit = _num_shown(examples, fields.limit)
+    lengths = (len(example.text) + len(example.question) + len(example.label) for example in examples)
+    limit = _num_shown(lengths, fields.limit)
     cards = [_example_card(example) for example in examples[: limit + 1]]
     return JSONResponse({**list_page(cards, limit), "version": version.version})
 
@@ -250,14 +253,21 @@ async def warm_support_set(support_set: str, request: Request, services: GivenSe
     The response is sent at once or, with `wait`, when the warming has ended.
     """
     fields = await read_request(WarmRequest, request, services, empty=b"{}")
-    requester = request.state.ticket.client
+    ticket: Ticket = request.state.ticket
+    version = await unless_disconnected(request.receive, _warm(support_set, fields, ticket, services))
+    return JSONResponse(_card(await services.support_sets.get(version.id, version.version), services))
+
+
+async def _warm(name: str, fields: WarmRequest, ticket: Ticket, services: Services) -> SupportSet:
+    """Build the prompts to warm, start warming, and wait for its end if requested. Return the version."""
     # to build prompts may take long, so a request that builds some takes a slot from its beginning
-    with nullcontext() if fields.template is None else services.warming.slots.hold(requester):
-        version = await services.support_sets.get_version(support_set, fields.version)
+    with nullcontext() if fields.template is None else services.warming.slots.hold(ticket.client):
+        version = await services.support_sets.get_version(name, fields.version)
         prompts = await _prompts_to_warm(version, fields, services)
     target = WarmTarget(prompts=tuple(prompts), with_texts="text" in SPACES[fields.strategy])
-    await services.warming.warm(version, requester, target, wait=fields.wait)
-    return JSONResponse(_card(await services.support_sets.get(version.id, version.version), services))
+    ticket.started()  # from now on, it waits for the warming, and not to begin
+    await services.warming.warm(version, ticket.client, target, wait=fields.wait)
+    return version
 
 
 async def _prompts_to_warm(version: SupportSet, fields: WarmRequest, services: Services) -> Sequence[PreparedPrompt]:
@@ -334,10 +344,9 @@ def _index(version: SupportSet, example_id: str) -> int:
     return index
 
 
-def _num_shown(examples: Sequence[Example], limit: int) -> int:
-    """Return how many of the examples a page shows: at least one, and fewer than `limit` if their texts are long."""
-    lengths = (len(example.text) + len(example.question) + len(example.label) for example in examples[:limit])
-    return max(bisect_right(list(accumulate(lengths)), MAX_PAGE_CHARACTERS), 1)
+def _num_shown(lengths: Iterable[int], limit: int) -> int:
+    """Return how many entries with texts of these lengths a page shows: at least one, at most `limit`."""
+    return max(bisect_right(list(accumulate(islice(lengths, limit))), MAX_PAGE_CHARACTERS), 1)
 
 
 def changed_card(info: SupportSetInfo, services: Services) -> dict[str, Any]:

@@ -111,6 +111,8 @@ class Answers(SequenceTask):
     def _begin_others(self) -> list[Outbound]:
         """Queue the answers that were held back: they share the blocks of the computed prompt."""
         sequences, self._held_back = self._held_back, []
+        for sequence in sequences:
+            sequence.share_hashes(self.first_sequence)
         self._live.update((sequence.index, sequence) for sequence in sequences)
         return [MediaWanted(source) for sequence in sequences for source in self._residents.add(sequence)]
 

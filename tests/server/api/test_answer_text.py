@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from model.prompt import EncodedPrompt
-from server.api.answer_text import AnswerText
+from server.api.answer_text import AnswerText, Echo
 from server.api.generation import GenerationRequest
 from server.prompt import PreparedPrompt
 from server.wire import Sampling, Token
@@ -18,7 +18,8 @@ def pieces(text: str, *, lead: str, stop: str = "", echo: bool = False) -> list[
     prompt = PreparedPrompt(EncodedPrompt(token_ids=TOKENIZER.encode_plain("?"), media_index=[-1], media=[]), {}, None)
     sampling = Sampling(max_tokens=99)
     generation = GenerationRequest(prompt=prompt, sampling=sampling, stop=[stop] if stop else [], lead=lead, echo=echo)
-    answer, pieces = AnswerText(generation, 0, TOKENIZER), []
+    repeated = Echo.of(prompt.encoded.token_ids, [], TOKENIZER) if echo else None
+    answer, pieces = AnswerText(generation, 0, TOKENIZER, repeated), []
     for token_id in ids:
         piece = answer.take(Token(request_id="", token_id=token_id, finish_reason="stop" if token_id == EOS else None))
         pieces.append((piece.text, piece.tokens[0].offset))

@@ -19,6 +19,7 @@ from server.limits.admission import Admission
 from server.limits.deadline import HEADER
 from server.settings import Settings
 from tests.server.fakes import eventually
+from tests.server.limits.test_admission import from_address
 
 pytestmark = pytest.mark.anyio
 
@@ -39,11 +40,16 @@ class Reader:
         self._body = b"" if body is None else json.dumps(body).encode()
         self._is_sent = False
         self._may_read = asyncio.Event()
+        self._left = asyncio.Event()
         self._task = asyncio.create_task(self._send_request(app, path, headers))
 
     async def finish(self) -> None:
         self._may_read.set()
         await self._task
+
+    async def disconnect(self) -> None:
+        self._left.set()
+        await self.finish()
 
     async def abort(self) -> None:
         self._task.cancel()
@@ -61,7 +67,8 @@ class Reader:
 
     async def _receive(self) -> dict[str, Any]:
         if self._is_sent:
-            await asyncio.Event().wait()
+            await self._left.wait()
+            return {"type": "http.disconnect"}
         self._is_sent = True
         return {"type": "http.request", "body": self._body, "more_body": False}
 
@@ -147,3 +154,33 @@ async def test_a_refusal_does_not_repeat_a_long_name(http: httpx.AsyncClient, ap
     assert error["message"].startswith("unknown parameter \x01")
     assert len(refused.content) < PIECE
     assert app.state.services.admission.bodies.used == 0
+
+
+async def test_an_unknown_long_path_is_not_found(http: httpx.AsyncClient) -> None:
+    """A control character has three characters in a path, and six in JSON."""
+    response = await http.get("/playground/" + "%01" * 20_000)
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
+    assert len(response.content) < PIECE
+    longer = await http.post("/" + "%01" * 20_000, json={"x": 1})
+    assert longer.status_code == 404
+    assert len(longer.content) < PIECE
+
+
+class TestShares:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"max_client_share": 0.5})
+
+    async def test_a_client_that_reads_no_response_is_refused_the_next(
+        self, http: httpx.AsyncClient, app: FastAPI
+    ) -> None:
+        """A response to a change is not refused, so requests are: otherwise such responses take all memory."""
+        admission: Admission = app.state.services.admission
+        with admission.ticket("127.0.0.1") as unread:
+            unread.count(700_000)
+            refused = await http.get("/v1/models")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "client_over_share")
+            assert (await http.get("/health")).status_code == 200
+            async with from_address(app, "10.0.0.9") as other:
+                assert (await other.get("/v1/models")).status_code == 200
+        assert (await http.get("/v1/models")).status_code == 200

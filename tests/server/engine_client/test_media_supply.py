@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from server.engine_client.client import EngineClient
+from server.engine_client.media_supply import OpenRequest
 from server.errors import EngineDied, InvalidMedia, MediaNotFound
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
@@ -105,6 +106,20 @@ async def test_the_frames_of_all_open_requests_have_a_limit(decoder: FakeDecoder
         decoder.opened.set()
         await asyncio.gather(first, second)
     assert decoder.decoded == [b"a", b"d", b"b", b"c", b"e"]
+
+
+async def test_a_request_without_media_does_not_pause_the_others(decoder: FakeDecoder, metrics: Metrics) -> None:
+    """It has no frames to release, and may take long: those that have some would wait for it."""
+    async with running(Settings(max_open_frames_mb=mib(1.5)), decoder, metrics) as engine:
+        decoder.turns = Turns([0])
+        decoder.opened.clear()
+        without = engine._open_requests["0"] = OpenRequest({})
+        first = asyncio.create_task(read_tokens(stream(engine, "1", *map(image, "abcd")), 1))
+        await eventually(lambda: decoder.decoded == [b"a"])
+        decoder.opened.set()
+        await asyncio.wait_for(first, 20)
+        assert not without.is_encoded
+        del engine._open_requests["0"]
 
 
 async def test_an_image_that_cannot_be_decoded_fails_only_the_requests_that_show_it(

