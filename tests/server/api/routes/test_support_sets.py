@@ -379,38 +379,3 @@ async def test_metadata_hold_finite_numbers(http: httpx.AsyncClient, number: str
     body = f'{{"examples": [{{"text": "a"}}], "metadata": {{"x": [{number}]}}}}'
     response = await http.post("/v1/support_sets", content=body.encode(), headers=AS_JSON)
     assert response.status_code == 400
-
-
-async def test_a_page_of_long_examples_ends_before_its_limit(
-    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The texts of 1,000 examples may have 1.2 GB in JSON."""
-    monkeypatch.setattr(support_sets, "MAX_PAGE_CHARACTERS", 100)
-    lengths = [40, 60, 101, 100, 1]
-    await create(http, examples=[example(f"e{i}", text="a" * length) for i, length in enumerate(lengths)])
-    pages: list[dict[str, Any]] = []
-    after = ""
-    while not pages or pages[-1]["has_more"]:
-        pages.append((await http.get(f"{SETS}/s/examples", params={"limit": 5, **after_entry(after)})).json())
-        after = pages[-1]["last_id"]
-    assert [[len(each["text"]) for each in page["data"]] for page in pages] == [[40, 60], [101], [100], [1]]
-
-
-async def test_a_page_of_sets_with_long_labels_ends_before_its_limit(
-    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The labels of one set may have 655 MB, and a page lists 1,000 sets."""
-    monkeypatch.setattr(support_sets, "MAX_PAGE_CHARACTERS", 100)
-    lengths = [40, 60, 101, 100, 1]
-    for length in lengths:
-        await create(http, name=f"s{length}", examples=[example("e", label="a" * length)])
-    pages: list[dict[str, Any]] = []
-    after = ""
-    while not pages or pages[-1]["has_more"]:
-        pages.append((await http.get(SETS, params={"limit": 5, **after_entry(after)})).json())
-        after = pages[-1]["last_id"]
-    assert [[each["name"] for each in page["data"]] for page in pages] == [["s40", "s60"], ["s101"], ["s100"], ["s1"]]
-
-
-def after_entry(last_id: str) -> dict[str, str]:
-    return {"after": last_id} if last_id else {}

@@ -1,0 +1,48 @@
+"""Pages of examples and of support sets end before their limit if their texts are long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from server.api.routes import support_sets
+from tests.server.api.routes.test_support_sets import SETS, create, example
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_page_of_long_examples_ends_before_its_limit(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The texts of 1,000 examples may have 1.2 GB in JSON."""
+    monkeypatch.setattr(support_sets, "MAX_PAGE_CHARACTERS", 100)
+    lengths = [40, 60, 101, 100, 1]
+    await create(http, examples=[example(f"e{i}", text="a" * length) for i, length in enumerate(lengths)])
+    pages: list[dict[str, Any]] = []
+    after = ""
+    while not pages or pages[-1]["has_more"]:
+        pages.append((await http.get(f"{SETS}/s/examples", params={"limit": 5, **after_entry(after)})).json())
+        after = pages[-1]["last_id"]
+    assert [[len(each["text"]) for each in page["data"]] for page in pages] == [[40, 60], [101], [100], [1]]
+
+
+async def test_a_page_of_sets_with_long_labels_ends_before_its_limit(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The labels of one set may have 655 MB, and a page lists 1,000 sets."""
+    monkeypatch.setattr(support_sets, "MAX_PAGE_CHARACTERS", 100)
+    lengths = [40, 60, 101, 100, 1]
+    for length in lengths:
+        await create(http, name=f"s{length}", examples=[example("e", label="a" * length)])
+    pages: list[dict[str, Any]] = []
+    after = ""
+    while not pages or pages[-1]["has_more"]:
+        pages.append((await http.get(SETS, params={"limit": 5, **after_entry(after)})).json())
+        after = pages[-1]["last_id"]
+    assert [[each["name"] for each in page["data"]] for page in pages] == [["s40", "s60"], ["s101"], ["s100"], ["s1"]]
+
+
+def after_entry(last_id: str) -> dict[str, str]:
+    return {"after": last_id} if last_id else {}
