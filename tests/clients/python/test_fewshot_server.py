@@ -239,9 +239,9 @@ def test_the_folder_snippets_of_the_readme_run_twice(
     url: str, client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blocks = [block.partition("```")[0] for block in README.read_text().split("```python\n") if "textures" in block]
-    monkeypatch.chdir(ROOT / "docs" / "examples")
+    monkeypatch.chdir(ROOT)
     labels = ("brick", "grass", "gravel")
-    queries = [f"textures/queries/{label}/3.jpg" for label in labels]
+    queries = [f"docs/examples/textures/queries/{label}/3.jpg" for label in labels]
     versions = []
     for _ in range(2):
         printed = []

@@ -36,7 +36,7 @@ def test_the_readme_has_three_examples_of_prompts() -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=["complete", "stream", "async"])
 def test_the_example_runs(example: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(ROOT / "docs" / "examples")
+    monkeypatch.chdir(ROOT)
     monkeypatch.setattr(httpx.HTTPTransport, "handle_request", lambda _, request: reply(request))
     monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", reply_async)
     exec(compile(example, str(README), "exec"), {"__name__": "__main__"})
