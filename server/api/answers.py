@@ -6,14 +6,12 @@ only the JSON of an answer, not how its text is made.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 from starlette.requests import Request
@@ -26,17 +24,11 @@ from server.api.merging import merge
 from server.api.responses import JSONResponse
 from server.api.services import Services
 from server.api.sse import EventStream, unless_disconnected
+from server.api.writer import Result, Writer
 from server.engine_client.client import Client
 from server.schemas.generation import MAX_ANSWERS, CompletionFields, GenerationFields, StreamOptions
 from server.telemetry.request_record import RequestRecord
 from server.wire import Admitted, Finished, Generate, PromptScored, Token, TokenLogprob
-
-# tokens with log-probabilities that are written in some milliseconds
-MAX_SHOWN = 512
-# one thread for longer answers, which wait for one another and for nothing else; nothing else waits for them
-WRITER = ThreadPoolExecutor(1, thread_name_prefix="answers")
-
-Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
@@ -50,6 +42,7 @@ class AnswerStream:
     client: Client
     tokenizer: PromptTokenizer
     record: RequestRecord
+    writer: Writer
     first: int = 0
     prompt_scores: list[TokenLogprob | None] = field(default_factory=list)
     by_index: dict[int, AnswerText] = field(default_factory=dict)  # from the first event on
@@ -90,7 +83,7 @@ class AnswerStream:
         """Begin an answer, and return the prompt as its first piece if the prompt is repeated."""
         if self.generation.echo and self._echo is None:
             ids = self.generation.prompt.encoded.token_ids
-            self._echo = await aside(len(ids), partial(Echo.of, ids, self.prompt_scores, self.tokenizer))
+            self._echo = await self.write(len(ids), partial(Echo.of, ids, self.prompt_scores, self.tokenizer))
         answer = AnswerText(self.generation, self.first + index, self.tokenizer, self._echo)
         self.by_index[index] = answer
         return answer.first_piece()
@@ -115,6 +108,10 @@ class AnswerStream:
             return False
         self.record.finish_reason = reasons[-1]
         return True
+
+    async def write(self, num_tokens: int, work: Callable[[], Result]) -> Result:
+        """Return the result of work on so many tokens, which may take long."""
+        return await self.writer.write(self.record.client, num_tokens, work)
 
     def num_shown(self, piece: AnswerPiece, *, is_first: bool) -> int:
         """Return the number of tokens that a choice shows, each of which may have alternatives."""
@@ -171,8 +168,9 @@ async def respond(
 ) -> Response:
     """Generate the answers to each prompt, and respond whole or with a stream."""
     record.priority = fields.priority
+    tokenizer = services.model.tokenizer
     prompts = [
-        AnswerStream(generation, services.client, services.model.tokenizer, record, first=index * generation.sampling.n)
+        AnswerStream(generation, services.client, tokenizer, record, services.writer, index * generation.sampling.n)
         for index, generation in enumerate(generations)
     ]
     head = {
@@ -202,13 +200,6 @@ async def pieces_of(prompts: Sequence[AnswerStream], record: RequestRecord) -> A
                 yield piece
 
 
-async def aside(num_tokens: int, work: Callable[[], Result]) -> Result:
-    """Do work on tokens: in a thread if they are many, because it may take seconds."""
-    if num_tokens <= MAX_SHOWN:
-        return work()
-    return await asyncio.get_running_loop().run_in_executor(WRITER, work)
-
-
 async def whole(prompts: Sequence[AnswerStream], record: RequestRecord, shape: Shape, head: dict[str, Any]) -> Response:
     num_answers = prompts[0].generation.sampling.n
     wholes = [AnswerPiece("", index=index) for index in range(num_answers * len(prompts))]
@@ -221,7 +212,7 @@ async def whole(prompts: Sequence[AnswerStream], record: RequestRecord, shape: S
         choices = [shape.choice(piece, prompt) for piece, prompt in answers]
         return JSONResponse({**head, **prompts[0].generation.extras, "choices": choices, "usage": record.usage()})
 
-    return await aside(sum(prompt.num_shown(piece, is_first=True) for piece, prompt in answers), write)
+    return await prompts[0].write(sum(prompt.num_shown(piece, is_first=True) for piece, prompt in answers), write)
 
 
 async def chunks(
@@ -233,7 +224,7 @@ async def chunks(
         async for piece in pieces:
             answers, is_first = prompts[piece.index // num_answers], piece.index not in begun
             write: Callable[[], list[dict[str, Any]]] = partial(list, shape.deltas(piece, answers, is_first=is_first))
-            for choice in await aside(answers.num_shown(piece, is_first=is_first), write):
+            for choice in await answers.write(answers.num_shown(piece, is_first=is_first), write):
                 chunk = {**head, **extras, "choices": [choice]}
                 extras = {}
                 if options.include_usage or options.continuous_usage_stats:

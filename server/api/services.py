@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from server.access.callers import Caller
 from server.access.keys import Keys
+from server.api.writer import Writer
 from server.engine_client.client import Client
 from server.errors import ModelNotFound
 from server.fewshot.comparison import Comparison
@@ -71,6 +72,7 @@ class Services:
     weights: Weights
     # limits the rate of large bodies, whose validation blocks the event loop
     parsing: RestingLock = field(default_factory=RestingLock)
+    writer: Writer = field(default_factory=Writer)
     # slots for archives that arrive or are being imported; their files are on disk
     imports: SharedLimit = field(
         default_factory=lambda: SharedLimit(MAX_IMPORTS, MAX_IMPORTS_SHARE, "archives that may be imported at once")

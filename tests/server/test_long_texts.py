@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from model.prompt import PromptTokenizer
-from server.api import answers
+from server.api import answers, writer
 from server.api.answer_text import Echo, ShownToken, completion_logprobs
 from tests.server.conftest import data_url, png
 from tests.server.fakes import TOKENIZER, served_model
@@ -106,7 +106,7 @@ async def test_log_probabilities_of_many_tokens_are_written_outside_the_event_lo
     original_echo = Echo.of
     monkeypatch.setattr(Echo, "of", echo)
     monkeypatch.setattr(answers, "completion_logprobs", write)
-    monkeypatch.setattr(answers, "MAX_SHOWN", 16)
+    monkeypatch.setattr(writer, "MAX_SHOWN", 16)
     for num_tokens in written:
         body = {"prompt": [5] * num_tokens, "echo": True, "logprobs": 1, "max_tokens": 1, "stream": stream, "n": 3}
         response = await http.post("/v1/completions", json=body)
@@ -115,8 +115,8 @@ async def test_log_probabilities_of_many_tokens_are_written_outside_the_event_lo
 
 
 async def test_long_answers_take_no_thread_of_other_work() -> None:
-    is_written = threading.Event()
-    long = [asyncio.create_task(answers.aside(answers.MAX_SHOWN + 1, is_written.wait)) for _ in range(64)]
+    is_written, write = threading.Event(), writer.Writer().write
+    long = [asyncio.create_task(write("a", writer.MAX_SHOWN + 1, is_written.wait)) for _ in range(64)]
     try:
         await asyncio.sleep(0)  # all have begun
         assert await asyncio.wait_for(asyncio.to_thread(lambda: True), timeout=20)

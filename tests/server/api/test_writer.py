@@ -1,0 +1,59 @@
+"""Long answers of one client are written in turn with those of others, and one that is cancelled holds up none."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from functools import partial
+
+import pytest
+
+from server.api.writer import MAX_SHOWN, Writer
+
+pytestmark = pytest.mark.anyio
+
+LONG = MAX_SHOWN + 1
+
+
+async def test_clients_take_turns() -> None:
+    writer, may_begin, written = Writer(), threading.Event(), list[str]()
+    names = ["a1", "a2", "a3", "a4", "b1", "b2", "c1"]
+
+    def write(name: str) -> None:
+        may_begin.wait()
+        written.append(name)
+
+    work = [partial(write, name) for name in names]
+    tasks = [asyncio.create_task(writer.write(name[0], LONG, do)) for name, do in zip(names, work, strict=True)]
+    await asyncio.sleep(0)
+    may_begin.set()
+    await asyncio.gather(*tasks)
+    assert written == ["a1", "a2", "b1", "c1", "a3", "b2", "a4"]
+
+
+async def test_work_on_few_tokens_is_done_at_once() -> None:
+    writer, may_end = Writer(), threading.Event()
+    long = asyncio.create_task(writer.write("a", LONG, may_end.wait))
+    await asyncio.sleep(0)
+    assert await asyncio.wait_for(writer.write("a", MAX_SHOWN, lambda: 5), 1) == 5
+    may_end.set()
+    assert await long
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+async def test_an_answer_that_is_cancelled_holds_up_none(index: int) -> None:
+    writer, may_end = Writer(), threading.Event()
+    tasks = [asyncio.create_task(writer.write(client, LONG, may_end.wait)) for client in "aab"]
+    await asyncio.sleep(0)
+    tasks[index].cancel()
+    may_end.set()
+    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+    assert [isinstance(result, asyncio.CancelledError) for result in results] == [i == index for i in range(3)]
+    assert await asyncio.wait_for(writer.write("c", LONG, lambda: 6), 20) == 6
+
+
+async def test_work_that_fails_passes_the_turn_on() -> None:
+    writer = Writer()
+    with pytest.raises(ZeroDivisionError):
+        await writer.write("a", LONG, lambda: 1 // 0)
+    assert await asyncio.wait_for(writer.write("a", LONG, lambda: 6), 20) == 6
