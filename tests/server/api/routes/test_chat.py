@@ -340,7 +340,7 @@ async def test_values_that_ask_for_what_is_done_anyway_are_accepted(
             400,
             "messages[0].content[0].image_url",
         ),
-        ({"model": "other"}, 404, None),
+        ({"model": "other"}, 404, "model"),
     ],
 )
 async def test_an_error_names_the_invalid_or_unsupported_field(

@@ -331,6 +331,7 @@ async def test_warming_computes_the_shots_that_begin_a_request(http: httpx.Async
     end_of_shots = len(prefix) - 1 - prefix[::-1].index(TOKENIZER.id_of("<|endofchunk|>"))
     assert shared > end_of_shots
     assert error(await http.post(f"{SETS}/s/warm", json={"template": "none"})) == (400, "invalid_value", "template")
+    assert error(await http.post(f"{SETS}/s/warm", json={"k": 2})) == (400, "invalid_value", "k")
     assert error(await http.post(f"{SETS}/s/warm", json={"template": "caption", "k": 3})) == (400, "invalid_value", "k")
     assert error(await http.post(f"{SETS}/s/warm", json={"template": "vqa", "k": 2})) == (
         400,
