@@ -345,8 +345,8 @@ def _lack(examples: Sequence[Shot | Example], candidates: Sequence[Candidate]) -
 def _some_answers(examples: Sequence[Shot | Example]) -> str:
     """Return the first answers of examples, shortened, for a message."""
     answers = [*dict.fromkeys(filter(None, map(answer_of, examples)))]
-    shown = ", ".join(repr(answer[:40]) for answer in answers[:MAX_SHOWN])
-    return f"{shown}, ..." if len(answers) > MAX_SHOWN else shown or "no label"
+    listed = [*(repr(answer[:40]) for answer in answers[:MAX_SHOWN]), *["..."][: len(answers) > MAX_SHOWN]]
+    return ", ".join(listed) or "no label"
 
 
 def _check_answers(question: Question) -> None:

@@ -96,7 +96,12 @@ async def test_zero_shot_writes_shots_without_their_media(services: Services) ->
             r"the query has media: choose a template with \{media\}, such as 'caption'",
             "query",
         ),
-        ({"query": {"image": "ftp://x"}}, "^the image must be a data URL", "query.image"),
+        (
+            {"query": {"image": "a.png"}},
+            r"^the image must be a data URL \(data:image/...;base64,...\) or the id of an uploaded image or video; "
+            "the server reads no files by name$",
+            "query.image",
+        ),
     ],
 )
 async def test_an_error_names_the_invalid_field(
