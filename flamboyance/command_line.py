@@ -17,6 +17,7 @@ from flamboyance.plugins import add_plugins
 NAME = "flamboyance"
 # a distribution of its own, which not every program needs
 CLIENT = "flamboyance_client"
+INSTALL_CLIENT = "pip install ./clients/python"
 # its commands, which are entry points of its distribution
 CLIENT_COMMANDS = ("ask", "classify", "support-set")
 # settings of a command that gets its arguments as they are
@@ -46,7 +47,7 @@ class Program(NamedTuple):
 
 
 def _without_client(prog: str) -> int:
-    print(f"error: {prog} needs {CLIENT}: pip install ./clients/python", file=sys.stderr)
+    print(f"error: {prog} needs {CLIENT}: {INSTALL_CLIENT}", file=sys.stderr)
     return 1
 
 
@@ -131,7 +132,7 @@ def _add_missing_client_commands(app: typer.Typer) -> None:
 
 
 def _add_missing(app: typer.Typer, name: str) -> None:
-    @app.command(name, help=f"Needs {CLIENT}, which is not installed.", context_settings=PASS_ON, add_help_option=False)
+    @app.command(name, help=f"Needs the client: {INSTALL_CLIENT}", context_settings=PASS_ON, add_help_option=False)
     def run() -> None:
         raise typer.Exit(_without_client(f"{NAME} {name}"))
 

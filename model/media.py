@@ -8,6 +8,7 @@ change a family's results, so `resize` does them in the order of each family.
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ IMAGE_MAGIC = (
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
 )
-IMAGE_FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC"
+IMAGE_FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF"
 VIDEO_FORMATS = "MP4, WebM, Matroska"
 # TIFF's photometric interpretation of grey whose highest number is white
 BLACK_IS_ZERO = 1
@@ -129,9 +130,18 @@ def media_type_of(data: bytes) -> str:
     try:
         video_format = _video_format(data)
     except MediaError:
-        raise MediaError(f"the format is not one of {IMAGE_FORMATS}, {VIDEO_FORMATS}") from None
+        raise _unknown_format(data, f"{image_formats()}, {VIDEO_FORMATS}") from None
     is_webm = video_format == "matroska" and b"webm" in data[:EBML_HEAD_BYTES]
     return VIDEO_TYPES["webm" if is_webm else video_format]
+
+
+def image_formats() -> str:
+    """Return the names of the formats of images that can be read here."""
+    return f"{IMAGE_FORMATS}, HEIC" if heif.is_installed() else IMAGE_FORMATS
+
+
+def _unknown_format(data: bytes, known: str) -> MediaError:
+    return MediaError(f"the format is not one of {known}" if data else "the file is empty")
 
 
 def load_image(data: bytes, limits: MediaLimits, budget: PixelBudget | None = None) -> Image.Image:
@@ -183,14 +193,20 @@ def _open_image(data: bytes, limits: MediaLimits) -> Image.Image:
         heif.register()
     try:
         image = Image.open(io.BytesIO(data), formats=[image_format])
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise MediaError(f"image has too many pixels, the limit is {limits.max_pixels}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise MediaError(f"image has {_num_pixels(error)} pixels, the limit is {limits.max_pixels}") from None
     except DECODER_ERRORS:
         message = "image cannot be decoded: its header is damaged, ends early, or has a variant that is not supported"
         raise MediaError(message) from None
     _check_size(image.size, limits)
     _check_mode(image)
     return image
+
+
+def _num_pixels(bomb: Exception) -> str:
+    """Return the number of pixels of an image that PIL refuses to open; only its error has it."""
+    number = re.match(r"Image size \((\d+) pixels\)", str(bomb))
+    return number[1] if number else "too many"
 
 
 def _image_format(data: bytes) -> str:
@@ -205,7 +221,7 @@ def _image_format(data: bytes) -> str:
     for magic, name in IMAGE_MAGIC:
         if data.startswith(magic):
             return name
-    raise MediaError(f"the format is not one of {IMAGE_FORMATS}")
+    raise _unknown_format(data, image_formats())
 
 
 def _check_mode(image: Image.Image) -> None:
@@ -255,7 +271,7 @@ def _video_format(data: bytes) -> str:
         return "mp4"
     if data[:4] == b"\x1aE\xdf\xa3":
         return "matroska"
-    raise MediaError(f"the format is not one of {VIDEO_FORMATS}")
+    raise _unknown_format(data, VIDEO_FORMATS)
 
 
 def _sampled_frames(

@@ -66,9 +66,8 @@ def with_model(settings: Settings) -> Settings:
             raise SettingsError(f"model: {error}") from None
         # absolute: the worker has another working directory
         return settings.model_copy(update={"model": str(folder.absolute())})
-    logger.info("preparing the default model; the first time it is downloaded and converted, which takes a minute")
     folder = prepare(settings.cache_folder)
-    logger.info("the default model is ready", extra={"folder": str(folder)})
+    logger.info("the default model's files are present", extra={"folder": str(folder)})
     return settings.model_copy(update={"model": str(folder)})
 
 

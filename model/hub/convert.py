@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 from filelock import FileLock
 
-from model.cache import is_ready
+from model.cache import is_ready, log_import
 from model.checkpoint.idefics import import_idefics
 from model.checkpoint.openflamingo import import_openflamingo
 from model.config import ConfigError
@@ -26,7 +26,7 @@ from model.hub.job import SOURCE, Idefics, Job, ModelFolder, OpenFlamingo
 from model.likeness import LIKENESS
 from model.prior import PRIOR
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("model.hub.convert")  # the module runs as __main__
 
 
 def convert(job: Job) -> None:
@@ -82,7 +82,7 @@ def _link_file(source: Path, target: Path) -> None:
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_import()
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     logger.info("importing %s into %s, once", job.name, job.folder)
     began = time.monotonic()

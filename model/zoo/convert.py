@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
-from model.cache import is_ready
+from model.cache import is_ready, log_import
 from model.checkpoint.gguf import GGUFFile
 from model.checkpoint.vision_models import convert_efficientnet_lite
 from model.folder import NO_FILES, CheckpointError, save_folder
@@ -30,7 +30,7 @@ from model.zoo.default import BRIDGE, DEFAULT, LANGUAGE_MODEL_FILE, LIKENESS_FIL
 from model.zoo.fetch import ExpertFile
 from model.zoo.progress import Progress
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("model.zoo.convert")  # the module runs as __main__
 
 
 def convert(vision: Path, language_model: Path, folder: Path) -> None:
@@ -94,7 +94,7 @@ def _check(path: Path, file: ExpertFile) -> None:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_import()
     vision, language_model, folder = map(Path, sys.argv[1:])
     log.info("converting the default model into %s, once", folder)
     began = time.monotonic()

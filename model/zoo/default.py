@@ -9,6 +9,7 @@ conversion checks that it equals the one below.
 from __future__ import annotations
 
 import hashlib
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,7 @@ DEFAULT = FlamingoConfig(
     ),
 )
 
+log = logging.getLogger(__name__)
 
 # to be incremented when the same sources would give another folder
 CONVERTER_VERSION = 1
@@ -128,6 +130,9 @@ def prepare(cache: Path | None = None) -> Path:
     folder = locate(cache)
     if is_ready(folder):
         return folder
+    log.info(
+        "the default model is downloaded (110 MB) and converted, once; this takes minutes, depending on the network"
+    )
     vision, language_model = expert_files(cache)
     command = [sys.executable, "-m", "model.zoo.convert", str(vision), str(language_model), str(folder)]
     finished = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)

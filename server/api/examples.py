@@ -6,10 +6,9 @@ import asyncio
 import uuid
 from collections.abc import Sequence
 
-from server.errors import InvalidMedia
 from server.fewshot.shots import MediaOwner
 from server.media.intake import Intake
-from server.media.source import EncodedMedia
+from server.media.source import EncodedMedia, too_large_together
 from server.schemas.archive import ArchivedExample
 from server.schemas.stored import ExampleFields
 from server.store.records import NewExample
@@ -51,7 +50,7 @@ async def read_groups(owners: Sequence[MediaOwner], param: str, intake: Intake) 
         media = await asyncio.gather(*(_read_owner(owner, f"{param}[{index}]", intake) for index, owner in batch))
         num_bytes += sum(item.num_bytes for items in media for item in items if item.is_in_memory)
         if num_bytes > limit:
-            raise InvalidMedia(f"{num_bytes} bytes of media in one request, the limit is {limit}", param=param)
+            raise too_large_together(num_bytes, limit, param)
         read += media
     return read
 

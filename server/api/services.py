@@ -92,9 +92,9 @@ class Services:
             comparison=replace(self.comparison, retrieval=retrieval),
         )
 
-    def model_not_found(self, name: str) -> ModelNotFound:
+    def model_not_found(self, name: str, *, param: str | None = None) -> ModelNotFound:
         names = ", ".join(map(repr, self.catalog))
-        return ModelNotFound(f"the model {name[:128]!r} does not exist: this server has {names}")
+        return ModelNotFound(f"the model {name[:128]!r} does not exist: this server has {names}", param=param)
 
 
 async def _services(request: Request) -> Services:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,10 +44,19 @@ from server.store.records import Example, SupportSet
 
 NO_CANDIDATE = -1
 NO_FIT = Fit()
+# labels that a message lists
+MAX_SHOWN = 8
 
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
+
+
+class Obstacle(NamedTuple):
+    """Why methods by likeness cannot answer a question, and the path of the field at fault."""
+
+    fault: str
+    param: str = "method"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +196,7 @@ class Comparison:
         if obstacle := _obstacle(question, candidates):
             if method == "auto":
                 return Chosen(IN_CONTEXT, default_confidence(IN_CONTEXT))
-            param = "method" if question.query.media else question.query.param
-            raise InvalidRequest(f"{method} {obstacle}", param=param)
+            raise InvalidRequest(f"{method} {obstacle.fault}", param=obstacle.param)
         _check_answers(question)
         number = len(question.examples)
         if method in METHODS and number > (limit := METHODS[method].max_examples):
@@ -312,24 +320,33 @@ def _answered_candidates(examples: Sequence[Answered], candidates: Sequence[Cand
     return np.array([by_answer.get(answer_of(example), NO_CANDIDATE) for example in examples], np.int64)
 
 
-def _obstacle(question: Question, candidates: Sequence[Candidate]) -> str:
-    """Return why methods by likeness cannot answer the question, or "" if they can."""
+def _obstacle(question: Question, candidates: Sequence[Candidate]) -> Obstacle | None:
+    """Return why methods by likeness cannot answer the question, None if they can."""
     if not question.query.media:
-        return "compares media, but the query has none"
+        return Obstacle("compares media, but the query has none", question.query.param)
     if question.fields.zero_shot:
-        return "compares media, but zero_shot shows examples without media"
+        return Obstacle("compares media, but zero_shot shows examples without media")
     return _lack(question.examples, candidates)
 
 
-def _lack(examples: Sequence[Shot | Example], candidates: Sequence[Candidate]) -> str:
-    """Return what examples lack for methods by likeness, or "" if nothing."""
+def _lack(examples: Sequence[Shot | Example], candidates: Sequence[Candidate]) -> Obstacle | None:
+    """Return what examples lack for methods by likeness, None if nothing."""
     if (bare := next((example for example in examples if not example.media), None)) is not None:
-        return f"compares media, but {_name(bare)} has none: the method in_context supports examples without media"
+        fault = f"compares media, but {_name(bare)} has none: the method in_context supports examples without media"
+        return Obstacle(fault)
     answered = set(_answered_candidates(examples, candidates).tolist())
     for index, candidate in enumerate(candidates):
         if index not in answered:
-            return f"needs an example of each candidate, but {candidate.label[:80]!r} has none"
-    return ""
+            fault = f"needs an example of each candidate, but {candidate.label[:80]!r} has none"
+            return Obstacle(f"{fault}: the examples have {_some_answers(examples)}", candidate.param)
+    return None
+
+
+def _some_answers(examples: Sequence[Shot | Example]) -> str:
+    """Return the first answers of examples, shortened, for a message."""
+    answers = [*dict.fromkeys(filter(None, map(answer_of, examples)))]
+    listed = [*(repr(answer[:40]) for answer in answers[:MAX_SHOWN]), *["..."][: len(answers) > MAX_SHOWN]]
+    return ", ".join(listed) or "no label"
 
 
 def _check_answers(question: Question) -> None:

@@ -14,7 +14,7 @@ from model.prompt import Media, Segment, ShotsAttend
 from server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
 from server.fewshot.shots import DEFAULT_K, SUPPORT_SET, ShotSource, check_media
-from server.fewshot.templates import Shot, Template, TemplateError, built_in, with_end
+from server.fewshot.templates import InvalidTemplate, Shot, Template, TemplateError, built_in, with_end
 from server.media.source import EncodedMedia
 from server.prompt import PreparedPrompt, check_shots_attend, encode_joined
 from server.schemas.fewshot import (
@@ -284,8 +284,8 @@ def find_template(choice: TemplateChoice, model: ServedModel) -> Template:
         return known[choice]
     try:
         return with_end(Template(name="custom", **choice.model_dump()), model.config.prompt)
-    except TemplateError as error:
-        raise InvalidRequest(f"template.{error}", param="template") from None
+    except InvalidTemplate as error:
+        raise InvalidRequest(f"template.{error}", param=f"template.{error.field}") from None
 
 
 def check_fields(fields: FewShotFields, template: Template) -> None:
@@ -309,11 +309,13 @@ def check_fields(fields: FewShotFields, template: Template) -> None:
 def _check_values(fields: FewShotFields, template: Template) -> None:
     """Check that the query has the media and texts of the template, and the request's own shots its media."""
     query = fields.query
-    check_media(bool(query.image or query.media), "query", template, "the query")
+    has_media = bool(query.image or query.media)
+    param, remedy = ("query", "") if has_media else ("query.image", "set query.image or query.media, or ")
+    check_media(has_media, param, template, "the query", remedy=remedy)
     for name, value in (("question", query.question), ("text", query.text)):
         if name in template.query_fields and not value:
             message = f"the template {template.name!r} has {{{name}}}, but the query has none"
-            raise InvalidRequest(message, param="query")
+            raise InvalidRequest(message, param=f"query.{name}")
     for number, shot in enumerate([] if fields.zero_shot else fields.shots):
         param = f"shots[{number}]"
         remedy = "set zero_shot, with which no shot has media, or "

@@ -181,10 +181,12 @@ def check_media(has_media: bool, param: str, template: Template, owner: str, *, 
     if template.has_media == has_media:
         return
     if has_media:
-        fault = f"has no {{media}}, but {owner} has media: choose a template with {{media}}, such as 'caption'"
+        fault = f"the template {template.name!r} has no {{media}}, but {owner} has media"
+        advice = "choose a template with {media}, such as 'caption'"
     else:
-        fault = f"has {{media}}, but {owner} has none: {remedy}choose a template without {{media}}, such as {TEXT_ONLY}"
-    raise InvalidRequest(f"the template {template.name!r} {fault}", param=param)
+        fault = f"{owner} has no image or video, which the template {template.name!r} shows as {{media}}"
+        advice = f"{remedy}choose a template without {{media}}, such as {TEXT_ONLY}"
+    raise InvalidRequest(f"{fault}: {advice}", param=param)
 
 
 def select(

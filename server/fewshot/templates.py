@@ -25,11 +25,19 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 class TemplateError(ValueError):
-    """An invalid template, or shots that it cannot write; `shot` is the index of the invalid shot, if there is one."""
+    """Shots that a template cannot write; `shot` is the index of the invalid shot, None for the query."""
 
-    def __init__(self, message: str, *, shot: int | None = None) -> None:
+    def __init__(self, message: str, *, shot: int | None) -> None:
         super().__init__(message)
         self.shot = shot
+
+
+class InvalidTemplate(ValueError):
+    """A template with an invalid field, whose name is `field`."""
+
+    def __init__(self, field: str, fault: str) -> None:
+        super().__init__(f"{field}: {fault}")
+        self.field = field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,15 +77,16 @@ class Template:
             _check_placeholders(field, text)
         answers = [name for name in _PLACEHOLDER.findall(self.shot) if name in ANSWERS]
         if not answers:
-            raise TemplateError("shot: {answer}, {label} or {text} is required for the answer")
+            raise InvalidTemplate("shot", "{answer}, {label} or {text} is required for the answer")
+        # without `query`, the shot up to its answer is the query
+        of_query = "query" if self.query else "shot"
         if self.query and answers[-1] in self.query_fields:
-            raise TemplateError(f"query: {{{answers[-1]}}} is the answer, which a query does not have")
+            raise InvalidTemplate("query", f"{{{answers[-1]}}} is the answer, which a query does not have")
         if ("media" in self.query_fields) != ("media" in self.shot_fields):
-            raise TemplateError(
-                "query: {media} must come before the answer in both the shot and the query, or in neither"
-            )
+            fault = "{media} must come before the answer in both the shot and the query, or in neither"
+            raise InvalidTemplate(of_query, fault)
         if not self.query_fields <= {"media", "text", "question"}:
-            raise TemplateError("query: only {media}, {text} and {question} are allowed")
+            raise InvalidTemplate(of_query, "only {media}, {text} and {question} are allowed in a query")
 
     @cached_property
     def beginning(self) -> str:
@@ -144,10 +153,10 @@ def _check_placeholders(field: str, template: str) -> None:
     counts = Counter(_PLACEHOLDER.findall(template))
     if unknown := sorted(counts.keys() - set(PLACEHOLDERS)):
         known = " ".join(f"{{{name}}}" for name in PLACEHOLDERS)
-        raise TemplateError(f"{field}: unknown placeholder {{{unknown[0]}}}, known are {known}")
+        raise InvalidTemplate(field, f"unknown placeholder {{{unknown[0]}}}, known are {known}")
     if repeated := next((name for name, count in counts.items() if count > 1), None):
         # otherwise a short template could repeat a long text many times
-        raise TemplateError(f"{field}: {{{repeated}}} may occur only once")
+        raise InvalidTemplate(field, f"{{{repeated}}} may occur only once")
 
 
 # as the paper writes them; the default model is trained on these

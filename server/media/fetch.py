@@ -17,7 +17,7 @@ from ipaddress import ip_address
 
 import httpx
 
-from model.media import IMAGE_FORMATS, VIDEO_FORMATS, HeifNotInstalled, MediaError, media_type_of
+from model.media import VIDEO_FORMATS, HeifNotInstalled, MediaError, image_formats, media_type_of
 from server.errors import MediaNotFetched, MediaUrlRefused
 from server.media.addresses import Address, UrlRules, host_of, port_of
 from server.media.source import EncodedMedia, Kind, encoded, too_large
@@ -26,7 +26,6 @@ from server.settings import Settings
 Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
 
 HEADERS = {"Accept": "image/*, video/*", "Accept-Encoding": "identity", "User-Agent": "flamboyance"}
-FORMATS: dict[Kind, str] = {"image": IMAGE_FORMATS, "video": VIDEO_FORMATS}
 REDIRECTS = {301, 302, 303, 307, 308}
 
 logger = logging.getLogger(__name__)
@@ -138,7 +137,8 @@ def _check_kind(data: bytes, kind: Kind, param: str) -> None:
                 return
         except HeifNotInstalled as error:
             raise MediaNotFetched(f"the URL's content cannot be read: {error}", param=param) from None
-    raise MediaNotFetched(f"the URL's content is not one of {FORMATS[kind]}", param=param)
+    formats = image_formats() if kind == "image" else VIDEO_FORMATS
+    raise MediaNotFetched(f"the URL's content is not one of {formats}", param=param)
 
 
 def _length(response: httpx.Response) -> int:

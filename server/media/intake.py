@@ -6,17 +6,21 @@ Nothing is decoded here, and stored media are not even read, because the worker 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 
-from server.errors import InvalidMedia, InvalidRequest, UnsupportedParameter
+from server.errors import InvalidRequest, UnsupportedParameter
 from server.media.fetch import Fetcher
 from server.media.names import MediaNames
 from server.media.pool import DecodePool
-from server.media.source import EncodedMedia, Kind, kind_of, read_data_url
+from server.media.source import EncodedMedia, Kind, kind_of, read_data_url, too_large_together
 from server.media.store import MediaStore, not_found
 from server.schemas.prompt import ImageIdPart, ImageUrlPart, MediaPartOrUrl, MediaUrl, VideoIdPart, VideoUrlPart
 from server.settings import Settings
+
+# what a field may have instead of a data URL
+ALLOWED_URL = "an https URL of a host in media_url_hosts"
+BY_ID = ("the id of an uploaded image or video",)
 
 
 class Intake:
@@ -62,7 +66,7 @@ class Intake:
                 return await self._find(part.video_id, "video", f"{param}.video_id")
             case str():
                 kind = kind_of(part)
-                return await (self._find(part, kind, param) if kind else self.read_url(part, "image", param))
+                return await (self._find(part, kind, param) if kind else self.read_url(part, "image", param, BY_ID))
 
     async def read_all(
         self, parts: Mapping[str, MediaPartOrUrl], param: str, *, remedy: str = ""
@@ -83,7 +87,7 @@ class Intake:
         # fetched media count as if sent in the body; stored media are read one by one, if at all
         total = sum(item.num_bytes for item in first.values() if item.is_in_memory)
         if total > self._max_bytes:
-            raise InvalidMedia(f"{total} bytes of media in one request, the limit is {self._max_bytes}", param=param)
+            raise too_large_together(total, self._max_bytes, param)
         return media
 
     async def _read_concurrently(self, parts: Mapping[str, MediaPartOrUrl]) -> dict[str, EncodedMedia]:
@@ -116,10 +120,14 @@ class Intake:
             return await asyncio.to_thread(lambda: [self.store.find(media_id, param) for media_id in media_ids])
         return await asyncio.gather(*(asyncio.to_thread(self.store.find, media_id, param) for media_id in media_ids))
 
-    async def read_url(self, url: str, kind: Kind, param: str) -> EncodedMedia:
-        """Read a data URL, or fetch from an allowed host. Raises `InvalidRequest`."""
+    async def read_url(self, url: str, kind: Kind, param: str, alternatives: Sequence[str] = ()) -> EncodedMedia:
+        """Read a data URL, or fetch from an allowed host. Raises `InvalidRequest`.
+
+        `alternatives`: what the field may have instead of a URL, for messages.
+        """
         if url.partition(":")[0].lower() not in ("http", "https"):
-            return read_data_url(url, kind, max_bytes=self._max_media_bytes, param=param)
+            accepted = [*([ALLOWED_URL] if self._fetcher.is_enabled else []), *alternatives]
+            return read_data_url(url, kind, max_bytes=self._max_media_bytes, param=param, alternatives=accepted)
         if not self._fetcher.is_enabled:
             message = f"{kind} URLs are not fetched: send a data URL, or ask the operator to set media_url_hosts"
             raise UnsupportedParameter(message, param=param)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,14 +70,17 @@ def encoded(data: bytes, kind: Kind, param: str) -> EncodedMedia:
     return EncodedMedia(kind=kind, source=data, num_bytes=len(data), digest=digest.digest(), param=param)
 
 
-def read_data_url(url: str, kind: Kind, *, max_bytes: int, param: str) -> EncodedMedia:
-    """Decode a data URL.
+def read_data_url(
+    url: str, kind: Kind, *, max_bytes: int, param: str, alternatives: Sequence[str] = ()
+) -> EncodedMedia:
+    """Decode a data URL; `alternatives` are the other values that the field may have, for messages.
 
     Raises `InvalidRequest` if it is not a data URL of this kind, `InvalidMedia` for too many bytes or bad base64.
     """
     scheme, _, rest = url.partition(":")
     if scheme.lower() != "data":
-        raise InvalidRequest(f"the {kind} must be a data URL (data:{kind}/...;base64,...)", param=param)
+        accepted = " or ".join([f"a data URL (data:{kind}/...;base64,...)", *alternatives])
+        raise InvalidRequest(f"the {kind} must be {accepted}; the server reads no files by name", param=param)
     header, comma, payload = rest.partition(",")
     if not comma or not header.lower().endswith(";base64"):
         raise InvalidRequest("the data URL must have the form data:TYPE;base64,DATA", param=param)
@@ -96,4 +99,16 @@ def read_data_url(url: str, kind: Kind, *, max_bytes: int, param: str) -> Encode
 
 
 def too_large(size: int, max_bytes: int, param: str) -> InvalidMedia:
-    return InvalidMedia(f"{size} bytes of media, the limit is {max_bytes}", param=param)
+    """Return the error of a file that exceeds the limit of the settings."""
+    limit = f"{_mib(max_bytes)} (max_media_mb)"
+    return InvalidMedia(f"the file has {_mib(size)}, which is more than the limit of {limit}", param=param)
+
+
+def too_large_together(size: int, max_bytes: int, param: str) -> InvalidMedia:
+    """Return the error of a request whose media exceed the limit of a body."""
+    limit = f"{_mib(max_bytes)} (max_body_mb)"
+    return InvalidMedia(f"the request has {_mib(size)} of media, which is more than the limit of {limit}", param=param)
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.3g} MiB"

@@ -274,6 +274,8 @@ class _RunningEvaluation:
     num_lanes: int
     holder: str
     queries_done: int
+    # the code of the error because of which the evaluation waits
+    cause: str = ""
 
     async def renew(self) -> None:
         """Renew the lease until the evaluation is cancelled, deleted, or claimed by another holder."""
@@ -355,19 +357,21 @@ class _RunningEvaluation:
             self.queries_done += 1
 
     async def _do(self, work: Callable[[], Awaitable[Result]]) -> Result:
-        """Do a piece of work next to clients; while the engine is unavailable, retry."""
-        return await _when_available(partial(self.background.run, work))
+        """Do a piece of work next to clients; while the engine is unavailable, retry with growing pauses."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                result = await self.background.run(work)
+            except Unavailable as error:
+                self._waits_for(error.code)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LAST_PAUSE)
+            else:
+                self.cause = ""
+                return result
 
-
-async def _when_available(work: Callable[[], Awaitable[Result]]) -> Result:
-    """Do the work; while the engine is unavailable, retry with growing pauses."""
-    pause = FIRST_PAUSE
-    while True:
-        try:
-            return await work()
-        except Unavailable as error:
-            logger.info(
-                "an evaluation waits because of a temporary error", extra={"code": error.code, "pause_seconds": pause}
-            )
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LAST_PAUSE)
+    def _waits_for(self, cause: str) -> None:
+        """Log a cause of waiting once, however often and in however many lanes the work is retried."""
+        if cause != self.cause:
+            logger.info("an evaluation waits because of a temporary error", extra={"code": cause})
+        self.cause = cause

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
@@ -16,6 +18,8 @@ from server.limits.deadline import MAX_SECONDS
 
 # Parsing takes much longer per value, and per name of a field, than per byte. No body of a sensible request has as many.
 MAX_SEPARATORS = {b",": 2**19, b":": 2**16}
+# characters of an unknown field that are compared with the names of a schema
+MAX_COMPARED = 64
 
 
 class FieldError(ValueError):
@@ -24,6 +28,17 @@ class FieldError(ValueError):
     def __init__(self, message: str, *, param: str) -> None:
         super().__init__(message)
         self.param = param
+
+
+class UnknownField(ValueError):
+    """A field that a schema does not have."""
+
+    def __init__(self, name: str, known: Collection[str]) -> None:
+        super().__init__(name)
+        self.name = name
+        # comparing takes a time in proportion to the length, which no name of a field needs
+        close = get_close_matches(name[:MAX_COMPARED], sorted(known), n=1)
+        self.advice = f"; did you mean {close[0]}?" if close else ""
 
 
 SchemaType = TypeVar("SchemaType", bound="Schema")
@@ -65,6 +80,22 @@ def with_example(**fields: Any) -> ConfigDict:
 
 class Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    @cache
+    def names(cls) -> frozenset[str]:
+        """Return the names that the fields have in a request."""
+        return frozenset(field.alias or name for name, field in cls.model_fields.items())
+
+    # runs after the other validators of this mode: pydantic runs the last one first
+    @model_validator(mode="before")
+    @classmethod
+    def _names_are_known(cls, values: Any) -> Any:
+        known = cls.names()
+        for name in values if isinstance(values, dict) else ():
+            if name not in known:
+                raise UnknownField(name, known)
+        return values
 
     @model_validator(mode="before")
     @classmethod
@@ -155,12 +186,18 @@ def list_page(entries: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
 
 
 def tag_of(field: str) -> Callable[[Any], str]:
-    """Return a discriminator by `field`. Tags stand in angle brackets, which tells them from a client's own names."""
+    """Return a discriminator by `field`. Tags stand in angle brackets, which tells them from a client's own names.
+
+    The tag of a value without fields is its type, without brackets.
+    """
 
     def tag(value: Any) -> str:
-        name = value.get(field) if isinstance(value, dict) else getattr(value, field, type(value).__name__)
-        return f"<{name}>"
+        if isinstance(value, dict):
+            return f"<{value.get(field)}>"
+        return f"<{getattr(value, field)}>" if hasattr(value, field) else type(value).__name__
 
+    # pydantic's error names the discriminator so: the path of the field from the value
+    tag.__name__ = f".{field}"
     return tag
 
 
@@ -174,13 +211,15 @@ def read(schema: type[SchemaType], body: bytes) -> SchemaType:
         return schema.model_validate_json(body)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
-        problem = next((p for p in problems if p["type"] in UNSUPPORTED), problems[0])
+        problem = next(filter(_is_unsupported, problems), problems[0])
     message = _range(schema, problem["loc"]) if problem["type"] in OUT_OF_RANGE else ""
     context = problem.get("ctx", {})
     if words := IN_WORDS.get(context.get("pattern", "")):
         message = f"must be {words}"
     param = getattr(context.get("error"), "param", None) or _param(problem["loc"])
-    raise _refusal(problem["type"], param, message or problem["msg"], context)
+    if _is_unsupported(problem):
+        raise _unsupported(param, context)
+    raise _refusal(problem["type"], param, message or problem["msg"])
 
 
 def count_separators(body: bytes) -> Counter[bytes]:
@@ -195,8 +234,8 @@ def check_separators(numbers: Mapping[bytes, int], limits: Mapping[bytes, int], 
             raise BodyTooLarge(f"{name} has more than {limit} times the character {separator.decode()!r}")
 
 
-# pydantic's names for an unknown field and an unknown type of part
-UNSUPPORTED = {"extra_forbidden", "union_tag_invalid"}
+# pydantic's name for a value without a known tag
+UNKNOWN_TAG = "union_tag_invalid"
 # its names for a number beyond a field's bounds, and those of the bounds
 OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
@@ -211,12 +250,23 @@ def _range(schema: type[Schema], location: tuple[int | str, ...]) -> str:
     return f"must be {' and '.join(bounds)}" if bounds else ""
 
 
-def _refusal(kind: str, param: str | None, message: str, context: dict[str, Any]) -> InvalidRequest:
-    if kind == "extra_forbidden":
-        return UnsupportedParameter(f"unknown parameter {param}", param=param)
-    if kind == "union_tag_invalid":
-        tag, known = (context[name].replace("<", "").replace(">", "") for name in ("tag", "expected_tags"))
-        return UnsupportedParameter(f"{param}: no support for {tag[:64]}, only {known}", param=param)
+def _is_unsupported(problem: Mapping[str, Any]) -> bool:
+    return problem["type"] == UNKNOWN_TAG or isinstance(problem.get("ctx", {}).get("error"), UnknownField)
+
+
+def _unsupported(param: str | None, context: Mapping[str, Any]) -> UnsupportedParameter:
+    """Return the error of an unknown field of the object at `param`, or of a value with an unknown tag."""
+    unknown = context.get("error")
+    if isinstance(unknown, UnknownField):
+        path = f"{param}.{unknown.name}" if param else unknown.name
+        return UnsupportedParameter(f"unknown parameter {path}{unknown.advice}", param=path)
+    tag, known = context["tag"], context["expected_tags"].replace("<", "").replace(">", "")
+    field = context["discriminator"].removesuffix("()")
+    at = f"{param}{field}" if field.startswith(".") and tag.startswith("<") else param
+    return UnsupportedParameter(f"{at}: no support for {tag.strip('<>')[:64]}, only {known}", param=at)
+
+
+def _refusal(kind: str, param: str | None, message: str) -> InvalidRequest:
     if kind == "json_invalid":
         return InvalidRequest(f"the body is not JSON: {message.removeprefix('Invalid JSON: ')}")
     return InvalidRequest(f"{param or 'the body'}: {message.removeprefix('Value error, ')}", param=param)

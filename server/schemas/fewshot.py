@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
@@ -62,6 +63,11 @@ class ShotFields(MediaFields):
     text: str = Field("", description="The text of the answer.")
     question: str = Field("", description="The question.")
     label: str = Field("", description="The label of the answer. One of `text` and `label` is enough.")
+
+    @classmethod
+    @cache
+    def names(cls) -> frozenset[str]:
+        return super().names() | {"answer"}
 
     @model_validator(mode="before")
     @classmethod

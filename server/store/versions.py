@@ -198,7 +198,7 @@ def check_version(row: SupportSetRow, version: int | None) -> int:
     if version is None:
         return row.version
     if not 1 <= version <= row.version:
-        message = f"the support set {row.id!r} has versions 1 to {row.version}, not {version}"
+        message = f"the support set has versions 1 to {row.version}, not {version}"
         raise SupportSetNotFound(message, param="version")
     return version
 

@@ -200,7 +200,7 @@ def test_models(client: OpenAI) -> None:
     [
         ({"top_p": 2}, BadRequestError, "top_p"),
         ({"max_tokens": 100_000}, BadRequestError, "max_tokens"),
-        ({"model": "other"}, NotFoundError, None),
+        ({"model": "other"}, NotFoundError, "model"),
         ({"prediction": {"type": "content", "content": "x"}}, UnprocessableEntityError, "prediction"),
         ({"messages": []}, BadRequestError, "messages"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import subprocess
 import threading
@@ -201,6 +202,26 @@ def test_a_script_waits_until_the_model_is_loaded(script: str) -> None:
     assert statuses == []
     assert "503" not in errors  # one line for the wait, not one per attempt
     assert "418" in errors
+
+
+@pytest.mark.parametrize("script", ["fewshot.sh", "support_set.sh"])
+def test_a_script_that_waits_in_vain_says_what_it_knows(script: str) -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler, bind_and_activate=False) as absent:
+        absent.server_bind()
+        url = f"http://127.0.0.1:{absent.server_port}"
+        done = subprocess.run(
+            ["bash", str(EXAMPLES / script), url],
+            env={**os.environ, "WAIT_SECONDS": "2"},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+    advice = r"See the server's log, and run this script again\."
+    assert done.returncode == 1
+    first, last = done.stderr.splitlines()
+    assert first == f"waiting until {url} is ready"
+    assert re.fullmatch(rf"{url} is not ready after \d s \(last answer: nothing listens\)\. {advice}", last)
 
 
 def test_an_error_response_ends_the_script_and_is_printed(server: Server, tmp_path: Path) -> None:

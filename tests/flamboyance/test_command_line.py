@@ -210,6 +210,8 @@ class TestPlugins:
         assert main([name, "create", "photos", "--help"]) == 1
         error = f"error: flamboyance {name} needs flamboyance_client: pip install ./clients/python\n"
         assert capsys.readouterr() == ("", error)
+        assert main(["--help"]) == 0
+        assert "Needs the client: pip install ./clients/python" in capsys.readouterr().out
 
     def test_a_program_loads_none(
         self,

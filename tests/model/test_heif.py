@@ -124,6 +124,8 @@ def test_without_the_extra_it_is_named(brand: bytes, monkeypatch: pytest.MonkeyP
             read(still(brand, b"mif1", b"heic"))
     with pytest.raises(MediaError, match="not one of MP4, WebM, Matroska"):
         list(load_video(still(brand), LIMITS))
+    with pytest.raises(MediaError, match=r"not one of JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, MP4, WebM, Matroska$"):
+        media_type_of(b"another format")
 
 
 @pytest.mark.parametrize(

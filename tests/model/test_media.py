@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -87,10 +88,22 @@ def test_other_formats_of_pil_are_refused(form: str) -> None:
         decoded(encoded(noise(16, 16), form))
 
 
-@pytest.mark.parametrize("data", [b"", b"RIFF", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%!PS-Adobe-3.0 EPSF"])
+@pytest.mark.parametrize("data", [b"RIFF", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%!PS-Adobe-3.0 EPSF"])
 def test_bytes_that_are_not_an_image_are_refused(data: bytes) -> None:
     with pytest.raises(MediaError, match="not one of JPEG, PNG, WebP, GIF"):
         decoded(data)
+
+
+@pytest.mark.parametrize("read", [decoded, media_type_of, lambda data: frames_of(data, LIMITS)])
+def test_an_empty_file_is_refused_as_empty(read: Callable[[bytes], object]) -> None:
+    with pytest.raises(MediaError, match=r"^the file is empty$"):
+        read(b"")
+
+
+def test_an_image_beyond_the_limit_of_pil_is_refused_with_its_pixels() -> None:
+    header = b"BM" + struct.pack("<IIIIiiHHI", 54, 0, 54, 40, 16384, 16384, 1, 24, 0) + bytes(20)
+    with pytest.raises(MediaError, match=f"image has {16384 * 16384} pixels, the limit is {LIMITS.max_pixels}"):
+        decoded(header)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF"])
@@ -354,14 +367,14 @@ def test_the_media_type_comes_from_the_first_bytes() -> None:
     assert media_type_of(video([0])) == "video/mp4"
     assert media_type_of(video([0], form="webm", codec="libvpx")) == "video/webm"
     assert media_type_of(video([0], form="matroska")) == "video/x-matroska"
-    for other in (b"", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"<!doctype html>", b"webm", b"BM1234"):
+    for other in (b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"<!doctype html>", b"webm", b"BM1234"):
         with pytest.raises(
             MediaError, match="not one of JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, MP4, WebM, Matroska"
         ):
             media_type_of(other)
 
 
-@pytest.mark.parametrize("data", [b"", b"#EXTM3U\n/etc/passwd\n", b"ffconcat version 1.0\nfile /etc/passwd\n"])
+@pytest.mark.parametrize("data", [b"#EXTM3U\n/etc/passwd\n", b"ffconcat version 1.0\nfile /etc/passwd\n"])
 def test_playlists_are_refused(data: bytes) -> None:
     with pytest.raises(MediaError, match="not one of MP4, WebM, Matroska"):
         frames_of(data, LIMITS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -98,23 +99,36 @@ def test_the_encoder_recognises_a_photograph(name: str, model: Flamingo) -> None
     assert int(best) in CLASSES[name]
 
 
-def test_an_existing_folder_is_not_converted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_folder_is_not_converted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     monkeypatch.setattr(subprocess, "run", _never)
     locate(tmp_path).mkdir()
     (locate(tmp_path) / "config.json").touch()
     assert prepare(tmp_path) == locate(tmp_path)
+    assert not caplog.messages
 
 
 def _never(*_: object, **__: object) -> NoReturn:
     raise AssertionError("converted a second time")
 
 
-def test_a_failed_conversion_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_conversion_is_an_error(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
     absent = ExpertFiles(tmp_path / "absent", tmp_path / "absent")
     monkeypatch.setattr(default, "expert_files", lambda cache: absent)
     with pytest.raises(DefaultModelError, match="failed with status 1"):
         prepare(tmp_path)
     assert not list(tmp_path.iterdir())
+    line = r"^\d\d:\d\d:\d\d INFO    model.zoo.convert: converting the default model into .*, once$"
+    assert re.search(line, capfd.readouterr().err, re.MULTILINE)
+    assert "(110 MB)" in caplog.messages[0]
 
 
 def test_files_that_cannot_be_downloaded_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

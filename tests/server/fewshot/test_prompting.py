@@ -77,13 +77,18 @@ async def test_zero_shot_writes_shots_without_their_media(services: Services) ->
 @pytest.mark.parametrize(
     ("body", "message", "param"),
     [
-        ({"query": {}}, r"but the query has none: choose a template without \{media\}, such as \{\"shot\"", "query"),
+        (
+            {"query": {}},
+            r"^the query has no image or video, which the template 'caption' shows as \{media\}: set query.image or "
+            r"query.media, or choose a template without \{media\}, such as \{\"shot\"",
+            "query.image",
+        ),
         ({"query": {"image": "x", "question": "?"}}, r"has no \{question\}", "query.question"),
         ({"query": {"image": "x"}, "template": "poem"}, "unknown template 'poem', known are caption", "template"),
-        ({"query": {"image": "x"}, "template": {"shot": "{media}{x}"}}, r"template.shot: .*\{x\}", "template"),
+        ({"query": {"image": "x"}, "template": {"shot": "{media}{x}"}}, r"template.shot: .*\{x\}", "template.shot"),
         (
             {"query": {"image": "x"}, "shots": [{"text": "a"}]},
-            r"shots\[0\] has none: set zero_shot, .* or choose a template without",
+            r"^shots\[0\] has no image or video, .*: set zero_shot, .* or choose a template without",
             "shots[0]",
         ),
         (
@@ -91,7 +96,12 @@ async def test_zero_shot_writes_shots_without_their_media(services: Services) ->
             r"the query has media: choose a template with \{media\}, such as 'caption'",
             "query",
         ),
-        ({"query": {"image": "ftp://x"}}, "^the image must be a data URL", "query.image"),
+        (
+            {"query": {"image": "a.png"}},
+            r"^the image must be a data URL \(data:image/...;base64,...\) or the id of an uploaded image or video; "
+            "the server reads no files by name$",
+            "query.image",
+        ),
     ],
 )
 async def test_an_error_names_the_invalid_field(

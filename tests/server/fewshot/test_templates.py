@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.prompt import EndOfChunk, Media, Text, encode
-from server.fewshot.templates import Shot, Template, TemplateError, built_in, with_end
+from server.fewshot.templates import InvalidTemplate, Shot, Template, TemplateError, built_in, with_end
 from tests.tiny_models import CONFIGS, PROMPT, prompt_tokenizer
 from training.default.templates import ANSWERS, item
 
@@ -80,8 +80,9 @@ def test_label_does_not_fall_back_to_a_text_with_its_own_placeholder() -> None:
         ({"shot": "{media}Output: {caption}"}, r"shot: unknown placeholder \{caption\}"),
         ({"shot": "{media}{answer}{media}"}, r"shot: \{media\} may occur only once"),
         ({"shot": "{media}{answer}{answer}"}, r"shot: \{answer\} may occur only once"),
-        ({"shot": "{answer}{media}"}, r"query: \{media\} must come before the answer"),
+        ({"shot": "{answer}{media}"}, r"shot: \{media\} must come before the answer"),
         ({"shot": "{media}{answer}", "query": "Say:"}, r"query: \{media\} must come"),
+        ({"shot": "{label}{answer}"}, "shot: only .media., .text. and .question. are allowed in a query"),
         ({"shot": "{answer}", "query": "{media}"}, r"query: \{media\} must come"),
         ({"shot": "{media}Output:"}, r"shot: \{answer\}, \{label\} or \{text\} is required"),
         ({"shot": "{media}{answer}", "query": "{media}{answer}"}, r"query: \{answer\} is the answer"),
@@ -92,8 +93,10 @@ def test_label_does_not_fall_back_to_a_text_with_its_own_placeholder() -> None:
     ],
 )
 def test_invalid_templates_are_refused(template: dict[str, str], message: str) -> None:
-    with pytest.raises(TemplateError, match=message):
+    with pytest.raises(InvalidTemplate, match=f"^{message}") as refusal:
         Template(name="custom", **template)
+    assert refusal.value.field in template
+    assert message.startswith(refusal.value.field)
 
 
 def test_an_error_names_the_shot_without_a_value() -> None:

@@ -206,8 +206,9 @@ async def test_a_recommended_method_without_a_prompt_can_be_sent_unchanged(
 
 
 async def test_an_evaluation_waits_for_an_unavailable_engine(
-    http: httpx.AsyncClient, client: FakeClient, services: Services
+    http: httpx.AsyncClient, client: FakeClient, services: Services, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", logger="server.quality")
     refusals = 3
 
     def logprobs(request: Score, candidate: list[int]) -> list[float]:
@@ -220,6 +221,7 @@ async def test_an_evaluation_waits_for_an_unavailable_engine(
     client.logprobs = logprobs
     evaluation = await run_evaluation(http, services, k=[1], strategies=["first"], methods=["in_context"])
     assert (evaluation["status"], evaluation["cells"][0]["accuracy"], refusals) == ("completed", 1.0, 0)
+    assert caplog.messages.count("an evaluation waits because of a temporary error") == 1
 
 
 async def test_next_to_a_client_one_query_runs_at_a_time(

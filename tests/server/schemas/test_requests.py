@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.api.generation import completion_requests
-from server.errors import InvalidRequest, MediaNotFound
+from server.errors import InvalidRequest, MediaNotFound, UnsupportedParameter
 from server.media.intake import Intake
 from server.media.store import MediaStore
 from server.prompt import prepare_prompt, prepare_prompts
-from server.schemas.base import read
+from server.schemas.base import Schema, read
+from server.schemas.fewshot import ClassifyRequest
 from server.schemas.generation import CompletionRequest
 from server.settings import Settings
 from tests.server.conftest import data_url, image_part
@@ -123,7 +125,15 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     ("media token, no media", {"prompt": [TOKENIZER.media_token_id]}, 400, "invalid_value", "prompt"),
     ("too long a second prompt", {"prompt": ["a", "b" * 65]}, 400, "context_length_exceeded", "prompt[1]"),
     ("mixed", {"prompt": [1, "a"]}, 400, "invalid_value", "prompt[1]"),
-    ("part without a type", {"prompt": [{"text": "x"}]}, 422, "unsupported_parameter", "prompt[0]"),
+    ("part without a type", {"prompt": [{"text": "x"}]}, 422, "unsupported_parameter", "prompt[0].type"),
+    ("part of an unknown type", {"prompt": [{"type": "txt"}]}, 422, "unsupported_parameter", "prompt[0].type"),
+    (
+        "part that is no object",
+        {"prompt": [{"type": "text", "text": "x"}, 3]},
+        422,
+        "unsupported_parameter",
+        "prompt[1]",
+    ),
     (
         "image_id",
         {"prompt": [{"type": "text", "text": "x"}, {"type": "image_id", "image_id": "img_1"}]},
@@ -258,3 +268,48 @@ def test_a_number_out_of_range_is_refused_with_the_range(field: str, value: floa
     with pytest.raises(InvalidRequest) as refusal:
         read(CompletionRequest, json.dumps({"prompt": "x", field: value}).encode())
     assert (refusal.value.message, refusal.value.param) == (message, field)
+
+
+SHOT = {"text": "a"}
+QUERY = {"query": {"image": "img_1"}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "body", "message"),
+    [
+        (ClassifyRequest, QUERY | {"example": {}}, "unknown parameter example; did you mean examples?"),
+        (
+            ClassifyRequest,
+            QUERY | {"shots": [SHOT | {"lable": "a"}]},
+            "unknown parameter shots[0].lable; did you mean label?",
+        ),
+        (
+            ClassifyRequest,
+            QUERY | {"shots": [{"anser": "a"}]},
+            "unknown parameter shots[0].anser; did you mean answer?",
+        ),
+        (
+            CompletionRequest,
+            {"prompt": "x", "structured_outputs": {"jsn": {}}},
+            "unknown parameter structured_outputs.jsn; did you mean json?",
+        ),
+        (ClassifyRequest, QUERY | {"zzz": 1, "priority": "high"}, "unknown parameter zzz"),
+        (ClassifyRequest, QUERY | {"": 1}, "unknown parameter "),
+        (ClassifyRequest, QUERY | {"<exampl>": 1}, "unknown parameter <exampl>; did you mean examples?"),
+        (ClassifyRequest, QUERY | {"examples" + "s" * 1000: 1}, "unknown parameter examples" + "s" * 1000),
+    ],
+)
+def test_an_unknown_field_is_refused_with_the_name_that_is_close_to_it(
+    schema: type[Schema], body: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedParameter) as refusal:
+        read(schema, json.dumps(body).encode())
+    assert refusal.value.message == message
+    assert refusal.value.param == message.removeprefix("unknown parameter ").partition(";")[0]
+
+
+def test_a_long_unknown_field_is_refused_at_once() -> None:
+    began = time.process_time()
+    with pytest.raises(UnsupportedParameter):
+        read(ClassifyRequest, json.dumps({"e" * 8_000_000: 1}).encode())
+    assert time.process_time() - began < 1

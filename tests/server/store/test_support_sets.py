@@ -104,7 +104,7 @@ async def test_the_versions_that_were_read_last_are_in_memory(
 async def test_an_unknown_set_version_or_example_is_named(support_sets: SupportSets) -> None:
     await support_sets.create("s", [example("a")])
     for version in (0, 2):
-        with pytest.raises(SupportSetNotFound, match=f"versions 1 to 1, not {version}"):
+        with pytest.raises(SupportSetNotFound, match=f"^the support set has versions 1 to 1, not {version}$"):
             await support_sets.get_version("s", version)
     with pytest.raises(SupportSetNotFound, match="no support set 'other'"):
         await support_sets.put_examples("other", [example("a")])

@@ -312,10 +312,10 @@ async def test_values_that_ask_for_what_is_done_anyway_are_accepted(
             "messages[1].tool_call_id",
         ),
         ({"messages": [*MESSAGES, {"role": "assistant", "content": None}]}, 400, "messages[1]"),
-        ({"messages": [{"role": "function", "content": "x"}]}, 422, "messages[0]"),
+        ({"messages": [{"role": "function", "content": "x"}]}, 422, "messages[0].role"),
         ({"messages": [{"role": "user", "content": "x", "name": "y" * 65}]}, 400, "messages[0].name"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "y", "name": "z"}]}, 422, "messages[0].name"),
-        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 422, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 422, "messages[0].content[0].type"),
         (
             {"messages": [{"role": "system", "content": [image_part()]}, *MESSAGES]},
             422,
@@ -328,7 +328,7 @@ async def test_values_that_ask_for_what_is_done_anyway_are_accepted(
         ({"max_tokens": 100}, 400, "max_tokens"),
         ({"top_logprobs": 1}, 400, "top_logprobs"),
         ({"logprobs": 1}, 400, "logprobs"),
-        ({"response_format": {"type": "xml"}}, 422, "response_format"),
+        ({"response_format": {"type": "xml"}}, 422, "response_format.type"),
         (
             {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "x"}},
             400,
@@ -340,7 +340,7 @@ async def test_values_that_ask_for_what_is_done_anyway_are_accepted(
             400,
             "messages[0].content[0].image_url",
         ),
-        ({"model": "other"}, 404, None),
+        ({"model": "other"}, 404, "model"),
     ],
 )
 async def test_an_error_names_the_invalid_or_unsupported_field(

@@ -216,7 +216,7 @@ async def test_ids_and_priority_reach_the_engine(http: httpx.AsyncClient, client
         ({"top_k": 0}, 400, "top_k"),
         ({"template": "poem"}, 400, "template"),
         ({"max_tokens": 5}, 422, "max_tokens"),
-        ({"model": "other"}, 404, None),
+        ({"model": "other"}, 404, "model"),
     ],
 )
 async def test_an_error_names_the_invalid_field(

@@ -139,8 +139,9 @@ async def test_a_method_that_cannot_answer_is_refused(http: httpx.AsyncClient, m
     answer = await post(http, method=method, candidates=["cat", "dog", "cow"])
     assert answer.status_code == 400
     error = answer.json()["error"]
-    assert error["param"] == "method"
-    assert "'cow' has none" in error["message"]
+    assert error["param"] == "candidates[2]"
+    lack = "needs an example of each candidate, but 'cow' has none: the examples have 'cat', 'dog'"
+    assert error["message"] == f"{method} {lack}"
 
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/decisions"])
@@ -175,7 +176,7 @@ async def test_an_example_is_of_one_candidate(http: httpx.AsyncClient, method: s
     if method == "auto":
         assert answer.json()["method"] == "in_context"
     else:
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "method")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "candidates[1]")
         assert "'tiger' has none" in answer.json()["error"]["message"]
 
 

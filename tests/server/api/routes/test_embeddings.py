@@ -97,7 +97,7 @@ async def test_media_have_embeddings(http: httpx.AsyncClient, client: FakeClient
     [
         ({"input": "a", "dimensions": 4}, 422, "dimensions"),
         ({"input": "a", "encoding_format": "int8"}, 400, "encoding_format"),
-        ({"input": "a", "model": "other"}, 404, None),
+        ({"input": "a", "model": "other"}, 404, "model"),
         ({}, 400, "input"),
         ({"input": ""}, 400, "input"),
         ({"input": []}, 400, "input"),
@@ -110,7 +110,7 @@ async def test_media_have_embeddings(http: httpx.AsyncClient, client: FakeClient
         ({"input": [{"type": "text", "text": "a"}, image_part()]}, 400, "input[0]"),
         ({"input": [{"type": "end_of_chunk"}]}, 400, "input[0]"),
         ({"input": [image_part(b"no image")]}, 200, None),
-        ({"input": [{"type": "audio", "audio": "x"}]}, 422, "input[0]"),
+        ({"input": [{"type": "audio", "audio": "x"}]}, 422, "input[0].type"),
         ({"input": [{"type": "image_id", "image_id": "img_" + "0" * 64}]}, 404, "input[0].image_id"),
         ({"input": [image_part()] * 4}, 400, "input"),
         ({"input": ["a"] * 2049}, 400, "input"),

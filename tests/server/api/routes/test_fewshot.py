@@ -191,7 +191,7 @@ SET: dict[str, Any] = {"support_set": "colours"}
         ({"examples": {**SET, "strategy": "best"}}, 400, "invalid_value", "examples.strategy"),
         ({"examples": {**SET, "order": "similar_last"}}, 400, "invalid_value", "examples.order"),
         ({"examples": {**SET, "strategy": "rices_text"}}, 400, "invalid_value", "query"),
-        ({"examples": SET, "template": "vqa"}, 400, "invalid_value", "query"),
+        ({"examples": SET, "template": "vqa"}, 400, "invalid_value", "query.question"),
         ({"examples": {**SET, "sead": 3}}, 422, "unsupported_parameter", "examples.sead"),
         ({"shots": [*SHOTS, {"answer": "a"}]}, 400, "invalid_value", "shots[2]"),
         ({"shots": [{"image": url(QUERY)}]}, 400, "invalid_value", "shots[0]"),
@@ -203,11 +203,11 @@ SET: dict[str, Any] = {"support_set": "colours"}
         ({"query": {"image": url(QUERY), "text": "?"}}, 400, "invalid_value", "query.text"),
         ({"template": "none"}, 400, "invalid_value", "template"),
         ({"template": {"shot": "{media}{answer}", "queri": ""}}, 422, "unsupported_parameter", "template.queri"),
-        ({"template": {"shot": "{media}{image}{answer}"}}, 400, "invalid_value", "template"),
-        ({"template": {"shot": "{media}{answer}", "query": "Say:"}}, 400, "invalid_value", "template"),
+        ({"template": {"shot": "{media}{image}{answer}"}}, 400, "invalid_value", "template.shot"),
+        ({"template": {"shot": "{media}{answer}", "query": "Say:"}}, 400, "invalid_value", "template.query"),
         ({"examples": {**SET, "version": 2**70}}, 400, "invalid_value", "examples.version"),
         ({"temperature": -1}, 400, "invalid_value", "temperature"),
-        ({"model": "other"}, 404, "model_not_found", None),
+        ({"model": "other"}, 404, "model_not_found", "model"),
     ],
 )
 async def test_an_error_names_the_invalid_field(

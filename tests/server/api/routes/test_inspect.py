@@ -74,7 +74,7 @@ async def test_a_token_without_media_has_no_map(http: httpx.AsyncClient, client:
         ({"prompt": "x" * 60, "answer": "y" * 9}, 400, "answer"),
         ({"prompt": "x" * 65}, 400, "prompt"),
         ({"prompt": "x", "heads": [1]}, 422, "heads"),
-        ({"prompt": "x", "model": "other"}, 404, None),
+        ({"prompt": "x", "model": "other"}, 404, "model"),
     ],
 )
 async def test_an_error_names_the_invalid_field(

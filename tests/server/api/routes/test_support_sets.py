@@ -330,13 +330,13 @@ async def test_warming_computes_the_shots_that_begin_a_request(http: httpx.Async
     )
     end_of_shots = len(prefix) - 1 - prefix[::-1].index(TOKENIZER.id_of("<|endofchunk|>"))
     assert shared > end_of_shots
-    assert error(await http.post(f"{SETS}/s/warm", json={"template": "none"})) == (400, "invalid_value", "template")
-    assert error(await http.post(f"{SETS}/s/warm", json={"template": "caption", "k": 3})) == (400, "invalid_value", "k")
-    assert error(await http.post(f"{SETS}/s/warm", json={"template": "vqa", "k": 2})) == (
-        400,
-        "invalid_value",
-        "template",
-    )
+    for param, fields in (
+        ("template", {"template": "none"}),
+        ("k", {"k": 2}),
+        ("k", {"template": "caption", "k": 3}),
+        ("template", {"template": "vqa", "k": 2}),
+    ):
+        assert error(await http.post(f"{SETS}/s/warm", json=fields)) == (400, "invalid_value", param)
 
 
 async def test_failed_warming_reports_the_error(http: httpx.AsyncClient, client: FakeClient, app: FastAPI) -> None:
