@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -178,15 +178,12 @@ class ImportRequest(Schema):
 
 
 class UpdateRequest(Lifetime):
+    has_null: ClassVar[bool] = True  # it removes a value
+
     name: SetName | None = Field(None, description=NAME)
     pinned: bool = Field(False, description=PINNED)
     metadata: Metadata | None = Field(None, description=METADATA)
     expected_version: Version | None = Field(None, description=EXPECTED_VERSION)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_not_given(cls, values: Any) -> Any:
-        return values  # here, null removes a value
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
