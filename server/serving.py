@@ -180,7 +180,7 @@ async def drain(
     """Refuse new requests, and let running ones finish for `timeout` seconds or until `hurry`; then they fail."""
     admission.close()
     logger.info("shutting down", extra={"waiting": admission.num_waiting, "running": admission.num_running})
-    idle = asyncio.ensure_future(admission.wait_until_idle())
+    idle = asyncio.ensure_future(admission.wait_until_empty())
     ends: set[asyncio.Future[Any]] = {idle} if hurry is None else {idle, hurry}
     await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     if not idle.done():

@@ -39,7 +39,7 @@ class WholeResponse(Response):
             ticket.hold(len(self.body), is_unread=False)
         else:
             ticket.count(len(self.body))
-        ticket.started()  # from now on, the request waits only for its client
+        ticket.answered()
         deadline: Deadline = scope["state"]["deadline"]
         deadline.end()
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

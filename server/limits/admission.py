@@ -1,8 +1,8 @@
 """Admission control: a request enters the queue when its body has arrived; clients share the queue.
 
 A request holds its ticket until the last byte of its response is sent. It waits until the engine begins its prompt, then it
-runs. Bodies of requests and responses are counted in bytes while they are held. A request is refused with 503 if the server
-is full, with 429 if its client has its share.
+runs. A large response is sent for as long as its client reads. Bodies of requests and responses are counted in bytes while
+they are held. A request is refused with 503 if the server is full, with 429 if its client has its share.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ NEWEST = 0.1
 BYTES_PER_SECOND = 32 * 2**20
 # pieces of a body are small: their times are added up until they are worth a pause
 MIN_PAUSE = 0.02
+
+State = Literal["arriving", "waiting", "running", "sending"]
 
 
 class BodyRate:
@@ -55,7 +57,7 @@ class Ticket:
     def __init__(self, admission: Admission, client: str) -> None:
         self.client = client
         self._admission = admission
-        self._state: Literal["arriving", "waiting", "running"] = "arriving"
+        self._state: State = "arriving"
         self._num_bytes = 0
 
     def check(self) -> None:
@@ -107,6 +109,13 @@ class Ticket:
             self._state = "running"
             self._admission.begin(self.client)
 
+    def answered(self) -> None:
+        """Count the request as sending: it waits only for its client to read the response, which may take for ever."""
+        self.started()
+        if self._state == "running":
+            self._state = "sending"
+            self._admission.send()
+
     def __enter__(self) -> Ticket:
         return self
 
@@ -133,6 +142,7 @@ class Admission:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.num_running = 0
+        self.num_sending = 0
         self.is_closed = False
         self.pacing = Pacing(max_held, clock)
         self.queue = SharedLimit(max_num_queued, max_share, "requests that may wait")
@@ -142,6 +152,8 @@ class Admission:
         self._clock = clock
         self._is_idle = asyncio.Event()
         self._is_idle.set()
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
         self._idle_since = -math.inf
         self._seconds_per_start = 0.0
         self._waiting_since = 0.0  # the last start, or the time when the queue was empty last
@@ -157,9 +169,9 @@ class Admission:
         self.is_closed = True
         self.pacing.close()
 
-    async def wait_until_idle(self) -> None:
-        """Wait until no request is waiting or running."""
-        await self._is_idle.wait()
+    async def wait_until_empty(self) -> None:
+        """Wait until no request is waiting or running, and no large response is being sent."""
+        await self._is_empty.wait()
 
     @property
     def is_quiet(self) -> bool:
@@ -190,12 +202,19 @@ class Admission:
         self.num_running += 1
         self._report()
 
-    def leave(self, client: str, num_bytes: int, state: Literal["arriving", "waiting", "running"]) -> None:
+    def send(self) -> None:
+        self.num_running -= 1
+        self.num_sending += 1
+        self._report()
+
+    def leave(self, client: str, num_bytes: int, state: State) -> None:
         self.bodies.release(client, num_bytes)
         if state == "waiting":
             self.queue.release(client)
         elif state == "running":
             self.num_running -= 1
+        elif state == "sending":
+            self.num_sending -= 1
         self._report()
 
     def _report(self) -> None:
@@ -206,6 +225,10 @@ class Admission:
         elif not self._is_idle.is_set():
             self._is_idle.set()
             self._idle_since = self._clock()
+        if self._is_idle.is_set() and not self.num_sending:
+            self._is_empty.set()
+        else:
+            self._is_empty.clear()
 
     def _quiet_in(self) -> float:
         return self._idle_since + QUIET_SECONDS - self._clock()

@@ -135,7 +135,19 @@ async def test_an_unread_response_takes_no_place_in_the_queue(http: httpx.AsyncC
     await eventually(lambda: unread.status == 200)
     assert admission.num_waiting == 0
     await unread.finish()
-    assert admission.num_running == 0
+    assert (admission.num_running, admission.num_sending) == (0, 0)
+
+
+async def test_an_unread_response_delays_the_end_of_the_server_and_no_background_work(app: FastAPI) -> None:
+    admission: Admission = app.state.services.admission
+    unread = Reader(app, "/detokenize", {"tokens": [5] * PIECE * 2})
+    await eventually(lambda: unread.status == 200)
+    await asyncio.wait_for(admission.wait_until_quiet(), 20)
+    end = asyncio.create_task(admission.wait_until_empty())
+    await asyncio.sleep(0.05)
+    assert not end.done()
+    await unread.finish()
+    await asyncio.wait_for(end, 20)
 
 
 async def test_a_client_may_read_for_longer_than_the_request_may_take(app: FastAPI) -> None:

@@ -75,7 +75,7 @@ async def test_a_request_leaves_the_queue_when_the_engine_begins_it(
     assert admission.num_waiting == 0
     opened.set()
     await asyncio.gather(*posts)
-    await asyncio.wait_for(admission.wait_until_idle(), 5)
+    await asyncio.wait_for(admission.wait_until_empty(), 5)
 
 
 @pytest.mark.parametrize("body", [{"prompt": "x"}, {"prompt": "x", "stream": True}, {"prompt": "x", "m": 2}, {}])

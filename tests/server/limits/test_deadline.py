@@ -52,7 +52,7 @@ async def test_a_request_past_its_deadline_ends_and_its_work_is_aborted(
     body = {"prompt": "x", **{name: value for name, value in sent.items() if name == "timeout"}}
     assert_exceeded(await http.post("/v1/completions", json=body, headers=sent.get("headers", {})))  # type: ignore[arg-type]
     assert len(stuck.aborted) == 1
-    await asyncio.wait_for(app.state.services.admission.wait_until_idle(), 5)
+    await asyncio.wait_for(app.state.services.admission.wait_until_empty(), 5)
 
 
 async def test_a_stream_keeps_what_was_made_and_ends_with_an_error_event(

@@ -148,7 +148,7 @@ async def test_a_client_over_its_share_is_paced_and_holds_no_place(
         gate.opened.set()
         assert (await other_served).status_code == 200
     assert [response.status_code for response in await asyncio.gather(*served)] == [200] * 3
-    await asyncio.wait_for(admission.wait_until_idle(), MAX_PAUSE / 2)
+    await asyncio.wait_for(admission.wait_until_empty(), MAX_PAUSE / 2)
     assert not refused.done()
     admission.close()
     assert (await refused).json()["error"]["code"] == "client_over_share"
