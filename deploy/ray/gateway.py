@@ -51,6 +51,8 @@ IMPORT_PATH = "/v1/support_sets/import"
 # seconds in which replicas must answer requests about the fleet
 FLEET_SECONDS = 5.0
 RETRY_AFTER = 1
+# bytes of a response that count as unread; an archive may have gigabytes
+MAX_UNREAD = 64 * 2**20
 
 Answer: TypeAlias = "DeploymentResponseGenerator[list[Message]]"
 
@@ -308,11 +310,14 @@ async def _send_all(messages: list[Message], answer: Answer, send: Send, ticket:
 
 
 async def _send_messages(messages: list[Message], send: Send, ticket: Ticket) -> bool:
-    """Send messages, and return whether the answer is complete. Large ones count as bodies until they are read."""
+    """Send messages, and return whether the answer is complete.
+
+    Large ones count as bodies, because their client may not read them. Ray does not say how many bytes are unread, so a
+    request counts for at most `MAX_UNREAD`.
+    """
     size = sum(len(message.get("body", b"")) for message in messages)
-    num_counted = size if size > PIECE else 0
-    ticket.count(num_counted)
+    if size > PIECE:
+        ticket.count(min(size, max(MAX_UNREAD - ticket.num_bytes, 0)))
     for message in messages:
         await send(message)
-    ticket.uncount(num_counted)
     return messages[-1]["type"] == "http.response.body" and not messages[-1].get("more_body", False)

@@ -27,7 +27,7 @@ await_ready() {
         status=$(curl --silent --max-time 10 --output /dev/null --write-out '%{http_code}' "$server/health/ready") || true
         case $status in
             200) return ;;
-            000) cause="nothing listens" ;;
+            000) cause="none" ;;
             5??) cause="status $status" ;;
             *) cause="status $status" limit=0 ;;
         esac

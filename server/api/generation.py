@@ -101,12 +101,11 @@ def completion_requests(
 def _check_prompt_logprobs(fields: CompletionFields, sampling: Sampling, prompts: Sequence[PreparedPrompt]) -> None:
     """Check the number of log-probabilities of all prompts: each takes memory until the end of the request.
 
-    A prompt that is repeated counts for each of its answers. Raises `InvalidRequest`.
+    Each answer shows those of its prompt. Raises `InvalidRequest`.
     """
     if sampling.prompt_logprobs is None:
         return
-    num_repeated = fields.n if fields.echo else 1
-    count = sum(prompt.num_tokens for prompt in prompts) * (sampling.prompt_logprobs + 1) * num_repeated
+    count = sum(prompt.num_tokens for prompt in prompts) * (sampling.prompt_logprobs + 1) * fields.n
     if count > MAX_PROMPT_LOGPROBS:
         message = f"the prompts would have {count} log-probabilities, the limit is {MAX_PROMPT_LOGPROBS}"
         name = "logprobs" if fields.prompt_logprobs is None else "prompt_logprobs"

@@ -107,7 +107,7 @@ class Guard:
                 state["ticket"] = ticket
                 if _has_body(headers):
                     ticket.check()
-                elif not is_health(scope["path"]):
+                elif not (self._is_open(scope["path"]) or is_health(scope["path"])):
                     ticket.check_share()
                 async with deadline.limit():
                     await self._app(scope, receive, send_with_id)
@@ -140,9 +140,12 @@ class Guard:
                 f"pages of {origin!r} may not send this request: the operator can add the origin to cors_origins"
             )
 
+    def _is_open(self, path: str) -> bool:
+        return path in self._open_paths or is_playground(path)
+
     async def _identify(self, path: str, headers: Headers, address: str) -> Caller:
         """Return the caller, an anonymous one for open paths. Raises `Unauthorized` and `DatabaseUnavailable`."""
-        if path in self._open_paths or is_playground(path):
+        if self._is_open(path):
             return Caller(client=address, role="inference")
         caller = await self._callers.identify(headers.get("authorization", ""), address)
         if caller is None:

@@ -31,10 +31,12 @@ class WholeResponse(Response):
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if len(self.body) <= PIECE:
+        ticket: Ticket | None = scope["state"].get("ticket")  # a refused request has none
+        if ticket is None or len(self.body) <= PIECE:
+            if ticket is not None:
+                ticket.answered()
             await super().__call__(scope, receive, send)
             return
-        ticket: Ticket = scope["state"]["ticket"]
         if _changes_nothing(scope):
             ticket.hold(len(self.body), is_unread=False)
         else:

@@ -46,9 +46,18 @@ class Writer:
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # the turn has come as well
+            if turn.cancelled():
+                self._withdraw(client, turn)
+            else:  # the turn has come as well
                 self._pass_on()
             raise
+
+    def _withdraw(self, client: str, turn: asyncio.Future[None]) -> None:
+        turns = self._waiting.get(client, deque())
+        if turn in turns:
+            turns.remove(turn)
+        if not turns:
+            self._waiting.pop(client, None)
 
     def _pass_on(self) -> None:
         """Give the turn to the next client, if one still waits."""

@@ -29,7 +29,7 @@ BYTES_PER_SECOND = 32 * 2**20
 # pieces of a body are small: their times are added up until they are worth a pause
 MIN_PAUSE = 0.02
 
-State = Literal["arriving", "waiting", "running", "sending"]
+State = Literal["arriving", "waiting", "running", "sending", "left"]
 
 
 class BodyRate:
@@ -52,13 +52,16 @@ class BodyRate:
 
 
 class Ticket:
-    """The state of one request: its body arrives, it waits, it runs. A context manager around all work of the request."""
+    """The state of one request: its body arrives, it waits, it runs, its response is sent.
+
+    A context manager around all work of the request. `num_bytes`: those of its bodies.
+    """
 
     def __init__(self, admission: Admission, client: str) -> None:
         self.client = client
         self._admission = admission
         self._state: State = "arriving"
-        self._num_bytes = 0
+        self.num_bytes = 0
 
     def check(self) -> None:
         """Check that the request may wait now. Raises `ShuttingDown`, `Overloaded` and `ClientOverShare`."""
@@ -86,12 +89,7 @@ class Ticket:
     def count(self, num_bytes: int) -> None:
         """Count bytes of a body until the ticket is released, also beyond the limits."""
         self._admission.bodies.take(self.client, num_bytes)
-        self._num_bytes += num_bytes
-
-    def uncount(self, num_bytes: int) -> None:
-        """Stop counting bytes that the client has read, before the ticket is released."""
-        self._admission.bodies.release(self.client, num_bytes)
-        self._num_bytes -= num_bytes
+        self.num_bytes += num_bytes
 
     def pause(self, num_bytes: int) -> float:
         """Count bytes of a large body, and return the seconds to wait before reading more: other requests go first."""
@@ -110,11 +108,14 @@ class Ticket:
             self._admission.begin(self.client)
 
     def answered(self) -> None:
-        """Count the request as sending: it waits only for its client to read the response, which may take for ever."""
+        """Count the request as sending: it waits only for its client to read the response, which may take for ever.
+
+        A refusal is sent after its ticket was released.
+        """
         self.started()
-        if self._state == "running":
+        if self._state != "left":
+            self._admission.send(self._state)
             self._state = "sending"
-            self._admission.send()
 
     def __enter__(self) -> Ticket:
         return self
@@ -122,7 +123,8 @@ class Ticket:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._admission.leave(self.client, self._num_bytes, self._state)
+        self._admission.leave(self.client, self.num_bytes, self._state)
+        self._state, self.num_bytes = "left", 0
 
 
 class Admission:
@@ -202,9 +204,9 @@ class Admission:
         self.num_running += 1
         self._report()
 
-    def send(self) -> None:
-        self.num_running -= 1
-        self.num_sending += 1
+    def send(self, state: State) -> None:
+        self.num_running -= state == "running"
+        self.num_sending += state != "sending"
         self._report()
 
     def leave(self, client: str, num_bytes: int, state: State) -> None:

@@ -40,7 +40,7 @@ class SharedLimit:
             message = f"the limit of {self.total} {self._unit} is reached"
             raise Overloaded(message, retry_after=retry_after, closes=closes)
         is_first = not held and amount == 1
-        if not is_first and held + amount > self._max_share * (held + free):
+        if not is_first and held + amount > self._max_share * (held + free if amount else self.total):
             message = f"this client has its share of the {self.total} {self._unit}"
             raise ClientOverShare(message, retry_after=retry_after, closes=closes)
 

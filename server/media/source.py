@@ -100,15 +100,14 @@ def read_data_url(
 
 def too_large(size: int, max_bytes: int, param: str) -> InvalidMedia:
     """Return the error of a file that exceeds the limit of the settings."""
-    limit = f"{_mib(max_bytes)} (max_media_mb)"
-    return InvalidMedia(f"the file has {_mib(size)}, which is more than the limit of {limit}", param=param)
+    return InvalidMedia(f"the file has {size:,} bytes, the limit is {_mib(max_bytes)} (max_media_mb)", param=param)
 
 
 def too_large_together(size: int, max_bytes: int, param: str) -> InvalidMedia:
     """Return the error of a request whose media exceed the limit of a body."""
-    limit = f"{_mib(max_bytes)} (max_body_mb)"
-    return InvalidMedia(f"the request has {_mib(size)} of media, which is more than the limit of {limit}", param=param)
+    message = f"the media of the request have {size:,} bytes, the limit is {_mib(max_bytes)} (max_body_mb)"
+    return InvalidMedia(message, param=param)
 
 
 def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:.3g} MiB"
+    return f"{num_bytes / 2**20:g} MiB"

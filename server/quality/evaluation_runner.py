@@ -371,7 +371,7 @@ class _RunningEvaluation:
                 return result
 
     def _waits_for(self, cause: str) -> None:
-        """Log a cause of waiting once, however often and in however many lanes the work is retried."""
+        """Log a cause of waiting, but not for each retry and lane."""
         if cause != self.cause:
             logger.info("an evaluation waits because of a temporary error", extra={"code": cause})
         self.cause = cause

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextvars import ContextVar
 from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -47,6 +48,9 @@ class UnknownField(ValueError):
         close = get_close_matches(self.name[:MAX_COMPARED], sorted(self._known), n=1)
         return f"; did you mean {close[0]}?" if close else ""
 
+
+# whether an unknown field of the body that is being validated has been reported
+_is_reported: ContextVar[bool] = ContextVar("_is_reported", default=False)
 
 SchemaType = TypeVar("SchemaType", bound="Schema")
 
@@ -95,17 +99,21 @@ class Schema(BaseModel):
         """Return the names that the fields have in a request."""
         return frozenset(field.alias or name for name, field in cls.model_fields.items())
 
-    # one validator for both, and the names compared in one go: a body may have 10,000 objects
     @model_validator(mode="before")
     @classmethod
     def _names_are_known(cls, values: Any) -> Any:
-        """Refuse an unknown field; leave out those that are null, which means "not given" unless `has_null`."""
+        """Leave out fields that are null, which means "not given" unless `has_null`; report the first unknown field.
+
+        Pydantic refuses the others by itself, in less time: a body may have 65,536.
+        """
         if not isinstance(values, dict):
             return values
+        fields = values if cls.has_null else {k: v for k, v in values.items() if v is not None}
         known = cls.names()
-        if not values.keys() <= known:
-            raise UnknownField(next(name for name in values if name not in known), known)
-        return values if cls.has_null else {k: v for k, v in values.items() if v is not None}
+        if not fields.keys() <= known and not _is_reported.get():
+            _is_reported.set(True)
+            raise UnknownField(next(name for name in fields if name not in known), known)
+        return fields
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -212,6 +220,7 @@ def read(schema: type[SchemaType], body: bytes) -> SchemaType:
     Raises `InvalidRequest` that names the field at fault, unknown fields first, and `BodyTooLarge`.
     """
     check_separators(count_separators(body), MAX_SEPARATORS, "the body")
+    _is_reported.set(False)
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
@@ -239,8 +248,8 @@ def check_separators(numbers: Mapping[bytes, int], limits: Mapping[bytes, int], 
             raise BodyTooLarge(f"{name} has more than {limit} times the character {separator.decode()!r}")
 
 
-# pydantic's name for a value without a known tag
-UNKNOWN_TAG = "union_tag_invalid"
+# pydantic's names for a value without a known tag, and for an unknown field
+UNKNOWN_TAG, UNKNOWN_FIELD = "union_tag_invalid", "extra_forbidden"
 # its names for a number beyond a field's bounds, and those of the bounds
 OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
@@ -256,7 +265,8 @@ def _range(schema: type[Schema], location: tuple[int | str, ...]) -> str:
 
 
 def _is_unsupported(problem: Mapping[str, Any]) -> bool:
-    return problem["type"] == UNKNOWN_TAG or isinstance(problem.get("ctx", {}).get("error"), UnknownField)
+    error = problem.get("ctx", {}).get("error")
+    return problem["type"] in (UNKNOWN_TAG, UNKNOWN_FIELD) or isinstance(error, UnknownField)
 
 
 def _unsupported(param: str | None, context: Mapping[str, Any]) -> UnsupportedParameter:
@@ -265,6 +275,8 @@ def _unsupported(param: str | None, context: Mapping[str, Any]) -> UnsupportedPa
     if isinstance(unknown, UnknownField):
         path = f"{param}.{unknown.name}" if param else unknown.name
         return UnsupportedParameter(f"unknown parameter {path}{unknown.advice()}", param=path)
+    if "tag" not in context:
+        return UnsupportedParameter(f"unknown parameter {param}", param=param)
     tag, known = context["tag"], context["expected_tags"].replace("<", "").replace(">", "")
     field = context["discriminator"].removesuffix("()")
     at = f"{param}{field}" if field.startswith(".") and tag.startswith("<") else param

@@ -190,7 +190,7 @@ class Metrics:
 
         self.num_requests_waiting = self._gauge("num_requests_waiting", "Accepted requests before their first step")
         self.num_requests_running = self._gauge(
-            "num_requests_running", "Requests after their first step and not finished"
+            "num_requests_running", "Requests after their first step and without a whole response"
         )
         self.support_set_media_bytes = self._gauge(
             "support_set_media_bytes", "Bytes of the encoded media that support sets refer to"

@@ -138,9 +138,12 @@ async def test_an_unread_response_takes_no_place_in_the_queue(http: httpx.AsyncC
     assert (admission.num_running, admission.num_sending) == (0, 0)
 
 
-async def test_an_unread_response_delays_the_end_of_the_server_and_no_background_work(app: FastAPI) -> None:
+@pytest.mark.parametrize(("path", "num_tokens"), [("/detokenize", 5), ("/detokenize", PIECE * 2), ("/v1/models", 0)])
+async def test_an_unread_response_delays_the_end_of_the_server_and_no_background_work(
+    app: FastAPI, path: str, num_tokens: int
+) -> None:
     admission: Admission = app.state.services.admission
-    unread = Reader(app, "/detokenize", {"tokens": [5] * PIECE * 2})
+    unread = Reader(app, path, {"tokens": [5] * num_tokens} if num_tokens else None)
     await eventually(lambda: unread.status == 200)
     await asyncio.wait_for(admission.wait_until_quiet(), 20)
     end = asyncio.create_task(admission.wait_until_empty())
@@ -193,6 +196,7 @@ class TestShares:
             refused = await http.get("/v1/models")
             assert (refused.status_code, refused.json()["error"]["code"]) == (429, "client_over_share")
             assert (await http.get("/health")).status_code == 200
+            assert (await http.get("/metrics")).status_code == 200
             async with from_address(app, "10.0.0.9") as other:
                 assert (await other.get("/v1/models")).status_code == 200
         assert (await http.get("/v1/models")).status_code == 200

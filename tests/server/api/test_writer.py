@@ -52,6 +52,24 @@ async def test_an_answer_that_is_cancelled_holds_up_none(index: int) -> None:
     assert await asyncio.wait_for(writer.write("c", LONG, lambda: 6), 20) == 6
 
 
+async def test_cancelled_answers_do_not_cost_their_client_its_turn() -> None:
+    writer, may_begin, written = Writer(), threading.Event(), list[str]()
+
+    def write(name: str) -> None:
+        may_begin.wait()
+        written.append(name)
+
+    names = ["x", "a1", "a2", "a3", "b1", "b2", "b3"]
+    tasks = [asyncio.create_task(writer.write(name[0], LONG, partial(write, name))) for name in names]
+    await asyncio.sleep(0)
+    for task in tasks[1:3]:
+        task.cancel()
+    await asyncio.sleep(0)
+    may_begin.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert written == ["x", "a3", "b1", "b2", "b3"]
+
+
 async def test_work_that_fails_passes_the_turn_on() -> None:
     writer = Writer()
     with pytest.raises(ZeroDivisionError):

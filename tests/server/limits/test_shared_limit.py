@@ -62,6 +62,7 @@ def test_a_client_with_more_than_its_share_cannot_take_nothing_either() -> None:
     limit.take("a", 20)
     with pytest.raises(ClientOverShare):
         limit.check("a", 0)
+    limit.take("b")
     limit.check("b", 0)
     with pytest.raises(Overloaded, match="the limit of 8 bytes is reached"):
         limit.check("b", 1)

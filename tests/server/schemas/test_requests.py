@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -320,3 +321,31 @@ def test_one_unknown_field_is_compared_with_the_others_and_only_its_beginning(mo
     with pytest.raises(UnsupportedParameter, match=r"unknown parameter shots\[0\]\.lable"):
         read(ClassifyRequest, json.dumps(QUERY | {"shots": [{"lable" * 1000: "a"}] * 100}).encode())
     assert compared == [("lable" * 1000)[: base.MAX_COMPARED]]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        QUERY | {"foo": None},
+        QUERY | {"shots": [{"text": "a", "foo": None}]},
+    ],
+)
+def test_a_null_is_not_given_also_in_an_unknown_field(body: dict[str, Any]) -> None:
+    """OpenAI's client sends a message of an answer back with all its fields."""
+    read(ClassifyRequest, json.dumps(body).encode())
+
+
+def test_only_the_first_unknown_field_is_reported_by_our_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception takes ten times as long as pydantic's own error."""
+    created: list[str] = []
+
+    class Counted(base.UnknownField):
+        def __init__(self, name: str, known: Collection[str]) -> None:
+            super().__init__(name, known)
+            created.append(name)
+
+    monkeypatch.setattr(base, "UnknownField", Counted)
+    for _ in range(2):
+        with pytest.raises(UnsupportedParameter, match=r"^unknown parameter shots\[1\]\.lable; did you mean label\?$"):
+            read(ClassifyRequest, json.dumps(QUERY | {"shots": [{"text": "a"}, *[{"lable": "a"}] * 100]}).encode())
+    assert created == ["lable", "lable"]

@@ -200,7 +200,7 @@ class TestLimits:
                 read_all(io.BytesIO(data))
             else:
                 message, param = refused(data, error=InvalidMedia)
-                assert ("limit of 0.125 MiB (max_media_mb)" in message, param) == (True, "examples[0].media[0]")
+                assert ("limit is 0.125 MiB (max_media_mb)" in message, param) == (True, "examples[0].media[0]")
 
     def test_of_an_empty_media_item(self) -> None:
         data = archive([{"media": [reference(b"")]}], {"media/a.png": b""})

@@ -37,6 +37,7 @@ async def test_answers_that_repeat_the_prompt_have_the_same_log_probabilities_of
     [
         ({"echo": True, "logprobs": 1, "prompt": "abcd", "n": 3}, "logprobs"),  # 4 x 2 x 3
         ({"prompt_logprobs": 0, "prompt": ["a" * 12, "b" * 9]}, "prompt_logprobs"),
+        ({"prompt_logprobs": 0, "prompt": "abcdefg", "n": 3}, "prompt_logprobs"),
     ],
 )
 async def test_the_log_probabilities_of_prompts_have_a_limit(
