@@ -20,6 +20,7 @@ from deploy.ray.call import Call
 from server.access.quotas import Limits
 from server.access.roles import Role
 from server.app import create_app
+from server.limits.admission import Admission
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
 from tests.server.api.test_responses import Reader, photograph
@@ -28,6 +29,7 @@ from tests.server.fakes import FakeClient, eventually, served_model
 
 with warnings.catch_warnings():  # of Ray's own modules
     warnings.simplefilter("ignore")
+    from deploy.ray import gateway
     from deploy.ray.gateway import Gateway
     from deploy.ray.replica import REPLICA_HEADER
 
@@ -203,11 +205,28 @@ class TestUnreadResponses:
         unread = [Reader(fleet.app, path, authorization=client.headers["authorization"]) for _ in range(2)]
         await eventually(lambda: [reader.status for reader in unread] == [200, 200])
         refused = await client.post("/v1/images", content=picture, headers=headers)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "client_over_share")
         for reader in unread:
             await reader.finish()
         assert sum(unread[0].pieces) == len(picture)
         assert (await client.post("/v1/images", content=picture, headers=headers)).status_code == 200
+
+    async def test_an_archive_of_gigabytes_counts_like_a_large_response(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        admission, counted = Admission(8, Metrics("tiny")), list[int]()
+        monkeypatch.setattr(gateway, "MAX_UNREAD", 3 * 2**18)
+
+        async def batches() -> AsyncGenerator[list[Message], None]:
+            for number in range(8):
+                yield [{"type": "http.response.body", "body": bytes(2**18), "more_body": number < 7}]
+
+        async def send(message: Message) -> None:
+            counted.append(admission.bodies.used // 2**18)
+
+        with admission.ticket("a") as ticket:
+            start: Message = {"type": "http.response.start", "status": 200, "headers": []}
+            await gateway._send_all([start], Answer(batches()), send, ticket)
+        assert counted == [0, 1, 2, 3, 3, 3, 3, 3, 3]
+        assert admission.bodies.used == 0
 
 
 @pytest.mark.parametrize(
