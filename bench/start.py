@@ -128,11 +128,12 @@ def _time(target: Target, request: Request, spawned: float) -> Start:
     answer = _ask(target, request)
     answered = time.time()
     engine = target.send(get("/version")).json()["engine"]
-    worker = psutil.Process(engine["pid"]).create_time()
+    # on the clock of the kernel, which may differ from the wall clock by a second
+    worker = psutil.Process(engine["pid"]).create_time() - target.process.create_time()
     seconds = {
-        "worker spawned": worker - spawned,
+        "worker spawned": worker,
         "listening": listening - spawned,
-        "worker: imports": ready - worker - engine["load_seconds"],
+        "worker: imports": ready - spawned - worker - engine["load_seconds"],
         **{f"worker: {phase}": value for phase, value in engine["load_phases"].items()},
         "ready": ready - spawned,
         "first answer": answered - spawned,
