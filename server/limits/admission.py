@@ -1,7 +1,7 @@
 """Admission control: a request enters the queue when its body has arrived; clients share the queue.
 
 A request holds its ticket until the last byte of its response is sent. It waits until the engine begins its prompt, then it
-runs. A large response is sent for as long as its client reads. Bodies of requests and responses are counted in bytes while
+runs. Then its response is sent, for as long as its client reads. Bodies of requests and responses are counted in bytes while
 they are held. A request is refused with 503 if the server is full, with 429 if its client has its share.
 """
 
@@ -75,7 +75,7 @@ class Ticket:
 
         Raises `ClientOverShare`.
         """
-        self._admission.bodies.check(self.client, 0, retry_after=self._admission.retry_after())
+        self._admission.bodies.check_held(self.client, retry_after=self._admission.retry_after())
 
     def hold(self, num_bytes: int, *, is_unread: bool = True) -> None:
         """Count bytes of a body, if they are within the limits. Raises `Overloaded` and `ClientOverShare`.
@@ -172,7 +172,7 @@ class Admission:
         self.pacing.close()
 
     async def wait_until_empty(self) -> None:
-        """Wait until no request is waiting or running, and no large response is being sent."""
+        """Wait until no request is waiting or running, and no response is being sent."""
         await self._is_empty.wait()
 
     @property

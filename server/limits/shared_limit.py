@@ -31,7 +31,7 @@ class SharedLimit:
         return self.used >= self.total
 
     def check(self, client: str, amount: int = 1, *, retry_after: int = 1, closes: bool = False) -> None:
-        """Check that `client` can take `amount` now or, with 0, that it does not hold more than its share.
+        """Check that `client` can take `amount` now.
 
         Raises `Overloaded` if less is free, and `ClientOverShare` if the client would have more than its share.
         """
@@ -40,9 +40,17 @@ class SharedLimit:
             message = f"the limit of {self.total} {self._unit} is reached"
             raise Overloaded(message, retry_after=retry_after, closes=closes)
         is_first = not held and amount == 1
-        if not is_first and held + amount > self._max_share * (held + free if amount else self.total):
-            message = f"this client has its share of the {self.total} {self._unit}"
-            raise ClientOverShare(message, retry_after=retry_after, closes=closes)
+        if not is_first and held + amount > self._max_share * (held + free):
+            raise self._over_share(retry_after, closes=closes)
+
+    def check_held(self, client: str, *, retry_after: int = 1) -> None:
+        """Check that `client` does not hold more than its share of the total. Raises `ClientOverShare`."""
+        if self._held[client] > self._max_share * self.total:
+            raise self._over_share(retry_after)
+
+    def _over_share(self, retry_after: int, *, closes: bool = False) -> ClientOverShare:
+        message = f"this client has its share of the {self.total} {self._unit}"
+        return ClientOverShare(message, retry_after=retry_after, closes=closes)
 
     def take(self, client: str, amount: int = 1) -> None:
         self.used += amount

@@ -57,13 +57,13 @@ def test_a_share_counts_what_a_client_would_hold() -> None:
     limit.check("b", 90)
 
 
-def test_a_client_with_more_than_its_share_cannot_take_nothing_either() -> None:
+def test_a_client_with_more_than_its_share_is_refused_before_it_takes_more() -> None:
     limit = SharedLimit(8, 0.5, "bytes")
     limit.take("a", 20)
     with pytest.raises(ClientOverShare):
-        limit.check("a", 0)
+        limit.check_held("a")
     limit.take("b")
-    limit.check("b", 0)
+    limit.check_held("b")
     with pytest.raises(Overloaded, match="the limit of 8 bytes is reached"):
         limit.check("b", 1)
 
