@@ -27,26 +27,16 @@ ask() { # the query's file, the expected word
 }
 
 # the first start downloads and converts the model before the server listens; every start loads the model after that
-await_ready() {
-    local status cause waits=0 limit=${WAIT_SECONDS:-1800} # half an hour
-    while true; do
-        status=$(curl --silent --max-time 10 --output /dev/null --write-out '%{http_code}' "$server/health/ready") || true
-        case $status in
-            200) return ;;
-            000) cause="none" ;;
-            5??) cause="status $status" ;;
-            *) cause="status $status" limit=0 ;;
-        esac
-        if ((SECONDS >= limit)); then
-            echo "$server is not ready after $SECONDS s (last answer: $cause)." \
-                "See the server's log, and run this script again." >&2
-            exit 1
-        fi
-        ((waits++)) || echo "waiting until $server is ready" >&2
-        sleep 1
-    done
-}
-await_ready
+limit=${WAIT_SECONDS:-1800} # half an hour
+status() { curl --silent --fail --max-time 10 --output /dev/null --write-out '%{http_code}' "$@" "$server/health/ready"; }
+if ! status > /dev/null; then
+    echo "waiting until $server is ready" >&2
+    if ! last=$(status --retry "$limit" --retry-max-time "$limit" --retry-delay 1 --retry-connrefused); then
+        echo "$server is not ready after $SECONDS s (last status: $last)." \
+            "See the server's log, and run this script again." >&2
+        exit 1
+    fi
+fi
 ask fluent-elephant.png dax
 ask fluent-bicycle.png wug
 ask fluent-banana.png blicket

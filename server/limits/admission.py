@@ -1,8 +1,8 @@
 """Admission control: a request enters the queue when its body has arrived; clients share the queue.
 
 A request holds its ticket until the last byte of its response is sent. It waits until the engine begins its prompt, then it
-runs. Then its response is sent, for as long as its client reads. Bodies of requests and responses are counted in bytes while
-they are held. A request is refused with 503 if the server is full, with 429 if its client has its share.
+runs, and then its response is sent, for as long as its client reads. Bodies of requests and responses are counted in bytes
+while they are held. A request is refused with 503 if the server is full, with 429 if its client has its share.
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ def test_a_script_that_waits_in_vain_says_what_it_knows(script: str) -> None:
     assert done.returncode == 1
     first, last = done.stderr.splitlines()
     assert first == f"waiting until {url} is ready"
-    assert re.fullmatch(rf"{url} is not ready after \d s \(last answer: none\)\. {advice}", last)
+    assert re.fullmatch(rf"{url} is not ready after \d s \(last status: 000\)\. {advice}", last)
 
 
 def test_an_error_response_ends_the_script_and_is_printed(server: Server, tmp_path: Path) -> None:
