@@ -63,10 +63,10 @@ def reference_model(family: Family, alone_positions: AlonePositions) -> Flamingo
 
 
 @cache
-def served_model(family: Family, alone_positions: AlonePositions) -> InferenceModel:
-    if alone_positions == "restart":
+def served_model(family: Family, alone_positions: AlonePositions, dtype: torch.dtype = torch.float32) -> InferenceModel:
+    if alone_positions == "restart" and dtype == torch.float32:
         return SERVED[family]
-    return prepare_for_inference(tiny_model(with_alone_positions(CONFIGS[family], alone_positions)))
+    return prepare_for_inference(tiny_model(with_alone_positions(CONFIGS[family], alone_positions)).to(dtype))
 
 
 def frames(image: int, num_frames: int = 0) -> np.ndarray:
@@ -177,8 +177,9 @@ def client(
     config: EngineConfig = CONFIG,
     alone_positions: AlonePositions = "restart",
     clock: Callable[[], float] = time.perf_counter,
+    dtype: torch.dtype = torch.float32,
 ) -> Client:
-    model = served_model(family, alone_positions)
+    model = served_model(family, alone_positions, dtype)
     return Client(Engine(model, prompt_tokenizer(), config, salt=b"test", clock=clock), dict(IMAGES))
 
 

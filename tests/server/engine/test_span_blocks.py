@@ -1,15 +1,19 @@
-"""The blocks of shots that attend alone: eviction, pins, and prompts that need more than there are."""
+"""The blocks of shots that attend alone: eviction, pins, prompts that need more than there are, and failed shots."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
+import torch
 
 from model.config import AlonePositions
+from model.inference import prepare_for_inference
 from server.engine.caches.spans import Spans
+from server.engine.device.sampler import NOT_FINITE
+from server.engine.engine import Engine
 from server.wire import Pin, Score
-from tests.engine_client import CONFIG, Prompt, assert_all_released, assert_equals_reference, client
+from tests.engine_client import CONFIG, IMAGES, Client, Prompt, assert_all_released, assert_equals_reference, client
 from tests.server.engine.caches.test_spans import (
     ALONE,
     POSITIONS,
@@ -21,7 +25,7 @@ from tests.server.engine.caches.test_spans import (
     ask,
     num_tokens,
 )
-from tests.tiny_models import FAMILIES, Family
+from tests.tiny_models import CONFIGS, FAMILIES, Family, prompt_tokenizer, tiny_model
 
 
 @pytest.mark.parametrize("alone_positions", POSITIONS)
@@ -72,3 +76,25 @@ def test_shots_that_need_more_blocks_than_there_are_are_refused() -> None:
     answer.engine.add(Score(request_id="b", prompt=prompt.request("b").prompt, candidates=[[1, 2]]))
     answer.run()
     assert answer.finished["b"].error == "prompt and candidate need 41 blocks, the engine has 32"
+
+
+@pytest.mark.parametrize("max_tokens_per_step", [13, 24, 40])
+def test_a_shot_that_is_not_finite_is_found_in_no_cache(max_tokens_per_step: int) -> None:
+    """Also if the piece that computes it ends in another shot, whose logits are finite."""
+    model = tiny_model(CONFIGS["idefics"])
+    config = replace(CONFIG, max_tokens_per_step=max_tokens_per_step)
+    answer = Client(Engine(prepare_for_inference(model), prompt_tokenizer(), config), dict(IMAGES))
+    prompt = alone(PREFIX, *SHOTS, (5, 9), QUERY)
+    only_in_first = 7 * 4 % 256
+    request = prompt.request("a")
+    assert request.prompt.token_ids.count(only_in_first) == 1
+    weights = model.language_model.embed.weight
+    kept = weights[only_in_first].clone()
+    weights[only_in_first] = torch.nan
+    ask(answer, "media", Prompt(((0, 1), (1, 1), (2, 1), (3, 1), (5, 1))))
+    ask(answer, "a", prompt)
+    assert answer.finished["a"].error == NOT_FINITE
+    weights[only_in_first] = kept
+    ask(answer, "b", prompt)
+    assert_equals_reference("idefics", prompt, answer, "b", tolerance=TOLERANCE)
+    assert_all_released(answer.engine)

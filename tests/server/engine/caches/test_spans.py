@@ -18,7 +18,6 @@ from model.flamingo import Flamingo
 from model.inference import prepare_for_inference
 from model.reference import encode, generate, log_probs
 from server.engine.device.runner import Launched
-from server.engine.device.sampler import NOT_FINITE
 from server.engine.engine import Engine
 from server.engine.plan import Plan
 from server.wire import Abort, Sampling, Score
@@ -38,6 +37,9 @@ from tests.tiny_models import CONFIGS, FAMILIES, LANGUAGE_MODEL, Family, prompt_
 
 POSITIONS: tuple[AlonePositions, ...] = get_args(AlonePositions)
 TOLERANCE = 1e-5
+# in float64, what is left is the rounding of softmax and log-probabilities to float32; in float32, the plain model's own
+# log-probabilities of drawn prompts are up to 1.2e-5 from those in float64
+DRAWN_TOLERANCES = {torch.float64: 3e-6, torch.float32: 1e-4}
 PREFIX = (-1, 3)
 SHOTS = ((0, 5), (1, 4), (2, 9))
 QUERY = (3, 2)
@@ -155,7 +157,8 @@ def test_any_mix_of_forms(family: Family, alone_positions: AlonePositions, data:
     )
     requested = data.draw(st.lists(st.tuples(prompts, st.booleans()), min_size=1, max_size=6))
     aborted = data.draw(st.sets(st.integers(0, len(requested) - 1), max_size=2))
-    answer = client(family, config, alone_positions)
+    dtype = data.draw(st.sampled_from(list(DRAWN_TOLERANCES)))
+    answer = client(family, config, alone_positions, dtype=dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paged_attention_cpu, "MAX_LOOP_SCORES", data.draw(st.sampled_from([0, 300, 1 << 14])))
         for i, (prompt, is_scored) in enumerate(requested):
@@ -169,13 +172,14 @@ def test_any_mix_of_forms(family: Family, alone_positions: AlonePositions, data:
         answer.run()
     for i, (prompt, is_scored) in enumerate(requested):
         if is_scored and i not in aborted:
-            assert_scored(reference_model(family, alone_positions), prompt, answer.scored[str(i)].logprobs)
+            reference = reference_model(family, alone_positions)
+            assert_scored(reference, prompt, answer.scored[str(i)].logprobs, DRAWN_TOLERANCES[dtype])
         elif i not in aborted:
-            assert_equals_reference(family, prompt, answer, str(i), tolerance=TOLERANCE)
+            assert_equals_reference(family, prompt, answer, str(i), tolerance=DRAWN_TOLERANCES[dtype])
     assert_all_released(answer.engine)
 
 
-def assert_scored(model: Flamingo, prompt: Prompt, scores: list[list[float]]) -> None:
+def assert_scored(model: Flamingo, prompt: Prompt, scores: list[list[float]], tolerance: float) -> None:
     encoded = prompt.request("x").prompt
     media = encode(model, prompt.pixels(model))
     for candidate, logprobs in zip(CANDIDATES, scores, strict=True):
@@ -184,7 +188,7 @@ def assert_scored(model: Flamingo, prompt: Prompt, scores: list[list[float]]) ->
         table = log_probs(model, whole.token_ids, whole.media_index, media, starts)
         first = len(encoded.token_ids) - 1
         expected = [float(table[first + i, token_id]) for i, token_id in enumerate(candidate)]
-        assert logprobs == pytest.approx(expected, abs=TOLERANCE)
+        assert logprobs == pytest.approx(expected, abs=tolerance)
 
 
 @pytest.mark.parametrize("alone_positions", POSITIONS)
@@ -376,25 +380,3 @@ def test_log_probabilities_of_the_prompt_are_refused() -> None:
     answer = client("flamingo")
     ask(answer, "a", ALONE, Sampling(max_tokens=0, prompt_logprobs=0))
     assert answer.finished["a"].error == "prompt_logprobs cannot be combined with shots that attend alone"
-
-
-@pytest.mark.parametrize("max_tokens_per_step", [13, 24, 40])
-def test_a_shot_that_is_not_finite_is_found_in_no_cache(max_tokens_per_step: int) -> None:
-    """Also if the piece that computes it ends in another shot, whose logits are finite."""
-    model = tiny_model(CONFIGS["idefics"])
-    config = replace(CONFIG, max_tokens_per_step=max_tokens_per_step)
-    answer = Client(Engine(prepare_for_inference(model), prompt_tokenizer(), config), dict(IMAGES))
-    prompt = alone(PREFIX, *SHOTS, (5, 9), QUERY)
-    only_in_first = 7 * 4 % 256
-    request = prompt.request("a")
-    assert request.prompt.token_ids.count(only_in_first) == 1
-    weights = model.language_model.embed.weight
-    kept = weights[only_in_first].clone()
-    weights[only_in_first] = torch.nan
-    ask(answer, "media", Prompt(((0, 1), (1, 1), (2, 1), (3, 1), (5, 1))))
-    ask(answer, "a", prompt)
-    assert answer.finished["a"].error == NOT_FINITE
-    weights[only_in_first] = kept
-    ask(answer, "b", prompt)
-    assert_equals_reference("idefics", prompt, answer, "b", tolerance=TOLERANCE)
-    assert_all_released(answer.engine)
