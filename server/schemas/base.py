@@ -82,6 +82,8 @@ LIMIT = "Maximum number of entries in the page."
 AFTER = "The `last_id` of the previous page."
 
 NULL = {"type": "null"}
+# the tag of an object without the field that tells the members of a union apart
+NO_TAG = "<>"
 
 
 def with_example(**fields: Any) -> ConfigDict:
@@ -201,12 +203,12 @@ def list_page(entries: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
 def tag_of(field: str) -> Callable[[Any], str]:
     """Return a discriminator by `field`. Tags stand in angle brackets, which tells them from a client's own names.
 
-    The tag of a value without fields is its type, without brackets.
+    The tag is `NO_TAG` if the field is missing. The tag of a value without fields is its type, without brackets.
     """
 
     def tag(value: Any) -> str:
         if isinstance(value, dict):
-            return f"<{value.get(field)}>"
+            return NO_TAG if value.get(field) is None else f"<{value[field]}>"
         return f"<{getattr(value, field)}>" if hasattr(value, field) else type(value).__name__
 
     # pydantic's error names the discriminator so: the path of the field from the value
@@ -269,8 +271,8 @@ def _is_unsupported(problem: Mapping[str, Any]) -> bool:
     return problem["type"] in (UNKNOWN_TAG, UNKNOWN_FIELD) or isinstance(error, UnknownField)
 
 
-def _unsupported(param: str | None, context: Mapping[str, Any]) -> UnsupportedParameter:
-    """Return the error of an unknown field of the object at `param`, or of a value with an unknown tag."""
+def _unsupported(param: str | None, context: Mapping[str, Any]) -> InvalidRequest:
+    """Return the error of an unknown field of the object at `param`, or of a value with an unknown tag or without one."""
     unknown = context.get("error")
     if isinstance(unknown, UnknownField):
         path = f"{param}.{unknown.name}" if param else unknown.name
@@ -279,7 +281,11 @@ def _unsupported(param: str | None, context: Mapping[str, Any]) -> UnsupportedPa
         return UnsupportedParameter(f"unknown parameter {param}", param=param)
     tag, known = context["tag"], context["expected_tags"].replace("<", "").replace(">", "")
     field = context["discriminator"].removesuffix("()")
-    at = f"{param}{field}" if field.startswith(".") and tag.startswith("<") else param
+    if field.startswith(".") and not tag.startswith("<"):
+        return InvalidRequest(f"{param}: must be an object whose {field[1:]} is one of {known}", param=param)
+    at = f"{param}{field}" if field.startswith(".") else param
+    if tag == NO_TAG:
+        return InvalidRequest(f"{at}: Field required, one of {known}", param=at)
     return UnsupportedParameter(f"{at}: no support for {tag.strip('<>')[:64]}, only {known}", param=at)
 
 

@@ -126,15 +126,10 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     ("media token, no media", {"prompt": [TOKENIZER.media_token_id]}, 400, "invalid_value", "prompt"),
     ("too long a second prompt", {"prompt": ["a", "b" * 65]}, 400, "context_length_exceeded", "prompt[1]"),
     ("mixed", {"prompt": [1, "a"]}, 400, "invalid_value", "prompt[1]"),
-    ("part without a type", {"prompt": [{"text": "x"}]}, 422, "unsupported_parameter", "prompt[0].type"),
+    ("part without a type", {"prompt": [{"text": "x"}]}, 400, "invalid_value", "prompt[0].type"),
+    ("part whose type is null", {"prompt": [{"type": None, "text": "x"}]}, 400, "invalid_value", "prompt[0].type"),
     ("part of an unknown type", {"prompt": [{"type": "txt"}]}, 422, "unsupported_parameter", "prompt[0].type"),
-    (
-        "part that is no object",
-        {"prompt": [{"type": "text", "text": "x"}, 3]},
-        422,
-        "unsupported_parameter",
-        "prompt[1]",
-    ),
+    ("part that is no object", {"prompt": [{"type": "text", "text": "x"}, 3]}, 400, "invalid_value", "prompt[1]"),
     (
         "image_id",
         {"prompt": [{"type": "text", "text": "x"}, {"type": "image_id", "image_id": "img_1"}]},
@@ -193,6 +188,21 @@ async def test_an_error_names_the_invalid_field(
     assert error["type"] == ("not_found_error" if status == 404 else "invalid_request_error")
     assert error["message"]
     assert client.requests == []
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"text": "x"}, "prompt[1].type: Field required, one of 'text', "),
+        ("x", "prompt[1]: must be an object whose type is one of 'text', "),
+        ({"type": "audio"}, "prompt[1].type: no support for audio, only 'text', "),
+    ],
+)
+async def test_a_part_of_no_known_type_is_refused_with_the_known_ones(
+    http: httpx.AsyncClient, part: object, message: str
+) -> None:
+    response = await http.post("/v1/completions", json={"prompt": [{"type": "text", "text": "x"}, part]})
+    assert response.json()["error"]["message"].startswith(message)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"null", b"[]", b"\xff", b'{"prompt":"\\ud800"}', b"[" * 10_000])
