@@ -3,10 +3,11 @@
 A step of few tokens is limited by reading weights, one of many tokens by arithmetic. So a matrix is kept in more than one
 format, and measurements decide which format is used for how many rows.
 
-`float32` and `onednn` are the same numbers, as stored and in oneDNN's layout; `bfloat16` always has oneDNN's layout. `int4`
-stores groups of 32 weights as (q - 8) * scale + zero: a matrix quantised in such groups (Q4_1) keeps its values, except
-that the two constants are rounded to bfloat16. `int8` has one scale per row. Both need bfloat16 activations, as `bfloat16`
-does. `rounded` is a product in bfloat16 with float32 inputs and outputs, for an encoder whose other numbers stay float32.
+`float32` and `onednn` are the same numbers, as stored and in oneDNN's layout; `bfloat16` always has oneDNN's layout, with
+float32 weights on a processor without bfloat16 arithmetic. `int4` stores groups of 32 weights as (q - 8) * scale + zero: a
+matrix quantised in such groups (Q4_1) keeps its values, except that the two constants are rounded to bfloat16. `int8` has
+one scale per row. Both need bfloat16 activations, as `bfloat16` does. `rounded` is a product in bfloat16 with float32
+inputs and outputs, for an encoder whose other numbers stay float32.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import pairwise
 from statistics import fmean
 from typing import Literal, Protocol
@@ -86,11 +86,11 @@ class Int8:
 
 
 class Plain:
-    """Weights as a matrix of `dtype`."""
+    """Weights as a float32 matrix."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self.weight = weight.to(dtype)
-        self.bias = None if bias is None else bias.to(dtype)
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = weight.float()
+        self.bias = None if bias is None else bias.float()
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -107,6 +107,10 @@ class OneDNN:
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), None)
         self.bias = None if bias is None else bias.to(dtype)
 
+    @property
+    def weight(self) -> Tensor:
+        return self.packed.to_dense()
+
     def __call__(self, x: Tensor) -> Tensor:
         count = len(x)
         if count > PADDED_FROM and (padding := -count % ROW_MULTIPLE):
@@ -114,9 +118,29 @@ class OneDNN:
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
+class Widened:
+    """A product in float32 of bfloat16 inputs, whose output is rounded to bfloat16; the weights are not rounded."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.product = (OneDNN if torch.backends.mkldnn.is_available() else Plain)(weight, bias)
+        self.bias = self.product.bias
+
+    @property
+    def weight(self) -> Tensor:
+        return self.product.weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.product(x.float()).to(torch.bfloat16)
+
+
 def bfloat16(weight: Tensor, bias: Tensor | None) -> Product:
-    packs = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return (OneDNN if packs else Plain)(weight, bias, torch.bfloat16)
+    """Return a product of bfloat16 inputs and outputs.
+
+    Where the processor has no bfloat16 arithmetic, torch's product of many rows takes several times as long as in float32.
+    """
+    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return OneDNN(weight, bias, torch.bfloat16)
+    return Widened(weight, bias)
 
 
 class Rounded:
@@ -133,7 +157,7 @@ FORMATS: dict[Format, Callable[[Tensor, Tensor | None], Product]] = {
     "int4": Int4,
     "int8": Int8,
     "bfloat16": bfloat16,
-    "float32": partial(Plain, dtype=torch.float32),
+    "float32": Plain,
     "onednn": OneDNN,
     "rounded": Rounded,
 }

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kernels.rows import rms_norm
 from model import mapped_weights
-from model.cpu import FLOAT32, Choices, FastLinear, Format, OneDNN, Plain, use_fast_formats
+from model.cpu import FLOAT32, Choices, FastLinear, Format, OneDNN, Plain, Widened, use_fast_formats
 from model.flamingo import Flamingo, GatedCrossAttention
 from model.layers import LayerNorm, RMSNorm
 
@@ -117,8 +117,8 @@ def _map(linear: nn.Module) -> _Map:
         return _Map(linear.weight, linear.bias)
     assert isinstance(linear, FastLinear)
     product = next(reversed(linear.products.values()))  # the last one is for many rows, as in media items
-    assert isinstance(product, Plain | OneDNN)
-    return _Map(product.weight if isinstance(product, Plain) else product.packed.to_dense(), product.bias)
+    assert isinstance(product, Plain | OneDNN | Widened)
+    return _Map(product.weight, product.bias)
 
 
 def _linear(layer_map: _Map, replaced: nn.Module) -> nn.Module:

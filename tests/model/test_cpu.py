@@ -28,6 +28,7 @@ from model.cpu import (
     FastTable,
     Format,
     Product,
+    Widened,
     _replace,
     formats_for,
     measure,
@@ -120,7 +121,7 @@ class NoisyTimer:
 
     def __init__(self, busy_from: int, busy_to: int) -> None:
         self.num_calls = 0
-        self._seconds = {"Int4": 1.0, "OneDNN": 2.0, "Plain": 2.0, "Int8": 1.5}
+        self._seconds = {"Int4": 1.0, "OneDNN": 2.0, "Widened": 2.0, "Int8": 1.5}
         self._busy = range(busy_from, busy_to)
 
     def __call__(self, products: Sequence[Product], x: Tensor) -> list[float]:
@@ -145,7 +146,7 @@ def test_other_work_between_all_products_does_not_change_the_choice() -> None:
     """On a machine that is never quiet every round has interruptions, each of which is as long as many products."""
     weight, _ = q4_weights(16, 64)
     linears = [FastLinear(weight, None, ("int4", "bfloat16")) for _ in range(30)]
-    random, factors = Random(1), {"Int4": 1.0, "OneDNN": 1.2, "Plain": 1.2}
+    random, factors = Random(1), {"Int4": 1.0, "OneDNN": 1.2, "Widened": 1.2}
 
     def timer(products: Sequence[Product], x: Tensor) -> list[float]:
         interruptions = [40.0 * (random.random() < 0.6) for _ in products]
@@ -191,6 +192,22 @@ def recorded(
         return product(weight, bias)
 
     return pack
+
+
+@pytest.mark.parametrize("has_onednn", [True, False])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_a_processor_without_bfloat16_multiplies_in_float32(
+    rows: int, has_onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has_onednn)
+    weight, bias, x = torch.randn(32, 64), torch.randn(32), torch.randn(rows, 64).to(torch.bfloat16)
+    product = FORMATS["bfloat16"](weight, bias)
+    assert isinstance(product, Widened)
+    y = product(x)
+    assert y.dtype == torch.bfloat16
+    expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    torch.testing.assert_close(y.double(), expected, atol=1e-5, rtol=2**-8)
 
 
 def test_a_shape_that_no_kernel_takes_stays_bfloat16() -> None:
