@@ -39,6 +39,11 @@ _requested: Backend = "auto"
 MAX_COMPILED_ELEMENTS = 1 << 19
 
 
+def has_bfloat16() -> bool:
+    """Return whether the CPU has arithmetic in bfloat16: without, torch's products take several times as long."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 class Kernel(Protocol):
     """A Triton kernel: `kernel[grid](...)` launches it; other kernels call it."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kernels.backend import use_compiled
 from kernels.compiled import compiled_for, length
 from kernels.paged_attention import paged_attention_reference
-from kernels.paged_attention_loop import LoopRows, attend_row
+from kernels.paged_attention_loop import LoopRows, attend_row, compile_loop
 from kernels.self_attention import kv_store, rotate_, rotate_heads, store_token
 
 
@@ -51,6 +52,22 @@ def _rotate_store_attend(head_dim, group, has_spans, has_offsets):
             )  # fmt: skip
 
     return rotate_store_attend
+
+
+def compile_attention(kv_cache: Tensor, num_heads: int, *, has_offsets: bool, is_fused: bool) -> None:
+    """Compile the loops for a cache [N, 2, G, B, K] and `num_heads` query heads: of plain sequences, and of spans.
+
+    Otherwise a request would wait for seconds when a step first needs one. The binaries are stored, so this takes long only
+    once per machine. `has_offsets`: spans may have keys with offsets. `is_fused`: layers call `decode_attention`, too.
+    """
+    if not use_compiled(kv_cache[:0]):
+        return
+    _, _, num_kv_heads, _, head_dim = kv_cache.shape
+    for has_spans in (False, True):
+        sizes = head_dim, num_heads // num_kv_heads, has_spans, has_spans and has_offsets
+        compile_loop(sizes, kv_cache.dtype)
+        if is_fused:
+            _rotate_store_attend[sizes][kv_cache.dtype]
 
 
 def decode_attention(qkv: Tensor, cos: Tensor, sin: Tensor, kv_cache: Tensor, plan: LoopRows, scale: float) -> Tensor:

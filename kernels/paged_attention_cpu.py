@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import use_compiled
+from kernels.backend import has_bfloat16, use_compiled
 from kernels.paged_attention_loop import LoopRows, attend_in_loop
 from kernels.self_attention import alibi_bias, is_contiguous_in_blocks
 from kernels.spans import KeyRotation, Spans
@@ -41,6 +41,7 @@ class GatheredRows:
     mask: Tensor  # float32 [1, S, 1, C + C'], with ALiBi [G, S, H / G, C + C'], added to the scores
     shared_rotation: KeyRotation | None
     unshared_rotation: KeyRotation | None
+    dtype: torch.dtype  # of the products
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,13 @@ def _gathered_rows(step: _Step, queries: _Queries) -> GatheredRows:
         _row_mask(distance, is_hidden, slopes, step.kv_cache.shape[2]),
         shared_rotation,
         unshared_rotation,
+        _product_dtype(step.kv_cache),
     )
+
+
+def _product_dtype(kv_cache: Tensor) -> torch.dtype:
+    is_emulated = kv_cache.device.type == "cpu" and kv_cache.dtype == torch.bfloat16 and not has_bfloat16()
+    return torch.float32 if is_emulated else kv_cache.dtype
 
 
 def _rotations(
@@ -299,22 +306,22 @@ def _attend_piece(query: Tensor, kv_cache: Tensor, piece: PiecePlan, scale: floa
 def _attend_gathered(query: Tensor, kv_cache: Tensor, plan: GatheredRows, scale: float) -> Tensor:
     """Attend with one softmax over the shared keys and each query's own: query [S, H, K] -> [S, H, K]."""
     num_queries, _, head_dim = query.shape
-    num_kv_heads = kv_cache.shape[2]
-    grouped = query.view(num_queries, num_kv_heads, -1, head_dim).transpose(0, 1)  # [G, S, H / G, K]
-    unshared = gather_blocks(kv_cache, plan.unshared, plan.unshared_rotation).index_fill_(2, plan.unfilled, 0)
+    num_kv_heads, dtype = kv_cache.shape[2], plan.dtype
+    grouped = query.view(num_queries, num_kv_heads, -1, head_dim).transpose(0, 1).to(dtype)  # [G, S, H / G, K]
+    unshared = gather_blocks(kv_cache, plan.unshared, plan.unshared_rotation).index_fill_(2, plan.unfilled, 0).to(dtype)
     unshared_key, unshared_value = unshared.unflatten(2, (num_queries, -1))  # [G, S, C', K]
     scores = grouped @ unshared_key.transpose(2, 3)
     if not len(plan.shared):
-        out = torch.add(plan.mask, scores, alpha=scale).softmax(-1).to(query.dtype) @ unshared_value
-        return out.transpose(0, 1).reshape(query.shape)
+        out = torch.add(plan.mask, scores, alpha=scale).softmax(-1).to(dtype) @ unshared_value
+        return out.transpose(0, 1).reshape(query.shape).to(query.dtype)
     flat = grouped.reshape(num_kv_heads, -1, head_dim)
-    shared = gather_blocks(kv_cache, plan.shared, plan.shared_rotation)
+    shared = gather_blocks(kv_cache, plan.shared, plan.shared_rotation).to(dtype)
     if plan.shared_unfilled is not None:
         shared.index_fill_(2, plan.shared_unfilled, 0)
     shared_key, shared_value = shared  # [G, C, K]
     shared_scores = (flat @ shared_key.transpose(1, 2)).view(*grouped.shape[:3], -1)
     scores = torch.cat([shared_scores, scores], dim=-1)
-    weights = torch.add(plan.mask, scores, alpha=scale).softmax(-1).to(query.dtype)
+    weights = torch.add(plan.mask, scores, alpha=scale).softmax(-1).to(dtype)
     shared_weights, unshared_weights = weights.split([shared_key.shape[1], unshared_key.shape[2]], dim=-1)
     shared_out = (shared_weights.reshape(*flat.shape[:2], -1) @ shared_value).view(grouped.shape)
-    return (unshared_weights @ unshared_value + shared_out).transpose(0, 1).reshape(query.shape)
+    return (unshared_weights @ unshared_value + shared_out).transpose(0, 1).reshape(query.shape).to(query.dtype)

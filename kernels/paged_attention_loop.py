@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from kernels.compiled import compiled_for, exp, inlined, length, load, store
@@ -171,6 +172,11 @@ def _attend_rows(head_dim, group, has_spans, has_offsets):
             )  # fmt: skip
 
     return attend_rows
+
+
+def compile_loop(sizes: tuple[int, int, bool, bool], dtype: torch.dtype) -> None:
+    """Compile the loop for a head's size, the query heads per key head, and whether rows have spans, and offsets."""
+    _attend_rows[sizes][dtype]
 
 
 def attend_in_loop(query: Tensor, kv_cache: Tensor, plan: LoopRows, scale: float, out: Tensor) -> None:

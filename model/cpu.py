@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.backend import has_bfloat16
 from kernels.decode_attention import decode_attention
 from kernels.rows import add_rms_norm, rms_norm, swiglu
 from kernels.weight_only import GROUP, quantise_groups
@@ -138,9 +139,7 @@ def bfloat16(weight: Tensor, bias: Tensor | None) -> Product:
 
     Where the processor has no bfloat16 arithmetic, torch's product of many rows takes several times as long as in float32.
     """
-    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return OneDNN(weight, bias, torch.bfloat16)
-    return Widened(weight, bias)
+    return OneDNN(weight, bias, torch.bfloat16) if has_bfloat16() else Widened(weight, bias)
 
 
 class Rounded:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels import paged_attention_cpu
 from kernels.backend import select
 from kernels.paged_attention import paged_attention, paged_attention_reference
 from kernels.paged_attention_cpu import gather_plan
@@ -113,6 +114,28 @@ def test_blocks_that_decoding_sequences_share_are_found(lengths: tuple[int, int]
     inputs = (torch.randn(2, HEADS, HEAD_DIM), kv_cache, table, starts_of(1, 1), torch.tensor(lengths))
     got = paged_attention(*inputs, scale=0.3, plan=plan)
     torch.testing.assert_close(got, paged_attention_reference(*inputs, scale=0.3))
+
+
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+@pytest.mark.parametrize("num_shared", [0, 2])
+def test_products_of_bfloat16_are_in_float32_on_a_processor_without_it(
+    num_shared: int, has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paged_attention_cpu, "has_bfloat16", lambda: has_bfloat16)
+    lengths, first = torch.tensor([11, 14]), [1, 2][:num_shared]
+    rest = [[3, 0, 1, 2], [4, 5, 6, 0]]
+    table = torch.tensor([[*first, *blocks][:4] for blocks in rest], dtype=torch.int32)
+    kv_cache = torch.randn(7, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM).bfloat16()
+    query = torch.randn(2, HEADS, HEAD_DIM).bfloat16()
+    plan = gather_plan(kv_cache, table, starts_of(1, 1), lengths, num_heads=HEADS)
+    assert plan.gathered is not None
+    assert plan.gathered.dtype == (torch.bfloat16 if has_bfloat16 else torch.float32)
+    inputs = (query, kv_cache, table, starts_of(1, 1), lengths)
+    got = paged_attention(*inputs, scale=0.3, plan=plan)
+    assert got.dtype == torch.bfloat16
+    wide = (query.float(), kv_cache.float(), *inputs[2:])
+    error = (got.float() - paged_attention_reference(*wide, scale=0.3)).abs().max()
+    assert error < (2e-2 if has_bfloat16 else 2**-8), "of numbers up to 2, rounded once"
 
 
 @pytest.mark.parametrize("num_tokens", [3, 9], ids=["decode", "prefill"])

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from kernels.backend import use_triton
+from kernels.decode_attention import compile_attention
 from kernels.media_attention_gpu import media_tiles
 from kernels.paged_plan import Shape, plan_tiles, static_plan
 from model.batch import Batch, KVCache, MediaPages
+from model.cpu import DecodeLayer
 from model.inference import InferenceModel
 from server.engine.caches.media import MediaCache
 from server.engine.config import EngineConfig
@@ -105,6 +107,12 @@ class Runner:
             tiles = torch.zeros(sizes[-1], 4, dtype=torch.int32)
             largest = replace(largest, plan=static_plan(sizes[-1], width, self._shape), media_plan=tiles)
         return DecodeGraphs(self._decode, record, sizes, largest, self.device, self._media_tiles)
+
+    def compile_attention(self) -> None:
+        """Compile the loops of attention on a CPU before a step needs them."""
+        text = self.model.config.language_model
+        is_fused = any(isinstance(layer, DecodeLayer) for layer in self.model.language_model.layers)
+        compile_attention(self._kv.layer(0), text.num_heads, has_offsets=text.has_key_offsets, is_fused=is_fused)
 
     def _forward(self, batch: Batch) -> Tensor:
         return self.model(batch, self._kv, self._media)

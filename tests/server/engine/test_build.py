@@ -12,12 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import backend, launch_files
+from kernels import backend, decode_attention, launch_files, paged_attention_cpu, paged_attention_loop
 from kernels.backend import Launch, launch_config
+from kernels.compiled import OnDemand
 from model.batch import Batch
 from model.config import AlonePositions
-from model.cpu import FLOAT32, ROUNDED
+from model.cpu import FLOAT32, ROUNDED, Format
 from model.folder import save_folder
+from model.inference import prepare_for_inference
 from model.ranks import ALONE, Rank
 from server.engine import build as build_module
 from server.engine.build import (
@@ -30,11 +32,30 @@ from server.engine.build import (
     warm_up,
 )
 from server.engine.device.runner import Launched
+from server.engine.engine import Engine
 from server.engine.plan import Plan
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError
-from tests.engine_client import CONFIG, FEW_SHOT, IMAGE_TOKEN, assert_all_released, assert_equals_reference, client
-from tests.tiny_models import CONFIGS, FAMILIES, Family, byte_tokenizer, tiny_model
+from tests.engine_client import (
+    CONFIG,
+    FEW_SHOT,
+    IMAGE_TOKEN,
+    IMAGES,
+    Client,
+    Prompt,
+    assert_all_released,
+    assert_equals_reference,
+    client,
+)
+from tests.tiny_models import (
+    CONFIGS,
+    FAMILIES,
+    Family,
+    byte_tokenizer,
+    prompt_tokenizer,
+    tiny_model,
+    with_alone_positions,
+)
 
 
 @pytest.fixture
@@ -193,6 +214,30 @@ def test_prefill_and_decode_with_offsets_are_part_of_the_warm_up(monkeypatch: py
     warm_up(engine, IMAGE_TOKEN, image_size=8)
     assert 1 in num_queries
     assert max(num_queries) > 16, "fewer tokens go through the kernel of decoding rows"
+
+
+@pytest.mark.parametrize("alone_positions", ["restart", "in_a_row"])
+@pytest.mark.parametrize("formats", [(), FLOAT32])
+def test_no_step_after_the_warm_up_compiles_attention(
+    formats: tuple[Format, ...], alone_positions: AlonePositions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops = [(paged_attention_loop, "_attend_rows"), (decode_attention, "_rotate_store_attend")]
+    for module, name in loops:
+        monkeypatch.setattr(module, name, OnDemand(getattr(module, name)._build))
+    monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_SCORES", 1000)
+    model = prepare_for_inference(tiny_model(with_alone_positions(CONFIGS["idefics"], alone_positions)), formats)
+    answer = Client(Engine(model, prompt_tokenizer(), CONFIG), dict(IMAGES))
+    warm_up(answer.engine, IMAGE_TOKEN, image_size=8)
+    compiled = [set(getattr(module, name)) for module, name in loops]
+    assert [len(sizes) for sizes in compiled] == [2, 2 if formats else 0]
+    answer.engine.add(FEW_SHOT.request("decodes"))
+    while not answer.tokens:
+        answer.step()
+    answer.engine.add(Prompt(((1, 90),)).request("long"))  # its pieces run next to a decoding row
+    answer.run()
+    answer.engine.add(Prompt(((0, 4), (1, 5), (2, 3)), shots_attend="alone", step=0).request("alone"))
+    answer.run()
+    assert [set(getattr(module, name)) for module, name in loops] == compiled
 
 
 def test_answers_after_the_warm_up_equal_the_reference() -> None:
