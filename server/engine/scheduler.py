@@ -179,20 +179,21 @@ class Scheduler:
         plan.seats_left += num_seats
 
     def _fill_heavy(self, plan: Plan, heavy: Group) -> None:
-        kinds = [heavy.decoding, heavy.prompts]
+        kinds, most = [heavy.decoding, heavy.prompts], self.config.step_seconds / 4
+        # on a slow machine the smallest piece of a prompt takes many times its credit, which later steps have to earn first
+        debts = [most, self.config.step_seconds]
         if not plan.rows or self.config.step_seconds == inf:
-            self._credits = [0.0, 0.0]
+            self._credits = [0.0, -debts[1] if heavy.prompts else 0.0]
             self._fill_group(plan, heavy, self._limit())
             return
         earned = HEAVY_SHARE * plan.seconds / max(sum(map(bool, kinds)), 1)
-        most = self.config.step_seconds / 4
         for kind, sequences in enumerate(kinds):
             credit = min(self._credits[kind] + earned, most) if sequences else 0.0
             before = plan.seconds
             is_shared = kind == 0 and bool(heavy.prompts)
             free = ((1 + HEAVY_SHARE) * self.pace.fixed - before) / (1 + is_shared)
             self._fill(plan, _in_turn(sequences), before + max(credit, free), may_exceed=credit == most)
-            self._credits[kind] = max(credit - (plan.seconds - before), -most)
+            self._credits[kind] = max(credit - (plan.seconds - before), -debts[kind])
 
     def _fill_yielding(self, plan: Plan, yielding: Group) -> None:
         sequences = yielding.decoding + yielding.prompts

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
+from statistics import mean
+
+import pytest
 
 from server.engine.scheduler import LONE_SECONDS, LONE_STEPS
 from server.wire import BACKGROUND_PRIORITY
-from tests.engine_simulation import Simulation
+from tests.engine_simulation import Costs, Simulation
 from tests.server.engine.test_scheduler import CONFIG
 
 
@@ -75,6 +79,25 @@ def test_a_step_that_encodes_images_for_their_vectors_alone_is_short() -> None:
     simulation.embed(64)
     seconds = step_seconds(simulation, 0.5)
     assert max(seconds) < 2 * CONFIG.step_seconds < LONE_STEPS * CONFIG.step_seconds
+
+
+@pytest.mark.parametrize("num_images", [0, 1])
+@pytest.mark.parametrize("num_prompts", [1, 40])
+def test_the_smallest_pieces_of_a_slow_machine_do_not_run_next_to_each_small_request(
+    num_prompts: int, num_images: int
+) -> None:
+    """On a processor without wide vectors, the smallest piece of a long prompt takes longer than a step should."""
+    slow = Costs(step=0.016, token=0.006, context=0.012, logits=0.001, frame=0.03)
+    simulation, moments = Simulation(replace(CONFIG, step_seconds=0.05), slow), Random(0)
+    alone = mean(simulation.arrive(simulation.now + 0.5, num_images) for _ in range(3))
+    for _ in range(num_prompts):
+        simulation.generate(8000, 4)
+    simulation.run_until(simulation.now + 20)
+    began = len(simulation.runner.plans)
+    times = [simulation.arrive(simulation.now + 0.3 * moments.random(), num_images) for _ in range(20)]
+    assert sorted(times)[18] <= 3 * alone
+    pieces = [row for plan in simulation.runner.plans[began:] for row in plan.rows if row.count >= 16]
+    assert len(pieces) > 20, "the long prompts advance"
 
 
 def step_seconds(simulation: Simulation, seconds: float) -> list[float]:
