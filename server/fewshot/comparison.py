@@ -257,7 +257,7 @@ class Comparison:
     ) -> dict[str, Result]:
         """Return a measurement of each part that leaves out each example in turn.
 
-        Each candidate is the answer of at least two examples, and each answer is a candidate.
+        Each candidate is the answer of an example, one of them of at least two, and each answer is a candidate.
         """
         if not parts:
             return {}
@@ -327,6 +327,11 @@ def _obstacle(question: Question, candidates: Sequence[Candidate]) -> Obstacle |
     if question.fields.zero_shot:
         return Obstacle("compares media, but zero_shot shows examples without media")
     return _lack(question.examples, candidates)
+
+
+def can_compare(examples: Sequence[Example], candidates: Sequence[Candidate]) -> bool:
+    """Return whether requests with these examples and candidates can use methods by likeness."""
+    return _lack(examples, candidates) is None
 
 
 def _lack(examples: Sequence[Shot | Example], candidates: Sequence[Candidate]) -> Obstacle | None:

@@ -2,9 +2,9 @@
 
 A cell is a method and, for methods with a prompt, a strategy, a number of shots, a form and a seed. In a cell each example
 is the query once. The shots are selected from the other examples, as for a request, and likeness compares with the others.
-One example of each other label is left out with the query, so that its label is not rarer than in a request. This estimates
-the accuracy of a set without any other labelled data. A plan is checked and stored when it is requested, and executed later
-by an evaluation runner.
+One example of each other label is left out with the query, so that its label is not rarer than in a request. A label's only
+example is never left out. This estimates the accuracy of a set without any other labelled data. A plan is checked and
+stored when it is requested, and executed later by an evaluation runner.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from server.fewshot.candidates import Candidate, answer_of, candidates_of, read_
 from server.fewshot.classification import combine
 from server.fewshot.confidence import SHOWN_POINTS, curve, fit_temperatures, probabilities
 from server.fewshot.methods import IN_CONTEXT, METHODS, parts_of
-from server.fewshot.methods.likeness import Array, folds
+from server.fewshot.methods.likeness import KEPT, Array, folds
 from server.fewshot.prompting import check_alone, find_template
 from server.fewshot.shots import SelectionError, check_selection
 from server.fewshot.templates import Template
@@ -119,10 +119,12 @@ def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedMod
     examples = support_set.examples
     template = find_template(fields.template, model)
     prompts = _prompts(fields, len(examples) - 1, template, model, max_media)
-    indices = stratified([answer_of(example) for example in examples], fields.max_queries, fields.seed)
     candidates = read_candidates(fields.candidates) or candidates_of(examples)
     _check_answers(examples, {candidate.label for candidate in candidates})
-    methods, queries = _methods(fields.methods, examples, candidates, template), [examples[index] for index in indices]
+    if len(candidates) == 1:
+        message = f"all examples have the answer {candidates[0].label[:80]!r}, an evaluation needs a second candidate"
+        raise InvalidRequest(message, param="candidates")
+    methods, queries = _methods(fields.methods, examples, candidates, template), _queries(examples, fields)
     check_controls(fields.controls, methods, template)
     if any(IN_CONTEXT in parts_of(method) for method in methods):
         _check_queries(queries, template)
@@ -138,11 +140,30 @@ def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedMod
     )
 
 
+def _queries(examples: Sequence[Example], fields: EvaluateRequest) -> Sequence[Example]:
+    """Return the examples that are left out in turn.
+
+    If all have labels, the only example of a label is none of them, unless no label has a second one. Texts may be answers
+    of their own, which the language model can know without another example.
+    """
+    judged = examples
+    if _are_labelled(examples):
+        counts = Counter(map(answer_of, examples))
+        judged = [example for example in examples if counts[answer_of(example)] > 1] or examples
+    answers = [answer_of(example) for example in judged]
+    return [judged[index] for index in stratified(answers, fields.max_queries, fields.seed)]
+
+
+def _are_labelled(examples: Sequence[Example]) -> bool:
+    return all(example.label for example in examples)
+
+
 def _prompts(
     fields: EvaluateRequest, num_selectable: int, template: Template, model: ServedModel, max_media: int
 ) -> list[PromptSetting]:
     if num_selectable < 1:
-        raise InvalidRequest("an evaluation needs a support set with at least two examples", param="k")
+        message = f"an evaluation needs at least two examples, the support set has {num_selectable + 1}"
+        raise InvalidRequest(message, param="support_set")
     max_k = min(num_selectable, max_media - 1) if template.has_media else num_selectable
     ks = fields.k or [k for k in DEFAULT_K if k <= max_k]
     if template.has_media and max(ks) >= max_media:
@@ -197,8 +218,12 @@ def _obstacle(method: Method, examples: Sequence[Example], candidates: Sequence[
     if not template.has_media or any(not example.media for example in examples):
         return "compares media, and an example or the template has none"
     counts = Counter(map(answer_of, examples))
-    if rare := next((candidate.label for candidate in candidates if counts[candidate.label] < 2), None):
-        return f"needs two examples of each candidate, one of which is left out, and {rare[:80]!r} has fewer"
+    least = 1 if _are_labelled(examples) else 2
+    if rare := next((candidate.label for candidate in candidates if counts[candidate.label] < least), None):
+        number = "an example" if least == 1 else "two examples"
+        return f"needs {number} of each candidate to leave one out, and {rare[:80]!r} has fewer"
+    if max(counts.values()) < 2:
+        return "leaves out one of several examples of a label, and no label has two"
     if method in METHODS and len(examples) > (limit := METHODS[method].max_left_out):
         return f"is evaluated with up to {limit} examples, there are {len(examples)}"
     return ""
@@ -263,7 +288,10 @@ def stratified(labels: Sequence[str], count: int, seed: int) -> list[int]:
 
 
 def left_out_together(answers: Sequence[str]) -> Callable[[int], list[int]]:
-    """Return a function from an example to those that are left out with it: itself, then one of each other label."""
+    """Return a function from an example to those that are left out with it: itself, then one of each other label.
+
+    Only examples of their labels are left out alone.
+    """
     order = {label: number for number, label in enumerate(dict.fromkeys(answers))}
     labels = [order[answer] for answer in answers]
     fold_of, members = folds(np.array(labels)).tolist(), dict[int, list[int]]()
@@ -271,6 +299,8 @@ def left_out_together(answers: Sequence[str]) -> Callable[[int], list[int]]:
         members.setdefault(fold, []).append(index)
 
     def together(index: int) -> list[int]:
+        if fold_of[index] == KEPT:
+            return [index]
         # from the label after its own: those that are left out first differ between labels
         return sorted(members[fold_of[index]], key=lambda other: (labels[other] - labels[index]) % len(order))
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.fewshot.methods.likeness import CHOICE_FOLDS, Array, Labelled, LikenessMethod, folds
+from server.fewshot.methods.likeness import CHOICE_FOLDS, KEPT, Array, Labelled, LikenessMethod, folds
 from server.quality.measures import Z
 
 Curve = list[dict[str, Any]]
@@ -26,13 +26,14 @@ SMALL_GAIN = 0.02
 
 
 def learning_curve(method: LikenessMethod, labelled: Labelled) -> Curve:
-    """Return a point per number of examples per label, each about half of the next. Each label has at least two.
+    """Return a point per number of examples per label, each about half of the next. Some label has at least two.
 
-    A label that has fewer examples is there with all of them. `gain` is the difference to the point before, on the same
-    queries, with its standard error.
+    A label that has fewer examples is there with all of them, and its only example is no query. `gain` is the difference to
+    the point before, on the same queries, with its standard error.
     """
     fold_of, compact = folds(labelled.labels, CHOICE_FOLDS), labelled.compact()
-    sizes = _sizes(max(int((labelled.counts() - np.bincount(labelled.labels[fold_of == 0])).max()), 1))
+    left_out = np.bincount(labelled.labels[fold_of == 0], minlength=labelled.num_labels)
+    sizes = _sizes(max(int((labelled.counts() - left_out).max()), 1))
     points, before = Curve(), None
     for size in sizes:
         shares = _shares(method, compact, fold_of, size, num_draws=1 if size == sizes[-1] else NUM_DRAWS)
@@ -50,16 +51,16 @@ def _sizes(largest: int) -> list[int]:
 
 
 def _shares(method: LikenessMethod, labelled: Labelled, fold_of: NDArray[np.int64], size: int, num_draws: int) -> Array:
-    """Return the share of draws in which each example is classified correctly by `size` others of each label, [N]."""
+    """Return the share of draws in which each query [Q] is classified correctly by `size` others of each label."""
     shares = np.zeros(len(labelled.labels))
     rng = np.random.default_rng(size)
-    for fold in np.unique(fold_of):
+    for fold in np.unique(fold_of[fold_of != KEPT]):
         queries = fold_of == fold
         for _ in range(num_draws):
             fitted = method.fit(_subset(labelled.without(queries), size, rng))
             answers = fitted.log_probabilities(labelled.vectors[queries]).argmax(1)
             shares[queries] += (answers == labelled.labels[queries]) / num_draws
-    return shares
+    return shares[fold_of != KEPT]
 
 
 def _subset(labelled: Labelled, size: int, rng: np.random.Generator) -> Labelled:

@@ -154,10 +154,20 @@ def _shares(row: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> Array
     return np.mean(answers, axis=0, dtype=np.float64) if answers else np.empty(0)
 
 
-def explain(rows: Sequence[dict[str, Any]], always: Baseline, single: Sequence[str]) -> str | None:
-    """Return why nothing is recommended, and what leave-one-out cannot judge: the labels `single` have one example."""
+def explain(
+    rows: Sequence[dict[str, Any]], always: Baseline, single: Sequence[str], lacks_likeness: bool = False
+) -> str | None:
+    """Return why nothing is recommended, and what leave-one-out cannot judge: the labels `single` have one example.
+
+    `lacks_likeness`: methods by likeness could not be measured, although requests can use them.
+    """
     sentences = []
-    if rows and (best := _most_accurate(rows))["accuracy"] < always.accuracy:
+    if lacks_likeness:
+        sentences.append(
+            "No setting is recommended: leave-one-out could measure in_context alone, and classifications can also use "
+            "methods by likeness."
+        )
+    elif rows and (best := _most_accurate(rows))["accuracy"] < always.accuracy:
         sentences.append(
             f"No setting is recommended: the most accurate one, {name_of(best)}, has an accuracy of {best['accuracy']:.3f} "
             f"on {best['queries']} left-out examples, less than always answering {always.label!r}, whose accuracy is "

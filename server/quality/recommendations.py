@@ -9,7 +9,7 @@ from typing import Any
 
 from model.prompt import ShotsAttend
 from server.fewshot.confidence import Confidence, Point
-from server.fewshot.methods import METHODS
+from server.fewshot.methods import IN_CONTEXT, METHODS
 from server.fewshot.recent import Recent
 from server.quality.evaluation_store import Evaluation, Evaluations
 from server.quality.recommendation import baseline, recommend, summarise
@@ -78,10 +78,20 @@ class Recommendations:
 
 
 def recommendation_of(evaluation: Evaluation) -> dict[str, Any] | None:
-    """Return what the finished cells of an evaluation recommend."""
+    """Return what the finished cells of an evaluation recommend: nothing if it `lacks_likeness`."""
     cells, plan = list(evaluation.cells.values()), evaluation.plan
+    if lacks_likeness(evaluation):
+        return None
     always, settled = baseline(plan["truths"]), plan["settled"]
     return recommend(cells, evaluation.support_set, evaluation.version, settled["order"], always, plan.get("prior"))
+
+
+def lacks_likeness(evaluation: Evaluation) -> bool:
+    """Return whether methods by likeness could not be measured, although requests can use them."""
+    plan = evaluation.plan
+    # those of an evaluation that was stored earlier have no method, and neither has its plan the first field
+    is_wanted = plan.get("comparable", False) and not plan["request"].get("methods")
+    return is_wanted and all(cell["method"] == IN_CONTEXT for cell in plan["settled"]["cells"])
 
 
 def _read(evaluation: Evaluation) -> Recommended | None:

@@ -16,12 +16,13 @@ from server.api.responses import JSONResponse
 from server.api.services import GivenServices
 from server.errors import DatabaseUnavailable, EvaluationNotFound
 from server.fewshot.candidates import answer_of
+from server.fewshot.comparison import can_compare
 from server.quality.controls import judge_controls
 from server.quality.evaluation import make_plan
 from server.quality.evaluation_store import Evaluation
 from server.quality.learning_curve import report_curve
 from server.quality.recommendation import baseline, explain, summarise
-from server.quality.recommendations import recommendation_of
+from server.quality.recommendations import lacks_likeness, recommendation_of
 from server.schemas.base import list_page
 from server.schemas.responses.base import Deleted
 from server.schemas.responses.evaluations import EvaluationHeads, EvaluationReport
@@ -58,6 +59,7 @@ async def create_evaluation(support_set: str, request: Request, services: GivenS
         "truths": [answers[example_id] for example_id in plan.queries],
         "num_examples": len(version.examples),
         "prior": services.model.prior.method(len(version.examples) / len(plan.candidates), plan.methods),
+        "comparable": can_compare(version.examples, plan.candidates),
         "single": [label for label, count in Counter(answers.values()).items() if count == 1],
     }
     return JSONResponse(_card(await services.evaluations.create(version.id, version.version, stored, client)), 202)
@@ -126,7 +128,8 @@ def _card(evaluation: Evaluation) -> dict[str, Any]:
     head["progress"]["cells_done"] = len(cells)
     commonest, rows = baseline(answers), summarise(cells)
     recommendation, without_controls = recommendation_of(evaluation), [row for row in rows if row["control"] is None]
-    notes = [explain(without_controls, commonest, evaluation.plan.get("single", ())), *judge_controls(rows, cells)]
+    single = evaluation.plan.get("single", ())
+    notes = [explain(without_controls, commonest, single, lacks_likeness(evaluation)), *judge_controls(rows, cells)]
     return {
         **head,
         "request": evaluation.plan["request"],

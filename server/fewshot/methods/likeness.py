@@ -25,6 +25,8 @@ SCALE = 48.0
 MAX_FOLDS = 32
 # the same for a choice between methods, for which a request waits: it makes all estimates a little lower
 CHOICE_FOLDS = 10
+# the fold of an example that is never left out
+KEPT = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,23 +78,22 @@ def folds(labels: NDArray[np.int64], limit: float = float("inf")) -> NDArray[np.
 
     A fold has one example of each label, so that the remaining examples keep the shares of the labels: if an example were
     left out alone, its label would be rarer than the others, and all methods would seem worse than they are. With a `limit`
-    of folds, each may have more examples. A label's only example is its own fold.
+    of folds, each may have more examples. The only example of a label has the fold `KEPT`: without it, no method could
+    answer with that label.
     """
     counts = np.bincount(labels)
     by_label = np.argsort(labels, kind="stable")
     turns = np.empty_like(labels)
     turns[by_label] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     num_folds = int(min(limit, counts.max()))
-    is_single = counts[labels] == 1
-    turns[is_single] = num_folds + np.arange(is_single.sum())
-    return np.where(is_single, turns, turns % num_folds)
+    return np.where(counts[labels] == 1, KEPT, turns % num_folds)
 
 
 def left_out_log_probabilities(method: LikenessMethod, labelled: Labelled, max_folds: int = MAX_FOLDS) -> Array:
-    """Return log-probabilities [N, C] of the labels of each example, fitted to other folds. Each label has two examples."""
-    logs = np.empty((len(labelled.labels), labelled.num_labels))
+    """Return log-probabilities [N, C] of the labels of each example, fitted to other folds; NaN for one that is kept."""
+    logs = np.full((len(labelled.labels), labelled.num_labels), np.nan)
     compact, fold_of = labelled.compact(), folds(labelled.labels, max_folds)
-    for fold in np.unique(fold_of):
+    for fold in np.unique(fold_of[fold_of != KEPT]):
         left_out = fold_of == fold
         logs[left_out] = method.fit(compact.without(left_out)).log_probabilities(compact.vectors[left_out])
     return logs

@@ -65,6 +65,20 @@ async def test_auto_is_what_the_latest_evaluation_recommends(http: httpx.AsyncCl
     assert await classify(http) == ("in_context", "random", 1)
 
 
+async def test_auto_does_not_follow_an_evaluation_that_could_not_measure_likeness(
+    http: httpx.AsyncClient, services: Services
+) -> None:
+    """With a single example per label, leave-one-out measures only what the model knows without an example."""
+    others = [example.id for example in EXAMPLES if example.id not in ("red", "blue")]
+    await services.support_sets.remove_examples("colours", others)
+    evaluation = await run_evaluation(http, services, k=[1], strategies=["first"])
+    assert [row["method"] for row in evaluation["summary"]] == ["in_context"]
+    assert evaluation["recommendation"] is None
+    assert (await classify(http))[0] == "nearest_mean"
+    await run_evaluation(http, services, k=[1], strategies=["first"], methods=["in_context"])
+    assert (await classify(http))[0] == "in_context", "the evaluation was meant for it"
+
+
 async def test_auto_follows_the_form_of_the_prompts_that_were_evaluated(
     http: httpx.AsyncClient, client: FakeClient, services: Services
 ) -> None:

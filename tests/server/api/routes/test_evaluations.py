@@ -93,19 +93,39 @@ async def test_defaults_fit_the_support_set(http: httpx.AsyncClient, services: S
     assert {cell["method"] for cell in with_prompt} == {"in_context", "blend"}
 
 
-async def test_a_set_with_a_label_of_one_example_is_evaluated_in_context(
-    http: httpx.AsyncClient, services: Services
-) -> None:
+async def test_the_only_example_of_a_label_is_no_query(http: httpx.AsyncClient, services: Services) -> None:
     await services.support_sets.put_examples("colours", [NewExample(id="new", media=(MEDIA["red"],), label="hot")])
     created = await evaluate(http)
-    cells = (await services.evaluations.get(created["id"])).plan["settled"]["cells"]
-    assert {cell["method"] for cell in cells} == {"in_context"}
-    response = await http.post("/v1/support_sets/colours/evaluate", json={"methods": ["knn"]})
+    plan = (await services.evaluations.get(created["id"])).plan["settled"]
+    assert {cell["method"] for cell in plan["cells"]} == {"in_context", "nearest_mean", "knn", "linear", "blend"}
+    assert created["labels"] == ["warm", "cold", "hot"]
+    assert (created["queries"], created["examples"], "new" in created["left_out"]) == (6, 7, False)
     assert created["note"].startswith("The label 'hot' has a single example.")
-    assert (response.status_code, response.json()["error"]["param"]) == (400, "methods")
-    assert response.json()["error"]["message"] == (
-        "knn needs two examples of each candidate, one of which is left out, and 'hot' has fewer"
-    )
+
+
+@pytest.mark.parametrize(
+    ("field", "obstacle"),
+    [
+        ("label", "leaves out one of several examples of a label, and no label has two"),
+        ("text", "needs two examples of each candidate to leave one out, and 'hot' has fewer"),
+    ],
+)
+async def test_methods_by_likeness_cannot_leave_out_the_only_examples(
+    http: httpx.AsyncClient, services: Services, field: str, obstacle: str
+) -> None:
+    hot = NewExample(id="a", media=(MEDIA["red"],), **{field: "hot"})  # type: ignore[arg-type]
+    cold = NewExample(id="b", media=(MEDIA["blue"],), **{field: "cold"})  # type: ignore[arg-type]
+    await services.support_sets.create("few", [hot, cold])
+    response = await http.post("/v1/support_sets/few/evaluate", json={"methods": ["knn"]})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["message"]) == (400, "methods", f"knn {obstacle}")
+    async with running(services):
+        created = (await http.post("/v1/support_sets/few/evaluate", json={"k": [1]})).json()
+        evaluation = await wait_until_ended(http, created["id"])
+    assert {row["method"] for row in evaluation["summary"]} == {"in_context"}
+    assert evaluation["queries"] == 2
+    assert evaluation["recommendation"] is None
+    assert evaluation["note"].startswith("No setting is recommended: leave-one-out could measure in_context alone")
 
 
 async def test_cells_that_were_stored_before_there_were_methods_are_in_context(
@@ -198,7 +218,18 @@ async def test_shots_that_cannot_attend_alone_are_refused(
 async def test_a_set_of_one_example_cannot_be_evaluated(http: httpx.AsyncClient, services: Services) -> None:
     await services.support_sets.create("single", [NewExample(id="a", media=(MEDIA["red"],), label="warm")])
     response = await http.post("/v1/support_sets/single/evaluate", json={})
-    assert (response.status_code, response.json()["error"]["param"]) == (400, "k")
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "support_set")
+    assert error["message"] == "an evaluation needs at least two examples, the support set has 1"
+
+
+async def test_a_set_of_one_label_cannot_be_evaluated(http: httpx.AsyncClient, services: Services) -> None:
+    examples = [NewExample(id=name, media=(MEDIA["red"],), label="warm") for name in "ab"]
+    await services.support_sets.create("single", examples)
+    response = await http.post("/v1/support_sets/single/evaluate", json={})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "candidates")
+    assert error["message"] == "all examples have the answer 'warm', an evaluation needs a second candidate"
 
 
 async def test_a_full_queue_refuses_before_a_body_or_a_set_is_read(

@@ -12,6 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from server.fewshot.methods import METHODS, load_method
 from server.fewshot.methods.likeness import (
     CHOICE_FOLDS,
+    KEPT,
     MAX_FOLDS,
     SCALE,
     Array,
@@ -138,13 +139,19 @@ def test_a_fold_has_one_example_of_each_label() -> None:
 def test_folds_keep_the_shares_of_labels_of_different_sizes() -> None:
     labels = np.repeat([0, 1, 2], [40, 4, 1])
     fold_of = folds(labels, 10)
-    assert np.bincount(fold_of).tolist() == [5, 5, 5, 5, 4, 4, 4, 4, 4, 4, 1]
-    assert fold_of[-1] == 10  # alone: nothing of its label would be left
+    assert np.bincount(fold_of[:-1]).tolist() == [5, 5, 5, 5, 4, 4, 4, 4, 4, 4]
+    assert fold_of[-1] == KEPT, "nothing of its label would be left"
     assert all(np.bincount(labels[fold_of == fold], minlength=3)[1] <= 1 for fold in range(10))
 
 
-def test_only_examples_of_their_own_labels_are_left_out_alone() -> None:
-    assert sorted(folds(np.array([2, 0, 1])).tolist()) == [1, 2, 3]
+def test_the_only_example_of_a_label_is_never_left_out() -> None:
+    assert folds(np.array([2, 0, 1])).tolist() == [KEPT] * 3
+    few = examples(3, 4, 0.5)
+    is_kept = (few.labels != 2) | (np.cumsum(few.labels == 2) == 1)
+    labelled, method = few.without(~is_kept), Remembering()
+    logs = left_out_log_probabilities(method, labelled)
+    assert np.isnan(logs).all(1).tolist() == (labelled.labels == 2).tolist()
+    assert sorted(method.sizes) == [len(labelled.labels) - 2] * 4, "one of each other label is left out"
 
 
 @pytest.mark.parametrize("name", METHODS)
