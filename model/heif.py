@@ -15,7 +15,7 @@ MIN_VERSION = (1, 8)
 # PIL's name of the format
 FORMAT = "HEIF"
 NOT_INSTALLED = (
-    "HEIC images are read by servers with the extra heif (pip install 'flamboyance[heif]'), which this one lacks: "
+    "HEIC images are read by servers that have the package pillow-heif (the extra heif), which this one lacks: "
     "send JPEG or PNG"
 )
 # brands of stills whose codec is HEVC, and of those with any codec

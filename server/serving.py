@@ -123,7 +123,7 @@ def _trace_requests(app: FastAPI, endpoint: str, model_name: str) -> None:
     try:
         tracing = import_module("server.telemetry.tracing")
     except ModuleNotFoundError as error:
-        message = f"otlp_endpoint: {error.name} is not installed: pip install 'flamboyance[otel]'"
+        message = f"otlp_endpoint: {error.name} is not installed: install the extra otel"
         raise SettingsError(message) from None
     tracing.trace_requests(app, endpoint, model_name)
 

@@ -54,7 +54,7 @@ def read_rows(name: str) -> list[dict[str, Any]]:
 
 def prompt(name: str, row: Mapping[str, Any]) -> list[Part]:
     if name == "questions":
-        return [image(row["image"]), text(questions.doc_to_text(row))]
+        return [image(row["image"]), text(f"Question: {questions.doc_to_text(row)} Answer:")]  # the template vqa
     shots = [shot(example["image"], f"{drawings.QUESTION} {example['word']}.") for example in row["shots"]]
     return [*chain.from_iterable(shots), image(row["image"]), text(drawings.QUESTION)]
 

@@ -49,8 +49,12 @@ def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
 
 async def _run(options: Namespace, database: Database) -> None:
     try:
-        if options.command != "create":  # `create` may run before the first start of the server
+        try:
             database.require()
+        except SettingsError:
+            if options.command != "create":  # which may run before the first start of the server
+                raise
+            print("the database is new: a server with another one does not know this key", file=sys.stderr)
         await COMMANDS[options.command](options, Keys(database))
     finally:
         database.close()

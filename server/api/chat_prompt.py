@@ -14,7 +14,8 @@ is written as follows, for a family with an end-of-chunk token (others end the l
 
 and the model continues with " a dog", whose space belongs to the template. Text and media keep their order, except that
 media after the last text of a turn move before that text, because text reads the media before it. The templates of few-shot
-requests (`caption`, `vqa`) write the same turns in their own way: the user's text is the question.
+requests (`caption`, `vqa`) write the same turns in their own way: the user's text is the question. Without an answer before
+it, a question about one image or video is written as `vqa` by default: nothing else shows the model that an answer follows.
 
 A function call is written as its arguments. Without a result, it is an answer. If its result follows, both become part of
 the question, and the next answer completes the shot.
@@ -49,6 +50,8 @@ from server.served_model import ServedModel
 PLAIN = Template(name="plain", shot="{media}{question} {answer}")
 # for a question that already ends in a space
 PLAIN_UNSPACED = Template(name="plain", shot="{media}{question}{answer}")
+# the template of a question that follows no answer
+FIRST_QUESTION = "vqa"
 
 
 @dataclass(slots=True)
@@ -95,7 +98,7 @@ class Conversation:
 
 
 async def prepare_chat(
-    messages: Sequence[Message], template: str, model: ServedModel, intake: Intake
+    messages: Sequence[Message], template: str | None, model: ServedModel, intake: Intake
 ) -> tuple[PreparedPrompt, Template]:
     """Return the prompt of a conversation, and its template, which determines the lead and the end of an answer.
 
@@ -104,7 +107,7 @@ async def prepare_chat(
     conversation = read_conversation(messages)
     parts = {item.param: item.part for turn in [*conversation.shots, conversation.query] for item in turn.media}
     media = await intake.read_all(parts, "messages")
-    chosen = find_template(template, conversation.query, model.config)
+    chosen = find_template(template, conversation, model.config)
     segments = lay_out(conversation, chosen, {param: item.digest for param, item in media.items()})
     by_digest = {item.digest: item for item in media.values()}
     return await model.tokenize(encode_segments, segments, by_digest, model, "messages"), chosen
@@ -159,9 +162,15 @@ def _check_names(messages: Sequence[Message]) -> None:
             raise InvalidRequest(text, param=f"messages[{index}].name")
 
 
-def find_template(name: str, query: Turn, config: FlamingoConfig) -> Template:
-    """Return the template of this name. Raises `InvalidRequest` if this model's family has no such template."""
-    known = built_in(config)
+def find_template(name: str | None, conversation: Conversation, config: FlamingoConfig) -> Template:
+    """Return the template of this name, or the default one of a conversation.
+
+    Raises `InvalidRequest` if this model's family has no such template.
+    """
+    known, query = built_in(config), conversation.query
+    if name is None:
+        is_first = not conversation.shots and len(query.media) == 1 and query.text.strip()
+        name = FIRST_QUESTION if is_first else PLAIN.name
     if name == PLAIN.name:
         return with_end(PLAIN if _gap(query) else PLAIN_UNSPACED, config.prompt)
     if name not in known:

@@ -294,7 +294,11 @@ class ChatTemplateOptions(Schema):
 class ConversationFields(ModelRequest):
     """The fields that make messages a prompt."""
 
-    template: TemplateName = Field("plain", description="How turns are written: `plain`, or as a few-shot template.")
+    template: TemplateName | None = Field(
+        None,
+        description="How turns are written: `plain`, or as a few-shot template. Default: `vqa` for a question about one "
+        "image or video that follows no answer, else `plain`.",
+    )
     tools: list[Tool] = Field(
         [],
         max_length=MAX_TOOLS,

@@ -119,7 +119,7 @@ def prompt_form(value: Any) -> str:
         return "<string>"
     first = value[0] if isinstance(value, list) and value else None
     if isinstance(first, str | list):
-        return "<list of prompts>"
+        return "<parts>" if any(isinstance(item, dict) for item in value) else "<list of prompts>"
     return "<token ids>" if isinstance(first, int) else "<parts>"
 
 

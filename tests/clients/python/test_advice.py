@@ -34,7 +34,7 @@ def test_advice_is_for_a_code_of_the_server(code: str) -> None:
 @pytest.mark.parametrize(
     ("status", "text"),
     [
-        (401, "401: no. Pass the server's key: Client(api_key=...)."),
+        (401, "401: no. Client(api_key=...) takes a key of this server."),
         (503, "503: no. Try again later."),
         (500, "500: no. The server's log has the cause."),
         (400, "400: no"),

@@ -34,12 +34,12 @@ def assistant(content: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": content}
 
 
-def write(messages: Sequence[dict[str, Any]], template: str = "plain", config: FlamingoConfig = CONFIG) -> str:
+def write(messages: Sequence[dict[str, Any]], template: str | None = "plain", config: FlamingoConfig = CONFIG) -> str:
     """Return the prompt as one string with the ids of its media."""
     conversation = read_conversation(ChatRequest.model_validate({"messages": messages}).messages)
     turns = [*conversation.shots, conversation.query]
     digests = {s.param: str(getattr(s.part, "image_id", "<url>")).encode() for turn in turns for s in turn.media}
-    segments = lay_out(conversation, find_template(template, conversation.query, config), digests)
+    segments = lay_out(conversation, find_template(template, conversation, config), digests)
     return "".join(map(spell, segments))
 
 
@@ -55,7 +55,7 @@ def spell(segment: Segment) -> str:
 
 def lead(messages: Sequence[dict[str, Any]], template: str = "plain") -> str:
     conversation = read_conversation(ChatRequest.model_validate({"messages": messages}).messages)
-    return find_template(template, conversation.query, CONFIG).lead
+    return find_template(template, conversation, CONFIG).lead
 
 
 def named(message: dict[str, Any], name: str) -> dict[str, Any]:
@@ -153,6 +153,26 @@ def test_templates_of_few_shot_requests_may_write_turns() -> None:
         "<img_a>Question:What is this? Short answer:a cat<end>\n<img_b>Question:And this? Short answer:"
     )
     assert write([*SHOT, user(B)], "caption") == "<img_a>Output:a cat<end>\n<img_b>Output:"
+
+
+@pytest.mark.parametrize(
+    ("messages", "is_vqa"),
+    [
+        ([user(A, "q?")], True),
+        ([system("s"), user("q?", A)], True),
+        ([user(A, "q?"), user("And r?")], True),
+        ([user(A, "q?"), assistant("a"), user(B, "r?")], False),
+        ([user("q?")], False),
+        ([user(A)], False),
+        ([user(A, " ")], False),
+        ([user(A, B, "q?")], False),
+    ],
+)
+def test_a_question_about_one_image_that_follows_no_answer_has_the_template_vqa(
+    messages: list[dict[str, Any]], is_vqa: bool
+) -> None:
+    """After a bare question, a model often ends its answer at once."""
+    assert write(messages, None) == write(messages, "vqa" if is_vqa else "plain")
 
 
 def test_an_unknown_template_or_a_missing_value_is_refused() -> None:

@@ -69,8 +69,8 @@ async def test_auto_does_not_follow_an_evaluation_that_could_not_measure_likenes
     http: httpx.AsyncClient, services: Services
 ) -> None:
     """With a single example per label, leave-one-out measures only what the model knows without an example."""
-    others = [example.id for example in EXAMPLES if example.id not in ("red", "blue")]
-    await services.support_sets.remove_examples("colours", others)
+    removed = [example.id for example in EXAMPLES if example.id not in ("red", "blue")]
+    await services.support_sets.remove_examples("colours", removed)
     evaluation = await run_evaluation(http, services, k=[1], strategies=["first"])
     assert [row["method"] for row in evaluation["summary"]] == ["in_context"]
     assert evaluation["recommendation"] is None

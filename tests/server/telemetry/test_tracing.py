@@ -266,7 +266,7 @@ def test_the_setting_without_the_packages_names_the_extra(folder: Path, tmp_path
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "error: otlp_endpoint: opentelemetry.sdk" in done.stderr.splitlines()[-1]
-    assert "pip install 'flamboyance[otel]'" in done.stderr.splitlines()[-1]
+    assert "is not installed: install the extra otel" in done.stderr.splitlines()[-1]
 
 
 def test_a_collector_that_does_not_respond_delays_no_request(folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ ADVICE: Mapping[str, str] = {
     "name_taken": "Choose another name, or delete that set; create(..., exist_ok=True) returns it",
     "version_conflict": "Another client has changed the set: get it again, and repeat the change",
     "image_in_use": "Delete the support sets that show it first",
-    "invalid_api_key": "Pass the server's key: Client(api_key=...)",
+    "invalid_api_key": "Client(api_key=...) takes a key of this server",
     "not_found": "Is this the address of a Flamboyance server of this version?",
     "model_not_found": "client.models() returns the served model",
     "support_set_not_found": "client.support_sets.list() returns the sets that exist",

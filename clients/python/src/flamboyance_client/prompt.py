@@ -102,11 +102,14 @@ def image(source: Media | None = None, *, uuid: str | None = None) -> ImagePart:
     The last two are sent as PNG, which is lossless. A PIL image is turned upright as its EXIF orientation says. An array
     has the dtype uint8 and the shape [height, width, 3] or [height, width].
     `uuid` names the image. Without `source`, the part shows the image that was sent under this name before; the server
-    answers `NotFound` if it does not have it any more. Raises `ValueError` without both.
+    answers `NotFound` if it does not have it any more. Raises `ValueError` without both, and for a video.
     """
     part: ImagePart = {"type": "image_url"}
     if source is not None:
-        part["image_url"] = {"url": to_url(source)}
+        url = to_url(source)
+        if url.startswith("data:video/"):
+            raise ValueError("this is a video: pass it to video(...)")
+        part["image_url"] = {"url": url}
     if uuid is not None:
         part["uuid"] = uuid
     _require(source, uuid)
@@ -134,9 +137,10 @@ def end_of_chunk() -> EndOfChunkPart:
     return {"type": "end_of_chunk"}
 
 
-def shot(media: Media, answer: str, *, end: bool = True) -> list[Part]:
-    """Return the parts of one worked example: an image, its text, and the end of its chunk."""
-    return [image(media), text(answer), *([end_of_chunk()] if end else [])]
+def shot(media: Media | ImagePart | VideoPart, answer: str, *, end: bool = True) -> list[Part]:
+    """Return the parts of one worked example: an image or `video(...)`, its text, and the end of its chunk."""
+    part = media if isinstance(media, dict) else image(media)
+    return [part, text(answer), *([end_of_chunk()] if end else [])]
 
 
 def to_wire(prompt: Prompt) -> str | list[Part | int]:

@@ -152,7 +152,7 @@ async def test_a_heic_still_without_the_extra_is_refused_by_its_name(
     data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
     response = await http.post("/v1/images", content=data, headers={"Content-Type": "image/heic"})
     assert_refused(response, 400, "invalid_media", "body")
-    assert "pip install 'flamboyance[heif]'" in response.json()["error"]["message"]
+    assert "the package pillow-heif (the extra heif)" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(("body", "status", "code", "param"), [bad[1:] for bad in BAD], ids=[bad[0] for bad in BAD])

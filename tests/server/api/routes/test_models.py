@@ -60,7 +60,8 @@ async def test_tokenize_returns_the_token_ids_of_a_prompt(http: httpx.AsyncClien
 
 async def test_tokenize_returns_the_token_ids_of_a_chat(http: httpx.AsyncClient) -> None:
     messages = [{"role": "user", "content": [image_part(), {"type": "text", "text": "ab"}]}]
-    body = (await http.post("/tokenize", json={"messages": messages, "return_token_strs": True})).json()
+    fields = {"messages": messages, "template": "plain", "return_token_strs": True}
+    body = (await http.post("/tokenize", json=fields)).json()
     assert body["tokens"] == [TOKENIZER.media_token_id, *TOKENIZER.encode_plain("ab")]
     assert body["token_strs"] == ["<image>", "a", "b"]
 

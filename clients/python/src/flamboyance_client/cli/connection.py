@@ -49,7 +49,7 @@ def print_json(document: Any) -> None:
 def _message(error: Exception, url: str) -> str:
     if isinstance(error, NotConnected):
         start = "start one with `flamboyance serve`, or give the URL of another with --url or FLAMBOYANCE_URL"
-        return f"no server at {url} ({error}): {start}"
+        return f"no server at {url} ({error.__cause__}): {start}"
     if isinstance(error, ApiError):
         return _server_message(error)
     return str(error) or type(error).__name__

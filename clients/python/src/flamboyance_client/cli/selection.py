@@ -17,7 +17,7 @@ SupportSetOption = Annotated[
 ]
 K = Annotated[
     int | None,
-    typer.Option("-k", min=0, show_default=False, help="The number of shots; without it the server's default."),
+    typer.Option("-k", "--k", min=0, show_default=False, help="The number of shots; without it the server's default."),
 ]
 StrategyOption = Annotated[Strategy, typer.Option(help="How the shots are selected.")]
 ShotsAttendOption = Annotated[

@@ -62,7 +62,9 @@ def show(
 @app.command()
 def evaluate(
     name: Name,
-    k: Annotated[list[int] | None, typer.Option("-k", min=0, show_default=False, help="A number of shots.")] = None,
+    k: Annotated[
+        list[int] | None, typer.Option("-k", "--k", min=0, show_default=False, help="A number of shots.")
+    ] = None,
     strategy: Annotated[
         list[str] | None, typer.Option(show_default=False, help="How shots are selected, such as rices_image.")
     ] = None,
