@@ -190,7 +190,8 @@ class SafetensorsFiles(Mapping[str, Tensor]):
             self._file_of |= dict.fromkeys(opened.keys(), opened)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._file_of[name].get_tensor(name)
+        # safetensors returns a view of a flat tensor, which keeps the file mapped even when other data replace the view's
+        return self._file_of[name].get_tensor(name).detach()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)

@@ -13,7 +13,7 @@ from model.cpu import Format
 from model.folder import WEIGHTS, load_folder, save_folder
 from model.inference import prepare_for_inference
 from model.reference import encode, log_probs
-from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
+from tests.tiny_models import CONFIGS, KIN_CONFIG, byte_tokenizer, tiny_model
 
 CONFIG = CONFIGS["idefics"]
 TOKENS, INDEX = [5, 9, 11, 7], [0, 0, 0, 0]
@@ -37,6 +37,14 @@ def test_a_file_is_unmapped_when_most_of_it_was_copied(folder: Path, formats: Se
     prepared = prepare_for_inference(model, formats)
     assert is_mapped(folder / WEIGHTS) == stays
     assert prepared.flamingo is model
+
+
+def test_buffers_that_were_copied_do_not_keep_a_file_mapped(tmp_path: Path) -> None:
+    """The classifier behind kin is the only part of the default model that stays as loaded, and consists of buffers."""
+    save_folder(tmp_path, KIN_CONFIG, tiny_model(KIN_CONFIG).state_dict().items(), byte_tokenizer().to_str())
+    prepared = prepare_for_inference(load_folder(tmp_path, "cpu", torch.float32), ("bfloat16",))
+    assert prepared.flamingo.vision.kin is not None
+    assert not is_mapped(tmp_path / WEIGHTS)
 
 
 def test_an_unmapped_model_does_not_read_its_file(folder: Path) -> None:
