@@ -89,7 +89,7 @@ def recommendation_of(evaluation: Evaluation) -> dict[str, Any] | None:
 def lacks_likeness(evaluation: Evaluation) -> bool:
     """Return whether methods by likeness could not be measured, although requests can use them."""
     plan = evaluation.plan
-    # those of an evaluation that was stored earlier have no method, and neither has its plan the first field
+    # an earlier version of the server stored neither this field nor the methods of cells
     is_wanted = plan.get("comparable", False) and not plan["request"].get("methods")
     return is_wanted and all(cell["method"] == IN_CONTEXT for cell in plan["settled"]["cells"])
 
