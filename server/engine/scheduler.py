@@ -189,8 +189,7 @@ class Scheduler:
         earned = HEAVY_SHARE * plan.seconds / max(sum(map(bool, kinds)), 1)
         for kind, sequences in enumerate(kinds):
             credit = min(self._credits[kind] + earned, most) if sequences else 0.0
-            before = plan.seconds
-            is_shared = kind == 0 and bool(heavy.prompts)
+            before, is_shared = plan.seconds, kind == 0 and bool(heavy.prompts)
             free = ((1 + HEAVY_SHARE) * self.pace.fixed - before) / (1 + is_shared)
             self._fill(plan, _in_turn(sequences), before + max(credit, free), may_exceed=credit == most)
             self._credits[kind] = max(credit - (plan.seconds - before), -debts[kind])

@@ -217,9 +217,6 @@ Message = Annotated[
 ]
 
 
-TemplateName = Annotated[str, Field(min_length=1, max_length=128)]
-
-
 class TextFormat(Schema):
     type: Literal["text"]
 
@@ -294,10 +291,9 @@ class ChatTemplateOptions(Schema):
 class ConversationFields(ModelRequest):
     """The fields that make messages a prompt."""
 
-    template: TemplateName | None = Field(
+    template: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
         None,
-        description="How turns are written: `plain`, or as a few-shot template. Default: `vqa` for a question about one "
-        "image or video that follows no answer, else `plain`.",
+        description="How turns are written. Default: `vqa` for a first question about one image or video, else `plain`.",
     )
     tools: list[Tool] = Field(
         [],

@@ -120,7 +120,7 @@ def test_the_limits_hold_before_pixels_are_decoded(monkeypatch: pytest.MonkeyPat
 def test_without_the_extra_it_is_named(brand: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heif, "is_installed", lambda: False)
     for read in (media_type_of, lambda data: load_image(data, LIMITS)):
-        with pytest.raises(HeifNotInstalled, match=r"pip install 'flamboyance\[heif\]'.*send JPEG or PNG"):
+        with pytest.raises(HeifNotInstalled, match=r"\(the extra heif\).*send JPEG or PNG"):
             read(still(brand, b"mif1", b"heic"))
     with pytest.raises(MediaError, match="not one of MP4, WebM, Matroska"):
         list(load_video(still(brand), LIMITS))

@@ -883,7 +883,7 @@ export interface components {
             shots_attend: "previous" | "alone" | null;
             /** @description The name of a served model. */
             model?: string | null;
-            /** @description How turns are written: `plain`, or as a few-shot template. Default: `vqa` for a question about one image or video that follows no answer, else `plain`. */
+            /** @description How turns are written. Default: `vqa` for a first question about one image or video, else `plain`. */
             template?: string | null;
             /**
              * @description Functions that `tool_choice` can select. They are not part of the prompt.
@@ -3676,7 +3676,7 @@ export interface components {
         TokenizeRequest: {
             /** @description The name of a served model. */
             model?: string | null;
-            /** @description How turns are written: `plain`, or as a few-shot template. Default: `vqa` for a question about one image or video that follows no answer, else `plain`. */
+            /** @description How turns are written. Default: `vqa` for a first question about one image or video, else `plain`. */
             template?: string | null;
             /**
              * @description Functions that `tool_choice` can select. They are not part of the prompt.
