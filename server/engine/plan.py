@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, abc
 from dataclasses import dataclass, field
-from math import inf
+from math import ceil, inf
 
 from server.engine.caches.media import Piece
 from server.engine.sequence import Sequence
@@ -96,6 +96,10 @@ class Plan:
         if self.pace.per_frame and self.max_seconds < inf:
             left = min(left, int((self.max_seconds - self.seconds) / self.pace.per_frame))
         return max(left, int(self.may_exceed and not self.pieces))
+
+    def steps_per_frame(self, share: float) -> int:
+        """Return in how many steps like this one a share of their time adds up to a frame."""
+        return max(ceil(self.pace.per_frame / (share * self.seconds)), 1) if self.seconds else 1
 
     @property
     def reads_its_pages(self) -> bool:

@@ -68,9 +68,9 @@ class Scheduler:
         else:
             self._fill_by_turns(plan)
         self._fill_at_last(plan)
-        # side work encodes media next to the rows
+        # side work encodes media next to the rows, in a share of the time: where frames are slow, not in each step
         plan.max_seconds = (1 + HEAVY_SHARE) * plan.seconds if plan.rows else self.config.step_seconds
-        plan.may_exceed = True
+        plan.may_exceed = not plan.rows or self._step % plan.steps_per_frame(HEAVY_SHARE) == 0
         return plan
 
     def schedule_after(self, before: Plan) -> Plan | None:

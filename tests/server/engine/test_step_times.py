@@ -8,7 +8,7 @@ from statistics import mean
 
 import pytest
 
-from server.engine.scheduler import LONE_SECONDS, LONE_STEPS
+from server.engine.scheduler import HEAVY_SHARE, LONE_SECONDS, LONE_STEPS
 from server.wire import BACKGROUND_PRIORITY
 from tests.engine_simulation import Costs, Simulation
 from tests.server.engine.test_scheduler import CONFIG
@@ -98,6 +98,21 @@ def test_the_smallest_pieces_of_a_slow_machine_do_not_run_next_to_each_small_req
     assert sorted(times)[18] <= 3 * alone
     pieces = [row for plan in simulation.runner.plans[began:] for row in plan.rows if row.count >= 16]
     assert len(pieces) > 20, "the long prompts advance"
+
+
+@pytest.mark.parametrize("frame", [0.018, 0.05])
+def test_frames_for_vectors_take_their_share_of_the_time_beside_small_requests(frame: float) -> None:
+    """A frame may take longer than such a step: then not each step has one."""
+    costs = Costs(frame=frame)
+    simulation = Simulation(replace(CONFIG, step_seconds=0.05), costs)
+    alone = mean(simulation.arrive(simulation.now + 0.5) for _ in range(3))
+    simulation.embed(1000)
+    began = len(simulation.runner.plans)
+    times = [simulation.arrive(simulation.now + 0.1) for _ in range(20)]
+    assert sorted(times)[18] <= 2.2 * alone + frame
+    beside = [plan for plan in simulation.runner.plans[began:] if plan.rows]
+    share = sum(plan.num_frames for plan in beside) * frame / sum(map(costs.of, beside))
+    assert 0.1 < share < HEAVY_SHARE / (1 + HEAVY_SHARE) + 0.05
 
 
 def step_seconds(simulation: Simulation, seconds: float) -> list[float]:
