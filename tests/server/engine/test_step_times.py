@@ -110,8 +110,8 @@ def test_frames_for_vectors_take_their_share_of_the_time_beside_small_requests(f
     began = len(simulation.runner.plans)
     times = [simulation.arrive(simulation.now + 0.1) for _ in range(20)]
     assert sorted(times)[18] <= 2.2 * alone + frame
-    beside = [plan for plan in simulation.runner.plans[began:] if plan.rows]
-    share = sum(plan.num_frames for plan in beside) * frame / sum(map(costs.of, beside))
+    shared_steps = [plan for plan in simulation.runner.plans[began:] if plan.rows]
+    share = sum(plan.num_frames for plan in shared_steps) * frame / sum(map(costs.of, shared_steps))
     assert 0.1 < share < HEAVY_SHARE / (1 + HEAVY_SHARE) + 0.05
 
 
