@@ -299,7 +299,7 @@ def _dtype(settings: Settings, device: torch.device) -> torch.dtype:
 
 
 def warm_up(engine: Engine, media_token_id: int, image_size: int) -> None:
-    """Run two requests like any others, while kernels are compiled and libraries choose their algorithms.
+    """Compile the loops of attention, and run two requests like any others, while libraries choose their algorithms.
 
     An image is encoded, a prompt is computed and decoded, and a second prompt that shares its beginning is computed while
     the first decodes. If keys have offsets, a third one has a shot that attends alone. The prefix cache is empty
