@@ -5,6 +5,7 @@ with Client() as client:
     print(client.complete(prompt, max_tokens=5).text)
 """
 
+from flamboyance_client.accuracy import Accuracy, Comparison
 from flamboyance_client.client import AsyncClient, Client
 from flamboyance_client.curation import (
     Conflicting,
@@ -78,6 +79,7 @@ from flamboyance_client.replies import Choice, Completion, Health, Logprobs, Mod
 from flamboyance_client.retries import Retries
 
 __all__ = [
+    "Accuracy",
     "ApiError",
     "ApiKey",
     "AsyncClient",
@@ -88,6 +90,7 @@ __all__ = [
     "Classification",
     "ClassifyOptions",
     "Client",
+    "Comparison",
     "Completion",
     "Conflict",
     "Conflicting",

@@ -19,6 +19,7 @@ from weakref import finalize
 
 import httpx
 
+from flamboyance_client.accuracy import Accuracy, LabelledQueries, labelled_queries
 from flamboyance_client.api import Api, Call, CompletionEvents, api_error, checked_options
 from flamboyance_client.async_resources import AsyncEvaluations, AsyncFewShot, AsyncImages, AsyncSupportSets
 from flamboyance_client.batches import CONCURRENCY, OnError, checked_queries, classifications, run_all, run_all_async
@@ -26,7 +27,7 @@ from flamboyance_client.connection import checked_url, headers, request_argument
 from flamboyance_client.errors import FlamboyanceError
 from flamboyance_client.fewshot import AnyQuery
 from flamboyance_client.keys import AsyncKeys, Keys
-from flamboyance_client.options import ClassifyOptions, InspectOptions, Options, ScoreOptions
+from flamboyance_client.options import ClassifyOptions, InspectOptions, Method, Options, ScoreOptions
 from flamboyance_client.prompt import Part, Prompt
 from flamboyance_client.records import Classification, Score
 from flamboyance_client.replies import Completion, Health, Json, Model
@@ -126,6 +127,27 @@ class Client:
         checked_options(ClassifyOptions, options)
         outcomes = run_all(lambda query: self.classify(query, **options), items, concurrency)
         return outcomes if on_error == "return" else classifications(outcomes, items)
+
+    def measure(
+        self,
+        queries: LabelledQueries,
+        *,
+        methods: Sequence[Method] = ("auto",),
+        concurrency: int = CONCURRENCY,
+        **options: Unpack[ClassifyOptions],
+    ) -> tuple[Accuracy, ...]:
+        """Classify labelled queries by each method, and return how many of the labels are as expected.
+
+        `queries` is a folder whose subfolders are named after the labels, or pairs of a query and its label. Queries that
+        are examples of the set would be answered too well; leave them out. Raises what `classify_many` raises.
+        """
+        items, labels = labelled_queries(queries)
+        accuracies = []
+        for method in methods:
+            options["method"] = method
+            answers = self.classify_many(items, concurrency=concurrency, **options)
+            accuracies.append(Accuracy.of(method, answers, labels))
+        return tuple(accuracies)
 
     def score(
         self, prompt: Prompt, candidates: Sequence[str | Sequence[int]], **options: Unpack[ScoreOptions]
@@ -273,6 +295,23 @@ class AsyncClient:
         checked_options(ClassifyOptions, options)
         outcomes = await run_all_async(lambda query: self.classify(query, **options), items, concurrency)
         return outcomes if on_error == "return" else classifications(outcomes, items)
+
+    async def measure(
+        self,
+        queries: LabelledQueries,
+        *,
+        methods: Sequence[Method] = ("auto",),
+        concurrency: int = CONCURRENCY,
+        **options: Unpack[ClassifyOptions],
+    ) -> tuple[Accuracy, ...]:
+        """Classify labelled queries by each method, as `Client.measure` does."""
+        items, labels = await asyncio.to_thread(labelled_queries, queries)
+        accuracies = []
+        for method in methods:
+            options["method"] = method
+            answers = await self.classify_many(items, concurrency=concurrency, **options)
+            accuracies.append(Accuracy.of(method, answers, labels))
+        return tuple(accuracies)
 
     async def score(
         self, prompt: Prompt, candidates: Sequence[str | Sequence[int]], **options: Unpack[ScoreOptions]

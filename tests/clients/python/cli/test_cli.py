@@ -213,6 +213,35 @@ class TestSupportSets:
         assert [document["image"]] in [line[:1] for line in words(output)]
         assert "1 images are in the set already" in output
 
+    def test_a_folder_tests_a_set(self, made: Client, folder: Path, tmp_path: Path) -> None:
+        for label, colour, width in (("red", "red", 31), ("blue", "blue", 32), ("blue", "red", 33)):
+            (tmp_path / label).mkdir(exist_ok=True)
+            Image.new("RGB", (width, 7), colour).save(tmp_path / label / f"{width}.png")
+        (tmp_path / "red" / "known.png").write_bytes((folder / "red" / "23.png").read_bytes())
+        arguments = ("support-set", "test", "cli-colours", tmp_path, "--method", "nearest_mean", "--method", "knn")
+        nearest, neighbours = documents(*arguments)
+        assert (nearest["method"], neighbours["method"]) == ("nearest_mean", "knn")
+        assert (nearest["queries"], nearest["labelled"], nearest["correct"]) == (3, 3, 2)
+        assert nearest["mistakes"] == [{"expected": "blue", "answered": "red", "count": 1}]
+        lowest, highest = nearest["accuracy_interval"]
+        assert 0 < lowest < 2 / 3 < highest < 1
+        output = process(*arguments)
+        assert "3 images, without 1 that are examples of the set" in output
+        rows = [" ".join(line) for line in words(output)]
+        assert f"nearest_mean 0.667 {lowest:.3f} to {highest:.3f} 3" in rows
+        assert f"knn 0.667 {lowest:.3f} to {highest:.3f} 3 as many correct" in rows
+        assert "blue red 1" in rows
+
+    def test_a_folder_that_cannot_test_a_set_is_an_error(self, made: Client, folder: Path, tmp_path: Path) -> None:
+        _, errors = run("support-set", "test", "cli-colours", folder, status=1)
+        assert errors == f"error: all images of {folder} are examples of the set: a test needs others\n"
+        (tmp_path / "rde").mkdir()
+        Image.new("RGB", (31, 7), "red").save(tmp_path / "rde" / "1.png")
+        _, errors = run("support-set", "test", "cli-colours", tmp_path, status=1)
+        assert errors == f"error: {tmp_path} has labels that the set does not have: rde; it has blue, red\n"
+        _, errors = run("support-set", "test", "cli-colours", folder / "red", status=1)
+        assert "has no label" in errors
+
     def test_an_export_overwrites_no_file_unless_it_is_forced(self, made: Client, tmp_path: Path) -> None:
         file = tmp_path / "cli-colours.zip"
         file.write_text("mine")

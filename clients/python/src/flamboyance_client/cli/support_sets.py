@@ -5,19 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from flamboyance_client.cli import tables
 from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, print_json
+from flamboyance_client.cli.held_out import as_document, held_out, print_accuracies
 from flamboyance_client.client import Client
 from flamboyance_client.folders import media_files
+from flamboyance_client.options import Method
 from flamboyance_client.records import SupportSet
 from flamboyance_client.stored import PAGE
 from flamboyance_client.transfers import archive_path
 
-app = typer.Typer(help="Create, show, evaluate, diagnose, move and delete support sets.", no_args_is_help=True)
+app = typer.Typer(help="Create, show, evaluate, test, diagnose, move and delete support sets.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="The name or the id of a set.")]
 Version = Annotated[int | None, typer.Option(min=1, show_default=False, help="A version; without it the latest.")]
@@ -107,6 +109,43 @@ def evaluate(
         print_json(evaluation.raw)
     else:
         tables.print_evaluation(evaluation)
+
+
+@app.command("test")
+def measure(
+    name: Name,
+    folder: Annotated[Path, typer.Argument(help="Other images, in subfolders that are named after their labels.")],
+    method: Annotated[
+        list[str] | None,
+        typer.Option(show_default=False, help="How the examples are used; without it auto and nearest_mean."),
+    ] = None,
+    target_accuracy: Annotated[
+        float | None,
+        typer.Option(show_default=False, help="Leave images without a label where labels would be less accurate."),
+    ] = None,
+    target_coverage: Annotated[
+        float | None, typer.Option(show_default=False, help="Label this share of images, the surest ones.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> None:
+    """Measure how well a set labels the images and videos of a folder, by one or more methods.
+
+    Images that are examples of the set are left out. --method may be given several times; the first is compared with the
+    others.
+    """
+    methods = cast("list[Method]", method or ["auto", "nearest_mean"])
+    with connected(url, api_key) as client:
+        queries, num_known = held_out(client, name, folder)
+        accuracies = client.measure(
+            queries, methods=methods, examples=name, target_accuracy=target_accuracy, target_coverage=target_coverage
+        )
+    if json:
+        for accuracy in accuracies:
+            print_json(as_document(accuracy))
+    else:
+        print_accuracies(accuracies, num_known)
 
 
 @app.command()

@@ -1,0 +1,92 @@
+"""The images of a test folder: those that are not examples of a set, and tables of how many are labelled as expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from flamboyance_client.accuracy import Accuracy
+from flamboyance_client.cli.tables import print_table
+from flamboyance_client.client import Client
+from flamboyance_client.fewshot import AnyQuery
+from flamboyance_client.folders import labelled_files
+
+MAX_MISTAKES = 10
+# of one request that looks for images which the set has
+POOL = 16
+# a difference that is as large by chance in more than one of 20 comparisons is not reported as one
+SIGNIFICANCE = 0.05
+
+
+def held_out(client: Client, name: str, folder: Path) -> tuple[list[tuple[AnyQuery, str]], int]:
+    """Return the images of a folder with their labels, without examples of a set, and how many of those there were.
+
+    Raises `ValueError` for a label that the set does not have, and if no image is left.
+    """
+    files = [(file.media, str(file.label)) for file in labelled_files(folder)]
+    labels = client.support_sets.get(name).raw.get("label_counts") or {}
+    if unknown := sorted({label for _, label in files} - set(labels)):
+        raise ValueError(
+            f"{folder} has labels that the set does not have: {', '.join(unknown)}; it has {', '.join(labels)}"
+        )
+    queries: list[tuple[AnyQuery, str]] = []
+    for start in range(0, len(files), POOL):
+        pool = files[start : start + POOL]
+        known = client.support_sets.suggest(name, [media for media, _ in pool], count=1).known
+        queries += [query for index, query in enumerate(pool) if index not in known]
+    if not queries:
+        raise ValueError(f"all images of {folder} are examples of the set: a test needs others")
+    return queries, len(files) - len(queries)
+
+
+def print_accuracies(accuracies: Sequence[Accuracy], num_known: int) -> None:
+    first = accuracies[0]
+    table = Table("method", "accuracy", "95%", "labelled", f"against {first.method}", title=_title(first, num_known))
+    for row in accuracies:
+        name = row.method if row.method == row.used else f"{row.method} ({row.used})"
+        table.add_row(name, *_numbers(row), "" if row is first else _difference(row, first))
+    print_table(table)
+    if first.mistakes:
+        mistakes = Table("expected", "answered", "images", title=f"Mistakes of {first.method}")
+        for (expected, answer), count in sorted(first.mistakes.items(), key=lambda item: -item[1])[:MAX_MISTAKES]:
+            mistakes.add_row(expected, answer, str(count))
+        print_table(mistakes)
+
+
+def as_document(row: Accuracy) -> dict[str, Any]:
+    return {
+        "method": row.method,
+        "used": row.used,
+        "queries": row.queries,
+        "labelled": row.labelled,
+        "correct": row.correct,
+        "accuracy": row.accuracy,
+        "accuracy_interval": row.accuracy_interval,
+        "mistakes": [
+            {"expected": expected, "answered": answer, "count": count}
+            for (expected, answer), count in row.mistakes.items()
+        ],
+    }
+
+
+def _title(row: Accuracy, num_known: int) -> str:
+    return f"{row.queries} images" + (f", without {num_known} that are examples of the set" if num_known else "")
+
+
+def _numbers(row: Accuracy) -> tuple[str, str, str]:
+    if row.accuracy is None or row.accuracy_interval is None:
+        return "", "", "0"
+    lowest, highest = row.accuracy_interval
+    return f"{row.accuracy:.3f}", f"{lowest:.3f} to {highest:.3f}", str(row.labelled)
+
+
+def _difference(row: Accuracy, first: Accuracy) -> str:
+    comparison = row.compare(first)
+    difference = comparison.only_first - comparison.only_second
+    if not difference:
+        return "as many correct"
+    text = f"{abs(difference)} {'more' if difference > 0 else 'fewer'} correct"
+    return text if comparison.p_value < SIGNIFICANCE else f"{text}, which may be chance"

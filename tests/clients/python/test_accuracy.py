@@ -1,0 +1,108 @@
+"""Tests of accuracy on labelled queries: of both clients with a fake server, and against scipy."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from flamboyance_client import AsyncClient, Client, Comparison, QueriesFailed
+from flamboyance_client.accuracy import wilson_interval
+
+Measure = Callable[..., Any]
+# what the fake server answers, by method and content of the query's image
+LABELS: dict[str, dict[str, str | None]] = {
+    "knn": {"a1": "a", "a2": "b", "b1": "b", "b2": "b"},
+    "auto": {"a1": "a", "a2": "a", "b1": None, "b2": "a"},
+}
+PAIRS = [(b"a1", "a"), (b"a2", "a"), (b"b1", "b"), (b"b2", "b")]
+
+
+def answer(request: httpx.Request) -> httpx.Response:
+    body = json.loads(request.content)
+    content = base64.b64decode(body["query"]["image"].partition(",")[2]).decode()
+    if content not in LABELS[body["method"]]:
+        error = {"message": "no", "code": "invalid_media", "param": "query.image"}
+        return httpx.Response(400, json={"error": error})
+    label = LABELS[body["method"]][content]
+    used = "nearest_mean" if body["method"] == "auto" else body["method"]
+    answered: dict[str, Any] = {"label": label, "confidence": 0.5, "candidates": [], "method": used, "threshold": 0.5}
+    return httpx.Response(200, json=answered)
+
+
+@pytest.fixture(params=["sync", "async"])
+def measure(request: pytest.FixtureRequest) -> Measure:
+    """The method `measure` of a client of the fake server."""
+    if request.param == "sync":
+        client = Client("http://server", transport=httpx.MockTransport(answer))
+        return client.measure
+
+    async def threaded(request: httpx.Request) -> httpx.Response:
+        return await asyncio.to_thread(answer, request)
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        async def measured() -> Any:
+            async with AsyncClient("http://server", transport=httpx.MockTransport(threaded)) as client:
+                return await client.measure(*arguments, **options)
+
+        return asyncio.run(measured())
+
+    return run
+
+
+def test_each_method_is_measured_on_the_same_queries(measure: Measure) -> None:
+    knn, auto = measure(PAIRS, methods=["knn", "auto"], examples="letters")
+    assert (knn.method, knn.used, knn.queries, knn.labelled, knn.correct) == ("knn", "knn", 4, 4, 3)
+    assert (knn.accuracy, knn.coverage, knn.mistakes) == (0.75, 1.0, {("a", "b"): 1})
+    assert knn.accuracy_interval == wilson_interval(3, 4)
+    # a query without a label is neither correct nor a mistake
+    assert (auto.method, auto.used, auto.labelled, auto.correct) == ("auto", "nearest_mean", 3, 2)
+    assert (auto.accuracy, auto.coverage, auto.mistakes) == (2 / 3, 0.75, {("b", "a"): 1})
+    assert knn.compare(auto) == Comparison(only_first=2, only_second=1)
+    assert auto.compare(knn) == Comparison(only_first=1, only_second=2)
+
+
+def test_labels_of_a_folder_are_the_names_of_its_subfolders(
+    measure: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gif = "GIF89a"
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "1.gif").write_bytes(f"{gif}{label}".encode())
+    monkeypatch.setitem(LABELS["knn"], f"{gif}a", "a")
+    monkeypatch.setitem(LABELS["knn"], f"{gif}b", "a")
+    (knn,) = measure(tmp_path, methods=["knn"])
+    assert (knn.outcomes, knn.mistakes) == ((True, False), {("b", "a"): 1})
+
+
+def test_a_query_that_fails_is_an_error(measure: Measure) -> None:
+    with pytest.raises(QueriesFailed, match="1 of 2 queries failed"):
+        measure([(b"a1", "a"), (b"broken", "a")], methods=["knn"])
+    with pytest.raises(ValueError, match="there are no queries"):
+        measure([])
+
+
+def test_nothing_labelled_has_no_accuracy(measure: Measure) -> None:
+    (auto,) = measure([(b"b1", "b")])
+    assert (auto.accuracy, auto.accuracy_interval, auto.coverage) == (None, None, 0.0)
+
+
+@given(st.integers(1, 400).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
+def test_intervals_are_those_of_scipy(numbers: tuple[int, int]) -> None:
+    expected = binomtest(*numbers).proportion_ci(method="wilson")
+    assert wilson_interval(*numbers) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@given(st.integers(0, 200), st.integers(0, 200))
+def test_the_p_value_is_that_of_scipy(first: int, second: int) -> None:
+    expected = binomtest(first, first + second).pvalue if first + second else 1.0
+    assert Comparison(only_first=first, only_second=second).p_value == pytest.approx(expected, abs=1e-12)
