@@ -40,8 +40,13 @@ MAX_COMPILED_ELEMENTS = 1 << 19
 
 
 def has_bfloat16() -> bool:
-    """Return whether the CPU has arithmetic in bfloat16: without, torch's products take several times as long."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Return whether the CPU has arithmetic in bfloat16: without, torch's products take several times as long.
+
+    oneDNN also supports processors with AVX-512 alone, by emulation.
+    """
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    return not torch.cpu._is_avx512_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 class Kernel(Protocol):

@@ -99,7 +99,8 @@ class Settings(BaseModel):
     )
     vision_format: Literal["auto", "native", "bfloat16"] = Field(
         "auto",
-        description="CPU: format of products in a vision transformer; auto: bfloat16 if it is faster and dtype is not set",
+        description="CPU: format of products in a vision transformer; auto: bfloat16 if the processor has it, it is "
+        "faster, and dtype is not set",
     )
     max_model_len: int | None = Field(
         None, ge=2, description="maximum tokens of prompt and answer; none: the model's limit"

@@ -15,7 +15,8 @@ is written as follows, for a family with an end-of-chunk token (others end the l
 and the model continues with " a dog", whose space belongs to the template. Text and media keep their order, except that
 media after the last text of a turn move before that text, because text reads the media before it. The templates of few-shot
 requests (`caption`, `vqa`) write the same turns in their own way: the user's text is the question. Without an answer before
-it, a question about one image or video is written as `vqa` by default: nothing else shows the model that an answer follows.
+it, a question about one image or video is written as `vqa` by default, unless it ends in a colon: nothing else shows the
+model that an answer follows.
 
 A function call is written as its arguments. Without a result, it is an answer. If its result follows, both become part of
 the question, and the next answer completes the shot.
@@ -88,6 +89,11 @@ class Turn:
     @property
     def media(self) -> list[PositionedMedia]:
         return [item for item in self.content if isinstance(item, PositionedMedia)]
+
+    @property
+    def is_bare_question(self) -> bool:
+        """True for a media item with one text that leads to no answer itself, as "Answer:" does."""
+        return len(self.media) == 1 and len(self.content) == 2 and self.text.rstrip()[-1:] not in ("", ":")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +175,7 @@ def find_template(name: str | None, conversation: Conversation, config: Flamingo
     """
     known, query = built_in(config), conversation.query
     if name is None:
-        is_first = not conversation.shots and len(query.media) == 1 and query.text.strip()
-        name = FIRST_QUESTION if is_first else PLAIN.name
+        name = FIRST_QUESTION if not conversation.shots and query.is_bare_question else PLAIN.name
     if name == PLAIN.name:
         return with_end(PLAIN if _gap(query) else PLAIN_UNSPACED, config.prompt)
     if name not in known:

@@ -206,7 +206,8 @@ def _recorder(config: FlamingoConfig, device: torch.device, rank: Rank) -> CudaR
 
 def _vision_formats(settings: Settings) -> tuple[Format, ...]:
     if settings.vision_format == "auto":
-        return FLOAT32 + ROUNDED if settings.dtype == "auto" else FLOAT32
+        # without arithmetic in bfloat16, rounding would gain nothing
+        return FLOAT32 + ROUNDED if settings.dtype == "auto" and backend.has_bfloat16() else FLOAT32
     return FLOAT32 if settings.vision_format == "native" else ROUNDED
 
 

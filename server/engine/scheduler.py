@@ -183,8 +183,8 @@ class Scheduler:
         # on a slow machine the smallest piece of a prompt takes many times its credit, which later steps have to earn first
         debts = [most, self.config.step_seconds]
         if not plan.rows or self.config.step_seconds == inf:
-            self._credits = [0.0, -debts[1] if heavy.prompts else 0.0]
             self._fill_group(plan, heavy, self._limit())
+            self._credits = [0.0, -debts[1] if any(row.count > 1 for row in plan.rows) else 0.0]
             return
         earned = HEAVY_SHARE * plan.seconds / max(sum(map(bool, kinds)), 1)
         for kind, sequences in enumerate(kinds):

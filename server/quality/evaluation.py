@@ -3,8 +3,8 @@
 A cell is a method and, for methods with a prompt, a strategy, a number of shots, a form and a seed. In a cell each example
 is the query once. The shots are selected from the other examples, as for a request, and likeness compares with the others.
 One example of each other label is left out with the query, so that its label is not rarer than in a request. A label's only
-example is never left out. This estimates the accuracy of a set without any other labelled data. A plan is checked and
-stored when it is requested, and executed later by an evaluation runner.
+example is kept, if two labels have others. This estimates the accuracy of a set without any other labelled data. A plan is
+checked and stored when it is requested, and executed later by an evaluation runner.
 """
 
 from __future__ import annotations
@@ -143,19 +143,24 @@ def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedMod
 def _queries(examples: Sequence[Example], fields: EvaluateRequest) -> Sequence[Example]:
     """Return the examples that are left out in turn.
 
-    If all have labels, the only example of a label is none of them, unless no label has a second one. Texts may be answers
-    of their own, which the language model can know without another example.
+    If all have labels, the only example of a label is none of them, unless fewer than two labels would be left: always
+    answering with the same label would then be perfect. Texts may be answers of their own, which the language model can
+    know without another example.
     """
     judged = examples
-    if _are_labelled(examples):
-        counts = Counter(map(answer_of, examples))
-        judged = [example for example in examples if counts[answer_of(example)] > 1] or examples
+    if _are_labelled(examples) and len(repeated := _repeated_labels(examples)) > 1:
+        judged = [example for example in examples if answer_of(example) in repeated]
     answers = [answer_of(example) for example in judged]
     return [judged[index] for index in stratified(answers, fields.max_queries, fields.seed)]
 
 
 def _are_labelled(examples: Sequence[Example]) -> bool:
     return all(example.label for example in examples)
+
+
+def _repeated_labels(examples: Sequence[Example]) -> set[str]:
+    """Return the labels, or other answers, of two or more examples."""
+    return {answer for answer, count in Counter(map(answer_of, examples)).items() if count > 1}
 
 
 def _prompts(
@@ -222,8 +227,8 @@ def _obstacle(method: Method, examples: Sequence[Example], candidates: Sequence[
     if rare := next((candidate.label for candidate in candidates if counts[candidate.label] < least), None):
         number = "an example" if least == 1 else "two examples"
         return f"needs {number} of each candidate to leave one out, and {rare[:80]!r} has fewer"
-    if max(counts.values()) < 2:
-        return "leaves out one of several examples of a label, and no label has two"
+    if len(_repeated_labels(examples)) < 2:
+        return "leaves out one of several examples of a label, and fewer than two labels have two"
     if method in METHODS and len(examples) > (limit := METHODS[method].max_left_out):
         return f"is evaluated with up to {limit} examples, there are {len(examples)}"
     return ""

@@ -162,10 +162,10 @@ def explain(
     `lacks_likeness`: methods by likeness could not be measured, although requests can use them.
     """
     sentences = []
-    if lacks_likeness:
+    if rows and lacks_likeness:
         sentences.append(
             "No setting is recommended: leave-one-out could measure in_context alone, and classifications can also use "
-            "methods by likeness."
+            "methods by likeness. An evaluation of in_context recommends it: set methods to ['in_context']."
         )
     elif rows and (best := _most_accurate(rows))["accuracy"] < always.accuracy:
         sentences.append(
@@ -177,8 +177,8 @@ def explain(
         is_one = len(single) == 1
         subject = f"The label {single[0]!r} has" if is_one else f"{len(single)} labels, {single[0]!r} among them, have"
         sentences.append(
-            f"{subject} a single example{'' if is_one else ' each'}. When that is left out, none of its label is left, so "
-            f"leave-one-out cannot judge it: add a second example{'' if is_one else ' of each'}."
+            f"{subject} a single example{'' if is_one else ' each'}, so leave-one-out cannot judge "
+            f"{'it' if is_one else 'them'}: add a second example{'' if is_one else ' of each'}."
         )
     return " ".join(sentences) or None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from model.prompt import ShotsAttend
@@ -106,8 +106,17 @@ def _read(evaluation: Evaluation) -> Recommended | None:
     setting = {"method": method, "k": k, "strategy": strategy, "shots_attend": form, "control": None}
     rows = summarise(list(evaluation.cells.values()))
     row = next(row for row in rows if setting.items() <= row.items())
-    confidence = Confidence(row["temperature"], tuple(Point(**point) for point in row["curve"]), row["queries"])
+    confidence = Confidence(row["temperature"])
+    if not _unjudged(evaluation):
+        confidence = replace(
+            confidence, curve=tuple(Point(**point) for point in row["curve"]), num_left_out=row["queries"]
+        )
     return Recommended(method, examples, labels, confidence, attend)
+
+
+def _unjudged(evaluation: Evaluation) -> set[str]:
+    """Return the labels of which no example was left out: their queries are missing in the curve of abstention."""
+    return set(evaluation.plan.get("single", ())) - set(evaluation.plan["truths"])
 
 
 def _shots(examples: ExamplesFields) -> tuple[object, ...]:

@@ -82,8 +82,8 @@ LIMIT = "Maximum number of entries in the page."
 AFTER = "The `last_id` of the previous page."
 
 NULL = {"type": "null"}
-# the tag of an object without the field that tells the members of a union apart
-NO_TAG = "<>"
+# the tag of an object without the field that tells the members of a union apart; no value of the field has it
+NO_TAG = "<"
 
 
 def with_example(**fields: Any) -> ConfigDict:
@@ -286,7 +286,8 @@ def _unsupported(param: str | None, context: Mapping[str, Any]) -> InvalidReques
     at = f"{param}{field}" if field.startswith(".") else param
     if tag == NO_TAG:
         return InvalidRequest(f"{at}: Field required, one of {known}", param=at)
-    return UnsupportedParameter(f"{at}: no support for {tag.strip('<>')[:64]}, only {known}", param=at)
+    name = tag.strip("<>")[:64] or "''"
+    return UnsupportedParameter(f"{at}: no support for {name}, only {known}", param=at)
 
 
 def _refusal(kind: str, param: str | None, message: str) -> InvalidRequest:

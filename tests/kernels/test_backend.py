@@ -105,3 +105,22 @@ def test_media_attention_has_one_shape_of_tile() -> None:
     """Decode and prefill sum in one order only while no row of the table takes 64 rows or more."""
     shapes = [launch for (operator, *_), launch in backend.TABLE.items() if operator == "media"]
     assert all(launch.block <= 32 and launch.num_warps == 4 for launch in [*shapes, DEFAULTS["media"]])
+
+
+@pytest.mark.parametrize(
+    ("supports", "avx512", "avx512_bf16", "expected"),
+    [
+        (False, False, False, False),  # AVX2
+        (True, True, False, False),  # AVX-512 alone: oneDNN emulates bfloat16
+        (True, True, True, True),
+        (True, False, False, True),  # Arm
+    ],
+)
+def test_emulated_bfloat16_is_not_arithmetic_in_bfloat16(
+    supports: bool, avx512: bool, avx512_bf16: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supports, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    assert backend.has_bfloat16() is expected

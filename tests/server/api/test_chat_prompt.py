@@ -166,6 +166,10 @@ def test_templates_of_few_shot_requests_may_write_turns() -> None:
         ([user(A)], False),
         ([user(A, " ")], False),
         ([user(A, B, "q?")], False),
+        ([user(A, "Describe it.")], True),
+        ([user(A, "Question: q? Answer:")], False),
+        ([user(A, "Output: ")], False),
+        ([user("Compare ", A, " with a flamingo.")], False),
     ],
 )
 def test_a_question_about_one_image_that_follows_no_answer_has_the_template_vqa(

@@ -160,8 +160,10 @@ def test_a_format_of_the_cpu_goes_with_any_dtype(folder: str) -> None:
     assert info["dtype"] == "bfloat16"
 
 
-def test_the_encoder_is_rounded_only_if_the_settings_allow_it() -> None:
-    assert _vision_formats(Settings()) == FLOAT32 + ROUNDED
+def test_the_encoder_is_rounded_only_if_the_settings_allow_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_bfloat16 in (False, True):
+        monkeypatch.setattr(backend, "has_bfloat16", lambda has_bfloat16=has_bfloat16: has_bfloat16)
+        assert _vision_formats(Settings()) == (FLOAT32 + ROUNDED if has_bfloat16 else FLOAT32)
     assert _vision_formats(Settings(dtype="float32")) == FLOAT32
     assert _vision_formats(Settings(vision_format="native")) == FLOAT32
     assert _vision_formats(Settings(dtype="float32", vision_format="bfloat16")) == ROUNDED

@@ -100,6 +100,20 @@ def test_the_smallest_pieces_of_a_slow_machine_do_not_run_next_to_each_small_req
     assert len(pieces) > 20, "the long prompts advance"
 
 
+def test_a_small_request_that_meets_long_prompts_first_waits_for_no_piece_of_them() -> None:
+    """They have just computed without any other: their share next to the small request begins with that debt."""
+    simulation = Simulation(replace(CONFIG, step_seconds=0.05))
+    alone = mean(simulation.arrive(simulation.now + 0.5) for _ in range(3))
+    for _ in range(5):
+        simulation.generate(8000, 4)
+    for _ in range(6):
+        simulation.run_until(simulation.now + 4)
+        began = len(simulation.runner.plans)
+        assert simulation.arrive(simulation.now + 0.01) < 2.5 * alone
+        shared = [plan for plan in simulation.runner.plans[began:] if len(plan.rows) > 1]
+        assert not any(row.count >= 16 for plan in shared for row in plan.rows)
+
+
 @pytest.mark.parametrize("frame", [0.018, 0.05])
 def test_frames_for_vectors_take_their_share_of_the_time_beside_small_requests(frame: float) -> None:
     """A frame may take longer than such a step: then not each step has one."""

@@ -174,12 +174,11 @@ def test_a_cheap_setting_below_the_most_frequent_label_is_passed_over() -> None:
 def test_a_label_of_one_example_is_named() -> None:
     rows = summarise([cell_record("random", 2, 0.5)])
     assert explain(rows, ALWAYS, ["dog"]) == (
-        "The label 'dog' has a single example. When that is left out, none of its label is left, so leave-one-out cannot "
-        "judge it: add a second example."
+        "The label 'dog' has a single example, so leave-one-out cannot judge it: add a second example."
     )
     assert explain([], ALWAYS, ["dog", "emu", "fox"]) == (
-        "3 labels, 'dog' among them, have a single example each. When that is left out, none of its label is left, so "
-        "leave-one-out cannot judge it: add a second example of each."
+        "3 labels, 'dog' among them, have a single example each, so leave-one-out cannot judge them: add a second example "
+        "of each."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,7 +20,7 @@ from server.settings import Settings
 from server.store.records import NewExample, SupportSet
 from server.wire import Score
 from tests.server.evaluations import EXAMPLES, MEDIA, constant_share, logprobs_of, read, run_evaluation
-from tests.server.fakes import FakeClient
+from tests.server.fakes import TOKENIZER, FakeClient
 
 pytestmark = pytest.mark.anyio
 
@@ -77,6 +78,38 @@ async def test_auto_does_not_follow_an_evaluation_that_could_not_measure_likenes
     assert (await classify(http))[0] == "nearest_mean"
     await run_evaluation(http, services, k=[1], strategies=["first"], methods=["in_context"])
     assert (await classify(http))[0] == "in_context", "the evaluation was meant for it"
+
+
+async def test_one_label_that_can_be_left_out_recommends_nothing(
+    http: httpx.AsyncClient, client: FakeClient, services: Services
+) -> None:
+    """A model that always answers with that label would be right about all examples that can be left out."""
+    client.logprobs = lambda request, candidate: [
+        math.log(0.9 if TOKENIZER.decode(candidate).strip() == "warm" else 0.1)
+    ]
+    more = [NewExample(id=label, media=(MEDIA["navy"],), label=label) for label in ("dark", "light")]
+    removed = ["tomato", "navy", "skyblue"]
+    await services.support_sets.put_examples("colours", more)
+    await services.support_sets.remove_examples("colours", removed)
+    evaluation = await run_evaluation(http, services, k=[0, 1], strategies=["first"])
+    assert evaluation["queries"] == 5
+    assert evaluation["baseline"]["accuracy"] == 2 / 5
+    assert evaluation["recommendation"] is None
+    assert (await classify(http))[0] == "nearest_mean"
+
+
+async def test_no_threshold_is_fitted_without_examples_of_each_label(
+    http: httpx.AsyncClient, client: FakeClient, services: Services
+) -> None:
+    hot = NewExample(id="new", media=(MEDIA["red"],), label="hot")
+    await services.support_sets.put_examples("colours", [hot])
+    evaluation = await run_evaluation(http, services, k=[2], strategies=["balanced"])
+    assert (evaluation["queries"], evaluation["recommendation"]["method"]) == (6, "in_context")
+    assert (await classify(http))[0] == "in_context"
+    for target in ("target_accuracy", "target_coverage"):
+        response = await post(http, **{target: 0.5})
+        assert (response.status_code, response.json()["error"]["param"]) == (422, target)
+        assert "of a set with two examples of each label" in response.json()["error"]["message"]
 
 
 async def test_auto_follows_the_form_of_the_prompts_that_were_evaluated(

@@ -10,11 +10,14 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import typer
 
-from flamboyance_client import Client
+from flamboyance_client import Client, NotConnected
 from flamboyance_client.cli import app as application
+from flamboyance_client.cli.connection import _message
+from flamboyance_client.connection import transport_errors
 from tests.clients.python.cli.commands import PACKAGE, process, run
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -26,6 +29,18 @@ class TestErrors:
         assert errors.count("\n") == 1
         assert errors.startswith("error: no server at http://127.0.0.1:9 (")
         assert "flamboyance serve" in errors
+
+    @pytest.mark.parametrize(
+        ("cause", "message"),
+        [
+            (httpx.ConnectTimeout(""), "no server at http://host (ConnectTimeout): start one with"),
+            (httpx.PoolTimeout(""), "all connections of this client are in use: send fewer requests at a time"),
+        ],
+    )
+    def test_a_full_connection_pool_is_not_a_missing_server(self, cause: Exception, message: str) -> None:
+        with pytest.raises(NotConnected) as caught, transport_errors():
+            raise cause
+        assert _message(caught.value, "http://host").startswith(message)
 
     def test_a_wrong_url_is_named(self) -> None:
         _, errors = run("support-set", "list", "--url", "foo", status=1)

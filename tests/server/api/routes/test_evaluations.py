@@ -100,13 +100,13 @@ async def test_the_only_example_of_a_label_is_no_query(http: httpx.AsyncClient, 
     assert {cell["method"] for cell in plan["cells"]} == {"in_context", "nearest_mean", "knn", "linear", "blend"}
     assert created["labels"] == ["warm", "cold", "hot"]
     assert (created["queries"], created["examples"], "new" in created["left_out"]) == (6, 7, False)
-    assert created["note"].startswith("The label 'hot' has a single example.")
+    assert created["note"].startswith("The label 'hot' has a single example,")
 
 
 @pytest.mark.parametrize(
     ("field", "obstacle"),
     [
-        ("label", "leaves out one of several examples of a label, and no label has two"),
+        ("label", "leaves out one of several examples of a label, and fewer than two labels have two"),
         ("text", "needs two examples of each candidate to leave one out, and 'hot' has fewer"),
     ],
 )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
+import httpx
 import typer
 
 from flamboyance_client.client import BASE_URL, Client
@@ -47,9 +48,9 @@ def print_json(document: Any) -> None:
 
 
 def _message(error: Exception, url: str) -> str:
-    if isinstance(error, NotConnected):
+    if isinstance(error, NotConnected) and not isinstance(cause := error.__cause__, httpx.PoolTimeout):
         start = "start one with `flamboyance serve`, or give the URL of another with --url or FLAMBOYANCE_URL"
-        return f"no server at {url} ({error.__cause__}): {start}"
+        return f"no server at {url} ({str(cause) or type(cause).__name__}): {start}"
     if isinstance(error, ApiError):
         return _server_message(error)
     return str(error) or type(error).__name__
