@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from difflib import get_close_matches
 from functools import cache
-from typing import Annotated, Any, ClassVar, TypeVar
+from types import UnionType
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -32,18 +33,20 @@ class FieldError(ValueError):
 
 
 class UnknownField(ValueError):
-    """A field that a schema does not have; `known` are those that it has."""
+    """A field that a schema does not have; `known` are those that it has, and `inner` the paths in its objects by name."""
 
-    def __init__(self, name: str, known: Collection[str]) -> None:
+    def __init__(self, name: str, known: Collection[str], inner: Mapping[str, str]) -> None:
         super().__init__(name)
         self.name = name
-        self._known = known
+        self._known, self._inner = known, inner
 
     def advice(self) -> str:
-        """Return the field that was probably meant, for a message; empty if none is similar.
+        """Return the field that was probably meant, for a message; empty if none has this name or a similar one.
 
         It takes a fraction of a millisecond, and a body may have 65,536 unknown fields, of which one is reported.
         """
+        if path := self._inner.get(self.name):
+            return f"; did you mean {path}?"
         # comparing takes a time in proportion to the length, which no name of a field needs
         close = get_close_matches(self.name[:MAX_COMPARED], sorted(self._known), n=1)
         return f"; did you mean {close[0]}?" if close else ""
@@ -101,6 +104,16 @@ class Schema(BaseModel):
         """Return the names that the fields have in a request."""
         return frozenset(field.alias or name for name, field in cls.model_fields.items())
 
+    @classmethod
+    @cache
+    def inner_paths(cls) -> Mapping[str, str]:
+        """Return the paths of the fields of objects in a request, such as `examples.k`, by the names of these fields."""
+        paths: dict[str, str] = {}
+        for name, field in cls.model_fields.items():
+            for schema in _schemas_of(field.annotation):
+                paths |= {inner: f"{field.alias or name}.{inner}" for inner in schema.names() if inner not in paths}
+        return paths
+
     @model_validator(mode="before")
     @classmethod
     def _names_are_known(cls, values: Any) -> Any:
@@ -114,7 +127,7 @@ class Schema(BaseModel):
         known = cls.names()
         if not fields.keys() <= known and not _is_reported.get():
             _is_reported.set(True)
-            raise UnknownField(next(name for name in fields if name not in known), known)
+            raise UnknownField(next(name for name in fields if name not in known), known, cls.inner_paths())
         return fields
 
     @classmethod
@@ -126,6 +139,14 @@ class Schema(BaseModel):
         for name in fields.keys() - document.get("required", ()):
             fields[name] = or_null(fields[name])
         return reference
+
+
+def _schemas_of(annotation: Any) -> list[type[Schema]]:
+    """Return the schemas of an annotation that is one, or a union with some."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType, Annotated) else (annotation,)
+    if members != (annotation,):
+        return [schema for member in members for schema in _schemas_of(member)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, Schema) else []
 
 
 def or_null(field: JsonSchemaValue) -> JsonSchemaValue:

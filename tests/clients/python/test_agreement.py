@@ -11,7 +11,7 @@ from flamboyance_client.prompt import Part
 from server.schemas import fewshot, generation, stored
 from server.schemas.base import Schema
 from server.schemas.keys import LimitFields
-from server.schemas.models import InspectRequest
+from server.schemas.models import EmbeddingsRequest, InspectRequest
 from server.schemas.prompt import Part as ServerPart
 from server.schemas.stored import EvaluateRequest
 
@@ -25,6 +25,7 @@ PAIRS: list[tuple[Any, type[Schema], set[str]]] = [
     (client.FewShotOptions, fewshot.FewShotCompletionRequest, {"query", *STREAMING}),
     (client.ClassifyOptions, fewshot.ClassifyRequest, {"query"}),
     (client.ScoreOptions, fewshot.ScoreRequest, {"prompt", "candidates"}),
+    (client.EmbedOptions, EmbeddingsRequest, {"input", "encoding_format"}),
     (client.InspectOptions, InspectRequest, {"prompt"}),
     (client.EvaluateOptions, EvaluateRequest, set()),
     (client.NewSet, stored.CreateRequest, set()),

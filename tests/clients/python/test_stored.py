@@ -23,6 +23,7 @@ from flamboyance_client import (
     UnexpectedReply,
     async_resources,
     example,
+    image,
     query,
     resources,
 )
@@ -107,6 +108,13 @@ CASES: list[tuple[Send, str, str, Any, dict[str, Any]]] = [
     ),
     (lambda c: c.score("a", ["b", [1]]), "POST", "/v1/score", {"prompt": "a", "candidates": ["b", [1]]}, SCORES),
     (lambda c: c.embed(["a"]), "POST", "/v1/embeddings", {"input": ["a"]}, {"data": [{"embedding": [1.0]}]}),
+    (
+        lambda c: c.embed([image("https://a/b.png")], media_vector="likeness"),
+        "POST",
+        "/v1/embeddings",
+        {"input": [image("https://a/b.png")], "media_vector": "likeness"},
+        {"data": [{"embedding": [1.0]}]},
+    ),
     (lambda c: c.inspect("a", token=0), "POST", "/v1/inspect", {"prompt": "a", "token": 0}, {"layers": []}),
     (lambda c: c.images.upload(PNG), "POST", "/v1/images", PNG, MEDIA),
     (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -292,6 +291,12 @@ QUERY = {"query": {"image": "img_1"}}
         (ClassifyRequest, QUERY | {"example": {}}, "unknown parameter example; did you mean examples?"),
         (
             ClassifyRequest,
+            QUERY | {"support_set": "a"},
+            "unknown parameter support_set; did you mean examples.support_set?",
+        ),
+        (ClassifyRequest, QUERY | {"image": "a"}, "unknown parameter image; did you mean query.image?"),
+        (
+            ClassifyRequest,
             QUERY | {"shots": [SHOT | {"lable": "a"}]},
             "unknown parameter shots[0].lable; did you mean label?",
         ),
@@ -351,8 +356,8 @@ def test_only_the_first_unknown_field_is_reported_by_our_own_code(monkeypatch: p
     created: list[str] = []
 
     class Counted(base.UnknownField):
-        def __init__(self, name: str, known: Collection[str]) -> None:
-            super().__init__(name, known)
+        def __init__(self, name: str, *fields: Any) -> None:
+            super().__init__(name, *fields)
             created.append(name)
 
     monkeypatch.setattr(base, "UnknownField", Counted)

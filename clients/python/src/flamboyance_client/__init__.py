@@ -51,6 +51,7 @@ from flamboyance_client.folders import media_files
 from flamboyance_client.keys import ApiKey, KeyLimits
 from flamboyance_client.options import (
     ClassifyOptions,
+    EmbedOptions,
     EvaluateOptions,
     FewShotOptions,
     InspectOptions,
@@ -96,6 +97,7 @@ __all__ = [
     "Conflicting",
     "Confused",
     "Diagnostics",
+    "EmbedOptions",
     "EvaluateOptions",
     "Evaluation",
     "EvaluationFailed",

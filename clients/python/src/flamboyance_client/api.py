@@ -14,7 +14,15 @@ from typing import Any, Generic, TypeVar
 from flamboyance_client.errors import ApiError, Refusal, StreamFailed, UnexpectedReply, error_fields, error_type
 from flamboyance_client.evaluations import Recommendation
 from flamboyance_client.fewshot import AnyQuery, Selection, as_query, with_media
-from flamboyance_client.options import ClassifyOptions, Examples, FewShotOptions, InspectOptions, Options, ScoreOptions
+from flamboyance_client.options import (
+    ClassifyOptions,
+    EmbedOptions,
+    Examples,
+    FewShotOptions,
+    InspectOptions,
+    Options,
+    ScoreOptions,
+)
 from flamboyance_client.prompt import Part, Prompt, to_wire
 from flamboyance_client.records import Classification, Score, SupportSet, scores, vectors
 from flamboyance_client.replies import Completion, Health, Json, Model, parse_models
@@ -78,9 +86,9 @@ class Api:
         fields = {"prompt": to_wire(prompt), "candidates": list(candidates)}
         return self._post("/v1/score", fields, checked_options(ScoreOptions, options), scores)
 
-    def embed(self, inputs: str | Sequence[str | Part]) -> Call[tuple[tuple[float, ...], ...]]:
+    def embed(self, inputs: str | Sequence[str | Part], options: EmbedOptions) -> Call[tuple[tuple[float, ...], ...]]:
         """Embed either texts or media, whose vectors are in different spaces."""
-        return self._post("/v1/embeddings", {"input": inputs}, {}, vectors)
+        return self._post("/v1/embeddings", {"input": inputs}, checked_options(EmbedOptions, options), vectors)
 
     def inspect(self, prompt: Prompt, options: InspectOptions) -> Call[Json]:
         return self._post("/v1/inspect", {"prompt": to_wire(prompt)}, checked_options(InspectOptions, options), dict)

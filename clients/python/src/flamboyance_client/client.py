@@ -27,7 +27,7 @@ from flamboyance_client.connection import checked_url, headers, request_argument
 from flamboyance_client.errors import FlamboyanceError
 from flamboyance_client.fewshot import AnyQuery
 from flamboyance_client.keys import AsyncKeys, Keys
-from flamboyance_client.options import ClassifyOptions, InspectOptions, Method, Options, ScoreOptions
+from flamboyance_client.options import ClassifyOptions, EmbedOptions, InspectOptions, Method, Options, ScoreOptions
 from flamboyance_client.prompt import Part, Prompt
 from flamboyance_client.records import Classification, Score
 from flamboyance_client.replies import Completion, Health, Json, Model
@@ -154,8 +154,10 @@ class Client:
     ) -> tuple[Score, ...]:
         return self._send(self._api.score(prompt, candidates, options))
 
-    def embed(self, inputs: str | Sequence[str | Part]) -> tuple[tuple[float, ...], ...]:
-        return self._send(self._api.embed(inputs))
+    def embed(
+        self, inputs: str | Sequence[str | Part], **options: Unpack[EmbedOptions]
+    ) -> tuple[tuple[float, ...], ...]:
+        return self._send(self._api.embed(inputs, options))
 
     def inspect(self, prompt: Prompt, **options: Unpack[InspectOptions]) -> Json:
         return self._send(self._api.inspect(prompt, options))
@@ -318,8 +320,10 @@ class AsyncClient:
     ) -> tuple[Score, ...]:
         return await self._send(self._api.score(prompt, candidates, options))
 
-    async def embed(self, inputs: str | Sequence[str | Part]) -> tuple[tuple[float, ...], ...]:
-        return await self._send(self._api.embed(inputs))
+    async def embed(
+        self, inputs: str | Sequence[str | Part], **options: Unpack[EmbedOptions]
+    ) -> tuple[tuple[float, ...], ...]:
+        return await self._send(self._api.embed(inputs, options))
 
     async def inspect(self, prompt: Prompt, **options: Unpack[InspectOptions]) -> Json:
         return await self._send(self._api.inspect(prompt, options))

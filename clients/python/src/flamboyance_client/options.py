@@ -120,6 +120,16 @@ class ScoreOptions(TypedDict, total=False):
     cache_salt: str | None
 
 
+class EmbedOptions(TypedDict, total=False):
+    """The fields of embeddings other than the input. Searches and methods by likeness compare the vectors "likeness"."""
+
+    media_vector: Literal["features", "likeness"] | None
+    model: str | None
+    timeout: float | None
+    user: str | None
+    cache_salt: str | None
+
+
 class InspectOptions(TypedDict, total=False):
     """The fields of an inspection other than the prompt."""
 
