@@ -25,8 +25,6 @@ from server.engine.shares import CONTEXT_PER_TOKEN, TOKENS_PER_FRAME, Pace, coun
 
 # the time of heavy sequences relative to that of light ones, which should take at most three times as long as alone
 HEAVY_SHARE = 1 / 3
-# smaller pieces would read the context of a long prompt too often
-MIN_PIECE = 16
 # lengths of pieces that end before a prompt's end are multiples of the first of these that is at most half as long
 PIECE_MULTIPLES = (64, 32, 16)
 # in every fourth step a piece that ends for lack of time has half its length: steps of one size would not tell what a step
@@ -184,7 +182,7 @@ class Scheduler:
         debts = [most, self.config.step_seconds]
         if not plan.rows or self.config.step_seconds == inf:
             self._fill_group(plan, heavy, self._limit())
-            self._credits = [0.0, -debts[1] if any(row.count > 1 for row in plan.rows) else 0.0]
+            self._credits = [0.0, -debts[1] if any(s.step == self._step for s in heavy.prompts) else 0.0]
             return
         earned = HEAVY_SHARE * plan.seconds / max(sum(map(bool, kinds)), 1)
         for kind, sequences in enumerate(kinds):
@@ -379,12 +377,12 @@ class Scheduler:
         """Return for how many of `count` tokens there is time; none if the piece would be too small."""
         if not plan.pace.per_work:
             return count
-        start, least = sequence.num_computed, min(count, MIN_PIECE)
+        start, least = sequence.num_computed, min(count, plan.pace.smallest_piece(self.config.step_seconds))
         work = (plan.max_seconds - plan.seconds) / plan.pace.per_work
         num_within = count_within(work, start, reads_all_logits=start < sequence.scored.stop)
         if num_within < least:
             return least if plan.may_exceed else 0
-        if count <= num_within or (plan.may_exceed and count - num_within < MIN_PIECE):
+        if count <= num_within or (plan.may_exceed and count - num_within < least):
             return count
         if self._step % PROBE_EVERY == 1:  # in no step of YIELD_EVERY, whose pieces would all be halved
             num_within = max(num_within // 2, least)

@@ -15,6 +15,8 @@ CONTEXT_PER_TOKEN = 256
 # the number of a piece's tokens that together read their context at about the cost of one token
 TOKENS_PER_READ = 16
 TOKENS_PER_FRAME = 32
+# the smallest piece of a prompt, unless a step with it takes too long
+MIN_PIECE = 16
 # the total work after which a request that waits is ahead of later ones by one more token
 WORK_PER_TOKEN_OF_AGE = 256
 
@@ -151,6 +153,13 @@ class Pace:
     @property
     def per_work(self) -> float:
         return self._per_scaled_work / self.WORK_SCALE
+
+    def smallest_piece(self, seconds: float) -> int:
+        """Return the smallest length of a piece of a prompt; shorter where a step with it takes longer than `seconds`.
+
+        Short pieces read the weights, and the context of a long prompt, more often.
+        """
+        return MIN_PIECE if self.fixed + MIN_PIECE * self.per_work <= seconds else MIN_PIECE // 2
 
     def learn(self, work: float, num_frames: int, seconds: float) -> None:
         scaled = work / self.WORK_SCALE

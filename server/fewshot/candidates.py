@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -35,6 +35,11 @@ class Answered(Protocol):
 def answer_of(example: Answered) -> str:
     """Return the correct answer of an example: its label or, without one, its text."""
     return example.label or example.text
+
+
+def are_labelled(examples: Sequence[Answered]) -> bool:
+    """Return whether there are examples, and all of them have labels: these are classes, texts may be any answers."""
+    return bool(examples) and all(example.label for example in examples)
 
 
 def read_candidates(fields: Iterable[CandidateField]) -> list[Candidate]:

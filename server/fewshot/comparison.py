@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from model.prior import NEAREST_MEAN, Prior
 from server.errors import DatabaseUnavailable, InvalidRequest, UnsupportedParameter
-from server.fewshot.candidates import Answered, Candidate, answer_of, candidates_of
+from server.fewshot.candidates import Answered, Candidate, answer_of, are_labelled, candidates_of
 from server.fewshot.confidence import Confidence, default_confidence, fit_confidence
 from server.fewshot.fits import Fit, FitStore, FittedVersion, LeftOut
 from server.fewshot.methods import IN_CONTEXT, METHODS, load_method, parts_of
@@ -214,7 +214,7 @@ class Comparison:
     async def prepare(self, support_set: SupportSet) -> None:
         """Choose and fit the method of later requests for a version whose examples have labels, if it is by likeness."""
         examples = support_set.examples
-        if not examples or not all(example.label for example in examples):
+        if not are_labelled(examples):
             return
         try:
             candidates = candidates_of(examples)

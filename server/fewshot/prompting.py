@@ -12,6 +12,7 @@ from typing import Any
 
 from model.prompt import Media, Segment, ShotsAttend
 from server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
+from server.fewshot.candidates import are_labelled
 from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
 from server.fewshot.shots import DEFAULT_K, SUPPORT_SET, ShotSource, check_media
 from server.fewshot.templates import InvalidTemplate, Shot, Template, TemplateError, built_in, with_end
@@ -77,7 +78,7 @@ class Question:
         The first examples of a set may all have one label, which the language model would then prefer.
         """
         source = self.fields.examples
-        is_labelled = self.support_set is not None and all(example.label for example in self.support_set.examples)
+        is_labelled = self.support_set is not None and are_labelled(self.support_set.examples)
         if source is None or not is_labelled or "strategy" in source.model_fields_set:
             return self
         k = min(max(DEFAULT_K, num_labels), MAX_DEFAULT_K, len(self.examples)) if source.k is None else source.k

@@ -21,7 +21,7 @@ import numpy as np
 
 from model.prompt import ShotsAttend
 from server.errors import InvalidRequest
-from server.fewshot.candidates import Candidate, answer_of, candidates_of, read_candidates
+from server.fewshot.candidates import Candidate, answer_of, are_labelled, candidates_of, read_candidates
 from server.fewshot.classification import combine
 from server.fewshot.confidence import SHOWN_POINTS, curve, fit_temperatures, probabilities
 from server.fewshot.methods import IN_CONTEXT, METHODS, parts_of
@@ -148,14 +148,10 @@ def _queries(examples: Sequence[Example], fields: EvaluateRequest) -> Sequence[E
     know without another example.
     """
     judged = examples
-    if _are_labelled(examples) and len(repeated := _repeated_labels(examples)) > 1:
+    if are_labelled(examples) and len(repeated := _repeated_labels(examples)) > 1:
         judged = [example for example in examples if answer_of(example) in repeated]
     answers = [answer_of(example) for example in judged]
     return [judged[index] for index in stratified(answers, fields.max_queries, fields.seed)]
-
-
-def _are_labelled(examples: Sequence[Example]) -> bool:
-    return all(example.label for example in examples)
 
 
 def _repeated_labels(examples: Sequence[Example]) -> set[str]:
@@ -223,7 +219,7 @@ def _obstacle(method: Method, examples: Sequence[Example], candidates: Sequence[
     if not template.has_media or any(not example.media for example in examples):
         return "compares media, and an example or the template has none"
     counts = Counter(map(answer_of, examples))
-    least = 1 if _are_labelled(examples) else 2
+    least = 1 if are_labelled(examples) else 2
     if rare := next((candidate.label for candidate in candidates if counts[candidate.label] < least), None):
         number = "an example" if least == 1 else "two examples"
         return f"needs {number} of each candidate to leave one out, and {rare[:80]!r} has fewer"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from server.engine.scheduler import LONE_STEPS, MIN_PIECE, MIN_PIECE_BEFORE_MEDIA
+from server.engine.scheduler import LONE_STEPS, MIN_PIECE_BEFORE_MEDIA
+from server.engine.shares import MIN_PIECE
 from server.wire import Generate, Sampling
 from tests.engine_simulation import Costs, Simulation
 from tests.server.engine.test_scheduler import CONFIG

@@ -9,6 +9,7 @@ from statistics import mean
 import pytest
 
 from server.engine.scheduler import HEAVY_SHARE, LONE_SECONDS, LONE_STEPS
+from server.engine.shares import MIN_PIECE
 from server.wire import BACKGROUND_PRIORITY
 from tests.engine_simulation import Costs, Simulation
 from tests.server.engine.test_scheduler import CONFIG
@@ -96,8 +97,8 @@ def test_the_smallest_pieces_of_a_slow_machine_do_not_run_next_to_each_small_req
     began = len(simulation.runner.plans)
     times = [simulation.arrive(simulation.now + 0.3 * moments.random(), num_images) for _ in range(20)]
     assert sorted(times)[18] <= 3 * alone
-    pieces = [row for plan in simulation.runner.plans[began:] for row in plan.rows if row.count >= 16]
-    assert len(pieces) > 20, "the long prompts advance"
+    pieces = [row.count for plan in simulation.runner.plans[began:] for row in plan.rows if row.count >= MIN_PIECE // 2]
+    assert sum(pieces) > 20 * MIN_PIECE, "the long prompts advance"
 
 
 def test_a_small_request_that_meets_long_prompts_first_waits_for_no_piece_of_them() -> None:
@@ -112,6 +113,20 @@ def test_a_small_request_that_meets_long_prompts_first_waits_for_no_piece_of_the
         assert simulation.arrive(simulation.now + 0.01) < 2.5 * alone
         shared = [plan for plan in simulation.runner.plans[began:] if len(plan.rows) > 1]
         assert not any(row.count >= 16 for plan in shared for row in plan.rows)
+
+
+def test_pieces_are_shorter_where_the_smallest_one_takes_longer_than_a_step_should() -> None:
+    """A small request waits for the piece during which it arrives."""
+    slow = Costs(step=0.016, token=0.006, context=0.012, logits=0.001, frame=0.03)
+    for costs, smallest in ((slow, MIN_PIECE // 2), (Costs(), MIN_PIECE)):
+        simulation = Simulation(replace(CONFIG, step_seconds=0.05), costs)
+        simulation.generate(8000, 4)
+        simulation.run_until(simulation.now + 4)
+        began = len(simulation.runner.plans)
+        for _ in range(10):
+            simulation.arrive(simulation.now + 0.3)
+        pieces = [row.count for plan in simulation.runner.plans[began:] for row in plan.rows if row.start >= 100]
+        assert min(count for count in pieces if count > 1) == smallest
 
 
 @pytest.mark.parametrize("frame", [0.018, 0.05])
