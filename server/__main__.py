@@ -23,6 +23,7 @@ from model.hub.sources import ModelNameError
 from model.zoo.default import prepare
 from model.zoo.fetch import DefaultModelError
 from server.address import check_address
+from server.allocator import return_freed_memory
 from server.engine_client.spare import Spare
 from server.settings import PROGRAM, Settings, SettingsError, read_settings
 from server.telemetry import logs
@@ -80,6 +81,7 @@ def _create_cache(folder: Path) -> None:
 
 def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
     """Serve until a signal, and return the exit status; `prog` is the name of the program in its usage message."""
+    return_freed_memory()
     try:
         settings = read_settings(arguments, prog)
         logs.configure(settings.log_level, settings.log_format)

@@ -1,16 +1,18 @@
-"""Responses whose whole body is in memory: written in pieces, and counted until the client has read them.
+"""Responses that are written in pieces: between two pieces, the connection waits for its client.
 
 Without pieces, a server holds the body of each client that sends requests and reads no response, and has already released
-the request's ticket. Between two pieces, the connection waits for its client. Streams send pieces anyway.
+the request's ticket. A body that is in memory is counted until the client has read it. A download is read while it is sent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import msgspec
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from server.access.pages import SAFE_METHODS
@@ -52,6 +54,27 @@ class WholeResponse(Response):
     def _pieces(self) -> Iterator[memoryview]:
         whole = memoryview(self.body)
         return (whole[start : start + PIECE] for start in range(0, len(whole), PIECE))
+
+
+class Download(StreamingResponse):
+    """A response whose pieces are read while it is sent, so that an unread one takes the memory of one piece."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = scope["state"]
+        state["ticket"].answered()
+        state["deadline"].end()
+        await super().__call__(scope, receive, send)
+
+
+async def download(pieces: Iterator[bytes], media_type: str, headers: Mapping[str, str]) -> Download:
+    """Return a download of pieces that threads read. The first is read now, so that an error has its own status."""
+    first = await asyncio.to_thread(next, pieces, b"")
+    return Download(_read_in_threads(chain([first], pieces)), media_type=media_type, headers=headers)
+
+
+async def _read_in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+        yield piece
 
 
 def _changes_nothing(scope: Scope) -> bool:

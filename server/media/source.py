@@ -64,8 +64,13 @@ def digest_of(media_id: str) -> bytes:
     return bytes.fromhex(media_id.partition("_")[2])
 
 
+def begin_digest(kind: Kind) -> hashlib.blake2b:
+    """Return the digest of a media item before its first byte."""
+    return hashlib.blake2b(kind.encode() + b"\0", digest_size=32, person=b"flmbynce-source")
+
+
 def encoded(data: bytes, kind: Kind, param: str) -> EncodedMedia:
-    digest = hashlib.blake2b(kind.encode() + b"\0", digest_size=32, person=b"flmbynce-source")
+    digest = begin_digest(kind)
     digest.update(data)
     return EncodedMedia(kind=kind, source=data, num_bytes=len(data), digest=digest.digest(), param=param)
 

@@ -24,12 +24,14 @@ from fsspec.implementations.local import LocalFileSystem
 from model.media import MediaError, media_type_of
 from server.access.tenants import DEFAULT_TENANT
 from server.errors import MediaNotFound, StorageUnavailable
-from server.media.source import EncodedMedia, Kind, digest_of, encoded, kind_of
+from server.media.source import EncodedMedia, Kind, begin_digest, digest_of, encoded, kind_of
 from server.settings import SettingsError
 
 MEDIA_ID = re.compile(r"(img|vid)_[0-9a-f]{64}", re.ASCII)
 # the maximum length of a file's first line
 MAX_HEADER_BYTES = 1024
+# bytes of a piece that is read for a download
+PIECE = 2**16
 # files of one kind and first digest byte share a folder, such as img_0a
 FOLDER_CHARS = len("img_") + 2
 UNFINISHED = "unfinished"
@@ -173,6 +175,24 @@ class MediaStore:
         """Return a media item with its bytes. Raises `MediaNotFound`, also if their digest does not match the id."""
         return _require_intact(media_id, self._read(media_id, None, param), param)
 
+    def pieces(self, media_id: str, param: str = "") -> Iterator[bytes]:
+        """Yield the bytes of a media item, of which only a piece is in memory.
+
+        Raises what `get` raises: for a damaged item before the last piece, which may be the first.
+        """
+        header, _, piece = self._read(media_id, PIECE, param).partition(b"\n")
+        stored = _read_header(header, media_id, param)
+        digest, start, end = begin_digest(stored.kind), PIECE, len(header) + 1 + stored.num_bytes
+        digest.update(piece)
+        while piece and start < end:
+            yield piece
+            piece = self._read(media_id, start + PIECE, param, start=start)
+            digest.update(piece)
+            start += PIECE
+        if digest.digest() != digest_of(media_id):
+            raise _damaged(media_id, param)
+        yield piece
+
     def get_file(self, media_id: str) -> bytes:
         """Return the file of a media item: its description and its bytes. Raises what `get` raises."""
         file = self._read(media_id, None, "")
@@ -245,10 +265,10 @@ class MediaStore:
     def _path(self, media_id: str) -> str:
         return f"{self._root}/{media_id[:FOLDER_CHARS]}/{media_id}"
 
-    def _read(self, media_id: str, end: int | None, param: str) -> bytes:
+    def _read(self, media_id: str, end: int | None, param: str, *, start: int = 0) -> bytes:
         _check_id(media_id, param)
         with self._storage_errors(media_id, param):
-            data: bytes = self._fs.cat_file(self._path(media_id), end=end)
+            data: bytes = self._fs.cat_file(self._path(media_id), start=start, end=end)
         return data
 
     def _listed(self, folder: str) -> list[str]:

@@ -20,7 +20,7 @@ from starlette.types import Receive
 from model.media import MediaError, media_type_of
 from server.api.body import content_type, read_body, read_query, stream_body
 from server.api.openapi import MEDIA, describe
-from server.api.responses import JSON, JSONResponse, WholeResponse
+from server.api.responses import JSON, JSONResponse, download
 from server.api.services import GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import (
@@ -120,8 +120,10 @@ async def show_content(image_id: str, request: Request, services: GivenServices)
     headers = {**CONTENT_HEADERS, "ETag": f'"{stored.id}"'}
     if headers["ETag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    media = await asyncio.to_thread(services.store.get, image_id, "image_id")
-    return WholeResponse(media.data, media_type=stored.media_type, headers=headers)
+    headers["Content-Length"] = str(stored.num_bytes)
+    if request.method == "HEAD":
+        return Response(media_type=stored.media_type, headers=headers)
+    return await download(services.store.pieces(image_id, "image_id"), stored.media_type, headers)
 
 
 @router.delete(

@@ -15,6 +15,7 @@ from PIL import Image
 from starlette.types import ASGIApp
 
 from server.api.responses import PIECE
+from server.errors import MediaNotFound
 from server.limits.admission import Admission
 from server.limits.deadline import HEADER
 from server.settings import Settings
@@ -87,23 +88,43 @@ def photograph() -> bytes:
     return file.getvalue()
 
 
-async def test_unread_responses_count_as_bodies(http: httpx.AsyncClient, app: FastAPI) -> None:
+async def test_unread_responses_count_as_bodies(app: FastAPI) -> None:
+    admission: Admission = app.state.services.admission
+    unread = Reader(app, "/detokenize", {"tokens": [5] * PIECE * 2})
+    await eventually(lambda: unread.status == 200)
+    body = len(json.dumps({"tokens": [5] * PIECE * 2}))
+    assert admission.bodies.used > body + PIECE
+    await unread.finish()
+    assert sum(unread.pieces) + body > admission.bodies.used == 0
+
+
+async def test_an_unread_download_is_in_memory_for_one_piece(http: httpx.AsyncClient, app: FastAPI) -> None:
     admission: Admission = app.state.services.admission
     data = photograph()
     stored = (await http.post("/v1/images", content=data, headers={"Content-Type": "image/png"})).json()
     path = f"/v1/images/{stored['id']}/content"
-    unread = [Reader(app, path) for _ in range(2)]
-    await eventually(lambda: [reader.status for reader in unread] == [200, 200])
-    assert admission.bodies.used == 2 * len(data)
-    refused = await http.get(path)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
-    assert "connection" not in refused.headers
-    assert (await http.get(f"/v1/images/{stored['id']}")).status_code == 200
+    unread = [Reader(app, path) for _ in range(8)]
+    await eventually(lambda: [reader.status for reader in unread] == [200] * 8)
+    assert admission.bodies.used == 0
+    response = await http.get(path)
+    assert (response.content, response.headers["content-length"]) == (data, str(len(data)))
     await unread[0].finish()
     assert (sum(unread[0].pieces), max(unread[0].pieces)) == (len(data), PIECE)
-    assert (await http.get(path)).content == data
-    await unread[1].abort()
-    assert admission.bodies.used == 0
+    for reader in unread[1:]:
+        await reader.abort()
+    assert (admission.num_running, admission.num_sending) == (0, 0)
+
+
+async def test_a_download_that_is_damaged_at_its_end_is_not_complete(http: httpx.AsyncClient, app: FastAPI) -> None:
+    data = photograph()
+    stored = (await http.post("/v1/images", content=data, headers={"Content-Type": "image/png"})).json()
+    (file,) = app.state.services.settings.data_dir.rglob(stored["id"])
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    reader = Reader(app, f"/v1/images/{stored['id']}/content")
+    with pytest.raises(MediaNotFound):
+        await reader.finish()
+    assert PIECE < sum(reader.pieces) < len(data)
+    assert app.state.services.admission.num_sending == 0
 
 
 async def test_a_change_is_not_refused_after_it_was_made(http: httpx.AsyncClient, app: FastAPI) -> None:

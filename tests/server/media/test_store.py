@@ -14,7 +14,7 @@ import pytest
 
 from server.errors import MediaNotFound, StorageUnavailable
 from server.media.source import encoded
-from server.media.store import UNFINISHED, UNFINISHED_SECONDS, LocalFolder, MediaStore, StoredMedia
+from server.media.store import PIECE, UNFINISHED, UNFINISHED_SECONDS, LocalFolder, MediaStore, StoredMedia
 from tests.server.conftest import png
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -115,6 +115,24 @@ def test_two_stores_of_one_folder_share_their_media(tmp_path: Path) -> None:
     assert list(store.names()) == []
 
 
+@pytest.mark.parametrize("num_bytes", [1, 1000, PIECE - 400, 2 * PIECE - 300, 3 * PIECE, 3 * PIECE + 1])
+def test_pieces_are_the_bytes_up_to_damage(num_bytes: int, tmp_path: Path) -> None:
+    store = MediaStore(str(tmp_path))
+    for length in range(num_bytes, num_bytes + 300, 37):  # the file's first line has a few hundred bytes
+        data = random.Random(length).randbytes(length)
+        name = store.put(data, "image")
+        pieces = list(store.pieces(name))
+        assert b"".join(pieces) == data
+        assert max(map(len, pieces)) <= PIECE
+        file = tmp_path / name[:6] / name
+        for damaged in (file.read_bytes()[:-1], file.read_bytes() + b"?"):
+            file.write_bytes(damaged)
+            received: list[bytes] = []
+            with pytest.raises(MediaNotFound):
+                received.extend(store.pieces(name))
+            assert sum(map(len, received)) < length
+
+
 def test_a_damaged_file_is_not_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = MediaStore(str(tmp_path))
     name = store.put(RED, "image")
@@ -122,6 +140,8 @@ def test_a_damaged_file_is_not_found(tmp_path: Path, caplog: pytest.LogCaptureFi
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(MediaNotFound):
         store.get(name)
+    with pytest.raises(MediaNotFound):
+        next(store.pieces(name))
     assert "damaged" in caplog.text
     store.delete(name)
     assert store.get(store.put(RED, "image")).data == RED
