@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ctypes
 
-# of <malloc.h>: buffers from this size on are taken from the system; and the number of heaps, between which threads choose
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
+# of <malloc.h>: buffers from this size on are taken from the system; the free bytes at the end of a heap that are kept for
+# smaller ones; and the number of heaps, between which threads choose
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX = -3, -1, -8
 LARGE = 2**20
+KEPT = 2**24
 HEAPS = 4
 
 
@@ -21,4 +23,5 @@ def return_freed_memory() -> None:
     """
     if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE)
+        mallopt(M_TRIM_THRESHOLD, KEPT)
         mallopt(M_ARENA_MAX, HEAPS)

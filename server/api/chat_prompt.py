@@ -51,6 +51,8 @@ from server.served_model import ServedModel
 PLAIN = Template(name="plain", shot="{media}{question} {answer}")
 # for a question that already ends in a space
 PLAIN_UNSPACED = Template(name="plain", shot="{media}{question}{answer}")
+# at the end of a text that leads to its answer; the second is the Chinese one
+COLONS = (":", "\N{FULLWIDTH COLON}")
 # the template of a question that follows no answer
 FIRST_QUESTION = "vqa"
 
@@ -93,7 +95,8 @@ class Turn:
     @property
     def is_bare_question(self) -> bool:
         """True for a media item with one text that leads to no answer itself, as "Answer:" does."""
-        return len(self.media) == 1 and len(self.content) == 2 and self.text.rstrip()[-1:] not in ("", ":")
+        texts = [item.rstrip() for item in self.content if isinstance(item, str) and not item.isspace()]
+        return len(self.media) == len(texts) == 1 and not texts[0].endswith(COLONS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,10 +69,11 @@ class Download(StreamingResponse):
 async def download(pieces: Iterator[bytes], media_type: str, headers: Mapping[str, str]) -> Download:
     """Return a download of pieces that threads read. The first is read now, so that an error has its own status."""
     first = await asyncio.to_thread(next, pieces, b"")
-    return Download(_read_in_threads(chain([first], pieces)), media_type=media_type, headers=headers)
+    return Download(read_in_threads(chain([first], pieces)), media_type=media_type, headers=headers)
 
 
-async def _read_in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+async def read_in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield pieces, each of which a thread reads when the connection takes it."""
     while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
         yield piece
 

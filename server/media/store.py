@@ -176,22 +176,22 @@ class MediaStore:
         return _require_intact(media_id, self._read(media_id, None, param), param)
 
     def pieces(self, media_id: str, param: str = "") -> Iterator[bytes]:
-        """Yield the bytes of a media item, of which only a piece is in memory.
+        """Yield the bytes of a media item in pieces, from a file that stays open: it may be deleted or replaced meanwhile.
 
         Raises what `get` raises: for a damaged item before the last piece, which may be the first.
         """
-        header, _, piece = self._read(media_id, PIECE, param).partition(b"\n")
-        stored = _read_header(header, media_id, param)
-        digest, start, end = begin_digest(stored.kind), PIECE, len(header) + 1 + stored.num_bytes
-        digest.update(piece)
-        while piece and start < end:
-            yield piece
-            piece = self._read(media_id, start + PIECE, param, start=start)
+        _check_id(media_id, param)
+        with self._storage_errors(media_id, param), self._fs.open(self._path(media_id), "rb") as file:
+            header, _, piece = file.read(PIECE).partition(b"\n")
+            digest = begin_digest(_read_header(header, media_id, param).kind)
             digest.update(piece)
-            start += PIECE
-        if digest.digest() != digest_of(media_id):
-            raise _damaged(media_id, param)
-        yield piece
+            while following := file.read(PIECE):
+                yield piece
+                piece = following
+                digest.update(piece)
+            if digest.digest() != digest_of(media_id):
+                raise _damaged(media_id, param)
+            yield piece
 
     def get_file(self, media_id: str) -> bytes:
         """Return the file of a media item: its description and its bytes. Raises what `get` raises."""
@@ -265,10 +265,10 @@ class MediaStore:
     def _path(self, media_id: str) -> str:
         return f"{self._root}/{media_id[:FOLDER_CHARS]}/{media_id}"
 
-    def _read(self, media_id: str, end: int | None, param: str, *, start: int = 0) -> bytes:
+    def _read(self, media_id: str, end: int | None, param: str) -> bytes:
         _check_id(media_id, param)
         with self._storage_errors(media_id, param):
-            data: bytes = self._fs.cat_file(self._path(media_id), start=start, end=end)
+            data: bytes = self._fs.cat_file(self._path(media_id), end=end)
         return data
 
     def _listed(self, folder: str) -> list[str]:

@@ -157,7 +157,7 @@ def _shares(row: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> Array
 def explain(
     rows: Sequence[dict[str, Any]], always: Baseline, single: Sequence[str], lacks_likeness: bool = False
 ) -> str | None:
-    """Return why nothing is recommended, and what leave-one-out cannot judge: the labels `single` have one example.
+    """Return why nothing is recommended, and what was not judged: the only examples of the labels `single` were kept.
 
     `lacks_likeness`: methods by likeness could not be measured, although requests can use them.
     """
@@ -165,7 +165,8 @@ def explain(
     if rows and lacks_likeness:
         sentences.append(
             "No setting is recommended: leave-one-out could measure in_context alone, and classifications can also use "
-            "methods by likeness. An evaluation of in_context recommends it: set methods to ['in_context']."
+            "methods by likeness, which need two examples of each label here. To choose among the settings of in_context, "
+            "set methods to ['in_context']."
         )
     elif rows and (best := _most_accurate(rows))["accuracy"] < always.accuracy:
         sentences.append(

@@ -107,16 +107,17 @@ def _read(evaluation: Evaluation) -> Recommended | None:
     rows = summarise(list(evaluation.cells.values()))
     row = next(row for row in rows if setting.items() <= row.items())
     confidence = Confidence(row["temperature"])
-    if not _unjudged(evaluation):
+    if not unjudged_labels(evaluation):
         confidence = replace(
             confidence, curve=tuple(Point(**point) for point in row["curve"]), num_left_out=row["queries"]
         )
     return Recommended(method, examples, labels, confidence, attend)
 
 
-def _unjudged(evaluation: Evaluation) -> set[str]:
-    """Return the labels of which no example was left out: their queries are missing in the curve of abstention."""
-    return set(evaluation.plan.get("single", ())) - set(evaluation.plan["truths"])
+def unjudged_labels(evaluation: Evaluation) -> list[str]:
+    """Return the labels whose only example was not left out: a curve of abstention lacks queries like these."""
+    judged = set(evaluation.plan["truths"])
+    return [label for label in evaluation.plan.get("single", ()) if label not in judged]
 
 
 def _shots(examples: ExamplesFields) -> tuple[object, ...]:

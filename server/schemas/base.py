@@ -307,7 +307,7 @@ def _unsupported(param: str | None, context: Mapping[str, Any]) -> InvalidReques
     at = f"{param}{field}" if field.startswith(".") else param
     if tag == NO_TAG:
         return InvalidRequest(f"{at}: Field required, one of {known}", param=at)
-    name = tag.strip("<>")[:64] or "''"
+    name = (tag[1:-1] if tag.startswith("<") else tag)[:64] or "''"
     return UnsupportedParameter(f"{at}: no support for {name}, only {known}", param=at)
 
 

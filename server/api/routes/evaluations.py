@@ -22,7 +22,7 @@ from server.quality.evaluation import make_plan
 from server.quality.evaluation_store import Evaluation
 from server.quality.learning_curve import report_curve
 from server.quality.recommendation import baseline, explain, summarise
-from server.quality.recommendations import lacks_likeness, recommendation_of
+from server.quality.recommendations import lacks_likeness, recommendation_of, unjudged_labels
 from server.schemas.base import list_page
 from server.schemas.responses.base import Deleted
 from server.schemas.responses.evaluations import EvaluationHeads, EvaluationReport
@@ -128,8 +128,8 @@ def _card(evaluation: Evaluation) -> dict[str, Any]:
     head["progress"]["cells_done"] = len(cells)
     commonest, rows = baseline(answers), summarise(cells)
     recommendation, without_controls = recommendation_of(evaluation), [row for row in rows if row["control"] is None]
-    single = evaluation.plan.get("single", ())
-    notes = [explain(without_controls, commonest, single, lacks_likeness(evaluation)), *judge_controls(rows, cells)]
+    reasons = explain(without_controls, commonest, unjudged_labels(evaluation), lacks_likeness(evaluation))
+    notes = [reasons, *judge_controls(rows, cells)]
     return {
         **head,
         "request": evaluation.plan["request"],

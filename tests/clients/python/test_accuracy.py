@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from flamboyance_client import AsyncClient, Client, Comparison, QueriesFailed
+from flamboyance_client import AsyncClient, Client, Comparison, QueriesFailed, Recommendation, Selection
 from flamboyance_client.accuracy import wilson_interval
 
 Measure = Callable[..., Any]
@@ -67,8 +67,10 @@ def test_each_method_is_measured_on_the_same_queries(measure: Measure) -> None:
     # a query without a label is neither correct nor a mistake
     assert (auto.method, auto.used, auto.labelled, auto.correct) == ("auto", "nearest_mean", 3, 2)
     assert (auto.accuracy, auto.coverage, auto.mistakes) == (2 / 3, 0.75, {("b", "a"): 1})
-    assert knn.compare(auto) == Comparison(only_first=2, only_second=1)
-    assert auto.compare(knn) == Comparison(only_first=1, only_second=2)
+    # of the queries that both have labelled
+    assert knn.compare(auto) == Comparison(only_first=1, only_second=1)
+    assert knn.compare(knn) == Comparison(only_first=0, only_second=0)
+    assert {knn, auto} == {auto, knn}
 
 
 def test_labels_of_a_folder_are_the_names_of_its_subfolders(
@@ -88,11 +90,24 @@ def test_a_query_that_fails_is_an_error(measure: Measure) -> None:
     with pytest.raises(QueriesFailed, match="1 of 2 queries failed"):
         measure([(b"a1", "a"), (b"broken", "a")], methods=["knn"])
     with pytest.raises(ValueError, match="there are no queries"):
-        measure([])
+        measure([], methods=["knn"])
+
+
+def test_without_methods_the_options_have_the_method(measure: Measure) -> None:
+    examples: Selection = {"support_set": "letters"}
+    recommendation = Recommendation(examples=examples, method="knn", accuracy=0.9, accuracy_interval=(0.8, 1.0))
+    valid: list[dict[str, Any]] = [{"method": "knn"}, {"examples": recommendation}]
+    for options in valid:
+        (knn,) = measure(PAIRS, **options)
+        assert (knn.method, knn.used, knn.correct) == ("knn", "knn", 3)
+    refused: list[dict[str, Any]] = [{"methods": ["knn"], "method": "auto"}, {"methods": "knn"}, {"on_error": "return"}]
+    for options in refused:
+        with pytest.raises(TypeError):
+            measure(PAIRS, **options)
 
 
 def test_nothing_labelled_has_no_accuracy(measure: Measure) -> None:
-    (auto,) = measure([(b"b1", "b")])
+    (auto,) = measure([(b"b1", "b")], method="auto")
     assert (auto.accuracy, auto.accuracy_interval, auto.coverage) == (None, None, 0.0)
 
 

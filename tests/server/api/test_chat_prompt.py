@@ -169,6 +169,8 @@ def test_templates_of_few_shot_requests_may_write_turns() -> None:
         ([user(A, "Describe it.")], True),
         ([user(A, "Question: q? Answer:")], False),
         ([user(A, "Output: ")], False),
+        ([user(A, "问题：q? 答案：")], False),
+        ([user("q?", A, "\n")], True),
         ([user("Compare ", A, " with a flamingo.")], False),
     ],
 )

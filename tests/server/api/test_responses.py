@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import tracemalloc
 from typing import Any
 
 import httpx
@@ -103,8 +104,13 @@ async def test_an_unread_download_is_in_memory_for_one_piece(http: httpx.AsyncCl
     data = photograph()
     stored = (await http.post("/v1/images", content=data, headers={"Content-Type": "image/png"})).json()
     path = f"/v1/images/{stored['id']}/content"
+    tracemalloc.start()
     unread = [Reader(app, path) for _ in range(8)]
     await eventually(lambda: [reader.status for reader in unread] == [200] * 8)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # a piece that the connection has not taken, and the next one
+    assert held < 8 * 3 * PIECE < 4 * len(data)
     assert admission.bodies.used == 0
     response = await http.get(path)
     assert (response.content, response.headers["content-length"]) == (data, str(len(data)))

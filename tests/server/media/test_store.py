@@ -133,6 +133,22 @@ def test_pieces_are_the_bytes_up_to_damage(num_bytes: int, tmp_path: Path) -> No
             assert sum(map(len, received)) < length
 
 
+def test_a_file_that_is_deleted_or_written_again_while_it_is_read_is_read_to_its_end(tmp_path: Path) -> None:
+    store, data = MediaStore(str(tmp_path)), random.Random(0).randbytes(3 * PIECE)
+    name = store.put(data, "image")
+    written, deleted = store.pieces(name), store.pieces(name)
+    received = [next(written), next(deleted)]
+    store.put(data, "image", size=(4000, 3000), num_frames=1)  # with a longer first line
+    assert b"".join([received[0], *written]) == data
+    store.delete(name)
+    assert b"".join([received[1], *deleted]) == data
+
+
+def test_pieces_of_a_store_that_is_not_local() -> None:
+    store, data = MediaStore("memory://pieces"), random.Random(0).randbytes(3 * PIECE)
+    assert b"".join(store.pieces(store.put(data, "image"))) == data
+
+
 def test_a_damaged_file_is_not_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = MediaStore(str(tmp_path))
     name = store.put(RED, "image")

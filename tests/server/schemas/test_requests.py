@@ -196,6 +196,7 @@ async def test_an_error_names_the_invalid_field(
         ("x", "prompt[1]: must be an object whose type is one of 'text', "),
         ({"type": "audio"}, "prompt[1].type: no support for audio, only 'text', "),
         ({"type": ""}, "prompt[1].type: no support for '', only 'text', "),
+        ({"type": "<text>"}, "prompt[1].type: no support for <text>, only 'text', "),
     ],
 )
 async def test_a_part_of_no_known_type_is_refused_with_the_known_ones(

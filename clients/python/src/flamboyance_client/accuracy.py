@@ -10,8 +10,10 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Self
 
+from flamboyance_client.api import checked_options
 from flamboyance_client.fewshot import AnyQuery
 from flamboyance_client.folders import labelled_files
+from flamboyance_client.options import ClassifyOptions, Method
 from flamboyance_client.records import Classification
 
 # a folder whose subfolders are named after the labels, or pairs of a query and its label
@@ -24,9 +26,9 @@ Z_95 = NormalDist().inv_cdf(0.975)
 class Accuracy:
     """The number of queries that a method has labelled as expected.
 
-    `method` is the requested one, and `used` the one that the server chose for `auto`. `accuracy` is that of the queries
-    with a label; a request with a target may leave some without. `mistakes` counts pairs of an expected label and the
-    label of the answer.
+    `method` is the requested one, or that of the answers if none was requested. `used` is that of the answers: for `auto`
+    the server chooses it. `accuracy` is that of the queries with a label; a request with a target may leave some without.
+    `mistakes` counts pairs of an expected label and the label of the answer.
     """
 
     method: str
@@ -34,7 +36,7 @@ class Accuracy:
     queries: int
     labelled: int
     correct: int
-    mistakes: Mapping[tuple[str, str], int] = field(repr=False)
+    mistakes: Mapping[tuple[str, str], int] = field(repr=False, hash=False)
     # by query: whether its label is the expected one, None without a label
     outcomes: tuple[bool | None, ...] = field(repr=False)
 
@@ -53,20 +55,18 @@ class Accuracy:
         return wilson_interval(self.correct, self.labelled) if self.labelled else None
 
     def compare(self, other: Accuracy) -> Comparison:
-        """Compare this method with another one on the same queries."""
+        """Compare this method with another one on the queries that both have labelled."""
         pairs = list(zip(self.outcomes, other.outcomes, strict=True))
-        return Comparison(
-            only_first=sum(bool(first) and not second for first, second in pairs),
-            only_second=sum(bool(second) and not first for first, second in pairs),
-        )
+        return Comparison(only_first=pairs.count((True, False)), only_second=pairs.count((False, True)))
 
     @classmethod
-    def of(cls, method: str, answers: Sequence[Classification], labels: Sequence[str]) -> Self:
+    def of(cls, method: str | None, answers: Sequence[Classification], labels: Sequence[str]) -> Self:
         pairs = [(label, answer.label) for label, answer in zip(labels, answers, strict=True)]
         outcomes = tuple(None if answer is None else answer == label for label, answer in pairs)
+        used = ", ".join(sorted({answer.method for answer in answers}))
         return cls(
-            method=method,
-            used=", ".join(sorted({answer.method for answer in answers})),
+            method=method or used,
+            used=used,
             queries=len(pairs),
             labelled=sum(outcome is not None for outcome in outcomes),
             correct=sum(map(bool, outcomes)),
@@ -86,7 +86,26 @@ class Comparison:
     def p_value(self) -> float:
         """The probability of a difference at least as large if both methods were equally good, by the exact sign test."""
         count, most = self.only_first + self.only_second, max(self.only_first, self.only_second)
-        return min(1.0, 2 * sum(comb(count, number) for number in range(most, count + 1)) / 2**count)
+        ways = total = comb(count, most)
+        for number in range(most, count):
+            ways = ways * (count - number) // (number + 1)
+            total += ways
+        return min(1.0, 2 * total / 2**count)
+
+
+def requests_by_method(
+    methods: Sequence[Method] | None, options: ClassifyOptions
+) -> list[tuple[Method | None, ClassifyOptions]]:
+    """Return the options of the requests by method; without methods, those of one request, which may have an own method.
+
+    Raises `TypeError` for options that a classification does not have, and for methods next to the option `method`.
+    """
+    checked_options(ClassifyOptions, options)
+    if methods is None:
+        return [(options.get("method"), options)]
+    if isinstance(methods, str) or options.get("method") is not None:
+        raise TypeError("methods must be a list of the methods to measure, and replaces method")
+    return [(method, {**options, "method": method}) for method in methods]
 
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:

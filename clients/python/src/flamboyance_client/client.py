@@ -19,7 +19,7 @@ from weakref import finalize
 
 import httpx
 
-from flamboyance_client.accuracy import Accuracy, LabelledQueries, labelled_queries
+from flamboyance_client.accuracy import Accuracy, LabelledQueries, labelled_queries, requests_by_method
 from flamboyance_client.api import Api, Call, CompletionEvents, api_error, checked_options
 from flamboyance_client.async_resources import AsyncEvaluations, AsyncFewShot, AsyncImages, AsyncSupportSets
 from flamboyance_client.batches import CONCURRENCY, OnError, checked_queries, classifications, run_all, run_all_async
@@ -132,22 +132,22 @@ class Client:
         self,
         queries: LabelledQueries,
         *,
-        methods: Sequence[Method] = ("auto",),
+        methods: Sequence[Method] | None = None,
         concurrency: int = CONCURRENCY,
         **options: Unpack[ClassifyOptions],
     ) -> tuple[Accuracy, ...]:
         """Classify labelled queries by each method, and return how many of the labels are as expected.
 
-        `queries` is a folder whose subfolders are named after the labels, or pairs of a query and its label. Queries that
-        are examples of the set would be answered too well; leave them out. Raises what `classify_many` raises.
+        Without `methods`, the method is that of a classification with these options, such as a recommended one. `queries`
+        is a folder whose subfolders are named after the labels, or pairs of a query and its label. Queries that are
+        examples of the set would be answered too well; leave them out. Raises what `classify_many` raises.
         """
+        requests = requests_by_method(methods, options)
         items, labels = labelled_queries(queries)
-        accuracies = []
-        for method in methods:
-            options["method"] = method
-            answers = self.classify_many(items, concurrency=concurrency, **options)
-            accuracies.append(Accuracy.of(method, answers, labels))
-        return tuple(accuracies)
+        return tuple(
+            Accuracy.of(method, self.classify_many(items, concurrency=concurrency, **fields), labels)
+            for method, fields in requests
+        )
 
     def score(
         self, prompt: Prompt, candidates: Sequence[str | Sequence[int]], **options: Unpack[ScoreOptions]
@@ -302,16 +302,16 @@ class AsyncClient:
         self,
         queries: LabelledQueries,
         *,
-        methods: Sequence[Method] = ("auto",),
+        methods: Sequence[Method] | None = None,
         concurrency: int = CONCURRENCY,
         **options: Unpack[ClassifyOptions],
     ) -> tuple[Accuracy, ...]:
         """Classify labelled queries by each method, as `Client.measure` does."""
+        requests = requests_by_method(methods, options)
         items, labels = await asyncio.to_thread(labelled_queries, queries)
         accuracies = []
-        for method in methods:
-            options["method"] = method
-            answers = await self.classify_many(items, concurrency=concurrency, **options)
+        for method, fields in requests:
+            answers = await self.classify_many(items, concurrency=concurrency, **fields)
             accuracies.append(Accuracy.of(method, answers, labels))
         return tuple(accuracies)
 

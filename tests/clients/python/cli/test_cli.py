@@ -11,6 +11,7 @@ from PIL import Image
 
 from flamboyance_client import Client, example
 from flamboyance_client.cli import app as application
+from flamboyance_client.cli import held_out
 from tests.clients.python.cli.commands import documents, process, run, words
 from tests.clients.python.cli.conftest import COLOURS
 
@@ -213,16 +214,20 @@ class TestSupportSets:
         assert [document["image"]] in [line[:1] for line in words(output)]
         assert "1 images are in the set already" in output
 
-    def test_a_folder_tests_a_set(self, made: Client, folder: Path, tmp_path: Path) -> None:
+    def test_a_folder_tests_a_set(
+        self, made: Client, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         for label, colour, width in (("red", "red", 31), ("blue", "blue", 32), ("blue", "red", 33)):
             (tmp_path / label).mkdir(exist_ok=True)
             Image.new("RGB", (width, 7), colour).save(tmp_path / label / f"{width}.png")
         (tmp_path / "red" / "known.png").write_bytes((folder / "red" / "23.png").read_bytes())
+        monkeypatch.setattr(held_out, "MAX_POOL_BYTES", 200)  # so that there are several pools
         arguments = ("support-set", "test", "cli-colours", tmp_path, "--method", "nearest_mean", "--method", "knn")
         nearest, neighbours = documents(*arguments)
         assert (nearest["method"], neighbours["method"]) == ("nearest_mean", "knn")
         assert (nearest["queries"], nearest["labelled"], nearest["correct"]) == (3, 3, 2)
         assert nearest["mistakes"] == [{"expected": "blue", "answered": "red", "count": 1}]
+        assert nearest["examples_left_out"] == 1
         lowest, highest = nearest["accuracy_interval"]
         assert 0 < lowest < 2 / 3 < highest < 1
         output = process(*arguments)
@@ -239,6 +244,11 @@ class TestSupportSets:
         Image.new("RGB", (31, 7), "red").save(tmp_path / "rde" / "1.png")
         _, errors = run("support-set", "test", "cli-colours", tmp_path, status=1)
         assert errors == f"error: {tmp_path} has labels that the set does not have: rde; it has blue, red\n"
+        (tmp_path / "rde").rename(tmp_path / "red")
+        broken = tmp_path / "red" / "2.png"
+        broken.write_bytes((tmp_path / "red" / "1.png").read_bytes()[:40])
+        _, errors = run("support-set", "test", "cli-colours", tmp_path, status=1)
+        assert errors.startswith(f"error: {broken}: ")
         _, errors = run("support-set", "test", "cli-colours", folder / "red", status=1)
         assert "has no label" in errors
 

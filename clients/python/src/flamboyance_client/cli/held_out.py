@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from rich.table import Table
 from flamboyance_client.accuracy import Accuracy
 from flamboyance_client.cli.tables import print_table
 from flamboyance_client.client import Client
+from flamboyance_client.errors import BadRequest
 from flamboyance_client.fewshot import AnyQuery
 from flamboyance_client.folders import labelled_files
 
 MAX_MISTAKES = 10
-# of one request that looks for images which the set has
-POOL = 16
+# of one request that looks for images which the set has: a body has at most 64 MiB by default, in base64
+MAX_POOL, MAX_POOL_BYTES = 16, 24 << 20
 # a difference that is as large by chance in more than one of 20 comparisons is not reported as one
 SIGNIFICANCE = 0.05
 
@@ -26,20 +28,41 @@ def held_out(client: Client, name: str, folder: Path) -> tuple[list[tuple[AnyQue
 
     Raises `ValueError` for a label that the set does not have, and if no image is left.
     """
-    files = [(file.media, str(file.label)) for file in labelled_files(folder)]
+    files = [(Path(file.name), str(file.label)) for file in labelled_files(folder)]
     labels = client.support_sets.get(name).raw.get("label_counts") or {}
     if unknown := sorted({label for _, label in files} - set(labels)):
         raise ValueError(
             f"{folder} has labels that the set does not have: {', '.join(unknown)}; it has {', '.join(labels)}"
         )
-    queries: list[tuple[AnyQuery, str]] = []
-    for start in range(0, len(files), POOL):
-        pool = files[start : start + POOL]
-        known = client.support_sets.suggest(name, [media for media, _ in pool], count=1).known
-        queries += [query for index, query in enumerate(pool) if index not in known]
+    queries = [query for pool in _pools(files) for query in _unknown(client, name, pool)]
     if not queries:
         raise ValueError(f"all images of {folder} are examples of the set: a test needs others")
     return queries, len(files) - len(queries)
+
+
+def _pools(files: Sequence[tuple[Path, str]]) -> Iterator[list[tuple[Path, str]]]:
+    """Yield the files in groups that fit into a request."""
+    pool: list[tuple[Path, str]] = []
+    num_bytes = 0
+    for path, label in files:
+        size = path.stat().st_size
+        if pool and (len(pool) == MAX_POOL or num_bytes + size > MAX_POOL_BYTES):
+            yield pool
+            pool, num_bytes = [], 0
+        pool.append((path, label))
+        num_bytes += size
+    yield pool
+
+
+def _unknown(client: Client, name: str, pool: Sequence[tuple[Path, str]]) -> list[tuple[AnyQuery, str]]:
+    """Return the images of a pool that the set does not have. Raises `ValueError` for a file that cannot be decoded."""
+    try:
+        known = client.support_sets.suggest(name, [path for path, _ in pool], count=1).known
+    except BadRequest as error:
+        if (at := re.match(r"pool\[(\d+)\]", error.param or "")) is None:
+            raise
+        raise ValueError(f"{pool[int(at[1])][0]}: {error.message}") from error
+    return [query for index, query in enumerate(pool) if index not in known]
 
 
 def print_accuracies(accuracies: Sequence[Accuracy], num_known: int) -> None:
@@ -56,8 +79,9 @@ def print_accuracies(accuracies: Sequence[Accuracy], num_known: int) -> None:
         print_table(mistakes)
 
 
-def as_document(row: Accuracy) -> dict[str, Any]:
+def as_document(row: Accuracy, num_known: int) -> dict[str, Any]:
     return {
+        "examples_left_out": num_known,
         "method": row.method,
         "used": row.used,
         "queries": row.queries,

@@ -143,7 +143,7 @@ def measure(
         )
     if json:
         for accuracy in accuracies:
-            print_json(as_document(accuracy))
+            print_json(as_document(accuracy, num_known))
     else:
         print_accuracies(accuracies, num_known)
 
