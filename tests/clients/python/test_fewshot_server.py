@@ -250,10 +250,12 @@ def test_the_folder_snippets_of_the_readme_run_twice(
             code = block.replace('"http://127.0.0.1:8000"', f'"{url}", api_key="{KEY}"')
             exec(compile(code, str(README), "exec"), {})
             printed.append(capsys.readouterr().out.splitlines())
-        evaluated, many, sure, curated = printed
+        evaluated, many, sure, measured, curated = printed
         assert evaluated[0].split()[0] in labels
         assert [line.split()[0] for line in many[:3]] == queries
         assert literal_eval(sure[-1])[0] in (*labels, None)
+        assert measured[1].startswith("Comparison(only_first=")
+        assert 0 <= float(measured[0].split()[0]) <= 1
         assert [line.split()[0] in queries for line in curated[-2:]] == [True, True]
         versions.append(client.support_sets.get("textures").version)
     assert versions == [1, 1]
