@@ -3,8 +3,8 @@
 A cell is a method and, for methods with a prompt, a strategy, a number of shots, a form and a seed. In a cell each example
 is the query once. The shots are selected from the other examples, as for a request, and likeness compares with the others.
 One example of each other label is left out with the query, so that its label is not rarer than in a request. A label's only
-example is kept, if two labels have others. This estimates the accuracy of a set without any other labelled data. A plan is
-checked and stored when it is requested, and executed later by an evaluation runner.
+example is kept if at least two labels have more of them. This estimates the accuracy of a set without any other labelled
+data. A plan is checked and stored when it is requested, and executed later by an evaluation runner.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, print_json
-from flamboyance_client.cli.selection import K, Strategy, SupportSetOption, selection
+from flamboyance_client.cli.selection import K, Strategy, SupportSetOption, TargetAccuracy, TargetCoverage, selection
 from flamboyance_client.cli.tables import print_table
 from flamboyance_client.client import Client
 from flamboyance_client.evaluations import Recommendation
@@ -56,13 +56,8 @@ def classify(
         ),
     ] = None,
     template: Annotated[str, typer.Option(help="How the prompt is written.")] = "classification",
-    target_accuracy: Annotated[
-        float | None,
-        typer.Option(show_default=False, help="Leave images without a label where labels would be less accurate."),
-    ] = None,
-    target_coverage: Annotated[
-        float | None, typer.Option(show_default=False, help="Label this share of images, the surest ones.")
-    ] = None,
+    target_accuracy: TargetAccuracy = None,
+    target_coverage: TargetCoverage = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     json: Json = False,

@@ -1,4 +1,4 @@
-"""The options that select the shots of a prompt from a support set."""
+"""The options that select the shots of a prompt from a support set, and those of abstention."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ K = Annotated[
 StrategyOption = Annotated[Strategy, typer.Option(help="How the shots are selected.")]
 ShotsAttendOption = Annotated[
     ShotsAttend, typer.Option(help="What a shot reads besides itself: all shots before it, or no other.")
+]
+TargetAccuracy = Annotated[
+    float | None,
+    typer.Option(show_default=False, help="Leave images without a label where labels would be less accurate."),
+]
+TargetCoverage = Annotated[
+    float | None, typer.Option(show_default=False, help="Label this share of images, the surest ones.")
 ]
 
 

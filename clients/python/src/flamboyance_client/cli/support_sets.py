@@ -12,6 +12,7 @@ import typer
 from flamboyance_client.cli import tables
 from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, print_json
 from flamboyance_client.cli.held_out import as_document, held_out, print_accuracies
+from flamboyance_client.cli.selection import TargetAccuracy, TargetCoverage
 from flamboyance_client.client import Client
 from flamboyance_client.folders import media_files
 from flamboyance_client.options import Method
@@ -119,13 +120,8 @@ def measure(
         list[str] | None,
         typer.Option(show_default=False, help="How the examples are used; without it auto and nearest_mean."),
     ] = None,
-    target_accuracy: Annotated[
-        float | None,
-        typer.Option(show_default=False, help="Leave images without a label where labels would be less accurate."),
-    ] = None,
-    target_coverage: Annotated[
-        float | None, typer.Option(show_default=False, help="Label this share of images, the surest ones.")
-    ] = None,
+    target_accuracy: TargetAccuracy = None,
+    target_coverage: TargetCoverage = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     json: Json = False,
