@@ -288,12 +288,17 @@ def _refusing_replica(messages: list[Message]) -> str | None:
 
 async def _send_all(messages: list[Message], answer: Answer, send: Send, ticket: Ticket) -> None:
     """Send the first messages and those that follow. If the replica is lost, a stream of events ends with an error."""
-    is_stream = Headers(raw=messages[0]["headers"]).get("content-type", "").startswith(EventStream.media_type)
+    headers = Headers(raw=messages[0]["headers"])
+    is_stream = headers.get("content-type", "").startswith(EventStream.media_type)
+    length = headers.get("content-length")
     is_complete = False
     try:
-        is_complete = await _send_messages(messages, send, ticket)
+        _count_unread(_num_bytes(messages) if length is None else int(length), ticket)
+        is_complete = await _send_messages(messages, send)
         async for more in answer:
-            is_complete = await _send_messages(more, send, ticket)
+            if length is None:
+                _count_unread(_num_bytes(more), ticket)
+            is_complete = await _send_messages(more, send)
     except RayError:
         logger.warning("a replica was lost during its answer", extra={"complete": is_complete})
         if is_complete:
@@ -309,15 +314,22 @@ async def _send_all(messages: list[Message], answer: Answer, send: Send, ticket:
         raise
 
 
-async def _send_messages(messages: list[Message], send: Send, ticket: Ticket) -> bool:
-    """Send messages, and return whether the answer is complete.
-
-    Large ones count as bodies, because their client may not read them. Ray does not say how many bytes are unread, so a
-    request counts for at most `MAX_UNREAD`.
-    """
-    size = sum(len(message.get("body", b"")) for message in messages)
-    if size > PIECE:
-        ticket.count(min(size, max(MAX_UNREAD - ticket.num_bytes, 0)))
+async def _send_messages(messages: list[Message], send: Send) -> bool:
+    """Send messages, and return whether the answer is complete."""
     for message in messages:
         await send(message)
     return messages[-1]["type"] == "http.response.body" and not messages[-1].get("more_body", False)
+
+
+def _count_unread(num_bytes: int, ticket: Ticket) -> None:
+    """Count bytes of a large answer as a body, because its client may not read them.
+
+    Ray fetches an answer before its client reads it, and does not say how many bytes are unread: all of a known length
+    count at once, and a request counts for at most `MAX_UNREAD`.
+    """
+    if num_bytes > PIECE:
+        ticket.count(min(num_bytes, max(MAX_UNREAD - ticket.num_bytes, 0)))
+
+
+def _num_bytes(messages: list[Message]) -> int:
+    return sum(len(message.get("body", b"")) for message in messages)
