@@ -32,6 +32,8 @@ MEDIA_ID = re.compile(r"(img|vid)_[0-9a-f]{64}", re.ASCII)
 MAX_HEADER_BYTES = 1024
 # bytes of a piece that is read for a download
 PIECE = 2**16
+# bytes that a remote store reads ahead for a download
+BLOCK = 2**20
 # files of one kind and first digest byte share a folder, such as img_0a
 FOLDER_CHARS = len("img_") + 2
 UNFINISHED = "unfinished"
@@ -181,7 +183,7 @@ class MediaStore:
         Raises what `get` raises: for a damaged item before the last piece, which may be the first.
         """
         _check_id(media_id, param)
-        with self._storage_errors(media_id, param), self._fs.open(self._path(media_id), "rb") as file:
+        with self._storage_errors(media_id, param), self._fs.open(self._path(media_id), "rb", block_size=BLOCK) as file:
             header, _, piece = file.read(PIECE).partition(b"\n")
             digest = begin_digest(_read_header(header, media_id, param).kind)
             digest.update(piece)

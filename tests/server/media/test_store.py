@@ -9,12 +9,16 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from server.errors import MediaNotFound, StorageUnavailable
 from server.media.source import encoded
-from server.media.store import PIECE, UNFINISHED, UNFINISHED_SECONDS, LocalFolder, MediaStore, StoredMedia
+from server.media.store import BLOCK, PIECE, UNFINISHED, UNFINISHED_SECONDS, LocalFolder, MediaStore, StoredMedia
 from tests.server.conftest import png
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -144,9 +148,33 @@ def test_a_file_that_is_deleted_or_written_again_while_it_is_read_is_read_to_its
     assert b"".join([received[1], *deleted]) == data
 
 
-def test_pieces_of_a_store_that_is_not_local() -> None:
-    store, data = MediaStore("memory://pieces"), random.Random(0).randbytes(3 * PIECE)
-    assert b"".join(store.pieces(store.put(data, "image"))) == data
+class RangeFile(AbstractBufferedFile):  # type: ignore[misc]
+    """A file of an object store, which is fetched in ranges of bytes."""
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        data: bytes = self.fs.cat_file(self.path, start=start, end=end)
+        self.fs.fetched.append(len(data))
+        return data
+
+
+class ObjectStore(MemoryFileSystem):  # type: ignore[misc]
+    protocol = "ranges"
+    fetched: ClassVar[list[int]] = []
+
+    def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **options: Any) -> Any:
+        if mode != "rb":
+            return super()._open(path, mode, block_size, **options)
+        return RangeFile(self, path, mode, block_size or 50 * 2**20)
+
+
+def test_pieces_of_an_object_store_are_fetched_as_they_are_read() -> None:
+    fsspec.register_implementation("ranges", ObjectStore, clobber=True)
+    store, data = MediaStore("ranges://pieces"), random.Random(0).randbytes(5 * BLOCK)
+    pieces = store.pieces(store.put(data, "image"))
+    first = next(pieces)
+    assert sum(ObjectStore.fetched) <= BLOCK + 2 * PIECE
+    assert b"".join([first, *pieces]) == data
+    assert len(ObjectStore.fetched) < 8
 
 
 def test_a_damaged_file_is_not_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
