@@ -29,7 +29,7 @@ def evaluate() -> Path:
     """Run both tasks with the defaults of the model `openai`, and return the folder of the results."""
     output = tempfile.mkdtemp()
     command = [str(Path(sys.executable).with_name("lmms-eval")), "eval", "--model", "openai", "--batch_size", "1"]
-    command += ["--model_args", f"model_version={MODEL},base_url={URL}/v1,api_key=none"]
+    command += ["--model_args", f"model_version={MODEL},base_url={URL}/v1,api_key=none,num_concurrent=1"]
     command += ["--include_path", str(FOLDER), "--tasks", ",".join(f"flamboyance_{name}" for name in TASKS)]
     command += ["--output_path", output, "--log_samples"]
     subprocess.run(command, check=True, stdout=sys.stderr)
@@ -54,7 +54,7 @@ def read_rows(name: str) -> list[dict[str, Any]]:
 
 def prompt(name: str, row: Mapping[str, Any]) -> list[Part]:
     if name == "questions":
-        return [image(row["image"]), text(f"Question: {questions.doc_to_text(row)} Answer:")]  # the template vqa
+        return [image(row["image"]), text(questions.doc_to_text(row))]  # the text leads to its answer: no template
     shots = [shot(example["image"], f"{drawings.QUESTION} {example['word']}.") for example in row["shots"]]
     return [*chain.from_iterable(shots), image(row["image"]), text(drawings.QUESTION)]
 

@@ -148,11 +148,11 @@ class Engine:
         )
 
     def fail_media(self, failure: MediaFailed) -> None:
-        """End the requests that show a media item, and no others, with an error."""
+        """End the requests that still need a media item, and no others, with an error."""
         self._is_stuck = False
         self.media.fail(failure.digest)
         for task in list(self._tasks()):
-            if failure.digest in task.media:
+            if failure.digest in task.media and self._needs(task, failure.digest):
                 self._handle(task, task.end("error", failure.message))
 
     def pin(self, pin: Pin) -> None:
@@ -331,6 +331,10 @@ class Engine:
             sequence_task.release()
         needed = {self.media.content_keys.get(source) for other in self._tasks() for source in other.media}
         self.media.forget_frames({key for key in needed if key is not None})
+
+    def _needs(self, task: Task, source: bytes) -> bool:
+        """Return whether a task that shows a media item lacks it. An answer does not, once it has read it."""
+        return isinstance(task, SideTask) or self.residents.lack(task.request_id, source)
 
     def _tasks(self) -> Iterable[Task]:
         return chain(self._sequence_tasks.values(), self._side_tasks.values())

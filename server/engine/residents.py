@@ -7,6 +7,7 @@ for one that has none, and from large requests for a small one.
 from __future__ import annotations
 
 from bisect import insort
+from itertools import chain
 from math import inf
 
 from model.config import FlamingoConfig
@@ -47,6 +48,11 @@ class Residents:
         """Queue a sequence; return the sources to request."""
         self.queue(sequence)
         return self.media.join(self.memory.missing_sources(sequence))
+
+    def lack(self, request_id: str, source: bytes) -> bool:
+        """Return whether a sequence of a request has still to read a media item that is in no cache."""
+        sequences = (s for s in chain(self.waiting, self.running) if s.request_id == request_id)
+        return any(source in self.memory.missing_sources(sequence) for sequence in sequences)
 
     def queue(self, sequence: Sequence) -> None:
         """Queue a sequence that is not known yet."""

@@ -41,10 +41,11 @@ class Memory:
         self._alone_positions = model.language_model.alone_positions
 
     def missing_sources(self, sequence: Sequence) -> list[bytes]:
-        """Return sources that were never supplied and, after a cached prefix, those that are no longer in any cache."""
+        """Return sources that were never supplied and, for the tokens to compute, those that are no longer in any cache."""
         first = 0
         if self.resolve(sequence):
-            first = max(sequence.media_index[self.find_cached(sequence).num_tokens], 0)
+            num_computed = self.find_cached(sequence).num_tokens if sequence.is_waiting else sequence.num_computed
+            first = max(sequence.media_index[min(num_computed, len(sequence.media_index) - 1)], 0)
         keys = ((source, self.media.content_keys.get(source)) for source in sequence.sources[first:])
         return [source for source, key in keys if key is None or not self.media.is_ready(key)]
 

@@ -150,13 +150,22 @@ class Answers(SequenceTask):
         if reason is not None:
             self._finish(sequence)
         elif matcher is not None and matcher.is_complete:
-            events += self._end_early(sequence, "stop")
+            events += self._end_complete(sequence)
         return events
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         if token_id in self._stop_ids:
             return "stop"
         return "length" if sequence.num_output_tokens >= sequence.sampling.max_tokens else None
+
+    def _end_complete(self, sequence: Sequence) -> Iterable[Outbound]:
+        """End an answer whose grammar permits no further token; all answers with an error if it is too short."""
+        sampling = sequence.sampling
+        if sampling.grammar is not None and sequence.num_output_tokens < sampling.min_tokens:
+            field = sampling.grammar.field
+            message = f"{field}: the answer is complete after {sequence.num_output_tokens} tokens, before min_tokens"
+            return self.end("error", message, param=field)
+        return self._end_early(sequence, "stop")
 
     def _end_early(self, sequence: Sequence, reason: FinishReason) -> list[Outbound]:
         """End one answer without a last token."""

@@ -51,7 +51,7 @@ class BeamAnswers(Answers):
         super().__init__(request, order, residents, eos_ids)
         _check_blocks(request, residents.config)
         self._sampling = request.sampling
-        self._reported: list[Result] = []
+        self._reported: dict[Sequence, Result] = {}
         self._ended: list[Hypothesis] = []  # the best, best first
 
     def end_answer(self, index: int) -> Iterable[Outbound]:
@@ -62,8 +62,13 @@ class BeamAnswers(Answers):
         return range(self._sampling.n)
 
     def _advance(self, result: Result) -> Iterable[Outbound]:
-        """Note the candidates of one beam; after the last beam, all beams advance."""
-        self._reported.append(result)
+        """Note the candidates of one beam; after the last beam, all beams advance.
+
+        A beam that waits for the others may be preempted. Then it is computed again, and reports twice or too late.
+        """
+        sequence = result.row.sequence
+        if result.row.end == len(sequence.token_ids):
+            self._reported[sequence] = result
         if len(self._reported) < len(self._live):
             return []
         if moves := self._next_moves():
@@ -76,7 +81,7 @@ class BeamAnswers(Answers):
         """Return the beams' next tokens, best first; empty when the search is over."""
         width, max_tokens = self._sampling.beam_width, self._sampling.max_tokens
         ranked = sorted(
-            (move for result in self._reported for move in _moves(result)),
+            (move for result in self._reported.values() for move in _moves(result)),
             key=lambda scored: -scored[0],
         )[: num_candidates(width)]
         self._reported.clear()

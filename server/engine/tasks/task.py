@@ -31,7 +31,7 @@ class RequestError(ValueError):
 
 
 class Task:
-    """One request. It fails if any of the `media` (sources) that it still needs fails.
+    """One request, which shows the `media` (sources). It fails if one that it still needs fails.
 
     Once it `is_finished`, it has returned its last event, and the engine forgets it.
     """

@@ -11,7 +11,7 @@ from torch import Tensor
 from model.batch import Batch
 from model.inference import prepare_for_inference
 from server.engine.engine import Engine
-from server.wire import Sampling
+from server.wire import MediaFailed, MediaWanted, Sampling
 from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
@@ -145,4 +145,45 @@ def test_a_corrupt_page_is_computed_again() -> None:
     answer.engine.add(prompt.request("b"))
     answer.run()
     assert_equals_reference("flamingo", prompt, answer, "b")
+    assert_all_released(answer.engine)
+
+
+def test_an_answer_that_has_read_a_media_item_does_not_fail_with_its_next_decoding() -> None:
+    """The page of the first image is evicted for another prompt, and its bytes cannot be decoded any more."""
+    answer = client("flamingo", replace(CONFIG, num_media_slots=2, host_media_bytes=0))
+    prompt = Prompt(((0, 5), (1, 5)))
+    answer.engine.add(prompt.request("a", Sampling(max_tokens=20, temperature=0.0, ignore_eos=True)))
+    while len(answer.ids("a")) < 3:
+        answer.step()
+    answer.engine.add(Prompt(((2, 5),)).request("evicts", Sampling(max_tokens=1)))
+    while "evicts" not in answer.tokens:
+        answer.step()
+    answer.engine.add(Prompt(((3, 2), (0, 9))).request("b"))
+    while answer.engine.has_work():
+        for event in answer.engine.step():
+            if event == MediaWanted(source(0)):
+                answer.engine.fail_media(MediaFailed(digest=source(0), message="not an image"))
+            else:
+                answer.take(event)
+    assert answer.finished["b"].error == "not an image"
+    assert "a" not in answer.finished
+    assert len(answer.ids("a")) == 20
+    assert_all_released(answer.engine)
+
+
+def test_a_request_that_waits_fails_with_its_media() -> None:
+    """Also one that was computed before: its page and its prefix are gone."""
+    answer = client("flamingo", replace(CONFIG, num_media_slots=2, host_media_bytes=0))
+    answer.engine.add(Prompt(((0, 5),)).request("before"))
+    answer.run()
+    for image in (1, 2):
+        answer.engine.add(Prompt(((image, 5),)).request(f"evicts {image}"))
+        answer.run()
+    answer.engine.blocks.clear_cache()
+    for name in ("a", "b"):
+        answer.engine.add(Prompt(((0, 5),)).request(name))
+    assert MediaWanted(source(0)) in answer.engine.step()
+    answer.engine.fail_media(MediaFailed(digest=source(0), message="not an image"))
+    answer.run()
+    assert [answer.finished[name].error for name in ("a", "b")] == ["not an image"] * 2
     assert_all_released(answer.engine)
