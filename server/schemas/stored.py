@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Iterator
+from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, GetJsonSchemaHandler, Tag, field_validator, model_validator
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, to_jsonable_python
 
 from model.prompt import ShotsAttend
 from server.schemas.base import (
@@ -85,6 +87,16 @@ def _no_zero(text: str) -> str:
     if "\0" in text:
         raise ValueError("a text may not contain the character U+0000")
     return text
+
+
+def _strings(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case dict():
+            yield from chain.from_iterable(map(_strings, value.values()))
+        case list():
+            yield from chain.from_iterable(map(_strings, value))
 
 
 def _small(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -322,6 +334,13 @@ class EvaluateRequest(WeighingFields, ModelRequest):
     max_queries: int = Field(
         200, ge=1, le=100_000, description="Maximum number of queries. Of a larger set, a sample is used."
     )
+
+    @field_validator("template", "candidates")
+    @classmethod
+    def _can_be_stored(cls, value: Any) -> Any:
+        for text in _strings(to_jsonable_python(value)):
+            _no_zero(text)
+        return value
 
     @property
     def forms(self) -> list[ShotsAttend]:

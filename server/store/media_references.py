@@ -155,12 +155,30 @@ class MediaReferences:
         stored = await asyncio.to_thread(self._stored, media)
         for chunk in chunked(list(media)):
             sizes = {self._row_id(media_id): media[media_id].num_bytes for media_id in chunk}
-            await self._database.write(partial(_add_leases, sizes, stored, holder))
+            await self._database.write(partial(self._add_leases, sizes, stored, holder))
         return holder
 
     def _stored(self, media_ids: Iterable[str]) -> set[str]:
         """Return the ids in the database of the media that are stored already."""
         return {self._row_id(media_id) for media_id in media_ids if self._store.exists(media_id)}
+
+    def _add_leases(
+        self, sizes: Mapping[str, int], stored: set[str], holder: str, session: Session, now: float
+    ) -> None:
+        """Lease media by id. A media item that is stored without a row was uploaded by a client, if no sweep deletes it."""
+        known = _lock(session, sizes)
+        rows = [
+            {"media_id": row_id, "num_bytes": size, "is_uploaded": row_id in stored and self._exists(row_id)}
+            for row_id, size in sorted(sizes.items())
+            if row_id not in known
+        ]
+        if rows:
+            session.execute(insert(MediaRow), rows)
+        leases = [{"holder": holder, "media_id": m, "expires_at": now + LEASE_SECONDS} for m in sorted(sizes)]
+        session.execute(insert(LeaseRow), leases)
+
+    def _exists(self, row_id: str) -> bool:
+        return self._store.exists(split(row_id)[1])
 
     def _put(self, media: Mapping[str, EncodedMedia], infos: Mapping[str, dict[str, Any]]) -> None:
         """Store the bytes. Raises `MediaNotFound` for a stored media item that has been deleted in the meantime."""
@@ -188,20 +206,6 @@ def _commit(transaction: Transaction[Result], holder: str, num_media: int, sessi
     if session.execute(delete(LeaseRow).where(*is_held)).rowcount != num_media:  # type: ignore[attr-defined]
         raise LeaseLost
     return transaction(session, now)
-
-
-def _add_leases(sizes: Mapping[str, int], stored: set[str], holder: str, session: Session, now: float) -> None:
-    """Lease media by id. A stored media item without a row was uploaded by a client."""
-    known = _lock(session, sizes)
-    rows = [
-        {"media_id": media_id, "num_bytes": size, "is_uploaded": media_id in stored}
-        for media_id, size in sorted(sizes.items())
-        if media_id not in known
-    ]
-    if rows:
-        session.execute(insert(MediaRow), rows)
-    leases = [{"holder": holder, "media_id": m, "expires_at": now + LEASE_SECONDS} for m in sorted(sizes)]
-    session.execute(insert(LeaseRow), leases)
 
 
 def _lock(session: Session, media_ids: Iterable[str]) -> set[str]:

@@ -22,7 +22,7 @@ from sqlalchemy import ColumnElement, Row, delete
 from sqlalchemy.orm import Session
 
 from server.access.tenants import DEFAULT_TENANT, qualified
-from server.errors import IdempotencyConflict
+from server.errors import IdempotencyConflict, ServerError
 from server.store import media_references, versions
 from server.store.database import Database, Transaction, lock_tenant
 from server.store.media_references import MediaReferences
@@ -161,7 +161,7 @@ class SupportSets:
         staging = Staging(self._database, self._tenant, examples)
 
         def put(session: Session, now: float) -> SupportSetInfo:
-            row = self._find(session, id_or_name, now, lock=True, expected_version=expected_version)
+            row = self._find(session, set_id, now, lock=True, expected_version=expected_version)
             versions.merge(session, row, staging.finish(session, now), now, self._max_examples)
             return _info(session, row, examples)
 
@@ -227,11 +227,26 @@ class SupportSets:
         A key counts within a scope: the id of the set that the request changes, or the tenant if it creates one. If
         `check` refuses a request, its media are not even decoded.
         """
-        if key is not None:
-            answer = await self._database.read(lambda session, now: _first_answer(session, scope, key, now))
-            if answer is not None:
+        if key is None:
+            return await self._store_new(examples, staging, change, check)
+        first = partial(_first_answer, scope, key)
+        if (answer := await self._database.read(first)) is not None:
+            return answer
+        try:
+            return await self._store_new(examples, staging, partial(_once, change, scope, key), check)
+        except ServerError:
+            # the first request may have changed the set since, for example taken the name
+            if (answer := await self._database.read(first)) is not None:
                 return answer
-            change = partial(_once, change, scope, key)
+            raise
+
+    async def _store_new(
+        self,
+        examples: Sequence[NewExample],
+        staging: Staging,
+        change: Transaction[SupportSetInfo],
+        check: Transaction[None] | None,
+    ) -> SupportSetInfo:
         if check is not None:
             await self._database.read(check)
         distinct = dict.fromkeys(media for example in examples for media in example.media)
@@ -278,7 +293,7 @@ def _info(session: Session, row: SupportSetRow, examples: Sequence[NewExample]) 
     return replace(versions.info(session, row), example_ids=tuple(example.id for example in examples))
 
 
-def _first_answer(session: Session, scope: str, key: IdempotencyKey, now: float) -> SupportSetInfo | None:
+def _first_answer(scope: str, key: IdempotencyKey, session: Session, now: float) -> SupportSetInfo | None:
     """Return the answer to the first request with this key. Raises `IdempotencyConflict` if it was another request."""
     row = session.get(IdempotencyRow, (scope, key.key))
     if row is None or row.created_at < now - RETENTION_SECONDS:
@@ -292,7 +307,7 @@ def _once(
     change: Transaction[SupportSetInfo], scope: str, key: IdempotencyKey, session: Session, now: float
 ) -> SupportSetInfo:
     """Run `change` unless the key has a response. A concurrent first request makes the insert fail, as intended."""
-    if (first := _first_answer(session, scope, key, now)) is not None:
+    if (first := _first_answer(scope, key, session, now)) is not None:
         return first
     info = change(session, now)
     _delete_old_answers(session, now, IdempotencyRow.scope == scope, IdempotencyRow.key == key.key)

@@ -9,7 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, ColumnExpressionArgument, Row, Select, and_, delete, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    ColumnExpressionArgument,
+    Row,
+    Select,
+    and_,
+    delete,
+    func,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy import insert as insert_into
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
@@ -71,8 +83,13 @@ def page(
 
     After two sets or more, it ends with the first whose labels exceed `max_characters`, those of all sets added up.
     """
-    is_listed = (SupportSetRow.tenant == tenant, SupportSetRow.id > after, _is_alive(now))
-    query = select(SupportSetRow).where(*is_listed).order_by(SupportSetRow.id)
+    # an id is older than its set: it is made before the media are decoded
+    order = (SupportSetRow.created_at, SupportSetRow.id)
+    last = session.scalar(
+        select(SupportSetRow.created_at).where(SupportSetRow.tenant == tenant, SupportSetRow.id == after)
+    )
+    is_next = SupportSetRow.id > after if last is None else tuple_(*order) > (last, after)
+    query = select(SupportSetRow).where(SupportSetRow.tenant == tenant, is_next, _is_alive(now)).order_by(*order)
     listed: list[SupportSetInfo] = []
     num_characters = 0
     for row in session.scalars(query.limit(limit)).all():

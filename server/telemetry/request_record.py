@@ -12,10 +12,14 @@ from typing import Any
 
 from model.prompt import ShotsAttend
 from server.access.quotas import Quota
+from server.errors import EngineNotReady, InvalidRequest, ShuttingDown
 from server.limits.admission import Ticket
 from server.telemetry.metrics import Metrics
 from server.telemetry.stages import NO_STAGES, current
 from server.wire import Admitted, FinishReason, Scored, Token
+
+# errors of requests that the engine refused, before any work
+REFUSALS = (EngineNotReady, ShuttingDown, InvalidRequest)
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +153,8 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
     ) -> None:
         if error is not None:
             self.finish_reason = "error" if isinstance(error, Exception) else "abort"
-        if self._quota is not None:
+        is_refused = not self._is_admitted and isinstance(error, REFUSALS)
+        if self._quota is not None and not is_refused:
             self._quota.count("tokens", self.prompt_tokens + self.completion_tokens)
             self._quota.count("media", self.media)
         if self._ticket is not None:

@@ -11,18 +11,17 @@ import logging
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from server.api.body import content_type, read_query, spool_body
 from server.api.examples import new_examples
 from server.api.openapi import BODY, SUPPORT_SET, describe
-from server.api.responses import JSONResponse, read_in_threads
+from server.api.responses import JSONResponse, download
 from server.api.routes.support_sets import CREATE, KEY, changed_card, idempotency_key
 from server.api.services import GivenServices, Services
 from server.api.sse import unless_disconnected
@@ -68,10 +67,9 @@ async def export_support_set(support_set: str, request: Request, services: Given
     version = await services.support_sets.get_version(support_set, fields.version)
     info = await services.support_sets.get(version.id, version.version)
     pieces = write_archive(version, info.metadata, services.store)
-    first = await asyncio.to_thread(next, pieces)  # before the response begins, so that an error has its own status
     name = f"{version.name or version.id}-v{version.version}.zip".replace(":", "_")
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "X-Content-Type-Options": "nosniff"}
-    return StreamingResponse(read_in_threads(chain([first], pieces)), media_type=ZIP, headers=headers)
+    return await download(pieces, ZIP, headers)
 
 
 @router.post(

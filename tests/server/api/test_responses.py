@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import tracemalloc
@@ -119,6 +120,26 @@ async def test_an_unread_download_is_in_memory_for_one_piece(http: httpx.AsyncCl
     for reader in unread[1:]:
         await reader.abort()
     assert (admission.num_running, admission.num_sending) == (0, 0)
+
+
+class TestDeadline:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"request_timeout": 1.0, "max_media_mb": 1.0, "max_body_mb": 1.0})
+
+    async def test_an_unread_export_is_a_download_too(self, http: httpx.AsyncClient, app: FastAPI) -> None:
+        """It is not cut at the end of its request's deadline, and shutdown waits for it."""
+        admission: Admission = app.state.services.admission
+        data = photograph()
+        examples = [{"image": f"data:image/png;base64,{base64.b64encode(data).decode()}", "label": "a"}]
+        assert (await http.post("/v1/support_sets", json={"name": "s", "examples": examples})).status_code == 200
+        unread = Reader(app, "/v1/support_sets/s/export")
+        await eventually(lambda: unread.status == 200)
+        await asyncio.sleep(1.2)
+        assert (admission.num_running, admission.num_sending) == (0, 1)
+        await unread.finish()
+        assert sum(unread.pieces) > len(data)
+        assert admission.num_sending == 0
 
 
 async def test_a_download_that_is_damaged_at_its_end_is_not_complete(http: httpx.AsyncClient, app: FastAPI) -> None:

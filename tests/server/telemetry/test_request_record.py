@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.errors import EngineDied
+from server.access.quotas import Limits
+from server.errors import EngineDied, EngineNotReady, InvalidRequest, ServerError
 from tests.server.conftest import data_url, image_part, png
 from tests.server.fakes import FakeClient
 
@@ -146,3 +148,22 @@ async def test_the_time_of_an_answer_is_divided_at_its_first_token(http: httpx.A
     # the scripted engine says that it waited for longer than the whole answer took
     assert metric(app, "request_prefill_time_seconds_sum") == 0
     assert 0 < metric(app, "request_decode_time_seconds_sum") < metric(app, "e2e_request_latency_seconds_sum")
+
+
+@pytest.mark.parametrize("error", [EngineNotReady("the engine is loading"), InvalidRequest("too long")])
+async def test_a_refused_request_uses_no_tokens_of_its_key(
+    error: ServerError, http: httpx.AsyncClient, client: FakeClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*arguments: Any) -> AsyncIterator[Any]:
+        for refusal in [error]:
+            raise refusal
+        yield
+
+    _, key = await app.state.services.keys.create("k", "inference", Limits(tokens=20))
+    headers = {"Authorization": f"Bearer {key}"}
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeClient, "stream", refuse)
+        refused = [await http.post("/v1/completions", json={"prompt": "abcdefgh"}, headers=headers) for _ in range(4)]
+    assert {response.status_code for response in refused} == {error.status}
+    answered = [await http.post("/v1/completions", json={"prompt": "abcdefgh"}, headers=headers) for _ in range(4)]
+    assert [response.status_code for response in (answered[0], answered[-1])] == [200, 429]

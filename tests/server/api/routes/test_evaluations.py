@@ -153,6 +153,8 @@ async def test_cells_that_were_stored_before_there_were_methods_are_in_context(
         ({"candidates": ["warm"]}, 400, "candidates"),
         ({"candidates": ["warm", "cold", "warm"]}, 400, "candidates[2]"),
         ({"template": "poem"}, 400, "template"),
+        ({"template": {"shot": "{question}\0 {label}"}}, 400, "template"),  # PostgreSQL cannot read it
+        ({"candidates": ["warm", "co\0ld"]}, 400, "candidates"),
         ({"seeds": []}, 400, "seeds"),
         ({"seeds": list(range(32)), "k": [1, 2, 3, 4, 5], "strategies": ["random", "balanced"]}, 400, "k"),
         ({"max_queries": 0}, 400, "max_queries"),
