@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -96,6 +97,7 @@ ROUTERS = (
     docs.router,
     playground.router,
 )
+PATHS = {route.path for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)}
 
 logger = logging.getLogger(__name__)
 
@@ -254,7 +256,11 @@ async def _refuse(request: Request, error: ServerError) -> Response:
 
 async def _refuse_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    body = http_error_body(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    path = request.url.path
+    detail = f"{request.method} {path}: {error.detail}"
+    if error.status_code == 404 and (meant := f"/v1/{path.rpartition('/v1/')[2].lstrip('/')}") in PATHS:
+        detail += f"; did you mean {meant}?"
+    body = http_error_body(error.status_code, detail)
     return JSONResponse(body, error.status_code, error.headers)
 
 

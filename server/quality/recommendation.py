@@ -165,7 +165,7 @@ def explain(
     if rows and lacks_likeness:
         sentences.append(
             "No setting is recommended: leave-one-out could measure in_context alone, and classifications can also use "
-            "methods by likeness. To choose among the settings of in_context, set methods to ['in_context']."
+            "methods by likeness. To choose among the settings of in_context, evaluate this method alone."
         )
     elif rows and (best := _most_accurate(rows))["accuracy"] < always.accuracy:
         sentences.append(

@@ -32,6 +32,15 @@ class FieldError(ValueError):
         self.param = param
 
 
+# names that other servers and libraries use, and the fields that were probably meant
+MEANT = {
+    "classes": "candidates",
+    "labels": "candidates",
+    "max_new_tokens": "max_tokens",
+    **dict.fromkeys(("guided_json", "guided_choice", "guided_regex", "guided_grammar"), "structured_outputs"),
+}
+
+
 class UnknownField(ValueError):
     """A field that a schema does not have; `known` are those that it has, and `inner` the paths in its objects by name."""
 
@@ -45,7 +54,8 @@ class UnknownField(ValueError):
 
         It takes a fraction of a millisecond, and a body may have 65,536 unknown fields, of which one is reported.
         """
-        if path := self._inner.get(self.name):
+        meant = MEANT.get(self.name, self.name)
+        if path := meant if meant in self._known else self._inner.get(meant):
             return f"; did you mean {path}?"
         # comparing takes a time in proportion to the length, which no name of a field needs
         close = get_close_matches(self.name[:MAX_COMPARED], sorted(self._known), n=1)
@@ -253,6 +263,8 @@ def read(schema: type[SchemaType], body: bytes) -> SchemaType:
     context = problem.get("ctx", {})
     if words := IN_WORDS.get(context.get("pattern", "")):
         message = f"must be {words}"
+    if problem["type"] == "model_type" and (fields := _fields_by_name().get(context["class_name"])):
+        message = f"must be an object with fields among {', '.join(fields)}"
     param = getattr(context.get("error"), "param", None) or _param(problem["loc"])
     if _is_unsupported(problem):
         raise _unsupported(param, context)
@@ -276,6 +288,15 @@ UNKNOWN_TAG, UNKNOWN_FIELD = "union_tag_invalid", "extra_forbidden"
 # its names for a number beyond a field's bounds, and those of the bounds
 OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+
+
+@cache
+def _fields_by_name() -> dict[str, list[str]]:
+    """Return the names of the fields of every schema, by its name."""
+    schemas = list(Schema.__subclasses__())
+    for schema in schemas:
+        schemas += schema.__subclasses__()
+    return {schema.__name__: sorted(schema.names()) for schema in schemas}
 
 
 def _range(schema: type[Schema], location: tuple[int | str, ...]) -> str:

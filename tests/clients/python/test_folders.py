@@ -82,7 +82,9 @@ def test_hidden_files_and_other_files_are_left_out(tmp_path: Path) -> None:
 )
 def test_a_file_that_the_server_cannot_read_is_named(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
     write(tmp_path, **{f"a/{name}": data})
-    formats = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and HEIC images; MP4, WebM and Matroska videos"
+    formats = (
+        "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and, with the extra heif, HEIC images; MP4, WebM and Matroska videos"
+    )
     with pytest.raises(ValueError, match=formats) as caught:
         labelled_files(tmp_path)
     assert f"{tmp_path / 'a' / name} is not" in str(caught.value)

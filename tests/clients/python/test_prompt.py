@@ -138,6 +138,21 @@ def test_a_string_in_a_list_is_a_text_part() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["cat.png", "pictures/cat.JPG", "https://a.org/cat.webp", "clip.mp4"])
+def test_the_name_of_a_file_is_no_text(name: str) -> None:
+    for prompt in (name, [name, "This is a"]):
+        with pytest.raises(ValueError, match=r"is the name of a file: (image|video)\("):
+            to_wire(prompt)
+    assert to_wire([text(name)]) == [text(name)]
+
+
+def test_a_text_may_mention_a_file(tmp_path: Path) -> None:
+    assert to_wire("Describe cat.png") == "Describe cat.png"
+    (tmp_path / "my cat.png").touch()
+    with pytest.raises(ValueError, match="is the name of a file"):
+        to_wire([str(tmp_path / "my cat.png")])
+
+
 def test_token_ids_are_a_prompt() -> None:
     assert to_wire([5, 6]) == [5, 6]
 

@@ -122,20 +122,20 @@ async def test_an_unread_download_is_in_memory_for_one_piece(http: httpx.AsyncCl
     assert (admission.num_running, admission.num_sending) == (0, 0)
 
 
-class TestDeadline:
+class TestUnreadExports:
     @pytest.fixture
     def settings(self, settings: Settings) -> Settings:
-        return settings.model_copy(update={"request_timeout": 1.0, "max_media_mb": 1.0, "max_body_mb": 1.0})
+        return settings.model_copy(update={"max_media_mb": 1.0, "max_body_mb": 1.0})
 
-    async def test_an_unread_export_is_a_download_too(self, http: httpx.AsyncClient, app: FastAPI) -> None:
+    async def test_they_are_downloads_too(self, http: httpx.AsyncClient, app: FastAPI) -> None:
         """It is not cut at the end of its request's deadline, and shutdown waits for it."""
         admission: Admission = app.state.services.admission
         data = photograph()
         examples = [{"image": f"data:image/png;base64,{base64.b64encode(data).decode()}", "label": "a"}]
         assert (await http.post("/v1/support_sets", json={"name": "s", "examples": examples})).status_code == 200
-        unread = Reader(app, "/v1/support_sets/s/export")
+        unread = Reader(app, "/v1/support_sets/s/export", **{HEADER: "2"})
         await eventually(lambda: unread.status == 200)
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(2.2)
         assert (admission.num_running, admission.num_sending) == (0, 1)
         await unread.finish()
         assert sum(unread.pieces) > len(data)
@@ -248,3 +248,14 @@ class TestShares:
             async with from_address(app, "10.0.0.9") as other:
                 assert (await other.get("/v1/models")).status_code == 200
         assert (await http.get("/v1/models")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [("/chat/completions", "/v1/chat/completions"), ("/v1/v1/models", "/v1/models"), ("/v1/model", ""), ("/v1/", "")],
+)
+async def test_a_path_with_too_many_or_too_few_versions_is_corrected(
+    path: str, hint: str, http: httpx.AsyncClient
+) -> None:
+    message = (await http.post(path, json={})).json()["error"]["message"]
+    assert message == f"POST {path}: Not Found{f'; did you mean {hint}?' if hint else ''}"

@@ -295,6 +295,8 @@ QUERY = {"query": {"image": "img_1"}}
             QUERY | {"support_set": "a"},
             "unknown parameter support_set; did you mean examples.support_set?",
         ),
+        (ClassifyRequest, QUERY | {"labels": ["a"]}, "unknown parameter labels; did you mean candidates?"),
+        (CompletionRequest, {"guided_json": {}}, "unknown parameter guided_json; did you mean structured_outputs?"),
         (ClassifyRequest, QUERY | {"image": "a"}, "unknown parameter image; did you mean query.image?"),
         (
             ClassifyRequest,
@@ -366,3 +368,11 @@ def test_only_the_first_unknown_field_is_reported_by_our_own_code(monkeypatch: p
         with pytest.raises(UnsupportedParameter, match=r"^unknown parameter shots\[1\]\.lable; did you mean label\?$"):
             read(ClassifyRequest, json.dumps(QUERY | {"shots": [{"text": "a"}, *[{"lable": "a"}] * 100]}).encode())
     assert created == ["lable", "lable"]
+
+
+def test_a_value_that_is_no_object_is_refused_with_the_fields_of_one() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read(ClassifyRequest, json.dumps(QUERY | {"examples": "birds"}).encode())
+    assert caught.value.param == "examples"
+    fields = "k, order, seed, strategy, support_set, version"
+    assert caught.value.message == f"examples: must be an object with fields among {fields}"

@@ -23,7 +23,7 @@ from flamboyance_client.options import (
     Options,
     ScoreOptions,
 )
-from flamboyance_client.prompt import Part, Prompt, to_wire
+from flamboyance_client.prompt import Part, Prompt, to_wire, written
 from flamboyance_client.records import Classification, Score, SupportSet, scores, vectors
 from flamboyance_client.replies import Completion, Health, Json, Model, parse_models
 from flamboyance_client.retries import retry_after, should_retry
@@ -88,7 +88,10 @@ class Api:
 
     def embed(self, inputs: str | Sequence[str | Part], options: EmbedOptions) -> Call[tuple[tuple[float, ...], ...]]:
         """Embed either texts or media, whose vectors are in different spaces."""
-        return self._post("/v1/embeddings", {"input": inputs}, checked_options(EmbedOptions, options), vectors)
+        parts = (
+            written(inputs) if isinstance(inputs, str) else [written(i) if isinstance(i, str) else i for i in inputs]
+        )
+        return self._post("/v1/embeddings", {"input": parts}, checked_options(EmbedOptions, options), vectors)
 
     def inspect(self, prompt: Prompt, options: InspectOptions) -> Call[Json]:
         return self._post("/v1/inspect", {"prompt": to_wire(prompt)}, checked_options(InspectOptions, options), dict)

@@ -16,14 +16,14 @@ SCHEMES = ("http", "https")
 
 
 def checked_url(text: str) -> httpx.URL:
-    """Return the URL of a server. Raises `ValueError` for a text that is none."""
+    """Return the URL of a server, without the `/v1` of OpenAI's clients. Raises `ValueError` for a text that is none."""
     try:
         url = httpx.URL(text)
     except httpx.InvalidURL as error:
         raise ValueError(f"{text!r} is not the URL of a server: {error}") from None
     if url.scheme not in SCHEMES or not url.host:
         raise ValueError(f"{text!r} is not the URL of a server: begin it with http:// or https://")
-    return url
+    return url.copy_with(path=url.path.rstrip("/").removesuffix("/v1"))
 
 
 def request_arguments(call: Call[Any], read: Callable[[Path], Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ SUFFIXES = frozenset(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
 HEIF_TYPES = frozenset(f"image/{name}" for name in ("heic", "heic-sequence", "heif", "heif-sequence"))
 IMAGE_TYPES = HEIF_TYPES | {f"image/{name}" for name in ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif")}
 MEDIA_TYPES = IMAGE_TYPES | {"video/mp4", "video/webm"}
-FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and HEIC images; MP4, WebM and Matroska videos"
+FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and, with the extra heif, HEIC images; MP4, WebM and Matroska videos"
 SIGNATURE_BYTES = 32
 
 
@@ -44,6 +44,12 @@ def labelled_files(folder: str | Path) -> list[LabelledMedia]:
             f"{root}: no images or videos in subfolders; expected files such as {root / 'LABEL' / '1.jpg'}"
         )
     return files
+
+
+def empty_subfolders(folder: str | Path) -> list[str]:
+    """Return the names of the subfolders without an image or a video, which give no label. Hidden ones are left out."""
+    folders = [entry for entry in sorted(Path(folder).iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    return [entry.name for entry in folders if not any(map(_is_media, _files(entry)))]
 
 
 def _labelled(path: Path, root: Path) -> LabelledMedia:

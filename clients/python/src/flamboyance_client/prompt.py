@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import mimetypes
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NotRequired, Protocol, TypedDict, TypeGuard
@@ -145,8 +146,17 @@ def shot(media: Media | ImagePart | VideoPart, answer: str, *, end: bool = True)
 
 def to_wire(prompt: Prompt) -> str | list[Part | int]:
     if isinstance(prompt, str):
-        return prompt
-    return [text(part) if isinstance(part, str) else part for part in prompt]
+        return written(prompt)
+    return [text(written(part)) if isinstance(part, str) else part for part in prompt]
+
+
+def written(value: str) -> str:
+    """Return a text. Raises `ValueError` for the name of an image or a video: the model would read the name."""
+    kind = mimetypes.guess_type(value)[0] or ""
+    if kind.startswith(("image/", "video/")) and (len(value.split()) == 1 or os.path.exists(value)):
+        show = kind.partition("/")[0]
+        raise ValueError(f"{value!r} is the name of a file: {show}({value!r}) shows the file, text({value!r}) its name")
+    return value
 
 
 def is_url(source: Media) -> TypeGuard[str]:

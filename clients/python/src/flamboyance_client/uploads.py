@@ -146,7 +146,8 @@ def _change(
     current = {item.id for item in items}
     if stored and not current & stored.keys():
         raise _name_taken(
-            f"the support set {target.name!r} has {len(stored)} examples, and none of them is among these"
+            f"the support set {target.name!r} has {len(stored)} examples, and none of them is among these: choose another "
+            "name (--name, or name=...), or delete that set"
         )
     new, gone = [item for item in items if item.id not in stored], [id for id in stored if id not in current]
     target = yield from _add_all(calls, target, _batches(new, target.name))

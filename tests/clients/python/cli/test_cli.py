@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,11 @@ class TestAsk:
     def test_a_question_without_an_image_is_a_wrong_command_line(self) -> None:
         _, errors = run("ask", "What is this?", status=2)
         assert errors == "error: Invalid value for IMAGE... QUESTION: give at least one image, and then the question\n"
+
+    def test_a_question_before_its_image_is_a_wrong_command_line(self, folder: Path) -> None:
+        file = next(folder.rglob("*.png"))
+        _, errors = run("ask", "What is this?", file, status=2)
+        assert "the question comes last" in errors
 
 
 class TestClassify:
@@ -152,6 +158,23 @@ class TestSupportSets:
         assert ["name", "created"] in words(process("support-set", "create", folder, "--name", "created"))
         (deleted,) = documents("support-set", "delete", "created")
         assert deleted == {"name": "created", "deleted": True}
+
+    def test_what_gives_no_choice_is_noted(self, url: str, folder: Path, tmp_path: Path) -> None:
+        single = tmp_path / "single"
+        shutil.copytree(folder / "red", single / "red")
+        (single / "empty").mkdir()
+        _, errors = run("support-set", "create", single, "--json")
+        assert errors.splitlines() == [
+            "note: without an image or a video, and so no labels: empty",
+            "note: the set has one label, which is the answer to every classification",
+        ]
+        run("support-set", "delete", "single")
+
+    def test_another_folder_of_the_same_name_needs_another(self, made: Client, tmp_path: Path) -> None:
+        (tmp_path / "cli-colours" / "green").mkdir(parents=True)
+        Image.new("RGB", (31, 7), "green").save(tmp_path / "cli-colours" / "green" / "1.png")
+        _, errors = run("support-set", "create", tmp_path / "cli-colours", status=1)
+        assert "choose another name (--name, or name=...)" in errors
 
     def test_sets_are_listed(self, made: Client) -> None:
         listed = documents("support-set", "list")

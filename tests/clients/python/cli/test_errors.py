@@ -17,7 +17,7 @@ import typer
 from flamboyance_client import Client, NotConnected
 from flamboyance_client.cli import app as application
 from flamboyance_client.cli.connection import _message
-from flamboyance_client.connection import transport_errors
+from flamboyance_client.connection import checked_url, transport_errors
 from tests.clients.python.cli.commands import PACKAGE, process, run
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -45,6 +45,10 @@ class TestErrors:
     def test_a_wrong_url_is_named(self) -> None:
         _, errors = run("support-set", "list", "--url", "foo", status=1)
         assert errors == "error: 'foo' is not the URL of a server: begin it with http:// or https://\n"
+
+    def test_the_url_of_an_openai_client_is_that_of_the_server(self) -> None:
+        assert str(checked_url("http://localhost:8000/v1/")) == "http://localhost:8000"
+        assert str(checked_url("https://a.org/models/v1")) == "https://a.org/models"
 
     def test_a_wrong_key_is_named(self) -> None:
         _, errors = run("support-set", "list", "--api-key", "wrong", "--json", status=1)

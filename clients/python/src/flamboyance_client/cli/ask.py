@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -33,6 +34,8 @@ def ask(
     *images, question = words
     if not images:
         raise typer.BadParameter("give at least one image, and then the question", param_hint="IMAGE... QUESTION")
+    if os.path.isfile(question):
+        raise typer.BadParameter(f"the question comes last, and {question!r} is a file", param_hint="IMAGE... QUESTION")
     options: dict[str, Any] = {"template": TEMPLATE, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     if support_set is not None:
         options |= {"examples": selection(support_set, k, strategy), "shots_attend": shots_attend}

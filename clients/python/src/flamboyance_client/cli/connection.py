@@ -42,6 +42,10 @@ def failure(message: str) -> typer.Exit:
     return typer.Exit(1)
 
 
+def note(message: str) -> None:
+    print(f"note: {message}", file=sys.stderr)
+
+
 def print_json(document: Any) -> None:
     """Print a document on a line of its own."""
     print(json.dumps(document, ensure_ascii=False), flush=True)
@@ -53,6 +57,8 @@ def _message(error: Exception, url: str) -> str:
         return f"no server at {url} ({str(cause) or type(cause).__name__}): {start}"
     if isinstance(error, ApiError):
         return _server_message(error)
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file {error.filename!r}"
     return str(error) or type(error).__name__
 
 

@@ -30,6 +30,8 @@ def held_out(client: Client, name: str, folder: Path) -> tuple[list[tuple[AnyQue
     """
     files = [(Path(file.name), str(file.label)) for file in labelled_files(folder)]
     labels = client.support_sets.get(name).raw.get("label_counts") or {}
+    if not labels:
+        raise ValueError(f"the examples of {name!r} have no labels, so no label can be expected of a test image")
     if unknown := sorted({label for _, label in files} - set(labels)):
         raise ValueError(
             f"{folder} has labels that the set does not have: {', '.join(unknown)}; it has {', '.join(labels)}"

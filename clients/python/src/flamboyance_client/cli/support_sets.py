@@ -10,11 +10,11 @@ from typing import Annotated, Any, cast
 import typer
 
 from flamboyance_client.cli import tables
-from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, print_json
+from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, note, print_json
 from flamboyance_client.cli.held_out import as_document, held_out, print_accuracies
 from flamboyance_client.cli.selection import TargetAccuracy, TargetCoverage
 from flamboyance_client.client import Client
-from flamboyance_client.folders import media_files
+from flamboyance_client.folders import empty_subfolders, media_files
 from flamboyance_client.options import Method
 from flamboyance_client.records import SupportSet
 from flamboyance_client.stored import PAGE
@@ -39,7 +39,12 @@ def create(
     """Create a set of the images and videos in a folder, or update it."""
     fields: dict[str, Any] = {"pinned": True} if pinned else {}
     with connected(url, api_key) as client:
-        _print(client.support_sets.from_folder(folder, name=name, exist_ok=update, **fields), as_json=json)
+        created = client.support_sets.from_folder(folder, name=name, exist_ok=update, **fields)
+        _print(created, as_json=json)
+        if empty := empty_subfolders(folder):
+            note(f"without an image or a video, and so no labels: {', '.join(empty)}")
+        if len(created.raw.get("label_counts") or {}) == 1:
+            note("the set has one label, which is the answer to every classification")
 
 
 @app.command("list")
@@ -64,6 +69,7 @@ def show(
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     name: Name,
     k: Annotated[
         list[int] | None, typer.Option("-k", "--k", min=0, show_default=False, help="A number of shots.")
@@ -109,7 +115,7 @@ def evaluate(
     if json:
         print_json(evaluation.raw)
     else:
-        tables.print_evaluation(evaluation)
+        tables.print_evaluation(evaluation, str(context.find_root().info_name))
 
 
 @app.command("test")

@@ -49,7 +49,7 @@ def print_set(support_set: SupportSet) -> None:
     print_table(table)
 
 
-def print_evaluation(evaluation: Evaluation) -> None:
+def print_evaluation(evaluation: Evaluation, program: str) -> None:
     values = evaluation.raw
     table = Table(
         "method", "k", "accuracy", "95%", "ms", title=f"{values['queries']} of {values['examples']} examples left out"
@@ -65,7 +65,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     if evaluation.advice:
         print(evaluation.advice)
     if evaluation.recommendation is not None:
-        print(f"To use it: flamboyance-client classify IMAGE... --recommended {evaluation.id}")
+        print(f"To use it: {program} classify IMAGE... --recommended {evaluation.id}")
 
 
 def print_diagnostics(diagnostics: Diagnostics) -> None:
