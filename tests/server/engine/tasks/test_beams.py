@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from model.flamingo import Flamingo
 from model.reference import encode, log_probs
-from server.wire import Abort, Generate, Sampling
+from server.engine.device.sampler import Result
+from server.engine.tasks.beams import BeamAnswers
+from server.wire import Abort, Generate, Outbound, Sampling
 from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
@@ -166,3 +169,38 @@ def test_a_beam_that_is_preempted_while_it_waits_for_the_others_counts_once(seed
     for name in ("beams 1", "beams 3"):
         assert answer.ids(name) == alone.ids(name)
     assert_all_released(answer.engine)
+
+
+def test_a_report_from_before_the_latest_token_is_not_used() -> None:
+    """A beam that is computed again may report in the same step as the last of the others, and after it."""
+    answer, alone = client("flamingo"), client("flamingo")
+    request = FEW_SHOT.request("a", Sampling(max_tokens=6, beam_width=3, n=2, ignore_eos=True))
+    for engine in (answer.engine, alone.engine):
+        engine.add(request)
+    task = answer.engine._sequence_tasks["a"]
+    assert isinstance(task, BeamAnswers)
+    rounds: list[list[Result]] = []
+
+    def hold(result: Result) -> Iterable[Outbound]:
+        rounds[-1].append(result)
+        return []
+
+    advance = task._advance
+    while len(rounds) < 3:  # the first has the prompt's beam, the others have all
+        rounds.append([])
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(task, "_advance", hold)
+            while not rounds[-1]:
+                answer.step()
+        if len(rounds) < 3:
+            for result in rounds[-1]:
+                advance(result)
+    late = next(result for result in rounds[1] if result.row.sequence in task._live.values())
+    again = next(result for result in rounds[2] if result.row.sequence is late.row.sequence)
+    for result in [late, *(result for result in rounds[2] if result is not again)]:
+        advance(result)
+    assert late.row.sequence.num_output_tokens == 2  # it waits for the beam's own report
+    advance(again)
+    answer.run()
+    alone.run()
+    assert answer.ids("a") == alone.ids("a")
