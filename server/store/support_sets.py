@@ -222,10 +222,9 @@ class SupportSets:
         key: IdempotencyKey | None,
         check: Transaction[None] | None = None,
     ) -> SupportSetInfo:
-        """Store the media of the examples, and run the change that refers to them. A repeated request stores nothing.
+        """Store examples, or return the answer to the first request with this key, after which a request stores nothing.
 
-        A key counts within a scope: the id of the set that the request changes, or the tenant if it creates one. If
-        `check` refuses a request, its media are not even decoded.
+        A key counts within a scope: the id of the set that the request changes, or the tenant if it creates one.
         """
         if key is None:
             return await self._store_new(examples, staging, change, check)
@@ -247,6 +246,10 @@ class SupportSets:
         change: Transaction[SupportSetInfo],
         check: Transaction[None] | None,
     ) -> SupportSetInfo:
+        """Store the media of the examples, and run the change that refers to them.
+
+        If `check` refuses the request, its media are not even decoded.
+        """
         if check is not None:
             await self._database.read(check)
         distinct = dict.fromkeys(media for example in examples for media in example.media)

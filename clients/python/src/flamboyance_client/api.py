@@ -23,7 +23,7 @@ from flamboyance_client.options import (
     Options,
     ScoreOptions,
 )
-from flamboyance_client.prompt import Part, Prompt, to_wire, written
+from flamboyance_client.prompt import Part, Prompt, checked_text, to_wire
 from flamboyance_client.records import Classification, Score, SupportSet, scores, vectors
 from flamboyance_client.replies import Completion, Health, Json, Model, parse_models
 from flamboyance_client.retries import retry_after, should_retry
@@ -88,9 +88,8 @@ class Api:
 
     def embed(self, inputs: str | Sequence[str | Part], options: EmbedOptions) -> Call[tuple[tuple[float, ...], ...]]:
         """Embed either texts or media, whose vectors are in different spaces."""
-        parts = (
-            written(inputs) if isinstance(inputs, str) else [written(i) if isinstance(i, str) else i for i in inputs]
-        )
+        items = [inputs] if isinstance(inputs, str) else inputs
+        parts = [checked_text(item) if isinstance(item, str) else item for item in items]
         return self._post("/v1/embeddings", {"input": parts}, checked_options(EmbedOptions, options), vectors)
 
     def inspect(self, prompt: Prompt, options: InspectOptions) -> Call[Json]:

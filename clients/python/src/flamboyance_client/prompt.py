@@ -146,11 +146,11 @@ def shot(media: Media | ImagePart | VideoPart, answer: str, *, end: bool = True)
 
 def to_wire(prompt: Prompt) -> str | list[Part | int]:
     if isinstance(prompt, str):
-        return written(prompt)
-    return [text(written(part)) if isinstance(part, str) else part for part in prompt]
+        return checked_text(prompt)
+    return [text(checked_text(part)) if isinstance(part, str) else part for part in prompt]
 
 
-def written(value: str) -> str:
+def checked_text(value: str) -> str:
     """Return a text. Raises `ValueError` for the name of an image or a video: the model would read the name."""
     kind = mimetypes.guess_type(value)[0] or ""
     if kind.startswith(("image/", "video/")) and (len(value.split()) == 1 or os.path.exists(value)):
