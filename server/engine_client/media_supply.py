@@ -41,12 +41,12 @@ class MediaDecoder(Protocol):
 class OpenRequest:
     """A request that the worker has not finished: its media by digest, and the events that are still to be read.
 
-    `media_error` says why one of the media could not be decoded. `num_bytes_held` counts the request's share of the frames
-    that the worker may still hold.
+    `media_errors` are those of media that could not be decoded, by their message. `num_bytes_held` counts the request's
+    share of the frames that the worker may still hold.
     """
 
     media: Mapping[bytes, EncodedMedia]
-    media_error: ServerError | None = None
+    media_errors: dict[str, ServerError] = field(default_factory=dict)
     events: asyncio.Queue[Event | Reply | ServerError] = field(default_factory=asyncio.Queue)
     is_finished: bool = False
     requester: Requester = field(default_factory=Requester)
@@ -63,7 +63,9 @@ class OpenRequest:
             self.is_finished = True
             if event.param:
                 raise InvalidRequest(event.error, param=event.param)
-            raise self.media_error or EngineFailed(event.error or "the engine could not finish this request")
+            # a request may also fail for another reason, after it has read the media item
+            known = self.media_errors.get(event.error)
+            raise known or EngineFailed(event.error or "the engine could not finish this request")
         return event
 
 
@@ -216,5 +218,6 @@ class MediaSupply:
         self._metrics.media_decode_failures.inc()
         for request in self._open.values():
             if digest in request.media:
-                request.media_error = type(error)(error.message, param=request.media[digest].param)
+                own = type(error)(error.message, param=request.media[digest].param)
+                request.media_errors.setdefault(error.message, own)
         worker.send(MediaFailed(digest=digest, message=error.message))

@@ -13,12 +13,13 @@ import pytest
 
 from server.engine_client.client import EngineClient
 from server.engine_client.media_supply import OpenRequest
-from server.errors import EngineDied, InvalidMedia, MediaNotFound
+from server.errors import EngineDied, EngineFailed, InvalidMedia, MediaNotFound
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
 from server.media.turns import Job, Turns
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
+from server.wire import Finished
 from tests.server.engine_client.requests import FRAME, FakeDecoder, image, read_tokens, stream
 from tests.server.fakes import eventually
 
@@ -133,6 +134,14 @@ async def test_an_image_that_cannot_be_decoded_fails_only_the_requests_that_show
     assert caught.value.param == "prompt[a]"
     await good
     assert "flamboyance:media_decode_failures_total" in metrics.expose().decode()
+
+
+async def test_a_request_that_fails_for_another_reason_does_not_name_an_image() -> None:
+    request = OpenRequest({}, media_errors={"not an image": InvalidMedia("not an image", param="prompt[0]")})
+    for message, kind in (("not an image", InvalidMedia), ("the model's output is not finite", EngineFailed)):
+        request.events.put_nowait(Finished(request_id="1", finish_reason="error", error=message))
+        with pytest.raises(kind, match=message):
+            await request.next()
 
 
 async def test_an_image_that_cannot_be_decoded_fails_its_embedding(engine: EngineClient, decoder: FakeDecoder) -> None:
