@@ -147,9 +147,11 @@ class Guard:
         """Return the caller, an anonymous one for open paths. Raises `Unauthorized` and `DatabaseUnavailable`."""
         if self._is_open(path):
             return Caller(client=address, role="inference")
-        caller = await self._callers.identify(headers.get("authorization", ""), address)
+        authorization = headers.get("authorization", "")
+        caller = await self._callers.identify(authorization, address)
         if caller is None:
-            raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")
+            fault = "this is no valid API key" if authorization else "an API key is needed"
+            raise Unauthorized(f"{fault}: Authorization: Bearer KEY")
         return caller
 
 

@@ -51,7 +51,9 @@ class TestWithKey:
     ) -> None:
         response = await http.get(path, headers={} if header is None else {"Authorization": header})
         assert response.status_code == 401
-        assert response.json()["error"]["code"] == "invalid_api_key"
+        error = response.json()["error"]
+        assert error["code"] == "invalid_api_key"
+        assert error["message"].startswith("an API key is needed" if header is None else "this is no valid API key")
         assert response.headers["www-authenticate"] == "Bearer"
         assert response.headers["x-request-id"]
 
