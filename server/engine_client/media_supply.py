@@ -218,6 +218,6 @@ class MediaSupply:
         self._metrics.media_decode_failures.inc()
         for request in self._open.values():
             if digest in request.media:
-                own = type(error)(error.message, param=request.media[digest].param)
-                request.media_errors.setdefault(error.message, own)
+                failure = type(error)(error.message, param=request.media[digest].param)
+                request.media_errors.setdefault(error.message, failure)
         worker.send(MediaFailed(digest=digest, message=error.message))
