@@ -18,6 +18,7 @@ from server.wire import Sampling
 TINY = torch.finfo(torch.float32).tiny
 # leaves room below infinity, so that no sum with a penalty or bias becomes infinite
 LARGEST = torch.finfo(torch.float32).max / 4
+LOWEST = torch.finfo(torch.float32).min
 
 Change: TypeAlias = abc.Callable[[Tensor, Tensor], Tensor]
 
@@ -126,8 +127,12 @@ def forbid(logits: Tensor, _: Tensor) -> Tensor:
 
 
 def _penalise_repetition(logits: Tensor, penalties: Tensor) -> Tensor:
-    """Divide positive logits of seen tokens, prompt included, and multiply negative ones (CTRL, Keskar et al., 2019)."""
-    return torch.where(logits > 0, logits / penalties, logits * penalties).clamp(max=LARGEST)
+    """Divide positive logits of seen tokens, prompt included, and multiply negative ones (CTRL, Keskar et al., 2019).
+
+    Permitted tokens stay permitted: only a logit of minus infinity gives minus infinity.
+    """
+    penalised = torch.where(logits > 0, logits / penalties, logits * penalties).clamp(LOWEST, LARGEST)
+    return penalised.masked_fill(logits.isneginf(), -torch.inf)
 
 
 # the last one penalises generated tokens, by presence once and by frequency once per occurrence (OpenAI's definition)

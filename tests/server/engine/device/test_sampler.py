@@ -229,6 +229,13 @@ broken_logits = st.lists(
 )
 
 
+def test_a_penalty_forbids_no_token() -> None:
+    """The only permitted token is the least likely one, and has been generated before."""
+    sampling = Sampling(max_tokens=9, min_tokens=9, repetition_penalty=2.0, stop_token_ids=tuple(range(1, VOCABULARY)))
+    (result,) = read([sampling], torch.tensor([[-LARGE, *[0.0] * (VOCABULARY - 1)]]))
+    assert (result.error, result.token_id) == ("", 0)
+
+
 @settings(max_examples=120, deadline=None)
 @given(
     st.lists(st.tuples(legal_samplings(), finite_logits | broken_logits), min_size=1, max_size=5),
