@@ -1,4 +1,4 @@
-"""Writes a version of a support set as an archive, in pieces, with at most one media item in memory."""
+"""Writes a version of a support set as an archive, in pieces, with a piece of one media item in memory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import msgspec
 
-from server.media.source import EncodedMedia
-from server.media.store import MediaStore, media_type
+from server.media.store import MediaStore
 from server.schemas.archive import EXAMPLES, FORMAT, FORMAT_VERSION, MANIFEST, MEDIA_FOLDER
 from server.store.records import Example, SupportSet
 
@@ -43,11 +42,14 @@ def write_archive(support_set: SupportSet, metadata: dict[str, Any], store: Medi
     media: dict[str, dict[str, str]] = {}
     with ZipFile(output, "w") as archive:
         for media_id in support_set.media:
-            item = store.get(media_id)
-            file = MEDIA_FOLDER + media_id + SUFFIXES.get(media_type(item.data), "")
-            media[media_id] = _reference(item, file)
-            archive.writestr(_entry(file, ZIP_STORED), item.data)
-            yield output.take()
+            stored, digest = store.describe(media_id), hashlib.sha256()
+            file = MEDIA_FOLDER + media_id + SUFFIXES.get(stored.media_type, "")
+            with archive.open(_entry(file, ZIP_STORED, stored.num_bytes), "w") as entry:
+                for piece in store.pieces(media_id):
+                    digest.update(piece)
+                    entry.write(piece)
+                    yield output.take()
+            media[media_id] = {"type": stored.kind, "file": file, "sha256": digest.hexdigest()}
         with archive.open(_entry(EXAMPLES, ZIP_DEFLATED), "w", force_zip64=True) as lines:
             for piece in _pieces(support_set.examples, media):
                 lines.write(piece)
@@ -75,17 +77,14 @@ class _Output(io.RawIOBase):
         return piece
 
 
-def _entry(name: str, compression: int) -> ZipInfo:
+def _entry(name: str, compression: int, size: int = 0) -> ZipInfo:
     """Return an entry with the date of ZIP's epoch, and with permissions that let the user read the unpacked file."""
     entry = ZipInfo(name)
+    entry.file_size = size
     entry.compress_type = compression
     entry.create_system = 3  # Unix, whatever this system is
     entry.external_attr = 0o644 << 16
     return entry
-
-
-def _reference(media: EncodedMedia, file: str) -> dict[str, str]:
-    return {"type": media.kind, "file": file, "sha256": hashlib.sha256(media.data).hexdigest()}
 
 
 def _pieces(examples: tuple[Example, ...], media: dict[str, dict[str, str]]) -> Iterator[bytes]:

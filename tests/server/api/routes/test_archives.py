@@ -126,14 +126,15 @@ async def test_any_version_is_exported(http: httpx.AsyncClient) -> None:
     assert error(await http.get(f"{SETS}/s/export", params={"format": "tar"}))[:2] == (422, "unsupported_parameter")
 
 
+@pytest.mark.parametrize("method", ["describe", "pieces"])
 async def test_a_store_that_does_not_work_is_an_ordinary_error(
-    app: FastAPI, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    method: str, app: FastAPI, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def get(media_id: str) -> None:
+    def fail(media_id: str) -> None:
         raise StorageUnavailable("the media store does not work")
 
     await create(http, examples=[example("a", "red")])
-    monkeypatch.setattr(app.state.services.store, "get", get)
+    monkeypatch.setattr(app.state.services.store, method, fail)
     assert error(await http.get(f"{SETS}/s/export"))[:2] == (503, "storage_unavailable")
 
 
