@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from model.likeness import Likeness
 from model.prior import NEAREST_MEAN, Prior
 from server.errors import DatabaseUnavailable, InvalidRequest, UnsupportedParameter
 from server.fewshot.candidates import Answered, Candidate, answer_of, are_labelled, candidates_of
@@ -255,14 +256,16 @@ class Comparison:
         candidates: Sequence[Candidate],
         parts: Collection[str],
         measure: Callable[[LikenessMethod, Labelled], Result],
+        likeness: Likeness | None = None,
     ) -> dict[str, Result]:
-        """Return a measurement of each part that leaves out each example in turn.
+        """Return a measurement of each part that leaves out each example in turn, by a likeness or else the model's.
 
         Each candidate is the answer of an example, one of them of at least two, and each answer is a candidate.
         """
         if not parts:
             return {}
-        labelled = _labelled(await self.retrieval.example_vectors(support_set), support_set.examples, candidates)
+        vectors = await self.retrieval.example_vectors(support_set, likeness)
+        labelled = _labelled(vectors, support_set.examples, candidates)
 
         def load_and_measure(part: str) -> Result:
             return measure(load_method(part), labelled)  # loading takes a second on first use

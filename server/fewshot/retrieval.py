@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
-from model.likeness import unit
+from model.likeness import Likeness, unit
 from model.media import DECODING
 from server.access.tenants import DEFAULT_TENANT, qualified, split
 from server.engine_client.client import Client
@@ -120,20 +120,18 @@ class Retrieval:
         """Return the features of stored media by id, and store new ones. Raises `MediaNotFound` and the engine's errors."""
         return await self._vectors(media_ids, self._embed_stored, is_stored=True)
 
-    async def example_vectors(self, support_set: SupportSet) -> Vectors:
-        """Return one vector per example, [N, D], of its media. Raises as `embed_media`."""
+    async def example_vectors(self, support_set: SupportSet, likeness: Likeness | None = None) -> Vectors:
+        """Return the vectors [N, D] of the examples' media, by a likeness or else the model's. Raises as `embed_media`."""
         features = await self.embed_media(support_set.media)
-        return await asyncio.to_thread(self._likeness, [example.media for example in support_set.examples], features)
+        keys = [example.media for example in support_set.examples]
+        return await asyncio.to_thread(_compared_vectors, keys, features, likeness or self.model.likeness)
 
     async def media_vectors(self, groups: Sequence[Sequence[EncodedMedia]]) -> Vectors:
         """Return one vector per group of media, [N, D]; new ones are not stored. Raises the engine's errors."""
         media = {item.id: item for group in groups for item in group}
         features = await self._vectors(media, lambda names: self.client.embed([media[name] for name in names]))
-        return await asyncio.to_thread(self._likeness, [[item.id for item in group] for group in groups], features)
-
-    def _likeness(self, keys: Sequence[Sequence[str]], features: Mapping[str, Vectors]) -> Vectors:
-        vectors = self.model.likeness(np.stack([*features.values()])) if features else ()
-        return _means(keys, dict(zip(features, vectors, strict=True)))
+        keys = [[item.id for item in group] for group in groups]
+        return await asyncio.to_thread(_compared_vectors, keys, features, self.model.likeness)
 
     async def embed_texts(self, support_set: SupportSet) -> dict[str, Vectors]:
         """Return the vectors of the examples' texts, and store new ones. Raises the engine's errors."""
@@ -259,6 +257,12 @@ def _text_key(ids: list[int]) -> str:
 def _mean(vectors: dict[str, Vectors]) -> Vectors:
     """Return the mean direction [D], of length one: all media of a shot have equal weight."""
     return unit(np.mean([*vectors.values()], axis=0, dtype=np.float32))
+
+
+def _compared_vectors(keys: Sequence[Sequence[str]], features: Mapping[str, Vectors], likeness: Likeness) -> Vectors:
+    """Return the mean vector [D] of each group of media, [N, D]; `features` has those of all media by their keys."""
+    vectors = likeness(np.stack([*features.values()])) if features else ()
+    return _means(keys, dict(zip(features, vectors, strict=True)))
 
 
 def _means(keys: Sequence[Sequence[str]], vectors: dict[str, Vectors]) -> Vectors:  # -> [N, D]

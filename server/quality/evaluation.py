@@ -30,7 +30,7 @@ from server.fewshot.prompting import check_alone, find_template
 from server.fewshot.shots import SelectionError, check_selection
 from server.fewshot.templates import Template
 from server.prompt import order_matters
-from server.quality.controls import check_controls, strategy_of_controls
+from server.quality.controls import COMPARED_METHOD, ENCODER_FEATURES, check_controls, strategy_of_controls
 from server.quality.learning_curve import Curve
 from server.quality.measures import Predictions
 from server.schemas.fewshot import Method, Order, Strategy, WeighingFields
@@ -77,6 +77,11 @@ class Cell:
             return None
         return PromptSetting(self.strategy, self.k, self.seed, self.control, self.shots_attend)
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the parts whose log-probabilities are added."""
+        return (ENCODER_FEATURES,) if self.control == ENCODER_FEATURES else parts_of(self.method)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationPlan:
@@ -109,9 +114,9 @@ class Outcome:
     media_encoded: int = 0
     seconds: float | None = None
 
-    def log_probabilities(self, method: Method) -> Array:
-        """Return the log-probabilities [C] of the labels by a method."""
-        return combine([self.logs[part] for part in parts_of(method)])
+    def log_probabilities(self, cell: Cell) -> Array:
+        """Return the log-probabilities [C] of the labels by the method of a cell."""
+        return combine([self.logs[part] for part in cell.parts])
 
 
 def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedModel, max_media: int) -> EvaluationPlan:
@@ -125,7 +130,7 @@ def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedMod
         message = f"all examples have the answer {candidates[0].label[:80]!r}, an evaluation needs a second candidate"
         raise InvalidRequest(message, param="candidates")
     methods, queries = _methods(fields.methods, examples, candidates, template), _queries(examples, fields)
-    check_controls(fields.controls, methods, template)
+    check_controls(fields.controls, methods, template, model)
     if any(IN_CONTEXT in parts_of(method) for method in methods):
         _check_queries(queries, template)
     if "alone" in fields.forms:
@@ -194,10 +199,14 @@ def _cells(methods: Sequence[Method], prompts: Sequence[PromptSetting]) -> list[
 
 
 def _control_cells(fields: EvaluateRequest, prompts: Sequence[PromptSetting]) -> list[Cell]:
-    """Return a cell per control, each with the most shots of all prompts, in the first form."""
+    """Return a cell per control; those of prompts have the most shots of all prompts, in the first form."""
     strategy, k = strategy_of_controls(fields.strategies), max(prompt.k for prompt in prompts)
     whole = PromptSetting(strategy, k, fields.seeds[0], shots_attend=fields.forms[0] if k else "previous")
-    return [Cell.of(replace(whole, control=control)) for control in dict.fromkeys(fields.controls)]
+    features = Cell(method=COMPARED_METHOD, control=ENCODER_FEATURES)
+    return [
+        features if control == ENCODER_FEATURES else Cell.of(replace(whole, control=control))
+        for control in dict.fromkeys(fields.controls)
+    ]
 
 
 def _methods(
@@ -316,7 +325,7 @@ def cell_result(
     Each query's probabilities have the temperature that the other queries have, so that they are measured on new ones. The
     curve of abstention has the temperature of all, as a request does.
     """
-    logs = np.array([outcome.log_probabilities(cell.method) for outcome in outcomes])
+    logs = np.array([outcome.log_probabilities(cell) for outcome in outcomes])
     truth = np.array([outcome.truth for outcome in outcomes])
     temperature, of_others = fit_temperatures(cell.method, logs, truth)
     predictions = Predictions(probabilities(logs, of_others[:, None]), truth)

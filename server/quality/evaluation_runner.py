@@ -20,18 +20,19 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from model.likeness import unit
 from server.engine_client.client import Client
 from server.errors import DatabaseUnavailable, ServerError, SupportSetNotFound, Unavailable
 from server.fewshot.candidates import answer_of
 from server.fewshot.classification import classify_in_context, run_concurrently
 from server.fewshot.comparison import Comparison
-from server.fewshot.methods import IN_CONTEXT, parts_of
+from server.fewshot.methods import IN_CONTEXT
 from server.fewshot.methods.likeness import Array, left_out_log_probabilities
 from server.fewshot.prompting import assemble, find_template, read_question
 from server.fewshot.retrieval import SPACES
 from server.fewshot.shots import ShotSource
 from server.limits.background import Background
-from server.quality.controls import with_shuffled_labels, without_media
+from server.quality.controls import COMPARED_METHOD, ENCODER_FEATURES, with_shuffled_labels, without_media
 from server.quality.evaluation import (
     Cell,
     EvaluationPlan,
@@ -128,8 +129,11 @@ class LeaveOneOut:
         """Return the examples that are queries. Raises `SupportSetNotFound`, and the engine's errors."""
         version = await self.shots.support_sets.get_version(evaluation.support_set, evaluation.version)
         labels = [candidate.label for candidate in plan.candidates]
-        parts = {part for cell in plan.cells for part in parts_of(cell.method)} - {IN_CONTEXT}
-        logs = await self.comparison.leave_out(version, plan.candidates, parts, left_out_log_probabilities)
+        parts = {part for cell in plan.cells for part in cell.parts} - {IN_CONTEXT}
+        measure = partial(self.comparison.leave_out, version, plan.candidates, measure=left_out_log_probabilities)
+        logs = await measure(parts - {ENCODER_FEATURES})
+        if ENCODER_FEATURES in parts:
+            logs[ENCODER_FEATURES] = (await measure({COMPARED_METHOD}, likeness=unit))[COMPARED_METHOD]
         indices = {example.id: index for index, example in enumerate(version.examples)}
 
         def build() -> list[Query]:
@@ -287,7 +291,7 @@ class _RunningEvaluation:
         try:
             queries = await self._do(partial(self.leave_one_out.queries, self.evaluation, self.plan))
             left = [(index, cell) for index, cell in enumerate(self.plan.cells) if index not in results]
-            methods = [cell.method for _, cell in left if cell.prompt is None]
+            methods = [cell.method for _, cell in left if cell.prompt is None and cell.control is None]
             find_curves = partial(self.leave_one_out.learning_curves, self.evaluation, self.plan, methods)
             curves = await self._do(find_curves)
             for prompt, group in groupby(left, key=lambda item: item[1].prompt):
@@ -326,7 +330,8 @@ class _RunningEvaluation:
         if isinstance(outcomes, ServerError):
             return failed_cell(cell, outcomes.code, outcomes.message)
         labels = [candidate.label for candidate in self.plan.candidates]
-        return cell_result(cell, outcomes, labels, curves.get(cell.method))
+        curve = curves.get(cell.method) if cell.control is None else None
+        return cell_result(cell, outcomes, labels, curve)
 
     async def _outcomes(self, prompt: PromptSetting | None, queries: Sequence[Query]) -> list[Outcome] | ServerError:
         """Return the outcomes in the order of the queries; the last ones run one after the other, to measure latency.

@@ -289,8 +289,8 @@ class RemoveExamplesRequest(ExpectedRequest):
         return list(dict.fromkeys(re.split(r",\s*", self.id)))
 
 
-# what is taken away from prompts to see whether the answers depend on it
-Control = Literal["text_only", "shuffled_labels"]
+# what is taken away from a setting to see whether the answers depend on it
+Control = Literal["text_only", "shuffled_labels", "encoder_features"]
 
 
 Forms = Annotated[
@@ -320,8 +320,8 @@ class EvaluateRequest(WeighingFields, ModelRequest):
     controls: list[Control] = Field(
         [],
         max_length=16,
-        description="Control experiments with `in_context`: `text_only` removes all media, and `shuffled_labels` shuffles "
-        "the labels of the shots.",
+        description="Control experiments. With `in_context`, `text_only` removes all media, and `shuffled_labels` shuffles "
+        "the labels of the shots. With `nearest_mean`, `encoder_features` compares only features of the vision encoder.",
     )
     shots_attend: Forms = Field(
         "previous", description=f"The form of the prompts, or a list of forms to compare. {ATTEND}"

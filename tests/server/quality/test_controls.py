@@ -5,19 +5,25 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 
+from model.likeness import unit
 from server.api.services import Services
+from server.app import create_app
 from server.fewshot import comparison
 from server.fewshot.methods import load_method
 from server.fewshot.methods.likeness import LikenessMethod
+from server.settings import Settings
+from server.telemetry.metrics import Metrics
 from server.wire import Score
 from tests.server.evaluations import LABEL_OF, run_evaluation
-from tests.server.fakes import TOKENIZER, FakeClient
+from tests.server.fakes import TOKENIZER, FakeClient, served_model
 
 pytestmark = pytest.mark.anyio
 
@@ -55,6 +61,50 @@ def answers_of(request: Score) -> list[str]:
 def labels_of(request: Score) -> list[str]:
     """Return the right answers of the shots in a prompt."""
     return [LABEL_OF[digest] for digest in request.prompt.media[:-1]]
+
+
+class TestEncoderFeatures:
+    """The features of the encoder do not tell the labels; the model's likeness does."""
+
+    @pytest.fixture
+    def app(self, client: FakeClient, settings: Settings) -> FastAPI:
+        model = replace(served_model(), likeness=lambda features: unit(features[:, 2:]))
+        return create_app(client, model, settings, Metrics("tiny"))
+
+    async def test_they_are_compared_in_place_of_the_likeness(
+        self, http: httpx.AsyncClient, client: FakeClient, services: Services
+    ) -> None:
+        rng = np.random.default_rng(0)
+        client.vectors = {
+            digest: np.array([*rng.normal(size=2) * 9, label == "warm", label == "cold"], np.float32)
+            for digest, label in LABEL_OF.items()
+        }
+        fields: dict[str, Any] = {"methods": ["knn", "nearest_mean"], "controls": ["encoder_features"]}
+        evaluation = await run_evaluation(http, services, **fields)
+        rows = {(row["method"], row["control"]): row["accuracy"] for row in evaluation["summary"]}
+        features = rows.pop(("nearest_mean", "encoder_features"))
+        assert features < 1
+        assert rows == {("knn", None): 1.0, ("nearest_mean", None): 1.0}
+        control = next(cell for cell in evaluation["cells"] if cell["control"] is not None)
+        assert (control["method"], control["k"]) == ("nearest_mean", None)
+        assert "learning_curve" not in control
+        assert f"{features:.3f} on the features of the encoder and of 1.000 as sent" in evaluation["note"]
+
+    async def test_the_method_that_they_change_must_be_evaluated(
+        self, http: httpx.AsyncClient, services: Services
+    ) -> None:
+        fields: dict[str, Any] = {"methods": ["knn"], "controls": ["encoder_features"]}
+        response = await http.post("/v1/support_sets/colours/evaluate", json=fields)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "controls")
+        assert "nearest_mean, which is not evaluated" in response.json()["error"]["message"]
+
+
+async def test_a_model_that_compares_features_has_no_likeness_to_take_away(
+    http: httpx.AsyncClient, services: Services
+) -> None:
+    response = await http.post("/v1/support_sets/colours/evaluate", json={"controls": ["encoder_features"]})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "controls")
+    assert "compares the features of this model's encoder already" in response.json()["error"]["message"]
 
 
 async def test_methods_without_a_prompt_have_a_learning_curve(

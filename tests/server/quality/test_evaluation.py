@@ -112,6 +112,6 @@ def test_the_measures_of_a_cell_are_of_examples_that_its_temperature_was_not_fit
 def test_a_blend_multiplies_the_probabilities_of_its_parts() -> None:
     logs = {"in_context": np.log([0.8, 0.2]), "nearest_mean": np.log([0.1, 0.9])}
     outcome = Outcome(0, logs)
-    assert np.exp(outcome.log_probabilities("in_context")) == pytest.approx([0.8, 0.2])
-    assert np.exp(outcome.log_probabilities("nearest_mean")) == pytest.approx([0.1, 0.9])
-    assert np.exp(outcome.log_probabilities("blend")) == pytest.approx([0.08 / 0.26, 0.18 / 0.26])
+    assert np.exp(outcome.log_probabilities(Cell(method="in_context"))) == pytest.approx([0.8, 0.2])
+    assert np.exp(outcome.log_probabilities(Cell(method="nearest_mean"))) == pytest.approx([0.1, 0.9])
+    assert np.exp(outcome.log_probabilities(Cell(method="blend"))) == pytest.approx([0.08 / 0.26, 0.18 / 0.26])

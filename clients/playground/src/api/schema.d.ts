@@ -1307,7 +1307,7 @@ export interface components {
             shots_attend: "previous" | "alone" | null;
             seed: number | null;
             /** @enum {string|null} */
-            control: "text_only" | "shuffled_labels" | null;
+            control: "text_only" | "shuffled_labels" | "encoder_features" | null;
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
@@ -2127,10 +2127,10 @@ export interface components {
              */
             seeds: number[] | null;
             /**
-             * @description Control experiments with `in_context`: `text_only` removes all media, and `shuffled_labels` shuffles the labels of the shots.
+             * @description Control experiments. With `in_context`, `text_only` removes all media, and `shuffled_labels` shuffles the labels of the shots. With `nearest_mean`, `encoder_features` compares only features of the vision encoder.
              * @default []
              */
-            controls: ("text_only" | "shuffled_labels")[] | null;
+            controls: ("text_only" | "shuffled_labels" | "encoder_features")[] | null;
             /**
              * @description The form of the prompts, or a list of forms to compare. What each shot attends to in addition to itself: `previous` (all text before it) or `alone` (only the text before the first media item). A shot is the text from one media item to the next. Shots that attend alone are cached and reused in any prompt and any order.
              * @default previous
@@ -2298,7 +2298,7 @@ export interface components {
             shots_attend: "previous" | "alone" | null;
             seed: number | null;
             /** @enum {string|null} */
-            control: "text_only" | "shuffled_labels" | null;
+            control: "text_only" | "shuffled_labels" | "encoder_features" | null;
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
@@ -3548,7 +3548,7 @@ export interface components {
              */
             shots_attend: "previous" | "alone" | null;
             /** @enum {string|null} */
-            control: "text_only" | "shuffled_labels" | null;
+            control: "text_only" | "shuffled_labels" | "encoder_features" | null;
             seeds: number;
             queries: number;
             accuracy: number;

@@ -30,9 +30,19 @@ export const FORMS: Record<Form, { name: string; explanation: string }> = {
   alone: { name: 'Each alone', explanation: 'a shot reads no other, and is reused from the cache in any order' },
 }
 
-export const CONTROLS: Record<Control, { name: string; explanation: string }> = {
-  text_only: { name: 'Without images', explanation: 'Are the images read at all?' },
-  shuffled_labels: { name: 'With shuffled labels', explanation: 'Do the labels of the shots matter?' },
+/** Each changes a setting of its method. */
+export const CONTROLS: Record<Control, { name: string; explanation: string; method: Method }> = {
+  text_only: { name: 'Without images', explanation: 'Are the images read at all?', method: 'in_context' },
+  shuffled_labels: {
+    name: 'With shuffled labels',
+    explanation: 'Do the labels of the shots matter?',
+    method: 'in_context',
+  },
+  encoder_features: {
+    name: 'On plain features',
+    explanation: 'Is nearest mean better than on the features of the encoder?',
+    method: 'nearest_mean',
+  },
 }
 
 const DASHES: Partial<Record<Strategy, string>> = { rices_image: '6 4', rices_text: '2 4', mixed: '8 3 2 3' }
@@ -50,12 +60,11 @@ export function describeChoice(strategy: Strategy, form: Form | null): string {
   return form === 'alone' ? `${STRATEGIES[strategy]}, ${FORMS.alone.name.toLowerCase()}` : STRATEGIES[strategy]
 }
 
-/** Returns how a prompt is made: "4 shots, random shots, each alone", or '' for a method without one. */
+/** Returns how a prompt is made: "4 shots, random shots, each alone". A method without one has '' or its control. */
 export function describeShots({ k, strategy, shots_attend, control }: Setting): string {
-  if (k === null) return ''
   const choice = describeChoice(strategy ?? 'first', shots_attend)
-  const shots = k === 0 ? 'no shots' : `${k} ${k === 1 ? 'shot' : 'shots'}, ${choice}`
-  return control ? `${shots}, ${CONTROLS[control].name.toLowerCase()}` : shots
+  const shots = k === null ? '' : k === 0 ? 'no shots' : `${k} ${k === 1 ? 'shot' : 'shots'}, ${choice}`
+  return [shots, control && CONTROLS[control].name.toLowerCase()].filter(Boolean).join(', ')
 }
 
 /** Returns how the prompt of a recommendation is made. */

@@ -1,7 +1,7 @@
 // The request of an evaluation: what the form offers for a set, and what is sent.
 import type { EvaluateFields, Example } from '../calls'
 import { answerOf, groupByLabel } from '../openSet.svelte'
-import { METHODS, type Control, type Form, type Method, type Strategy } from './names'
+import { CONTROLS, METHODS, type Control, type Form, type Method, type Strategy } from './names'
 
 const SHOTS = [0, 1, 2, 4, 8, 16]
 const MAX_LINEAR = 512
@@ -52,12 +52,19 @@ export function refusal(examples: Example[]): string | null {
   return missing ? `${missing} ${missing === 1 ? 'example has' : 'examples have'} no label or text to be right.` : null
 }
 
+/** Returns the controls of these methods. */
+export const possibleControls = (methods: Method[]) =>
+  (Object.keys(CONTROLS) as Control[]).filter((control) => methods.includes(CONTROLS[control].method))
+
+const chosenControls = ({ methods, controls }: Plan) =>
+  possibleControls(methods).filter((control) => controls.includes(control))
+
 /** Returns the number of settings, and of the answers that they need in all. */
 export function size(plan: Plan, examples: Example[]): { settings: number; answers: number } {
   const prompted = plan.methods.filter((method) => method === 'in_context' || method === 'blend').length
   const withShots = plan.shots.filter((k) => k > 0).length * plan.strategies.length * plan.forms.length * plan.numSeeds
   const prompts = withShots + (plan.shots.includes(0) ? 1 : 0) // without shots, nothing is chosen
-  const settings = prompted * prompts + (plan.methods.length - prompted) + (prompted ? plan.controls.length : 0)
+  const settings = prompted * prompts + (plan.methods.length - prompted) + chosenControls(plan).length
   return { settings, answers: settings * Math.min(examples.length, plan.maxQueries) }
 }
 
@@ -68,7 +75,7 @@ export function request(plan: Plan, version: number): EvaluateFields {
     methods: plan.methods,
     max_queries: plan.maxQueries,
     seeds: Array.from({ length: plan.numSeeds }, (_, seed) => seed),
-    controls: plan.controls,
+    controls: chosenControls(plan),
     ...(isPrompted && { k: plan.shots, strategies: plan.strategies, shots_attend: plan.forms }),
   }
 }

@@ -82,7 +82,7 @@ def evaluate(
     ] = None,
     control: Annotated[
         list[str] | None,
-        typer.Option(show_default=False, help="A further row: text_only or shuffled_labels."),
+        typer.Option(show_default=False, help="A further row: text_only, shuffled_labels or encoder_features."),
     ] = None,
     shots_attend: Annotated[
         list[str] | None,
