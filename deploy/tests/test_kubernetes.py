@@ -82,6 +82,14 @@ def test_each_variable_is_a_setting_and_each_secret_is_documented(overlay: str) 
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_variable_of_a_service_looks_like_a_setting(overlay: str) -> None:
+    """Kubernetes gives a pod variables such as FLAMBOYANCE_PORT=tcp://… for each Service, unless the pod refuses them."""
+    prefix = only(overlay, "Service")["metadata"]["name"].upper() + "_"
+    assert prefix.startswith(PREFIX.upper())
+    assert only(overlay, "Deployment")["spec"]["template"]["spec"]["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_probes_need_no_key_and_the_pod_outlives_the_shutdown(overlay: str) -> None:
     server, pod = container(overlay), only(overlay, "Deployment")["spec"]["template"]["spec"]
     paths = [server[probe]["httpGet"]["path"] for probe in ("livenessProbe", "readinessProbe", "startupProbe")]

@@ -55,7 +55,14 @@ def test_an_error_names_the_invalid_key_of_a_file(tmp_path: Path, text: str, mes
 
 def test_an_error_names_an_unknown_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAMBOYANCE_PROT", "1")
-    with pytest.raises(SettingsError, match="FLAMBOYANCE_PROT"):
+    with pytest.raises(SettingsError, match="FLAMBOYANCE_PROT$"):
+        read_settings([])
+
+
+def test_variables_of_a_kubernetes_service_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLAMBOYANCE_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("FLAMBOYANCE_PORT", "tcp://10.0.0.1:80")
+    with pytest.raises(SettingsError, match="enableServiceLinks: false"):
         read_settings([])
 
 
