@@ -55,7 +55,7 @@ from server.fewshot.fits import FitStore
 from server.fewshot.maintenance import Maintenance, WarmSets
 from server.fewshot.retrieval import EmbeddingStore, Retrieval
 from server.fewshot.shots import ShotSource
-from server.fewshot.warming import MAX_UNFINISHED, Warming
+from server.fewshot.warming import MAX_BATCHES, MAX_UNFINISHED, Warming
 from server.limits.admission import Admission
 from server.limits.background import Background
 from server.limits.shared_limit import SharedLimit
@@ -144,7 +144,7 @@ def create_app(
     retrieval = Retrieval(client, model, embeddings, store, observe=noting("retrieval", metrics.retrieval.observe))
     shots, comparison = ShotSource(intake, support_sets, retrieval), Comparison(retrieval, FitStore(database))
     slots = SharedLimit(MAX_UNFINISHED, settings.max_client_share, "requests to warm that may be unfinished")
-    warming = Warming(client, model, store, retrieval, comparison, slots)
+    warming = Warming(client, model, store, retrieval, comparison, slots, asyncio.Semaphore(MAX_BATCHES))
     evaluations = Evaluations(database, None if catalog is None else model.name, max_share=settings.max_client_share)
     keys = Keys(database)
     services = Services(

@@ -1,8 +1,8 @@
-"""The background task of support sets: it deletes expired data and keeps sets warm.
+"""The background tasks of support sets: they delete expired data and keep sets warm.
 
-After every change and at regular intervals, it compares the database with the requests that it has sent to this worker. So
-it also handles a restarted worker and changes by another server. Pinned sets come first; then the sets that were warm in
-the previous worker, one per tenant and round.
+After every change and at regular intervals, the database is compared with the requests that were sent to this worker. So a
+restarted worker and changes by another server are handled, too. Each tenant's sets are kept warm by a task of their own:
+first the pinned sets, then those that were warm in the previous worker. A large set delays no other tenant, and no sweep.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import get_args
 
 from model.prompt import EncodedPrompt
@@ -28,6 +28,9 @@ from server.telemetry.metrics import Metrics
 # the longest delay until a new worker, or a change by another server, is noticed
 POLL_SECONDS = 2.0
 
+# the pinned versions of each tenant, as pairs of set id and version
+Pinned = Mapping[str, Sequence[tuple[str, int]]]
+
 logger = logging.getLogger(__name__)
 
 
@@ -38,8 +41,9 @@ class WarmSets:
         self.warming = warming
         self._support_sets = support_sets
         self._client = client
-        # for this worker: the pinned media, and versions that could not be warmed since the last sweep
+        # for this worker: the pinned versions with their media, and versions that could not be warmed since the last sweep
         self._worker_id: object = None
+        self._pinned_versions: set[tuple[str, int]] = set()
         self._pinned_media: set[str] = set()
         self._pinned_shots: dict[tuple[str, int], list[EncodedPrompt]] = {}
         self._failed_versions: set[tuple[str, int]] = set()
@@ -52,7 +56,7 @@ class WarmSets:
         """
         if self._worker_id != self.warming.worker_id:
             self._worker_id, self._pinned_media, self._failed_versions = self.warming.worker_id, set(), set()
-            self._pinned_shots = {}
+            self._pinned_versions, self._pinned_shots = set(), {}
         media: set[str] = set()
         shots: dict[tuple[str, int], list[EncodedPrompt]] = {}
         for set_id, version in versions:
@@ -63,7 +67,7 @@ class WarmSets:
                     shots[set_id, version] = self.warming.shots(set_id, version)
         if unpinned := self._pinned_media - media:
             self._client.pin(_digests(unpinned), is_kept=False)
-        self._pinned_media = media
+        self._pinned_versions, self._pinned_media = set(shots), media
         self._pin_shots(shots)
         return bool(unpinned)
 
@@ -98,7 +102,7 @@ class WarmSets:
     async def _warm_and_pin(self, support_set: SupportSet) -> bool:
         """Return whether the set's media are pinned; they are warmed first, since the worker can pin only its own media."""
         key = (support_set.id, support_set.version)
-        if self._pinned_media.issuperset(support_set.media):
+        if key in self._pinned_versions:
             return True
         if key in self._failed_versions:
             return False
@@ -111,7 +115,7 @@ class WarmSets:
 
 
 class Maintenance:
-    """Runs one round after the other until it is cancelled.
+    """Runs one round after the other until it is cancelled, and a task per tenant that keeps its sets warm.
 
     `support_sets` and `embeddings` may be those of any tenant: only their methods for all tenants are called. `warm_sets`
     returns the warm sets of the known tenants and of the named ones, by tenant.
@@ -135,24 +139,24 @@ class Maintenance:
         self._sweep_interval = sweep_interval
         self._next_sweep = 0.0
         self._totals = Totals(latest={}, num_bytes=0)
+        self._keepers: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """Run until cancelled; after an error the next round tries again."""
-        while True:
-            delay = POLL_SECONDS
-            try:
-                if await self.run_once():
-                    delay = 0.0
-            except ServerError as error:
-                logger.warning("maintenance of support sets failed", extra={"error": error.message})
-            except Exception:
-                logger.exception("maintenance of support sets failed")
-            with suppress(TimeoutError):
-                async with asyncio.timeout(delay):
-                    await self._support_sets.changed.wait()
+        try:
+            while True:
+                with _logged():
+                    await self.run_once()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_SECONDS):
+                        await self._support_sets.changed.wait()
+        finally:
+            for keeper in (keepers := list(self._keepers.values())):
+                keeper.cancel()
+            await asyncio.gather(*keepers, return_exceptions=True)
 
-    async def run_once(self) -> bool:
-        """Sweep if a sweep is due, and warm sets if the worker is ready; return whether more sets are to be warmed."""
+    async def run_once(self) -> list[asyncio.Task[None]]:
+        """Sweep if a sweep is due, and warm sets if the worker is ready; return the running tasks that warm them."""
         is_changed, is_due = self._support_sets.changed.is_set(), time.monotonic() >= self._next_sweep
         self._support_sets.changed.clear()
         if is_due:
@@ -160,16 +164,25 @@ class Maintenance:
         if is_due or is_changed:
             self._totals = await self._support_sets.totals()
         self._update_metrics()
-        if self._client.state != "ready":
-            return False
-        pinned = await self._support_sets.pinned()
-        by_tenant = self._warm_sets(pinned)
-        if any([await warm_sets.pin(pinned.get(tenant, ())) for tenant, warm_sets in by_tenant.items()]):
-            for warm_sets in by_tenant.values():
-                warm_sets.pin_again()
-        has_more = [await warm_sets.warm_again() for warm_sets in by_tenant.values()]
+        if self._client.state == "ready":
+            pinned = await self._support_sets.pinned()
+            for tenant, warm_sets in self._warm_sets(pinned).items():
+                if tenant not in self._keepers:
+                    self._keepers[tenant] = asyncio.create_task(self._keep_warm(tenant, warm_sets, pinned))
+        return list(self._keepers.values())
+
+    async def _keep_warm(self, tenant: str, warm_sets: WarmSets, pinned: Pinned) -> None:
+        """Warm the sets of a tenant: the pinned ones, and before each further set those that were pinned meanwhile."""
+        with _logged():
+            has_more = True
+            while has_more:
+                if await warm_sets.pin(pinned.get(tenant, ())):
+                    for each in self._warm_sets(()).values():
+                        each.pin_again()
+                has_more = await warm_sets.warm_again()
+                pinned = await self._support_sets.pinned() if has_more else pinned
+        del self._keepers[tenant]
         self._update_metrics()
-        return any(has_more)
 
     async def _sweep(self) -> None:
         await self._support_sets.sweep()
@@ -185,6 +198,17 @@ class Maintenance:
             numbers.update(by_tenant[tenant].warming.num_by_status(versions))
         self._metrics.support_set_media_bytes.set(self._totals.num_bytes)
         self._metrics.count_support_sets(numbers)
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """Log errors, after which the next round tries again."""
+    try:
+        yield
+    except ServerError as error:
+        logger.warning("maintenance of support sets failed", extra={"error": error.message})
+    except Exception:
+        logger.exception("maintenance of support sets failed")
 
 
 def _digests(media: Iterable[str]) -> list[bytes]:

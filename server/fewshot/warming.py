@@ -32,8 +32,10 @@ from server.served_model import ServedModel
 from server.store.records import SupportSet
 from server.wire import BACKGROUND_PRIORITY, Admitted, Generate, Sampling
 
-# number of media that the worker encodes concurrently: enough for batches
+# number of media, or of prompts, in a batch: enough for the worker
 MAX_CONCURRENT = 8
+# number of batches that are warmed concurrently: the versions of all tenants take turns
+MAX_BATCHES = 2
 MAX_REMEMBERED = 4096
 # limit of the prompts of all remembered versions, of which a version may have one per example
 MAX_REMEMBERED_PROMPTS = 50_000
@@ -115,7 +117,8 @@ class _Entry:
 class Warming:
     """Warms versions in background tasks, and remembers the progress of each.
 
-    `slots`: the tasks that clients of all tenants have requested and that are unfinished.
+    `slots`: the tasks that clients of all tenants have requested and that are unfinished. `turns`: the batches of all
+    tenants that are warmed concurrently.
     """
 
     def __init__(
@@ -126,6 +129,7 @@ class Warming:
         retrieval: Retrieval,
         comparison: Comparison,
         slots: SharedLimit,
+        turns: asyncio.Semaphore,
     ) -> None:
         self._client = client
         self._model = model
@@ -133,6 +137,7 @@ class Warming:
         self._retrieval = retrieval
         self._comparison = comparison
         self.slots = slots
+        self.turns = turns
         self._entries: OrderedDict[tuple[str, int], _Entry] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -262,15 +267,18 @@ class Warming:
         Each media item has its own prompt, so that it fails alone and waits only for its own media slot.
         """
         for start in range(0, len(media_ids), MAX_CONCURRENT):
-            batch = media_ids[start : start + MAX_CONCURRENT]
-            media = await asyncio.to_thread(lambda names: [self._store.find(name) for name in names], batch)
-            prompts = [encode([Media(item.digest)], self._model.tokenizer) for item in media]
-            work = [self._encode(entry, prompt, {m.digest: m}) for prompt, m in zip(prompts, media, strict=True)]
-            results = await asyncio.gather(*work, return_exceptions=True)
-            if errors := [result for result in results if isinstance(result, BaseException)]:
-                raise errors[0]
-            num_embedded = entry.warmth.media_embedded + len(await self._retrieval.embed_media(batch))
-            entry.warmth = replace(entry.warmth, media_embedded=num_embedded)
+            async with self.turns:
+                await self._warm_batch(entry, media_ids[start : start + MAX_CONCURRENT])
+
+    async def _warm_batch(self, entry: _Entry, media_ids: Sequence[str]) -> None:
+        media = await asyncio.to_thread(lambda: [self._store.find(media_id) for media_id in media_ids])
+        prompts = [encode([Media(item.digest)], self._model.tokenizer) for item in media]
+        work = [self._encode(entry, prompt, {m.digest: m}) for prompt, m in zip(prompts, media, strict=True)]
+        results = await asyncio.gather(*work, return_exceptions=True)
+        if errors := [result for result in results if isinstance(result, BaseException)]:
+            raise errors[0]
+        num_embedded = entry.warmth.media_embedded + len(await self._retrieval.embed_media(media_ids))
+        entry.warmth = replace(entry.warmth, media_embedded=num_embedded)
 
     async def _encode(self, entry: _Entry, prompt: EncodedPrompt, media: Mapping[bytes, EncodedMedia]) -> None:
         """Compute the prompt of one media item, and count the item."""
@@ -286,7 +294,8 @@ class Warming:
         prompts = entry.target.prompts
         for start in range(0, len(prompts), MAX_CONCURRENT):
             batch = prompts[start : start + MAX_CONCURRENT]
-            await run_concurrently([self._compute(prompt.encoded, prompt.media) for prompt in batch])
+            async with self.turns:
+                await run_concurrently([self._compute(prompt.encoded, prompt.media) for prompt in batch])
             encoded = [prompt.encoded for prompt in batch]
             entry.warmth = replace(
                 entry.warmth,

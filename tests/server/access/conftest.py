@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -11,8 +12,17 @@ from fastapi import FastAPI
 from server.access.quotas import Limits
 from server.access.roles import Role
 from server.fewshot.maintenance import Maintenance
+from tests.server.conftest import image_part, png
 from tests.server.documented import CHECKED
 from tests.server.fakes import FakeClient
+
+SETS = "/v1/support_sets"
+EXAMPLES = [
+    {"id": "a", "label": "red", "media": [image_part(png("red"))]},
+    {"id": "b", "label": "red", "media": [image_part(png("darkred"))]},
+    {"id": "c", "label": "blue", "media": [image_part(png("blue"))]},
+    {"id": "d", "label": "blue", "media": [image_part(png("navy"))]},
+]
 
 
 class Keyring:
@@ -36,6 +46,13 @@ class Keyring:
     async def close(self) -> None:
         for client in self._open:
             await client.aclose()
+
+
+async def create(http: httpx.AsyncClient, name: str | None = "s", **fields: Any) -> dict[str, Any]:
+    response = await http.post(SETS, json={"name": name, "examples": EXAMPLES, **fields})
+    assert response.status_code == 200, response.text
+    created: dict[str, Any] = response.json()
+    return created
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from server.fewshot.maintenance import Maintenance
 from server.limits.background import Background
 from server.quality.evaluation_runner import EvaluationRunner, LeaveOneOut
 from server.settings import Settings
-from tests.server.access.conftest import Keyring
+from tests.server.access.conftest import EXAMPLES, SETS, Keyring, create
 from tests.server.conftest import data_url, image_part, png
 from tests.server.decisions import PREDICATE, image, user
 from tests.server.fakes import FakeClient
@@ -23,20 +23,7 @@ from tests.server.fakes import FakeClient
 pytestmark = pytest.mark.anyio
 
 ACME, OTHER = add_salt(b"", "tenant", "acme"), add_salt(b"", "tenant", "other")
-SETS, IMAGES, EVALUATIONS = "/v1/support_sets", "/v1/images", "/v1/evaluations"
-EXAMPLES = [
-    {"id": "a", "label": "red", "media": [image_part(png("red"))]},
-    {"id": "b", "label": "red", "media": [image_part(png("darkred"))]},
-    {"id": "c", "label": "blue", "media": [image_part(png("blue"))]},
-    {"id": "d", "label": "blue", "media": [image_part(png("navy"))]},
-]
-
-
-async def create(http: httpx.AsyncClient, name: str | None = "s", **fields: Any) -> dict[str, Any]:
-    response = await http.post(SETS, json={"name": name, "examples": EXAMPLES, **fields})
-    assert response.status_code == 200, response.text
-    created: dict[str, Any] = response.json()
-    return created
+IMAGES, EVALUATIONS = "/v1/images", "/v1/evaluations"
 
 
 async def upload(http: httpx.AsyncClient, colour: str) -> str:
@@ -229,13 +216,13 @@ class TestSharedCaches:
     ) -> None:
         for http in (acme, other):
             await create(http, "s", pinned=True)
-        await maintenance.run_once()
+        await asyncio.gather(*await maintenance.run_once())
         pinned = client.pinned
         await acme.patch(f"{SETS}/s", json={"pinned": False})
-        await maintenance.run_once()
+        await asyncio.gather(*await maintenance.run_once())
         assert client.pinned == pinned
         await other.patch(f"{SETS}/s", json={"pinned": False})
-        await maintenance.run_once()
+        await asyncio.gather(*await maintenance.run_once())
         assert client.pinned == set()
 
 
@@ -354,34 +341,3 @@ async def test_refusals_are_counted_by_tenant(keyring: Keyring, acme: httpx.Asyn
     await acme.post("/v1/completions", json={})
     text = (await acme.get("/metrics")).text
     assert 'flamboyance:request_refused_total{code="invalid_value",model_name="tiny",tenant="acme"} 1.0' in text
-
-
-async def test_pinned_sets_of_all_tenants_are_kept_warm(
-    app: FastAPI, maintenance: Maintenance, acme: httpx.AsyncClient, other: httpx.AsyncClient, client: FakeClient
-) -> None:
-    tenants = app.state.tenants
-    await create(acme, "s", pinned=True)
-    await create(other, "s", pinned=True, examples=EXAMPLES[:1])
-    await maintenance.run_once()
-    assert {tenant: len(tenants.of(tenant).client.pinned) for tenant in ("acme", "other")} == {"acme": 4, "other": 1}
-    assert set(client.salts) == {ACME, OTHER}
-    metrics = (await acme.get("/metrics")).text
-    assert 'flamboyance:support_sets{model_name="tiny",status="ready"} 2.0' in metrics
-    client.info["pid"] = "a new worker"
-    await acme.delete(f"{SETS}/s")
-    await maintenance.run_once()
-    assert {tenant: len(tenants.of(tenant).client.pinned) for tenant in ("acme", "other")} == {"acme": 4, "other": 1}
-    assert 'flamboyance:support_sets{model_name="tiny",status="ready"} 1.0' in (await acme.get("/metrics")).text
-
-
-async def test_room_that_a_tenant_leaves_is_for_all(
-    app: FastAPI, maintenance: Maintenance, acme: httpx.AsyncClient, other: httpx.AsyncClient
-) -> None:
-    await create(acme, "s", pinned=True)
-    await create(other, "s", pinned=True, examples=EXAMPLES[:1])
-    await maintenance.run_once()
-    worker = app.state.tenants.of("other").client
-    worker.pinned = set()  # as if it had had no room
-    await acme.delete(f"{SETS}/s")
-    await maintenance.run_once()
-    assert len(worker.pinned) == 1

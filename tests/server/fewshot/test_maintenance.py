@@ -46,6 +46,11 @@ def maintenance(app: FastAPI) -> Maintenance:
     )
 
 
+async def run_round(maintenance: Maintenance) -> None:
+    """Run a round, and wait until its tasks have warmed the sets."""
+    await asyncio.gather(*await maintenance.run_once())
+
+
 def digests(*colours: str) -> set[bytes]:
     return {encoded(png(colour), "image", "").digest for colour in colours}
 
@@ -56,19 +61,19 @@ async def test_media_of_pinned_sets_stay_in_every_worker(
     await create(http, "s", examples=[example("a", "red"), example("b", "blue")], pinned=True)
     await create(http, "t", examples=[example("a", "blue"), example("b", "green")], pinned=True)
     await create(http, "u", examples=[example("a", "black")])
-    await maintenance.run_once()
+    await run_round(maintenance)
     assert client.pinned == digests("red", "blue", "green")
     num_requests = len(client.requests)
-    await maintenance.run_once()
+    await run_round(maintenance)
     assert len(client.requests) == num_requests
     await http.patch(f"{SETS}/s", json={"pinned": False})
-    await maintenance.run_once()
+    await run_round(maintenance)
     assert client.pinned == digests("blue", "green")
     client.info, client.pinned = {"pid": "of another worker"}, set()
-    await maintenance.run_once()
+    await run_round(maintenance)
     assert client.pinned == digests("blue", "green")
     await http.delete(f"{SETS}/t")
-    await maintenance.run_once()
+    await run_round(maintenance)
     assert client.pinned == set()
 
 
@@ -81,19 +86,19 @@ async def test_shots_of_pinned_sets_stay_in_every_worker(
     for name, colour in (("s", "red"), ("t", "blue"), ("u", "green")):
         await create(http, name, examples=[example("a", colour)], pinned=name != "u")
         await warm(http, name, template="caption", shots_attend="alone")
-    await maintenance.run_once()
+    await run_round(maintenance)
     assert pinned() == digests("red", "blue")
     await http.patch(f"{SETS}/s", json={"pinned": False})
-    await maintenance.run_once()
+    await run_round(maintenance)
     assert pinned() == digests("blue")
     client.info, client.pinned_prompts = {"pid": "of another worker"}, []
-    await maintenance.run_once()
+    await run_round(maintenance)
     assert pinned() == digests("blue")
     await warm(http, "t", template="vqa", shots_attend="alone")
-    await maintenance.run_once()
+    await run_round(maintenance)
     assert pinned() == digests("blue")
     await warm(http, "t")
-    await maintenance.run_once()
+    await run_round(maintenance)
     assert client.pinned_prompts == []
 
 
@@ -102,12 +107,12 @@ async def test_a_pinned_set_is_embedded_and_so_are_added_examples(
 ) -> None:
     await create(http, "s", examples=[example("a", "red"), example("b", "blue")], pinned=True)
     await create(http, "t", examples=[example("a", "green")])
-    await maintenance.run_once()
+    await run_round(maintenance)
     assert {media.digest for media in client.embedded} == digests("red", "blue")
     await http.post(f"{SETS}/s/examples", json={"examples": [example("c", "black")]})
-    await maintenance.run_once()
+    await run_round(maintenance)
     client.info = {"pid": "of another worker"}
-    await maintenance.run_once()
+    await run_round(maintenance)
     assert [media.digest for media in client.embedded[2:]] == [*digests("black")]
     query = {"query": {"image": data_url(png("white"))}}
     assert (await http.post(f"{SETS}/s/search", json=query)).is_success
@@ -121,16 +126,33 @@ async def test_failed_warming_is_retried_with_a_new_worker_or_after_a_sweep(
     await create(http, "s", examples=[example("a", "red")], pinned=True)
     media = (await http.get(f"{SETS}/s/examples/a")).json()["media"][0]["image_id"]
     app.state.services.store.delete(media)
-    await maintenance.run_once()
+    await run_round(maintenance)
     app.state.services.store.put(png("red"), "image")
-    await maintenance.run_once()
+    await run_round(maintenance)
     assert client.pinned == set()
     if trigger == "worker":
         client.info = {"pid": "of another worker"}
     else:
         maintenance._next_sweep = 0
-    await maintenance.run_once()
+    await run_round(maintenance)
     assert client.pinned == digests("red")
+
+
+async def test_every_pinned_set_becomes_ready(
+    http: httpx.AsyncClient, client: FakeClient, maintenance: Maintenance
+) -> None:
+    """Also a set whose media another pinned set has, a set without media, and a version that only lacks an example."""
+    await create(http, "s", examples=[example("a", "red"), example("b", "blue")], pinned=True)
+    await create(http, "t", examples=[example("a", "blue")], pinned=True)
+    await create(http, "u", examples=[{"id": "a", "text": "a"}], pinned=True)
+    await run_round(maintenance)
+    await http.delete(f"{SETS}/s/examples", params={"id": "a"})
+    await run_round(maintenance)
+    cards = [(await http.get(f"{SETS}/{name}")).json() for name in "stu"]
+    assert [(card["version"], card["status"]) for card in cards] == [(2, "ready"), (1, "ready"), (1, "ready")]
+    num_requests = len(client.requests)
+    await run_round(maintenance)
+    assert len(client.requests) == num_requests
 
 
 async def warm(http: httpx.AsyncClient, name: str, **fields: Any) -> dict[str, Any]:
@@ -147,15 +169,12 @@ async def test_sets_that_were_warm_are_warmed_again_in_a_new_worker(
         if name != "cold":
             await warm(http, name, template="caption" if name in ("t", "pinned") else None)
     await http.patch(f"{SETS}/pinned", json={"pinned": True})
-    assert not await maintenance.run_once()
+    await run_round(maintenance)
     warmed = {name: (await http.get(f"{SETS}/{name}")).json()["warm"] for name in ("t", "pinned")}
     await http.delete(f"{SETS}/gone")
     client.info = {"pid": "of another worker"}
     client.requests.clear()
-    rounds = 1
-    while await maintenance.run_once():
-        rounds += 1
-    assert rounds == 3
+    await run_round(maintenance)
     assert all(request.priority == BACKGROUND_PRIORITY for request in client.requests)
     order = [next(iter(media)) for media in client.media[-len(client.requests) :]]
     assert order == [*digests("white")] * 2 + [*digests("red")] + [*digests("blue")] * 2
@@ -164,7 +183,7 @@ async def test_sets_that_were_warm_are_warmed_again_in_a_new_worker(
     for name, before in warmed.items():
         assert (await http.get(f"{SETS}/{name}")).json()["warm"] == before
         assert before["prompt_tokens"] > 0
-    assert not await maintenance.run_once()
+    await run_round(maintenance)
     assert len(client.requests) == 5
 
 
@@ -186,12 +205,12 @@ async def test_a_set_during_whose_warming_every_worker_dies_is_left(
         patched.setattr(client, "stream", die)
         for worker in range(6):
             client.info = {"pid": worker}
-            assert not await maintenance.run_once()
+            await run_round(maintenance)
     assert len(client.requests) == 3
     assert (await http.get(f"{SETS}/s")).json()["status"] in ("failed", "pending")
     assert (await warm(http, "s"))["status"] == "ready"
     client.info = {"pid": "the next"}
-    await maintenance.run_once()
+    await run_round(maintenance)
     assert (await http.get(f"{SETS}/s")).json()["status"] == "ready"
 
 
@@ -202,7 +221,7 @@ async def test_expired_sets_are_swept_and_counted(
     await create(http, "t", examples=[example("a", "blue")])
     await http.post(f"{SETS}/t/warm", json={"wait": True})
     await asyncio.sleep(0.06)
-    await maintenance.run_once()
+    await run_round(maintenance)
     metrics = (await http.get("/metrics")).text
     assert 'flamboyance:support_sets{model_name="tiny",status="ready"} 1.0' in metrics
     assert 'flamboyance:support_sets{model_name="tiny",status="pending"} 0.0' in metrics
