@@ -2,7 +2,7 @@
 
 Each finished cell is stored. Only a few queries run concurrently, and next to clients one at a time, with a rest after it.
 The runner waits while the engine is unavailable; a cell that cannot be computed, for instance because a prompt is too long,
-fails alone.
+fails alone. An evaluation with a query during which several workers died fails as a whole.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import msgspec
 
 from model.likeness import unit
 from server.engine_client.client import Client
-from server.errors import DatabaseUnavailable, ServerError, SupportSetNotFound, Unavailable
+from server.errors import DatabaseUnavailable, EngineDied, ServerError, SupportSetNotFound, Unavailable
 from server.fewshot.candidates import answer_of
 from server.fewshot.classification import classify_in_context, run_concurrently
 from server.fewshot.comparison import Comparison
@@ -62,9 +62,16 @@ MAX_TIMED = 8
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0
 CANCEL_SECONDS = 5.0
 
+# after this number of workers have died during a query, it is taken for the cause
+MAX_DEATHS = 3
+
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
+
+
+class DeadlyQuery(Exception):
+    """Each worker that ran a query of the evaluation died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +311,8 @@ class _RunningEvaluation:
             await self._end(list(results.values()))
         except Unavailable:
             raise  # the evaluation will be claimed again
+        except DeadlyQuery as error:
+            await self._fail(EngineDied.code, str(error))
         except ServerError as error:
             await self._fail(error.code, error.message)
         except Exception:
@@ -362,12 +371,19 @@ class _RunningEvaluation:
             self.queries_done += 1
 
     async def _do(self, work: Callable[[], Awaitable[Result]]) -> Result:
-        """Do a piece of work next to clients; while the engine is unavailable, retry with growing pauses."""
-        pause = FIRST_PAUSE
+        """Do a piece of work next to clients; while the engine is unavailable, retry with growing pauses.
+
+        Raises `DeadlyQuery` if the worker died each time.
+        """
+        pause, num_deaths = FIRST_PAUSE, 0
         while True:
             try:
                 result = await self.background.run(work)
             except Unavailable as error:
+                num_deaths += isinstance(error, EngineDied)
+                if num_deaths == MAX_DEATHS:
+                    message = f"{num_deaths} workers died while they ran the same query: it may need too much memory"
+                    raise DeadlyQuery(message) from error
                 self._waits_for(error.code)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LAST_PAUSE)

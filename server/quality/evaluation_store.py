@@ -1,7 +1,8 @@
 """Evaluations in the database: their plan, their progress, and the result of each finished cell.
 
 A server that runs one holds it by a lease, which it renews. If the server dies, the lease expires, and another server
-resumes after the last finished cell, so no finished work is lost.
+resumes after the last finished cell, so no finished work is lost. An evaluation during whose cell several servers died
+fails: it may be the cause.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import JSON, ColumnElement, ForeignKey, String, func, insert, or_, select, true, update
+from sqlalchemy import JSON, ColumnElement, ForeignKey, String, Update, func, insert, or_, select, true, update
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 from server.access.tenants import DEFAULT_TENANT
-from server.errors import EvaluationNotFound, Overloaded
+from server.errors import EngineDied, EvaluationNotFound, Overloaded
 from server.fewshot.methods import IN_CONTEXT
 from server.limits.shared_limit import SharedLimit
 from server.store.database import Base, Database, new_id
@@ -26,6 +27,8 @@ from server.store.database import Base, Database, new_id
 ID_PREFIX = "eval_"
 LEASE_SECONDS = 30.0
 MAX_UNFINISHED = 64
+# after this number of servers have died while they ran the same cell, the evaluation is taken for the cause
+MAX_INTERRUPTIONS = 3
 # a client that was refused is refused for as long, so that a refusal costs less than the request, and reads no support set
 REFUSED_SECONDS = 1.0
 
@@ -54,6 +57,7 @@ class EvaluationRow(Base):
     holder: Mapped[str] = mapped_column(String(64), default="")
     held_until: Mapped[float] = mapped_column(default=0.0)
     client: Mapped[str] = mapped_column(String(128), server_default="")
+    interruptions: Mapped[int] = mapped_column(default=0, server_default="0")  # since the last finished cell
     tenant: Mapped[str] = mapped_column(String(48), server_default="", index=True)
 
 
@@ -235,12 +239,15 @@ class Evaluations:
         turn = func.coalesce(last_start.scalar_subquery(), 0.0)
 
         def take(session: Session, now: float) -> Evaluation | None:
+            session.execute(_end_interrupted(now))
             is_free = (EvaluationRow.status.in_(UNFINISHED), EvaluationRow.held_until <= now, self._is_ours())
             order = (EvaluationRow.started_at.is_(None), turn, EvaluationRow.id)
             query = select(EvaluationRow).where(*is_free).order_by(*order).limit(1)
             row = session.scalar(query.with_for_update(skip_locked=True))
             if row is None:
                 return None
+            # a lease that was neither released nor taken by its own holder again: the server died
+            row.interruptions += row.held_until > 0 and row.holder != holder
             row.status, row.holder, row.held_until = "running", holder, now + LEASE_SECONDS
             row.started_at = row.started_at or now
             session.flush()
@@ -260,7 +267,7 @@ class Evaluations:
         """Store the result of a cell; return False, and store nothing, if this holder no longer has the lease."""
 
         def store(session: Session, now: float) -> bool:
-            is_held = _renew(session, evaluation_id, holder, queries_done, now)
+            is_held = _renew(session, evaluation_id, holder, queries_done, now, interruptions=0)
             if is_held:
                 session.execute(insert(CellRow).values(evaluation_id=evaluation_id, index=index, result=dict(result)))
             return is_held
@@ -290,8 +297,22 @@ class Evaluations:
         await self._database.write(lambda session, now: session.execute(end))
 
 
-def _renew(session: Session, evaluation_id: str, holder: str, queries_done: int, now: float) -> bool:
-    return _change(session, evaluation_id, holder, held_until=now + LEASE_SECONDS, queries_done=queries_done)
+def _end_interrupted(now: float) -> Update:
+    """Return the statement that ends evaluations whose last holder died as the last of too many."""
+    message = f"{MAX_INTERRUPTIONS} servers ended while they ran the same cell: it may need too much memory"
+    is_deadly = (
+        EvaluationRow.status == "running",
+        EvaluationRow.held_until > 0,
+        EvaluationRow.held_until <= now,
+        EvaluationRow.interruptions >= MAX_INTERRUPTIONS - 1,
+    )
+    error = {"code": EngineDied.code, "message": message}
+    return update(EvaluationRow).where(*is_deadly).values(status="failed", finished_at=now, error=error)
+
+
+def _renew(session: Session, evaluation_id: str, holder: str, queries_done: int, now: float, **changes: Any) -> bool:
+    until = now + LEASE_SECONDS
+    return _change(session, evaluation_id, holder, held_until=until, queries_done=queries_done, **changes)
 
 
 def _change(session: Session, evaluation_id: str, holder: str, **values: Any) -> bool:

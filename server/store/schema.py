@@ -14,7 +14,7 @@ from sqlalchemy import Connection, inspect, text
 
 from server.settings import SettingsError
 
-NEWEST = "0004"
+NEWEST = "0005"
 # the tables of databases that were created before there were migrations
 FIRST = "0001"
 

@@ -55,7 +55,7 @@ def test_an_error_names_the_invalid_key_of_a_file(tmp_path: Path, text: str, mes
 
 def test_an_error_names_an_unknown_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAMBOYANCE_PROT", "1")
-    with pytest.raises(SettingsError, match="FLAMBOYANCE_PROT$"):
+    with pytest.raises(SettingsError, match=r"FLAMBOYANCE_PROT$"):
         read_settings([])
 
 
