@@ -66,10 +66,12 @@ $(BIN)/python:
 
 # The playground: `make playground` builds the page that the server serves and that is committed; `make test-web` compares
 # that page with a new build, and tests it in Chromium against a server with the default model. Both need node and npm.
-.PHONY: playground test-web
+.PHONY: playground test-web web-packages
 WEB := clients/playground
 NPM := npm --prefix $(WEB)
 REBUILT := $(WEB)/test-results/rebuilt
+
+web-packages: $(WEB)/node_modules/installed.stamp | chromium
 
 playground: $(WEB)/node_modules/installed.stamp openapi-types
 	$(NPM) run build
@@ -102,8 +104,10 @@ $(WEB)/node_modules/installed.stamp: $(WEB)/package-lock.json
 # the pictures of the dashboard in the documentation, in five minutes. `make rehearse-image` runs the steps of the Dockerfile
 # and then its server in a chroot, as root, in about ten minutes:
 #   make rehearse-image ARGS="--build-arg TORCH_INDEX=https://..."
-.PHONY: test-deploy panels rehearse-image
-test-deploy: .venv/deploy.stamp
+.PHONY: test-deploy deploy-packages panels rehearse-image
+deploy-packages: .venv/deploy.stamp
+
+test-deploy: deploy-packages
 	$(BIN)/python -m pytest -q deploy/tests
 
 panels: setup .venv/deploy.stamp
