@@ -226,11 +226,16 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Embedded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Vectors, float32 [N, D], one per media item or text of the request, in order; those of texts have length one."""
+    """Vectors, float32 [N, D], one per media item or text of the request, in order; those of texts have length one.
+
+    Each media item of the request is counted once: as encoded for it, or as cached.
+    """
 
     request_id: str
     shape: tuple[int, int]
     data: bytes
+    media_encoded: int = 0
+    media_cached: int = 0
 
 
 class Gates(msgspec.Struct, frozen=True, kw_only=True):

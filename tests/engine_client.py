@@ -92,6 +92,7 @@ class Client:
     admitted: dict[str, Admitted] = field(default_factory=dict)
     scored: dict[str, Scored] = field(default_factory=dict)
     embedded: dict[str, np.ndarray] = field(default_factory=dict)
+    embedded_counts: dict[str, tuple[int, int]] = field(default_factory=dict)  # of media: encoded, cached
     inspected: dict[str, Inspected] = field(default_factory=dict)
     requested: list[bytes] = field(default_factory=list)
 
@@ -119,6 +120,7 @@ class Client:
                 self.scored[event.request_id] = event
             case Embedded():
                 self.embedded[event.request_id] = np.frombuffer(event.data, np.float32).reshape(event.shape)
+                self.embedded_counts[event.request_id] = (event.media_encoded, event.media_cached)
             case Inspected():
                 self.inspected[event.request_id] = event
 

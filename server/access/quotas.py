@@ -25,7 +25,8 @@ MAX_LIMIT = 2**53  # JSON has no larger integer that every client reads
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The amounts that a key may use in a minute; None for no limit.
 
-    `tokens` counts those of prompts and answers, `bytes` those of request bodies, `media` images and videos of prompts.
+    `tokens` counts those of prompts, scored candidates and answers, `bytes` those of request bodies, `media` images and
+    videos of prompts.
     `support_sets` is not per minute: with this key, sets can be created only while the tenant has fewer.
     """
 

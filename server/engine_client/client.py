@@ -182,7 +182,9 @@ class EngineClient:
 
     async def embed(self, media: Sequence[EncodedMedia]) -> NDArray[np.float32]:
         request = wire.Embed(request_id=f"embed-{uuid.uuid4().hex}", media=[m.digest for m in media])
-        return _vectors(await self._reply(request, {m.digest: m for m in media}, wire.Embedded))
+        embedded = await self._reply(request, {m.digest: m for m in media}, wire.Embedded)
+        self._metrics.count_media(embedded.media_encoded, embedded.media_cached)
+        return _vectors(embedded)
 
     async def embed_text(self, texts: Sequence[list[int]]) -> NDArray[np.float32]:
         request = wire.EmbedText(request_id=f"embed-{uuid.uuid4().hex}", texts=list(texts))

@@ -174,8 +174,7 @@ async def score_prompts(
 
     Raises the engine's errors. The record stays open for further prompts of the request.
     """
-    record.count("prompts", len(prompts))
-    record.count("candidate_tokens", len(prompts) * sum(map(len, candidate_ids)))
+    record.add_candidates(len(prompts), sum(map(len, candidate_ids)))
     for prompt in prompts:
         record.add_prompt(prompt.num_tokens, prompt.encoded.media, prompt.encoded.shots_attend)
     return await run_concurrently([_score(prompt, candidate_ids, record, client) for prompt in prompts])

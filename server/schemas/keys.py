@@ -21,7 +21,7 @@ class LimitFields(Schema):
     """Limits per minute, and a limit of support sets. The limits of the key that creates a key are default and maximum."""
 
     requests: Limit | None = Field(None, description="Number of requests.")
-    tokens: Limit | None = Field(None, description="Number of tokens of prompts and answers.")
+    tokens: Limit | None = Field(None, description="Number of tokens of prompts, scored candidates and answers.")
     bytes: Limit | None = Field(None, description="Number of bytes of request bodies.")
     media: Limit | None = Field(None, description="Number of images and videos of prompts.")
     support_sets: Limit | None = Field(

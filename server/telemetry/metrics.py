@@ -163,7 +163,10 @@ class Metrics:
         )
         self.generation_tokens = self._counter("generation_tokens_total", "Generated tokens")
         self.media_encoded = self._counter("media_encoded_total", "Media encoded by the vision encoder")
-        self.media_queries = self._counter("media_queries_total", "Media of admitted requests, each once per request")
+        self.media_queries = self._counter(
+            "media_queries_total",
+            "Media of prompts and of vectors that the engine computed, each once per prompt or request",
+        )
         self.media_cached = self._counter(
             "media_cached_total", "Media that needed no encoding, with those in host memory"
         )
@@ -211,6 +214,12 @@ class Metrics:
         self.last_step_age = self._gauge(
             "last_step_age_seconds", "Time since the last finished step, while there is work"
         )
+
+    def count_media(self, num_encoded: int, num_cached: int) -> None:
+        """Count the media of a prompt, or of a request for vectors, that the engine has computed."""
+        self.media_encoded.inc(num_encoded)
+        self.media_cached.inc(num_cached)
+        self.media_queries.inc(num_encoded + num_cached)
 
     def count_finished(self, reason: str) -> None:
         self._request_success.labels(self._model_name, reason).inc()

@@ -43,6 +43,7 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         self.strategy: str | None = None  # that selected the shots from a support set
         self.details: dict[str, Any] = {}  # fields that a route adds to `usage.fewshot_details`
         self.prompt_tokens = 0
+        self.candidate_tokens = 0
         self.completion_tokens = 0
         self.accepted_proposals = 0
         self.rejected_proposals = 0
@@ -72,6 +73,12 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         self.media += len(media)
         self.media_deduplicated += len(media) - len(set(media))
 
+    def add_candidates(self, num_prompts: int, num_tokens: int) -> None:
+        """Count the prompts after which candidates of `num_tokens` in all are about to be scored."""
+        self.candidate_tokens += num_prompts * num_tokens
+        self.count("prompts", num_prompts)
+        self.count("candidate_tokens", num_prompts * num_tokens)
+
     def classified(self, method: str) -> None:
         """Count a classification, or the answer to a question of a decision, by the method that was used."""
         if self._ticket is not None:
@@ -87,9 +94,7 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         self.media_encoded += event.media_encoded
         self.media_cached = (self.media_cached or 0) + event.media_cached
         self._metrics.prompt_tokens_cached.inc(event.cached_tokens)
-        self._metrics.media_encoded.inc(event.media_encoded)
-        self._metrics.media_cached.inc(event.media_cached)
-        self._metrics.media_queries.inc(event.media_cached + event.media_encoded)
+        self._metrics.count_media(event.media_encoded, event.media_cached)
         if not self._is_admitted and self._ticket is not None:
             self._metrics.request_queue_time.observe(event.queue_seconds)
             self._queue_seconds = event.queue_seconds
@@ -155,7 +160,7 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
             self.finish_reason = "error" if isinstance(error, Exception) else "abort"
         is_refused = not self._is_admitted and isinstance(error, REFUSALS)
         if self._quota is not None and not is_refused:
-            self._quota.count("tokens", self.prompt_tokens + self.completion_tokens)
+            self._quota.count("tokens", self.prompt_tokens + self.candidate_tokens + self.completion_tokens)
             self._quota.count("media", self.media)
         if self._ticket is not None:
             self._finish()

@@ -163,7 +163,13 @@ def reply(request: Score | Embed | EmbedText | Inspect) -> Outbound:
 
 
 def embedded(name: str, numbers: list[int]) -> Embedded:
-    return Embedded(request_id=name, shape=(len(numbers), 1), data=array("f", numbers).tobytes())
+    return Embedded(
+        request_id=name,
+        shape=(len(numbers), 1),
+        data=array("f", numbers).tobytes(),
+        media_encoded=len(set(numbers)),
+        media_cached=1,
+    )
 
 
 def build(settings: Settings) -> tuple[ScriptedEngine, dict[str, Any]]:

@@ -34,6 +34,7 @@ class MediaEmbedding(SideTask):
         self._cache = media
         self._vectors: dict[bytes, NDArray[np.float32]] = {}
         self._held: list[bytes] = []  # keys whose slots are held until the step has run
+        self._encoded: set[bytes] = set()  # keys that were encoded for this request
 
     def needs_pooling(self, source: bytes) -> bool:
         return source in self.media
@@ -58,6 +59,7 @@ class MediaEmbedding(SideTask):
             return False
         if (piece := self._cache.encode_for_pooling(key, plan.frames_left)) is not None:
             plan.add_piece(piece, self.request_id)
+            self._encoded.add(key)
             self._held += [key] if piece.encoding.slot is not None else []
         return True
 
@@ -82,7 +84,9 @@ class MediaEmbedding(SideTask):
         if self.media:
             return []
         self.is_finished = True
-        return [_embedded(self.request_id, [self._vectors[source] for source in self._request.media])]
+        num_encoded = len(self._encoded)
+        vectors = [self._vectors[source] for source in self._request.media]
+        return [_embedded(self.request_id, vectors, num_encoded, num_cached=len(self._vectors) - num_encoded)]
 
     def _vector(self, source: bytes) -> NDArray[np.float32] | None:
         key = self._cache.content_keys.get(source)
@@ -141,6 +145,14 @@ def _check_texts(request: EmbedText, config: EngineConfig) -> None:
         raise RequestError(f"a text of {longest} tokens exceeds max_model_len {config.max_model_len}")
 
 
-def _embedded(request_id: str, vectors: list[NDArray[np.float32]]) -> Embedded:
+def _embedded(
+    request_id: str, vectors: list[NDArray[np.float32]], num_encoded: int = 0, num_cached: int = 0
+) -> Embedded:
     array = np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
-    return Embedded(request_id=request_id, shape=(array.shape[0], array.shape[1]), data=array.tobytes())
+    return Embedded(
+        request_id=request_id,
+        shape=(array.shape[0], array.shape[1]),
+        data=array.tobytes(),
+        media_encoded=num_encoded,
+        media_cached=num_cached,
+    )

@@ -55,8 +55,10 @@ class FewShotDetails(ResponseSchema):
     """The media of a request and, for few-shot requests, its shots."""
 
     media: int = Field(description="Images and videos in the prompt.")
-    media_encoded: int | Absent = Field(None, description="Media that were encoded for this request.")
-    media_cached: int | Absent = Field(None, description="Media that were in the cache.")
+    media_encoded: int | Absent = Field(None, description="Media that were encoded for the prompt.")
+    media_cached: int | Absent = Field(
+        None, description="Media that were in the cache, also if a search of this request had encoded them."
+    )
     media_deduplicated: int = Field(description="Media that repeat an earlier media item of the prompt.")
     shots_attend: ShotsAttend | Absent = Field(None, description="Present if it is `alone`.")
     shots_used: int | Absent = Field(None, description="Shots in the prompt.")

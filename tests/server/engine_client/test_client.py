@@ -86,10 +86,14 @@ async def test_scores_and_inspections_have_one_reply(engine: EngineClient, decod
     assert decoder.decoded == [b"a"]
 
 
-async def test_vectors_are_in_the_order_of_the_request(engine: EngineClient, decoder: FakeDecoder) -> None:
+async def test_vectors_are_in_the_order_of_the_request(
+    engine: EngineClient, decoder: FakeDecoder, metrics: Metrics
+) -> None:
     vectors, text_vectors = await asyncio.gather(
         engine.embed([image("b"), image("a"), image("b")]), engine.embed_text([[1, 2, 3], [4]])
     )
+    counters = (metrics.media_encoded, metrics.media_cached, metrics.media_queries)
+    assert [counter._value.get() for counter in counters] == [2, 1, 3]
     assert vectors.dtype == np.float32
     assert vectors.tolist() == [[98.0], [97.0], [98.0]]
     assert text_vectors.tolist() == [[3.0], [1.0]]

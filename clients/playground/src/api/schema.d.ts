@@ -2854,7 +2854,7 @@ export interface components {
         LimitFields: {
             /** @description Number of requests. */
             requests?: number | null;
-            /** @description Number of tokens of prompts and answers. */
+            /** @description Number of tokens of prompts, scored candidates and answers. */
             tokens?: number | null;
             /** @description Number of bytes of request bodies. */
             bytes?: number | null;

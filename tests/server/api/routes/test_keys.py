@@ -93,6 +93,13 @@ async def test_a_wrong_field_is_named(http: httpx.AsyncClient, fields: dict[str,
     assert response.json()["error"]["param"] == param
 
 
+async def test_candidates_count_for_the_quota_of_tokens(http: httpx.AsyncClient) -> None:
+    header = await make(http, limits={"tokens": 10})
+    body = {"prompt": "x", "candidates": ["a b c d e f g h i j", "b"]}
+    statuses = [(await http.post("/v1/score", json=body, headers=header)).status_code for _ in range(2)]
+    assert statuses == [200, 429]
+
+
 async def test_the_quota_of_requests(http: httpx.AsyncClient) -> None:
     header = await make(http, limits={"requests": 2})
     statuses = [

@@ -66,6 +66,7 @@ def test_the_vector_of_a_media_item_is_the_mean_of_its_features(family: Family) 
     answer.run()
     expected = [vector(MODELS[family], image) for image in (frames(0), clip, frames(1), frames(0))]
     assert answer.embedded["a"] == pytest.approx(np.stack(expected), abs=1e-5)
+    assert answer.embedded_counts["a"] == (3, 0)  # one of them in several pieces
     assert sorted(answer.requested) == sorted({source(0), source(1), b"v" * 32})
     assert_all_released(answer.engine)
 
@@ -78,7 +79,7 @@ def test_media_encoded_for_a_prompt_are_not_encoded_again(monkeypatch: pytest.Mo
     counts = encoded(answer, monkeypatch)
     answer.engine.add(embed("a", range(4)))
     answer.run()
-    assert (counts, answer.requested) == ([], [])
+    assert (counts, answer.requested, answer.embedded_counts["a"]) == ([], [], (0, 4))
     expected = [vector(MODELS["openflamingo"], frames(i)) for i in range(4)]
     assert answer.embedded["a"] == pytest.approx(np.stack(expected), abs=1e-5)
 
