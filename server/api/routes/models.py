@@ -72,6 +72,7 @@ def _card(model: ServedModel, max_media: int) -> dict[str, Any]:
         "root": config.name,
         "family": config.family,
         "max_model_len": model.max_model_len,
+        "end_of_chunk": config.prompt.end_of_chunk or None,
         "sources": [msgspec.structs.asdict(part) for part in model.origin.parts],
         "vision": {
             "image_size": config.vision.image_size,

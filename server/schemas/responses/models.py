@@ -36,6 +36,9 @@ class Model(ResponseSchema):
     root: str
     family: str
     max_model_len: int
+    end_of_chunk: str | None = Field(
+        description="The token after each shot, null if the model has none: a line break then ends a shot."
+    )
     sources: list[ModelSource] = Field(description="The repositories that the model was imported from.")
     vision: Vision
 

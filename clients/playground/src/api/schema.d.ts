@@ -2526,9 +2526,9 @@ export interface components {
         FewShotDetails: {
             /** @description Images and videos in the prompt. */
             media: number;
-            /** @description Media that were encoded for this request. */
+            /** @description Media that were encoded for the prompt. */
             media_encoded?: number;
-            /** @description Media that were in the cache. */
+            /** @description Media that were in the cache, also if a search of this request had encoded them. */
             media_cached?: number;
             /** @description Media that repeat an earlier media item of the prompt. */
             media_deduplicated: number;
@@ -2906,6 +2906,8 @@ export interface components {
             root: string;
             family: string;
             max_model_len: number;
+            /** @description The token after each shot, null if the model has none: a line break then ends a shot. */
+            end_of_chunk: string | null;
             /** @description The repositories that the model was imported from. */
             sources: components["schemas"]["ModelSource"][];
             vision: components["schemas"]["Vision"];

@@ -9,6 +9,7 @@ export type Part = ReturnType<typeof part> | { type: 'text'; text: string } | { 
 export type Request = CopiedRequest & { key: string }
 
 const ANSWER = '{answer}'
+const LINE_END = '\n'
 const MAX_TOKENS = 12
 const ALTERNATIVES = 5
 
@@ -36,7 +37,10 @@ export function promptParts(workspace: Workspace, shots: number): Part[] {
 }
 
 function shotParts(pattern: string, shot: Shot): Part[] {
-  return [part(shot.picture), { type: 'text', text: sentence(pattern, shot.text) }, { type: 'end_of_chunk' }]
+  const text = sentence(pattern, shot.text)
+  return server.hasEndOfChunk
+    ? [part(shot.picture), { type: 'text', text }, { type: 'end_of_chunk' }]
+    : [part(shot.picture), { type: 'text', text: text + LINE_END }]
 }
 
 /** Returns what the workspace asks with a number of shots. */
@@ -49,7 +53,7 @@ export function requestOf(workspace: Workspace, shots: number): Request {
 }
 
 function completionBody(workspace: Workspace, shots: number) {
-  const after = splitPattern(workspace.pattern)[1].trim()
+  const after = splitPattern(workspace.pattern)[1].trim() || (server.hasEndOfChunk ? '' : LINE_END)
   return {
     prompt: promptParts(workspace, shots),
     max_tokens: MAX_TOKENS,

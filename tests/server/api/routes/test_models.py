@@ -21,6 +21,7 @@ async def test_the_card_has_the_limits_of_the_model(http: httpx.AsyncClient) -> 
     (card,) = (await http.get("/v1/models")).json()["data"]
     assert card["id"] == "tiny"
     assert card["max_model_len"] == 64
+    assert card["end_of_chunk"] == "<|endofchunk|>"
     assert card["vision"] == {
         "image_size": 8,
         "resize": "squash",
@@ -39,7 +40,9 @@ async def test_the_models_of_an_address_are_listed_and_shown(client: FakeClient,
         cards = (await http.get("/v1/models")).json()["data"]
         assert [card["id"] for card in cards] == ["tiny", "other"]
         assert (await http.get("/v1/models/other")).json() == cards[1]
-        catalog["new"] = replace(model, name="new")
+        prompt = replace(model.config.prompt, end_of_chunk="")
+        catalog["new"] = replace(model, name="new", config=replace(model.config, prompt=prompt))
+        assert (await http.get("/v1/models/new")).json()["end_of_chunk"] is None
         refusal = (await http.get("/v1/models/nix")).json()["error"]["message"]
         assert refusal == "the model 'nix' does not exist: this server has 'tiny', 'other', 'new'"
     await app.state.services.decoder.stop()
