@@ -39,6 +39,8 @@ MAX_MESSAGE = 200
 COMPACT: JsonCompileOptions = {"whitespace_flexible": False}
 # bound of integers: llguidance reads bounds as 64-bit floats, which represent this one exactly
 LARGEST_INTEGER = 10**18
+# limit of numbers in a schema: llguidance 1.9 ends the process for an integer next to -2**63
+LARGEST_NUMBER = 9 * 10**18
 # limit of bounded integers, which take much more of a grammar than unbounded ones
 MAX_BOUNDED = 100
 LOWER_BOUNDS = ("minimum", "exclusiveMinimum")
@@ -95,6 +97,7 @@ def _closed(text: str) -> str:
     schema with very many stay unbounded. A text that is not JSON is returned unchanged.
     """
     schemas = _schemas(text)
+    _limit_numbers(schemas[:1])
     for schema in schemas:
         if _num_parts(schema) > 1:
             return text  # each part would forbid the properties of the others
@@ -127,10 +130,34 @@ def _is_integer(kind: Any) -> bool:
 
 
 def _bound(schema: dict[str, Any]) -> None:
-    """Add the bounds of an integer unless the schema has them."""
-    for names, bound in ((LOWER_BOUNDS, -LARGEST_INTEGER), (UPPER_BOUNDS, LARGEST_INTEGER)):
+    """Add the bounds of an integer that the schema lacks; constants have none, and far ones go with its own far bounds."""
+    if "enum" in schema or "const" in schema:
+        return
+    own = [schema[name] for name in LOWER_BOUNDS + UPPER_BOUNDS if name in schema]
+    is_large = any(isinstance(bound, int | float) and abs(bound) >= LARGEST_INTEGER for bound in own)
+    largest = LARGEST_NUMBER if is_large else LARGEST_INTEGER
+    for names, bound in ((LOWER_BOUNDS, -largest), (UPPER_BOUNDS, largest)):
         if not any(name in schema for name in names):
             schema[names[0]] = bound
+
+
+def _limit_numbers(values: list[Any]) -> None:
+    """Raise lower bounds to `-LARGEST_NUMBER`. Raises `GrammarError` if any other number is below it."""
+    values = list(values)
+    for value in values:  # the parts of each are appended
+        if isinstance(value, dict):
+            for name in LOWER_BOUNDS:
+                if _is_below(value.get(name)):
+                    value[name] = -LARGEST_NUMBER
+            values += value.values()
+        elif isinstance(value, list):
+            values += value
+        elif _is_below(value):
+            raise GrammarError(f"a number of a schema is at least {-LARGEST_NUMBER}, not {value}")
+
+
+def _is_below(value: Any) -> bool:
+    return isinstance(value, int | float) and value < -LARGEST_NUMBER
 
 
 def _words(text: str) -> list[Any]:

@@ -78,7 +78,8 @@ async def _list(options: Namespace, keys: Keys) -> None:
     for key in await keys.all():
         created = f"{datetime.fromtimestamp(key.created_at, UTC):%Y-%m-%d}"
         table.add_row(key.id, key.name, key.tenant, key.role, created, _limits(key))
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+    # a name is text: "[blue]" in it is no style
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, markup=False, emoji=False).print(table)
 
 
 async def _revoke(options: Namespace, keys: Keys) -> None:

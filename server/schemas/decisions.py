@@ -17,7 +17,7 @@ from server.schemas.fewshot import (
     WeighingFields,
 )
 from server.schemas.generation import MAX_MESSAGES
-from server.schemas.prompt import DETAIL
+from server.schemas.prompt import BREAKPOINT, DETAIL, CacheBreakpoint
 
 MAX_QUESTIONS = 400
 
@@ -28,16 +28,10 @@ def _text_or_list(value: Any) -> str:
     return "<string>" if isinstance(value, str) else "<list>"
 
 
-class CacheBreakpoint(Schema):
-    """A hint for the prompt cache. It has no effect, because the cache needs no hints."""
-
-    mode: Literal["explicit"]
-
-
 class DecisionTextPart(Schema):
     type: Literal["input_text"]
     text: str
-    prompt_cache_breakpoint: CacheBreakpoint | None = Field(None, description=UNUSED)
+    prompt_cache_breakpoint: CacheBreakpoint | None = Field(None, description=BREAKPOINT)
 
 
 class DecisionImagePart(Schema):
@@ -48,7 +42,7 @@ class DecisionImagePart(Schema):
         "uploaded image or video.",
     )
     detail: Literal["auto", "low", "high", "original"] = Field("auto", description=DETAIL)
-    prompt_cache_breakpoint: CacheBreakpoint | None = Field(None, description=UNUSED)
+    prompt_cache_breakpoint: CacheBreakpoint | None = Field(None, description=BREAKPOINT)
 
 
 class DecisionJsonPart(Schema):

@@ -30,12 +30,19 @@ class AttentionFields(Schema):
     shots_attend: ShotsAttend = Field("previous", description=ATTEND)
 
 
+class CacheBreakpoint(Schema):
+    """A hint for the prompt cache. It has no effect, because the cache needs no hints."""
+
+    mode: Literal["explicit"]
+
+
+BREAKPOINT = "Accepted without effect: the prompt cache needs no hints."
 DETAIL = "Accepted without effect: the encoder reads every image at the same size."
 
 
 class MediaUrl(Schema):
     url: str = Field(description="A data URL, or an `https` URL of a host that the setting `media_url_hosts` allows.")
-    detail: Literal["auto", "low", "high"] = Field("auto", description=DETAIL)
+    detail: Literal["auto", "low", "high", "original"] = Field("auto", description=DETAIL)
 
 
 UUID = "A name for the media item. A later part with only this name refers to the same item."
@@ -47,6 +54,7 @@ class ImageUrlPart(Schema):
     type: Literal["image_url"]
     image_url: MediaUrl | None = None
     uuid: MediaName | None = Field(None, description=UUID)
+    prompt_cache_breakpoint: CacheBreakpoint | None = Field(None, description=BREAKPOINT)
 
     @model_validator(mode="after")
     def _data_or_name(self) -> ImageUrlPart:
@@ -101,6 +109,7 @@ def stored_media_part(media_id: str) -> ImageIdPart | VideoIdPart:
 class TextPart(Schema):
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: CacheBreakpoint | None = Field(None, description=BREAKPOINT)
 
 
 class EndOfChunkPart(Schema):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import sqlite3
 import threading
@@ -186,6 +187,14 @@ class Database:
 def new_id(prefix: str) -> str:
     """Return a unique id that sorts by the time of its creation."""
     return f"{prefix}{time.time_ns() // 1_000_000:012x}{uuid.uuid4().hex[:16]}"
+
+
+def made_at(row_id: str) -> float:
+    """Return the time at which `new_id` made an id, in seconds; infinity for another text."""
+    try:
+        return int(row_id.rpartition("_")[2][:12], 16) / 1000
+    except ValueError:
+        return math.inf
 
 
 def chunked(values: Sequence[Item]) -> Iterator[Sequence[Item]]:

@@ -19,6 +19,7 @@ from sqlalchemy import (
     func,
     or_,
     select,
+    true,
     tuple_,
     update,
 )
@@ -34,7 +35,7 @@ from server.errors import (
     TooManySupportSets,
     VersionConflict,
 )
-from server.store.database import chunked
+from server.store.database import chunked, made_at
 from server.store.records import (
     Example,
     ExampleMediaRow,
@@ -81,14 +82,16 @@ def page(
 ) -> list[SupportSetInfo]:
     """Return the sets of a tenant that were created after the one with the id `after`, oldest first.
 
-    After two sets or more, it ends with the first whose labels exceed `max_characters`, those of all sets added up.
+    If that one was deleted, sets that were created while its media were decoded may be listed again. After two sets or
+    more, the page ends with the first whose labels exceed `max_characters`, those of all sets added up.
     """
     # an id is older than its set: it is made before the media are decoded
     order = (SupportSetRow.created_at, SupportSetRow.id)
     last = session.scalar(
         select(SupportSetRow.created_at).where(SupportSetRow.tenant == tenant, SupportSetRow.id == after)
     )
-    is_next = SupportSetRow.id > after if last is None else tuple_(*order) > (last, after)
+    start = made_at(after) if last is None else last
+    is_next = tuple_(*order) > (start, after) if after else true()
     query = select(SupportSetRow).where(SupportSetRow.tenant == tenant, is_next, _is_alive(now)).order_by(*order)
     listed: list[SupportSetInfo] = []
     num_characters = 0

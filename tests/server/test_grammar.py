@@ -229,6 +229,14 @@ def test_alternatives_that_only_require_properties_add_none() -> None:
         ({"exclusiveMaximum": 5}, -(10**19), False),
         ({"multipleOf": 5}, 10**17, True),
         ({"multipleOf": 5}, 10**19, False),
+        ({"minimum": 15 * 10**17}, 1_764_000_000_123_456_789, True),
+        ({"minimum": 15 * 10**17}, 10**20, False),
+        ({"maximum": -2 * 10**18}, -8 * 10**18, True),
+        ({"exclusiveMinimum": 2e18}, 8 * 10**18, True),
+        ({"minimum": -(2**63), "maximum": 2**63 - 1}, 8 * 10**18, True),
+        ({"minimum": -(2.0**63), "maximum": 2.0**63}, -8 * 10**18, True),
+        ({"enum": [2 * 10**18, None, ""]}, 2 * 10**18, True),
+        ({"const": 2**63 - 1}, 2**63 - 1, True),
     ],
 )
 def test_an_integer_without_bounds_has_at_most_18_digits(bounds: dict[str, Any], value: int, expected: bool) -> None:
@@ -236,6 +244,21 @@ def test_an_integer_without_bounds_has_at_most_18_digits(bounds: dict[str, Any],
         number = {"type": kind, **bounds}
         assert is_permitted(schema(number), str(value)) is expected
         assert is_permitted(schema({"type": "array", "items": number}), f"[{value}]") is expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"const": -(2**63)},
+        {"enum": ["a", 1 - 2**63]},
+        {"const": {"a": [-(10**30)]}},
+        {"type": "integer", "maximum": -(2**63) + 100},
+        {"type": "object", "additionalProperties": {"anyOf": [{"type": "integer", "exclusiveMaximum": -9.25e18}]}},
+    ],
+)
+def test_a_number_that_would_end_the_process_is_refused(value: object) -> None:
+    with pytest.raises(GrammarError, match="at least -9000000000000000000, not -"):
+        Grammars(TOKENIZER).compile(schema(value)).result()
 
 
 def test_a_number_that_may_be_an_integer_has_no_bounds() -> None:

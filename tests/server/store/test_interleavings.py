@@ -99,6 +99,9 @@ async def test_a_set_that_was_decoded_for_long_is_on_a_later_page(
     await late
     assert [info.name for info in await support_sets.page(first.id, 10)] == ["late"]
     assert [info.name for info in await support_sets.page("", 10)] == ["early", "late"]
+    await support_sets.delete(first.id)
+    assert [info.name for info in await support_sets.page(first.id, 10)] == ["late"]
+    assert await support_sets.page("no id", 10) == []
 
 
 async def test_media_that_are_swept_while_they_are_sent_again_are_not_uploads(

@@ -1736,7 +1736,7 @@ export interface components {
              * @enum {string|null}
              */
             detail: "auto" | "low" | "high" | "original" | null;
-            /** @description Accepted and not used. */
+            /** @description Accepted without effect: the prompt cache needs no hints. */
             prompt_cache_breakpoint?: components["schemas"]["CacheBreakpoint"] | null;
         };
         /**
@@ -1910,7 +1910,7 @@ export interface components {
              */
             type: "input_text";
             text: string;
-            /** @description Accepted and not used. */
+            /** @description Accepted without effect: the prompt cache needs no hints. */
             prompt_cache_breakpoint?: components["schemas"]["CacheBreakpoint"] | null;
         };
         /** DecisionUsage */
@@ -2647,6 +2647,8 @@ export interface components {
             image_url?: components["schemas"]["MediaUrl"] | null;
             /** @description A name for the media item. A later part with only this name refers to the same item. */
             uuid?: string | null;
+            /** @description Accepted without effect: the prompt cache needs no hints. */
+            prompt_cache_breakpoint?: components["schemas"]["CacheBreakpoint"] | null;
         };
         /**
          * InputImagePart
@@ -2877,7 +2879,7 @@ export interface components {
              * @default auto
              * @enum {string|null}
              */
-            detail: "auto" | "low" | "high" | null;
+            detail: "auto" | "low" | "high" | "original" | null;
         };
         /** MislabelledExample */
         MislabelledExample: {
@@ -3662,6 +3664,8 @@ export interface components {
              */
             type: "text";
             text: string;
+            /** @description Accepted without effect: the prompt cache needs no hints. */
+            prompt_cache_breakpoint?: components["schemas"]["CacheBreakpoint"] | null;
         };
         /** Thresholds */
         Thresholds: {

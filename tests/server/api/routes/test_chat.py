@@ -68,8 +68,11 @@ async def test_a_chat_completion_has_openais_shape(http: httpx.AsyncClient, clie
 
 async def test_turns_become_shots(http: httpx.AsyncClient, client: FakeClient) -> None:
     red, blue = png("red"), png("blue")
+    hint = {"prompt_cache_breakpoint": {"mode": "explicit"}}
+    first = image_part(red) | hint
+    first["image_url"]["detail"] = "original"
     messages = [
-        {"role": "user", "content": [image_part(red), {"type": "text", "text": "a"}]},
+        {"role": "user", "content": [first, {"type": "text", "text": "a", **hint}]},
         {"role": "assistant", "content": "b", "refusal": None, "tool_calls": None},
         {"role": "user", "content": [{"type": "text", "text": "c"}, image_part(blue)]},
     ]

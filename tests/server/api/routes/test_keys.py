@@ -232,6 +232,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert "--tenant: at most 48 lower-case letters" in capsys.readouterr().err
 
 
+def test_a_name_is_listed_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("team [blue] x", "ops [/x]", ":cat:"):
+        assert main(["keys", "create", name, "--data-dir", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert main(["keys", "list", "--data-dir", str(tmp_path)]) == 0
+    listed = capsys.readouterr().out
+    assert all(f" {name} " in listed for name in ("team [blue] x", "ops [/x]", ":cat:"))
+
+
 @pytest.mark.parametrize("command", [["keys", "list"], ["keys", "revoke", "key_1"], ["backup", "copy.tar"]])
 def test_a_command_that_needs_a_database_creates_no_folder(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
