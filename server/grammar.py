@@ -133,8 +133,8 @@ def _bound(schema: dict[str, Any]) -> None:
     """Add the bounds of an integer that the schema lacks; constants have none, and far ones go with its own far bounds."""
     if "enum" in schema or "const" in schema:
         return
-    own = [schema[name] for name in LOWER_BOUNDS + UPPER_BOUNDS if name in schema]
-    is_large = any(isinstance(bound, int | float) and abs(bound) >= LARGEST_INTEGER for bound in own)
+    bounds = [schema[name] for name in LOWER_BOUNDS + UPPER_BOUNDS if name in schema]
+    is_large = any(isinstance(bound, int | float) and abs(bound) >= LARGEST_INTEGER for bound in bounds)
     largest = LARGEST_NUMBER if is_large else LARGEST_INTEGER
     for names, bound in ((LOWER_BOUNDS, -largest), (UPPER_BOUNDS, largest)):
         if not any(name in schema for name in names):

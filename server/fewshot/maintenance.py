@@ -139,7 +139,7 @@ class Maintenance:
         self._sweep_interval = sweep_interval
         self._next_sweep = 0.0
         self._totals = Totals(latest={}, num_bytes=0)
-        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """Run until cancelled; after an error the next round tries again."""
@@ -151,9 +151,9 @@ class Maintenance:
                     async with asyncio.timeout(POLL_SECONDS):
                         await self._support_sets.changed.wait()
         finally:
-            for keeper in (keepers := list(self._keepers.values())):
-                keeper.cancel()
-            await asyncio.gather(*keepers, return_exceptions=True)
+            for task in (tasks := list(self._tasks.values())):
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def run_once(self) -> list[asyncio.Task[None]]:
         """Sweep if a sweep is due, and warm sets if the worker is ready; return the running tasks that warm them."""
@@ -167,9 +167,9 @@ class Maintenance:
         if self._client.state == "ready":
             pinned = await self._support_sets.pinned()
             for tenant, warm_sets in self._warm_sets(pinned).items():
-                if tenant not in self._keepers:
-                    self._keepers[tenant] = asyncio.create_task(self._keep_warm(tenant, warm_sets, pinned))
-        return list(self._keepers.values())
+                if tenant not in self._tasks:
+                    self._tasks[tenant] = asyncio.create_task(self._keep_warm(tenant, warm_sets, pinned))
+        return list(self._tasks.values())
 
     async def _keep_warm(self, tenant: str, warm_sets: WarmSets, pinned: Pinned) -> None:
         """Warm the sets of a tenant: the pinned ones, and before each further set those that were pinned meanwhile."""
@@ -181,7 +181,7 @@ class Maintenance:
                         each.pin_again()
                 has_more = await warm_sets.warm_again()
                 pinned = await self._support_sets.pinned() if has_more else pinned
-        del self._keepers[tenant]
+        del self._tasks[tenant]
         self._update_metrics()
 
     async def _sweep(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 from server.errors import EngineDied
 from server.media.source import encoded
 from server.wire import Grammar
-from tests.server.conftest import image_part, png
+from tests.server.conftest import data_url, image_part, png
 from tests.server.fakes import TOKENIZER, FakeClient
 
 pytestmark = pytest.mark.anyio
@@ -69,8 +69,7 @@ async def test_a_chat_completion_has_openais_shape(http: httpx.AsyncClient, clie
 async def test_turns_become_shots(http: httpx.AsyncClient, client: FakeClient) -> None:
     red, blue = png("red"), png("blue")
     hint = {"prompt_cache_breakpoint": {"mode": "explicit"}}
-    first = image_part(red) | hint
-    first["image_url"]["detail"] = "original"
+    first = {"type": "image_url", "image_url": {"url": data_url(red), "detail": "original"}, **hint}
     messages = [
         {"role": "user", "content": [first, {"type": "text", "text": "a", **hint}]},
         {"role": "assistant", "content": "b", "refusal": None, "tool_calls": None},
