@@ -113,6 +113,12 @@ def _enum(num: int) -> dict[str, Any]:
     return {"structured_outputs": {"json": {"enum": [f"value {i}" for i in range(num)]}}}
 
 
+def _integers_from(smallest: int) -> dict[str, Any]:
+    """Return a schema of integers, for whose range a library overflowed its stack."""
+    values = [{"type": "integer", "minimum": smallest, "maximum": 2**63 - 1}, {"const": smallest + 1}]
+    return {"structured_outputs": {"json": {"anyOf": values}}}
+
+
 def _regex(pattern: str) -> dict[str, Any]:
     return {"structured_outputs": {"regex": pattern}}
 
@@ -257,6 +263,11 @@ ATTACKS = (
         run=repeated(
             lambda: _completion(**_nested_schema(60)), lambda: _nested_body(100), lambda: _nested_body(1_000_000)
         ),
+    ),
+    Attack(
+        name="integers next to the smallest of 64 bits",
+        severity="critical",
+        run=repeated(lambda: _completion(**_integers_from(-(2**63)))),
     ),
     Attack(name="100 requests of lowest priority", severity="high", run=_priorities),
     Attack(name="40 times 16 answers of 8,000 tokens", severity="high", run=_many_answers),
