@@ -84,8 +84,9 @@ def source(grammar: Grammar) -> str:
         case "regex":
             return LLMatcher.grammar_from_regex(grammar.text)
         case "json":
+            schema = _closed(grammar.text)
             try:
-                return LLMatcher.grammar_from_json_schema(_closed(grammar.text), defaults=COMPACT)
+                return LLMatcher.grammar_from_json_schema(schema, defaults=COMPACT)
             except ValueError as error:
                 raise GrammarError(f"not a JSON schema: {error}") from None
 
