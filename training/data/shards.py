@@ -66,19 +66,19 @@ def stream_records(
     """
     if len(shards) < num_streams:
         raise ShardError(f"{len(shards)} shards cannot be distributed over {num_streams} streams: each needs one")
-    epoch, first_shard, first_record = start.epoch, start.shard, start.record
     while True:
-        order = _epoch_order(shards, seed, epoch)[index::num_streams]
-        num_yielded = 0
-        for shard in range(first_shard, len(order)):
-            label = f"{seed}/{epoch}/{order[shard].name}"
-            for number, record in enumerate(_shuffle(order[shard], label, window, first_record), first_record):
-                num_yielded += 1
-                yield Position(epoch, shard, number + 1), record
-            first_record = 0
-        if not num_yielded and first_shard == 0:
+        order = _epoch_order(shards, seed, start.epoch)[index::num_streams]
+        # a resumed epoch may have no record left
+        is_empty = start == Position(start.epoch)
+        for shard in range(start.shard, len(order)):
+            label = f"{seed}/{start.epoch}/{order[shard].name}"
+            skip = start.record if shard == start.shard else 0
+            for number, record in enumerate(_shuffle(order[shard], label, window, skip), skip):
+                is_empty = False
+                yield Position(start.epoch, shard, number + 1), record
+        if is_empty:
             raise ShardError(f"the shards of stream {index} hold no record: {', '.join(map(str, order))}")
-        epoch, first_shard = epoch + 1, 0
+        start = Position(start.epoch + 1)
 
 
 def _epoch_order(shards: Sequence[Path], seed: int, epoch: int) -> list[Path]:

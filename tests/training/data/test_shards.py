@@ -48,6 +48,16 @@ def test_a_stream_resumes_from_any_position(shards: list[Path], num_taken: int) 
     assert numbers(shards, 10, start=position) == numbers(shards, num_taken + 10)[num_taken:]
 
 
+@pytest.mark.parametrize("per_shard", [COUNT, 5])
+def test_a_stream_resumes_at_the_end_of_an_epoch(tmp_path: Path, per_shard: int) -> None:
+    write_shards([RawRecord(str(n), {"txt": str(n).encode()}) for n in range(COUNT)], tmp_path, per_shard)
+    shards = sorted(tmp_path.glob("*.tar"))
+    stream = stream_records(shards, seed=7, window=3, index=0, num_streams=1, start=Position())
+    position = next(islice(stream, COUNT - 1, None))[0]
+    assert position.epoch == 0
+    assert numbers(shards, COUNT, start=position) == numbers(shards, 2 * COUNT)[COUNT:]
+
+
 def test_streams_divide_an_epoch(shards: list[Path]) -> None:
     yielded: list[int] = []
     for index in (0, 1):
