@@ -62,7 +62,7 @@ class SetConfig:
     # documents with fewer images are skipped, and images whose similarity to their sentence is lower
     min_media: int = 1
     min_similarity: float = 0.24
-    # the maximum number of frames per clip, sampled at one frame per second
+    # the maximum number of frames per clip, sampled at one frame per second; of a longer clip, consecutive ones are drawn
     max_frames: int = 8
     # for turned sets (`training/default/discriminants.py`), both relative to an image's length: the maximum length of a
     # domain's mean, and of the noise that each image gets, which makes two images of a label less similar

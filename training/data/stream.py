@@ -28,6 +28,9 @@ ExampleT = TypeVar("ExampleT")
 
 # a shard may hold some bad records; a longer run of them indicates an error in the set
 MAX_BAD_IN_A_ROW = 10_000
+# a clip is read whole, at one frame per second
+MAX_CLIP_SECONDS = 120
+CLIP_LIMITS = MediaLimits(max_seconds=MAX_CLIP_SECONDS, max_frames=MAX_CLIP_SECONDS + 1)
 
 
 class RecordStream(ABC, Generic[ExampleT]):
@@ -106,16 +109,21 @@ class ShardStream(RecordStream[PreparedExample]):
             raise BadRecord("cannot be a prompt", str(error)) from None
         if not tokens.num_targets:
             raise BadRecord("no target token")
-        return PreparedExample(tokens, {digest: self._pixels(parsed.files[digest]) for digest in tokens.media})
+        return PreparedExample(tokens, {digest: self._pixels(parsed.files[digest], rng) for digest in tokens.media})
 
-    def _pixels(self, file: bytes) -> Tensor:  # -> [F, 3, h, w]
-        limits = MediaLimits(max_frames=self.config.max_frames)
+    def _pixels(self, file: bytes, rng: Random) -> Tensor:  # -> [F, 3, h, w]
+        """Return an image, or at most `max_frames` consecutive frames of a clip, from a random one."""
         try:
-            frames = [load_image(file, limits)] if self.config.kind != "videos" else load_video(file, limits)
+            frames = (
+                load_video(file, CLIP_LIMITS) if self.config.kind == "videos" else [load_image(file, MediaLimits())]
+            )
+            # scaled as they are decoded: all large frames of a clip would need much memory
+            squares = [resize(frame, self._vision) for frame in frames]
         except MediaError as error:
             raise BadRecord("media cannot be decoded", str(error)) from None
-        squares = np.stack([resize(frame, self._vision) for frame in frames])
-        return normalise(torch.from_numpy(squares), self._vision)
+        first = rng.randrange(max(1, len(squares) - self.config.max_frames + 1))
+        used = np.stack(squares[first : first + self.config.max_frames])
+        return normalise(torch.from_numpy(used), self._vision)
 
 
 def find_shards(pattern: str) -> list[Path]:

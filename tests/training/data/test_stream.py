@@ -80,7 +80,7 @@ def clip(seconds: int) -> bytes:
         track.width = track.height = 16
         track.time_base = Fraction(1, 4)
         for number in range(seconds * 4):
-            frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), number * 10, np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), min(number * 5, 255), np.uint8), format="rgb24")
             frame.pts = number
             container.mux(track.encode(frame))
         container.mux(track.encode())
@@ -92,3 +92,32 @@ def test_a_clip_has_one_frame_per_second(tmp_path: Path) -> None:
     (pixels,) = videos.take().media.values()
     assert pixels.shape == (3, 3, 8, 8)
     assert pixels[0].mean() < pixels[1].mean() < pixels[2].mean()
+
+
+def first_shade(videos: ShardStream) -> int:
+    """Return the second of the next example's first frame, by its shade."""
+    (pixels,) = videos.take().media.values()
+    assert pixels.shape == (3, 3, 8, 8)
+    assert pixels[0].mean() < pixels[1].mean() < pixels[2].mean()
+    return round(float(pixels[0].mean() + 1) * 127.5 / 20)
+
+
+def test_of_a_long_clip_consecutive_frames_from_a_random_one_are_used(tmp_path: Path) -> None:
+    records = [RawRecord("v", {"mp4": clip(5), "txt": b"grey"})]
+    videos = stream(tmp_path, records, kind="videos", max_frames=3)
+    first = [first_shade(videos) for _ in range(5)]
+    state = videos.state()
+    later = [first_shade(videos) for _ in range(15)]
+    assert set(first + later) == {0, 1, 2}
+    resumed = stream(tmp_path / "again", records, kind="videos", max_frames=3)
+    resumed.load_state(state)
+    assert [first_shade(resumed) for _ in range(15)] == later
+
+
+@pytest.mark.parametrize("content", [b"no video", clip(2)[:-200], clip(122)])
+def test_a_bad_video_is_skipped(tmp_path: Path, content: bytes) -> None:
+    records = [RawRecord("bad", {"mp4": content, "txt": b"a"}), RawRecord("good", {"mp4": clip(1), "txt": b"grey"})]
+    videos = stream(tmp_path, records, kind="videos")
+    for _ in range(2):
+        assert [pixels.shape for pixels in videos.take().media.values()] == [(1, 3, 8, 8)]
+    assert videos.bad_records.counts.keys() == {"media cannot be decoded"}
