@@ -64,7 +64,7 @@ def _decode(text: bytes) -> str:
 def _document(record: RawRecord, config: SetConfig) -> Interleaved:
     try:
         document = json.loads(record.files["json"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise BadRecord("no document", str(error)) from None
     if not isinstance(document, dict):
         raise BadRecord("no document", f"its JSON is a {type(document).__name__}, must be an object")
@@ -74,15 +74,17 @@ def _document(record: RawRecord, config: SetConfig) -> Interleaved:
 
 def _mmc4(document: dict[str, Any], config: SetConfig) -> list[str | bytes]:
     """Return each image before the sentence to which it was matched, so the media follow the sentences' order."""
+    sentences = document["text_list"]
+    if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
+        raise BadRecord("not MMC4's format", "text_list must be a list of strings")
+    before: dict[int, list[bytes]] = {i: [] for i in range(len(sentences))}
     try:
-        sentences: list[str] = document["text_list"]
-        before: dict[int, list[bytes]] = {}
         for image in document["image_info"]:
             if image.get("image_base64") and image["matched_sim"] >= config.min_similarity:
-                before.setdefault(image["matched_text_index"], []).append(_base64(image["image_base64"]))
-    except (KeyError, TypeError) as error:
+                before[image["matched_text_index"]].append(_base64(image["image_base64"]))
+    except (AttributeError, KeyError, TypeError) as error:
         raise BadRecord("not MMC4's format", repr(error)) from None
-    return [part for i, sentence in enumerate(sentences) for part in (*before.get(i, ()), sentence)]
+    return [part for i, sentence in enumerate(sentences) for part in (*before[i], sentence)]
 
 
 def _obelics(document: dict[str, Any], record: RawRecord) -> list[str | bytes]:
@@ -107,6 +109,15 @@ def _base64(text: str) -> bytes:
         raise BadRecord("image is not base64", str(error)) from None
 
 
+def _checked(text: str) -> str:
+    """Return the text. Raises BadRecord for half of a surrogate pair, which JSON can have and a tokenizer cannot read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRecord("text is not Unicode", str(error)) from None
+    return text
+
+
 def _interleave(name: str, parts: list[str | bytes], config: SetConfig) -> Interleaved:
     """Insert an end of chunk before every image that is not the first segment, and at the document's end (paper, 3.2)."""
     segments: list[Segment] = []
@@ -116,9 +127,9 @@ def _interleave(name: str, parts: list[str | bytes], config: SetConfig) -> Inter
             digest = hashlib.sha256(part).digest()
             files[digest] = part
             segments += [*([EndOfChunk()] if segments else []), Media(digest)]
-        elif part.strip():
+        elif text := _checked(part).strip():
             joined = isinstance(segments[-1], Text) if segments else False
-            segments.append(Text(f" {part.strip()}" if joined else part.strip()))
+            segments.append(Text(f" {text}" if joined else text))
     num_media = sum(isinstance(segment, Media) for segment in segments)
     if num_media < max(1, config.min_media):
         raise BadRecord("too few images", f"{num_media}, the set requires {config.min_media}")

@@ -18,6 +18,8 @@ from training.data.shards import RawRecord
 
 PAIRS = SetConfig(name="pairs", kind="pairs", shards="")
 DOCUMENTS = replace(PAIRS, kind="documents")
+# a document in MMC4's format with the index and the similarity of its image
+MATCHED = b'{"text_list": ["a"], "image_info": [{"image_base64": "QQ==", "matched_text_index": %b, "matched_sim": %b}]}'
 
 
 def segment_texts(parsed: Interleaved) -> list[str]:
@@ -94,6 +96,16 @@ def test_obelics_images_that_are_urls_are_skipped() -> None:
         ({"json": b"{"}, DOCUMENTS, "no document"),
         ({"json": b"[]"}, DOCUMENTS, "no document"),
         ({"json": b'{"text_list": ["a"], "image_info": [{"image_base64": "QQ=="}]}'}, DOCUMENTS, "not MMC4's format"),
+        ({"json": b'{"text_list": null, "image_info": []}'}, DOCUMENTS, "not MMC4's format"),
+        ({"json": b'{"text_list": ["a", null], "image_info": []}'}, DOCUMENTS, "not MMC4's format"),
+        ({"json": b'{"text_list": ["a"], "image_info": ["b"]}'}, DOCUMENTS, "not MMC4's format"),
+        ({"json": b'{"text_list": ["a"], "image_info": null}'}, DOCUMENTS, "not MMC4's format"),
+        ({"json": MATCHED % (b"1", b"0.9")}, DOCUMENTS, "not MMC4's format"),
+        ({"json": MATCHED % (b"-1", b"0.9")}, DOCUMENTS, "not MMC4's format"),
+        ({"json": MATCHED % (b"[]", b"0.9")}, DOCUMENTS, "not MMC4's format"),
+        ({"json": MATCHED % (b"0", b'"high"')}, DOCUMENTS, "not MMC4's format"),
+        ({"json": b'{"texts": [null, "\\ud800"], "images": ["QQ==", null]}'}, DOCUMENTS, "text is not Unicode"),
+        ({"json": b"[" * 100_000}, DOCUMENTS, "no document"),
         ({"json": b'{"texts": ["a"], "images": []}'}, DOCUMENTS, "not OBELICS' format"),
         ({"json": b'{"texts": [null], "images": ["%"]}'}, DOCUMENTS, "image is not base64"),
         ({"json": b'{"texts": ["a"], "images": [null]}'}, DOCUMENTS, "too few images"),
