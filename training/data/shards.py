@@ -6,12 +6,17 @@ order is determined by seed, epoch and index, so a position of three numbers is 
 
 from __future__ import annotations
 
+import lzma
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
+
+# the errors of tarfile, and of the decoders of compressed files
+DAMAGES = (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error)
 
 
 class ShardError(ValueError):
@@ -34,21 +39,40 @@ class Position:
 
 
 def read_shard(file: Path, skip: int = 0) -> Iterator[RawRecord]:
-    """Yield the records in the file's order; the contents of the first `skip` records are not read."""
+    """Yield the records in the file's order; the contents of the first `skip` records are not read.
+
+    Raises ShardError for a file that is no tar file, or is damaged.
+    """
+    try:
+        with tarfile.open(file) as archive:
+            yield from _records(archive, file.name, skip)
+            _check_end(archive)
+    except DAMAGES as error:
+        raise ShardError(f"shard {file} is damaged or ends early: {error}") from None
+
+
+def _records(archive: tarfile.TarFile, shard: str, skip: int) -> Iterator[RawRecord]:
     number, key, files = -1, None, dict[str, bytes]()
-    with tarfile.open(file) as archive:
-        for member in archive:
-            if not member.isfile():
-                continue
-            member_key, extension = _split(member.name)
-            if member_key != key:
-                if files:
-                    yield RawRecord(f"{file.name}/{key}", files)
-                number, key, files = number + 1, member_key, {}
-            if number >= skip and (stream := archive.extractfile(member)) is not None:
-                files[extension] = stream.read()
+    for member in archive:
+        if not member.isfile():
+            continue
+        member_key, extension = _split(member.name)
+        if member_key != key:
+            if files:
+                yield RawRecord(f"{shard}/{key}", files)
+            number, key, files = number + 1, member_key, {}
+        if number >= skip and (stream := archive.extractfile(member)) is not None:
+            files[extension] = stream.read()
     if files:
-        yield RawRecord(f"{file.name}/{key}", files)
+        yield RawRecord(f"{shard}/{key}", files)
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Raise ReadError if the archive has more data: tarfile takes a header that it cannot read for the end."""
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise tarfile.ReadError(f"no header at byte {archive.offset}")
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -62,7 +86,7 @@ def stream_records(
 ) -> Iterator[tuple[Position, RawRecord]]:
     """Yield a stream's records endlessly, each with the position after it.
 
-    Raises ShardError if there are fewer shards than streams, or if the stream's shards hold no record.
+    Raises ShardError if there are fewer shards than streams, if the stream's shards hold no record, or if one is damaged.
     """
     if len(shards) < num_streams:
         raise ShardError(f"{len(shards)} shards cannot be distributed over {num_streams} streams: each needs one")

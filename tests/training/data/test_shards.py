@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from itertools import islice
 from pathlib import Path
+from random import Random
+from typing import Literal
 
 import pytest
 
@@ -78,3 +82,26 @@ def test_shards_without_records_raise_an_error(tmp_path: Path) -> None:
     write_shards([RawRecord("0", {})], tmp_path, 1)
     with pytest.raises(ShardError, match="hold no record"):
         numbers(list(tmp_path.glob("*.tar")), 1)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+@pytest.mark.parametrize("num_bytes", [0, 300, 812, 1836, 2348])
+def test_a_truncated_shard_is_named(tmp_path: Path, num_bytes: int, mode: Literal["w", "w:gz"]) -> None:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode=mode) as archive:
+        for name in "abc":
+            member = tarfile.TarInfo(f"{name}.txt")
+            member.size = 800
+            archive.addfile(member, io.BytesIO(Random(name).randbytes(800)))
+    shard = tmp_path / "000001.tar"
+    shard.write_bytes(content.getvalue()[:num_bytes])
+    with pytest.raises(ShardError, match=r"shard .*000001\.tar is damaged or ends early"):
+        list(read_shard(shard))
+
+
+def test_a_shard_with_a_damaged_header_is_named(shards: list[Path]) -> None:
+    content = bytearray(shards[0].read_bytes())
+    content[4 * tarfile.BLOCKSIZE] ^= 1
+    shards[0].write_bytes(content)
+    with pytest.raises(ShardError, match=r"000000\.tar is damaged or ends early: no header at byte 2048"):
+        list(read_shard(shards[0]))
