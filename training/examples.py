@@ -1,8 +1,8 @@
 """Encodes training examples with `prompt.encode`, as in serving, and selects the target tokens by the loss's rules.
 
 a document    sentence <|endofchunk|><image> sentence ... <|endofchunk|> end of text
-a target      any token after the first image that is not a media token and does not lie between a chunk's end and the
-              next image; an example may instead list the text segments that are its answers
+a target      any token after the first image that a model may write (so no media token) and that does not lie between a
+              chunk's end and the next image; an example may instead list the text segments that are its answers
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from model.prompt import Media, PromptTokenizer, Segment, Text, encode
+from model.prompt import EndOfChunk, Media, PromptTokenizer, Segment, Text, encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ def tokenize(example: Example, tokenizer: PromptTokenizer, limits: Limits, rng: 
     """
     if example.answers is not None:
         return _tokenize_answers(example, tokenizer, limits)
-    prompt = encode(example.segments, tokenizer)
+    prompt = encode(_known(example.segments, tokenizer), tokenizer)
     ids = [*prompt.token_ids, *_end_of_text(tokenizer)]
     first, end = _window(ids, tokenizer.media_token_id, limits, rng)
     ids, index = ids[first:end], _last_media_index(ids[first:end], tokenizer.media_token_id)
@@ -100,6 +100,13 @@ def encode_segment(segment: Segment, tokenizer: PromptTokenizer) -> list[int]:
     if isinstance(segment, Text):
         return tokenizer.encode_plain(segment.text)
     return encode([segment], tokenizer).token_ids
+
+
+def _known(segments: Sequence[Segment], tokenizer: PromptTokenizer) -> Sequence[Segment]:
+    """Leave out the ends of chunks if the model has no token for them; only the document's end is learned then."""
+    if tokenizer.prompt.end_of_chunk:
+        return segments
+    return [segment for segment in segments if not isinstance(segment, EndOfChunk)]
 
 
 def _end_of_text(tokenizer: PromptTokenizer) -> list[int]:
@@ -139,12 +146,15 @@ def _next_media_index(ids: Sequence[int], media_token: int) -> list[int]:
 
 def _targets(ids: Sequence[int], media_index: Sequence[int], tokenizer: PromptTokenizer) -> list[bool]:
     chunk_end = tokenizer.id_of(tokenizer.prompt.end_of_chunk) if tokenizer.prompt.end_of_chunk else None
+    # the media token, and what a family writes before and after it
+    never = {tokenizer.media_token_id, *tokenizer.suppressed_ids}
     is_between, targets = False, []  # between a chunk's end and the next image
     for position, token in enumerate(ids):
         is_media = token == tokenizer.media_token_id
         # the end of the text belongs to the last chunk and is a target like the chunk's end
         is_end = position == len(ids) - 1 and token in tokenizer.eos_ids
         is_between = is_between and not is_media
-        targets.append(position > 0 and media_index[position] >= 0 and not is_media and (not is_between or is_end))
+        reads_media = position > 0 and media_index[position] >= 0
+        targets.append(reads_media and token not in never and (not is_between or is_end))
         is_between = is_between or token == chunk_end
     return targets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -39,6 +40,25 @@ def test_text_before_the_first_image_or_between_a_chunks_end_and_the_next_image_
 def test_a_media_token_is_never_a_target() -> None:
     sequence = tokens(Media(b"1"), Media(b"2"), Text("x"), EndOfChunk())
     assert not any(flag for token, flag in zip(sequence.token_ids, sequence.target, strict=True) if token == IMAGE)
+
+
+@pytest.mark.parametrize("p_next", [0.0, 1.0])
+def test_a_model_without_an_end_of_chunk_learns_texts_and_the_end_of_the_text(p_next: float) -> None:
+    fake = "<|endofchunk|>"  # as IDEFICS writes media
+    prompt = replace(
+        TOKENIZER.prompt,
+        end_of_chunk="",
+        media_open=fake,
+        media_close=fake,
+        eos=("</s>",),
+        suppressed=("<image>", fake),
+    )
+    tokenizer = prompt_tokenizer(prompt)
+    segments = (Text("ab"), EndOfChunk(), Media(b"1"), Text("cd"), EndOfChunk(), Media(b"2"), Text("ef"), EndOfChunk())
+    sequence = tokenize(Example(name="it", segments=segments), tokenizer, replace(WIDE, p_next=p_next), Random(0))
+    written = TOKENIZER.decode(sequence.token_ids, skip_special_tokens=False)
+    assert written == f"ab{fake}<image>{fake}cd{fake}<image>{fake}ef</s>"
+    assert target_text(sequence) == ("bcd" if p_next else "cdef</s>")
 
 
 def test_with_p_next_text_reads_the_next_image_and_the_last_text_none() -> None:
