@@ -17,22 +17,43 @@ import sys
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from training.data.records import IMAGES, VIDEOS
 from training.data.shards import RawRecord
+
+TEXT = ".txt"
 
 
 class SourceError(ValueError):
     """A line of the source that is not a valid record; the message names it."""
 
 
+class TargetError(ValueError):
+    """A folder to which no shards can be written."""
+
+
 def from_folder(folder: Path) -> Iterator[RawRecord]:
-    for file in sorted(folder.rglob("*")):
-        extension = file.suffix.lower().lstrip(".")
-        text = file.with_suffix(".txt")
-        if extension in IMAGES + VIDEOS and text.exists():
-            yield RawRecord(str(file.relative_to(folder)), {extension: file.read_bytes(), "txt": text.read_bytes()})
+    for file in _labelled(folder):
+        extension, text = _extension(file), file.with_suffix(TEXT)
+        yield RawRecord(str(file.relative_to(folder)), {extension: file.read_bytes(), "txt": text.read_bytes()})
+
+
+def passed_over(folder: Path) -> list[Path]:
+    """Return the files of a folder that are in no record: of other formats, without a text, or texts alone."""
+    labelled = _labelled(folder)
+    used = {*labelled, *(file.with_suffix(TEXT) for file in labelled)}
+    return [file for file in sorted(folder.rglob("*")) if file.is_file() and file not in used]
+
+
+def _labelled(folder: Path) -> list[Path]:
+    files = sorted(folder.rglob("*"))
+    return [file for file in files if _extension(file) in IMAGES + VIDEOS and file.with_suffix(TEXT).exists()]
+
+
+def _extension(file: Path) -> str:
+    return file.suffix.lower().lstrip(".")
 
 
 def from_jsonl(file: Path) -> Iterator[RawRecord]:
@@ -46,8 +67,10 @@ def from_jsonl(file: Path) -> Iterator[RawRecord]:
 
 def _files(entry: dict[str, Any], root: Path) -> dict[str, bytes]:
     if "texts" not in entry:
-        path = root / (entry["image"] if "image" in entry else entry["video"])
-        return {path.suffix.lower().lstrip("."): path.read_bytes(), "txt": entry["text"].encode()}
+        path, text = root / (entry["image"] if "image" in entry else entry["video"]), entry["text"]
+        if not isinstance(text, str):
+            raise TypeError(f"text is {text!r}, must be a string")
+        return {_extension(path): path.read_bytes(), "txt": text.encode()}
     images: list[str | None] = []
     files: dict[str, bytes] = {}
     for i, image in enumerate(entry["images"]):
@@ -59,14 +82,24 @@ def _files(entry: dict[str, Any], root: Path) -> dict[str, bytes]:
 
 
 def write_shards(records: Iterable[RawRecord], folder: Path, per_shard: int) -> int:
-    """Write the records to tar files of `per_shard` records and return the number of records written."""
+    """Write the records to tar files of `per_shard` records and return the number of records written.
+
+    The folder gets all shards at the end, or none. Raises TargetError for a folder that has shards: a run would read both.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if old := sorted(folder.glob("*.tar")):
+        raise TargetError(
+            f"{folder} has {len(old)} .tar files, such as {old[0].name}: remove them or name another folder"
+        )
     num_written = 0
-    for shard, batch in enumerate(_batches(records, per_shard)):
-        with tarfile.open(folder / f"{shard:06}.tar", "w") as archive:
-            for number, record in enumerate(batch, num_written):
-                _add(archive, f"{number:09}", record)
-        num_written += len(batch)
+    with TemporaryDirectory(dir=folder, prefix=".") as partial:
+        for shard, batch in enumerate(_batches(records, per_shard)):
+            with tarfile.open(Path(partial) / f"{shard:06}.tar", "w") as archive:
+                for number, record in enumerate(batch, num_written):
+                    _add(archive, f"{number:09}", record)
+            num_written += len(batch)
+        for file in sorted(Path(partial).iterdir()):
+            file.rename(folder / file.name)
     return num_written
 
 
@@ -98,8 +131,10 @@ def main() -> None:
     try:
         records = from_folder(source) if source.is_dir() else from_jsonl(source)
         print(f"{write_shards(records, options.out, options.per_shard)} records in {options.out}")
-    except (SourceError, OSError) as error:
+    except (SourceError, TargetError, OSError) as error:
         sys.exit(f"error: {error}")
+    if source.is_dir() and (files := passed_over(source)):
+        print(f"{len(files)} files are in no record, such as {files[0]}")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+from PIL import Image
+
+from model import heif
 from tests.tiny_models import VISION, prompt_tokenizer
 from tests.training.toy import COLOURS, png
 from training.config import SetConfig
-from training.data.shards import read_shard
+from training.data.make import SourceError, TargetError, from_folder, from_jsonl, write_shards
+from training.data.shards import RawRecord, read_shard
 from training.data.stream import ShardStream, find_shards
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,8 +35,13 @@ def test_a_folder_of_images_with_texts(tmp_path: Path) -> None:
         file.write_bytes(png(colour))
         file.with_suffix(".txt").write_text(name)
     (source / "unnamed.png").write_bytes(png((1, 2, 3)))
+    (source / "notes.md").write_text("these are colours")
     finished = make(str(source), "--out", str(tmp_path / "shards"), "--per-shard", "3")
-    assert (finished.returncode, finished.stdout) == (0, f"4 records in {tmp_path / 'shards'}\n")
+    assert finished.returncode == 0
+    assert finished.stdout.splitlines() == [
+        f"4 records in {tmp_path / 'shards'}",
+        f"2 files are in no record, such as {source / 'notes.md'}",
+    ]
     shards = sorted((tmp_path / "shards").iterdir())
     assert [shard.name for shard in shards] == ["000000.tar", "000001.tar"]
     texts = {record.files["txt"].decode() for shard in shards for record in read_shard(shard)}
@@ -56,3 +67,49 @@ def test_an_invalid_line_is_named_in_the_error(tmp_path: Path) -> None:
     finished = make(str(lines), "--out", str(tmp_path / "shards"))
     assert finished.returncode == 1
     assert "source.jsonl, line 1" in finished.stderr
+
+
+def test_a_text_that_is_no_string_is_an_error_in_one_line(tmp_path: Path) -> None:
+    lines = tmp_path / "source.jsonl"
+    (tmp_path / "a.png").write_bytes(png(COLOURS["red"]))
+    lines.write_text('{"image": "a.png", "text": null}\n')
+    finished = make(str(lines), "--out", str(tmp_path / "shards"))
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "source.jsonl, line 1" in line
+    assert "text is None, must be a string" in line
+
+
+def test_a_folder_with_shards_is_refused(tmp_path: Path) -> None:
+    records = [RawRecord(str(n), {"txt": b"old"}) for n in range(4)]
+    write_shards(records, tmp_path, 2)
+    with pytest.raises(
+        TargetError, match=r"has 2 \.tar files, such as 000000\.tar: remove them or name another folder"
+    ):
+        write_shards(records[:1], tmp_path, 2)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["000000.tar", "000001.tar"]
+
+
+def test_an_error_leaves_no_shards(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(COLOURS["red"]))
+    lines = tmp_path / "source.jsonl"
+    lines.write_text('{"image": "a.png", "text": "red"}\n' * 3 + "{\n")
+    with pytest.raises(SourceError, match="line 4"):
+        write_shards(from_jsonl(lines), tmp_path / "shards", 2)
+    assert not list((tmp_path / "shards").iterdir())
+    lines.write_text('{"image": "a.png", "text": "red"}\n')
+    assert write_shards(from_jsonl(lines), tmp_path / "shards", 2) == 1
+
+
+@pytest.mark.skipif(not heif.is_installed(), reason="needs the extra heif")
+@pytest.mark.parametrize("extension", ["heic", "heif", "hif"])
+def test_heic_is_read(tmp_path: Path, extension: str) -> None:
+    heif.register()
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (64, 64), COLOURS["red"]).save(tmp_path / f"in/a.{extension}", heif.FORMAT)
+    (tmp_path / "in/a.txt").write_text("red")
+    assert write_shards(from_folder(tmp_path / "in"), tmp_path / "shards", 1) == 1
+    config = SetConfig(name="p", kind="pairs", shards=str(tmp_path / "shards/*.tar"))
+    prepared = ShardStream(find_shards(config.shards), config, prompt_tokenizer(), VISION, seed=0).take()
+    (pixels,) = prepared.media.values()
+    torch.testing.assert_close(pixels.mean(dim=(0, 2, 3)), torch.tensor([1.0, -1, -1]), atol=0.05, rtol=0)
