@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from training.data.records import IMAGES, VIDEOS
+from training.data.records import IMAGES, VIDEOS, check_lists
 from training.data.shards import RawRecord
 
 TEXT = ".txt"
@@ -73,7 +73,7 @@ def _files(entry: dict[str, Any], root: Path) -> dict[str, bytes]:
         return {_extension(path): path.read_bytes(), "txt": text.encode()}
     images: list[str | None] = []
     files: dict[str, bytes] = {}
-    for i, image in enumerate(entry["images"]):
+    for i, (_, image) in enumerate(check_lists(entry)):
         if image is not None:
             name = f"{i}{Path(image).suffix.lower()}"
             files[name] = (root / image).read_bytes()

@@ -89,18 +89,33 @@ def _mmc4(document: dict[str, Any], config: SetConfig) -> list[str | bytes]:
 
 
 def _obelics(document: dict[str, Any], record: RawRecord) -> list[str | bytes]:
+    """Return texts and images in order, without the texts that follow a missing image, up to the next one.
+
+    An image is missing if it is a URL, or null like its text.
+    """
+    parts: list[str | bytes] = []
+    is_missing = False
+    for text, image in check_lists(document):
+        if text is not None:
+            parts += [] if is_missing else [text]
+            continue
+        is_missing = image is None or image.startswith(("http:", "https:"))
+        if image is not None and not is_missing:
+            parts.append(record.files.get(image.lower()) or _base64(image))
+    return parts
+
+
+def check_lists(document: Mapping[str, Any]) -> list[tuple[str | None, str | None]]:
+    """Return a document's texts and images by index. Raises BadRecord unless one of the two is null at each index."""
     texts, images = document.get("texts"), document.get("images")
     if not isinstance(texts, list) or not isinstance(images, list) or len(texts) != len(images):
         raise BadRecord("not OBELICS' format", "texts and images must be two lists of equal length")
-    parts: list[str | bytes] = []
-    for text, image in zip(texts, images, strict=True):
-        if isinstance(text, str):
-            parts.append(text)
-        elif isinstance(image, str) and (file := record.files.get(image.lower())):
-            parts.append(file)
-        elif isinstance(image, str) and not image.startswith(("http:", "https:")):
-            parts.append(_base64(image))
-    return parts
+    for i, (text, image) in enumerate(zip(texts, images, strict=True)):
+        if not isinstance(text, str | None) or not isinstance(image, str | None):
+            raise BadRecord("not OBELICS' format", f"texts[{i}] and images[{i}] must be strings or null")
+        if text is not None and image is not None:
+            raise BadRecord("not OBELICS' format", f"texts[{i}] and images[{i}] are both set, one must be null")
+    return list(zip(texts, images, strict=True))
 
 
 def _base64(text: str) -> bytes:

@@ -80,6 +80,14 @@ def test_a_text_that_is_no_string_is_an_error_in_one_line(tmp_path: Path) -> Non
     assert "text is None, must be a string" in line
 
 
+def test_a_text_and_an_image_at_one_index_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(COLOURS["red"]))
+    lines = tmp_path / "source.jsonl"
+    lines.write_text('{"texts": [null, "red"], "images": ["a.png", "a.png"]}\n')
+    with pytest.raises(SourceError, match=r"line 1 .* texts\[1\] and images\[1\] are both set, one must be null"):
+        write_shards(from_jsonl(lines), tmp_path / "shards", 2)
+
+
 def test_a_folder_with_shards_is_refused(tmp_path: Path) -> None:
     records = [RawRecord(str(n), {"txt": b"old"}) for n in range(4)]
     write_shards(records, tmp_path, 2)

@@ -81,9 +81,19 @@ def test_obelics_keeps_the_pages_order_with_images_in_the_json_or_in_files() -> 
     assert parse_document(content, files={"2.jpg": b"B"}) == ["hello", "|", "<A>", "|", "<B>", "world", "|"]
 
 
-def test_obelics_images_that_are_urls_are_skipped() -> None:
+@pytest.mark.parametrize("missing", ["https://x.org/a.jpg", None])
+def test_the_texts_of_a_missing_image_are_left_out(missing: str | None) -> None:
+    images = [base64.b64encode(name).decode() for name in (b"A", b"B")]
+    content = {
+        "texts": ["top", None, "a", None, "lost", "lost too", None, "b", None, "lost"],
+        "images": [None, images[0], None, missing, None, None, images[1], None, missing, None],
+    }
+    assert parse_document(content) == ["top", "|", "<A>", "a", "|", "<B>", "b", "|"]
+
+
+def test_texts_after_a_missing_first_image_are_left_out() -> None:
     content = {"texts": [None, "a", None], "images": ["https://x.org/a.jpg", None, base64.b64encode(b"A").decode()]}
-    assert parse_document(content) == ["a", "|", "<A>", "|"]
+    assert parse_document(content) == ["<A>", "|"]
 
 
 @pytest.mark.parametrize(
@@ -107,6 +117,9 @@ def test_obelics_images_that_are_urls_are_skipped() -> None:
         ({"json": b'{"texts": [null, "\\ud800"], "images": ["QQ==", null]}'}, DOCUMENTS, "text is not Unicode"),
         ({"json": b"[" * 100_000}, DOCUMENTS, "no document"),
         ({"json": b'{"texts": ["a"], "images": []}'}, DOCUMENTS, "not OBELICS' format"),
+        ({"json": b'{"texts": ["a"], "images": ["QQ=="]}'}, DOCUMENTS, "not OBELICS' format"),
+        ({"json": b'{"texts": [1], "images": [null]}'}, DOCUMENTS, "not OBELICS' format"),
+        ({"json": b'{"texts": [null], "images": [1]}'}, DOCUMENTS, "not OBELICS' format"),
         ({"json": b'{"texts": [null], "images": ["%"]}'}, DOCUMENTS, "image is not base64"),
         ({"json": b'{"texts": ["a"], "images": [null]}'}, DOCUMENTS, "too few images"),
     ],
