@@ -43,6 +43,8 @@ class Tokens:
     media: list[bytes]
     names: tuple[int, ...] = ()
     spans: tuple[int, ...] = ()
+    # text reads the next media item instead of the last one
+    reads_next: bool = False
 
     @property
     def num_targets(self) -> int:
@@ -70,9 +72,11 @@ def tokenize(example: Example, tokenizer: PromptTokenizer, limits: Limits, rng: 
     ids, index = ids[first:end], _last_media_index(ids[first:end], tokenizer.media_token_id)
     before = sum(token == tokenizer.media_token_id for token in prompt.token_ids[:first])
     media = prompt.media[before : before + max(index, default=-1) + 1]
-    if rng.random() < limits.p_next:
+    reads_next = rng.random() < limits.p_next
+    if reads_next:
         index = _next_media_index(ids, tokenizer.media_token_id)
-    return Tokens(token_ids=ids, media_index=index, target=_targets(ids, index, tokenizer), media=media)
+    target = _targets(ids, index, tokenizer)
+    return Tokens(token_ids=ids, media_index=index, target=target, media=media, reads_next=reads_next)
 
 
 def _tokenize_answers(example: Example, tokenizer: PromptTokenizer, limits: Limits) -> Tokens:

@@ -45,7 +45,7 @@ def attend_alone(tokens: Tokens, rng: Random) -> Tokens:
     that reads the next image, is not changed; nor is one that would lose all its targets, such as different real names.
     """
     num_media = len(tokens.media)
-    if num_media < 2 or tokens.media_index != sorted(tokens.media_index):
+    if num_media < 2 or tokens.reads_next:
         return tokens
     num_shots = rng.randrange((num_media + 1) // 2, num_media)
     spans = tuple(_span(media, num_shots) for media in tokens.media_index)

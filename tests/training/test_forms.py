@@ -143,10 +143,13 @@ def test_a_sequence_with_a_single_image_stays() -> None:
     assert attend_alone(single, Random(0)) == single
 
 
-def test_text_of_the_next_image_stays() -> None:
-    document = tokens(Media(b"1"), Text("red"), EndOfChunk(), Media(b"2"), Text("blue"), EndOfChunk())
-    ahead = replace(document, media_index=[-1 if index == 1 else index + 1 for index in document.media_index])
-    assert attend_alone(ahead, Random(0)) == ahead
+@pytest.mark.parametrize("seed", range(10))
+def test_text_of_the_next_image_stays(seed: int) -> None:
+    segments = [part for name in "abc" for part in (Media(name.encode()), Text(name * 3), EndOfChunk())]
+    # windows at all positions, such as one that ends with an image
+    ahead = tokens(*segments, limits=Limits(max_tokens=9, max_media=5, p_next=1), seed=seed)
+    assert ahead.num_targets
+    assert attend_alone(ahead, Random(seed)) == ahead
 
 
 def test_names_that_a_query_reads_are_those_of_shots() -> None:
