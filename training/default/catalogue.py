@@ -13,15 +13,22 @@ import torch
 from torch import Tensor
 
 from training.default_data.features import open_features
-from training.default_data.records import Record, read_records
-from training.default_data.split import has_held_out_name, is_held_out, is_held_out_image, training_rows
+from training.default_data.records import Record, read_records, with_digests
+from training.default_data.split import (
+    has_held_out_name,
+    is_held_out,
+    is_held_out_image,
+    named_for_training,
+    training_rows,
+)
 
 Rows = dict[str, list[int]]
+MIN_IMAGES = 3  # of a label that is trained on
 
 
 class Catalogue:
     def __init__(self, folder: Path) -> None:
-        self.records = read_records(folder)
+        self.records = with_digests(read_records(folder), folder)
         self._features = open_features(folder, self.records)
         self._pooled: dict[int, Tensor] = {}
 
@@ -42,7 +49,7 @@ class Catalogue:
 
     @cached_property
     def labels(self) -> Rows:
-        return self._group(self.training, lambda record: record.label, 3)
+        return self._group(self.training, lambda record: record.label, MIN_IMAGES)
 
     @property
     def class_images(self) -> Rows:
@@ -75,13 +82,14 @@ class Catalogue:
 
     @cached_property
     def unseen_images(self) -> Rows:
-        """Return held-out images of labels that training uses."""
+        """Return held-out images of known labels, whether training leaves out copies of a label's images or not."""
+        known = self._group(named_for_training(self.records), lambda record: record.label, MIN_IMAGES)
         held_out_rows = self.rows(
             lambda r: r.trains and is_held_out_image(r.image) and not has_held_out_name(r),
             lambda record: record.label,
             1,
         )
-        return {label: rows for label, rows in held_out_rows.items() if label in self.labels}
+        return {label: rows for label, rows in held_out_rows.items() if label in known}
 
     def features(self, row: int) -> Tensor:  # -> [F, P, Dv], one frame
         return torch.from_numpy(self._features[row].copy())[None]

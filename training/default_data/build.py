@@ -14,7 +14,7 @@ from training.default_data.card import write_card
 from training.default_data.concepts import Concepts
 from training.default_data.packages import fetch
 from training.default_data.readers import SIZE, read
-from training.default_data.records import DATA, Record, read_records, write_records
+from training.default_data.records import DATA, Record, read_records, with_digests, write_records
 from training.default_data.sources import EMOJIBASE, SOURCES, Source
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,7 @@ def build(folder: Path) -> list[Record]:
     packages = folder / "packages"
     concepts = Concepts(fetch(EMOJIBASE, packages))
     records = [record for source in SOURCES for record in _build_source(source, folder, concepts)]
+    records = with_digests(records, folder)
     write_records(folder, records)
     write_card(folder, records)
     return records

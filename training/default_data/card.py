@@ -19,7 +19,8 @@ INTRODUCTION = """# The default model's data
 
 Built by `python -m training.default_data` from packages of public registries; the repository contains no training image.
 A category is held out if the SHA-256 of its name falls into the first fifth (`training/default_data/split.py`);
-its images are never trained on. A source marked "evaluation" is never trained on at all.
+its images are never trained on, nor are copies of them, which have the same bytes under another name. A source marked
+"evaluation" is never trained on at all.
 
 | source | package | version | licence | attribution | images | used for |
 |---|---|---|---|---|---|---|

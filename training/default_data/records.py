@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,11 +29,21 @@ class Record:
     style: str
     domain: Literal["drawing", "photograph"]
     trains: bool  # whether the source may be used for training
+    digest: str = ""  # the SHA-256 of the image's file; "" if the folder was built without it
 
 
 def write_records(folder: Path, records: Iterable[Record]) -> None:
     lines = [json.dumps(asdict(record), ensure_ascii=False) for record in records]
     (folder / DATA).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def with_digests(records: Iterable[Record], folder: Path) -> list[Record]:
+    """Return the records with the digests of their images, of which only missing ones are read from the folder."""
+    return [record if record.digest else replace(record, digest=_digest(folder / record.image)) for record in records]
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def read_records(folder: Path) -> list[Record]:

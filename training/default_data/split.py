@@ -1,6 +1,7 @@
 """Decides, for both training and evaluation, whether a category is held out and must not be used in training.
 
-The decision depends only on the category's name: a fifth of all names is held out, whatever their source.
+The decision depends only on the category's name: a fifth of all names is held out, whatever their source. Some packages
+have one image under several names, so training also leaves out copies of the images that are held out.
 """
 
 from __future__ import annotations
@@ -34,6 +35,16 @@ def has_held_out_name(record: Record) -> bool:
 
 def training_rows(records: Sequence[Record]) -> list[int]:
     """Return the rows that may be used in training.
+
+    Excluded are all rows that are not `named_for_training`, and those whose image has the same bytes as one of them.
+    """
+    rows = named_for_training(records)
+    excluded = {records[row].digest for row in set(range(len(records))) - set(rows)}
+    return [row for row in rows if records[row].digest not in excluded]
+
+
+def named_for_training(records: Sequence[Record]) -> list[int]:
+    """Return the rows that may be used in training by their names.
 
     Excluded are images with a held-out label or category, images held out for naming, images of evaluation sources, and
     unlabelled images whose file name contains a held-out label.

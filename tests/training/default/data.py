@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def make_folder(folder: Path, per_label: int = 8) -> Path:
         for kind in KINDS
         for number in range(9)
     ]
-    write_records(folder, [*records, *photographs])
+    write_records(folder, [replace(each, digest=each.image) for each in (*records, *photographs)])
     shape = (len(records) + len(photographs), VISION.num_patches, VISION.feature_dim)
     np.save(
         feature_file(folder, [*records, *photographs]), np.random.default_rng(0).normal(size=shape).astype(np.float16)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from training.default.words import HELD_OUT_WORDS, TRAINED_WORDS, WORDS
 from training.default_data.records import Record
-from training.default_data.split import is_held_out, is_held_out_image, training_rows
+from training.default_data.split import is_held_out, is_held_out_image, named_for_training, training_rows
 
 
 def test_about_a_fifth_is_held_out_and_case_does_not_matter() -> None:
@@ -43,7 +43,7 @@ def test_words_are_distinct_and_either_trained_or_held_out() -> None:
     assert not set(TRAINED_WORDS) & set(HELD_OUT_WORDS)
 
 
-def record(image: str, label: str, category: str = "fruit", trains: bool = True) -> Record:
+def record(image: str, label: str, category: str = "fruit", trains: bool = True, digest: str = "") -> Record:
     return Record(
         image=f"images/{image}.webp",
         label=label,
@@ -54,6 +54,7 @@ def record(image: str, label: str, category: str = "fruit", trains: bool = True)
         style="",
         domain="drawing",
         trains=trains,
+        digest=digest or image,
     )
 
 
@@ -68,3 +69,19 @@ def test_training_rows_exclude_every_held_out_record() -> None:
     ]
     assert not any(is_held_out_image(r.image) for r in records)
     assert training_rows(records) == [0, 3]
+
+
+def test_training_rows_exclude_copies_of_held_out_images() -> None:
+    held_out_image = next(f"s{n}" for n in range(99) if is_held_out_image(f"images/s{n}.webp"))
+    records = [
+        record("a", "apple", digest="1"),
+        record("b", "banana", digest="2"),  # held out
+        record("c", "guitar", digest="2"),
+        record(held_out_image, "apple", digest="3"),  # held out for naming
+        record("d", "apple", digest="3"),
+        record("e", "", trains=False, digest="4"),  # for evaluation
+        record("f", "", digest="4"),
+        record("i", "apple", digest="1"),  # a copy of a training image
+    ]
+    assert named_for_training(records) == [0, 2, 4, 6, 7]
+    assert training_rows(records) == [0, 7]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import subprocess
@@ -115,6 +116,7 @@ def test_a_build_writes_records_images_and_a_card_and_is_not_repeated(
     )
     records = build(tmp_path)
     assert read_records(tmp_path) == records
+    assert records[0].digest == hashlib.sha256((tmp_path / records[0].image).read_bytes()).hexdigest()
     with Image.open(tmp_path / records[0].image) as image:
         assert image.size == (SIZE, SIZE)
     assert "| noto | @iconify-json/noto (npm) | 1.2.9 | Apache-2.0 |" in (tmp_path / "DATA_CARD.md").read_text()
