@@ -158,7 +158,8 @@ def _targets(ids: Sequence[int], media_index: Sequence[int], tokenizer: PromptTo
         # the end of the text belongs to the last chunk and is a target like the chunk's end
         is_end = position == len(ids) - 1 and token in tokenizer.eos_ids
         is_between = is_between and not is_media
-        reads_media = position > 0 and media_index[position] >= 0
-        targets.append(reads_media and token not in never and (not is_between or is_end))
+        targets.append(
+            position > 0 and media_index[position] >= 0 and token not in never and (not is_between or is_end)
+        )
         is_between = is_between or token == chunk_end
     return targets
