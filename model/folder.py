@@ -11,7 +11,6 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,14 +49,16 @@ def save_folder(
     *,
     files: Mapping[str, str | bytes] = NO_FILES,
     shard_bytes: int = SHARD_BYTES,
+    replaces: bool = False,
 ) -> None:
     """Write a model folder; `tokenizer_json` is a file or its text, `files` maps names of further files to their contents.
 
-    Raises `CheckpointError` if the folder is not empty.
+    With `replaces`, the new folder replaces an existing one when it is complete. Otherwise, raises `CheckpointError` if
+    the folder is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not replaces and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} already exists and is not an empty folder")
-    with moved_when_complete(folder) as partial:
+    with moved_when_complete(folder, replaces=replaces) as partial:
         (partial / CONFIG).write_text(config.to_json(), encoding="utf-8")
         text = tokenizer_json.read_text(encoding="utf-8") if isinstance(tokenizer_json, Path) else tokenizer_json
         for name, content in {"tokenizer.json": text, **files}.items():
@@ -94,10 +95,9 @@ def load_folder(
 
 def save_vision_folder(folder: Path, config: VisionConfig, tensors: Mapping[str, Tensor]) -> None:
     """Write the folder of a vision encoder; an existing folder is replaced."""
-    with moved_when_complete(folder) as partial:
+    with moved_when_complete(folder, replaces=True) as partial:
         (partial / CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / WEIGHTS)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_vision_folder(folder: Path) -> VisionEncoder:
@@ -134,16 +134,21 @@ def _prepared(model: Flamingo, name: str, tensor: Tensor, dtype: torch.dtype) ->
 
 
 @contextmanager
-def moved_when_complete(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to `folder`, which becomes `folder` on success and is removed otherwise."""
+def moved_when_complete(folder: Path, *, replaces: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder next to `folder`, which becomes `folder` on success and is removed otherwise.
+
+    With `replaces`, an existing `folder` stays as it is until then.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    prefix = f".{folder.name}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent, ignore_cleanup_errors=True) as temporary:
+        partial = Path(temporary, "new")
+        partial.mkdir()
         yield partial
         partial.chmod(0o755)
+        if replaces and folder.exists():
+            os.replace(folder, Path(temporary, "old"))
         os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> None:

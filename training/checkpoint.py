@@ -119,7 +119,7 @@ def export(
     name: str,
     files: Mapping[str, str | bytes] = NO_FILES,
 ) -> None:
-    """Write the folder that the server reads, with further text files, replacing an existing one.
+    """Write the folder that the server reads, with further text files; it replaces an existing one when it is complete.
 
     The tokenizer comes from the model folder with which the run began.
     """
@@ -128,5 +128,4 @@ def export(
         for _ in tensors:
             pass
         return
-    shutil.rmtree(folder, ignore_errors=True)
-    save_folder(folder, replace(model.config, name=name), tensors, tokenizer_json, files=files)
+    save_folder(folder, replace(model.config, name=name), tensors, tokenizer_json, files=files, replaces=True)

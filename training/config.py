@@ -162,7 +162,13 @@ class TrainConfig:
         names = [data_set.name for data_set in self.sets]
         if len(set(names)) != len(names):
             raise ConfigError(f"sets must have different names: {', '.join(names)}")
+        if self.model != "default" and Path(self.model).expanduser().resolve() == self.export_folder.resolve():
+            raise ConfigError(f"the export to out/model would replace the initial model {self.model}: change out or model")
         self._check_parts()
+
+    @property
+    def export_folder(self) -> Path:
+        return Path(self.out).expanduser() / "model"
 
     @property
     def export_name(self) -> str:

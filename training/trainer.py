@@ -121,8 +121,8 @@ def run(
             _wait_while_paused(pause_file)
     trainer.check_frozen()
     files = kept_files(tokenizer_json.parent, config)
-    export(trainer.model, tokenizer_json, out / "model", trainer.world, config.export_name, files)
-    log.info("frozen weights unchanged (SHA-256 %s); %s is ready to serve", trainer.digest[:12], out / "model")
+    export(trainer.model, tokenizer_json, config.export_folder, trainer.world, config.export_name, files)
+    log.info("frozen weights unchanged (SHA-256 %s); %s is ready to serve", trainer.digest[:12], config.export_folder)
 
 
 def kept_files(folder: Path, config: TrainConfig) -> dict[str, str | bytes]:

@@ -26,6 +26,8 @@ def test_a_minimal_run_is_accepted() -> None:
     ("change", "message"),
     [
         ({"stepz": 1}, "config: unknown key stepz"),
+        ({"model": "birds/model", "out": "birds"}, "out/model would replace the initial model birds/model"),
+        ({"model": "a/../birds/model/", "out": "birds"}, "out/model would replace the initial model"),
         ({"sets": [{"name": "a", "kind": "pears", "shards": "x"}]}, r"config.sets\[0\].kind: 'pears' is not one of"),
         ({"sets": []}, "sets is empty"),
         ({"sets": [SET, SET]}, "sets must have different names: a, a"),

@@ -17,6 +17,7 @@ from model.likeness import LIKENESS
 from model.prior import PRIOR
 from tests.tiny_models import byte_tokenizer
 from tests.training.toy import losses, make_run, make_trainer
+from training.checkpoint import export
 from training.distributed import World
 from training.step import NonFiniteLoss, Stepper
 from training.trainer import FrozenWeightsChanged, kept_files, run
@@ -90,6 +91,28 @@ def test_the_export_keeps_the_likeness_of_images_while_the_encoder_sees_them_as_
 def test_a_model_without_sources_is_exported_without_them(tmp_path: Path) -> None:
     run(make_trainer(make_run(tmp_path, steps=1)), tmp_path / "model" / "tokenizer.json")
     assert not (tmp_path / "out" / "model" / SOURCE).exists()
+
+
+def test_a_failed_export_leaves_the_last_one_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(make_run(tmp_path, steps=1))
+    tokenizer_json, folder = tmp_path / "model" / "tokenizer.json", tmp_path / "out" / "model"
+    run(trainer, tokenizer_json)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    monkeypatch.setattr("training.checkpoint.gather_weights", lambda model: iter([("no_tensor", None)]))
+    with pytest.raises(AttributeError):
+        export(trainer.model, tokenizer_json, folder, trainer.world, "again")
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert not list(folder.parent.glob(".*"))
+
+
+def test_an_export_may_replace_the_model_that_it_reads(tmp_path: Path) -> None:
+    trainer = make_trainer(make_run(tmp_path, steps=1))
+    losses(trainer)
+    folder = tmp_path / "model"
+    export(trainer.model, folder / "tokenizer.json", folder, trainer.world, "further")
+    served = load_folder(folder, "cpu", torch.float32)
+    assert served.config.name == "further"
+    assert torch.equal(served.resampler.latents, trainer.model.resampler.latents)
 
 
 def test_a_finished_run_does_no_further_steps(tmp_path: Path) -> None:
