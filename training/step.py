@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from model.config import ConfigError
@@ -37,6 +37,23 @@ class StepReport:
     learning_rate: float
     num_tokens: int
     seconds: float
+
+
+class _Backward(nn.Module):
+    """A forward and its backward as one module.
+
+    The backward then sees the weights with which the forward ran, also where it recomputes activations.
+    """
+
+    def __init__(self, loss: BridgeLoss) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, batch: TrainingBatch, factor: Tensor) -> Tensor:
+        """Add the gradients of the loss times `factor`, and return the loss."""
+        value: Tensor = self.loss(batch)
+        (value * factor).backward()
+        return value.detach()
 
 
 class Stepper:
@@ -88,10 +105,9 @@ class Stepper:
         count = self.world.sum(torch.tensor(float(sum(b.num_targets for b in batches)), device=device))
         total = torch.zeros((), device=device)
         for batch, weight in weighted:
-            value = weight * self._forward(batch)
             # FSDP takes the mean of the processes' gradients
-            (value * (data_set.weight * self.world.size / count.clamp(min=1.0))).backward()
-            total += value.detach()
+            factor = weight * (data_set.weight * self.world.size / count.clamp(min=1.0))
+            total += weight * self._backward(batch, factor)
         mean = self.world.sum(total) / count.clamp(min=1.0)
         return float(mean), sum(len(b.batch.token_ids) for b in batches)
 
@@ -109,16 +125,18 @@ class Stepper:
             for sequences in packs
         ]
 
-    def _forward(self, batch: TrainingBatch) -> Tensor:
-        if self.world.size > 1:
-            return self.loss(batch)
-        # trained parameters are float32 and are cast to the run's precision; the encoder keeps its own precision
-        cast = {
-            name: parameter if VISION in name else parameter.to(self._dtype)
+    def _backward(self, batch: TrainingBatch, factor: Tensor) -> Tensor:
+        # of several processes, FSDP casts the parameters
+        cast = self._cast_parameters() if self.world.size == 1 else {}
+        value: Tensor = functional_call(_Backward(self.loss), cast, (batch, factor))
+        return value
+
+    def _cast_parameters(self) -> dict[str, Tensor]:
+        """Return the float32 parameters in the run's precision; the encoder keeps its own precision."""
+        return {
+            f"loss.{name}": parameter if VISION in name else parameter.to(self._dtype)
             for name, parameter in self.named_parameters
         }
-        out: Tensor = functional_call(self.loss, cast, (batch,))
-        return out
 
     def _clip(self) -> float:
         parameters = [parameter for _, parameter in self.named_parameters]

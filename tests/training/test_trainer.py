@@ -175,9 +175,16 @@ def test_a_round_robin_step_learns_from_one_set(tmp_path: Path) -> None:
     assert [list(step) for step in losses(make_trainer(config))] == [["pairs"], ["again"], ["pairs"], ["again"]]
 
 
-def test_activation_checkpointing_does_not_change_the_losses(tmp_path: Path) -> None:
-    config = make_run(tmp_path)
-    assert losses(make_trainer(config)) == losses(make_trainer(replace(config, activation_checkpointing=True)))
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_activation_checkpointing_changes_no_gradient(tmp_path: Path, precision: str) -> None:
+    config = make_run(tmp_path, steps=2, precision=precision, trains=("bridge", "vision", "language_model"))
+    stored, recomputed = (make_trainer(replace(config, activation_checkpointing=on)) for on in (False, True))
+    assert losses(stored) == losses(recomputed)
+    pairs = zip(stored.stepper.named_parameters, recomputed.stepper.named_parameters, strict=True)
+    for (name, expected), (_, parameter) in pairs:
+        assert expected.grad is not None
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, expected.grad), name
 
 
 def test_the_pack_size_does_not_change_the_losses(tmp_path: Path) -> None:
