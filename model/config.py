@@ -299,7 +299,7 @@ def from_dict(kind: type, values: dict[str, Any], path: str = "config") -> Any:
     """Build one of the dataclasses above from JSON values; `ConfigError` names an unknown, missing or ill-typed key."""
     hints = get_type_hints(kind)
     known = {f.name: f for f in dataclasses.fields(kind)}
-    if unknown := sorted(values.keys() - known.keys()):
+    if unknown := sorted(map(str, values.keys() - known.keys())):
         raise ConfigError(f"{path}: unknown key {', '.join(unknown)}")
     required = {n for n, f in known.items() if f.default is dataclasses.MISSING}
     if missing := sorted(required - values.keys()):

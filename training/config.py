@@ -5,7 +5,8 @@ An unknown key raises a `ConfigError` that names its path.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,54 @@ GENERATED_SETS = (*FEATURE_SETS, "named_clips")
 SINGLE_MEDIA_SETS = ("pairs", "videos")
 # the parts that a run may train; new tokens' rows belong to the bridge
 TRAINABLE_PARTS = ("bridge", "vision", "language_model")
+
+
+# the least values of fields
+SET_MINIMA = {
+    "weight": 0,
+    "batch_size": 1,
+    "max_tokens": 1,
+    "max_media": 1,
+    "streams": 1,
+    "window": 1,
+    "min_media": 0,
+    "max_frames": 1,
+    "strangeness": 0,
+    "noise": 0,
+}
+OPTIM_MINIMA = {
+    "learning_rate": 0,
+    "gate_rate": 0,
+    "resampler_rate": 0,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+    "clip": 0,
+    "muon_rate": 0,
+}
+RUN_MINIMA = {
+    "kin": 0,
+    "frame_scale": 0,
+    "image_size": 0,
+    "steps": 0,
+    "pack_tokens": 1,
+    "checkpoint_steps": 1,
+    "log_steps": 1,
+}
+
+
+def check_minima(prefix: str, config: Any, minima: Mapping[str, float]) -> None:
+    """Raise `ConfigError` for a field that is less than its minimum or not finite."""
+    for name, least in minima.items():
+        value = getattr(config, name)
+        if not math.isfinite(value):
+            raise ConfigError(f"{prefix}{name} is {value}, must be finite")
+        if value < least:
+            raise ConfigError(f"{prefix}{name} is {value}, must be at least {least}")
+
+
+def check_betas(betas: tuple[float, float]) -> None:
+    if not all(0.0 <= beta < 1.0 for beta in betas):
+        raise ConfigError(f"optim.betas is {list(betas)}, must be at least 0 and less than 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +119,7 @@ class SetConfig:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
+        check_minima(f"set {self.name}: ", self, SET_MINIMA)
         if self.batch_size % self.streams:
             raise ConfigError(
                 f"set {self.name}: batch_size {self.batch_size} is not a multiple of streams {self.streams}"
@@ -94,12 +144,15 @@ class OptimConfig:
     end: float = 0.1
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
+    # the maximum norm of the whole gradient; 0: off
     clip: float = 1.0
     # the optimizer of the layers' matrices: AdamW (the paper), or Muon at `muon_rate` times the learning rate
     matrices: Literal["adamw", "muon"] = "adamw"
     muon_rate: float = 1.0
 
     def __post_init__(self) -> None:
+        check_minima("optim.", self, OPTIM_MINIMA)
+        check_betas(self.betas)
         if not 0.0 <= self.end <= 1.0:
             raise ConfigError(f"optim.end is {self.end}, must be between 0 and 1")
         if self.decay == "exponential" and not self.end:
@@ -114,6 +167,9 @@ class AblateConfig:
     gate: Literal["", "scalar", "channel", "none"] = ""
     attends: Literal["", "last", "all_previous"] = ""
     interval: int = 0
+
+    def __post_init__(self) -> None:
+        check_minima("ablate.", self, {"interval": 0})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,13 +213,16 @@ class TrainConfig:
     log_steps: int = 10
 
     def __post_init__(self) -> None:
+        check_minima("", self, RUN_MINIMA)
         if not self.sets:
             raise ConfigError("sets is empty, must list at least one data set")
         names = [data_set.name for data_set in self.sets]
         if len(set(names)) != len(names):
             raise ConfigError(f"sets must have different names: {', '.join(names)}")
         if self.model != "default" and Path(self.model).expanduser().resolve() == self.export_folder.resolve():
-            raise ConfigError(f"the export to out/model would replace the initial model {self.model}: change out or model")
+            raise ConfigError(
+                f"the export to out/model would replace the initial model {self.model}: change out or model"
+            )
         self._check_parts()
 
     @property
@@ -219,14 +278,15 @@ def read_config(file: Path) -> TrainConfig:
 
 
 def read_mapping(file: Path) -> dict[str, Any]:
-    values: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        values: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file} must contain a YAML mapping")
     return values
 
 
 def parse_config(values: dict[str, Any]) -> TrainConfig:
-    entries = values.get("sets", ())
-    sets = tuple(from_dict(SetConfig, entry, f"config.sets[{i}]") for i, entry in enumerate(entries))
-    config: TrainConfig = from_dict(TrainConfig, {**values, "sets": sets})
+    config: TrainConfig = from_dict(TrainConfig, values)
     return config

@@ -37,13 +37,20 @@ def build_mixture(config: TrainConfig, model: Flamingo, tokenizer: PromptTokeniz
 def _build_set(config: SetConfig, seed: int, model: Flamingo, tokenizer: PromptTokenizer, world: World) -> DataSet:
     is_generated = config.kind in GENERATED_SETS
     stream_at = (_generated_streams if is_generated else _shard_streams)(config, seed, model, tokenizer)
-    streams = {index: stream_at(index) for index in owned_streams(config.streams, world.rank, world.size)}
+    streams = {index: stream_at(index) for index in _owned_streams(config, world)}
     if config.p_alone:
         name = f"{seed}/{config.name}"
         streams = {i: FormStream(stream, config.p_alone, f"{name}/{i}") for i, stream in streams.items()}
     return DataSet(
         name=config.name, weight=config.weight, streams=streams, per_stream=config.batch_size // config.streams
     )
+
+
+def _owned_streams(config: SetConfig, world: World) -> range:
+    try:
+        return owned_streams(config.streams, world.rank, world.size)
+    except ValueError as error:
+        raise ConfigError(f"set {config.name}: {error}") from None
 
 
 def _shard_streams(

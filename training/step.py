@@ -139,8 +139,10 @@ class Stepper:
         }
 
     def _clip(self) -> float:
+        """Clip the gradient of all sets and return its norm before clipping."""
         parameters = [parameter for _, parameter in self.named_parameters]
-        return float(gather(torch.nn.utils.clip_grad_norm_(parameters, self.config.optim.clip, foreach=True)))
+        max_norm = self.config.optim.clip or math.inf
+        return float(gather(torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)))
 
 
 def check_finite(step: int, values: Mapping[str, float]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -30,9 +32,16 @@ def test_a_minimal_run_is_accepted() -> None:
         ({"model": "a/../birds/model/", "out": "birds"}, "out/model would replace the initial model"),
         ({"sets": [{"name": "a", "kind": "pears", "shards": "x"}]}, r"config.sets\[0\].kind: 'pears' is not one of"),
         ({"sets": []}, "sets is empty"),
+        ({"sets": None}, "config.sets: expected a list, got NoneType"),
+        ({"sets": SET}, "config.sets: expected a list, got dict"),
+        ({"sets": ["pages"]}, r"config.sets\[0\]: expected an object, got str"),
+        ({1: 2}, "config: unknown key 1"),
         ({"sets": [SET, SET]}, "sets must have different names: a, a"),
         ({"sets": [{**SET, "batch_size": 5, "streams": 2}]}, "5 is not a multiple of streams 2"),
         ({"optim": {"learning_rat": 1.0}}, "config.optim: unknown key learning_rat"),
+        ({"optim": {"learning_rate": math.inf}}, "optim.learning_rate is inf, must be finite"),
+        ({"sets": [{**SET, "weight": math.nan}]}, "set a: weight is nan, must be finite"),
+        ({"optim": {"betas": [1.5, 0.9]}}, r"optim.betas is \[1.5, 0.9\], must be at least 0 and less than 1"),
         ({"optim": {"end": 1.5}}, "optim.end is 1.5, must be between 0 and 1"),
         ({"optim": {"decay": "exponential", "end": 0}}, "optim.end is 0, which an exponential decay never reaches"),
         ({"trains": []}, r"trains is \[\], must list one or more of bridge, vision, language_model"),
@@ -54,6 +63,54 @@ def test_a_minimal_run_is_accepted() -> None:
 def test_an_invalid_configuration_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config({**MINIMAL, **change})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "least"),
+    [
+        ("weight", -1.0, 0),
+        ("batch_size", 0, 1),
+        ("batch_size", -4, 1),
+        ("streams", 0, 1),
+        ("window", 0, 1),
+        ("max_tokens", 0, 1),
+        ("max_media", 0, 1),
+        ("max_frames", 0, 1),
+    ],
+)
+def test_a_field_of_a_set_has_a_minimum(field: str, value: float, least: int) -> None:
+    message = f"set a: {field} is {value}, must be at least {least}"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_config({**MINIMAL, "sets": [{**SET, field: value}]})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "least"),
+    [
+        ("learning_rate", -1e-3, 0),
+        ("warmup_steps", -5, 0),
+        ("clip", -1.0, 0),
+        ("weight_decay", -0.1, 0),
+    ],
+)
+def test_a_field_of_the_optimizer_has_a_minimum(field: str, value: float, least: int) -> None:
+    with pytest.raises(ConfigError, match=f"optim.{field} is {value}, must be at least {least}"):
+        parse_config({**MINIMAL, "optim": {field: value}})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "least"),
+    [("steps", -1, 0), ("pack_tokens", 0, 1), ("checkpoint_steps", 0, 1), ("log_steps", 0, 1), ("image_size", -8, 0)],
+)
+def test_a_field_of_a_run_has_a_minimum(field: str, value: int, least: int) -> None:
+    with pytest.raises(ConfigError, match=f"{field} is {value}, must be at least {least}"):
+        parse_config({**MINIMAL, field: value})
+
+
+def test_a_file_that_is_no_yaml_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("model: m\nsets: [1\n")
+    with pytest.raises(ConfigError, match=r"^\S+run.yaml is not YAML: .*line 3, column 1"):
+        read_config(tmp_path / "run.yaml")
 
 
 def test_an_export_has_a_name_of_its_own() -> None:

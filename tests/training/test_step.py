@@ -67,6 +67,14 @@ def test_the_whole_gradient_is_clipped_to_a_norm(tmp_path: Path) -> None:
     assert sum(squares) ** 0.5 == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_a_clip_of_zero_clips_nothing(tmp_path: Path) -> None:
+    config = make_run(tmp_path)
+    unclipped, large = (make_trainer(replace(config, optim=replace(AT_REST, clip=clip))) for clip in (0.0, 1e9))
+    assert unclipped.stepper.step(0).gradient_norm == large.stepper.step(0).gradient_norm
+    for name, gradient in gradients(unclipped).items():
+        assert torch.equal(gradient, gradients(large)[name]), name
+
+
 def test_an_update_has_the_learning_rate_of_its_step(tmp_path: Path) -> None:
     """Adam's first update has the size of the learning rate, whatever the gradient."""
     optim = OptimConfig(learning_rate=1e-2, warmup_steps=4, gate_rate=3.0)

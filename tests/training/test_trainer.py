@@ -41,6 +41,12 @@ def test_a_resumed_run_has_the_same_losses(tmp_path: Path, precision: str, matri
     assert first + losses(resumed) == expected_losses
 
 
+def test_streams_that_the_processes_cannot_share_are_refused(tmp_path: Path) -> None:
+    config = make_run(tmp_path, streams=1)
+    with pytest.raises(ConfigError, match="set pairs: 1 streams cannot be divided evenly among 2 processes"):
+        make_trainer(config, World(rank=0, size=2, device=torch.device("cpu")))
+
+
 def test_muon_is_refused_if_matrices_are_sharded(tmp_path: Path) -> None:
     config = make_run(tmp_path)
     alone = make_trainer(config).stepper

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.config import ConfigError, Resize, from_dict
-from training.config import OptimConfig, read_mapping
+from training.config import OptimConfig, check_betas, check_minima, read_mapping
+
+# the least values of fields
+TEXT_MINIMA = {"dim": 1, "num_layers": 1, "num_heads": 1, "ffn_dim": 1, "max_tokens": 1}
+PAIRS_MINIMA = {"weight": 0, "batch_size": 2, "window": 1}
+OPTIM_MINIMA = {"learning_rate": 0, "warmup_steps": 0, "weight_decay": 0, "image_clip": 0, "text_clip": 0}
+RUN_MINIMA = {"steps": 0, "joint_dim": 1, "checkpoint_steps": 1, "log_steps": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +35,9 @@ class ImageConfig:
     # mirror half of the images, and change brightness and contrast
     augment: bool = True
 
+    def __post_init__(self) -> None:
+        check_minima("image.", self, {"image_size": 1})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextConfig:
@@ -45,6 +54,7 @@ class TextConfig:
     max_tokens: int = 64
 
     def __post_init__(self) -> None:
+        check_minima("text.", self, TEXT_MINIMA)
         if self.dim % self.num_heads:
             raise ConfigError(f"text.dim {self.dim} is not a multiple of text.num_heads {self.num_heads}")
 
@@ -63,8 +73,7 @@ class PairsConfig:
     window: int = 4096
 
     def __post_init__(self) -> None:
-        if self.batch_size < 2:
-            raise ConfigError(f"set {self.name}: batch_size is {self.batch_size}, must be at least 2")
+        check_minima(f"set {self.name}: ", self, PAIRS_MINIMA)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +90,10 @@ class ContrastiveOptimConfig:
     image_clip: float = 0.01
     # text tower: the maximum norm of all gradients together; 0: off
     text_clip: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_minima("optim.", self, OPTIM_MINIMA)
+        check_betas(self.betas)
 
     @property
     def schedule(self) -> OptimConfig:
@@ -107,12 +120,13 @@ class ContrastiveConfig:
     log_steps: int = 10
 
     def __post_init__(self) -> None:
+        check_minima("", self, RUN_MINIMA)
         if not self.sets:
             raise ConfigError("sets is empty, must list at least one set")
         names = [data_set.name for data_set in self.sets]
         if len(set(names)) != len(names):
             raise ConfigError(f"sets must have different names: {', '.join(names)}")
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ConfigError(f"temperature is {self.temperature}, must be positive")
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ConfigError(f"label_smoothing is {self.label_smoothing}, must be at least 0 and less than 1")
@@ -123,7 +137,5 @@ def read_config(file: Path) -> ContrastiveConfig:
 
 
 def parse_config(values: dict[str, Any]) -> ContrastiveConfig:
-    entries = values.get("sets", ())
-    sets = tuple(from_dict(PairsConfig, entry, f"config.sets[{i}]") for i, entry in enumerate(entries))
-    config: ContrastiveConfig = from_dict(ContrastiveConfig, {**values, "sets": sets})
+    config: ContrastiveConfig = from_dict(ContrastiveConfig, values)
     return config
