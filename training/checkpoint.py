@@ -30,14 +30,22 @@ MAX_CHECKPOINTS = 2
 POSITIONS = "positions.json"
 
 
-def save(folder: Path, step: int, tensors: dict[str, Tensor], positions: dict[str, Any], world: World) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    positions: dict[str, Any],
+    settings: dict[str, Any],
+    world: World,
+) -> Path:
     """Save a checkpoint: each process's `tensors` are its shards, and the processes' `positions` are merged."""
     path, partial = folder / f"step-{step:08}", folder / f".step-{step:08}"
     streams = world.merge(positions)
     with _without_single_process_warning():
         save_state(tensors, checkpoint_id=partial, no_dist=world.size == 1)
     if world.is_first:
-        (partial / POSITIONS).write_text(json.dumps({"step": step, "streams": streams}), encoding="utf-8")
+        values = {"step": step, "streams": streams, "settings": settings}
+        (partial / POSITIONS).write_text(json.dumps(values), encoding="utf-8")
         shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
         for old in sorted(folder.glob("step-*"))[:-MAX_CHECKPOINTS]:
@@ -58,12 +66,16 @@ def latest(folder: Path) -> Path | None:
     return max(folder.glob("step-*"), default=None)
 
 
-def load(path: Path, tensors: dict[str, Tensor], world: World) -> dict[str, Any]:
-    """Load a checkpoint into the tensors, in place, and return its step and positions."""
-    with _without_single_process_warning():
-        load_state(tensors, checkpoint_id=path, no_dist=world.size == 1)
+def load_positions(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's step, the positions of its streams and, except in old ones, the settings of its run."""
     positions: dict[str, Any] = json.loads((path / POSITIONS).read_text(encoding="utf-8"))
     return positions
+
+
+def load(path: Path, tensors: dict[str, Tensor], world: World) -> None:
+    """Load a checkpoint into the tensors, in place."""
+    with _without_single_process_warning():
+        load_state(tensors, checkpoint_id=path, no_dist=world.size == 1)
 
 
 def collect_tensors(

@@ -20,11 +20,12 @@ from model.hub.job import SOURCE, Origin, read_origin
 from model.likeness import LIKENESS
 from model.prior import PRIOR
 from training.bridge import BridgeLoss, freeze, frozen_digest
-from training.checkpoint import collect_tensors, export, latest, load, save
+from training.checkpoint import collect_tensors, export, latest, load, load_positions, save
 from training.config import TrainConfig
 from training.distributed import World, checkpoint_activations, shard
 from training.mixture import Mixture
 from training.progress import ProgressReporter, gate_values
+from training.resumed import check_unchanged, resumed_settings
 from training.start import (
     at_resolution,
     with_ablated_bridge,
@@ -70,13 +71,19 @@ class Trainer:
         if world.size > 1:
             shard(loss, dtype)
         self.stepper = Stepper(config, loss, mixture, world)
+        self.settings = resumed_settings(config)
         self.num_steps_done = 0
 
     def resume(self) -> int:
-        """Continue from the latest checkpoint, if one exists, and return the number of steps done."""
+        """Continue from the latest checkpoint, if one exists, and return the number of steps done.
+
+        Raises `ConfigError` if it is of a run with other settings.
+        """
         if (checkpoint := latest(self.out / "checkpoints")) is not None:
+            positions = load_positions(checkpoint)
+            check_unchanged(checkpoint, positions.get("settings"), self.settings)
             tensors = collect_tensors(self.stepper.named_parameters, self.stepper.optimizers)
-            positions = load(checkpoint, tensors, self.world)
+            load(checkpoint, tensors, self.world)
             self.stepper.mixture.load_state(positions["streams"])
             self.num_steps_done = positions["step"]
             log.info("resuming from %s", checkpoint)
@@ -90,7 +97,8 @@ class Trainer:
 
     def save(self) -> Path:
         tensors = collect_tensors(self.stepper.named_parameters, self.stepper.optimizers)
-        return save(self.out / "checkpoints", self.num_steps_done, tensors, self.stepper.mixture.state(), self.world)
+        positions = self.stepper.mixture.state()
+        return save(self.out / "checkpoints", self.num_steps_done, tensors, positions, self.settings, self.world)
 
     def check_frozen(self) -> None:
         """Raise FrozenWeightsChanged if a frozen weight changed since the start of the run."""

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from model.config import ConfigError
-from model.folder import load_folder
+from model.folder import load_folder, save_folder
 from model.hub.job import SOURCE, Origin, Part, read_origin
 from model.likeness import LIKENESS
 from model.prior import PRIOR
-from tests.tiny_models import byte_tokenizer
-from tests.training.toy import losses, make_run, make_trainer
-from training.checkpoint import export
+from tests.tiny_models import byte_tokenizer, tiny_model
+from tests.training.toy import CONFIG, losses, make_run, make_trainer
+from training.checkpoint import POSITIONS, export
+from training.config import TrainConfig
 from training.distributed import World
 from training.step import NonFiniteLoss, Stepper
 from training.trainer import FrozenWeightsChanged, kept_files, run
@@ -85,7 +88,7 @@ def test_the_export_keeps_the_licences_of_the_experts_that_it_contains(tmp_path:
 
 def test_the_export_keeps_the_likeness_of_images_while_the_encoder_sees_them_as_before(tmp_path: Path) -> None:
     config = make_run(tmp_path, steps=1)
-    files = {LIKENESS: b"likeness", PRIOR: b"prior"}
+    files = {LIKENESS: save({"vectors": torch.ones(1)}), PRIOR: b"prior"}
     for name, content in files.items():
         (tmp_path / "model" / name).write_bytes(content)
     run(make_trainer(config), tmp_path / "model" / "tokenizer.json")
@@ -129,6 +132,56 @@ def test_a_finished_run_does_no_further_steps(tmp_path: Path) -> None:
     again = make_trainer(config)
     again.resume()
     assert losses(again) == []
+
+
+def changed_set(config: TrainConfig, **fields: Any) -> TrainConfig:
+    return replace(config, sets=(replace(config.sets[0], **fields), *config.sets[1:]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: replace(c, seed=5), "seed was 0 and is 5"),
+        (lambda c: changed_set(c, streams=1), "sets.pairs.streams was 2 and is 1"),
+        (lambda c: changed_set(c, window=8), "sets.pairs.window was 4 and is 8"),
+        (lambda c: changed_set(c, p_alone=0.5), "sets.pairs.p_alone was None and is 0.5"),
+        (lambda c: replace(c, sets=(*c.sets, replace(c.sets[0], name="new"))), "sets.new was added"),
+        (lambda c: replace(c, sets=c.sets[:1]), "sets.again was removed"),
+        (lambda c: replace(c, optim=replace(c.optim, learning_rate=0.5)), "optim.learning_rate was 0.01 and is 0.5"),
+        (lambda c: replace(c, optim=replace(c.optim, matrices="muon")), "optim.matrices was adamw and is muon"),
+        (lambda c: replace(c, trains=("bridge", "vision")), r"trains was \['bridge'\] and is \['bridge', 'vision'\]"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused(
+    tmp_path: Path, change: Callable[[TrainConfig], TrainConfig], message: str
+) -> None:
+    config = make_run(tmp_path)
+    make_trainer(config).save()
+    with pytest.raises(ConfigError, match=f"step-00000000 cannot be continued with other settings: {message}. Restore"):
+        make_trainer(change(config)).resume()
+
+
+def test_a_checkpoint_of_another_model_is_refused_but_its_folder_may_move(tmp_path: Path) -> None:
+    config = make_run(tmp_path)
+    make_trainer(config).save()
+    moved = (tmp_path / "model").rename(tmp_path / "moved")
+    assert make_trainer(replace(config, model=str(moved))).resume() == 0
+    other = tiny_model(CONFIG, seed=9).state_dict()
+    save_folder(tmp_path / "model", CONFIG, other.items(), byte_tokenizer().to_str())
+    with pytest.raises(ConfigError, match="with other settings: model was"):
+        make_trainer(config).resume()
+
+
+def test_settings_that_affect_no_update_may_change_and_old_checkpoints_have_none(tmp_path: Path) -> None:
+    config = make_run(tmp_path, steps=2)
+    trainer = make_trainer(config)
+    losses(trainer)
+    path = trainer.save()
+    assert make_trainer(replace(config, steps=4, log_steps=7, checkpoint_steps=9, pack_tokens=99)).resume() == 2
+    positions = json.loads((path / POSITIONS).read_text())
+    del positions["settings"]
+    (path / POSITIONS).write_text(json.dumps(positions))
+    assert make_trainer(replace(config, seed=5)).resume() == 2
 
 
 def test_the_last_two_checkpoints_are_kept_and_the_latest_is_resumed(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from training.contrastive.data import PairReader, Pairs, PairStream, collate_pai
 from training.contrastive.towers import Towers, contrastive_loss, recall, vision_config
 from training.data.stream import find_shards
 from training.optim import learning_rate_at
+from training.resumed import check_unchanged, resumed_contrastive_settings
 from training.step import StepReport, check_finite
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ class ContrastiveTrainer:
             "step": self.num_steps_done,
             "towers": self.towers.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "settings": resumed_contrastive_settings(self.config),
             "streams": {stream.config.name: stream.state() for stream in self.streams},
         }
         torch.save(state, partial)
@@ -111,10 +113,14 @@ class ContrastiveTrainer:
         return path
 
     def resume(self) -> int:
-        """Continue from the latest checkpoint, if one exists, and return the number of steps done."""
+        """Continue from the latest checkpoint, if one exists, and return the number of steps done.
+
+        Raises `ConfigError` if it is of a run with other settings.
+        """
         path = max((self.out / "checkpoints").glob("step-*.pt"), default=None)
         if path is not None:
             state = torch.load(path, map_location=self.device, weights_only=True)
+            check_unchanged(path, state.get("settings"), resumed_contrastive_settings(self.config))
             self.towers.load_state_dict(state["towers"])
             self.optimizer.load_state_dict(state["optimizer"])
             for stream in self.streams:

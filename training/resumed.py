@@ -1,0 +1,62 @@
+"""Compares the settings of a run with those of the checkpoint from which it resumes; other settings are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from model.config import ConfigError, fingerprint
+from training.config import TrainConfig
+from training.contrastive.config import ContrastiveConfig
+from training.stored_runs import config_settings
+
+# a resumed run may change them; they affect neither the examples nor the definition of an update
+FREE_FIELDS = (
+    "out",
+    "name",
+    "steps",
+    "pack_tokens",
+    "activation_checkpointing",
+    "held_out",
+    "checkpoint_steps",
+    "log_steps",
+)
+
+
+def resumed_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings on which a run depends; the initial model counts by its weights, wherever its folder is."""
+    settings = _settings_by_set(config_settings(config))
+    if config.model != "default":
+        settings["model"] = fingerprint(Path(config.model).expanduser())
+    return settings
+
+
+def resumed_contrastive_settings(config: ContrastiveConfig) -> dict[str, Any]:
+    return _settings_by_set(json.loads(json.dumps(asdict(config))))
+
+
+def _settings_by_set(settings: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in settings.items() if name not in FREE_FIELDS}
+    return {**kept, "sets": {fields.pop("name"): fields for fields in kept["sets"]}}
+
+
+def check_unchanged(checkpoint: Path, before: dict[str, Any] | None, now: dict[str, Any]) -> None:
+    """Raise `ConfigError` if the checkpoint is of a run with other settings; old checkpoints have none (None)."""
+    if before is not None and (changed := list(_changes(before, now))):
+        raise ConfigError(
+            f"{checkpoint} cannot be continued with other settings: {', '.join(changed)}. Restore them, or change out"
+        )
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any], path: str = "") -> Iterator[str]:
+    for name in [*before, *(now.keys() - before.keys())]:
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _changes(old, new, f"{path}{name}.")
+        elif isinstance(old, dict) or isinstance(new, dict):
+            yield f"{path}{name} was {'removed' if new is None else 'added'}"
+        elif old != new:
+            yield f"{path}{name} was {old} and is {new}"
