@@ -20,7 +20,6 @@ from model.config import ConfigError
 from training.contrastive.config import read_config
 from training.contrastive.trainer import ContrastiveTrainer
 from training.data.shards import ShardError
-from training.data.stream import find_shards
 from training.progress import ProgressReporter
 from training.step import NonFiniteLoss
 
@@ -39,10 +38,12 @@ def train(trainer: ContrastiveTrainer) -> Path:
                     file.write(json.dumps({**asdict(report), "scale": float(trainer.towers.scale.detach())}) + "\n")
             if trainer.num_steps_done % config.checkpoint_steps == 0 or trainer.num_steps_done == config.steps:
                 trainer.save()
-    if config.held_out:
-        to_text, to_image = trainer.recall(find_shards(config.held_out))
+    folder = trainer.export()
+    log.info("the encoder is in %s; set `vision` of a run to this folder", folder)
+    if trainer.held_out:
+        to_text, to_image = trainer.recall(trainer.held_out)
         print(f"recall at 1 on held-out pairs: image to text {to_text:.3f}, text to image {to_image:.3f}")
-    return trainer.export()
+    return folder
 
 
 def main() -> None:
@@ -54,10 +55,9 @@ def main() -> None:
         sys.exit("error: contrastive training runs in one process and cannot be started by torchrun")
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        folder = train(ContrastiveTrainer(read_config(options.config), device))
+        train(ContrastiveTrainer(read_config(options.config), device))
     except (ConfigError, NonFiniteLoss, OSError, ShardError) as error:
         sys.exit(f"error: {error}")
-    log.info("the encoder is in %s; set `vision` of a run to this folder", folder)
 
 
 if __name__ == "__main__":

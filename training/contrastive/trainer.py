@@ -21,6 +21,7 @@ from training.checkpoint import MAX_CHECKPOINTS
 from training.contrastive.config import ContrastiveConfig, ContrastiveOptimConfig
 from training.contrastive.data import PairReader, Pairs, PairStream, collate_pairs, read_all_pairs
 from training.contrastive.towers import Towers, contrastive_loss, recall, vision_config
+from training.data.shards import ShardError
 from training.data.stream import find_shards
 from training.optim import learning_rate_at
 from training.resumed import check_unchanged, resumed_contrastive_settings
@@ -40,6 +41,7 @@ class ContrastiveTrainer:
         vision = vision_config(config.image)
         self.reader = PairReader(tokenizer, vision, config.text.max_tokens, config.image.augment)
         self.streams = [PairStream(find_shards(pairs.shards), pairs, self.reader, config.seed) for pairs in config.sets]
+        self.held_out = find_shards(config.held_out) if config.held_out else ()
         self.optimizer = build_optimizer(self.towers, config.optim)
         self.num_steps_done = 0
 
@@ -138,9 +140,14 @@ class ContrastiveTrainer:
 
     @torch.inference_mode()
     def recall(self, shards: Sequence[Path]) -> tuple[float, float]:
-        """Return recall at 1, image to text and text to image, among all pairs of these shards."""
+        """Return recall at 1, image to text and text to image, among all pairs of these shards.
+
+        Raises `ShardError` if they have no good pair.
+        """
         reader = PairReader(self.reader.tokenizer, self.reader.vision, self.reader.max_tokens, augment=False)
         pairs = list(read_all_pairs(shards, reader))
+        if not pairs:
+            raise ShardError(f"held_out: no record of {', '.join(map(str, shards))} is a good pair")
         self.towers.eval()
         parts = [
             self._embed(collate_pairs(pairs[first : first + BATCH]).to(self.device))

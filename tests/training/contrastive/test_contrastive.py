@@ -24,6 +24,8 @@ from training.contrastive.config import ImageConfig, parse_config
 from training.contrastive.data import augment
 from training.contrastive.towers import ImageTower, TextTower, contrastive_loss, recall, vision_config
 from training.contrastive.trainer import ContrastiveTrainer
+from training.data.make import write_shards
+from training.data.shards import RawRecord, ShardError
 from training.data.stream import find_shards
 from training.step import NonFiniteLoss
 from training.trainer import run
@@ -94,6 +96,29 @@ def test_a_resumed_run_has_the_same_losses_and_weights(
     assert first + losses(resumed) == expected_losses
     expected = uninterrupted.towers.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.towers.state_dict().items())
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    config = make_run(tmp_path, steps=1, batch_size=6)
+    ContrastiveTrainer(config, CPU).save()
+    assert ContrastiveTrainer(replace(config, steps=3, held_out=""), CPU).resume() == 0
+    with pytest.raises(ConfigError, match="cannot be continued with other settings: seed was 0 and is 3"):
+        ContrastiveTrainer(replace(config, seed=3), CPU).resume()
+
+
+def test_missing_held_out_shards_are_refused_at_the_start(tmp_path: Path) -> None:
+    config = replace(make_run(tmp_path, steps=1, batch_size=6), held_out=str(tmp_path / "none" / "*.tar"))
+    with pytest.raises(ShardError, match="no shard matches"):
+        ContrastiveTrainer(config, CPU)
+
+
+def test_held_out_shards_without_a_good_pair_are_named_after_the_export(tmp_path: Path) -> None:
+    config = make_run(tmp_path, steps=1, batch_size=6)
+    write_shards([RawRecord("x", {"png": b"no image", "txt": b"a"})], tmp_path / "bad", 10)
+    trainer = ContrastiveTrainer(replace(config, held_out=str(tmp_path / "bad" / "*.tar")), CPU)
+    with pytest.raises(ShardError, match=r"held_out: no record of \S+000000.tar is a good pair"):
+        train(trainer)
+    assert load_vision_folder(trainer.out / "vision").config == trainer.towers.image.vision.config
 
 
 def test_a_step_adds_the_gradients_of_both_sets(tmp_path: Path) -> None:
