@@ -138,8 +138,8 @@ class OptimConfig:
     # relative to `learning_rate`; a resampler with a good initialisation (`model/zoo/bridge.py`) may need smaller steps
     resampler_rate: float = 1.0
     warmup_steps: int = 5000
-    # constant (the paper's pre-training), or a decay to the share `end` of the learning rate by the run's last step:
-    # along half a cosine, linearly, or by the same factor per step (the paper's fine-tuning, to a tenth)
+    # constant (the paper's pre-training), or a decay to the share `end` of the learning rate, which it would have after the
+    # run's last step: along half a cosine, linearly, or by the same factor per step (the paper's fine-tuning, to a tenth)
     decay: Literal["constant", "cosine", "linear", "exponential"] = "constant"
     end: float = 0.1
     weight_decay: float = 0.1

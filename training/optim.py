@@ -69,7 +69,10 @@ def relative_rate(name: str, config: OptimConfig) -> float:
 
 
 def learning_rate_at(step: int, steps: int, config: OptimConfig) -> float:
-    """Return the learning rate of step 0, 1, ...: a linear warm-up from zero, then constant or a decay to `end` of it."""
+    """Return the learning rate of step 0, 1, ...: a linear warm-up from zero, then constant or a decay to `end` of it.
+
+    The decay starts with the step after the warm-up and would reach `end` at step `steps`, which the run does not have.
+    """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.decay == "constant":

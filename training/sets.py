@@ -56,6 +56,12 @@ def _owned_streams(config: SetConfig, world: World) -> range:
 def _shard_streams(
     config: SetConfig, seed: int, model: Flamingo, tokenizer: PromptTokenizer
 ) -> Callable[[int], Stream]:
+    limit = model.config.language_model.max_positions
+    if config.max_tokens > limit:
+        raise ConfigError(
+            f"set {config.name}: max_tokens is {config.max_tokens}, must be at most {limit}, the language model's "
+            "max_positions"
+        )
     shards = find_shards(config.shards)
     return lambda index: ShardStream(shards, config, tokenizer, model.config.vision, seed=seed, index=index)
 

@@ -81,6 +81,11 @@ def test_a_linear_decay_may_end_at_zero() -> None:
     assert [learning_rate_at(step, 4, config) for step in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 
+def test_the_last_step_of_a_decay_is_one_step_before_its_end() -> None:
+    config = OptimConfig(learning_rate=1.0, warmup_steps=2, decay="linear", end=0.2)
+    assert [learning_rate_at(step, 6, config) for step in range(6)] == pytest.approx([0.5, 1.0, 1.0, 0.8, 0.6, 0.4])
+
+
 def test_a_trained_experts_matrices_decay_and_its_tables_do_not() -> None:
     model = tiny_model(CONFIGS["flamingo"])
     freeze(model, torch.float32, ("vision", "language_model"))

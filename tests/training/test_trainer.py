@@ -50,6 +50,16 @@ def test_streams_that_the_processes_cannot_share_are_refused(tmp_path: Path) -> 
         make_trainer(config, World(rank=0, size=2, device=torch.device("cpu")))
 
 
+def test_sequences_longer_than_the_language_models_positions_are_refused(tmp_path: Path) -> None:
+    language_model = replace(CONFIG.language_model, position="learned", rotary_dim=0, max_positions=16)
+    config = make_run(tmp_path, model=replace(CONFIG, language_model=language_model))
+    with pytest.raises(
+        ConfigError, match="set pairs: max_tokens is 256, must be at most 16, the language model's max_pos"
+    ):
+        make_trainer(config)
+    assert losses(make_trainer(replace(config, sets=(replace(config.sets[0], max_tokens=16),))))
+
+
 def test_muon_is_refused_if_matrices_are_sharded(tmp_path: Path) -> None:
     config = make_run(tmp_path)
     alone = make_trainer(config).stepper
