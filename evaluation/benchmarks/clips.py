@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 
 from evaluation.benchmarks.items import IMAGES, DataError, Item
 
@@ -42,10 +43,13 @@ def encode(path: Path, start: float, end: float) -> bytes | None:
             time = frame.time or 0.0
             if time >= end:
                 break
-            if num_frames == 0 and time >= start:
-                stream.width, stream.height = frame.width - frame.width % 2, frame.height - frame.height % 2
+            if time < start:
+                continue
+            upright = _upright(frame)
+            if num_frames == 0:
+                stream.width, stream.height = upright.width - upright.width % 2, upright.height - upright.height % 2
             while start + num_frames / FRAMES_PER_SECOND <= time:
-                picture = frame.reformat(stream.width, stream.height, format="yuv420p")
+                picture = upright.reformat(stream.width, stream.height, format="yuv420p")
                 picture.pts, picture.time_base = num_frames, Fraction(1, FRAMES_PER_SECOND)
                 picture.pict_type = 0  # the encoder chooses it
                 target.mux(stream.encode(picture))
@@ -53,3 +57,12 @@ def encode(path: Path, start: float, end: float) -> bytes | None:
         if num_frames:
             target.mux(stream.encode(None))
     return buffer.getvalue() if num_frames else None
+
+
+def _upright(frame: av.VideoFrame) -> av.VideoFrame:
+    """Turn a frame as the header says, which the new video's does not; other angles than multiples of 90 are ignored."""
+    turns, odd = divmod(frame.rotation, 90)
+    if odd or not turns:
+        return frame
+    pixels = np.rot90(frame.to_ndarray(format="rgb24"), turns)
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels, np.uint8))
