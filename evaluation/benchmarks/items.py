@@ -166,6 +166,14 @@ class Record:
         except ValueError:
             raise DataError(f"{self.where}: the field {name!r} is {self.values[name]!r}, not a number") from None
 
+    def texts(self, name: str) -> tuple[str, ...]:
+        """Return a field that is a list of texts, or numbers, as they are."""
+        return tuple(str(Record({name: value}, self.where).get(name, (str, int))) for value in self.get(name, list))
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """Return a field that is a list of numbers."""
+        return tuple(Record({name: value}, self.where).get(name, (int, float)) for value in self.get(name, list))
+
     def has(self, *names: str) -> bool:
         return all(self.values.get(name) not in (None, "") for name in names)
 
@@ -175,6 +183,12 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    if not isinstance(values := read_json(path), dict):
+        raise DataError(f"{path}: an object is expected, not {values!r:.60}")
+    return values
 
 
 def records(values: Any, path: Path, part: str = "") -> Iterator[Record]:

@@ -36,7 +36,7 @@ def read_karpathy(files: Files) -> Iterator[Row]:
             continue
         name, sentences = record.text("filename"), record.values.get("sentences") or []
         names = [f"{record.text('filepath')}/{name}"] if record.has("filepath") else []
-        coco = record.values.get("cocoid")
+        coco = record.get("cocoid", int) if record.has("cocoid") else None
         yield Row(
             id=Path(name).stem if coco is None else str(coco),
             where=record.where,
@@ -82,10 +82,13 @@ def _vqa(values: Any, path: Path, files: Files) -> Iterator[Row]:
 
 
 def _annotations(path: Path) -> dict[int | str, list[Record]]:
-    return {
-        record.get("question_id", (int, str)): _people(record, path)
-        for record in records(_part(read_json(path), "annotations", path), path, "annotations")
-    }
+    people: dict[int | str, list[Record]] = {}
+    for record in records(_part(read_json(path), "annotations", path), path, "annotations"):
+        question = record.get("question_id", (int, str))
+        if question in people:
+            raise DataError(f"{record.where}: the annotation of the question {question} repeats")
+        people[question] = _people(record, path)
+    return people
 
 
 def _people(record: Record, path: Path) -> list[Record]:
@@ -118,7 +121,7 @@ def _textvqa(values: Any, path: Path) -> Iterator[Row]:
             where=record.where,
             media=MediaNames([record.text("image_id")]),
             question=record.text("question"),
-            answers=tuple(map(str, record.values.get("answers") or ())),
+            answers=record.texts("answers") if record.has("answers") else (),
         )
 
 
@@ -160,10 +163,10 @@ def read_visdial(files: Files) -> Iterator[Row]:
     data = _part(read_json(path), "data", path)
     if not isinstance(data, dict):
         raise DataError(f"{path}: the field 'data' is not an object")
-    texts = {part: _part(data, part, path) for part in ("questions", "answers")}
+    questions, answers = (Record(data, str(path)).texts(part) for part in ("questions", "answers"))
     relevance = _relevance(files.require("relevance")) if "relevance" in files.patterns else None
     for record in records(_part(data, "dialogs", path), path, "dialogs"):
-        dialog = _Dialog(record, path, texts["questions"], texts["answers"])
+        dialog = _Dialog(record, path, questions, answers)
         if relevance is None:
             yield dialog.row(len(dialog.rounds), ())
         elif dialog.image in relevance:
@@ -172,13 +175,13 @@ def read_visdial(files: Files) -> Iterator[Row]:
 
 def _relevance(path: Path) -> Mapping[int, tuple[int, tuple[float, ...]]]:
     return {
-        record.get("image_id", int): (record.get("round_id", int), tuple(record.get("gt_relevance", list)))
+        record.get("image_id", int): (record.get("round_id", int), record.numbers("gt_relevance"))
         for record in records(read_json(path), path)
     }
 
 
 class _Dialog:
-    def __init__(self, record: Record, path: Path, questions: list[str], answers: list[str]) -> None:
+    def __init__(self, record: Record, path: Path, questions: Sequence[str], answers: Sequence[str]) -> None:
         self.record, self.questions, self.answers = record, questions, answers
         self.image: int = record.get("image_id", int)
         self.rounds = list(records(record.get("dialog", list), path, record.where))
@@ -211,7 +214,7 @@ class _Dialog:
     def _answer(self, record: Record) -> str:
         return self._text(self.answers, record.get("answer", int), record)
 
-    def _text(self, texts: list[str], index: int, record: Record) -> str:
+    def _text(self, texts: Sequence[str], index: int, record: Record) -> str:
         if not isinstance(index, int) or not 0 <= index < len(texts):
             raise DataError(f"{record.where}: there is no text {index!r}, only {len(texts)}")
         return texts[index].strip()

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
-from evaluation.benchmarks.items import DataError, MediaNames, Record, Row, read_json, read_table, records
+from evaluation.benchmarks.items import (
+    DataError,
+    MediaNames,
+    Record,
+    Row,
+    read_json,
+    read_object,
+    read_table,
+    records,
+)
 from evaluation.benchmarks.readers.files import Files
 
 
@@ -57,14 +67,21 @@ def read_ivqa(files: Files) -> Iterator[Row]:
 
 def _media(record: Record, video: str, start: str, end: str, *clips: str) -> MediaNames:
     """Return the names of a video, and the segment of it between two fields of a row, if the row has them."""
-    names = [video, f"v_{video}"]
     if not record.has(start, end):
-        return MediaNames(names)
+        return MediaNames(_video_names(video))
+    return _segment(record, video, start, end, *clips)
+
+
+def _video_names(video: str) -> list[str]:
+    return [video, f"v_{video}"]
+
+
+def _segment(record: Record, video: str, start: str, end: str, *clips: str) -> MediaNames:
     first, last = record.number(start), record.number(end)
     if not 0 <= first < last:
         raise DataError(f"{record.where}: the segment from {first} to {last} s is empty")
     times = [(f"{first:06.0f}", f"{last:06.0f}"), (f"{first:g}", f"{last:g}"), (str(first), str(last))]
-    return MediaNames(names, (first, last), [*clips, *(f"{video}_{a}_{b}" for a, b in times)])
+    return MediaNames(_video_names(video), (first, last), [*clips, *(f"{video}_{a}_{b}" for a, b in times)])
 
 
 def read_nextqa(files: Files) -> Iterator[Row]:
@@ -73,7 +90,7 @@ def read_nextqa(files: Files) -> Iterator[Row]:
     `add_reference_answer_*.json` has a second answer by video and question. `map_vid_vidorID.json` of NExT-QA has the
     paths of the videos. NExT-QA's tables of multiple choices, whose answers are numbers, are refused.
     """
-    additional, paths = ({} if (p := files.find(r)) is None else read_json(p) for r in ("additional", "mapping"))
+    additional, paths = (_by_video(files.find(role)) for role in ("additional", "mapping"))
     stop_words = files.find("stop_words")
     words = () if stop_words is None else tuple(stop_words.read_text(encoding="utf-8").split())
     for record in read_table(files.require("questions"), ("video", "question", "qid", "type")):
@@ -83,15 +100,26 @@ def read_nextqa(files: Files) -> Iterator[Row]:
             )
         video, number = record.text("video"), record.text("qid")
         answers = [record.text("answer")] if record.has("answer") else []
-        second = record.values.get("additional_ref_answer") or additional.get(video, {}).get(number)
+        second = record.values.get("additional_ref_answer") or _second_answer(additional, video, number)
         yield Row(
             id=f"{video}-{number}",
             where=record.where,
-            media=MediaNames([*([paths[video]] if video in paths else []), video]),
+            media=MediaNames([*([paths.text(video)] if paths.has(video) else []), video]),
             question=record.text("question"),
             answers=(*answers, *([second] if answers and second else [])),
             facts={"type": record.text("type"), "stop_words": words},
         )
+
+
+def _by_video(path: Path | None) -> Record:
+    """Return a file with an entry per video; it has none if there is no file."""
+    return Record({}, "") if path is None else Record(read_object(path), str(path))
+
+
+def _second_answer(additional: Record, video: str, number: str) -> str:
+    """Return the second answer of a question, "" if there is none."""
+    answers = Record(additional.get(video, dict) if additional.has(video) else {}, f"{additional.where}, video {video}")
+    return answers.text(number) if answers.has(number) else ""
 
 
 def read_vatex(files: Files) -> Iterator[Row]:
@@ -102,7 +130,8 @@ def read_vatex(files: Files) -> Iterator[Row]:
         match = re.fullmatch(r"(?P<video>.+)_(?P<start>\d+)_(?P<end>\d+)", name)
         times = Record(match.groupdict() if match else {}, record.where)
         media = _media(times, times.text("video"), "start", "end", name) if match else MediaNames([name])
-        yield Row(id=name, where=record.where, media=media, answers=tuple(record.values.get("enCap") or ()))
+        answers = record.texts("enCap") if record.has("enCap") else ()
+        yield Row(id=name, where=record.where, media=media, answers=answers)
 
 
 def read_youcook2(files: Files) -> Iterator[Row]:
@@ -143,7 +172,7 @@ def read_star(files: Files) -> Iterator[Row]:
     path = files.require("questions")
     for record in records(read_json(path), path):
         choices = list(records(record.get("choices", list), path, record.where))
-        choices.sort(key=lambda choice: choice.values.get("choice_id", 0))
+        choices.sort(key=lambda choice: choice.get("choice_id", int) if choice.has("choice_id") else 0)
         candidates = tuple(choice.text("choice") for choice in choices)
         answers = (record.text("answer"),) if record.has("answer") else ()
         if not set(answers) <= set(candidates):
@@ -190,6 +219,6 @@ def read_kinetics(files: Files) -> Iterator[Row]:
     table = list(read_table(files.require("clips"), ("label", "youtube_id", "time_start", "time_end")))
     candidates = tuple(sorted({record.text("label") for record in table}))
     for record in table:
-        media = _media(record, record.text("youtube_id"), "time_start", "time_end")
+        media = _segment(record, record.text("youtube_id"), "time_start", "time_end")
         answers = (record.text("label"),)
         yield Row(id=media.clips[0], where=record.where, media=media, answers=answers, candidates=candidates)

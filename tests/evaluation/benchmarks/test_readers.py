@@ -16,7 +16,9 @@ from evaluation.benchmarks.benchmark import load, names
 from evaluation.benchmarks.clips import encode, media
 from evaluation.benchmarks.data import BenchmarkData, Queries, state
 from evaluation.benchmarks.items import DataError
+from model.media import MediaLimits, load_video
 from tests.evaluation.benchmarks import official_files as official
+from tests.model import test_turned_videos as turned_videos
 from tests.server.media.videos import film
 
 
@@ -155,10 +157,25 @@ def test_a_segment_shows_its_own_frames(tmp_path: Path) -> None:
     assert encode(tmp_path / "video.avi", 50.0, 60.0) is None
 
 
+@pytest.mark.parametrize("turn", list(turned_videos.MATRICES))
+def test_a_segment_of_a_turned_video_is_upright(turn: str, tmp_path: Path) -> None:
+    (tmp_path / "video.mp4").write_bytes(turned_videos.video(turn))
+    (expected,) = load_video(turned_videos.video(turn), MediaLimits())
+    video = encode(tmp_path / "video.mp4", 0.0, 5.0)
+    assert video is not None
+    (frame, *_) = frames_of(video)
+    assert (frame.width, frame.height) == expected.size
+    assert turned_videos.white_side(frame.to_image()) == turned_videos.white_side(expected)
+
+
 Change = Callable[[Any], object]
 
 DENSE = "visdial_1.0_val_dense_annotations.json"
 QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
+ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
+TEXTVQA = "TextVQA_0.5.1_val.json"
+VATEX = "vatex_public_test_english_v1.1.json"
+NEXTQA = "add_reference_answer_test.json"
 BROKEN: list[tuple[str, str, Change, str]] = [
     ("coco", "dataset_coco.json", lambda v: v.pop("images"), "dataset_coco.json: the field 'images' is missing"),
     ("coco", "dataset_coco.json", lambda v: v["images"][2].pop("filename"), "row 3: the field 'filename' is missing"),
@@ -176,6 +193,21 @@ BROKEN: list[tuple[str, str, Change, str]] = [
         *("vqav2", QUESTIONS, lambda v: v["questions"][1].update(image_id=None)),
         "questions, row 2: the field 'image_id' is missing",
     ),
+    (
+        *("vqav2", ANNOTATIONS, lambda v: v["annotations"].append(v["annotations"][0])),
+        "annotations, row 4: the annotation of the question 1 repeats",
+    ),
+    ("coco", "dataset_coco.json", lambda v: v["images"][2].update(cocoid="x"), "row 3: the field 'cocoid' is 'x'"),
+    ("textvqa", TEXTVQA, lambda v: v["data"][1].update(answers="yes"), "row 2: the field 'answers' is 'yes'"),
+    ("vatex", VATEX, lambda v: v[0].update(enCap="a cat"), "row 1: the field 'enCap' is 'a cat'"),
+    ("nextqa", NEXTQA, lambda v: v.update({next(iter(v)): ["it plays"]}), f"{NEXTQA}: the field"),
+    (
+        "star",
+        "STAR_val.json",
+        lambda v: v[0]["choices"][1].update(choice_id="x"),
+        "row 2: the field 'choice_id' is 'x'",
+    ),
+    ("visdial", DENSE, lambda v: v[0].update(gt_relevance=["x"] * 4), "row 1: the field 'gt_relevance' is 'x'"),
     ("vizwiz", "Annotations/val.json", lambda v: v[1].update(answers=[{}]), "the field 'answer' is missing"),
     ("star", "STAR_val.json", lambda v: v[1].pop("answer"), "row 2: there is no answer, but other rows have one"),
     ("star", "STAR_val.json", lambda v: v[0].update(answer="A."), "row 1: the answer 'A.' is not one of the choices"),
@@ -214,6 +246,7 @@ def test_a_broken_row_is_refused_with_file_and_row(
         ("rareact", "rareact.csv", "phone,3", "phone,9", "row 4: the field 'annotation' is '9', not 0 to 4"),
         ("rareact", "rareact.csv", "noun", "object", "the column 'noun' is missing"),
         ("ivqa", "test.csv", "whole,1,", "whole,one,", "row 1: the field 'start' is 'one', not a number"),
+        ("kinetics700", "val.csv", "video1,1,11", "video1,,", "row 1: the field 'time_start' is '', not a number"),
         ("kinetics700", "val.csv", "abseiling,", ",", "row 1: the field 'label' is empty"),
         ("kinetics700", "val.csv", "abseiling,", "\udce9,", "val.csv: 'utf-8' codec"),
         ("nextqa", "test.csv", "it plays,0,CW", "it plays,0,CW,more", "row 1: more fields than columns"),
