@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m model.ch
     except (ModelNameError, DefaultModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (CheckpointError, ConfigError) as error:
+    except (CheckpointError, ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

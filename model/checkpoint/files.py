@@ -29,6 +29,8 @@ from model.prompt import open_tokenizer
 
 # field -> its neutral values; any other value is a feature that is not implemented
 Neutral: TypeAlias = Mapping[str, tuple[Any, ...]]
+# the type of each field that is a positive number
+NumberTypes: TypeAlias = Mapping[str, type[int] | type[float]]
 # our tensor, or our module for its weight and bias -> theirs, or those whose rows make up ours; {i} is the layer
 Names: TypeAlias = Mapping[str, str | tuple[str, ...]]
 Rearrange: TypeAlias = Callable[[Tensor], Tensor]
@@ -77,6 +79,19 @@ def refuse_fields(prefix: str, fields: Mapping[str, Any], neutral: Neutral) -> N
     for name, values in neutral.items():
         if name in fields and fields[name] not in values:
             raise CheckpointError(f"{prefix}{name} = {fields[name]!r} is not implemented")
+
+
+def check_positive(prefix: str, fields: Mapping[str, Any], names: NumberTypes) -> dict[str, Any]:
+    """Return the fields; of those in `names`, which have the type int or float, a null is left out.
+
+    Raises `CheckpointError` for the first of these that is not a positive number of its type.
+    """
+    present = {name: value for name, value in fields.items() if value is not None or name not in names}
+    for name, kind in names.items():
+        value = present.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not value > 0:
+            raise CheckpointError(f"{prefix}{name} = {value!r} is not implemented, it must be one positive number")
+    return present
 
 
 @dataclass(frozen=True, slots=True)

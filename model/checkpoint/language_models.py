@@ -16,7 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.checkpoint.files import Names, Neutral, Plan, Rearrange, convert, plan, refuse_fields
+from model.checkpoint.files import (
+    Names,
+    Neutral,
+    NumberTypes,
+    Plan,
+    Rearrange,
+    check_positive,
+    convert,
+    plan,
+    refuse_fields,
+)
 from model.config import Activation, LanguageModelConfig
 from model.folder import CheckpointError, shapes_of
 from model.language_model import LanguageModel
@@ -36,6 +46,32 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu2": "squared_relu",
     "silu": "silu",
     "swish": "silu",
+}
+
+# positive numbers; where the reader has a default, it replaces a null
+NUMBERS: NumberTypes = {
+    "vocab_size": int,
+    "hidden_size": int,
+    "d_model": int,
+    "num_hidden_layers": int,
+    "n_layers": int,
+    "num_attention_heads": int,
+    "n_heads": int,
+    "num_key_value_heads": int,
+    "head_dim": int,
+    "intermediate_size": int,
+    "ffn_dim": int,
+    "max_position_embeddings": int,
+    "max_seq_len": int,
+    "rms_norm_eps": float,
+    "layer_norm_eps": float,
+    "layer_norm_epsilon": float,
+    "rope_theta": float,
+    "rotary_emb_base": float,
+    "rotary_pct": float,
+    "partial_rotary_factor": float,
+    "expansion_ratio": int,
+    "mlp_ratio": int,
 }
 
 NEUTRAL_ANYWHERE: Neutral = {"quantization_config": (None,)}
@@ -76,7 +112,7 @@ def rotary(config: HuggingFaceConfig) -> dict[str, Any]:
     """Return the fields of rotary positions, read from `rope_parameters` (transformers 5) or from the older fields."""
     for name in ("rope_scaling", "rope_parameters"):
         refuse_fields(f"{CONFIG}{name}.", config.get(name) or {}, NEUTRAL_ROTARY)
-    return {**config, **(config.get("rope_parameters") or {})}
+    return {**config, **check_positive(f"{CONFIG}rope_parameters.", config.get("rope_parameters") or {}, NUMBERS)}
 
 
 def _decoder(config: HuggingFaceConfig, **fields: Any) -> LanguageModelConfig:
@@ -325,7 +361,7 @@ def language_model_config(config: HuggingFaceConfig) -> LanguageModelConfig:
     """Read the values of a `config.json`; `CheckpointError` names a feature that is not implemented."""
     refuse_fields(CONFIG, config, NEUTRAL_ANYWHERE)
     try:
-        return family_of(config).read(config)
+        return family_of(config).read(check_positive(CONFIG, config, NUMBERS))
     except KeyError as error:
         raise CheckpointError(f"the language model's config has no {error.args[0]}") from None
 

@@ -15,7 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.checkpoint.files import Names, Neutral, Recipe, Source, convert, open_folder, plan, refuse_fields
+from model.checkpoint.files import (
+    Names,
+    Neutral,
+    NumberTypes,
+    Recipe,
+    Source,
+    check_positive,
+    convert,
+    open_folder,
+    plan,
+    refuse_fields,
+)
 from model.checkpoint.language_models import activation
 from model.checkpoint.layout import OPEN_CLIP_CONFIG, OPEN_CLIP_STEMS
 from model.config import VisionConfig
@@ -26,6 +37,20 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 CONFIG = "the vision model's config: "
 
+# positive numbers, under the names of both libraries
+NUMBERS: NumberTypes = {
+    "hidden_size": int,
+    "intermediate_size": int,
+    "num_hidden_layers": int,
+    "num_attention_heads": int,
+    "image_size": int,
+    "patch_size": int,
+    "layer_norm_eps": float,
+    "layers": int,
+    "width": int,
+    "head_width": int,
+    "mlp_ratio": float,
+}
 # the defaults of a nested configuration, which is saved without them
 HUGGING_FACE_DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
@@ -123,8 +148,8 @@ def clip_config(config: Mapping[str, Any]) -> VisionConfig:
     """Read a `config.json` of CLIP or of its vision model; features are patches alone, and images are cropped."""
     if (kind := config.get("model_type")) not in ("clip", "clip_vision_model"):
         raise CheckpointError(f"the vision model's model_type {kind!r} is neither 'clip' nor 'clip_vision_model'")
-    nested = {**config.get("vision_config", config), **(config.get("vision_config_dict") or {})}
-    values = {**HUGGING_FACE_DEFAULTS, **nested}
+    nested = {**(config.get("vision_config", config) or {}), **(config.get("vision_config_dict") or {})}
+    values = {**HUGGING_FACE_DEFAULTS, **check_positive(CONFIG, nested, NUMBERS)}
     refuse_fields(CONFIG, values, {"num_channels": (3,)})
     return _clip(
         image_size=values["image_size"],
@@ -140,10 +165,10 @@ def clip_config(config: Mapping[str, Any]) -> VisionConfig:
 
 def open_clip_config(config: Mapping[str, Any]) -> VisionConfig:
     """Read an `open_clip_config.json`, including `quick_gelu`, which open_clip's model names alone do not imply."""
-    model, preprocess = config.get("model_cfg", {}), config.get("preprocess_cfg", {})
-    if "vision_cfg" not in model:
+    model, preprocess = config.get("model_cfg") or {}, config.get("preprocess_cfg") or {}
+    if not isinstance(model.get("vision_cfg"), dict):
         raise CheckpointError("open_clip_config.json has no model_cfg.vision_cfg")
-    values = {**OPEN_CLIP_DEFAULTS, **model["vision_cfg"]}
+    values = {**OPEN_CLIP_DEFAULTS, **check_positive(CONFIG, model["vision_cfg"], NUMBERS)}
     refuse_fields(CONFIG, values, OPEN_CLIP_NEUTRAL)
     refuse_fields(CONFIG, preprocess, PREPROCESS_NEUTRAL)
     sized = _clip(
@@ -159,9 +184,6 @@ def open_clip_config(config: Mapping[str, Any]) -> VisionConfig:
 
 
 def _clip(**sizes: Any) -> VisionConfig:
-    for name in ("image_size", "patch_size", "num_layers"):
-        if not isinstance(sizes[name], int):
-            raise CheckpointError(f"{CONFIG}{name} = {sizes[name]!r} is not implemented, it must be one number")
     return VisionConfig(
         architecture="clip_vit",
         num_patches=(sizes["image_size"] // sizes["patch_size"]) ** 2,

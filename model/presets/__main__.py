@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m model.pr
     except (ModelNameError, DefaultModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (CheckpointError, ConfigError) as error:
+    except (CheckpointError, ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     note = "" if options.gate else ". The gates are closed: images have no effect until it is trained"

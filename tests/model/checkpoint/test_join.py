@@ -350,6 +350,7 @@ def test_the_command_says_that_the_gates_are_closed_and_stores_where_the_experts
         (["--vision-model", str(LLAMA)], "the vision model's model_type 'llama' is neither 'clip' nor"),
         (["--language-model", str(CLIP)], "has no tokenizer.json"),
         (["--language-model", "nowhere"], "nowhere is neither a folder nor the name of a repository"),
+        (["--out", str(CLIP / "config.json" / "out")], "File exists"),
         (["--out", str(CLIP)], "already exists and is not an empty folder"),
     ],
     ids=lambda value: " ".join(value[:2])[:30] if isinstance(value, list) else "",

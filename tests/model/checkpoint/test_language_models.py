@@ -233,6 +233,11 @@ OPT_CONFIG = OPTConfig(**SIZES).to_dict()
         (LLAMA_CONFIG, {"quantization_config": {"bits": 4}}, "quantization_config"),
         (LLAMA_CONFIG, {"hidden_act": "mish"}, "'mish'"),
         (LLAMA_CONFIG, {"model_type": "bloom"}, "'bloom'"),
+        (LLAMA_CONFIG, {"hidden_size": "64"}, "hidden_size = '64'"),
+        (LLAMA_CONFIG, {"hidden_size": None}, "has no hidden_size"),
+        (LLAMA_CONFIG, {"num_attention_heads": 0}, "num_attention_heads = 0"),
+        (LLAMA_CONFIG, {"rope_parameters": {"rope_theta": "many"}}, "rope_parameters.rope_theta = 'many'"),
+        (MPT_CONFIG, {"n_heads": 0}, "n_heads = 0"),
         (NEOX_CONFIG, {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_parameters.rope_type"),
         (MPT_CONFIG, {"attn_config": {"clip_qkv": 6.0}}, "attn_config.clip_qkv = 6.0"),
         (MPT_CONFIG, {"attn_config": {"softmax_scale": 0.5}}, "attn_config.softmax_scale"),
@@ -260,6 +265,12 @@ def test_a_field_that_is_missing_is_named() -> None:
     config = {name: value for name, value in LLAMA_CONFIG.items() if name != "hidden_size"}
     with pytest.raises(CheckpointError, match="has no hidden_size"):
         language_model_config(config)
+
+
+def test_a_null_is_a_default() -> None:
+    nulls = {"rope_theta": None, "rms_norm_eps": None, "rope_parameters": {"rope_theta": None}}
+    config = language_model_config(LLAMA_CONFIG | nulls)
+    assert (config.rope_theta, config.norm_eps) == (10000.0, 1e-6)
 
 
 def test_heads_that_do_not_divide_are_refused() -> None:

@@ -143,6 +143,12 @@ def test_fields_that_equal_the_defaults_may_be_absent() -> None:
     assert clip_config(settings) == clip_config(CLIPVisionConfig(patch_size=16).to_dict())
 
 
+def test_a_null_is_the_default_configuration() -> None:
+    assert clip_config({"model_type": "clip", "vision_config": None}) == clip_config(CLIPVisionConfig().to_dict())
+    with pytest.raises(CheckpointError, match=r"has no model_cfg.vision_cfg"):
+        open_clip_config({"model_cfg": {"vision_cfg": None}, "preprocess_cfg": None})
+
+
 VISION_CFG = {"layers": 2, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 32}
 
 
@@ -151,6 +157,7 @@ VISION_CFG = {"layers": 2, "width": 16, "head_width": 8, "patch_size": 8, "image
     [
         ({"timm_model_name": "convnext_base"}, {}, "timm_model_name = 'convnext_base'"),
         ({"layers": [3, 4, 6, 3]}, {}, "layers"),
+        ({"head_width": 0}, {}, "head_width = 0"),
         ({"ls_init_value": 1e-4}, {}, "ls_init_value"),
         ({"no_ln_pre": True}, {}, "no_ln_pre"),
         ({"act_kwargs": {"approximate": "tanh"}}, {}, "act_kwargs"),
@@ -175,6 +182,7 @@ def test_unsupported_open_clip_settings_are_named(
         ({"hidden_act": "mish"}, "'mish'"),
         ({"num_channels": 1}, "num_channels = 1"),
         ({"image_size": [224, 336]}, "image_size"),
+        ({"patch_size": 0}, "patch_size = 0"),
     ],
 )
 def test_unsupported_clip_settings_are_named(changes: dict[str, Any], named: str) -> None:

@@ -127,6 +127,7 @@ def test_a_gguf_file_may_be_the_language_model(tmp_path: Path) -> None:
         (["flamingo-4b"], "'flamingo-4b' is not a preset, must be one of flamingo-3b, flamingo-9b, flamingo-80b"),
         (["flamingo-9b", "--language-model", str(LLAMA)], "cross_attn_every is 4, but the language model has 2 layers"),
         (["flamingo-3b", "--vision-model", "nowhere"], "nowhere is neither a folder nor the name of a repository"),
+        (["flamingo-3b", "--out", str(CLIP / "config.json" / "out")], "File exists"),
         (["flamingo-3b", "--out", str(CLIP)], "already exists and is not an empty folder"),
     ],
 )
