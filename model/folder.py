@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -140,15 +141,17 @@ def moved_when_complete(folder: Path, *, replaces: bool = False) -> Iterator[Pat
     With `replaces`, an existing `folder` stays as it is until then.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{folder.name}-"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent, ignore_cleanup_errors=True) as temporary:
-        partial = Path(temporary, "new")
-        partial.mkdir()
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    replaced = partial.with_name(f"{partial.name}-replaced")
+    try:
         yield partial
         partial.chmod(0o755)
         if replaces and folder.exists():
-            os.replace(folder, Path(temporary, "old"))
+            os.replace(folder, replaced)
         os.replace(partial, folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> None:

@@ -56,11 +56,11 @@ def _owned_streams(config: SetConfig, world: World) -> range:
 def _shard_streams(
     config: SetConfig, seed: int, model: Flamingo, tokenizer: PromptTokenizer
 ) -> Callable[[int], Stream]:
-    limit = model.config.language_model.max_positions
-    if config.max_tokens > limit:
+    language_model = model.config.language_model
+    if language_model.position == "learned" and config.max_tokens > language_model.max_positions:
         raise ConfigError(
-            f"set {config.name}: max_tokens is {config.max_tokens}, must be at most {limit}, the language model's "
-            "max_positions"
+            f"set {config.name}: max_tokens is {config.max_tokens}, must be at most {language_model.max_positions}, the "
+            "language model's learned positions (max_positions)"
         )
     shards = find_shards(config.shards)
     return lambda index: ShardStream(shards, config, tokenizer, model.config.vision, seed=seed, index=index)

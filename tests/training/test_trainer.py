@@ -54,7 +54,7 @@ def test_sequences_longer_than_the_language_models_positions_are_refused(tmp_pat
     language_model = replace(CONFIG.language_model, position="learned", rotary_dim=0, max_positions=16)
     config = make_run(tmp_path, model=replace(CONFIG, language_model=language_model))
     with pytest.raises(
-        ConfigError, match="set pairs: max_tokens is 256, must be at most 16, the language model's max_pos"
+        ConfigError, match="set pairs: max_tokens is 256, must be at most 16, the language model's learned"
     ):
         make_trainer(config)
     assert losses(make_trainer(replace(config, sets=(replace(config.sets[0], max_tokens=16),))))
