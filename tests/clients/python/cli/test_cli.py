@@ -275,6 +275,17 @@ class TestSupportSets:
         _, errors = run("support-set", "test", "cli-colours", folder / "red", status=1)
         assert "has no label" in errors
 
+    def test_a_method_is_refused_before_another_has_run(
+        self, made: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "red").mkdir()
+        Image.new("RGB", (31, 7), "red").save(tmp_path / "red" / "1.png")
+        monkeypatch.setattr(Client, "measure", None)
+        arguments = ("support-set", "test", "cli-colours", tmp_path, "--method", "nearest_mean", "--method", "none")
+        _, errors = run(*arguments, status=1)
+        assert "method" in errors
+        assert "Traceback" not in errors
+
     def test_an_export_overwrites_no_file_unless_it_is_forced(self, made: Client, tmp_path: Path) -> None:
         file = tmp_path / "cli-colours.zip"
         file.write_text("mine")

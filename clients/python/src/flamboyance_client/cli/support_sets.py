@@ -9,13 +9,14 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from flamboyance_client.accuracy import requests_by_method
 from flamboyance_client.cli import tables
 from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, note, print_json
 from flamboyance_client.cli.held_out import as_document, held_out, print_accuracies
 from flamboyance_client.cli.selection import TargetAccuracy, TargetCoverage
 from flamboyance_client.client import Client
 from flamboyance_client.folders import empty_subfolders, media_files
-from flamboyance_client.options import Method
+from flamboyance_client.options import ClassifyOptions, Method
 from flamboyance_client.records import SupportSet
 from flamboyance_client.stored import PAGE
 from flamboyance_client.transfers import archive_path
@@ -140,9 +141,12 @@ def measure(
     methods = cast("list[Method]", method or ["auto", "nearest_mean"])
     with connected(url, api_key) as client:
         queries, num_known = held_out(client, name, folder)
-        accuracies = client.measure(
-            queries, methods=methods, examples=name, target_accuracy=target_accuracy, target_coverage=target_coverage
-        )
+        options: ClassifyOptions = {"examples": name}
+        options |= {"target_accuracy": target_accuracy, "target_coverage": target_coverage}
+        for _, request in requests_by_method(methods, options):
+            # a method that the server refuses ends the command before others have taken minutes
+            client.classify(queries[0][0], **request)
+        accuracies = client.measure(queries, methods=methods, **options)
     if json:
         for accuracy in accuracies:
             print_json(as_document(accuracy, num_known))
