@@ -1,4 +1,4 @@
-"""Sends random input to every interface of the server: `python -m bench.fuzz api|media|bodies|wire|checkpoints`.
+"""Sends random input to every interface of the server: `python -m bench.fuzz api|media|bodies|wire|checkpoints|grammars`.
 
 Every input is generated from a seed, so a failure can be repeated. The exit status is 1 if an input ended a process, leaked
 memory, or failed with anything but one of the server's own errors.
@@ -11,19 +11,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from bench.fuzz import api, bodies, checkpoints, isolated, media, wire
+from bench.fuzz import api, bodies, checkpoints, grammars, isolated, media, wire
 from bench.options import model_folder
 from bench.table import Report
 from bench.target import Target, running
 from server.settings import Settings
 
 # numbers of inputs, in total more than 100,000
-INPUTS = {"media": 40_000, "bodies": 20_000, "wire": 40_000, "checkpoints": 10_000}
+INPUTS = {"media": 40_000, "bodies": 20_000, "wire": 40_000, "checkpoints": 10_000, "grammars": 20_000}
 HELP = {
     "media": "mutated images and videos, for a decode process",
     "bodies": "mutated JSON bodies, for a server",
     "wire": "mutated messages between the processes",
     "checkpoints": "mutated model folders and checkpoints",
+    "grammars": "mutated JSON schemas and regular expressions",
 }
 
 
@@ -51,8 +52,10 @@ def _find(options: argparse.Namespace) -> isolated.Tally:
                 return bodies.run(target, options.inputs, options.seed)
         case "wire":
             return isolated.run(wire.make, options.inputs, options.seed)
-        case _:
+        case "checkpoints":
             return isolated.run(checkpoints.make, options.inputs, options.seed)
+        case _:
+            return isolated.run(grammars.make, options.inputs, options.seed)
 
 
 @contextmanager

@@ -1,0 +1,97 @@
+"""Compiles mutated grammars and follows them for a few tokens: JSON schemas and regular expressions.
+
+A grammar must compile or be refused by a `GrammarError`. The library that compiles them is native code, which can end the
+process of the worker.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+
+from bench.fuzz.isolated import Try
+from bench.fuzz.mutation import mutate, mutate_json
+from bench.random_models import folder
+from model.config import load_config
+from model.prompt import PromptTokenizer
+from server.grammar import GrammarError, Grammars, Matcher
+from server.wire import Grammar
+
+MAX_STEPS = 12
+EDGES = (*(2**power for power in (31, 53, 63, 64)), 10**18, 9 * 10**18, 10**30, 1, 0)
+FORM = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "maxLength": 20, "pattern": "^[a-z ]+$"},
+        "kind": {"enum": ["cat", "dog", 3, None, -5, True]},
+        "age": {"type": ["integer", "null"], "minimum": 0, "maximum": 120},
+        "size": {"type": "number", "exclusiveMinimum": -1.5, "exclusiveMaximum": 1e6, "multipleOf": 0.25},
+        "tags": {"type": "array", "items": {"type": "string", "format": "date-time"}, "minItems": 1, "maxItems": 4},
+        "pair": {"type": "array", "prefixItems": [{"const": 1}, {"type": "boolean"}], "items": False},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+TREE = {
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {
+                "value": {"type": "integer"},
+                "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]},
+            },
+        }
+    },
+    "$ref": "#/$defs/node",
+}
+RANGE = {"anyOf": [{"type": "integer", "minimum": -5, "maximum": 5}, {"const": 7}, {"allOf": [{"type": "number"}]}]}
+SCHEMAS: tuple[Any, ...] = (FORM, TREE, RANGE, {"type": "object", "patternProperties": {"^k[0-9]{1,3}$": {}}})
+REGEXES = (b"(ab){3,5}c", rb"[a-z]+\d{2,4}(\.\d+)?", rb"\b\w+@\w+\.(com|org)$", b"(?i)yes|no", "[äöü-ÿ]{1,9}".encode())
+
+
+def make() -> Try:
+    model = folder("tiny")
+    tokenizer = PromptTokenizer.load(model, load_config(model).prompt)
+    grammars = Grammars(tokenizer)
+
+    def attempt(rng: random.Random) -> str | None:
+        try:
+            matcher = grammars.compile(_grammar(rng)).result()
+        except GrammarError:
+            return None
+        except Exception as error:
+            return f"{type(error).__name__} instead of a GrammarError: {str(error)[:80]}"
+        _follow(matcher.copy(), rng, len(tokenizer))
+        return None
+
+    return attempt
+
+
+def _grammar(rng: random.Random) -> Grammar:
+    if rng.random() < 0.3:
+        return Grammar(kind="regex", text=mutate(rng.choice(REGEXES), rng, REGEXES).decode(errors="replace"))
+    schema = _with_edge(rng.choice(SCHEMAS), rng) if rng.random() < 0.7 else rng.choice(SCHEMAS)
+    text = mutate_json(schema, rng) if rng.random() < 0.7 else mutate_json({"anyOf": [schema]}, rng)
+    return Grammar(kind="json", text=text.decode(errors="replace"))
+
+
+def _with_edge(value: Any, rng: random.Random) -> Any:
+    """Return a value in which some numbers are next to an edge, such as that of 64 bits."""
+    if isinstance(value, dict):
+        return {name: _with_edge(part, rng) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_with_edge(part, rng) for part in value]
+    if isinstance(value, bool) or not isinstance(value, int | float) or rng.random() < 0.5:
+        return value
+    number = rng.choice((-1, 1)) * rng.choice(EDGES) + rng.randrange(-9, 10)
+    return number if rng.random() < 0.7 else float(number)
+
+
+def _follow(matcher: Matcher, rng: random.Random, vocab_size: int) -> None:
+    for _ in range(MAX_STEPS):
+        allowed = np.flatnonzero(matcher.allowed(vocab_size, ends=rng.random() < 0.2))
+        if not len(allowed) or matcher.is_complete:
+            return
+        matcher.accept(int(rng.choice(allowed)))
