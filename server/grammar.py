@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from heapq import heappop, heappush
 from itertools import count
+from math import lcm
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +43,9 @@ COMPACT: JsonCompileOptions = {"whitespace_flexible": False}
 LARGEST_INTEGER = 10**18
 # limit of numbers in a schema: llguidance 1.9 ends the process for an integer next to -2**63
 LARGEST_NUMBER = 9 * 10**18
+# limit of the common multiple of all `multipleOf`, apart from powers of ten: each remainder of a number is a state of its
+# grammar, and a million of them take 20 seconds and half a gigabyte
+MAX_MULTIPLE = 10_000
 # limit of bounded integers, which take much more of a grammar than unbounded ones
 MAX_BOUNDED = 100
 LOWER_BOUNDS = ("minimum", "exclusiveMinimum")
@@ -99,6 +104,7 @@ def _closed(text: str) -> str:
     """
     schemas = _schemas(text)
     _limit_numbers(schemas[:1])
+    _limit_multiples(schemas[:1])
     for schema in schemas:
         if _num_parts(schema) > 1:
             return text  # each part would forbid the properties of the others
@@ -142,19 +148,41 @@ def _bound(schema: dict[str, Any]) -> None:
             schema[names[0]] = bound
 
 
-def _limit_numbers(values: list[Any]) -> None:
+def _limit_numbers(schemas: list[dict[str, Any]]) -> None:
     """Raise lower bounds to `-LARGEST_NUMBER`. Raises `GrammarError` if any other number is below it."""
-    values = list(values)
-    for value in values:  # the parts of each are appended
+    for value in _values(schemas):
         if isinstance(value, dict):
             for name in LOWER_BOUNDS:
                 if _is_below(value.get(name)):
                     value[name] = -LARGEST_NUMBER
-            values += value.values()
-        elif isinstance(value, list):
-            values += value
         elif _is_below(value):
             raise GrammarError(f"a number of a schema is at least {-LARGEST_NUMBER}, not {value}")
+
+
+def _limit_multiples(schemas: list[dict[str, Any]]) -> None:
+    """Raises `GrammarError` if the common multiple of all `multipleOf` is too large; schemas may be joined to one."""
+    numbers = [value.get("multipleOf") for value in _values(schemas) if isinstance(value, dict)]
+    multiple = lcm(*(_significant(number) for number in numbers if isinstance(number, int | float)))
+    if multiple > MAX_MULTIPLE:
+        message = f"the common multiple of all multipleOf is {multiple}, apart from powers of ten"
+        raise GrammarError(f"{message}; the limit is {MAX_MULTIPLE}")
+
+
+def _significant(number: float) -> int:
+    """Return the digits of a number without its zeros at the end: 25 for 0.25 and for 2500; 1 for zero and infinity."""
+    digits = Decimal(str(+number)).normalize().as_tuple().digits
+    return int("".join(map(str, digits)) or 1) or 1
+
+
+def _values(values: Sequence[Any]) -> Iterator[Any]:
+    """Yield JSON values and all of their parts."""
+    waiting = list(values)
+    for value in waiting:
+        yield value
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
 
 
 def _is_below(value: Any) -> bool:

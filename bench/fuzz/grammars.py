@@ -7,6 +7,7 @@ process of the worker.
 from __future__ import annotations
 
 import random
+import time
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from server.grammar import GrammarError, Grammars, Matcher
 from server.wire import Grammar
 
 MAX_STEPS = 12
+MAX_SECONDS = 2.0  # of all threads
 EDGES = (*(2**power for power in (31, 53, 63, 64)), 10**18, 9 * 10**18, 10**30, 1, 0)
 FORM = {
     "type": "object",
@@ -57,6 +59,7 @@ def make() -> Try:
     grammars = Grammars(tokenizer)
 
     def attempt(rng: random.Random) -> str | None:
+        began = time.process_time()
         try:
             matcher = grammars.compile(_grammar(rng)).result()
         except GrammarError:
@@ -64,7 +67,7 @@ def make() -> Try:
         except Exception as error:
             return f"{type(error).__name__} instead of a GrammarError: {str(error)[:80]}"
         _follow(matcher.copy(), rng, len(tokenizer))
-        return None
+        return "a grammar that takes long" if time.process_time() - began > MAX_SECONDS else None
 
     return attempt
 

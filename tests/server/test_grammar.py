@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -259,6 +260,31 @@ def test_an_integer_without_bounds_has_at_most_18_digits(bounds: dict[str, Any],
 def test_a_number_that_would_end_the_process_is_refused(value: object) -> None:
     with pytest.raises(GrammarError, match=r"^a number of a schema is at least -9000000000000000000, not -"):
         Grammars(TOKENIZER).compile(schema(value)).result()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"type": "integer", "multipleOf": 10_000_019},
+        {"type": "number", "multipleOf": 2**31},
+        {"type": "integer", "allOf": [{"multipleOf": 9973}, {"multipleOf": 97}]},
+        {"anyOf": [{"multipleOf": 0.1009}, {"multipleOf": 0.11}], "type": "number"},
+    ],
+)
+def test_multiples_that_take_very_many_states_are_refused(value: object) -> None:
+    with pytest.raises(GrammarError, match=r"^the common multiple of all multipleOf is [0-9]+, apart"):
+        Grammars(TOKENIZER).compile(schema(value)).result()
+
+
+@pytest.mark.parametrize(("multiple", "value"), [(0.25, "7.5"), (2500, "7500"), (4096, "8192"), (1e6, "3000000")])
+def test_multiples(multiple: float, value: str) -> None:
+    assert is_permitted(schema({"type": "number", "multipleOf": multiple}), value)
+
+
+@pytest.mark.parametrize("multiple", [True, 0, math.nan, math.inf, "5", None])
+def test_a_multiple_that_is_no_positive_number_is_refused(multiple: object) -> None:
+    with pytest.raises(GrammarError):
+        Grammars(TOKENIZER).compile(schema({"type": "number", "multipleOf": multiple})).result()
 
 
 def test_a_number_that_may_be_an_integer_has_no_bounds() -> None:
