@@ -100,20 +100,25 @@ def _closed(text: str) -> str:
     """Return a JSON schema whose objects have only the named properties, and whose integers fit 64 bits.
 
     Otherwise a model may invent properties or digits endlessly. Existing keywords about either stay, and integers of a
-    schema with very many stay unbounded. A text that is not JSON is returned unchanged.
+    schema with very many stay unbounded. Raises `GrammarError` for a text that is not JSON, and for numbers that the library
+    cannot compile.
     """
     schemas = _schemas(text)
     _limit_numbers(schemas[:1])
     _limit_multiples(schemas[:1])
+    # several parts of one object would forbid the properties of each other
+    if not any(_num_parts(schema) > 1 for schema in schemas):
+        _close(schemas)
+    return json.dumps(schemas[0]) if schemas else text
+
+
+def _close(schemas: Sequence[dict[str, Any]]) -> None:
     for schema in schemas:
-        if _num_parts(schema) > 1:
-            return text  # each part would forbid the properties of the others
         if "properties" in schema:
             schema.setdefault("additionalProperties", "patternProperties" in schema)
     integers = [schema for schema in schemas if _is_integer(schema.get("type"))]
     for schema in integers if len(integers) <= MAX_BOUNDED else ():
         _bound(schema)
-    return json.dumps(schemas[0]) if schemas else text
 
 
 def _num_parts(schema: dict[str, Any]) -> int:
@@ -202,11 +207,14 @@ def _words(text: str) -> list[Any]:
 
 
 def _schemas(text: str) -> list[dict[str, Any]]:
-    """Return a JSON schema and all of its subschemas; an empty list for a text that is not a JSON object."""
+    """Return a JSON schema and all of its subschemas; an empty list for JSON that is not an object.
+
+    Raises `GrammarError` for a text that is not JSON, or is nested too deeply.
+    """
     try:
         schemas = [json.loads(text)]
-    except (ValueError, RecursionError):
-        return []
+    except (ValueError, RecursionError) as error:
+        raise GrammarError(f"not a JSON schema: {error}") from None
     for schema in schemas:  # subschemas are appended
         if isinstance(schema, dict):
             schemas += _subschemas(schema)

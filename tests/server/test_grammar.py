@@ -85,7 +85,7 @@ def test_a_token_that_is_not_permitted_is_an_error_and_no_end() -> None:
         (schema({"type": "string", "pattern": "a("}), "^invalid regular expression: unclosed group$"),
         (regex("a" * 1000 + "(?=b)"), "^invalid regular expression: look-around, .* is not supported$"),
         (schema({"type": "nothing"}), "Invalid type"),
-        (Grammar(kind="json", text="{"), "at line 1"),
+        (Grammar(kind="json", text="{"), "line 1 column 2"),
         (Grammar(kind="json", text='{"items":' * 300 + "{}" + "}" * 300), "recursion limit"),
         (Grammar(kind="choice", choices=()), "at least one string"),
         (Grammar(kind="choice", choices=("a", "")), "no empty string"),
@@ -236,6 +236,7 @@ def test_alternatives_that_only_require_properties_add_none() -> None:
         ({"exclusiveMinimum": 2e18}, 8 * 10**18, True),
         ({"minimum": -(2**63), "maximum": 2**63 - 1}, 8 * 10**18, True),
         ({"minimum": -(2.0**63), "maximum": 2.0**63}, -8 * 10**18, True),
+        ({"allOf": [{"minimum": -(2**63)}, {"maximum": 2**63 - 1}]}, -8 * 10**18, True),
         ({"enum": [2 * 10**18, None, ""]}, 2 * 10**18, True),
         ({"const": 2**63 - 1}, 2**63 - 1, True),
     ],
@@ -274,6 +275,12 @@ def test_a_number_that_would_end_the_process_is_refused(value: object) -> None:
 def test_multiples_that_take_very_many_states_are_refused(value: object) -> None:
     with pytest.raises(GrammarError, match=r"^the common multiple of all multipleOf is [0-9]+, apart"):
         Grammars(TOKENIZER).compile(schema(value)).result()
+
+
+def test_an_integer_that_python_cannot_read_hides_no_number() -> None:
+    text = '{"title": 1' + "0" * 5000 + ', "const": -9223372036854775807}'
+    with pytest.raises(GrammarError, match="not a JSON schema"):
+        Grammars(TOKENIZER).compile(Grammar(kind="json", text=text)).result()
 
 
 @pytest.mark.parametrize(("multiple", "value"), [(0.25, "7.5"), (2500, "7500"), (4096, "8192"), (1e6, "3000000")])
