@@ -100,8 +100,8 @@ def _closed(text: str) -> str:
     """Return a JSON schema whose objects have only the named properties, and whose integers fit 64 bits.
 
     Otherwise a model may invent properties or digits endlessly. Existing keywords about either stay, and integers of a
-    schema with very many stay unbounded. Raises `GrammarError` for a text that is not JSON, and for numbers that the library
-    cannot compile.
+    schema with very many stay unbounded. Raises `GrammarError` for a text that is not JSON, and for numbers that the
+    library cannot compile.
     """
     schemas = _schemas(text)
     _limit_numbers(schemas[:1])

@@ -49,7 +49,13 @@ TREE = {
     "$ref": "#/$defs/node",
 }
 RANGE = {"anyOf": [{"type": "integer", "minimum": -5, "maximum": 5}, {"const": 7}, {"allOf": [{"type": "number"}]}]}
-SCHEMAS: tuple[Any, ...] = (FORM, TREE, RANGE, {"type": "object", "patternProperties": {"^k[0-9]{1,3}$": {}}})
+JOINED = {
+    "allOf": [
+        {"type": "object", "properties": {"a": {"type": "integer", "minimum": -5, "maximum": 9}}},
+        {"properties": {"b": {"type": "number", "multipleOf": 7}}, "required": ["a", "b"]},
+    ]
+}
+SCHEMAS: tuple[Any, ...] = (FORM, TREE, RANGE, JOINED, {"type": "object", "patternProperties": {"^k[0-9]{1,3}$": {}}})
 REGEXES = (b"(ab){3,5}c", rb"[a-z]+\d{2,4}(\.\d+)?", rb"\b\w+@\w+\.(com|org)$", b"(?i)yes|no", "[äöü-ÿ]{1,9}".encode())
 
 
