@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.fuzz import bodies, checkpoints, media, wire
+from bench.fuzz import bodies, checkpoints, grammars, media, wire
 from bench.fuzz.isolated import rng_of
 from bench.fuzz.mutation import mutate, mutate_json
 from bench.target import Answer, Target
@@ -31,6 +31,11 @@ def test_mutated_messages_fail_only_with_errors_of_the_codec() -> None:
 
 def test_mutated_model_folders_load_or_are_refused_by_name() -> None:
     attempt = checkpoints.make()
+    assert [failure for number in range(300) if (failure := attempt(rng_of(0, number)))] == []
+
+
+def test_mutated_grammars_compile_or_are_refused() -> None:
+    attempt = grammars.make()
     assert [failure for number in range(300) if (failure := attempt(rng_of(0, number)))] == []
 
 
