@@ -104,12 +104,14 @@ def _closed(text: str) -> str:
     library cannot compile.
     """
     schemas = _schemas(text)
-    _limit_numbers(schemas[:1])
-    _limit_multiples(schemas[:1])
+    if not schemas:
+        return text
+    _limit_numbers(schemas[0])
+    _limit_multiples(schemas[0])
     # several parts of one object would forbid the properties of each other
     if not any(_num_parts(schema) > 1 for schema in schemas):
         _close(schemas)
-    return json.dumps(schemas[0]) if schemas else text
+    return json.dumps(schemas[0])
 
 
 def _close(schemas: Sequence[dict[str, Any]]) -> None:
@@ -153,24 +155,24 @@ def _bound(schema: dict[str, Any]) -> None:
             schema[names[0]] = bound
 
 
-def _limit_numbers(schemas: list[dict[str, Any]]) -> None:
+def _limit_numbers(schema: dict[str, Any]) -> None:
     """Raise lower bounds to `-LARGEST_NUMBER`. Raises `GrammarError` if any other number is below it."""
-    for value in _values(schemas):
+    for value in _values(schema):
         if isinstance(value, dict):
             for name in LOWER_BOUNDS:
                 if _is_below(value.get(name)):
                     value[name] = -LARGEST_NUMBER
         elif _is_below(value):
-            raise GrammarError(f"a number of a schema is at least {-LARGEST_NUMBER}, not {value}")
+            raise GrammarError(f"a number of a schema is at least {-LARGEST_NUMBER}, not {str(value)[:40]}")
 
 
-def _limit_multiples(schemas: list[dict[str, Any]]) -> None:
-    """Raises `GrammarError` if the common multiple of all `multipleOf` is too large; schemas may be joined to one."""
-    numbers = [value.get("multipleOf") for value in _values(schemas) if isinstance(value, dict)]
-    multiple = lcm(*(_significant(number) for number in numbers if isinstance(number, int | float)))
-    if multiple > MAX_MULTIPLE:
-        message = f"the common multiple of all multipleOf is {multiple}, apart from powers of ten"
-        raise GrammarError(f"{message}; the limit is {MAX_MULTIPLE}")
+def _limit_multiples(schema: dict[str, Any]) -> None:
+    """Raises `GrammarError` if the common multiple of all `multipleOf` is too large; subschemas may be joined."""
+    numbers = [value.get("multipleOf") for value in _values(schema) if isinstance(value, dict)]
+    if lcm(*(_significant(number) for number in numbers if isinstance(number, int | float))) > MAX_MULTIPLE:
+        raise GrammarError(
+            f"the common multiple of all multipleOf, apart from powers of ten, is above {MAX_MULTIPLE}, the limit"
+        )
 
 
 def _significant(number: float) -> int:
@@ -179,9 +181,9 @@ def _significant(number: float) -> int:
     return int("".join(map(str, digits)) or 1) or 1
 
 
-def _values(values: Sequence[Any]) -> Iterator[Any]:
-    """Yield JSON values and all of their parts."""
-    waiting = list(values)
+def _values(root: Any) -> Iterator[Any]:
+    """Yield a JSON value and all of its parts, each after the value that it is a part of."""
+    waiting = [root]
     for value in waiting:
         yield value
         if isinstance(value, dict):

@@ -364,10 +364,8 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
     known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | CLIENT_VARIABLES
     if unknown := sorted(name for name in environment if name.startswith(PREFIX) and name not in known):
         is_of_service = f"{PREFIX}SERVICE_HOST" in unknown
-        hint = (
-            "; Kubernetes sets these for a Service of this name: set enableServiceLinks: false" if is_of_service else ""
-        )
-        raise SettingsError(f"unknown environment variable {', '.join(unknown)}{hint}")
+        hint = "; Kubernetes sets these for a Service of this name: set enableServiceLinks: false"
+        raise SettingsError(f"unknown environment variable {', '.join(unknown)}{hint if is_of_service else ''}")
 
 
 def _config_file(arguments: Sequence[str]) -> str | None:

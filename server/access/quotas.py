@@ -26,8 +26,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The amounts that a key may use in a minute; None for no limit.
 
     `tokens` counts those of prompts, scored candidates and answers, `bytes` those of request bodies, `media` images and
-    videos of prompts.
-    `support_sets` is not per minute: with this key, sets can be created only while the tenant has fewer.
+    videos of prompts. `support_sets` is not per minute: with this key, sets can be created only while the tenant has fewer.
     """
 
     requests: int | None = None

@@ -44,8 +44,8 @@ def _services_of(tenant: str, services: Services) -> Services:
     embeddings = services.retrieval.embeddings.of(tenant)
     retrieval = replace(services.retrieval, client=client, embeddings=embeddings, store=store)
     comparison = replace(services.comparison, retrieval=retrieval)
-    warming = services.warming
-    warming = Warming(client, services.model, store, retrieval, comparison, warming.slots, warming.turns)
+    slots, turns = services.warming.slots, services.warming.turns
+    warming = Warming(client, services.model, store, retrieval, comparison, slots, turns)
     return replace(
         services,
         client=client,

@@ -151,7 +151,8 @@ class Maintenance:
                     async with asyncio.timeout(POLL_SECONDS):
                         await self._support_sets.changed.wait()
         finally:
-            for task in (tasks := list(self._tasks.values())):
+            tasks = list(self._tasks.values())
+            for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -182,7 +183,6 @@ class Maintenance:
                 has_more = await warm_sets.warm_again()
                 pinned = await self._support_sets.pinned() if has_more else pinned
         del self._tasks[tenant]
-        self._update_metrics()
 
     async def _sweep(self) -> None:
         await self._support_sets.sweep()

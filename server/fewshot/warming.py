@@ -24,6 +24,7 @@ from server.errors import EngineDied, EngineNotReady, ServerError
 from server.fewshot.classification import run_concurrently
 from server.fewshot.comparison import Comparison
 from server.fewshot.retrieval import Retrieval
+from server.limits.background import MAX_DEATHS
 from server.limits.shared_limit import SharedLimit
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore
@@ -41,8 +42,6 @@ MAX_REMEMBERED = 4096
 MAX_REMEMBERED_PROMPTS = 50_000
 # limit of the tasks that clients have requested, of all tenants: each holds its prompts until its turn comes
 MAX_UNFINISHED = 16
-# after this number of workers have died while they warmed a version, it is taken for the cause
-MAX_DEATHS = 3
 
 Status = Literal["pending", "warming", "ready", "failed"]
 

@@ -17,6 +17,8 @@ from server.limits.admission import Admission
 from server.limits.resting_lock import REST
 
 MAX_REST_SECONDS = 10.0
+# after this number of workers have died during a piece of background work, it is taken for the cause
+MAX_DEATHS = 3
 
 Result = TypeVar("Result")
 

@@ -101,5 +101,5 @@ def _judge(control: Mapping[str, Any], whole: Mapping[str, Any], cells: Sequence
     name = control["control"]
     depends, may_not_depend = VERDICTS[name]
     verdict = depends if is_needed else may_not_depend
-    accuracies = f"{control['accuracy']:.3f} {TAKEN_AWAY[name]} and of {whole['accuracy']:.3f} as sent"
+    accuracies = f"{control['accuracy']:.3f} {TAKEN_AWAY[name]}, otherwise of {whole['accuracy']:.3f}"
     return f"{name_of(whole)} has an accuracy of {accuracies}: {verdict}."

@@ -31,7 +31,7 @@ from server.fewshot.methods.likeness import Array, left_out_log_probabilities
 from server.fewshot.prompting import assemble, find_template, read_question
 from server.fewshot.retrieval import SPACES
 from server.fewshot.shots import ShotSource
-from server.limits.background import Background
+from server.limits.background import MAX_DEATHS, Background
 from server.quality.controls import COMPARED_METHOD, ENCODER_FEATURES, with_shuffled_labels, without_media
 from server.quality.evaluation import (
     Cell,
@@ -61,9 +61,6 @@ COUNT_SECONDS = 5.0
 MAX_TIMED = 8
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0
 CANCEL_SECONDS = 5.0
-
-# after this number of workers have died during a query, it is taken for the cause
-MAX_DEATHS = 3
 
 Result = TypeVar("Result")
 

@@ -239,7 +239,7 @@ class Evaluations:
         turn = func.coalesce(last_start.scalar_subquery(), 0.0)
 
         def take(session: Session, now: float) -> Evaluation | None:
-            session.execute(_end_interrupted(now))
+            session.execute(_end_interrupted(holder, now))
             is_free = (EvaluationRow.status.in_(UNFINISHED), EvaluationRow.held_until <= now, self._is_ours())
             order = (EvaluationRow.started_at.is_(None), turn, EvaluationRow.id)
             query = select(EvaluationRow).where(*is_free).order_by(*order).limit(1)
@@ -297,13 +297,14 @@ class Evaluations:
         await self._database.write(lambda session, now: session.execute(end))
 
 
-def _end_interrupted(now: float) -> Update:
-    """Return the statement that ends evaluations whose last holder died as the last of too many."""
+def _end_interrupted(holder: str, now: float) -> Update:
+    """Return the statement that ends evaluations whose last holder, unless it is this one, died as the last of too many."""
     message = f"{MAX_INTERRUPTIONS} servers ended while they ran the same cell: it may need too much memory"
     is_deadly = (
         EvaluationRow.status == "running",
         EvaluationRow.held_until > 0,
         EvaluationRow.held_until <= now,
+        EvaluationRow.holder != holder,
         EvaluationRow.interruptions >= MAX_INTERRUPTIONS - 1,
     )
     error = {"code": EngineDied.code, "message": message}

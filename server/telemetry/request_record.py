@@ -43,7 +43,6 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         self.strategy: str | None = None  # that selected the shots from a support set
         self.details: dict[str, Any] = {}  # fields that a route adds to `usage.fewshot_details`
         self.prompt_tokens = 0
-        self.candidate_tokens = 0
         self.completion_tokens = 0
         self.accepted_proposals = 0
         self.rejected_proposals = 0
@@ -75,7 +74,6 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
 
     def add_candidates(self, num_prompts: int, num_tokens: int) -> None:
         """Count the prompts after which candidates of `num_tokens` in all are about to be scored."""
-        self.candidate_tokens += num_prompts * num_tokens
         self.count("prompts", num_prompts)
         self.count("candidate_tokens", num_prompts * num_tokens)
 
@@ -160,7 +158,8 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
             self.finish_reason = "error" if isinstance(error, Exception) else "abort"
         is_refused = not self._is_admitted and isinstance(error, REFUSALS)
         if self._quota is not None and not is_refused:
-            self._quota.count("tokens", self.prompt_tokens + self.candidate_tokens + self.completion_tokens)
+            candidate_tokens = self.details.get("candidate_tokens", 0)
+            self._quota.count("tokens", self.prompt_tokens + candidate_tokens + self.completion_tokens)
             self._quota.count("media", self.media)
         if self._ticket is not None:
             self._finish()

@@ -270,10 +270,11 @@ def test_a_number_that_would_end_the_process_is_refused(value: object) -> None:
         {"type": "number", "multipleOf": 2**31},
         {"type": "integer", "allOf": [{"multipleOf": 9973}, {"multipleOf": 97}]},
         {"anyOf": [{"multipleOf": 0.1009}, {"multipleOf": 0.11}], "type": "number"},
+        {"anyOf": [{"multipleOf": number} for number in range(1, 3000)]},  # of more digits than Python prints
     ],
 )
 def test_multiples_that_take_very_many_states_are_refused(value: object) -> None:
-    with pytest.raises(GrammarError, match=r"^the common multiple of all multipleOf is [0-9]+, apart"):
+    with pytest.raises(GrammarError, match=r"^the common multiple of all multipleOf, "):
         Grammars(TOKENIZER).compile(schema(value)).result()
 
 

@@ -30,11 +30,13 @@ async def test_pinned_sets_of_all_tenants_are_kept_warm(
     await asyncio.gather(*await maintenance.run_once())
     assert {tenant: len(tenants.of(tenant).client.pinned) for tenant in ("acme", "other")} == {"acme": 4, "other": 1}
     assert set(client.salts) == {ACME, OTHER}
+    await asyncio.gather(*await maintenance.run_once())
     metrics = (await acme.get("/metrics")).text
     assert 'flamboyance:support_sets{model_name="tiny",status="ready"} 2.0' in metrics
     client.info["pid"] = "a new worker"
     await acme.delete(f"{SETS}/s")
-    await asyncio.gather(*await maintenance.run_once())
+    for _ in range(2):  # the second counts what the first has warmed
+        await asyncio.gather(*await maintenance.run_once())
     assert {tenant: len(tenants.of(tenant).client.pinned) for tenant in ("acme", "other")} == {"acme": 4, "other": 1}
     assert 'flamboyance:support_sets{model_name="tiny",status="ready"} 1.0' in (await acme.get("/metrics")).text
 

@@ -49,7 +49,7 @@ async def test_controls_take_away_the_images_or_the_labels(
     assert all(sorted(answers_of(request)) == sorted(labels_of(request)) for request in shuffled)
     assert all(answers_of(request) == labels_of(request) for request in client.scores[:-12])
     assert [row["control"] for row in evaluation["summary"]][-2:] == ["shuffled_labels", "text_only"]
-    assert evaluation["note"].count("as sent") == 2
+    assert evaluation["note"].count(", otherwise of ") == 2
 
 
 def answers_of(request: Score) -> list[str]:
@@ -88,7 +88,7 @@ class TestEncoderFeatures:
         control = next(cell for cell in evaluation["cells"] if cell["control"] is not None)
         assert (control["method"], control["k"]) == ("nearest_mean", None)
         assert "learning_curve" not in control
-        assert f"{features:.3f} on the features of the encoder and of 1.000 as sent" in evaluation["note"]
+        assert f"{features:.3f} on the features of the encoder, otherwise of 1.000" in evaluation["note"]
 
     async def test_the_method_that_they_change_must_be_evaluated(
         self, http: httpx.AsyncClient, services: Services

@@ -265,14 +265,14 @@ def test_controls_say_whether_the_answers_depend_on_what_they_take_away() -> Non
     shuffled = answered(cell_record("random", 4, 0), "+" * 16 + "-" * 4) | {"control": "shuffled_labels"}
     cells = [whole, blind, shuffled]
     assert judge_controls(summarise(cells), cells) == [
-        "in_context by random with k=4 has an accuracy of 0.800 with shuffled labels and of 0.900 as sent: the labels of "
+        "in_context by random with k=4 has an accuracy of 0.800 with shuffled labels, otherwise of 0.900: the labels of "
         "the shots may not matter.",
-        "in_context by random with k=4 has an accuracy of 0.250 without images and of 0.900 as sent: the images matter.",
+        "in_context by random with k=4 has an accuracy of 0.250 without images, otherwise of 0.900: the images matter.",
     ]
     compared = answered(likeness_record("nearest_mean", 0), "+" * 18 + "-" * 2)
     features = answered(likeness_record("nearest_mean", 0), "+" * 9 + "-" * 11) | {"control": "encoder_features"}
     assert judge_controls(summarise([compared, features]), [compared, features]) == [
-        "nearest_mean has an accuracy of 0.450 on the features of the encoder and of 0.900 as sent: the model's likeness "
+        "nearest_mean has an accuracy of 0.450 on the features of the encoder, otherwise of 0.900: the model's likeness "
         "is better."
     ]
     assert judge_controls(summarise(cells[1:]), cells[1:]) == []

@@ -109,7 +109,6 @@ def test_an_error_leaves_no_shards(tmp_path: Path) -> None:
     assert write_shards(from_jsonl(lines), tmp_path / "shards", 2) == 1
 
 
-@pytest.mark.skipif(not heif.is_installed(), reason="needs the extra heif")
 @pytest.mark.parametrize("extension", ["heic", "heif", "hif"])
 def test_heic_is_read(tmp_path: Path, extension: str) -> None:
     heif.register()
