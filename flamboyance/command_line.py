@@ -85,13 +85,13 @@ PROGRAMS = {
         prog=f"{NAME} openapi",
     ),
     "backup": Program(
-        "server.backups",
+        "server.store.__main__",
         "Write all that clients have stored to a file, also while the server runs.",
         prog=NAME,
         first_arguments=("backup",),
     ),
     "restore": Program(
-        "server.backups",
+        "server.store.__main__",
         "Restore a backup into an empty database, of any kind, and into the media store.",
         prog=NAME,
         first_arguments=("restore",),

@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import MetaData, select, text
 from sqlalchemy.orm import Session
 
-from server import backups
 from server.media.store import MediaStore
+from server.store import __main__ as backups
 from server.store import schema
 from server.store.backup import MANIFEST, STORED, BackupError, restore_backup, write_backup
 from server.store.database import Base, Database

@@ -1,6 +1,6 @@
 """`flamboyance backup FILE` and `flamboyance restore FILE`: all stored data as one file.
 
-`python -m server.backups` is the same. A backup is taken while the server runs. A restore needs an empty database, whose
+`python -m server.store` is the same. A backup is taken while the server runs. A restore needs an empty database, whose
 server does not run.
 """
 
@@ -20,7 +20,7 @@ from server.store.database import Database
 from server.store.location import add_location, read_location
 from server.telemetry import logs
 
-PROGRAM = "python -m server.backups"
+PROGRAM = "python -m server.store"
 
 
 def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
