@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -37,8 +38,10 @@ from server.telemetry.metrics import Metrics
 
 # time to write the last error events after all requests were aborted
 FINAL_EVENTS_SECONDS = 2
-# Connections that wait to be accepted. The event loop accepts up to this number at once, before any request continues.
-BACKLOG = 64
+# The event loop accepts up to this number of connections at once, before any request continues.
+ACCEPTED_AT_ONCE = 64
+# The operating system holds up to this number until they are accepted. A client beyond it would try again only after 1 s.
+WAITING_CONNECTIONS = 2048
 # Seconds for which a thread keeps the interpreter while others wait. With Python's default of 5 ms, the event loop would
 # wait longer for each busy thread of the database or the tokenizer.
 SWITCH_SECONDS = 0.0005
@@ -58,9 +61,18 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for listener in self.servers:
+            for listening in listener.sockets:
+                _hold_connections(listening.fileno())
         # all objects so far are permanent: a full garbage collection that visits them would block the event loop for long
         gc.collect()
         gc.freeze()
+
+
+def _hold_connections(listening: int) -> None:
+    """Let a listening socket hold many connections: asyncio gives both numbers the value of `backlog`."""
+    with socket.socket(fileno=os.dup(listening)) as listener:
+        listener.listen(WAITING_CONNECTIONS)
 
 
 async def serve(settings: Settings, spare: Spare) -> int:
@@ -78,7 +90,7 @@ async def serve(settings: Settings, spare: Spare) -> int:
             host=settings.host,
             port=settings.port,
             http=partial(Connection, limits=limits),  # type: ignore[arg-type]  # it is called like a class
-            backlog=BACKLOG,
+            backlog=ACCEPTED_AT_ONCE,
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=FINAL_EVENTS_SECONDS,
