@@ -21,7 +21,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Lifespan
 
-from server.access.callers import Caller
 from server.access.keys import Keys
 from server.access.pages import cors_options
 from server.access.tenants import DEFAULT_TENANT
@@ -46,7 +45,7 @@ from server.api.routes import (
 from server.api.routes import (
     keys as key_routes,
 )
-from server.api.services import Services
+from server.api.services import Services, count_failure
 from server.api.tenants import Tenants
 from server.engine_client.client import Client
 from server.errors import ServerError, http_error_body
@@ -73,7 +72,7 @@ from server.store.database import Database
 from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
 from server.telemetry.metrics import Metrics
-from server.telemetry.stages import current, noting
+from server.telemetry.stages import noting
 from server.version import VERSION
 from server.weights import Weights
 
@@ -237,10 +236,7 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 
 
 async def _refuse(request: Request, error: ServerError) -> Response:
-    caller: Caller | None = getattr(request.state, "caller", None)  # None if it was refused before it was identified
-    tenant = DEFAULT_TENANT if caller is None else caller.tenant
-    request.app.state.services.metrics.count_refused(error.code, tenant)
-    current.get().describe({"error": error.code})
+    count_failure(request, error)
     logger.info(
         "request refused",
         extra={
@@ -276,4 +272,5 @@ async def _report_bug(request: Request, error: Exception) -> Response:
     request_id = request.state.request_id
     logger.error("request failed", exc_info=error, extra={"request_id": request_id})
     bug = ServerError("internal error")
+    count_failure(request, bug)
     return JSONResponse(bug.body(), bug.status, bug.headers() | {"X-Request-Id": request_id, "Connection": "close"})

@@ -22,7 +22,7 @@ from server.api.answer_text import AnswerPiece, AnswerText, Echo, completion_log
 from server.api.generation import GenerationRequest
 from server.api.merging import merge
 from server.api.responses import JSONResponse
-from server.api.services import Services
+from server.api.services import Services, count_failure
 from server.api.sse import EventStream, unless_disconnected
 from server.api.writer import Result, Writer
 from server.engine_client.client import Client
@@ -181,7 +181,8 @@ async def respond(
     }
     if fields.stream:
         bodies = chunks(prompts, record, shape, head, fields.stream_options)
-        return EventStream(bodies, request.state.deadline, keep_alive=services.settings.keep_alive)
+        failed = partial(count_failure, request)
+        return EventStream(bodies, request.state.deadline, failed, keep_alive=services.settings.keep_alive)
     return await unless_disconnected(request.receive, whole(prompts, record, shape, head))
 
 

@@ -14,9 +14,10 @@ from starlette.requests import Request
 
 from server.access.callers import Caller
 from server.access.keys import Keys
+from server.access.tenants import DEFAULT_TENANT
 from server.api.writer import Writer
 from server.engine_client.client import Client
-from server.errors import ModelNotFound
+from server.errors import ModelNotFound, ServerError
 from server.fewshot.comparison import Comparison
 from server.fewshot.maintenance import WarmSets
 from server.fewshot.retrieval import Retrieval
@@ -38,6 +39,7 @@ from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
 from server.telemetry.metrics import Metrics
 from server.telemetry.request_record import RequestRecord
+from server.telemetry.stages import current
 from server.weights import Weights
 
 MAX_IMPORTS = 4
@@ -95,6 +97,14 @@ class Services:
     def model_not_found(self, name: str, *, param: str | None = None) -> ModelNotFound:
         names = ", ".join(map(repr, self.catalog))
         return ModelNotFound(f"the model {name[:128]!r} does not exist: this server has {names}", param=param)
+
+
+def count_failure(request: Request, error: ServerError) -> None:
+    """Count a request that ends with an error, also in its stream, and note the error's code for its trace."""
+    caller: Caller | None = getattr(request.state, "caller", None)  # None if it was refused before it was identified
+    services: Services = request.app.state.services
+    services.metrics.count_refused(error.code, DEFAULT_TENANT if caller is None else caller.tenant)
+    current.get().describe({"error": error.code})
 
 
 async def _services(request: Request) -> Services:

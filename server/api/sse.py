@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -19,7 +19,6 @@ from starlette.types import Receive, Scope, Send
 
 from server.errors import EngineFailed, ServerError
 from server.limits.deadline import Deadline
-from server.telemetry.stages import current
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -53,13 +52,23 @@ async def _disconnect(receive: Receive) -> None:
 class EventStream(Response):
     media_type = "text/event-stream"
 
-    def __init__(self, bodies: AsyncGenerator[Any, None], deadline: Deadline, *, keep_alive: float) -> None:
+    """A stream of events. `count_failure` counts an error that ends it after its status was sent."""
+
+    def __init__(
+        self,
+        bodies: AsyncGenerator[Any, None],
+        deadline: Deadline,
+        count_failure: Callable[[ServerError], None],
+        *,
+        keep_alive: float,
+    ) -> None:
         # like starlette's own streams: without a body there is no content-length
         self.status_code = 200
         self.background = None
         self.init_headers(HEADERS)
         self._bodies = bodies
         self._deadline = deadline
+        self._count_failure = count_failure
         self._keep_alive = keep_alive
         self._is_begun = False
 
@@ -81,7 +90,7 @@ class EventStream(Response):
             if not self._is_begun:
                 raise
             failure = _shown(error)
-            current.get().describe({"error": failure.code})
+            self._count_failure(failure)
             await self._send(send, event(failure.body()))
         await self._send(send, DONE)
         await send({"type": "http.response.body", "body": b"", "more_body": False})

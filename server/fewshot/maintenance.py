@@ -161,7 +161,8 @@ class Maintenance:
         is_changed, is_due = self._support_sets.changed.is_set(), time.monotonic() >= self._next_sweep
         self._support_sets.changed.clear()
         if is_due:
-            await self._sweep()
+            with _logged():
+                await self._sweep()
         if is_due or is_changed:
             self._totals = await self._support_sets.totals()
         self._update_metrics()
@@ -185,11 +186,12 @@ class Maintenance:
         del self._tasks[tenant]
 
     async def _sweep(self) -> None:
-        await self._support_sets.sweep()
-        await self._embeddings.sweep()
+        """Sweep; what one sweep could not delete, the next one tries again."""
         self._next_sweep = time.monotonic() + self._sweep_interval
         for warm_sets in self._warm_sets(()).values():
             warm_sets.forgive()
+        await self._support_sets.sweep()
+        await self._embeddings.sweep()
 
     def _update_metrics(self) -> None:
         numbers = Counter[str](dict.fromkeys(get_args(Status), 0))

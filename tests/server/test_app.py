@@ -49,7 +49,7 @@ async def test_the_client_is_stopped_if_the_evaluations_fail(
 
 
 async def test_a_bug_is_an_internal_error_on_a_connection_that_ends(
-    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    app: FastAPI, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server closes the connection after a bug, so the client must not send another request on it."""
 
@@ -60,3 +60,4 @@ async def test_a_bug_is_an_internal_error_on_a_connection_that_ends(
     response = await http.get("/v1/support_sets")
     assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
     assert response.headers["connection"] == "close"
+    assert 'request_refused_total{code="internal_error"' in app.state.services.metrics.expose().decode()

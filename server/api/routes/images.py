@@ -203,6 +203,7 @@ async def _from_json(body: bytes, settings: Settings, intake: Intake) -> Encoded
 async def _from_form(request: Request, settings: Settings) -> tuple[bytes, str]:
     """Return the file's bytes and the content type that the form states."""
     parser = MultiPartParser(request.headers, stream_body(request, settings), max_files=1, max_fields=1)
+    parser.spool_max_size = settings.max_body_bytes  # in memory, which the request's ticket counts, not on disk
     try:
         form = await parser.parse()
     except (MultiPartException, UnicodeError):  # the form may declare a charset that cannot decode it

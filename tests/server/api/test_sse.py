@@ -92,6 +92,7 @@ async def test_an_error_after_a_comment_is_an_event(app: FastAPI, client: FakeCl
     *_, event, done, end = caller.text.split(b"\n\n")
     assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "engine_died"
     assert (done, end) == (b"data: [DONE]", b"")
+    assert 'request_refused_total{code="engine_died"' in app.state.services.metrics.expose().decode()
 
 
 async def test_each_piece_is_sent_immediately(app: FastAPI, client: FakeClient) -> None:

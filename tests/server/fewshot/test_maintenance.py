@@ -10,7 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.errors import DatabaseUnavailable, EngineDied
+from server.errors import DatabaseUnavailable, EngineDied, StorageUnavailable
 from server.fewshot import maintenance as maintenance_module
 from server.fewshot.maintenance import Maintenance
 from server.fewshot.retrieval import EmbeddingStore
@@ -136,6 +136,26 @@ async def test_failed_warming_is_retried_with_a_new_worker_or_after_a_sweep(
         maintenance._next_sweep = 0
     await run_round(maintenance)
     assert client.pinned == digests("red")
+
+
+async def test_a_sweep_that_fails_does_not_keep_sets_cold(
+    http: httpx.AsyncClient,
+    client: FakeClient,
+    maintenance: Maintenance,
+    app: FastAPI,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail() -> None:
+        raise StorageUnavailable("a file cannot be deleted")
+
+    monkeypatch.setattr(app.state.services.support_sets, "sweep", fail)
+    await create(http, "s", examples=[example("a", "red")], pinned=True)
+    await run_round(maintenance)
+    assert client.pinned == digests("red")
+    metrics = app.state.services.metrics.expose().decode()
+    assert 'flamboyance:support_sets{model_name="tiny",status="ready"} 0.0' in metrics
+    await run_round(maintenance)
+    assert 'status="ready"} 1.0' in app.state.services.metrics.expose().decode()
 
 
 async def test_every_pinned_set_becomes_ready(

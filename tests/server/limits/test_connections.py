@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from server.limits import connections
 from server.limits.connections import Connection, ConnectionLimits
 
 pytestmark = pytest.mark.anyio
@@ -21,7 +23,16 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
-    """Answers a request after its whole body; `GET /slow` after a second, and `GET /large` with more than is buffered."""
+    """Answers a request after its whole body; `GET /slow` after a second, and `GET /large` with more than is buffered.
+
+    It refuses `POST /refused` before its body, and ends the connection.
+    """
+    if scope["path"] == "/refused":
+        await receive()
+        headers = [(b"connection", b"close"), (b"content-length", b"2")]
+        await send({"type": "http.response.start", "status": 413, "headers": headers})
+        await send({"type": "http.response.body", "body": b"no"})
+        return
     while (message := await receive())["type"] == "http.request" and message.get("more_body"):
         pass
     if scope["path"] == "/slow":
@@ -40,11 +51,11 @@ class Listener:
     """Opens connections to a listening server."""
 
     def __init__(self, port: int) -> None:
-        self._port = port
+        self.port = port
         self._opened: list[asyncio.StreamWriter] = []
 
     async def open(self, data: bytes = b"") -> Streams:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         self._opened.append(writer)
         writer.write(data)
         await asyncio.sleep(0.02)  # the server accepts it, so that the order of connections is known
@@ -151,3 +162,48 @@ async def test_a_request_in_progress_is_never_replaced() -> None:
         slow = [await listener.open(REQUEST.replace(b"/ ", b"/slow ", 1)) for _ in range(2)]
         assert not await is_open(await listener.open())
         assert all([await is_answered(streams) for streams in slow])
+
+
+def exchange(port: int, body: bytes, repeats: int) -> bytes:
+    """Send a request that is refused and its whole body, and return what the server responds."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        client.sendall(b"POST /refused HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (repeats * len(body)))
+        for _ in range(repeats):
+            client.sendall(body)
+        response = b""
+        while received := client.recv(2**16):
+            response += received
+        return response
+
+
+async def test_a_client_that_first_sends_its_whole_body_reads_the_refusal() -> None:
+    async with listening() as listener:
+        responses = await asyncio.gather(
+            *(asyncio.to_thread(exchange, listener.port, bytes(2**20), num_mib) for num_mib in (1, 8, 16))
+        )
+    assert all(response.startswith(b"HTTP/1.1 413") and response.endswith(b"no") for response in responses)
+
+
+async def test_a_body_without_end_is_dropped_for_a_limited_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "DROP_SECONDS", 0.3)
+    async with listening() as listener:
+        with pytest.raises(ConnectionError):
+            await asyncio.to_thread(exchange, listener.port, bytes(2**20), 10_000)
+        assert await is_answered(await listener.open(REQUEST))
+
+
+async def write_bytes(writer: asyncio.StreamWriter, number: int) -> None:
+    for _ in range(number):
+        writer.write(b"a")
+        await writer.drain()
+        await asyncio.sleep(0.01)
+
+
+async def test_a_silent_client_after_a_refusal_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "DROP_SECONDS", 0.3)
+    async with listening() as listener:
+        reader, writer = await listener.open(HALF_SENT.replace(b"/ ", b"/refused ", 1))
+        assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.1 413")
+        await asyncio.sleep(0.5)
+        with pytest.raises(ConnectionError):  # the server has aborted it
+            await write_bytes(writer, 100)

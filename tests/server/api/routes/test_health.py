@@ -56,3 +56,8 @@ async def test_during_shutdown_the_server_is_not_ready_and_refuses_requests(
 async def test_the_version_includes_the_engine(http: httpx.AsyncClient) -> None:
     expected = {"version": "0.1.0", "engine": {"device": "fake"}, "weights": []}
     assert (await http.get("/version")).json() == expected
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics", "/"])
+async def test_a_probe_may_read_only_the_status(http: httpx.AsyncClient, path: str) -> None:
+    assert (await http.head(path)).status_code == 200

@@ -6,12 +6,14 @@ import asyncio
 import base64
 import os
 import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from starlette.formparsers import MultiPartParser
 
 from model import heif
 from server.api.services import Services
@@ -75,6 +77,12 @@ async def test_the_same_bytes_have_one_id_in_every_form(http: httpx.AsyncClient,
     assert list(services.store.names()) == [RED_ID]
     assert "media_stored_total{" in (metrics := services.metrics.expose().decode())
     assert 'media_stored_total{model_name="tiny"} 1.0' in metrics
+
+
+async def test_a_form_needs_no_temporary_file(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MultiPartParser, "spool_max_size", 10)
+    monkeypatch.setattr(tempfile, "tempdir", "/a folder that does not exist")
+    assert (await http.post("/v1/images", files={"file": RED})).status_code == 200
 
 
 @pytest.mark.parametrize("form", ["raw", "form", "data", "url"])
