@@ -32,6 +32,7 @@ from server.errors import (
     OriginRefused,
     ServerError,
     Unauthorized,
+    UnsupportedMediaType,
 )
 from server.limits.admission import Admission
 from server.limits.deadline import HEADER, Deadline, read_header
@@ -93,7 +94,7 @@ class Guard:
             await send(message)
 
         try:
-            _check_length(headers)
+            _check_body(headers)
             self._check_host(scope["path"], headers)
             self._check_page(scope["method"], headers)
             state["caller"] = caller = await self._identify(scope["path"], headers, address)
@@ -170,10 +171,13 @@ def _check_tenant(path: str, caller: Caller) -> None:
         raise Forbidden(f"{path} is about all tenants: it needs a key of the default tenant")
 
 
-def _check_length(headers: Headers) -> None:
-    """Check that the end of the body is unambiguous. Raises `InvalidRequest`."""
+def _check_body(headers: Headers) -> None:
+    """Check that a body ends unambiguously and is not compressed. Raises `InvalidRequest` and `UnsupportedMediaType`."""
     if "content-length" in headers and "transfer-encoding" in headers:
         raise InvalidRequest("a body has Content-Length or Transfer-Encoding, not both", param="Content-Length")
+    if (encoding := headers.get("content-encoding", "identity").lower()) != "identity" and _has_body(headers):
+        message = f"a body with the encoding {encoding[:64]!r}: send it uncompressed"
+        raise UnsupportedMediaType(message, param="Content-Encoding")
 
 
 def is_health(path: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -37,6 +38,14 @@ PROTECTED_PATHS = [
     "/redoc",
     "/nowhere",
 ]
+
+
+async def test_a_compressed_body_is_refused_by_its_header(http: httpx.AsyncClient) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    response = await http.post("/tokenize", content=gzip.compress(b'{"prompt": "x"}'), headers=headers)
+    assert (response.status_code, response.json()["error"]["param"]) == (415, "Content-Encoding")
+    identity = {"Content-Encoding": "identity"}
+    assert (await http.post("/tokenize", json={"prompt": "x"}, headers=identity)).status_code == 200
 
 
 class TestWithKey:
