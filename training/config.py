@@ -128,6 +128,10 @@ class SetConfig:
             raise ConfigError(f"set {self.name}: p_next is {self.p_next}, must be between 0 and 1")
         if not 0.0 <= self.p_alone <= 1.0:
             raise ConfigError(f"set {self.name}: p_alone is {self.p_alone}, must be between 0 and 1")
+        if self.min_media > self.max_media:
+            raise ConfigError(
+                f"set {self.name}: min_media is {self.min_media}, must be at most max_media, which is {self.max_media}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

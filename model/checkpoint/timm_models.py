@@ -33,7 +33,7 @@ def timm_config(config: Mapping[str, Any]) -> VisionConfig:
     """Read the `config.json` of timm; older files have the image settings next to the architecture."""
     if changes := {n: v for n, v in (config.get("model_args") or {}).items() if n not in NEUTRAL_ARGUMENTS}:
         raise CheckpointError(f"{CONFIG}model_args = {changes!r} is not implemented")
-    settings = {**DEFAULTS, **config.get("pretrained_cfg", config)}
+    settings = {**DEFAULTS, **(config.get("pretrained_cfg") or config)}
     refuse_fields(CONFIG, settings, {"crop_mode": tuple(RESIZES)})
     channels, height, width = settings["input_size"]
     if channels != 3 or height != width:

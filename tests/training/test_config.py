@@ -41,6 +41,7 @@ def test_a_minimal_run_is_accepted() -> None:
         ({"optim": {"learning_rat": 1.0}}, "config.optim: unknown key learning_rat"),
         ({"optim": {"learning_rate": math.inf}}, "optim.learning_rate is inf, must be finite"),
         ({"sets": [{**SET, "weight": math.nan}]}, "set a: weight is nan, must be finite"),
+        ({"sets": [{**SET, "min_media": 6}]}, "set a: min_media is 6, must be at most max_media, which is 5"),
         ({"optim": {"betas": [1.5, 0.9]}}, r"optim.betas is \[1.5, 0.9\], must be at least 0 and less than 1"),
         ({"optim": {"end": 1.5}}, "optim.end is 1.5, must be between 0 and 1"),
         ({"optim": {"decay": "exponential", "end": 0}}, "optim.end is 0, which an exponential decay never reaches"),

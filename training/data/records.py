@@ -1,6 +1,6 @@
 """Parses records of shards by the kind of their set: an image or clip with a text, or an interleaved document.
 
-pairs, videos   KEY.jpg (png, webp, gif, bmp, tiff, avif, heic / mp4, webm, mkv) and KEY.txt
+pairs, videos   KEY.jpg (png, webp, gif, bmp, tiff, avif, heic / mp4, mov, webm, mkv) and KEY.txt
 documents       KEY.json in MMC4's format (sentences; each image with its sentence and similarity) or in OBELICS' format
                 (two lists with a text or an image at each index); images in the JSON as base64, or in files KEY.0.jpg, ...
 """
@@ -23,8 +23,11 @@ from training.data.shards import RawRecord
 from training.examples import Example
 
 # HEIC (heic, heif, hif) needs the extra heif
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "hif")
-VIDEOS = ("mp4", "webm", "mkv")
+IMAGES = (
+    *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"),
+    *("heic", "heif", "hif"),
+)
+VIDEOS = ("mp4", "m4v", "mov", "webm", "mkv")
 
 
 @dataclass(frozen=True, slots=True)

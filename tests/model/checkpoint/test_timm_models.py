@@ -56,7 +56,7 @@ def test_a_saved_network_gives_its_features(name: str, tmp_path: Path) -> None:
 
 def test_the_default_models_architecture_is_built_without_timm() -> None:
     tensors = network("tf_efficientnet_lite0").state_dict()
-    config = timm_config({"architecture": "tf_efficientnet_lite0"})
+    config = timm_config({"architecture": "tf_efficientnet_lite0", "pretrained_cfg": None})
     assert (config.feature_dim, config.num_patches) == (1280, 49)
     VisionEncoder(config).load_state_dict(convert_timm(config, tensors))
 

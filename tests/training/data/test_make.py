@@ -11,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from flamboyance_client import folders
 from model import heif
 from tests.tiny_models import VISION, prompt_tokenizer
 from tests.training.toy import COLOURS, png
 from training.config import SetConfig
 from training.data.make import SourceError, TargetError, from_folder, from_jsonl, write_shards
+from training.data.records import IMAGES, VIDEOS
 from training.data.shards import RawRecord, read_shard
 from training.data.stream import ShardStream, find_shards
 
@@ -107,6 +109,11 @@ def test_an_error_leaves_no_shards(tmp_path: Path) -> None:
     assert not list((tmp_path / "shards").iterdir())
     lines.write_text('{"image": "a.png", "text": "red"}\n')
     assert write_shards(from_jsonl(lines), tmp_path / "shards", 2) == 1
+
+
+def test_the_extensions_are_those_of_the_clients_folders() -> None:
+    assert {f".{extension}" for extension in IMAGES} == set(folders.IMAGE_SUFFIXES)
+    assert {f".{extension}" for extension in VIDEOS} == set(folders.VIDEO_SUFFIXES)
 
 
 @pytest.mark.parametrize("extension", ["heic", "heif", "hif"])
