@@ -16,8 +16,13 @@ call() { # path, then curl's own options; an error response is printed and ends 
 }
 send() { call "$1" --header "Content-Type: application/json" --data-binary "$2"; }
 upload() { call /v1/images --header "Content-Type: application/octet-stream" --data-binary "@$1" | field id; }
-field() { sed -En "s/^\{([^{]*,)?\"$1\": ?\"?([^\",]*).*/\2/p"; }   # a field before the first nested object
-nested() { sed -En "s/.*\"$1\": ?(\{[^}]*\}|\"[^\"]*\").*/\1/p"; } # an object or a string, at any depth
+# a text or number before the first nested object
+field() { sed -En "s/^\{([^{]*,)?\"$1\": ?(\"([^\"]*)\"|([^\",}]*)).*/\3\4/p"; }
+nested() { # the first object or text of that name, at any depth
+    local json pattern="\"$1\": ?(\{[^}]*\}|\"[^\"]*\")"
+    json=$(cat)
+    [[ ! $json =~ $pattern ]] || printf '%s\n' "${BASH_REMATCH[1]}"
+}
 label() { basename "$(dirname "$1")"; }
 
 # the first start downloads and converts the model before the server listens; every start loads the model after that
@@ -34,6 +39,7 @@ fi
 
 # register and warm
 files=("$shots"/*/*.jpg)
+[[ -e ${files[0]} ]] || { echo "$shots has no images: it needs a folder for each label, with .jpg files" >&2; exit 1; }
 examples=
 for file in "${files[@]}"; do
     image=$(upload "$file")
@@ -57,9 +63,9 @@ nested reason <<<"$result"
 nested note <<<"$result"
 
 # classify; the server chooses the method if none is recommended
-examples=$(nested examples <<<"$result")
-if [[ -n $examples ]]; then
-    how="\"examples\":$examples,\"method\":$(nested method <<<"$result")"
+recommended=$(sed -En 's/.*"recommendation": ?\{/{/p' <<<"$result")
+if [[ -n $recommended ]]; then
+    how="\"examples\":$(nested examples <<<"$recommended"),\"method\":$(nested method <<<"$recommended")"
 else
     how="\"examples\":{\"support_set\":\"$set\"}"
 fi

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -116,6 +117,15 @@ def test_the_support_set_script_evaluates_and_classifies_the_textures(server: Se
     assert latest(server, "/v1/support_sets")["status"] == "ready"
     evaluation = latest(server, "/v1/evaluations")
     assert (evaluation["status"], evaluation["request"]["k"]) == ("completed", [4])
+
+
+def test_the_support_set_script_reads_labels_with_commas(server: Server, tmp_path: Path) -> None:
+    for name in TEXTURES:
+        shutil.copytree(EXAMPLES / "textures" / "shots" / name, tmp_path / f"rough, {name}")
+    _, _, *lines = run("support_set.sh", server, str(tmp_path), str(tmp_path))
+    expected = {f"rough, {name}" for name in TEXTURES}
+    assert {label for _, label, *_ in answers(lines)} == expected
+    assert {answer for _, _, answer, _ in answers(lines)} <= expected
 
 
 def test_the_default_model_classifies_the_textures(default_server: Server) -> None:
