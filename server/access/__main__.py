@@ -22,7 +22,7 @@ from server.access.keys import Key, Keys, log_change
 from server.access.quotas import LIMITS, MAX_LIMIT, MEASURES, Limits
 from server.access.roles import ROLES
 from server.access.tenants import DEFAULT_TENANT, TENANT_NAME
-from server.errors import ServerError
+from server.errors import LastKey, ServerError
 from server.settings import SettingsError
 from server.store.database import Database
 from server.store.location import add_location, read_location
@@ -31,6 +31,7 @@ from server.telemetry import logs
 PROGRAM = "python -m server.access"
 # the author of changes in the log; for changes over HTTP it is the id of the administrator's key
 NAME = "flamboyance keys"
+ADMIN = "keys create NAME --role admin"
 
 
 def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
@@ -66,6 +67,10 @@ async def _create(options: Namespace, keys: Keys) -> None:
     log_change("made", key, NAME)
     print(f"{key.id} has the role {key.role}{_of_tenant(key)}. Its secret is shown only now:", file=sys.stderr)
     print(secret)
+    if len(await keys.all()) == 1:
+        print("This is the first key: the server now refuses requests without a key.", file=sys.stderr)
+        if key.role != "admin" or key.tenant:
+            print(f"To store data and to manage keys, create another one: {ADMIN}", file=sys.stderr)
 
 
 # width of the table if the output is not a terminal
@@ -83,7 +88,10 @@ async def _list(options: Namespace, keys: Keys) -> None:
 
 
 async def _revoke(options: Namespace, keys: Keys) -> None:
-    key = await keys.revoke(options.id, may_be_last=options.last)
+    try:
+        key = await keys.revoke(options.id, may_be_last=options.last)
+    except LastKey as error:
+        raise LastKey(f"{error.message}, or use --last") from None
     log_change("revoked", key, NAME)
     print(f"revoked {key.id} ({key.name})")
 
@@ -123,7 +131,11 @@ def _parser(prog: str) -> ArgumentParser:
     listing = commands.add_parser("list", help="List the keys, without their secrets.", allow_abbrev=False)
     revoke = commands.add_parser("revoke", help="Revoke a key.", allow_abbrev=False)
     revoke.add_argument("id", help="the id of the key")
-    revoke.add_argument("--last", action="store_true", help="also revoke the last key, after which the server is open")
+    revoke.add_argument(
+        "--last",
+        action="store_true",
+        help="also revoke the last key: a running server then refuses all requests, and one that starts later is open",
+    )
     for command in (create, listing, revoke):
         add_location(command)
     return parser

@@ -164,8 +164,9 @@ def explain(
     sentences = []
     if rows and lacks_likeness:
         sentences.append(
-            "No setting is recommended: leave-one-out could measure in_context alone, and classifications can also use "
-            "methods by likeness. To choose among the settings of in_context, evaluate this method alone."
+            "No setting is recommended: leave-one-out could measure in_context alone, because the other methods need a "
+            "second example of a label to leave one out. Add a second example of each label. To choose among the settings "
+            "of in_context, evaluate this method alone."
         )
     elif rows and (best := _most_accurate(rows))["accuracy"] < always.accuracy:
         sentences.append(

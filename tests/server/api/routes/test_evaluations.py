@@ -126,6 +126,7 @@ async def test_methods_by_likeness_cannot_leave_out_the_only_examples(
     assert evaluation["queries"] == 2
     assert evaluation["recommendation"] is None
     assert evaluation["note"].startswith("No setting is recommended: leave-one-out could measure in_context alone")
+    assert "Add a second example of each label." in evaluation["note"]
 
 
 async def test_cells_that_were_stored_before_there_were_methods_are_in_context(

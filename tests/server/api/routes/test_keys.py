@@ -222,7 +222,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "3 support sets" in listed
     assert secret not in listed
     assert main(["keys", "revoke", key_id, *location]) == 2
-    assert "a server without keys is open" in capsys.readouterr().err
+    assert "a server without keys is open: create another one first, or use --last" in capsys.readouterr().err
     assert main(["keys", "revoke", key_id, "--last", *location]) == 0
     assert main(["keys", "revoke", key_id, *location]) == 2
     assert "no API key has the id" in capsys.readouterr().err
@@ -251,6 +251,19 @@ def test_a_command_that_needs_a_database_creates_no_folder(
     assert not folder.exists()
     assert main(["keys", "create", "me", "--data-dir", str(folder)]) == 0
     assert main(["keys", "list", "--data-dir", str(folder)]) == 0
+
+
+@pytest.mark.parametrize(("role", "is_advised"), [("inference", True), ("admin", False)])
+def test_the_first_key_closes_the_server(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], role: str, is_advised: bool
+) -> None:
+    closed = "the server now refuses requests without a key"
+    assert main(["keys", "create", "me", "--role", role, "--data-dir", str(tmp_path)]) == 0
+    notes = capsys.readouterr().err
+    assert closed in notes
+    assert ("create another one: keys create NAME --role admin" in notes) == is_advised
+    assert main(["keys", "create", "you", "--data-dir", str(tmp_path)]) == 0
+    assert closed not in capsys.readouterr().err
 
 
 def test_the_command_logs_what_it_changes(
