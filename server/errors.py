@@ -32,7 +32,10 @@ class ServerError(Exception):
         super().__init__(self.message)
 
     def body(self) -> dict[str, Any]:
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        # many clients show the message alone, which must say which of several media or examples it is about
+        is_one_of_several = self.param is not None and "[" in self.param and self.param not in self.message
+        message = f"{self.param}: {self.message}" if is_one_of_several else self.message
+        return {"error": {"message": message, "type": self.type, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
         # OpenAI's clients obey this header; without it they also retry errors that are permanent

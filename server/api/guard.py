@@ -151,8 +151,8 @@ class Guard:
         authorization = headers.get("authorization", "")
         caller = await self._callers.identify(authorization, address)
         if caller is None:
-            fault = "this is no valid API key" if authorization else "an API key is needed"
-            raise Unauthorized(f"{fault}: Authorization: Bearer KEY")
+            fault = "the API key is not valid" if authorization else "an API key is needed"
+            raise Unauthorized(f"{fault}; send a valid one in the header 'Authorization: Bearer KEY'")
         return caller
 
 

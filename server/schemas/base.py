@@ -41,6 +41,10 @@ MEANT = {
 }
 
 
+# the similarity of two names (`difflib`) from which one was probably meant: about 0.9 for one wrong letter
+SIMILAR = 0.75
+
+
 class UnknownField(ValueError):
     """A field that a schema does not have; `known` are those that it has, and `inner` the paths in its objects by name."""
 
@@ -58,7 +62,7 @@ class UnknownField(ValueError):
         if path := meant if meant in self._known else self._inner.get(meant):
             return f"; did you mean {path}?"
         # comparing takes a time in proportion to the length, which no name of a field needs
-        close = get_close_matches(self.name[:MAX_COMPARED], sorted(self._known), n=1)
+        close = get_close_matches(self.name[:MAX_COMPARED], sorted(self._known), n=1, cutoff=SIMILAR)
         return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -268,7 +272,7 @@ def read(schema: type[SchemaType], body: bytes) -> SchemaType:
     param = getattr(context.get("error"), "param", None) or _param(problem["loc"])
     if _is_unsupported(problem):
         raise _unsupported(param, context)
-    raise _refusal(problem["type"], param, message or problem["msg"])
+    raise _refusal(problem["type"], param, message or problem["msg"].replace(" after validation", ""))
 
 
 def count_separators(body: bytes) -> Counter[bytes]:

@@ -296,9 +296,7 @@ class ConversationFields(ModelRequest):
         description="How turns are written. Default: `vqa` for a first question about one image or video, else `plain`.",
     )
     tools: list[Tool] = Field(
-        [],
-        max_length=MAX_TOOLS,
-        description="Functions that `tool_choice` can select. They are not part of the prompt.",
+        [], max_length=MAX_TOOLS, description="Functions that `tool_choice` can select, and no part of the prompt."
     )
     # only the values that match the server's behaviour: the answer follows the last message
     add_generation_prompt: Literal[True] = True
@@ -358,10 +356,11 @@ class ChatRequest(GenerationFields, ConversationFields, AttentionFields):
         """The function that the answer calls; None for text. Raises `InvalidRequest` for a choice that is none."""
         choice = self.tool_choice
         if isinstance(choice, NamedToolChoice):
-            functions = [tool.function for tool in self.tools if tool.function.name == choice.function.name]
-            if functions:
-                return functions[0]
-            raise InvalidRequest(f"no tool has the name {choice.function.name!r}", param="tool_choice.function.name")
+            functions = {tool.function.name: tool.function for tool in self.tools}
+            if choice.function.name in functions:
+                return functions[choice.function.name]
+            message = f"no tool has the name {choice.function.name!r}: the tools are {', '.join(functions)}"
+            raise InvalidRequest(message, param="tool_choice.function.name")
         if choice != "required":
             return None
         if not self.tools:

@@ -184,7 +184,8 @@ async def read_upload(request: Request, settings: Settings, intake: Intake) -> E
         return _media(data, declared, settings, FORM_FIELD)
     if declared.startswith(RAW):
         return _media(await read_body(request, settings), declared, settings, "body")
-    message = f"a body of type {declared[:64]!r}: send image/..., video/..., {JSON} or {FORM}"
+    types = f"image/..., video/..., application/octet-stream, {JSON} or {FORM}"
+    message = f"a body of type {declared[:64]!r}: the type of a body is {types}"
     raise UnsupportedMediaType(message, param="Content-Type")
 
 

@@ -62,7 +62,7 @@ class TestWithKey:
         assert response.status_code == 401
         error = response.json()["error"]
         assert error["code"] == "invalid_api_key"
-        assert error["message"].startswith("an API key is needed" if header is None else "this is no valid API key")
+        assert error["message"].startswith("an API key is needed" if header is None else "the API key is not valid")
         assert response.headers["www-authenticate"] == "Bearer"
         assert response.headers["x-request-id"]
 

@@ -141,7 +141,7 @@ async def test_a_method_that_cannot_answer_is_refused(http: httpx.AsyncClient, m
     error = answer.json()["error"]
     assert error["param"] == "candidates[2]"
     lack = "needs an example of each candidate, but 'cow' has none: the examples have 'cat', 'dog'"
-    assert error["message"] == f"{method} {lack}"
+    assert error["message"] == f"candidates[2]: {method} {lack}"
 
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/decisions"])
