@@ -163,8 +163,8 @@ class Settings(BaseModel):
     require_key: bool = Field(False, description="refuse requests without a key even while the database has no key")
     allowed_hosts: str | None = Field(
         None,
-        description="names that the header Host may have, comma-separated; none: any, "
-        "but on a loopback address without api_key only localhost",
+        description="names that the header Host may have, comma-separated; none: any name, or only localhost if the server "
+        "listens on a loopback address and has no api_key",
     )
     cors_origins: str | None = Field(
         None,
