@@ -113,8 +113,8 @@ def _enum(num: int) -> dict[str, Any]:
     return {"structured_outputs": {"json": {"enum": [f"value {i}" for i in range(num)]}}}
 
 
-def _integer(**schema: int) -> dict[str, Any]:
-    return {"structured_outputs": {"json": {"type": "integer", **schema}}}
+def _schema(**schema: Any) -> dict[str, Any]:
+    return {"structured_outputs": {"json": schema}}
 
 
 def _regex(pattern: str) -> dict[str, Any]:
@@ -267,9 +267,19 @@ ATTACKS = (
         severity="critical",
         # llguidance overflows its stack for a range that begins there
         run=repeated(
-            lambda: _completion(**_integer(minimum=-(2**63), maximum=2**63 - 1)),
-            lambda: _completion(**_integer(const=1 - 2**63)),
+            lambda: _completion(**_schema(type="integer", minimum=-(2**63), maximum=2**63 - 1)),
+            lambda: _completion(**_schema(const=1 - 2**63)),
         ),
+    ),
+    Attack(
+        name="schema with a pattern of 60,000 characters, or 800 patterns of names",
+        severity="critical",
+        # their compilation takes seconds and gigabytes, or hours, in the one thread that compiles grammars
+        run=repeated(
+            lambda: _completion(**_schema(type="string", pattern="^" + "a?" * 30_000 + "$")),
+            lambda: _completion(**_schema(patternProperties={f"^field_{i}_": {} for i in range(800)})),
+        ),
+        is_refused=True,
     ),
     Attack(name="100 requests of lowest priority", severity="high", run=_priorities),
     Attack(name="40 times 16 answers of 8,000 tokens", severity="high", run=_many_answers),

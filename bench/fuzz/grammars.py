@@ -6,6 +6,7 @@ process of the worker.
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from typing import Any
@@ -17,7 +18,8 @@ from bench.fuzz.mutation import mutate, mutate_json
 from bench.random_models import folder
 from model.config import load_config
 from model.prompt import PromptTokenizer
-from server.grammar import GrammarError, Grammars, Matcher
+from server.grammar import GrammarError, compiler
+from server.grammar.compiler import Grammars, Matcher
 from server.wire import Grammar
 
 MAX_STEPS = 12
@@ -59,31 +61,55 @@ SCHEMAS: tuple[Any, ...] = (FORM, TREE, RANGE, JOINED, {"type": "object", "patte
 REGEXES = (b"(ab){3,5}c", rb"[a-z]+\d{2,4}(\.\d+)?", rb"\b\w+@\w+\.(com|org)$", b"(?i)yes|no", "[äöü-ÿ]{1,9}".encode())
 
 
+PIECES = ("a?", "[a-c]?", "(a|b)*a", r"\w{1,9}", ".*x", "(é|ß)+", "field_")
+
+
 def make() -> Try:
     model = folder("tiny")
     tokenizer = PromptTokenizer.load(model, load_config(model).prompt)
     grammars = Grammars(tokenizer)
+    compiler.MAX_COMPILED = 1  # the growth of memory is not that of the cache, in which a grammar may take megabytes
 
     def attempt(rng: random.Random) -> str | None:
-        began = time.process_time()
-        try:
-            matcher = grammars.compile(_grammar(rng)).result()
-        except GrammarError:
-            return None
-        except Exception as error:
-            return f"{type(error).__name__} instead of a GrammarError: {str(error)[:80]}"
-        _follow(matcher.copy(), rng, len(tokenizer))
-        return "a grammar that takes long" if time.process_time() - began > MAX_SECONDS else None
+        grammar, began = _grammar(rng), time.process_time()
+        failure = _try(grammars, grammar, rng, len(tokenizer))
+        # a refusal may take as long as an answer
+        return failure or ("a grammar that takes long" if time.process_time() - began > MAX_SECONDS else None)
 
     return attempt
+
+
+def _try(grammars: Grammars, grammar: Grammar, rng: random.Random, vocab_size: int) -> str | None:
+    """Compile and follow a grammar, and return the name of a failure."""
+    try:
+        matcher = grammars.compile(grammar).result()
+    except GrammarError:
+        return None
+    except Exception as error:
+        return f"{type(error).__name__} instead of a GrammarError: {str(error)[:80]}"
+    _follow(matcher.copy(), rng, vocab_size)
+    return None
 
 
 def _grammar(rng: random.Random) -> Grammar:
     if rng.random() < 0.3:
         return Grammar(kind="regex", text=mutate(rng.choice(REGEXES), rng, REGEXES).decode(errors="replace"))
+    if rng.random() < 0.1:
+        return Grammar(kind="json", text=json.dumps(_with_patterns(rng)))
     schema = _with_edge(rng.choice(SCHEMAS), rng) if rng.random() < 0.7 else rng.choice(SCHEMAS)
     text = mutate_json(schema, rng) if rng.random() < 0.7 else mutate_json({"anyOf": [schema]}, rng)
     return Grammar(kind="json", text=text.decode(errors="replace"))
+
+
+def _with_patterns(rng: random.Random) -> Any:
+    """Return a schema with one or several patterns of texts or names, up to far beyond the limits."""
+    lengths = [1] * int(10 ** rng.uniform(1, 3)) if rng.random() < 0.5 else [int(10 ** rng.uniform(2, 4.5))]
+    start, piece, end = rng.choice(("", "^")), rng.choice(PIECES), rng.choice(("", "_", "$"))
+    patterns = [start + piece * length + f"{i}{end}" for i, length in enumerate(lengths)]
+    if rng.random() < 0.5:
+        return {"type": "object", "patternProperties": dict.fromkeys(patterns, RANGE)}
+    texts = [{"type": "string", "pattern": pattern} for pattern in patterns]
+    return {"anyOf": texts} if rng.random() < 0.5 else {"properties": {str(i): text for i, text in enumerate(texts)}}
 
 
 def _with_edge(value: Any, rng: random.Random) -> Any:

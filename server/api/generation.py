@@ -14,7 +14,8 @@ import msgspec
 
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.fewshot.templates import Template
-from server.grammar import GrammarError, check, num_bytes
+from server.grammar import GrammarError
+from server.grammar.compiler import check, num_bytes
 from server.prompt import PreparedPrompt, check_length, check_token_ids
 from server.schemas.generation import BEAM_WIDTH, CompletionFields, GenerationFields, StructuredOutputs
 from server.served_model import ServedModel

@@ -36,7 +36,7 @@ from server.engine.tasks.embedding import MediaEmbedding, TextEmbedding
 from server.engine.tasks.inspection import Inspection
 from server.engine.tasks.scoring import Scoring
 from server.engine.tasks.task import ForwardTask, RequestError, SequenceTask, SideTask, Task, finished
-from server.grammar import Grammars
+from server.grammar.compiler import Grammars
 from server.telemetry.measures import Measures
 from server.wire import (
     Abort,

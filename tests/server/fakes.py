@@ -17,7 +17,8 @@ from model.prompt import EncodedPrompt
 from server.engine_client.salt import Kind, add_salt
 from server.engine_client.supervisor import State
 from server.errors import InvalidRequest, ServerError
-from server.grammar import GrammarError, Grammars
+from server.grammar import GrammarError
+from server.grammar.compiler import Grammars
 from server.media.source import EncodedMedia
 from server.served_model import ServedModel
 from server.wire import (

@@ -12,7 +12,8 @@ from server.engine.device.sampler import Result
 from server.engine.residents import Residents
 from server.engine.sequence import Order, Sequence
 from server.engine.tasks.task import RequestError, SequenceTask, check_media, check_spans, finished
-from server.grammar import GrammarError, Matcher
+from server.grammar import GrammarError
+from server.grammar.compiler import Matcher
 from server.wire import Admitted, FinishReason, Generate, MediaWanted, Outbound, PromptScored, Token, TokenLogprob
 
 

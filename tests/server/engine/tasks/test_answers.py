@@ -12,7 +12,7 @@ import pytest
 
 from server.engine import sequence
 from server.engine.caches import blocks
-from server.grammar import Grammars, Matcher
+from server.grammar.compiler import Grammars, Matcher
 from server.wire import Abort, Finished, Grammar, Sampling
 from tests.engine_client import (
     CONFIG,

@@ -1,0 +1,116 @@
+"""Prepares JSON schemas for llguidance: closes their objects and bounds their integers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from server.grammar import GrammarError
+from server.grammar.schema_limits import LARGEST_NUMBER, LOWER_BOUNDS, SUBSCHEMAS_BY_NAME, limit_schema
+
+# bound of integers: llguidance reads bounds as 64-bit floats, which represent this one exactly
+LARGEST_INTEGER = 10**18
+# limit of bounded integers, which take much more of a grammar than unbounded ones
+MAX_BOUNDED = 100
+UPPER_BOUNDS = ("maximum", "exclusiveMaximum")
+# keywords whose values are schemas, by the kind of value
+SUBSCHEMA = ("items", "additionalProperties")
+ALTERNATIVES = ("anyOf", "oneOf")
+LIST_OF_SUBSCHEMAS = ("prefixItems", "allOf", *ALTERNATIVES)
+
+
+def closed(text: str) -> str:
+    """Return a JSON schema whose objects have only the named properties, and whose integers fit 64 bits.
+
+    Otherwise a model may invent properties or digits endlessly. Existing keywords about either stay, and integers of a
+    schema with very many stay unbounded. Raises `GrammarError` for a text that is not JSON, and what
+    `limit_schema` raises.
+    """
+    schemas = _schemas(text)
+    if not schemas:
+        return text
+    limit_schema(schemas[0])
+    # several parts of one object would forbid the properties of each other
+    if not any(_num_parts(schema) > 1 for schema in schemas):
+        _close(schemas)
+    return json.dumps(schemas[0])
+
+
+def _close(schemas: Sequence[dict[str, Any]]) -> None:
+    for schema in schemas:
+        if "properties" in schema:
+            schema.setdefault("additionalProperties", "patternProperties" in schema)
+    integers = [schema for schema in schemas if _is_integer(schema.get("type"))]
+    for schema in integers if len(integers) <= MAX_BOUNDED else ():
+        _bound(schema)
+
+
+def _num_parts(schema: dict[str, Any]) -> int:
+    """Return the number of schemas that describe the properties of one value together."""
+    num_keywords = sum(keyword in schema for keyword in ("properties", "$ref"))
+    num_joined = len(parts) if isinstance(parts := schema.get("allOf"), list) else 0
+    choices = [values for keyword in ALTERNATIVES if isinstance(values := schema.get(keyword), list)]
+    return num_keywords + num_joined + sum(any(map(_has_properties, values)) for values in choices)
+
+
+def _has_properties(schema: Any) -> bool:
+    """Return whether a schema may define properties, rather than only require some."""
+    keywords = ("properties", "$ref", "allOf", *ALTERNATIVES)
+    return isinstance(schema, dict) and any(keyword in schema for keyword in keywords)
+
+
+def _is_integer(kind: Any) -> bool:
+    """Return whether a type has integers but no other numbers, which the bounds would limit, too."""
+    kinds = kind if isinstance(kind, list) else [kind]
+    return "integer" in kinds and "number" not in kinds
+
+
+def _bound(schema: dict[str, Any]) -> None:
+    """Add the bounds of an integer that the schema lacks; constants have none, and far ones go with its own far bounds."""
+    if "enum" in schema or "const" in schema:
+        return
+    bounds = [schema[name] for name in LOWER_BOUNDS + UPPER_BOUNDS if name in schema]
+    is_large = any(isinstance(bound, int | float) and abs(bound) >= LARGEST_INTEGER for bound in bounds)
+    largest = LARGEST_NUMBER if is_large else LARGEST_INTEGER
+    for names, bound in ((LOWER_BOUNDS, -largest), (UPPER_BOUNDS, largest)):
+        if not any(name in schema for name in names):
+            schema[names[0]] = bound
+
+
+def words_of(text: str) -> list[Any]:
+    """Return the texts that an answer may have to write before its end: the properties' names and the longest constants."""
+    words: list[Any] = []
+    for schema in _schemas(text):
+        if isinstance(properties := schema.get("properties"), dict):
+            words += properties
+        if isinstance(constants := schema.get("enum"), list) and constants:
+            words.append(max(constants, key=lambda constant: len(json.dumps(constant))))
+        words += [schema["const"]] if "const" in schema else []
+    return words
+
+
+def _schemas(text: str) -> list[dict[str, Any]]:
+    """Return a JSON schema and all of its subschemas; an empty list for JSON that is not an object.
+
+    Raises `GrammarError` for a text that is not JSON, or is nested too deeply.
+    """
+    try:
+        schemas = [json.loads(text)]
+    except (ValueError, RecursionError) as error:
+        raise GrammarError(f"not a JSON schema: {error}") from None
+    for schema in schemas:  # subschemas are appended
+        if isinstance(schema, dict):
+            schemas += _subschemas(schema)
+    return [schema for schema in schemas if isinstance(schema, dict)] if isinstance(schemas[0], dict) else []
+
+
+def _subschemas(schema: dict[str, Any]) -> Iterator[Any]:
+    for keyword in SUBSCHEMA:
+        yield schema.get(keyword)
+    for keyword in LIST_OF_SUBSCHEMAS:
+        if isinstance(values := schema.get(keyword), list):
+            yield from values
+    for keyword in SUBSCHEMAS_BY_NAME:
+        if isinstance(values := schema.get(keyword), dict):
+            yield from values.values()
