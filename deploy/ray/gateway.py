@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
 from typing import Any, TypeAlias
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -50,6 +51,7 @@ from server.telemetry.metrics import CONTENT_TYPE, PREFIX, Metrics
 IMPORT_PATH = "/v1/support_sets/import"
 # seconds in which replicas must answer requests about the fleet
 FLEET_SECONDS = 5.0
+SILENT_HELP = "Replicas and gateways that did not answer this scrape"
 RETRY_AFTER = 1
 # bytes of a response that count as unread; an archive may have gigabytes
 MAX_UNREAD = 64 * 2**20
@@ -121,18 +123,29 @@ class Gateway:
             case "/health/ready":
                 response = await self._ready()
             case "/metrics":
-                texts = await asyncio.gather(_ask(self._replicas, "metrics"), _ask(self._gateways, "metrics"))
-                response = Response(merge(chain(*texts)), media_type=CONTENT_TYPE)
+                response = Response(await self._metrics_of_all(), media_type=CONTENT_TYPE)
             case _:
                 await self._forward(request, send)
                 return
         await response(scope, receive, send)
 
     async def _ready(self) -> Response:
-        """Respond as a server does: the fleet is ready if a replica is."""
-        states = set(await _ask(self._replicas, "readiness"))
-        status = "ready" if "ready" in states else next(iter(states), "starting")
-        return JSONResponse({"status": status}, 200 if status == "ready" else 503)
+        """Respond as a server does: the fleet is ready if a replica is. The first one that is decides, whatever hangs."""
+        status = "starting"
+        for answer in asyncio.as_completed(await _ask(self._replicas, "readiness")):
+            status = await answer or status
+            if status == "ready":
+                return JSONResponse({"status": status})
+        return JSONResponse({"status": status}, 503)
+
+    async def _metrics_of_all(self) -> bytes:
+        """Return the metrics of the replicas and gateways that respond, and the number of those that do not."""
+        calls = await asyncio.gather(_ask(self._replicas, "metrics"), _ask(self._gateways, "metrics"))
+        answers = await asyncio.gather(*chain(*calls))
+        registry = CollectorRegistry()
+        silent = Gauge(PREFIX + "replicas_silent", SILENT_HELP, registry=registry)
+        silent.set(answers.count(None))
+        return merge(answer for answer in answers if answer is not None) + generate_latest(registry)
 
     @cached_property
     def _gateways(self) -> DeploymentHandle[Any]:
@@ -210,13 +223,23 @@ class Gateway:
         raise ServerError("internal error")  # the application failed, or ended without an answer: a bug
 
 
-async def _ask(deployment: DeploymentHandle[Any], method: str) -> list[Any]:
-    """Call a method of all replicas of a deployment, and return the results of those that respond."""
+async def _ask(deployment: DeploymentHandle[Any], method: str) -> list[Coroutine[Any, Any, Any]]:
+    """Call a method of all replicas of a deployment, and return their answers to await, see `_answer_of`."""
+    broadcast = deployment.broadcast(method)
     try:
-        answers = await deployment.broadcast(method).results_async(timeout_s=FLEET_SECONDS, return_exceptions=True)
+        # Ray's public `results_async` returns all results or none: one replica that hangs would hide those of the rest
+        results = await asyncio.wait_for(broadcast._fetch_replica_results_async(), FLEET_SECONDS)
     except (TimeoutError, DeploymentUnavailableError):
         return []
-    return [answer for answer in answers if not isinstance(answer, BaseException)]
+    return [_answer_of(result) for result in results]
+
+
+async def _answer_of(result: Any) -> Any:
+    """Return the answer of a replica; None if it fails, or does not answer in time."""
+    try:
+        return await asyncio.wait_for(result.get_async(), FLEET_SECONDS)
+    except Exception:  # whatever a replica raises, the answers of the rest count
+        return None
 
 
 class _HTTPOnly:

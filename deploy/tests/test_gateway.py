@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,14 @@ from tests.server.fakes import FakeClient, eventually, served_model
 
 with warnings.catch_warnings():  # of Ray's own modules
     warnings.simplefilter("ignore")
+    from ray.exceptions import RayActorError
+
     from deploy.ray import gateway
     from deploy.ray.gateway import Gateway
     from deploy.ray.replica import REPLICA_HEADER
 
 pytestmark = pytest.mark.anyio
+METRIC = b'# HELP requests_total A.\n# TYPE requests_total counter\nrequests_total{from="%s"} 1.0\n'
 SHOTS = [{"image": data_url(png("red")), "label": "red"}, {"image": data_url(png("blue")), "label": "blue"}]
 
 
@@ -58,11 +61,38 @@ class Answer:
         pass  # the task that waits for the next message is cancelled itself
 
 
+class Result:
+    """The answer of a replica to a call of all, as Ray returns it: none from a replica that hangs."""
+
+    def __init__(self, replica: str, state: str, method: str) -> None:
+        self._replica = replica
+        self._state = state
+        self._method = method
+
+    async def get_async(self) -> Any:
+        if self._state == "hung":
+            await asyncio.Event().wait()
+        if self._state == "lost":
+            raise RayActorError
+        return self._state if self._method == "readiness" else (self._replica, [METRIC % self._replica.encode()])
+
+
+class Broadcast:
+    """A call of all replicas."""
+
+    def __init__(self, results: list[Result]) -> None:
+        self._results = results
+
+    async def _fetch_replica_results_async(self) -> list[Result]:
+        return self._results
+
+
 class Replicas:
     """A handle of two replicas, which chooses by the key as Ray's router does. While `is_full`, none takes a request."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.apps = {name: create_app(FakeClient(), served_model(), settings, Metrics("tiny")) for name in "ab"}
+    def __init__(self, settings: Settings, names: Iterable[str] = "ab") -> None:
+        self.apps = {name: create_app(FakeClient(), served_model(), settings, Metrics("tiny")) for name in names}
+        self.states: dict[str, str] = dict.fromkeys(self.apps, "ready")
         self.calls: list[Call] = []
         self.is_full = False
 
@@ -72,6 +102,9 @@ class Replicas:
     def remote(self, call: Call) -> Answer:
         self.calls.append(call)
         return Answer(self._answer(call))
+
+    def broadcast(self, method: str) -> Broadcast:
+        return Broadcast([Result(replica, self.states[replica], method) for replica in self.apps])
 
     async def _answer(self, call: Call) -> AsyncGenerator[list[Message], None]:
         if self.is_full:
@@ -91,6 +124,7 @@ class Fleet:
     def __init__(self, settings: Settings) -> None:
         self.replicas = Replicas(settings)
         gateway = Gateway(self.replicas, settings, max_waiting=16)
+        gateway._gateways = Replicas(settings, names=())
         gateway.reconfigure({"models": ["tiny"], "routing": "affinity"})
         self.app = gateway.__serve_build_asgi_app__()
         self._clients = AsyncExitStack()
@@ -289,3 +323,35 @@ async def test_refusals_are_word_for_word_those_of_one_server(fleet: Fleet) -> N
 
 def refusal(response: httpx.Response) -> tuple[int, dict[str, Any], str | None]:
     return response.status_code, response.json(), response.headers.get("x-should-retry")
+
+
+class TestAReplicaThatHangs:
+    @pytest.fixture(autouse=True)
+    def seconds(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(gateway, "FLEET_SECONDS", 0.5)
+
+    @pytest.mark.parametrize("state", ["hung", "lost"])
+    async def test_the_metrics_of_the_rest_are_served_and_it_is_counted(self, state: str, fleet: Fleet) -> None:
+        operator = await fleet.client("")
+        assert "\nflamboyance:replicas_silent 0.0" in (await operator.get("/metrics")).text
+        fleet.replicas.states["a"] = state
+        text = (await operator.get("/metrics")).text
+        assert 'requests_total{from="b",replica="b"} 1.0' in text
+        assert 'replica="a"' not in text
+        assert "\nflamboyance:replicas_silent 1.0" in text
+
+    async def test_the_fleet_is_ready_at_once(self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(gateway, "FLEET_SECONDS", 60)
+        fleet.replicas.states["a"] = "hung"
+        operator, began = await fleet.client(""), time.monotonic()
+        ready = await operator.get("/health/ready")
+        assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+        assert time.monotonic() - began < 30
+
+    async def test_the_fleet_is_as_ready_as_the_rest(self, fleet: Fleet) -> None:
+        fleet.replicas.states |= {"a": "hung", "b": "restarting"}
+        ready = await (await fleet.client("")).get("/health/ready")
+        assert (ready.status_code, ready.json()) == (503, {"status": "restarting"})
+        fleet.replicas.states["b"] = "hung"
+        ready = await (await fleet.client("")).get("/health/ready")
+        assert (ready.status_code, ready.json()) == (503, {"status": "starting"})

@@ -201,6 +201,31 @@ def _counted(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith("#") and not line.endswith(" 0.0"))
 
 
+def test_a_replica_that_hangs_hides_neither_readiness_nor_the_metrics_of_the_rest(
+    fleet: Fleet, http: httpx.Client
+) -> None:
+    hung, engine = next(iter(fleet.engines().items()))
+    with suspended(psutil.Process(engine).parent()):
+        ready = http.get("/health/ready")
+        assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+        text = http.get("/metrics").text
+        assert len(fleet.replicas()) == 1
+        assert f'replica="{hung}"' not in text
+        assert "\nflamboyance:replicas_silent 1.0" in text
+    assert len(fleet.replicas()) == 2
+    assert "\nflamboyance:replicas_silent 0.0" in http.get("/metrics").text
+
+
+@contextmanager
+def suspended(process: psutil.Process | None) -> Iterator[None]:
+    assert process is not None
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
+
+
 def test_requests_avoid_a_replica_whose_engine_restarts(fleet: Fleet, http: httpx.Client) -> None:
     psutil.Process(next(iter(fleet.engines().values()))).kill()
     responses = [http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}) for _ in range(20)]
