@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deploy.ray.affinity import affinity_key
 from deploy.ray.call import Call, Routing
-from deploy.ray.exposition import merge
+from deploy.ray.exposition import labelled, merge
 from deploy.ray.replay import MAX_ATTEMPTS, REFUSALS, ReplicaLost, lost, may_repeat, with_key
 from deploy.ray.replica import REPLICA_HEADER
 from server.access.callers import Caller
@@ -111,9 +111,9 @@ class Gateway:
             app = CORSMiddleware(app, **cors_options(settings.cors_origins))
         return _HTTPOnly(app)
 
-    async def metrics(self) -> tuple[str, list[bytes]]:
-        """Return the gateway's name, and its own metrics in the text format of Prometheus."""
-        return serve.get_replica_context().replica_id.unique_id, [generate_latest(self._registry)]
+    async def metrics(self) -> bytes:
+        """Return the gateway's own metrics in the text format of Prometheus, with its name."""
+        return labelled(generate_latest(self._registry), serve.get_replica_context().replica_id.unique_id)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)

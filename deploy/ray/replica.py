@@ -19,6 +19,7 @@ from starlette.types import Message
 
 from deploy.ray.application import Application
 from deploy.ray.call import Call
+from deploy.ray.exposition import labelled
 from server.served_model import ServedModel
 from server.serving import set_up_process
 from server.settings import Settings
@@ -98,10 +99,10 @@ class Replica:
         loaded = self._loaded.get(next(iter(self._configs)))
         return "starting" if loaded is None else loaded.application.engine_state
 
-    async def metrics(self) -> tuple[str, list[bytes]]:
-        """Return the replica's name, and the metrics of its models and its own in the text format of Prometheus."""
+    async def metrics(self) -> bytes:
+        """Return the metrics of the models and the replica's own in the text format of Prometheus, with its name."""
         texts = [loaded.application.metrics for loaded in self._loaded.values()]
-        return self._id, [*texts, generate_latest(self._registry)]
+        return labelled(b"".join([*texts, generate_latest(self._registry)]), self._id)
 
     async def check_health(self) -> None:
         """Raise if the engine of a model cannot start: Ray then replaces the replica."""

@@ -36,7 +36,7 @@ with warnings.catch_warnings():  # of Ray's own modules
     from deploy.ray.replica import REPLICA_HEADER
 
 pytestmark = pytest.mark.anyio
-METRIC = b'# HELP requests_total A.\n# TYPE requests_total counter\nrequests_total{from="%s"} 1.0\n'
+METRIC = b'# HELP requests_total A.\n# TYPE requests_total counter\nrequests_total{replica="%s"} 1.0\n'
 SHOTS = [{"image": data_url(png("red")), "label": "red"}, {"image": data_url(png("blue")), "label": "blue"}]
 
 
@@ -74,7 +74,7 @@ class Result:
             await asyncio.Event().wait()
         if self._state == "lost":
             raise RayActorError
-        return self._state if self._method == "readiness" else (self._replica, [METRIC % self._replica.encode()])
+        return self._state if self._method == "readiness" else METRIC % self._replica.encode()
 
 
 class Broadcast:
@@ -336,7 +336,7 @@ class TestAReplicaThatHangs:
         assert "\nflamboyance:replicas_silent 0.0" in (await operator.get("/metrics")).text
         fleet.replicas.states["a"] = state
         text = (await operator.get("/metrics")).text
-        assert 'requests_total{from="b",replica="b"} 1.0' in text
+        assert 'requests_total{replica="b"} 1.0' in text
         assert 'replica="a"' not in text
         assert "\nflamboyance:replicas_silent 1.0" in text
 

@@ -164,7 +164,8 @@ def test_errors_are_those_of_the_server(fleet: Fleet, http: httpx.Client) -> Non
     assert (large.status_code, large.json()["error"]["code"]) == (413, "body_too_large")
     refused = [line for line in _counted(http.get("/metrics").text).splitlines() if "request_refused_total" in line]
     for code, model in {"invalid_api_key": "", "body_too_large": "", "model_not_found": "first"}.items():
-        assert any(f'code="{code}",model_name="{model}",replica="' in line for line in refused), (code, refused)
+        labels = f'code="{code}",model_name="{model}",tenant="",replica="'
+        assert any(labels in line for line in refused), (code, refused)
 
 
 def test_requests_with_one_support_set_go_to_one_replica_and_sets_are_spread(http: httpx.Client) -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import prometheus_client
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.ray.affinity import FREE_REQUESTS, affinity_key, bound, preferred, ranked
 from deploy.ray.call import Call
-from deploy.ray.exposition import merge
+from deploy.ray.exposition import labelled, merge
 from deploy.ray.replay import KEY, may_repeat, with_key
+from server.telemetry.metrics import Metrics
 
 REPLICAS = [f"r{index}" for index in range(5)]
 KEYS = [f"set-{index}" for index in range(2000)]
@@ -155,8 +161,50 @@ def test_what_makes_something_gets_a_key_unless_it_has_one() -> None:
 
 
 def test_each_sample_names_its_replica_and_no_metric_is_described_twice() -> None:
-    text = b'# HELP a_total A.\n# TYPE a_total counter\na_total{model_name="m"} %d\n'
-    merged = merge([("x", [text % 1]), ("y", [text % 2])]).decode()
-    assert merged.count("# TYPE") == 1
+    text = b'# HELP a_total A.\n# TYPE a_total counter\na_total{model_name="m"} %d.0\n'
+    merged = merge([labelled(text % 1, "x"), labelled(text % 2, "y")]).decode()
+    assert merged.count("# TYPE") == merged.count("# HELP") == 1
     assert 'a_total{model_name="m",replica="x"} 1.0' in merged
     assert 'a_total{model_name="m",replica="y"} 2.0' in merged
+
+
+def samples(text: bytes) -> list[tuple[str, dict[str, str], float]]:
+    families = text_string_to_metric_families(text.decode())
+    return [(sample.name, sample.labels, sample.value) for family in families for sample in family.samples]
+
+
+def test_no_sample_is_lost_or_changed_whatever_its_labels() -> None:
+    texts = [measured(name).expose(with_vllm_names=True) for name in ("m", 'a "} 1\n# HELP b \\', "{,}")]
+    registry = prometheus_client.CollectorRegistry()
+    prometheus_client.Counter("own", "Without labels.", registry=registry).inc()
+    texts.append(prometheus_client.generate_latest(registry))
+    merged = merge(labelled(text, replica) for replica in "xy" for text in texts)
+    expected = [
+        (name, {**labels, "replica": replica}, value)
+        for replica in "xy"
+        for text in texts
+        for name, labels, value in samples(text)
+    ]
+    assert sorted(samples(merged), key=repr) == sorted(expected, key=repr)
+    described = [line for line in merged.splitlines() if line.startswith(b"# TYPE")]
+    assert len(described) == len(set(described))
+
+
+def measured(model: str) -> Metrics:
+    """Return the metrics of a server that has refused a request and answered another one."""
+    metrics = Metrics(model)
+    metrics.count_refused("overloaded", "acme")
+    metrics.time_to_first_token.observe(0.2)
+    return metrics
+
+
+def test_the_metrics_of_a_large_fleet_are_merged_within_a_moment() -> None:
+    """A gateway merges them in its event loop, so all its requests wait as long."""
+    texts = [labelled(measured("m").expose(), f"r{number}") for number in range(64)]
+    assert min(seconds(partial(merge, texts)) for _ in range(3)) < 0.1
+
+
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
