@@ -1,7 +1,8 @@
 """`python -m deploy.ray` serves a fleet until a signal; `python -m deploy.ray update` changes one that runs.
 
 Both take the flags of a fleet and those of `flamboyance serve`. An update replaces the replicas one by one if the version,
-the `--generation` or a setting that all models share has changed; other changes restart nothing.
+the `--generation` or a setting that all models share has changed, and the gateways if any setting has. Other changes
+restart nothing.
 """
 
 from __future__ import annotations

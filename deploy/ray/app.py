@@ -60,11 +60,10 @@ def application(fleet: Fleet, factory: str = ENGINE_FACTORY) -> serve.Applicatio
         max_surge_percent=1,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": ENVIRONMENT}},
         logging_config=_LOGGING,
-        version=fleet.version,
+        version=fleet.gateway_version,
         _internal=True,
     )
-    max_waiting = fleet.max_replicas * fleet.settings.max_num_queued
-    return gateways.bind(replicas.bind(fleet.settings, factory), fleet.settings, max_waiting)
+    return gateways.bind(replicas.bind(fleet.settings, factory), fleet.settings)
 
 
 _LOGGING = LoggingConfig(enable_access_log=False)

@@ -76,7 +76,13 @@ class Fleet:
     @property
     def gateway_config(self) -> dict[str, Any]:
         """The part that running gateways apply without a restart."""
-        return {"models": list(self.models), "routing": self.routing}
+        max_waiting = self.max_replicas * self.settings.max_num_queued
+        return {"models": list(self.models), "routing": self.routing, "max_waiting": max_waiting}
+
+    @property
+    def gateway_version(self) -> str:
+        """A digest like `version`, but of all settings: gateways read them at startup only, and hold no state."""
+        return _digest(self.version, self.settings.model_dump_json())
 
 
 def model_config(settings: Settings) -> dict[str, Any]:
@@ -163,8 +169,11 @@ def _version(settings: Settings, models_per_replica: int, generation: str) -> st
     """Return a digest; if it changes, running replicas are outdated and are replaced one by one."""
     shared = settings.model_dump_json(include=set(SHARED) - {"api_key", "database"})
     secrets = [secret.get_secret_value() for secret in (settings.api_key, settings.database) if secret is not None]
-    text = f"{VERSION} {shared} {secrets} {models_per_replica} {generation}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return _digest(VERSION, shared, secrets, models_per_replica, generation)
+
+
+def _digest(*values: object) -> str:
+    return hashlib.sha256(" ".join(map(str, values)).encode()).hexdigest()[:16]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -64,19 +64,26 @@ logger = logging.getLogger(__name__)
 class Gateway:
     """The deployment of gateways, in front of the deployment of replicas.
 
-    `max_waiting`: maximum requests of one gateway without an answer yet. It does not know which of them a replica runs.
+    `max_waiting` in its configuration: maximum requests of one gateway without an answer yet. It does not know which of
+    them a replica runs.
     """
 
-    def __init__(self, replicas: DeploymentHandle[Any], settings: Settings, max_waiting: int) -> None:
+    def __init__(self, replicas: DeploymentHandle[Any], settings: Settings) -> None:
         logs.configure(settings.log_level, settings.log_format)
         self._replicas = replicas
         self._settings = settings
-        self._max_waiting = max_waiting
         # an archive may be larger than other bodies, and has proportionally more time to arrive
         ratio = max(settings.max_import_mb / settings.max_body_mb, 1)
         timeout = ratio * settings.body_timeout
         self._import_settings = settings.model_copy(
             update={"max_body_mb": settings.max_import_mb, "body_timeout": timeout}
+        )
+        self._admission = Admission(
+            0,
+            Metrics("gateway"),
+            max_bytes=settings.max_bodies_mb * 2**20,
+            max_share=settings.max_client_share,
+            max_held=settings.max_connections // 4,
         )
         self._models: list[str] = []
         self._routing: Routing = "affinity"
@@ -92,21 +99,15 @@ class Gateway:
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         self._models, self._routing = config["models"], config["routing"]
+        self._admission.queue.total = config["max_waiting"]
         options = partial(self._replicas.options, stream=True, method_name="answer")
         self._handles = {name: options(multiplexed_model_id=name) for name in self._models}
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the application that Ray serves, with the guard of a server in front of it."""
         settings = self._settings
-        admission = Admission(
-            self._max_waiting,
-            Metrics("gateway"),
-            max_bytes=settings.max_bodies_mb * 2**20,
-            max_share=settings.max_client_share,
-            max_held=settings.max_connections // 4,
-        )
         keys = Keys(Database(settings.database_url, settings.database_setting))
-        app: ASGIApp = Guard(self._serve, admission, self._refuse, keys, settings)
+        app: ASGIApp = Guard(self._serve, self._admission, self._refuse, keys, settings)
         if settings.cors_origins is not None:
             app = CORSMiddleware(app, **cors_options(settings.cors_origins))
         return _HTTPOnly(app)

@@ -123,11 +123,15 @@ class Fleet:
 
     def __init__(self, settings: Settings) -> None:
         self.replicas = Replicas(settings)
-        gateway = Gateway(self.replicas, settings, max_waiting=16)
+        gateway = Gateway(self.replicas, settings)
         gateway._gateways = Replicas(settings, names=())
-        gateway.reconfigure({"models": ["tiny"], "routing": "affinity"})
+        self.gateway = gateway
+        self.configure(max_waiting=16)
         self.app = gateway.__serve_build_asgi_app__()
         self._clients = AsyncExitStack()
+
+    def configure(self, max_waiting: int) -> None:
+        self.gateway.reconfigure({"models": ["tiny"], "routing": "affinity", "max_waiting": max_waiting})
 
     async def client(self, tenant: str, role: Role = "manage", limits: Limits | None = None) -> httpx.AsyncClient:
         """Return a client with a new key, which the gateway finds if it has read no keys in the last second."""
@@ -290,6 +294,15 @@ async def test_a_body_that_takes_long_to_parse_reaches_no_replica(fleet: Fleet) 
     refused = await client.post("/v1/completions", content=body + b",", headers={"Content-Type": "application/json"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large")
     assert not fleet.replicas.calls
+
+
+async def test_a_running_gateway_applies_another_maximum_of_waiting_requests(fleet: Fleet) -> None:
+    client = await fleet.client("acme")
+    fleet.configure(max_waiting=0)
+    refused = await client.post("/v1/completions", json={"prompt": "a"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+    fleet.configure(max_waiting=1)
+    assert (await client.post("/v1/completions", json={"prompt": "a"})).status_code == 200
 
 
 AS_JSON = {"Content-Type": "application/json"}

@@ -275,6 +275,23 @@ def test_a_rolling_update_replaces_every_replica_and_loses_no_request(fleet: Fle
     assert not before.keys() & after.keys()
 
 
+def test_an_update_of_a_limit_reaches_the_gateways_and_loses_no_request(fleet: Fleet, http: httpx.Client) -> None:
+    large = {"prompt": "a" * 2**20, "max_tokens": 1}
+    assert http.post("/v1/completions", json=large).json()["error"]["code"] == "context_length_exceeded"
+    limited, load = ["--replicas", "2", "--generation", "2", "--max-body-mb", "1"], Load("limits", fleet.url)
+    with load.running():
+        fleet.update(*limited)
+        time.sleep(1)
+    assert load.failures == []
+    assert load.cut == []
+    assert load.lost_sets() == []
+    refused = http.post("/v1/completions", json=large)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large")
+    assert "x-replica" not in refused.headers  # the gateway's answer
+    fleet.update("--replicas", "2", "--generation", "2")
+    assert http.post("/v1/completions", json=large).json()["error"]["code"] == "context_length_exceeded"
+
+
 def test_a_model_is_loaded_on_first_use_and_the_one_used_least_recently_makes_room(
     fleet: Fleet, http: httpx.Client
 ) -> None:
