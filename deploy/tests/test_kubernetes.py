@@ -22,6 +22,8 @@ DOCKERFILE = (DEPLOY.parent / "Dockerfile").read_text(encoding="utf-8")
 README = (DEPLOY / "README.md").read_text(encoding="utf-8")
 # the oldest and the newest version of Kubernetes that the manifests are checked with
 VERSIONS = ("1.31", "1.37")
+# in which nodes mostly learn that the address of a pod is gone, and in which a server exits after its last request
+REMOVAL_SECONDS, EXIT_SECONDS = 5, 10
 # of the Prometheus operator, whose schema is not among those of Kubernetes
 CUSTOM_KINDS = {"ServiceMonitor"}
 
@@ -90,12 +92,27 @@ def test_no_variable_of_a_service_looks_like_a_setting(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_probes_need_no_key_and_the_pod_outlives_the_shutdown(overlay: str) -> None:
-    server, pod = container(overlay), only(overlay, "Deployment")["spec"]["template"]["spec"]
+def test_the_probes_need_no_key(overlay: str) -> None:
+    server = container(overlay)
     paths = [server[probe]["httpGet"]["path"] for probe in ("livenessProbe", "readinessProbe", "startupProbe")]
     assert paths == ["/health/live", "/health/ready", "/health/ready"]
     assert OPEN_PATHS.issuperset([*paths, only(overlay, "ServiceMonitor")["spec"]["endpoints"][0]["path"]])
-    assert pod["terminationGracePeriodSeconds"] > Settings().shutdown_timeout
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_pod_serves_until_its_address_is_removed_and_outlives_the_shutdown(overlay: str) -> None:
+    """Kubernetes removes the address while it ends the pod: without a pause before SIGTERM, new connections are refused."""
+    program, seconds = container(overlay)["lifecycle"]["preStop"]["exec"]["command"]
+    assert (program, int(seconds) >= REMOVAL_SECONDS) == ("sleep", True)
+    assert "FROM python:${PYTHON}-slim AS runtime" in DOCKERFILE  # Debian, which has `sleep`
+    grace = only(overlay, "Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace >= int(seconds) + Settings().shutdown_timeout + EXIT_SECONDS
+
+
+def test_a_service_of_compose_outlives_the_shutdown() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+    grace = float(compose["services"]["server"]["stop_grace_period"].removesuffix("s"))
+    assert grace >= Settings().shutdown_timeout + EXIT_SECONDS
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
