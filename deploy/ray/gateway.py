@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
@@ -155,11 +155,14 @@ class Gateway:
         return serve.get_deployment_handle(context.deployment, context.app_name)
 
     async def _refuse(self, request: Request, error: ServerError) -> Response:
-        # None if the request was refused before its caller was identified
-        caller: Caller | None = getattr(request.state, "caller", None)
-        self._refused.labels("", error.code, DEFAULT_TENANT if caller is None else caller.tenant).inc()
+        self._count_refused(request, error.code)
         logger.info("request refused", extra={"request_id": request.state.request_id, "code": error.code})
         return JSONResponse(error.body(), error.status, error.headers())
+
+    def _count_refused(self, request: Request, code: str) -> None:
+        # None if the request was refused before its caller was identified
+        caller: Caller | None = getattr(request.state, "caller", None)
+        self._refused.labels("", code, DEFAULT_TENANT if caller is None else caller.tenant).inc()
 
     async def _forward(self, request: Request, send: Send) -> None:
         try:
@@ -202,7 +205,8 @@ class Gateway:
             else:
                 request.state.ticket.started()
                 request.state.deadline.end()
-                await _send_all(messages, answer, send, request.state.ticket)
+                count_lost = partial(self._count_refused, request, ReplicaLost.code)
+                await _send_all(messages, answer, send, request.state.ticket, count_lost)
                 return
 
     async def _first(self, answer: Answer, call: Call) -> list[Message] | None:
@@ -310,7 +314,9 @@ def _refusing_replica(messages: list[Message]) -> str | None:
     return headers.get(REPLICA_HEADER.decode()) if code in REFUSALS else None
 
 
-async def _send_all(messages: list[Message], answer: Answer, send: Send, ticket: Ticket) -> None:
+async def _send_all(
+    messages: list[Message], answer: Answer, send: Send, ticket: Ticket, count_lost: Callable[[], None]
+) -> None:
     """Send the first messages and those that follow. If the replica is lost, a stream of events ends with an error."""
     headers = Headers(raw=messages[0]["headers"])
     is_stream = headers.get("content-type", "").startswith(EventStream.media_type)
@@ -327,6 +333,7 @@ async def _send_all(messages: list[Message], answer: Answer, send: Send, ticket:
         logger.warning("a replica was lost during its answer", extra={"complete": is_complete})
         if is_complete:
             return
+        count_lost()
         if not is_stream:
             raise  # the connection is closed before the announced end of the body
         error = ReplicaLost("the replica that had this request was lost")

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import generate_latest
 from starlette.types import Message
 
 from deploy.ray.affinity import ranked
@@ -88,13 +89,16 @@ class Broadcast:
 
 
 class Replicas:
-    """A handle of two replicas, which chooses by the key as Ray's router does. While `is_full`, none takes a request."""
+    """A handle of two replicas, which chooses by the key as Ray's router does. While `is_full`, none takes a request.
+
+    While `is_cut`, each is lost after the first messages of an answer.
+    """
 
     def __init__(self, settings: Settings, names: Iterable[str] = "ab") -> None:
         self.apps = {name: create_app(FakeClient(), served_model(), settings, Metrics("tiny")) for name in names}
         self.states: dict[str, str] = dict.fromkeys(self.apps, "ready")
         self.calls: list[Call] = []
-        self.is_full = False
+        self.is_full = self.is_cut = False
 
     def options(self, **_: object) -> Replicas:
         return self
@@ -116,6 +120,8 @@ class Replicas:
                 if message["type"] == "http.response.start":
                     message["headers"] = [*message["headers"], (REPLICA_HEADER, name.encode())]
             yield messages
+            if self.is_cut:
+                raise RayActorError
 
 
 class Fleet:
@@ -262,7 +268,7 @@ class TestUnreadResponses:
 
         with admission.ticket("a") as ticket:
             start: Message = {"type": "http.response.start", "status": 200, "headers": []}
-            await gateway._send_all([start], Answer(batches()), send, ticket)
+            await gateway._send_all([start], Answer(batches()), send, ticket, lambda: None)
         assert counted == [0, 1, 2, 3, 3, 3, 3, 3, 3]
         assert admission.bodies.used == 0
 
@@ -294,6 +300,15 @@ async def test_a_body_that_takes_long_to_parse_reaches_no_replica(fleet: Fleet) 
     refused = await client.post("/v1/completions", content=body + b",", headers={"Content-Type": "application/json"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large")
     assert not fleet.replicas.calls
+
+
+async def test_a_stream_that_is_lost_with_its_replica_is_counted(fleet: Fleet) -> None:
+    client, fleet.replicas.is_cut = await fleet.client("acme"), True
+    answer = await client.post("/v1/completions", json={"prompt": "a", "stream": True})
+    assert answer.status_code == 200
+    assert '"code":"replica_lost"' in answer.text
+    counted = 'request_refused_total{code="replica_lost",model_name="",tenant="acme"} 1.0'
+    assert counted in generate_latest(fleet.gateway._registry).decode()
 
 
 async def test_a_running_gateway_applies_another_maximum_of_waiting_requests(fleet: Fleet) -> None:
