@@ -72,6 +72,12 @@ def load_positions(path: Path) -> dict[str, Any]:
     return positions
 
 
+def load_settings(folder: Path) -> dict[str, Any] | None:
+    """Return the settings of the run whose latest checkpoint is in the folder; None if it has none, or an old one."""
+    checkpoint = latest(folder)
+    return None if checkpoint is None else load_positions(checkpoint).get("settings")
+
+
 def load(path: Path, tensors: dict[str, Tensor], world: World) -> None:
     """Load a checkpoint into the tensors, in place."""
     with _without_single_process_warning():

@@ -32,6 +32,8 @@ SetKind = Literal[
 ]
 FEATURE_SETS = ("episodes", "turned", "alignment", "sequences", "captions", "taught_images")
 GENERATED_SETS = (*FEATURE_SETS, "named_clips")
+# the number format of forward passes; auto: bfloat16 on devices that compute it fast, otherwise float32
+Precision = Literal["auto", "float32", "bfloat16"]
 # their sequences have one image or video each
 SINGLE_MEDIA_SETS = ("pairs", "videos")
 # the parts that a run may train; new tokens' rows belong to the bridge
@@ -208,7 +210,8 @@ class TrainConfig:
     optim: OptimConfig = OptimConfig()
     # all: every step adds up the gradients of all sets (the paper); round_robin: one set per step (the ablation)
     accumulate: Literal["all", "round_robin"] = "all"
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    # a resumed run with auto keeps the precision of its checkpoint (training/precision.py)
+    precision: Precision = "auto"
     activation_checkpointing: bool = False
     # the maximum number of tokens per forward; a set's batch is packed into as many forwards as it needs
     pack_tokens: int = 4096

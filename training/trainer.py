@@ -20,10 +20,11 @@ from model.hub.job import SOURCE, Origin, read_origin
 from model.likeness import LIKENESS
 from model.prior import PRIOR
 from training.bridge import BridgeLoss, freeze, frozen_digest
-from training.checkpoint import collect_tensors, export, latest, load, load_positions, save
+from training.checkpoint import collect_tensors, export, latest, load, load_positions, load_settings, save
 from training.config import TrainConfig
 from training.distributed import World, checkpoint_activations, shard
 from training.mixture import Mixture
+from training.precision import describe_precision, with_precision
 from training.progress import ProgressReporter, gate_values
 from training.resumed import check_unchanged, resumed_settings
 from training.start import (
@@ -58,8 +59,8 @@ class Trainer:
         world: World,
         make_loss: Callable[[Flamingo], BridgeLoss] = BridgeLoss,
     ) -> None:
-        self.config = config
         self.out = Path(config.out).expanduser()
+        self.config = config = with_precision(config, world, load_settings(self.out / "checkpoints"))
         self.model = model
         self.world = world
         dtype = getattr(torch, config.precision)
@@ -117,6 +118,8 @@ def run(
     """Train to the end of the run, then export the served folder `out/model`; `observe` is called after each step."""
     config, out, is_first = trainer.config, trainer.out, trainer.world.is_first
     num_steps_done = trainer.resume()
+    if is_first:
+        log.info("%s", describe_precision(config.precision, trainer.world.device))
     with ProgressReporter(out, config.steps, num_steps_done, enabled=is_first) as progress:
         for report in trainer.steps():
             progress.report_step(report)

@@ -22,6 +22,7 @@ def test_a_minimal_run_is_accepted() -> None:
     config = parse_config(MINIMAL)
     assert config.sets[0].name == "a"
     assert config.optim.clip == 1.0
+    assert config.precision == "auto"
 
 
 @pytest.mark.parametrize(

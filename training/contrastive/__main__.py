@@ -20,6 +20,7 @@ from model.config import ConfigError
 from training.contrastive.config import read_config
 from training.contrastive.trainer import ContrastiveTrainer
 from training.data.shards import ShardError
+from training.precision import describe_precision
 from training.progress import ProgressReporter
 from training.step import NonFiniteLoss
 
@@ -30,6 +31,7 @@ def train(trainer: ContrastiveTrainer) -> Path:
     """Train to the end of the run and return the encoder's folder."""
     config, out = trainer.config, trainer.out
     num_steps_done = trainer.resume()
+    log.info("%s", describe_precision(config.precision, trainer.device))
     with ProgressReporter(out, config.steps, num_steps_done, enabled=True) as progress:
         for report in trainer.steps():
             progress.report_step(report)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.config import ConfigError, Resize, from_dict
-from training.config import OptimConfig, check_betas, check_minima, read_mapping
+from training.config import OptimConfig, Precision, check_betas, check_minima, read_mapping
 
 # the least values of fields
 TEXT_MINIMA = {"dim": 1, "num_layers": 1, "num_heads": 1, "ffn_dim": 1, "max_tokens": 1}
@@ -114,7 +114,8 @@ class ContrastiveConfig:
     label_smoothing: float = 0.1
     # shards whose recall is printed at the end; "": none
     held_out: str = ""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    # a resumed run with auto keeps the precision of its checkpoint (training/precision.py)
+    precision: Precision = "auto"
     seed: int = 0
     checkpoint_steps: int = 1000
     log_steps: int = 10

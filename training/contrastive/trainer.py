@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.optim.lamb import Lamb
@@ -23,7 +24,9 @@ from training.contrastive.data import PairReader, Pairs, PairStream, collate_pai
 from training.contrastive.towers import Towers, contrastive_loss, recall, vision_config
 from training.data.shards import ShardError
 from training.data.stream import find_shards
+from training.distributed import World
 from training.optim import learning_rate_at
+from training.precision import with_precision
 from training.resumed import check_unchanged, resumed_contrastive_settings
 from training.step import StepReport, check_finite
 
@@ -33,8 +36,9 @@ BATCH = 64  # pairs per forward of the recall
 
 class ContrastiveTrainer:
     def __init__(self, config: ContrastiveConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
         self.out = Path(config.out).expanduser()
+        self.config = config = with_precision(config, World(device=device), self._load_settings())
+        self.device = device
         tokenizer = open_tokenizer(Path(config.text.tokenizer).expanduser())
         torch.manual_seed(config.seed)
         self.towers = Towers(config, tokenizer.get_vocab_size()).to(device).train()
@@ -119,8 +123,7 @@ class ContrastiveTrainer:
 
         Raises `ConfigError` if it is of a run with other settings.
         """
-        path = max((self.out / "checkpoints").glob("step-*.pt"), default=None)
-        if path is not None:
+        if (path := self._latest()) is not None:
             state = torch.load(path, map_location=self.device, weights_only=True)
             check_unchanged(path, state.get("settings"), resumed_contrastive_settings(self.config))
             self.towers.load_state_dict(state["towers"])
@@ -130,6 +133,16 @@ class ContrastiveTrainer:
             self.num_steps_done = state["step"]
             log.info("resuming from %s", path)
         return self.num_steps_done
+
+    def _latest(self) -> Path | None:
+        return max((self.out / "checkpoints").glob("step-*.pt"), default=None)
+
+    def _load_settings(self) -> dict[str, Any] | None:
+        """Return the settings of the latest checkpoint; its tensors are not read."""
+        path = self._latest()
+        return (
+            None if path is None else torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("settings")
+        )
 
     def export(self) -> Path:
         """Write the image tower without its projection to `out/vision`, as the encoder for the bridge's training."""

@@ -63,7 +63,9 @@ def records(rounds: int, seed: str) -> list[RawRecord]:
     ]
 
 
-def make_run(folder: Path, *, steps: int, batch_size: int = len(KINDS), optimizer: str = "adam") -> ContrastiveConfig:
+def make_run(
+    folder: Path, *, steps: int, batch_size: int = len(KINDS), optimizer: str = "adam", precision: str = "float32"
+) -> ContrastiveConfig:
     """Write two sets and held-out images of every kind, and return a run over them."""
     (folder / "tokenizer.json").write_text(byte_tokenizer().to_str())
     for name in ("align", "ltip"):
@@ -84,7 +86,7 @@ def make_run(folder: Path, *, steps: int, batch_size: int = len(KINDS), optimize
         joint_dim=64,
         label_smoothing=0.1,
         held_out=str(folder / "held" / "*.tar"),
-        precision="float32",
+        precision=precision,  # type: ignore[arg-type]
         checkpoint_steps=2,
         log_steps=1,
     )
