@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 from pathlib import Path
+from subprocess import PIPE, CompletedProcess, Popen
+from types import FrameType
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def cache_folder(folder: Path | None = None) -> Path:
@@ -17,7 +24,29 @@ def is_ready(folder: Path) -> bool:
     return (folder / "config.json").exists()
 
 
-def log_import() -> None:
-    """Log from the process of an import, in lines like those of the server, next to which they appear."""
+def run_import(module: str, *arguments: str, job: bytes = b"") -> CompletedProcess[bytes]:
+    """Run `python -m module` with the job as its input, and return its status and output.
+
+    Ctrl-C in a terminal reaches this process alone. An exception here, such as that of a signal, ends the import, which
+    first removes what it has written.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    with Popen(command, cwd=ROOT, stdin=PIPE, stdout=PIPE, process_group=0) as process:
+        try:
+            output, _ = process.communicate(job)
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    return CompletedProcess(command, process.returncode, output)
+
+
+def begin_import() -> None:
+    """Prepare the process of an import: SIGTERM becomes an exception, and log lines are like those of the server."""
+    signal.signal(signal.SIGTERM, _exit)
     line = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     logging.basicConfig(level=logging.INFO, format=line, datefmt="%H:%M:%S")
+
+
+def _exit(number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)

@@ -86,7 +86,7 @@ def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
         settings = read_settings(arguments, prog)
         logs.configure(settings.log_level, settings.log_format)
         check_address(settings.host, settings.port)
-        # SIGTERM becomes an exception, so that `subprocess` kills an import, which would otherwise outlive this process
+        # SIGTERM becomes an exception, so that `run_import` ends an import, which would otherwise outlive this process
         signal.signal(signal.SIGTERM, _exit)
         return asyncio.run(start(with_model(settings)))
     except KeyboardInterrupt:

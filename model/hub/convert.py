@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 from filelock import FileLock
 
-from model.cache import is_ready, log_import
+from model.cache import begin_import, is_ready
 from model.checkpoint.idefics import import_idefics
 from model.checkpoint.openflamingo import import_openflamingo
 from model.config import ConfigError
@@ -82,7 +82,7 @@ def _link_file(source: Path, target: Path) -> None:
 
 
 def main() -> int:
-    log_import()
+    begin_import()
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     logger.info("importing %s into %s, once", job.name, job.folder)
     began = time.monotonic()

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import logging
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 import msgspec
 
-from model.cache import is_ready
+from model.cache import is_ready, run_import
 from model.config import ConfigError, load_config
 from model.hub.inputs import describe, fetch_checkpoint, fetch_model, fetch_vision_model
 from model.hub.job import (
@@ -44,8 +42,6 @@ from model.hub.sources import (
 )
 
 logger = logging.getLogger(__name__)
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def prepare(name: str, cache: Path) -> Path:
@@ -149,13 +145,7 @@ PLANS: Mapping[str, Callable[[Source], Planned]] = MappingProxyType(
 
 def _run(job: Job) -> None:
     """Run an import in a separate process. Raises `ModelNameError` with the message of that process."""
-    finished = subprocess.run(
-        [sys.executable, "-m", "model.hub.convert"],
-        cwd=ROOT,
-        input=msgspec.json.encode(job),
-        stdout=subprocess.PIPE,
-        check=False,
-    )
+    finished = run_import("model.hub.convert", job=msgspec.json.encode(job))
     if finished.returncode:
         is_killed = finished.returncode == -signal.SIGKILL
         status = f"its process ended with status {finished.returncode}{', perhaps for lack of memory' * is_killed}"

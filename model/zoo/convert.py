@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
-from model.cache import is_ready, log_import
+from model.cache import begin_import, is_ready
 from model.checkpoint.gguf import GGUFFile
 from model.checkpoint.vision_models import convert_efficientnet_lite
 from model.folder import NO_FILES, CheckpointError, save_folder
@@ -94,7 +94,7 @@ def _check(path: Path, file: ExpertFile) -> None:
 
 
 def main() -> None:
-    log_import()
+    begin_import()
     vision, language_model, folder = map(Path, sys.argv[1:])
     log.info("converting the default model into %s, once", folder)
     began = time.monotonic()

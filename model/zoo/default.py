@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from model.cache import cache_folder, is_ready
+from model.cache import cache_folder, is_ready, run_import
 from model.config import (
     FlamingoConfig,
     GatedConfig,
@@ -119,7 +117,6 @@ BRIDGE = Path(__file__).with_name("bridge.safetensors")
 LIKENESS_FILE = Path(__file__).with_name("likeness.safetensors")
 # written by evaluation.prior
 PRIOR_FILE = Path(__file__).with_name("methods.json")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def prepare(cache: Path | None = None) -> Path:
@@ -134,8 +131,7 @@ def prepare(cache: Path | None = None) -> Path:
         "the default model is downloaded (110 MB) and converted, once; this takes minutes, depending on the network"
     )
     vision, language_model = expert_files(cache)
-    command = [sys.executable, "-m", "model.zoo.convert", str(vision), str(language_model), str(folder)]
-    finished = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+    finished = run_import("model.zoo.convert", str(vision), str(language_model), str(folder))
     if finished.returncode and not is_ready(folder):
         raise DefaultModelError(f"converting the default model failed with status {finished.returncode}")
     return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -103,7 +102,7 @@ def test_an_existing_folder_is_not_converted_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(subprocess, "run", _never)
+    monkeypatch.setattr(default, "run_import", _never)
     locate(tmp_path).mkdir()
     (locate(tmp_path) / "config.json").touch()
     assert prepare(tmp_path) == locate(tmp_path)

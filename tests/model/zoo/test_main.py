@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from model.zoo.default import ROOT, locate
+from model.cache import ROOT
+from model.zoo.default import locate
 
 
 def zoo(*arguments: str) -> subprocess.CompletedProcess[str]:
