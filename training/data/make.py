@@ -61,6 +61,8 @@ def from_jsonl(file: Path) -> Iterator[RawRecord]:
         for number, line in enumerate(lines, 1):
             try:
                 yield RawRecord(f"{file}:{number}", _files(json.loads(line), file.parent))
+            except FileNotFoundError as error:
+                raise SourceError(f"{file}, line {number}: there is no file {error.filename}") from None
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise SourceError(f"{file}, line {number} is not a valid record: {error!r}") from None
 
@@ -122,8 +124,13 @@ def _add(archive: tarfile.TarFile, key: str, record: RawRecord) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.data.make", description=__doc__)
-    parser.add_argument("source", type=Path, help="a folder or a JSONL file")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.data.make",
+        description=__doc__,
+        # the description lists the sources in columns
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="a folder or a JSONL file")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
     parser.add_argument("--per-shard", type=int, default=1000, help="records per shard (default: %(default)s)")
     options = parser.parse_args()
@@ -131,6 +138,8 @@ def main() -> None:
     try:
         records = from_folder(source) if source.is_dir() else from_jsonl(source)
         print(f"{write_shards(records, options.out, options.per_shard)} records in {options.out}")
+    except FileNotFoundError as error:
+        sys.exit(f"error: there is no file {error.filename}")
     except (SourceError, TargetError, OSError) as error:
         sys.exit(f"error: {error}")
     if source.is_dir() and (files := passed_over(source)):

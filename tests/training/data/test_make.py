@@ -68,7 +68,24 @@ def test_an_invalid_line_is_named_in_the_error(tmp_path: Path) -> None:
     lines.write_text('{"image": "absent.png", "text": "x"}\n')
     finished = make(str(lines), "--out", str(tmp_path / "shards"))
     assert finished.returncode == 1
-    assert "source.jsonl, line 1" in finished.stderr
+    assert finished.stderr == f"error: {lines}, line 1: there is no file {tmp_path / 'absent.png'}\n"
+
+
+def test_a_missing_image_of_a_document_is_named(tmp_path: Path) -> None:
+    lines = tmp_path / "pages.jsonl"
+    lines.write_text('{"images": ["kite.png", null], "texts": [null, "a kite"]}\n')
+    with pytest.raises(SourceError, match=r"pages\.jsonl, line 1: there is no file .*kite\.png$"):
+        write_shards(from_jsonl(lines), tmp_path / "shards", 1)
+
+
+def test_a_source_that_is_absent_is_named(tmp_path: Path) -> None:
+    finished = make(str(tmp_path / "absent.jsonl"), "--out", str(tmp_path / "shards"))
+    assert (finished.returncode, finished.stderr) == (1, f"error: there is no file {tmp_path / 'absent.jsonl'}\n")
+
+
+def test_help_lists_the_sources_in_lines_of_their_own() -> None:
+    lines = make("--help").stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines if line.startswith("a ")] == ["a folder", "a JSONL"]
 
 
 def test_a_text_that_is_no_string_is_an_error_in_one_line(tmp_path: Path) -> None:
