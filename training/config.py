@@ -287,6 +287,8 @@ def read_config(file: Path) -> TrainConfig:
 def read_mapping(file: Path) -> dict[str, Any]:
     try:
         values: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {file}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

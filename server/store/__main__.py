@@ -15,7 +15,7 @@ from pathlib import Path
 from server.errors import ServerError
 from server.media.store import MediaStore
 from server.settings import Settings, SettingsError
-from server.store.backup import Manifest, restore_backup, write_backup
+from server.store.backup import BackupError, Manifest, restore_backup, write_backup
 from server.store.database import Database
 from server.store.location import add_location, read_location
 from server.telemetry import logs
@@ -51,6 +51,8 @@ async def _backup(file: Path, settings: Settings) -> Manifest:
 
 
 async def _restore(file: Path, settings: Settings) -> Manifest:
+    if not file.exists():
+        raise BackupError(f"there is no file {file}")
     database = Database(settings.database_url, settings.database_setting)
     try:
         database.lock()

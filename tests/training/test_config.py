@@ -115,6 +115,11 @@ def test_a_file_that_is_no_yaml_is_refused_in_one_line(tmp_path: Path) -> None:
         read_config(tmp_path / "run.yaml")
 
 
+def test_an_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"^there is no file {tmp_path}/run\.yaml$"):
+        read_config(tmp_path / "run.yaml")
+
+
 def test_an_export_has_a_name_of_its_own() -> None:
     assert parse_config({**MINIMAL, "out": "runs/birds"}).export_name == "birds"
     assert parse_config({**MINIMAL, "name": "finches"}).export_name == "finches"

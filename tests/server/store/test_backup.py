@@ -286,6 +286,9 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert backups.main(["restore", str(file), "--data-dir", str(other)]) == 0
     assert backups.main(["restore", str(file), "--data-dir", str(other)]) == 2
     assert "is not empty" in capsys.readouterr().err
+    assert backups.main(["restore", "absent.tar", "--data-dir", str(tmp_path / "second")]) == 2
+    assert capsys.readouterr().err == "error: there is no file absent.tar\n"
+    assert not (tmp_path / "second").exists()
     running = Database(f"sqlite:///{tmp_path / 'third' / 'flamboyance.db'}", "data_dir")
     running.lock()
     assert backups.main(["restore", str(file), "--data-dir", str(tmp_path / "third")]) == 2
