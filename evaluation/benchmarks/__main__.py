@@ -14,11 +14,16 @@ from pathlib import Path
 
 from evaluation.benchmarks.benchmark import Benchmark, load, names
 from evaluation.benchmarks.data import state
+from evaluation.benchmarks.items import DataMissing
 from evaluation.benchmarks.runner import Options, run
 from evaluation.benchmarks.scoring import METRICS
 from flamboyance_client import FlamboyanceError, NotAuthorised
 from flamboyance_client.client import BASE_URL
 
+DESCRIPTION = (
+    "Evaluate a server on a benchmark of the paper. Without a name, list the benchmarks and, with --data, the state of "
+    "each one's data in the folder and what is missing."
+)
 OUT = Path("benchmark-results")
 # the same variable as for the client's own commands; other users of the machine can read flags
 KEY_VARIABLE = "FLAMBOYANCE_API_KEY"
@@ -59,6 +64,8 @@ def _evaluate(benchmark: Benchmark, options: argparse.Namespace) -> int:
 
 
 def _print_list(data: Path | None) -> None:
+    if data is not None and not data.is_dir():
+        raise DataMissing(f"{data} is not a folder")
     for name in names():
         benchmark = load(name)
         print(f"{name:14} {METRICS[benchmark.metric].title}, {benchmark.split}")
@@ -67,7 +74,7 @@ def _print_list(data: Path | None) -> None:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser = argparse.ArgumentParser(prog=prog, description=DESCRIPTION)
     parser.add_argument("name", nargs="?", metavar="NAME", help=f"the benchmark: {', '.join(names())}")
     parser.add_argument(
         "--data", type=Path, help="the folder of its annotation and media files; for a list, of all data"

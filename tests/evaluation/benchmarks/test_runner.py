@@ -264,6 +264,7 @@ def test_a_journal_with_other_settings_is_refused(tmp_path: Path) -> None:
         (("clevr",), "error: unknown benchmark 'clevr'"),
         (("star",), "error: --data is required"),
         (("star", "--data", "nowhere"), "error: nowhere is not a folder"),
+        (("--data", "nowhere"), "error: nowhere is not a folder"),
         (("coco", "--data", "."), "has no file dataset_coco.json"),
     ],
 )
@@ -276,7 +277,8 @@ def test_an_error_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([*more, "--server", "http://127.0.0.1:9"]) == 1
-    error = capsys.readouterr().err
+    output, error = capsys.readouterr()
+    assert not output
     assert message in error
     assert error.count("\n") == 1
 
