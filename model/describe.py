@@ -1,8 +1,8 @@
 """Print a model's parameters by part, next to the paper's figures: `python -m model.describe [NAME|FOLDER ...]`.
 
-A NAME is one of the paper's models (`model/presets/paper.py`), openflamingo-9b, idefics-9b or idefics-80b. Parameters are
-counted on the meta device. Published figures are those of table 1 and section 4.1.1. A mark is at those that do not follow
-from the paper's own table of layers and widths.
+A NAME is one of the paper's models (`model/presets/paper.py`), openflamingo-9b, idefics-9b, idefics-80b or default.
+Parameters are counted on the meta device. Published figures are those of table 1 and section 4.1.1. A mark is at those
+that contradict the paper's own table of layers and widths.
 
 With `--tensor-parallel N`, print instead the memory that each of N devices needs: weights, and keys and values of text and
 of media. With `--weight-format FORMAT`, print the memory of one device whose decoder weights are in this format. With
@@ -27,6 +27,7 @@ from model.presets.paper import PRESETS
 from model.presets.published import MODELS
 from model.quantised import KINDS, WeightFormat
 from model.ranks import Rank
+from model.zoo.default import DEFAULT
 
 PARTS = {"language_model": "frozen", "vision": "frozen", "gated": "trainable", "resampler": "trainable"}
 TRAINABLE = tuple(part for part, weights in PARTS.items() if weights == "trainable")
@@ -179,18 +180,28 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(padded)
 
 
+KNOWN = {**PRESETS, **MODELS, "default": DEFAULT, DEFAULT.name: DEFAULT}
+NAMES = f"a model folder, or one of {', '.join(KNOWN)} (default: the paper's models)"
+
+
 def find(name: str) -> FlamingoConfig:
-    known = {**PRESETS, **MODELS}
-    if name in known:
-        return known[name]
+    if name in KNOWN:
+        return KNOWN[name]
     if Path(name).is_dir():
         return load_config(Path(name))
-    raise ConfigError(f"{name!r} is neither a model folder nor one of {', '.join(known)}")
+    raise ConfigError(f"{name!r} is neither a model folder nor one of {', '.join(KNOWN)}")
+
+
+DESCRIPTION = f"""Print a model's parameters by part, next to the figures of the paper's table 1 and section 4.1.1.
+{", ".join(NOTES)} mark published figures that contradict the paper's own table of layers and widths.
+With --tensor-parallel or --weight-format, print the memory instead: weights, and keys and values of text and of media.
+With --device-memory in addition, print whether all of it fits, with one request of the maximum length and 32 shots, and
+the smallest number of devices that is enough."""
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m model.describe") -> int:
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(PRESETS), metavar="NAME|FOLDER")
+    parser = argparse.ArgumentParser(prog=prog, description=DESCRIPTION)
+    parser.add_argument("names", nargs="*", default=list(PRESETS), metavar="NAME|FOLDER", help=NAMES)
     parser.add_argument(
         "--tensor-parallel", type=int, metavar="N", help="print the memory that each of N devices needs"
     )

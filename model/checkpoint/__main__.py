@@ -37,6 +37,17 @@ from model.zoo.fetch import DefaultModelError
 DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LINEAGES = ("openflamingo", "idefics")
 
+IMPORT = (
+    "Convert a checkpoint to a model folder. With the name of a model in place of a format, convert it into the cache."
+)
+IMPORT_NAME = "Convert a model into the cache, downloaded first, unless it is there, and print the path of its folder."
+OPENFLAMINGO = "Convert an OpenFlamingo checkpoint and its two frozen models to a model folder."
+IDEFICS = "Convert an IDEFICS checkpoint to a model folder."
+JOIN = (
+    "Join a frozen language model and a frozen vision encoder to a model folder with an untrained bridge. Its gates are "
+    "closed: images have no effect until it is trained."
+)
+
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m model.checkpoint") -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -115,7 +126,8 @@ def _open_checkpoint(text: str) -> tuple[Source, Path | None]:
 
 def _name_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Model folders from checkpoints.")
-    action = parser.add_subparsers(dest="action", required=True).add_parser("import", help="create a model folder")
+    actions = parser.add_subparsers(dest="action", required=True)
+    action = actions.add_parser("import", help="create a model folder", description=IMPORT_NAME)
     action.add_argument("name", metavar="NAME", help="OWNER/NAME or OWNER/NAME@REVISION on the Hub, or a folder")
     action.add_argument(
         "--cache", type=Path, default=cache_folder(), help="folder of model folders (default: ~/.cache/flamboyance)"
@@ -126,10 +138,16 @@ def _name_parser(prog: str) -> argparse.ArgumentParser:
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Model folders from checkpoints.")
     actions = parser.add_subparsers(dest="action", required=True)
-    _add_join(actions.add_parser("join", help="create a model folder from two frozen experts, with closed gates"))
-    action = actions.add_parser("import", help="create a model folder from a checkpoint")
+    _add_join(
+        actions.add_parser(
+            "join", help="create a model folder from two frozen experts, with closed gates", description=JOIN
+        )
+    )
+    action = actions.add_parser("import", help="create a model folder from a checkpoint", description=IMPORT)
     lineages = action.add_subparsers(dest="lineage", required=True)
-    openflamingo = lineages.add_parser("openflamingo", help="a checkpoint.pt and its frozen models, by path or name")
+    openflamingo = lineages.add_parser(
+        "openflamingo", help="a checkpoint.pt and its frozen models, by path or name", description=OPENFLAMINGO
+    )
     openflamingo.add_argument(
         "--checkpoint", required=True, help="checkpoint.pt (a state dict or from a training run), or its repository"
     )
@@ -138,7 +156,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--vision-model", required=True, help="a folder or repository of an open_clip or Hugging Face CLIP"
     )
     openflamingo.add_argument("--cross-attn-every-n-layers", type=int, required=True, metavar="N")
-    idefics = lineages.add_parser("idefics", help="a Hugging Face folder of IDEFICS (version 1, not 2 or 3)")
+    idefics = lineages.add_parser(
+        "idefics", help="a Hugging Face folder of IDEFICS (version 1, not 2 or 3)", description=IDEFICS
+    )
     idefics.add_argument("--from", dest="source", required=True, help="the Hugging Face folder or repository")
     for lineage in (openflamingo, idefics):
         lineage.add_argument("--out", type=Path, required=True, help="the new folder; it must be empty or not exist")

@@ -111,7 +111,7 @@ def _experts(source: Source) -> Experts:
     experts = experts_of_folder(source.path) if isinstance(source, LocalFolder) else experts_of(source.name)
     interval = "N" if experts is None else experts.every_n_layers
     command = (
-        f"python -m model.checkpoint import openflamingo --checkpoint {source} --language-model LANGUAGE_MODEL "
+        f"flamboyance import openflamingo --checkpoint {source} --language-model LANGUAGE_MODEL "
         f"--vision-model {CLIP_VIT_L_14} --cross-attn-every-n-layers {interval} --out FOLDER"
     )
     if experts is None:

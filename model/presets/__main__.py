@@ -27,6 +27,10 @@ from model.presets.paper import PRESETS, find_preset
 from model.presets.scale import Scale, at_scale
 from model.zoo.fetch import DefaultModelError
 
+BUILD = (
+    "Write one of the paper's models as a model folder that is yet to be trained. Its experts have random weights, unless "
+    "they are named. The whole model is held in memory."
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -66,7 +70,7 @@ def _build(options: argparse.Namespace) -> FlamingoConfig:
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Model folders of the paper's models.")
     actions = parser.add_subparsers(dest="action", required=True)
-    action = actions.add_parser("build", help="create a model folder of a preset, yet to be trained")
+    action = actions.add_parser("build", help="create a model folder of a preset, yet to be trained", description=BUILD)
     action.add_argument("preset", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
     action.add_argument(
         "--scale",

@@ -29,6 +29,10 @@ from server.store.location import add_location, read_location
 from server.telemetry import logs
 
 PROGRAM = "python -m server.access"
+DESCRIPTION = (
+    "Create, list and revoke the API keys in a server's database, also while the server runs. The first key is created "
+    "here: a server without keys is open, and anonymous callers cannot create one."
+)
 # the author of changes in the log; for changes over HTTP it is the id of the administrator's key
 NAME = "flamboyance keys"
 ADMIN = "keys create NAME --role admin"
@@ -113,7 +117,7 @@ COMMANDS = {"create": _create, "list": _list, "revoke": _revoke}
 
 
 def _parser(prog: str) -> ArgumentParser:
-    parser = ArgumentParser(prog=prog, description=__doc__, allow_abbrev=False)
+    parser = ArgumentParser(prog=prog, description=DESCRIPTION, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     create = commands.add_parser("create", help="Create a key and print its secret.", allow_abbrev=False)
     create.add_argument("name", help="name of the key's owner", type=_name)

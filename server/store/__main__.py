@@ -21,6 +21,7 @@ from server.store.location import add_location, read_location
 from server.telemetry import logs
 
 PROGRAM = "python -m server.store"
+DESCRIPTION = "Write all stored data of a server to a file, or restore them."
 
 
 def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
@@ -69,7 +70,7 @@ HELP = {
 
 
 def _parser(prog: str) -> ArgumentParser:
-    parser = ArgumentParser(prog=prog, description=__doc__, allow_abbrev=False)
+    parser = ArgumentParser(prog=prog, description=DESCRIPTION, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     for command in COMMANDS:
         subparser = commands.add_parser(command, help=HELP[command], description=HELP[command], allow_abbrev=False)

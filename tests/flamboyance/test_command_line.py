@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -67,6 +68,20 @@ def test_a_program_describes_itself_under_its_name(name: str, capsys: pytest.Cap
         main([name, "--help"])
     assert exit.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: flamboyance {name} ")
+
+
+@pytest.mark.parametrize(
+    "words", [*([name] for name in PROGRAMS), ["import", "openflamingo"], ["import", "idefics"], ["import", "me/model"]]
+)
+def test_help_says_what_a_command_does_and_names_no_module(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    usage, description, *rest = capsys.readouterr().out.split("\n\n")
+    assert usage.startswith("usage: ")
+    assert re.match(r"[A-Z].*\.$", description, flags=re.DOTALL)
+    assert not re.search(r"python -m|\.py\b", " ".join([usage, description, *rest]))
 
 
 def test_a_program_without_the_client_says_how_to_install_it(

@@ -96,6 +96,12 @@ def test_a_folder_is_compared_with_the_paper_only_if_it_is_one_of_its_models(
         assert (" 3,200 " in capsys.readouterr().out) == (name == "renamed")
 
 
+@pytest.mark.parametrize("name", ["default", "flamboyance-lite"])
+def test_the_default_model_has_its_names(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name]) == 0
+    assert capsys.readouterr().out.startswith("flamboyance-lite: gated layers before [0, 4,")
+
+
 def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(ConfigError, match="flamingo-3b, flamingo-9b, flamingo-80b, openflamingo-9b"):
         find("flamingo-4b")
