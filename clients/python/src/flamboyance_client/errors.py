@@ -19,6 +19,8 @@
 
 The text of an error says what to do about it; `message` is the server's own text. A mistake in a call (an unknown option,
 an unreadable file) raises Python's own TypeError, ValueError or OSError.
+
+Every error can be pickled, because a process of a pool sends it to the process that waits for it.
 """
 
 from __future__ import annotations
@@ -57,6 +59,9 @@ class QueriesFailed(FlamboyanceError):
         super().__init__(message)
         self.results = results
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self.args, self.results), self.__dict__
+
 
 class UnexpectedReply(FlamboyanceError):
     pass
@@ -90,6 +95,9 @@ class ApiError(FlamboyanceError):
         self.request_id = refusal.request_id
         self.retry_after = refusal.retry_after
         self.should_retry = refusal.should_retry
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.refusal,), self.__dict__
 
     def about(self, subject: str) -> Self:
         """Return the error with a message that names its subject, such as a file."""
