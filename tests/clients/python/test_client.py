@@ -192,6 +192,40 @@ def test_all_fields_of_a_completion_are_parsed(connect: Callable[..., AnyClient]
     assert reply.usage.fewshot_details == {"images_encoded": 1}
 
 
+@pytest.mark.parametrize(
+    ("key", "header"),
+    [
+        ("secret", "Bearer secret"),
+        ("secret\n", "Bearer secret"),
+        (" \tsecret key\r\n", "Bearer secret key"),
+        ("", None),
+        (" \n", None),
+        (None, None),
+    ],
+)
+def test_a_key_is_sent_without_white_space_around_it(
+    connect: Callable[..., AnyClient], key: str | None, header: str | None
+) -> None:
+    headers: list[str | None] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        headers.append(request.headers.get("authorization"))
+        return httpx.Response(200, json=COMPLETION)
+
+    connect(handler, api_key=key).complete("A")
+    assert headers == [header]
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    "key", ["secret\r\nX: y", "secret\x00", "secr\u00e9t", "\ufeffsecret", "secret\x7f", "secret\ud800"]
+)
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(kind: type[Client | AsyncClient], key: str) -> None:
+    with pytest.raises(ValueError, match=r"^api_key has a character that no key has; .*printable") as caught:
+        kind(api_key=key)
+    assert "secr" not in str(caught.value)
+
+
 def test_an_unknown_option_raises_before_sending(connect: Callable[..., AnyClient]) -> None:
     with pytest.raises(TypeError, match="max_tokns"):
         connect(fixed(200, COMPLETION)).complete("A", max_tokns=3)

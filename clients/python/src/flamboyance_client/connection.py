@@ -39,7 +39,14 @@ def request_arguments(call: Call[Any], read: Callable[[Path], Any]) -> dict[str,
 
 
 def headers(api_key: str | None) -> Mapping[str, str]:
-    return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    """Return the headers of every request. The key is taken without white space around it, and an empty one is none.
+
+    Raises `ValueError`, without the key in its text, for a key that no server has.
+    """
+    key = (api_key or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError("api_key has a character that no key has; a key has only printable characters of ASCII")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from flamboyance_client.cli import app as application
 from flamboyance_client.cli.connection import _message
 from flamboyance_client.connection import checked_url, transport_errors
 from tests.clients.python.cli.commands import PACKAGE, process, run
+from tests.clients.serving import KEY
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -54,6 +55,20 @@ class TestErrors:
         _, errors = run("support-set", "list", "--api-key", "wrong", "--json", status=1)
         assert errors.startswith("error: 401: ")
         assert "--api-key or FLAMBOYANCE_API_KEY" in errors
+
+    def test_a_key_that_cannot_be_sent_is_not_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FLAMBOYANCE_API_KEY", "secret\nkey")
+        _, errors = run("support-set", "list", status=1)
+        assert errors.startswith("error: api_key has a character that no key has")
+        assert "secret" not in errors
+
+    def test_a_key_may_end_with_a_line_break_and_an_empty_one_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FLAMBOYANCE_API_KEY", f"{KEY}\n")
+        run("support-set", "list")
+        monkeypatch.setenv("FLAMBOYANCE_API_KEY", "")
+        for arguments in ([], ["--api-key", ""]):
+            _, errors = run("support-set", "list", *arguments, status=1)
+            assert errors.startswith("error: 401: ")
 
     @pytest.mark.parametrize(
         "arguments",
