@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 import pytest
 
 from flamboyance_client import ApiError, Client, NotConnected, Retries, TimedOut, UnexpectedReply
-from flamboyance_client.advice import ADVICE
+from flamboyance_client.advice import ADVICE, OF_ROUTES
+from server.openapi import document
 from tests.server.test_docs import API, names, rows, section
 
 
@@ -44,6 +47,25 @@ def test_a_status_without_a_code_has_general_advice(status: int, text: str) -> N
     with pytest.raises(ApiError) as caught:
         send(httpx.Response(status, json={"error": "no"}))
     assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("message", ["the body has 9 bytes or more, the limit is 8", "... is 8 (max_import_mb)"])
+def test_the_limit_of_an_archive_has_a_setting_of_its_own(message: str, tmp_path: Path) -> None:
+    (tmp_path / "set.zip").write_bytes(b"PK")
+    error = {"error": {"message": message, "code": "body_too_large"}}
+    with (
+        Client(transport=httpx.MockTransport(lambda request: httpx.Response(413, json=error))) as client,
+        pytest.raises(ApiError) as caught,
+    ):
+        client.support_sets.import_(tmp_path / "set.zip")
+    end = "Import a smaller archive, or raise the server's setting max_import_mb."
+    assert str(caught.value) == f"413: {message}. {end}"
+
+
+@pytest.mark.parametrize(("path", "code"), OF_ROUTES)
+def test_advice_for_a_route_is_for_one_of_its_errors(path: str, code: str) -> None:
+    responses = document()["paths"][path]["post"]["responses"]
+    assert any(f"`{code}`" in response["description"] for response in responses.values())
 
 
 def test_a_server_that_does_not_answer_is_named_with_its_address() -> None:

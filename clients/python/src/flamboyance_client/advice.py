@@ -25,6 +25,13 @@ ADVICE: Mapping[str, str] = {
     "engine_stalled": "This request may be the cause: see the server's log before it is sent again",
     "deadline_exceeded": "Pass a larger timeout=..., or raise the server's setting request_timeout",
 }
+# by path and code, for routes with limits of their own
+OF_ROUTES: Mapping[tuple[str | None, str], str] = {
+    (
+        "/v1/support_sets/import",
+        "body_too_large",
+    ): "Import a smaller archive, or raise the server's setting max_import_mb",
+}
 # by status, for codes without advice
 GENERAL: Mapping[int, str] = {
     401: ADVICE["invalid_api_key"],
@@ -36,8 +43,9 @@ GENERAL: Mapping[int, str] = {
 }
 
 
-def advice(code: str | int | None, status: int | None) -> str | None:
-    """Return a sentence about what to do about an error with this code and status, or None."""
-    if (text := ADVICE.get(str(code)) or GENERAL.get(status or 0)) is None:
+def advice(code: str | int | None, status: int | None, path: str | None) -> str | None:
+    """Return a sentence about what to do about an error of a path with this code and status, or None."""
+    text = OF_ROUTES.get((path, str(code))) or ADVICE.get(str(code)) or GENERAL.get(status or 0)
+    if text is None:
         return None
     return text if text.endswith("?") else f"{text}."

@@ -168,14 +168,14 @@ def _object(data: bytes | str) -> Json:
     return values
 
 
-def api_error(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
+def api_error(path: str, status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
     """Return the error for a status outside a call's `accepts`. The body may come from a proxy and need not be JSON."""
     try:
         fields = error_fields(json.loads(body))
     except ValueError:
         fields = {}
     fields.setdefault("message", body[:200].decode("utf-8", "replace") or "no message")
-    response: dict[str, Any] = {"status": status, "request_id": headers.get("x-request-id")}
+    response: dict[str, Any] = {"path": path, "status": status, "request_id": headers.get("x-request-id")}
     retrying: dict[str, Any] = {"retry_after": retry_after(headers), "should_retry": should_retry(headers)}
     return error_type(status)(Refusal(**fields, **response, **retrying))
 

@@ -209,7 +209,7 @@ class Client:
             if response.status_code in call.accepts:
                 return response
             body = response.read()
-        raise api_error(response.status_code, response.headers, body)
+        raise api_error(call.path, response.status_code, response.headers, body)
 
 
 class AsyncClient:
@@ -374,7 +374,7 @@ class AsyncClient:
             if response.status_code in call.accepts:
                 return response
             body = await response.aread()
-        raise api_error(response.status_code, response.headers, body)
+        raise api_error(call.path, response.status_code, response.headers, body)
 
 
 def _events(response: httpx.Response) -> Iterator[Completion]:

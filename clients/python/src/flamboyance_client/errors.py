@@ -69,7 +69,7 @@ class UnexpectedReply(FlamboyanceError):
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """The fields of the server's error object, with the status and the headers of the response."""
+    """The fields of the server's error object, the path of the request, and the status and headers of the response."""
 
     message: str
     type: str | None = None
@@ -79,12 +79,13 @@ class Refusal:
     request_id: str | None = None
     retry_after: float | None = None
     should_retry: bool | None = None
+    path: str | None = None
 
 
 class ApiError(FlamboyanceError):
     def __init__(self, refusal: Refusal) -> None:
         prefix = f"{refusal.status}: " if refusal.status is not None else ""
-        what_to_do = advice(refusal.code, refusal.status)
+        what_to_do = advice(refusal.code, refusal.status, refusal.path)
         super().__init__(prefix + refusal.message + (f". {what_to_do}" if what_to_do else ""))
         self.refusal = refusal
         self.message = refusal.message
