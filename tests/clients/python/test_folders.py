@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from flamboyance_client import media_files
-from flamboyance_client.folders import MEDIA_TYPES, SUFFIXES, labelled_files
+from flamboyance_client.folders import MEDIA_TYPES, SUFFIXES, empty_subfolders, labelled_files
 from flamboyance_client.prompt import media_type
 from model import heif
 from model.media import MediaError, media_type_of
@@ -110,6 +110,36 @@ def test_a_subfolder_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "wren").symlink_to(tmp_path / "elsewhere")
     assert [item.label for item in labelled_files(tmp_path / "set")] == ["wren"]
+
+
+def test_a_link_to_a_folder_that_contains_it_is_left_out(tmp_path: Path) -> None:
+    root = write(tmp_path / "set", **{f"{label}/1.png": picture() for label in ("wren", "coal tit")})
+    (root / "wren" / "all").symlink_to(root)
+    (root / "wren" / "up").symlink_to("..")
+    (root / "coal tit" / "self").symlink_to(root / "coal tit")
+    (root / "again").symlink_to(root)
+    assert [item.file for item in labelled_files(root)] == ["coal tit/1.png", "wren/1.png"]
+    (tmp_path / "linked").symlink_to(root)
+    assert [item.file for item in labelled_files(tmp_path / "linked")] == ["coal tit/1.png", "wren/1.png"]
+    assert empty_subfolders(root) == ["again"]
+
+
+def test_folders_that_link_to_each_other_end(tmp_path: Path) -> None:
+    root = write(tmp_path / "set", **{"a/1.png": picture(), "b/2.png": picture()})
+    (root / "a" / "b").symlink_to(root / "b")
+    (root / "b" / "a").symlink_to(root / "a")
+    assert [item.file for item in labelled_files(root)] == ["a/1.png", "a/b/2.png", "b/2.png", "b/a/1.png"]
+
+
+def test_files_and_folders_may_be_linked_more_than_once(tmp_path: Path) -> None:
+    root = write(tmp_path / "set", **{"wren/1.png": picture(), "wren/young/2.png": picture()})
+    (root / "wren" / "3.png").symlink_to(root / "wren" / "1.png")
+    (root / "bird").symlink_to(root / "wren")
+    (root / "small").mkdir()
+    (root / "small" / "young").symlink_to(root / "wren" / "young")
+    names = ["1.png", "3.png", "young/2.png"]
+    expected = [*(f"bird/{name}" for name in names), "small/young/2.png", *(f"wren/{name}" for name in names)]
+    assert [item.file for item in labelled_files(root)] == expected
 
 
 @pytest.mark.parametrize(

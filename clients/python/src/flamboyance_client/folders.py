@@ -27,7 +27,8 @@ def media_files(folder: str | Path) -> list[Path]:
     """Return the images and videos in a folder and its subfolders, sorted by path.
 
     Hidden files and files of other kinds, such as `Thumbs.db` and `notes.txt`, are left out. Raises `ValueError` for an
-    image or a video that the server cannot read, and `OSError` for a folder that cannot be read.
+    image or a video that the server cannot read, and `OSError` for a folder that cannot be read. Links are followed,
+    except one to a folder that contains it.
     """
     return [_checked(path) for path in _files(Path(folder)) if _is_media(path)]
 
@@ -48,8 +49,9 @@ def labelled_files(folder: str | Path) -> list[LabelledMedia]:
 
 def empty_subfolders(folder: str | Path) -> list[str]:
     """Return the names of the subfolders without an image or a video, which give no label. Hidden ones are left out."""
-    folders = [entry for entry in sorted(Path(folder).iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
-    return [entry.name for entry in folders if not any(map(_is_media, _files(entry)))]
+    root = Path(folder)
+    folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    return [entry.name for entry in folders if not any(map(_is_media, _files(entry, frozenset({root.resolve()}))))]
 
 
 def _labelled(path: Path, root: Path) -> LabelledMedia:
@@ -59,13 +61,18 @@ def _labelled(path: Path, root: Path) -> LabelledMedia:
     return LabelledMedia(name=str(path), file=relative.as_posix(), media=path, label=relative.parts[0])
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Return the files that are not hidden, sorted by path. A subfolder may be a symbolic link."""
+def _files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Return the files that are not hidden, sorted by path. A subfolder may be a symbolic link.
+
+    A link to a folder that contains it leads to no new files: it is left out. `above` has the folders around this one.
+    """
+    if (target := folder.resolve()) in above:
+        return
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _files(entry)
+            yield from _files(entry, above | {target})
         else:
             yield entry
 
