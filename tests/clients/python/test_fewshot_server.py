@@ -124,7 +124,7 @@ def test_faults_of_a_set_are_named_and_uncertain_media_are_suggested(client: Cli
     assert client.support_sets.diagnostics(colours.id, limit=1).redundant.count == diagnostics.redundant.count
 
     async def both() -> tuple[object, object]:
-        async with AsyncClient(str(client._http.base_url), api_key=KEY) as asynchronous:
+        async with AsyncClient(str(client._http.get().base_url), api_key=KEY) as asynchronous:
             pool = [png("green", 9), png("navy", 14)]
             return (
                 await asynchronous.support_sets.diagnostics(colours.id),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -20,14 +20,15 @@ from weakref import finalize
 import httpx
 
 from flamboyance_client.accuracy import Accuracy, LabelledQueries, labelled_queries, requests_by_method
-from flamboyance_client.api import Api, Call, CompletionEvents, api_error, checked_options
+from flamboyance_client.api import Api, Call, api_error, checked_options
 from flamboyance_client.async_resources import AsyncEvaluations, AsyncFewShot, AsyncImages, AsyncSupportSets
 from flamboyance_client.batches import CONCURRENCY, OnError, checked_queries, classifications, run_all, run_all_async
-from flamboyance_client.connection import checked_url, headers, request_arguments, transport_errors
+from flamboyance_client.connection import async_events, client_settings, events, request_arguments, transport_errors
 from flamboyance_client.errors import FlamboyanceError
 from flamboyance_client.fewshot import AnyQuery
 from flamboyance_client.keys import AsyncKeys, Keys
 from flamboyance_client.options import ClassifyOptions, EmbedOptions, InspectOptions, Method, Options, ScoreOptions
+from flamboyance_client.processes import PerProcess, close
 from flamboyance_client.prompt import Part, Prompt
 from flamboyance_client.records import Classification, Score
 from flamboyance_client.replies import Completion, Health, Json, Model
@@ -44,7 +45,10 @@ RETRIES = Retries()
 
 
 class Client:
-    """A client of one server. Its connections are closed at the end of a `with` block, by `close()`, or with the object."""
+    """A client of one server. Its connections are closed at the end of a `with` block, by `close()`, or with the object.
+
+    A process that is forked from one with a client makes connections of its own, unless `transport` has them.
+    """
 
     def __init__(
         self,
@@ -63,9 +67,9 @@ class Client:
         self.support_sets = SupportSets(self._send, self._download, model)
         self.evaluations = Evaluations(self._send)
         self.keys = Keys(self._send)
-        url = checked_url(base_url)
-        self._http = httpx.Client(base_url=url, headers=headers(api_key), timeout=timeout, transport=transport)
-        finalize(self, self._http.close)
+        settings = client_settings(base_url, api_key, timeout)
+        self._http = PerProcess(lambda: httpx.Client(transport=transport, **settings))
+        finalize(self, close, self._http)
 
     def complete(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
         return self._send(self._api.complete(prompt, options))
@@ -81,7 +85,7 @@ class Client:
     def _stream(self, call: Call[Completion]) -> Iterator[Iterator[Completion]]:
         response = self._open(call)
         try:
-            yield _events(response)
+            yield events(response)
         finally:
             response.close()
 
@@ -169,7 +173,7 @@ class Client:
         return self._send(self._api.health())
 
     def close(self) -> None:
-        self._http.close()
+        self._http.get().close()
 
     def __enter__(self) -> Self:
         return self
@@ -203,9 +207,10 @@ class Client:
             attempts += 1
 
     def _send_once(self, call: Call[Any]) -> httpx.Response:
-        request = self._http.build_request(**request_arguments(call, read_file))
+        http = self._http.get()
+        request = http.build_request(**request_arguments(call, read_file))
         with transport_errors():
-            response = self._http.send(request, stream=True)
+            response = http.send(request, stream=True)
             if response.status_code in call.accepts:
                 return response
             body = response.read()
@@ -232,9 +237,8 @@ class AsyncClient:
         self.support_sets = AsyncSupportSets(self._send, self._download, model)
         self.evaluations = AsyncEvaluations(self._send)
         self.keys = AsyncKeys(self._send)
-        self._http = httpx.AsyncClient(
-            base_url=checked_url(base_url), headers=headers(api_key), timeout=timeout, transport=transport
-        )
+        settings = client_settings(base_url, api_key, timeout)
+        self._http = PerProcess(lambda: httpx.AsyncClient(transport=transport, **settings))
 
     async def complete(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
         return await self._send(self._api.complete(prompt, options))
@@ -252,8 +256,8 @@ class AsyncClient:
     async def _stream(self, call: Call[Completion]) -> AsyncIterator[AsyncIterator[Completion]]:
         response = await self._open(call)
         try:
-            async with aclosing(_async_events(response)) as events:
-                yield events
+            async with aclosing(async_events(response)) as completions:
+                yield completions
         finally:
             await response.aclose()
 
@@ -335,7 +339,7 @@ class AsyncClient:
         return await self._send(self._api.health())
 
     async def close(self) -> None:
-        await self._http.aclose()
+        await self._http.get().aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -368,30 +372,14 @@ class AsyncClient:
             attempts += 1
 
     async def _send_once(self, call: Call[Any]) -> httpx.Response:
-        request = self._http.build_request(**request_arguments(call, read_file_async))
+        http = self._http.get()
+        request = http.build_request(**request_arguments(call, read_file_async))
         with transport_errors():
-            response = await self._http.send(request, stream=True)
+            response = await http.send(request, stream=True)
             if response.status_code in call.accepts:
                 return response
             body = await response.aread()
         raise api_error(call.path, response.status_code, response.headers, body)
-
-
-def _events(response: httpx.Response) -> Iterator[Completion]:
-    events = CompletionEvents()
-    with transport_errors():
-        for received in response.iter_bytes():
-            yield from events.feed(received)
-    events.finish()
-
-
-async def _async_events(response: httpx.Response) -> AsyncGenerator[Completion, None]:
-    events = CompletionEvents()
-    with transport_errors():
-        async for received in response.aiter_bytes():
-            for event in events.feed(received):
-                yield event
-    events.finish()
 
 
 def _delay(retries: Retries, call: Call[Any], attempts: int, error: FlamboyanceError) -> float | None:

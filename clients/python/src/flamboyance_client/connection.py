@@ -1,16 +1,17 @@
-"""The address, the headers and the requests that both clients pass to httpx, and its errors as those of this package."""
+"""The requests that both clients pass to httpx, and the streams and errors of httpx as those of this package."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from flamboyance_client.api import Call
+from flamboyance_client.api import Call, CompletionEvents
 from flamboyance_client.errors import NotConnected, TimedOut, TransportError
+from flamboyance_client.replies import Completion
 
 SCHEMES = ("http", "https")
 
@@ -24,6 +25,11 @@ def checked_url(text: str) -> httpx.URL:
     if url.scheme not in SCHEMES or not url.host:
         raise ValueError(f"{text!r} is not the URL of a server: begin it with http:// or https://")
     return url.copy_with(path=url.path.rstrip("/").removesuffix("/v1"))
+
+
+def client_settings(base_url: str, api_key: str | None, timeout: float | httpx.Timeout) -> dict[str, Any]:
+    """Return the arguments of an httpx client, of either kind. Raises `ValueError` for a wrong URL or key."""
+    return {"base_url": checked_url(base_url), "headers": headers(api_key), "timeout": timeout}
 
 
 def request_arguments(call: Call[Any], read: Callable[[Path], Any]) -> dict[str, Any]:
@@ -65,6 +71,24 @@ def transport_errors() -> Iterator[None]:
     except httpx.TransportError as error:
         hint = "The server may have stopped: see its log"
         raise TransportError(f"the connection to {_origin(error)} was lost: {_message(error)}. {hint}.") from error
+
+
+def events(response: httpx.Response) -> Iterator[Completion]:
+    """Yield the completions of a stream."""
+    parser = CompletionEvents()
+    with transport_errors():
+        for received in response.iter_bytes():
+            yield from parser.feed(received)
+    parser.finish()
+
+
+async def async_events(response: httpx.Response) -> AsyncGenerator[Completion, None]:
+    parser = CompletionEvents()
+    with transport_errors():
+        async for received in response.aiter_bytes():
+            for event in parser.feed(received):
+                yield event
+    parser.finish()
 
 
 def _origin(error: httpx.RequestError) -> str:
