@@ -34,6 +34,7 @@ from flamboyance_client.records import Classification, Score
 from flamboyance_client.replies import Completion, Health, Json, Model
 from flamboyance_client.resources import Evaluations, FewShot, Images, SupportSets
 from flamboyance_client.retries import Retries
+from flamboyance_client.traces import trace, trace_async
 from flamboyance_client.transfers import read_file, read_file_async, written_file
 
 Reply = TypeVar("Reply")
@@ -68,7 +69,7 @@ class Client:
         self.evaluations = Evaluations(self._send)
         self.keys = Keys(self._send)
         settings = client_settings(base_url, api_key, timeout)
-        self._http = PerProcess(lambda: httpx.Client(transport=transport, **settings))
+        self._http = PerProcess(lambda: httpx.Client(transport=transport, event_hooks={"request": [trace]}, **settings))
         finalize(self, close, self._http)
 
     def complete(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
@@ -238,7 +239,8 @@ class AsyncClient:
         self.evaluations = AsyncEvaluations(self._send)
         self.keys = AsyncKeys(self._send)
         settings = client_settings(base_url, api_key, timeout)
-        self._http = PerProcess(lambda: httpx.AsyncClient(transport=transport, **settings))
+        hooks = {"request": [trace_async]}
+        self._http = PerProcess(lambda: httpx.AsyncClient(transport=transport, event_hooks=hooks, **settings))
 
     async def complete(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
         return await self._send(self._api.complete(prompt, options))

@@ -12,6 +12,7 @@ import httpx
 from flamboyance_client.api import Call, CompletionEvents
 from flamboyance_client.errors import NotConnected, TimedOut, TransportError
 from flamboyance_client.replies import Completion
+from flamboyance_client.traces import proxy
 
 SCHEMES = ("http", "https")
 
@@ -60,8 +61,10 @@ def transport_errors() -> Iterator[None]:
     """Convert the errors of httpx to those of this package."""
     try:
         yield
-    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        hint = 'Is a server running there? Start it, or pass its address: Client("http://HOST:PORT")'
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+        hint = (
+            proxy_hint(error) or 'Is a server running there? Start it, or pass its address: Client("http://HOST:PORT")'
+        )
         raise NotConnected(f"no connection to {_origin(error)}: {_message(error)}. {hint}.") from error
     except httpx.PoolTimeout as error:
         raise NotConnected("all connections of this client are in use: send fewer requests at a time") from error
@@ -89,6 +92,16 @@ async def async_events(response: httpx.Response) -> AsyncGenerator[Completion, N
             for event in parser.feed(received):
                 yield event
     parser.finish()
+
+
+def proxy_hint(error: httpx.RequestError) -> str | None:
+    """Return a sentence about the proxy that did not connect, or None for a request without a proxy."""
+    try:
+        address = proxy(error.request)
+    except RuntimeError:  # a transport has not set it
+        return None
+    variables = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY sets it, and NO_PROXY excludes hosts"
+    return address and f"The request goes through the proxy {address}: {variables}"
 
 
 def _origin(error: httpx.RequestError) -> str:

@@ -43,6 +43,15 @@ class TestErrors:
             raise cause
         assert _message(caught.value, "http://host").startswith(message)
 
+    def test_a_proxy_that_does_not_run_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for variable in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+        _, errors = run("support-set", "list", "--url", "http://192.0.2.1:8000", status=1)
+        assert errors.count("\n") == 1
+        assert errors.startswith("error: no connection to http://192.0.2.1:8000: ")
+        assert "goes through the proxy 127.0.0.1:9: HTTP_PROXY" in errors
+
     def test_a_wrong_url_is_named(self) -> None:
         _, errors = run("support-set", "list", "--url", "foo", status=1)
         assert errors == "error: 'foo' is not the URL of a server: begin it with http:// or https://\n"

@@ -12,6 +12,7 @@ import httpx
 import typer
 
 from flamboyance_client.client import BASE_URL, Client
+from flamboyance_client.connection import proxy_hint
 from flamboyance_client.errors import ApiError, FlamboyanceError, NotAuthorised, NotConnected
 
 Url = Annotated[str, typer.Option("--url", envvar="FLAMBOYANCE_URL", help="The URL of the server.")]
@@ -52,7 +53,7 @@ def print_json(document: Any) -> None:
 
 
 def _message(error: Exception, url: str) -> str:
-    if isinstance(error, NotConnected) and not isinstance(cause := error.__cause__, httpx.PoolTimeout):
+    if isinstance(error, NotConnected) and _is_of_server(cause := error.__cause__):
         start = "start one with `flamboyance serve`, or give the URL of another with --url or FLAMBOYANCE_URL"
         return f"no server at {url} ({str(cause) or type(cause).__name__}): {start}"
     if isinstance(error, ApiError):
@@ -60,6 +61,13 @@ def _message(error: Exception, url: str) -> str:
     if isinstance(error, FileNotFoundError):
         return f"there is no file {error.filename!r}"
     return str(error) or type(error).__name__
+
+
+def _is_of_server(cause: BaseException | None) -> bool:
+    """Return whether the server itself, and not a proxy, could not be reached."""
+    if not isinstance(cause, httpx.RequestError) or isinstance(cause, httpx.PoolTimeout):
+        return False
+    return proxy_hint(cause) is None
 
 
 def _server_message(error: ApiError) -> str:
