@@ -5,9 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import signal
+import subprocess
+import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import httpx
@@ -27,6 +35,7 @@ from flamboyance_client import (
     Retries,
     query,
 )
+from tests.clients.python import interrupted
 
 Handler = Callable[[httpx.Request], httpx.Response]
 ClassifyMany = Callable[..., list[Any]]
@@ -178,6 +187,57 @@ def test_an_overloaded_server_is_sent_a_query_again(connect: Callable[[Handler],
 def test_an_unavailable_server_fails_the_query(connect: Callable[[Handler], ClassifyMany]) -> None:
     with pytest.raises(QueriesFailed, match="503"):
         connect(lambda request: refused(503, "engine_died", None, **{"x-should-retry": "false"}))([b"a"])
+
+
+class Unanswering(BaseHTTPRequestHandler):
+    """Refuses the first request for some seconds, and keeps the second waiting until its connection ends."""
+
+    server: UnansweringServer
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.server.numbers.popleft() == 0:
+            self.send_response(503)
+            self.send_header("Retry-After", "25")
+            self.end_headers()
+            self.server.waiting.release()
+        else:
+            self.connection.settimeout(20)
+            self.server.waiting.release()
+            with suppress(OSError):
+                self.server.ended.put(self.connection.recv(1))
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class UnansweringServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Unanswering)
+        self.numbers = deque(range(2))
+        self.waiting = threading.Semaphore(0)
+        self.ended = SimpleQueue[bytes]()
+
+
+def test_an_interrupt_ends_the_running_requests_and_the_process_at_once() -> None:
+    with UnansweringServer() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [sys.executable, "-m", interrupted.__name__, f"http://127.0.0.1:{server.server_port}"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            for _ in range(2):
+                assert server.waiting.acquire(timeout=60)
+            started = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            assert process.stdout.readline() == "KeyboardInterrupt\n"
+            assert server.ended.get(timeout=10) == b""
+            process.stdin.close()  # until then, the process runs
+            assert process.wait(60) == 0
+            assert time.monotonic() - started < 10
+        server.shutdown()
 
 
 def test_mistakes_in_the_call_are_refused(connect: Callable[[Handler], ClassifyMany]) -> None:

@@ -6,9 +6,12 @@ If a query fails, the others continue, unless every query would have the same er
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, Literal
 
 from tqdm.auto import tqdm
@@ -19,6 +22,7 @@ from flamboyance_client.records import Classification
 
 Outcome = Classification | Exception
 OnError = Literal["raise", "return"]
+Done = SimpleQueue[tuple[int, Outcome] | BaseException]
 
 CONCURRENCY = 8
 # httpx opens at most so many connections to a server.
@@ -35,21 +39,60 @@ def checked_queries(queries: Iterable[AnyQuery], concurrency: int) -> list[AnyQu
     return list(queries)
 
 
-def run_all(send: Callable[[AnyQuery], Classification], queries: list[AnyQuery], concurrency: int) -> list[Outcome]:
-    """Return the results of all queries in order, with an error for each that failed."""
+def run_all(
+    send: Callable[[AnyQuery], Classification],
+    queries: list[AnyQuery],
+    concurrency: int,
+    end_requests: Callable[[], None],
+) -> list[Outcome]:
+    """Return the results of all queries in order, with an error for each that failed.
+
+    An interrupt, such as Ctrl-C, ends the running requests by `end_requests`, and waits for none of them.
+    """
     outcomes: dict[int, Outcome] = {}
-    with _progress_bar(len(queries)) as bar, ThreadPoolExecutor(concurrency) as pool:
-        futures = {pool.submit(send, query): index for index, query in enumerate(queries)}
-        try:
-            for future in as_completed(futures):
-                try:
-                    outcomes[futures[future]] = future.result()
-                except FAILURES as error:
-                    outcomes[futures[future]] = _of_one_query(error)
+    remaining, done = deque(enumerate(queries)), Done()
+    workers: list[Thread] = []
+    try:
+        with _progress_bar(len(queries)) as bar:
+            workers += [_worker(send, remaining, done) for _ in queries[:concurrency]]
+            for _ in queries:
+                result = done.get()
+                if isinstance(result, BaseException):
+                    raise result
+                index, outcome = result
+                outcomes[index] = outcome
                 bar.update()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    except Exception:
+        remaining.clear()
+        for worker in workers:
+            worker.join()
+        raise
+    except BaseException:
+        remaining.clear()
+        end_requests()
+        raise
     return [outcomes[index] for index in range(len(queries))]
+
+
+def _worker(send: Callable[[AnyQuery], Classification], remaining: deque[tuple[int, AnyQuery]], done: Done) -> Thread:
+    """Start a thread that sends the remaining queries. The end of the process does not wait for it.
+
+    An error that every query would have, and one that is not expected, ends all threads.
+    """
+
+    def work() -> None:
+        with suppress(IndexError):
+            while True:
+                index, query = remaining.popleft()
+                try:
+                    done.put((index, _outcome(send, query)))
+                except BaseException as error:
+                    remaining.clear()
+                    done.put(error)
+
+    worker = Thread(target=work, daemon=True)
+    worker.start()
+    return worker
 
 
 async def run_all_async(
@@ -88,6 +131,13 @@ def classifications(outcomes: list[Outcome], queries: list[AnyQuery]) -> list[Cl
         )
         raise QueriesFailed(message, outcomes) from error
     return [outcome for outcome in outcomes if isinstance(outcome, Classification)]
+
+
+def _outcome(send: Callable[[AnyQuery], Classification], query: AnyQuery) -> Outcome:
+    try:
+        return send(query)
+    except FAILURES as error:
+        return _of_one_query(error)
 
 
 def _of_one_query(error: Exception) -> Exception:

@@ -34,7 +34,7 @@ from flamboyance_client.records import Classification, Score
 from flamboyance_client.replies import Completion, Health, Json, Model
 from flamboyance_client.resources import Evaluations, FewShot, Images, SupportSets
 from flamboyance_client.retries import Retries
-from flamboyance_client.traces import trace, trace_async
+from flamboyance_client.traces import TracedClient, trace_async
 from flamboyance_client.transfers import read_file, read_file_async, written_file
 
 Reply = TypeVar("Reply")
@@ -69,7 +69,7 @@ class Client:
         self.evaluations = Evaluations(self._send)
         self.keys = Keys(self._send)
         settings = client_settings(base_url, api_key, timeout)
-        self._http = PerProcess(lambda: httpx.Client(transport=transport, event_hooks={"request": [trace]}, **settings))
+        self._http = PerProcess(lambda: TracedClient(transport=transport, **settings))
         finalize(self, close, self._http)
 
     def complete(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
@@ -126,11 +126,14 @@ class Client:
 
         If some queries fail, the others are still classified. Then `QueriesFailed` is raised, whose `results` have an
         error at the position of each failed query; with `on_error="return"` these results are returned. An error that
-        every query would have, such as a wrong API key, is raised at once.
+        every query would have, such as a wrong API key, is raised at once. An interrupt (Ctrl-C) ends all requests of this
+        client, and the results are lost.
         """
         items = checked_queries(queries, concurrency)
         checked_options(ClassifyOptions, options)
-        outcomes = run_all(lambda query: self.classify(query, **options), items, concurrency)
+        outcomes = run_all(
+            lambda query: self.classify(query, **options), items, concurrency, self._http.get().end_requests
+        )
         return outcomes if on_error == "return" else classifications(outcomes, items)
 
     def measure(
