@@ -91,7 +91,7 @@ class AsyncSupportSets:
 
     def __init__(self, send: Send, download: Download, model: str | None) -> None:
         self._calls, self._send, self._download = SupportSetCalls(model=model), send, download
-        self._evaluations = EvaluationCalls()
+        self._evaluations = AsyncEvaluations(send)
 
     async def create(self, *, exist_ok: bool = False, **fields: Unpack[NewSet]) -> SupportSet:
         """Create a set. With `exist_ok`, a set that has the name already is returned as it is."""
@@ -204,17 +204,11 @@ class AsyncSupportSets:
     async def evaluate(self, name: str, *, wait: bool = False, **options: Unpack[EvaluateOptions]) -> Evaluation:
         """Start a leave-one-out evaluation. With `wait`, return it when it is over, with a progress bar on a terminal.
 
-        Without, `evaluations.get` returns its progress. Raises `EvaluationFailed` if it is waited for and fails.
+        Without, `evaluations.get` returns its progress, and `evaluations.wait` waits for it. Raises `EvaluationFailed` if
+        it is waited for and fails.
         """
         evaluation = await self._send(self._calls.evaluate(name, options))
-        if not wait:
-            return evaluation
-        with progress_bar(evaluation) as show:
-            while not evaluation.is_over:
-                await asyncio.sleep(POLL_SECONDS)
-                evaluation = await self._send(self._evaluations.get(evaluation.id))
-                show(evaluation)
-        return completed(evaluation)
+        return await self._evaluations.wait(evaluation.id) if wait else evaluation
 
 
 class AsyncEvaluations:
@@ -230,6 +224,19 @@ class AsyncEvaluations:
         self, *, support_set: str | None = None, limit: int = PAGE, after: str | None = None
     ) -> Page[Evaluation]:
         return await self._send(self._calls.list(support_set, limit, after))
+
+    async def wait(self, evaluation_id: str) -> Evaluation:
+        """Return an evaluation when it is over, with a progress bar on a terminal.
+
+        Raises `EvaluationFailed` for one that failed or was cancelled.
+        """
+        evaluation = await self.get(evaluation_id)
+        with progress_bar(evaluation) as show:
+            while not evaluation.is_over:
+                await asyncio.sleep(POLL_SECONDS)
+                evaluation = await self.get(evaluation_id)
+                show(evaluation)
+        return completed(evaluation)
 
     async def cancel(self, evaluation_id: str) -> Evaluation:
         return await self._send(self._calls.cancel(evaluation_id))

@@ -88,7 +88,7 @@ class SupportSets:
 
     def __init__(self, send: Send, download: Download, model: str | None) -> None:
         self._calls, self._send, self._download = SupportSetCalls(model=model), send, download
-        self._evaluations = EvaluationCalls()
+        self._evaluations = Evaluations(send)
 
     def create(self, *, exist_ok: bool = False, **fields: Unpack[NewSet]) -> SupportSet:
         """Create a set. With `exist_ok`, a set that has the name already is returned as it is."""
@@ -201,17 +201,11 @@ class SupportSets:
     def evaluate(self, name: str, *, wait: bool = False, **options: Unpack[EvaluateOptions]) -> Evaluation:
         """Start a leave-one-out evaluation. With `wait`, return it when it is over, with a progress bar on a terminal.
 
-        Without, `evaluations.get` returns its progress. Raises `EvaluationFailed` if it is waited for and fails.
+        Without, `evaluations.get` returns its progress, and `evaluations.wait` waits for it. Raises `EvaluationFailed` if
+        it is waited for and fails.
         """
         evaluation = self._send(self._calls.evaluate(name, options))
-        if not wait:
-            return evaluation
-        with progress_bar(evaluation) as show:
-            while not evaluation.is_over:
-                time.sleep(POLL_SECONDS)
-                evaluation = self._send(self._evaluations.get(evaluation.id))
-                show(evaluation)
-        return completed(evaluation)
+        return self._evaluations.wait(evaluation.id) if wait else evaluation
 
 
 class Evaluations:
@@ -225,6 +219,19 @@ class Evaluations:
 
     def list(self, *, support_set: str | None = None, limit: int = PAGE, after: str | None = None) -> Page[Evaluation]:
         return self._send(self._calls.list(support_set, limit, after))
+
+    def wait(self, evaluation_id: str) -> Evaluation:
+        """Return an evaluation when it is over, with a progress bar on a terminal.
+
+        Raises `EvaluationFailed` for one that failed or was cancelled.
+        """
+        evaluation = self.get(evaluation_id)
+        with progress_bar(evaluation) as show:
+            while not evaluation.is_over:
+                time.sleep(POLL_SECONDS)
+                evaluation = self.get(evaluation_id)
+                show(evaluation)
+        return completed(evaluation)
 
     def cancel(self, evaluation_id: str) -> Evaluation:
         return self._send(self._calls.cancel(evaluation_id))

@@ -12,6 +12,8 @@ import typer
 from flamboyance_client.accuracy import requests_by_method
 from flamboyance_client.cli import tables
 from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, note, print_json
+from flamboyance_client.cli.evaluations import evaluation as evaluation_by_id
+from flamboyance_client.cli.evaluations import finished, print_evaluation
 from flamboyance_client.cli.held_out import as_document, held_out, print_accuracies
 from flamboyance_client.cli.selection import TargetAccuracy, TargetCoverage
 from flamboyance_client.client import Client
@@ -97,14 +99,13 @@ def evaluate(
     api_key: ApiKey = None,
     json: Json = False,
 ) -> None:
-    """Measure how well a set answers, by leaving out each of its examples in turn.
+    """Measure how well a set answers, by leaving out each of its examples in turn. Ctrl-C cancels it.
 
     -k, --strategy, --method, --control and --shots-attend may be given several times.
     """
     with connected(url, api_key) as client:
-        evaluation = client.support_sets.evaluate(
+        started = client.support_sets.evaluate(
             name,
-            wait=True,
             k=k,
             strategies=strategy,
             methods=method,
@@ -113,10 +114,11 @@ def evaluate(
             max_queries=max_queries,
             version=version,
         )
-    if json:
-        print_json(evaluation.raw)
-    else:
-        tables.print_evaluation(evaluation, str(context.find_root().info_name))
+        evaluation = finished(client, started.id, context)
+    print_evaluation(evaluation, context, as_json=json)
+
+
+app.command("evaluation")(evaluation_by_id)
 
 
 @app.command("test")

@@ -62,6 +62,10 @@ def print_evaluation(evaluation: Evaluation, program: str) -> None:
         numbers = (f"{row.accuracy:.3f}", f"{lowest:.3f} to {highest:.3f}", latency)
         table.add_row(row.name, shots_text(row.k), *numbers)
     print_table(table)
+    if not evaluation.is_over:
+        print(f"{evaluation.status}: {evaluation.num_queries_done} of {evaluation.num_queries} queries are done")
+    elif evaluation.status != "completed":
+        print(f"{evaluation.status}: {(values.get('error') or {}).get('message', 'its results are incomplete')}")
     if evaluation.advice:
         print(evaluation.advice)
     if evaluation.recommendation is not None:

@@ -1,0 +1,58 @@
+"""`support-set evaluation`: an evaluation by its id; and how `support-set evaluate` waits for one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flamboyance_client.cli import tables
+from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, note, print_json
+from flamboyance_client.client import Client
+from flamboyance_client.errors import FlamboyanceError, TransportError, Unavailable
+from flamboyance_client.evaluations import Evaluation
+
+INTERRUPTED = 130
+
+
+def evaluation(
+    context: typer.Context,
+    evaluation_id: Annotated[str, typer.Argument(metavar="EVALUATION", help="The id of an evaluation.")],
+    cancel: Annotated[bool, typer.Option("--cancel", help="End it first, and keep its results so far.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> None:
+    """Show an evaluation that another command has started, with its results so far."""
+    with connected(url, api_key) as client:
+        report = client.evaluations.cancel(evaluation_id) if cancel else client.evaluations.get(evaluation_id)
+    print_evaluation(report, context, as_json=json)
+
+
+def print_evaluation(evaluation: Evaluation, context: typer.Context, *, as_json: bool) -> None:
+    if as_json:
+        print_json(evaluation.raw)
+    else:
+        tables.print_evaluation(evaluation, str(context.find_root().info_name))
+
+
+def finished(client: Client, evaluation_id: str, context: typer.Context) -> Evaluation:
+    """Wait for an evaluation. An interrupt cancels it. If the server stops, a note says how to read it later."""
+    command = f"{context.find_root().info_name} support-set evaluation {evaluation_id}"
+    try:
+        return client.evaluations.wait(evaluation_id)
+    except KeyboardInterrupt:
+        _cancel(client, evaluation_id, command)
+        raise typer.Exit(INTERRUPTED) from None
+    except (TransportError, Unavailable):
+        note(f"the evaluation continues when the server runs again; to show it: {command}")
+        raise
+
+
+def _cancel(client: Client, evaluation_id: str, command: str) -> None:
+    try:
+        status = client.evaluations.cancel(evaluation_id).status
+    except (FlamboyanceError, KeyboardInterrupt):
+        note(f"the evaluation was not cancelled, and continues on the server; to cancel it: {command} --cancel")
+    else:
+        note(f"the evaluation is {status}; to show its results: {command}")
