@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flamboyance_client import Client, Recommendation, SupportSet, query
+from flamboyance_client import Client, Evaluation, Recommendation, SupportSet, query
 from flamboyance_client.api import Api, Call
 from flamboyance_client.stored import SupportSetCalls
 
@@ -89,6 +89,27 @@ def test_examples_name_a_set() -> None:
     ):
         for call in (Api().classify(DATA, {"examples": source}), Api().fewshot(DATA, {"examples": source})):  # type: ignore[typeddict-item]
             assert (call.body or {})["examples"] == sent
+
+
+def test_what_are_no_examples_is_refused_before_it_is_sent() -> None:
+    evaluation = Evaluation(id="eval_1", status="completed")
+    with Client("http://nowhere") as client:
+        for send in (client.classify, client.fewshot.complete):
+            with pytest.raises(ValueError, match="pass a support set; the recommendation of an evaluation that"):
+                send(DATA, examples=evaluation.recommendation)  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match=r"must be evaluation\.recommendation"):
+                send(DATA, examples=evaluation)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="examples is None"):
+            client.classify_many([DATA], examples=None)  # type: ignore[call-overload]
+        with pytest.raises(ValueError, match="examples is None"):
+            client.measure([(DATA, "a")], examples=None)  # type: ignore[arg-type]
+
+
+def test_several_queries_are_no_media_of_one(file: Path) -> None:
+    with Client("http://nowhere") as client:
+        for queries in ([file, file], [str(file)], [query(file)]):
+            with pytest.raises(TypeError, match=r"must be parts, such as image.*classify_many"):
+                client.classify(queries, examples="pets")  # type: ignore[arg-type]
 
 
 def test_a_recommendation_sets_the_method_and_its_temperature() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Self
 
-from flamboyance_client.api import checked_options
+from flamboyance_client.api import checked_selection
 from flamboyance_client.fewshot import AnyQuery
 from flamboyance_client.folders import labelled_files
 from flamboyance_client.options import ClassifyOptions, Method
@@ -98,9 +98,10 @@ def requests_by_method(
 ) -> list[tuple[Method | None, ClassifyOptions]]:
     """Return the options of the requests by method; without methods, those of one request, which may have an own method.
 
-    Raises `TypeError` for options that a classification does not have, and for methods next to the option `method`.
+    Raises `TypeError` for options that a classification does not have, and for methods next to the option `method`, and
+    `ValueError` for examples that are None.
     """
-    checked_options(ClassifyOptions, options)
+    checked_selection(ClassifyOptions, options)
     if methods is None:
         return [(options.get("method"), options)]
     if isinstance(methods, str) or options.get("method") is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from flamboyance_client.errors import ApiError, Refusal, StreamFailed, UnexpectedReply, error_fields, error_type
-from flamboyance_client.evaluations import Recommendation
+from flamboyance_client.evaluations import Evaluation, Recommendation
 from flamboyance_client.fewshot import AnyQuery, Selection, as_query, with_media
 from flamboyance_client.options import (
     ClassifyOptions,
@@ -32,6 +32,10 @@ from flamboyance_client.sse import EventParser
 Reply = TypeVar("Reply")
 
 DONE = "[DONE]"
+NO_EXAMPLES = (
+    "examples is None: leave it out, or pass a support set; the recommendation of an evaluation that recommends nothing is "
+    "None, and then the support set can be passed itself: examples=evaluation.recommendation or support_set"
+)
 WRONG_SERVER = "Is this the address of a Flamboyance server?"
 
 
@@ -117,18 +121,29 @@ def checked_options(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _shot_options(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options as `checked_options` does, with shots and the selection of examples in the form of the API."""
+def checked_selection(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options as `checked_options` does, with the selection of examples in the form of the API.
+
+    Raises `ValueError` for examples that are None, and `TypeError` for other objects that are no examples.
+    """
     fields = checked_options(kind, options)
+    return {**fields, "examples": _selection(options["examples"])} if "examples" in options else fields
+
+
+def _shot_options(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options as `checked_selection` does, with shots in the form of the API."""
+    fields = checked_selection(kind, options)
     if "shots" in fields:
         fields["shots"] = [with_media(shot) for shot in fields["shots"]]
-    if "examples" in fields:
-        fields["examples"] = _selection(fields["examples"])
     return fields
 
 
-def _selection(examples: Examples) -> Selection:
+def _selection(examples: Examples | None) -> Selection:
     """Return the selection of a recommendation, or one of a whole support set, given by name, id or version."""
+    if examples is None:
+        raise ValueError(NO_EXAMPLES)
+    if isinstance(examples, Evaluation):
+        raise TypeError("examples must be evaluation.recommendation, not the evaluation")
     if isinstance(examples, Recommendation):
         return examples.examples
     if isinstance(examples, SupportSet):

@@ -20,7 +20,7 @@ from weakref import finalize
 import httpx
 
 from flamboyance_client.accuracy import Accuracy, LabelledQueries, labelled_queries, requests_by_method
-from flamboyance_client.api import Api, Call, api_error, checked_options
+from flamboyance_client.api import Api, Call, api_error, checked_selection
 from flamboyance_client.async_resources import AsyncEvaluations, AsyncFewShot, AsyncImages, AsyncSupportSets
 from flamboyance_client.batches import CONCURRENCY, OnError, checked_queries, classifications, run_all, run_all_async
 from flamboyance_client.connection import async_events, client_settings, events, request_arguments, transport_errors
@@ -130,7 +130,7 @@ class Client:
         client, and the results are lost.
         """
         items = checked_queries(queries, concurrency)
-        checked_options(ClassifyOptions, options)
+        checked_selection(ClassifyOptions, options)
         outcomes = run_all(
             lambda query: self.classify(query, **options), items, concurrency, self._http.get().end_requests
         )
@@ -303,7 +303,7 @@ class AsyncClient:
         Failed queries are treated as by `Client.classify_many`.
         """
         items = checked_queries(queries, concurrency)
-        checked_options(ClassifyOptions, options)
+        checked_selection(ClassifyOptions, options)
         outcomes = await run_all_async(lambda query: self.classify(query, **options), items, concurrency)
         return outcomes if on_error == "return" else classifications(outcomes, items)
 

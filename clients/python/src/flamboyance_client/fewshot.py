@@ -129,11 +129,21 @@ def is_stored(media: str) -> bool:
     return _ID.fullmatch(media) is not None
 
 
+def _checked_parts(media: Sequence[MediaPart]) -> list[MediaPart]:
+    for part in media:
+        if not isinstance(part, Mapping) or "type" not in part:
+            raise TypeError(
+                f"the media of a query must be parts, such as image(...), not {type(part).__name__}; "
+                "classify_many(...) classifies several queries"
+            )
+    return list(media)
+
+
 def _set_media(fields: Query, media: QueryMedia) -> None:
     if isinstance(media, str) and is_stored(media):
         fields["image"] = media
     elif isinstance(media, Sequence) and not isinstance(media, str | bytes):
-        fields["media"] = list(media)
+        fields["media"] = _checked_parts(media)
     elif (url := to_url(media)).startswith("data:video/"):
         fields["media"] = [{"type": "video_url", "video_url": {"url": url}}]
     else:

@@ -63,10 +63,10 @@ class Options(TypedDict, total=False):
 
 
 class PromptOptions(TypedDict, total=False):
-    """The fields that select the shots and the template of a few-shot prompt."""
+    """The fields that select the shots and the template of a few-shot prompt. `examples` must not be None."""
 
     shots: Sequence[Shot] | None
-    examples: Examples | None
+    examples: Examples
     template: str | Template | None
     zero_shot: bool | None
     truncate_shots: bool | None
