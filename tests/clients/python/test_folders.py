@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import mimetypes
+import re
 from pathlib import Path
 
 import pytest
@@ -87,13 +88,25 @@ def test_a_file_that_the_server_cannot_read_is_named(tmp_path: Path, name: str, 
     )
     with pytest.raises(ValueError, match=formats) as caught:
         labelled_files(tmp_path)
-    assert f"{tmp_path / 'a' / name} is not" in str(caught.value)
-    assert f"({reason})" in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path / 'a' / name} ({reason}) is not an image or video that")
+
+
+def test_all_files_that_the_server_cannot_read_are_named(tmp_path: Path) -> None:
+    write(tmp_path, **{f"a/{number:02}.png": b"" for number in range(23)}, **{"a/good.png": picture()})
+    (tmp_path / "a" / "00.png").unlink()
+    (tmp_path / "a" / "00.png").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"19\.png \(0 bytes\) and 3 more are not images or videos that") as caught:
+        labelled_files(tmp_path)
+    names = re.findall(r"(\d+)\.png \((.*?)\)", str(caught.value))
+    assert names == [("00", "No such file or directory"), *((f"{number:02}", "0 bytes") for number in range(1, 20))]
 
 
 def test_a_file_outside_of_the_subfolders_has_no_label(tmp_path: Path) -> None:
     write(tmp_path, **{"a/1.png": picture(), "2.png": picture()})
     with pytest.raises(ValueError, match=r"2\.png has no label: move it into a subfolder"):
+        labelled_files(tmp_path)
+    write(tmp_path, **{"3.png": picture()})
+    with pytest.raises(ValueError, match=r"2\.png, .*3\.png have no labels: move them into a subfolder"):
         labelled_files(tmp_path)
 
 
@@ -103,6 +116,8 @@ def test_a_folder_without_media_is_refused(tmp_path: Path) -> None:
         labelled_files(tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         labelled_files(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"notes\.txt is a file; a folder whose subfolders are named after the labels"):
+        labelled_files(tmp_path / "a" / "notes.txt")
 
 
 def test_a_subfolder_may_be_a_link(tmp_path: Path) -> None:

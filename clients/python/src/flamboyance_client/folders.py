@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flamboyance_client.labelled import LabelledMedia
@@ -21,6 +21,8 @@ IMAGE_TYPES = HEIF_TYPES | {f"image/{name}" for name in ("jpeg", "png", "webp", 
 MEDIA_TYPES = IMAGE_TYPES | {"video/mp4", "video/webm"}
 FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and, with the extra heif, HEIC images; MP4, WebM and Matroska videos"
 SIGNATURE_BYTES = 32
+# of a list in a message
+MAX_NAMES = 20
 
 
 def media_files(folder: str | Path) -> list[Path]:
@@ -30,16 +32,18 @@ def media_files(folder: str | Path) -> list[Path]:
     image or a video that the server cannot read, and `OSError` for a folder that cannot be read. Links are followed,
     except one to a folder that contains it.
     """
-    return [_checked(path) for path in _files(Path(folder)) if _is_media(path)]
+    return _checked([path for path in _files(Path(folder)) if _is_media(path)])
 
 
 def labelled_files(folder: str | Path) -> list[LabelledMedia]:
     """Return the images and videos in the subfolders of a folder. The name of the subfolder is the label.
 
-    Raises what `media_files` raises, and `ValueError` for a folder without any and for a file that is in no subfolder.
+    Raises what `media_files` raises, and `ValueError` for a folder without any and for files that are in no subfolder.
     """
     root = Path(folder)
-    files = [_labelled(path, root) for path in media_files(root)]
+    if root.is_file():
+        raise ValueError(f"{root} is a file; a folder whose subfolders are named after the labels is needed")
+    files = _labelled(media_files(root), root)
     if not files:
         raise ValueError(
             f"{root}: no images or videos in subfolders; expected files such as {root / 'LABEL' / '1.jpg'}"
@@ -54,11 +58,26 @@ def empty_subfolders(folder: str | Path) -> list[str]:
     return [entry.name for entry in folders if not any(map(_is_media, _files(entry, frozenset({root.resolve()}))))]
 
 
-def _labelled(path: Path, root: Path) -> LabelledMedia:
-    relative = path.relative_to(root)
-    if len(relative.parts) == 1:
-        raise ValueError(f"{path} has no label: move it into a subfolder of {root}, whose name is the label")
-    return LabelledMedia(name=str(path), file=relative.as_posix(), media=path, label=relative.parts[0])
+def other_files(folder: str | Path) -> list[str]:
+    """Return the paths, in the folder, of files that are no images or videos. Hidden ones are left out."""
+    return [str(path.relative_to(folder)) for path in _files(Path(folder)) if not _is_media(path)]
+
+
+def listed(names: Sequence[str], most: int = MAX_NAMES) -> str:
+    """Return the first of the names and the number of the rest, as a text."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _labelled(paths: Sequence[Path], root: Path) -> list[LabelledMedia]:
+    if unlabelled := [str(path) for path in paths if path.parent == root]:
+        what = "has no label: move it" if len(unlabelled) == 1 else "have no labels: move them"
+        raise ValueError(f"{listed(unlabelled)} {what} into a subfolder of {root}, whose name is the label")
+    relative = [(path, path.relative_to(root)) for path in paths]
+    return [
+        LabelledMedia(name=str(path), file=within.as_posix(), media=path, label=within.parts[0])
+        for path, within in relative
+    ]
 
 
 def _files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
@@ -82,11 +101,21 @@ def _is_media(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES or kind.startswith(("image/", "video/"))
 
 
-def _checked(path: Path) -> Path:
-    """Return the path of a file whose first bytes are those of a format that the server reads."""
-    with path.open("rb") as file:
-        start = file.read(SIGNATURE_BYTES)
-    if media_type(start) not in MEDIA_TYPES:
-        what = media_type(start) or ("an unknown format" if start else "0 bytes")
-        raise ValueError(f"{path} is not an image or video that the server reads ({what}); it reads {FORMATS}")
-    return path
+def _checked(paths: list[Path]) -> list[Path]:
+    """Return the paths of files whose first bytes are those of formats that the server reads."""
+    if faults := [f"{path} ({fault})" for path in paths if (fault := _fault(path))]:
+        are = "is not an image or video" if len(faults) == 1 else "are not images or videos"
+        raise ValueError(f"{listed(faults)} {are} that the server reads; it reads {FORMATS}")
+    return paths
+
+
+def _fault(path: Path) -> str | None:
+    """Return why the server cannot read a file, or None."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(SIGNATURE_BYTES)
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    if media_type(start) in MEDIA_TYPES:
+        return None
+    return media_type(start) or ("an unknown format" if start else "0 bytes")
