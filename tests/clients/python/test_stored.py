@@ -27,6 +27,7 @@ from flamboyance_client import (
     query,
     resources,
 )
+from flamboyance_client.stored import SupportSetCalls
 
 PNG = b"\x89PNG\r\n\x1a\n..."
 SET = {"id": "ss_1", "name": "pets", "version": 2, "num_examples": 3, "status": "ready"}
@@ -225,6 +226,11 @@ def test_a_new_evaluation_is_accepted_and_not_over() -> None:
     )
     assert request.url.path == "/v1/support_sets/pets/evaluate"
     assert not evaluation.is_over
+
+
+def test_one_value_of_an_evaluation_is_the_same_as_a_list_of_it() -> None:
+    call = SupportSetCalls().evaluate("pets", {"k": 4, "methods": "knn", "seeds": [1, 2], "shots_attend": "alone"})
+    assert call.body == {"k": [4], "methods": ["knn"], "seeds": [1, 2], "shots_attend": "alone"}
 
 
 PROGRESS = {"queries": 4, "queries_done": 1}

@@ -144,15 +144,15 @@ class InspectOptions(TypedDict, total=False):
 
 
 class EvaluateOptions(ProbabilityOptions, total=False):
-    """The fields of a leave-one-out evaluation of a support set."""
+    """The fields of a leave-one-out evaluation of a support set. One number or name is the same as a list of it."""
 
     model: str | None
     version: int | None
-    k: Sequence[int] | None
-    strategies: Sequence[str] | None
-    methods: Sequence[str] | None
-    controls: Sequence[str] | None
-    seeds: Sequence[int] | None
+    k: int | Sequence[int] | None
+    strategies: str | Sequence[str] | None
+    methods: str | Sequence[str] | None
+    controls: str | Sequence[str] | None
+    seeds: int | Sequence[int] | None
     order: str | None
     template: str | Template | None
     shots_attend: ShotsAttend | Sequence[str] | None

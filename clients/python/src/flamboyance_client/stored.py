@@ -19,6 +19,8 @@ from flamboyance_client.records import Page, StoredExample, StoredMedia, Support
 from flamboyance_client.transfers import ARCHIVE_TYPE
 
 PAGE = 100
+# the options of an evaluation of which a single value stands for a list
+LISTS = frozenset({"k", "strategies", "methods", "controls", "seeds"})
 # the code of the error for a name that another support set has
 NAME_TAKEN = "name_taken"
 
@@ -127,10 +129,12 @@ class SupportSetCalls:
         return _set_call("POST", resource_path("support_sets", name, "warm"), checked_options(WarmOptions, options))
 
     def evaluate(self, name: str, options: EvaluateOptions) -> Call[Evaluation]:
+        fields = checked_options(EvaluateOptions, options)
+        lists = {key: [fields[key]] for key in LISTS & fields.keys() if isinstance(fields[key], int | str)}
         return Call(
             method="POST",
             path=resource_path("support_sets", name, "evaluate"),
-            body=self._with_model(checked_options(EvaluateOptions, options)),
+            body=self._with_model({**fields, **lists}),
             read=json_reader(Evaluation.parse),
             accepts=frozenset({202}),
             can_run_twice=False,
