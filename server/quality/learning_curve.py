@@ -104,5 +104,5 @@ def outlook(method: str, points: Sequence[Mapping[str, Any]]) -> str | None:
         verdict = "It is open whether more examples will help"
     return (
         f"{verdict}: from {before['examples_per_label']} to {last['examples_per_label']} examples per label, {method} went "
-        f"from {before['accuracy']:.3f} to {last['accuracy']:.3f} ({gain:+.3f} ± {error:.3f})."
+        f"from {before['accuracy']:.3f} to {last['accuracy']:.3f} ({gain:+z.3f} ± {error:.3f})."
     )
