@@ -20,6 +20,8 @@ CLIENT = "flamboyance_client"
 INSTALL_CLIENT = "pip install ./clients/python"
 # its commands, which are entry points of its distribution
 CLIENT_COMMANDS = ("ask", "classify", "support-set")
+# of the message about a value that a literal does not have
+TYPERS_PREFIX = "Value error, "
 # settings of a command that gets its arguments as they are
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -167,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = app(args=list(arguments), prog_name=NAME, standalone_mode=False)
     except typer.TyperException as error:
         if message := error.format_message():
-            print(f"error: {message}", file=sys.stderr)
+            print(f"error: {message.replace(TYPERS_PREFIX, '', 1)}", file=sys.stderr)
         return error.exit_code
     except typer.Abort:
         return 1

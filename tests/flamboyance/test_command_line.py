@@ -121,6 +121,12 @@ def test_an_unknown_command_is_one_line(arguments: list[str], message: str, caps
     assert capsys.readouterr() == ("", message)
 
 
+def test_a_value_that_is_no_choice_is_refused_with_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["classify", "a.png", "-s", "pets", "--shots-attend", "all"]) == 2
+    error = "error: Invalid value for '--shots-attend': 'all' is not one of 'previous', 'alone'.\n"
+    assert capsys.readouterr() == ("", error)
+
+
 def test_python_m_prints_the_version_without_torch_and_web_framework() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "flamboyance", "--version"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -13,6 +13,9 @@ from flamboyance_client.cli import support_sets
 from flamboyance_client.cli.ask import ask
 from flamboyance_client.cli.classify import classify
 
+# of the message about a value that a literal does not have
+TYPERS_PREFIX = "Value error, "
+
 app = typer.Typer(
     help="Ask a Flamboyance server about images, and keep support sets on it.",
     no_args_is_help=True,
@@ -49,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
         status = app(args=list(arguments), prog_name="flamboyance-client", standalone_mode=False)
     except typer.TyperException as error:
         if message := error.format_message():
-            print(f"error: {message}", file=sys.stderr)
+            print(f"error: {message.replace(TYPERS_PREFIX, '', 1)}", file=sys.stderr)
         return error.exit_code
     except typer.Abort:
         return 1
