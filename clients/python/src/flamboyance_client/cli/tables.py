@@ -16,6 +16,7 @@ from flamboyance_client.records import SupportSet
 
 # columns of a file or a pipe, so that nothing is cut
 WIDE = 200
+MAX_LABELS = 20
 
 
 def print_table(table: Table) -> None:
@@ -44,9 +45,12 @@ def print_set(support_set: SupportSet) -> None:
     table = Table.grid(padding=(0, 2))
     for name in ("name", "id", "version", "num_examples", "num_media", "bytes", "pinned", "status"):
         table.add_row(name.removeprefix("num_"), str(values.get(name)))
-    for label, count in (values.get("label_counts") or {}).items():
+    counts = list((values.get("label_counts") or {}).items())
+    for label, count in counts[:MAX_LABELS]:
         table.add_row(f"label {label}", str(count))
     print_table(table)
+    if (rest := len(counts) - MAX_LABELS) > 0:
+        print(f"and {rest} more labels, which --json shows")
 
 
 def print_evaluation(evaluation: Evaluation, program: str) -> None:
@@ -55,7 +59,7 @@ def print_evaluation(evaluation: Evaluation, program: str) -> None:
         "method", "k", "accuracy", "95%", "ms", title=f"{values['queries']} of {values['examples']} examples left out"
     )
     if evaluation.baseline is not None:
-        table.add_row("commonest label", "", f"{evaluation.baseline.accuracy:.3f}", "", "")
+        table.add_row("always the most common label", "", f"{evaluation.baseline.accuracy:.3f}", "", "")
     for row in evaluation.summary:
         lowest, highest = row.accuracy_interval
         latency = "" if row.median_seconds is None else f"{1000 * row.median_seconds:.0f}"
@@ -96,13 +100,13 @@ def _findings(diagnostics: Diagnostics) -> Iterator[tuple[str, str, str, str]]:
         yield "confused", "", " and ".join(confused.labels), f"{confused.count} examples"
 
 
-def print_suggestions(suggestions: Suggestions, paths: Sequence[Path]) -> None:
+def print_suggestions(suggestions: Suggestions, sources: Sequence[str | Path]) -> None:
     table = Table("image", "labels", "margin", "gain")
     for suggestion in suggestions:
         labels = ", ".join(f"{label} {share:.2f}" for label, share in suggestion.probabilities.items())
         margin = suggestion.reason.get("margin")
         numbers = ("" if margin is None else f"{margin:.2f}", f"{suggestion.reason['gain']:.4f}")
-        table.add_row(str(paths[suggestion.index]), labels, *numbers)
+        table.add_row(str(sources[suggestion.index]), labels, *numbers)
     print_table(table)
     if suggestions.known:
         print(f"{len(suggestions.known)} images are in the set already")
