@@ -7,6 +7,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 import flamboyance_client as client
+from flamboyance_client.cli import selection
 from flamboyance_client.prompt import Part
 from server.schemas import fewshot, generation, stored
 from server.schemas.base import Schema
@@ -68,6 +69,13 @@ def test_shots_and_examples_match_the_server() -> None:
 )
 def test_literal_values_match_the_server(options: Any, field: str, annotation: Any) -> None:
     assert leaves(get_type_hints(options)[field]) - {type(None)} == leaves(annotation)
+
+
+def test_the_choices_of_the_command_line_are_those_of_the_server() -> None:
+    fields = EvaluateRequest.model_fields
+    choices = {"strategies": selection.Strategy, "methods": selection.EvaluatedMethod, "controls": selection.Control}
+    for name, choice in choices.items():
+        assert set(get_args(choice)) == leaves(fields[name].annotation)
 
 
 def leaves(kind: Any) -> set[Any]:

@@ -155,6 +155,7 @@ def test_a_set_of_other_examples_is_not_replaced(upload: Upload, client: Client,
     with pytest.raises(Conflict, match="has 5 examples, and none of them is among these") as caught:
         upload(folder)
     assert caught.value.code == "name_taken"
+    assert str(caught.value).lower().count("choose another name") == 1
     assert client.support_sets.get("my-colours").version == 2
 
 

@@ -58,11 +58,14 @@ class Batch:
         return bool(self.examples) and (is_too_large or len(self.examples) == BATCH_EXAMPLES)
 
 
-def set_name(folder: str | Path) -> str:
-    """Return a name for the set of a folder: the folder's, in the characters that names may have."""
+def set_name(folder: str | Path, otherwise: str = "pass name=...") -> str:
+    """Return a name for the set of a folder: the folder's, in the characters that names may have.
+
+    Raises `ValueError`, which says what to do `otherwise`, for a folder whose name has none of these characters.
+    """
     name = re.sub(r"[^A-Za-z0-9_.:-]+", "-", Path(folder).resolve().name).lstrip("_.:-")[:128]
     if not name or name.startswith("ss_"):
-        raise ValueError(f"the name of the folder {folder} cannot be the name of a support set: pass name=...")
+        raise ValueError(f"the name of the folder {folder} cannot be the name of a support set: {otherwise}")
     return name
 
 
@@ -71,7 +74,13 @@ def upload_folder(
 ) -> Steps[SupportSet]:
     """Upload the files of a folder to the set that has its name, or the name `name`."""
     return (
-        yield from upload(calls, labelled_files(folder), name or set_name(folder), exist_ok=exist_ok, fields=fields)
+        yield from upload(
+            calls,
+            labelled_files(folder),
+            set_name(folder) if name is None else name,
+            exist_ok=exist_ok,
+            fields=fields,
+        )
     )
 
 
@@ -146,8 +155,7 @@ def _change(
     current = {item.id for item in items}
     if stored and not current & stored.keys():
         raise _name_taken(
-            f"the support set {target.name!r} has {len(stored)} examples, and none of them is among these: choose another "
-            "name (--name, or name=...), or delete that set"
+            f"the support set {target.name!r} has {len(stored)} examples, and none of them is among these"
         )
     new, gone = [item for item in items if item.id not in stored], [id for id in stored if id not in current]
     target = yield from _add_all(calls, target, _batches(new, target.name))

@@ -13,6 +13,7 @@ from PIL import Image
 from flamboyance_client import Client, example
 from flamboyance_client.cli import app as application
 from flamboyance_client.cli import held_out
+from flamboyance_client.errors import BadRequest, Refusal, Unavailable
 from tests.clients.python.cli.commands import documents, process, run, words
 from tests.clients.python.cli.conftest import COLOURS
 
@@ -126,6 +127,8 @@ class TestClassify:
         broken, red = map(json.loads, output.splitlines())
         assert "label" not in broken
         assert "image" in broken["error"]
+        output, _ = run("classify", "nowhere.png", images[1], "-s", "cli-colours", "-k", "1", status=1)
+        assert "error: there is no file or folder 'nowhere.png'" in output
         assert red["label"] in COLOURS
         assert errors == "error: 1 of 2 images were not classified\n"
 
@@ -134,6 +137,24 @@ class TestClassify:
         for arguments in ((), ("--json",)):
             _, errors = run("classify", tmp_path, "-s", "cli-colours", *arguments, status=1)
             assert errors == f"error: {tmp_path} has no images or videos\n"
+
+    def test_the_advice_of_an_image_is_for_the_command_line(
+        self, made: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(client: Client, query: Any, **options: Any) -> Any:
+            raise Unavailable(Refusal(message="loading", status=503, code="engine_not_ready", param="query"))
+
+        monkeypatch.setattr(Client, "classify", refuse)
+        output, _ = run("classify", folder / "red" / "23.png", "-s", "cli-colours", "--json", status=1)
+        assert json.loads(output)["error"] == "503: loading (query)"
+
+    def test_a_url_is_sent_as_it_is(self, made: Client) -> None:
+        url = "http://host/a.png"
+        output, _ = run("classify", url, "-s", "cli-colours", "--json", status=1)
+        document = json.loads(output)
+        assert (document["image"], "media_url_hosts" in document["error"]) == (url, True)
+        _, errors = run("support-set", "suggest", "cli-colours", url, status=1)
+        assert "media_url_hosts" in errors
 
     def test_examples_come_from_one_place(self, folder: Path) -> None:
         for arguments in ((), ("-s", "a", "-f", folder)):
@@ -163,18 +184,42 @@ class TestSupportSets:
         single = tmp_path / "single"
         shutil.copytree(folder / "red", single / "red")
         (single / "empty").mkdir()
+        for number in range(5):
+            (single / "red" / f"{number}.txt").write_text("red")
         _, errors = run("support-set", "create", single, "--json")
+        left_out = ", ".join(str(Path("red", f"{number}.txt")) for number in range(3))
         assert errors.splitlines() == [
+            f"note: no images or videos, and so left out: {left_out} and 2 more",
             "note: without an image or a video, and so no labels: empty",
             "note: the set has one label, which is the answer to every classification",
         ]
         run("support-set", "delete", "single")
 
+    def test_labels_that_are_alike_are_noted(self, url: str, folder: Path, tmp_path: Path) -> None:
+        for label in ("Red", "red ", "blue", "dark red", "dark  red"):
+            shutil.copytree(folder / "red", tmp_path / "my photos" / label)
+        output, errors = run("support-set", "create", tmp_path / "my photos")
+        similar = "'Red' and 'red ', 'dark  red' and 'dark red'"
+        assert errors == f"note: labels that differ only in case or white space: {similar}\n"
+        assert ["name", "my-photos"] in words(output)
+        run("support-set", "delete", "my-photos")
+
+    def test_only_the_first_of_many_labels_are_shown(self, made: Client, folder: Path) -> None:
+        picture = folder / "red" / "23.png"
+        examples = [example(picture, label=f"{number:02}", id=str(number)) for number in range(23)]
+        made.support_sets.create(name="cli-many", examples=examples)
+        output, _ = run("support-set", "show", "cli-many")
+        assert [line[1] for line in words(output) if line[0] == "label"] == [f"{number:02}" for number in range(20)]
+        assert output.endswith("and 3 more labels, which --json shows\n")
+        made.support_sets.delete("cli-many")
+
     def test_another_folder_of_the_same_name_needs_another(self, made: Client, tmp_path: Path) -> None:
         (tmp_path / "cli-colours" / "green").mkdir(parents=True)
         Image.new("RGB", (31, 7), "green").save(tmp_path / "cli-colours" / "green" / "1.png")
         _, errors = run("support-set", "create", tmp_path / "cli-colours", status=1)
-        assert "choose another name (--name, or name=...)" in errors
+        assert errors.endswith("is among these: give another name with --name, or delete that set\n")
+        _, errors = run("classify", "a.png", "--folder", tmp_path / "cli-colours", status=1)
+        assert "is among these: create a set with `support-set create --name NAME`, and give it as" in errors
 
     def test_sets_are_listed(self, made: Client) -> None:
         listed = documents("support-set", "list")
@@ -273,7 +318,7 @@ class TestSupportSets:
         _, errors = run("support-set", "test", "cli-colours", tmp_path, status=1)
         assert errors.startswith(f"error: {broken}: ")
         _, errors = run("support-set", "test", "cli-colours", folder / "red", status=1)
-        assert "has no label" in errors
+        assert "have no labels" in errors
 
     def test_a_method_is_refused_before_another_has_run(
         self, made: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -281,10 +326,17 @@ class TestSupportSets:
         (tmp_path / "red").mkdir()
         Image.new("RGB", (31, 7), "red").save(tmp_path / "red" / "1.png")
         monkeypatch.setattr(Client, "measure", None)
-        arguments = ("support-set", "test", "cli-colours", tmp_path, "--method", "nearest_mean", "--method", "none")
+        classify = Client.classify
+
+        def refuse(client: Client, query: Any, **options: Any) -> Any:
+            if options["method"] == "linear":
+                raise BadRequest(Refusal(message="method: linear is not possible", status=400, param="method"))
+            return classify(client, query, **options)
+
+        monkeypatch.setattr(Client, "classify", refuse)
+        arguments = ("support-set", "test", "cli-colours", tmp_path, "--method", "nearest_mean", "--method", "linear")
         _, errors = run(*arguments, status=1)
-        assert "method" in errors
-        assert "Traceback" not in errors
+        assert errors == "error: 400: method: linear is not possible\n"
 
     def test_an_export_overwrites_no_file_unless_it_is_forced(self, made: Client, tmp_path: Path) -> None:
         file = tmp_path / "cli-colours.zip"
@@ -305,7 +357,11 @@ class TestSupportSets:
         (copy,) = documents("support-set", "import", file, "--name", "imported")
         assert (copy["name"], copy["num_examples"], copy["version"]) == ("imported", 4, 1)
         _, errors = run("support-set", "import", file, status=1)
-        assert errors == "error: 409: the name 'cli-colours' is taken by another support set\n"
+        hint = "give another name with --name, or delete that set, or keep it with --exist-ok"
+        assert errors == f"error: 409: the name 'cli-colours' is taken by another support set: {hint}\n"
+        _, errors = run("support-set", "import", file, "--name", "", status=1)
+        assert errors.startswith("error: ")
+        assert "name" in errors
         (existing,) = documents("support-set", "import", file, "--exist-ok")
         assert existing["id"] == made.support_sets.get("cli-colours").id
         assert process("support-set", "delete", "imported") == "imported deleted\n"

@@ -13,10 +13,11 @@ from typing import Any
 import httpx
 import pytest
 import typer
+from PIL import Image
 
 from flamboyance_client import Client, NotConnected
 from flamboyance_client.cli import app as application
-from flamboyance_client.cli.connection import _message
+from flamboyance_client.cli.connection import message_of
 from flamboyance_client.connection import checked_url, transport_errors
 from tests.clients.python.cli.commands import PACKAGE, process, run
 from tests.clients.serving import KEY
@@ -25,6 +26,81 @@ ROOT = Path(__file__).resolve().parents[4]
 
 
 class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("support-set", "create", "nowhere"), "there is no file or folder 'nowhere'"),
+            (
+                ("support-set", "create", "a.png"),
+                "a.png is a file; a folder whose subfolders are named after the labels ",
+            ),
+            (("support-set", "create", "фото", "--url", "foo"), "'foo' is not the URL"),
+            (
+                ("support-set", "create", "фото"),
+                "the name of the folder фото cannot be the name of a support set: give --name",
+            ),
+            (("support-set", "create", "pets", "--name", ""), "'' is not a name or id"),
+            (("ask", "pets", "What?"), "'pets' is a folder; a file is needed"),
+            (("ask", "b.png", "What?"), "there is no file 'b.png'\n"),
+            (
+                ("ask", "a.png", "What", "is", "this?"),
+                "there is no file 'What'; the question is one argument, in quotes if",
+            ),
+            (
+                ("classify", "a.png", "-f", "фото"),
+                "the name of the folder фото cannot be the name of a support set: create ",
+            ),
+        ],
+    )
+    def test_a_wrong_path_or_name_says_what_is_needed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for folder in ("pets", "фото"):
+            (tmp_path / folder / "cat").mkdir(parents=True)
+            Image.new("RGB", (9, 7), "red").save(tmp_path / folder / "cat" / "1.png")
+        Image.new("RGB", (9, 7), "red").save(tmp_path / "a.png")
+        _, errors = run(*arguments, status=1)
+        assert errors.startswith(f"error: {message}")
+        assert errors.count("\n") == 1
+
+    def test_a_file_that_cannot_be_read_is_named_with_the_reason(self) -> None:
+        error = PermissionError(13, "Permission denied", "a.png")
+        assert message_of(error, "http://host") == "'a.png': Permission denied"
+
+    def test_shots_need_a_set(self) -> None:
+        _, errors = run("ask", "http://host/a.png", "What?", "-k", "2", status=2)
+        assert errors == "error: Invalid value for -k: it needs --support-set, from which the shots are taken\n"
+
+    @pytest.mark.parametrize(
+        ("arguments", "option", "choices"),
+        [
+            (
+                ("evaluate", "pets", "--method", "all"),
+                "--method",
+                "'in_context', 'nearest_mean', 'knn', 'linear', 'blend'",
+            ),
+            (
+                ("evaluate", "pets", "--control", "all"),
+                "--control",
+                "'text_only', 'shuffled_labels', 'encoder_features'",
+            ),
+            (("evaluate", "pets", "--shots-attend", "all"), "--shots-attend", "'previous', 'alone'"),
+            (
+                ("test", "pets", "a", "--method", "all"),
+                "--method",
+                "'in_context', 'nearest_mean', 'knn', 'linear', 'blend', ",
+            ),
+        ],
+    )
+    def test_a_value_that_is_no_choice_is_refused_with_the_choices(
+        self, arguments: tuple[str, ...], option: str, choices: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        _, errors = run("support-set", *arguments, status=2)
+        assert errors.startswith(f"error: Invalid value for '{option}': 'all' is not one of {choices}")
+        _, errors = run("classify", "a.png", "-s", "pets", "--method", "all", status=2)
+        assert errors.startswith("error: Invalid value for '--method': 'all' is not one of 'in_context', ")
+
     def test_a_server_that_does_not_run_is_named(self) -> None:
         _, errors = run("support-set", "list", "--url", "http://127.0.0.1:9", status=1)
         assert errors.count("\n") == 1
@@ -41,7 +117,7 @@ class TestErrors:
     def test_a_full_connection_pool_is_not_a_missing_server(self, cause: Exception, message: str) -> None:
         with pytest.raises(NotConnected) as caught, transport_errors():
             raise cause
-        assert _message(caught.value, "http://host").startswith(message)
+        assert message_of(caught.value, "http://host").startswith(message)
 
     def test_a_proxy_that_does_not_run_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for variable in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):

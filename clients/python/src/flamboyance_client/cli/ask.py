@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, print_json
+from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, print_json
 from flamboyance_client.cli.selection import K, ShotsAttendOption, StrategyOption, SupportSetOption, selection
 from flamboyance_client.fewshot import MediaPart, query
-from flamboyance_client.prompt import image, to_url, video
+from flamboyance_client.prompt import image, is_url, to_url, video
 
 TEMPLATE = "vqa"
+QUOTES = "; the question is one argument, in quotes if it has several words"
 
 
 def ask(
@@ -30,12 +31,19 @@ def ask(
     api_key: ApiKey = None,
     json: Json = False,
 ) -> None:
-    """Ask a question about images, after worked examples if a support set is given; these need questions too."""
+    """Ask a question about images, after worked examples if a support set is given.
+
+    The examples of the set must have questions.
+    """
     *images, question = words
     if not images:
         raise typer.BadParameter("give at least one image, and then the question", param_hint="IMAGE... QUESTION")
     if os.path.isfile(question):
         raise typer.BadParameter(f"the question comes last, and {question!r} is a file", param_hint="IMAGE... QUESTION")
+    if missing := [path for path in images if not is_url(path) and not os.path.exists(path)]:
+        raise failure(f"there is no file {missing[0]!r}" + (QUOTES if len(images) > 1 else ""))
+    if support_set is None and k is not None:
+        raise typer.BadParameter("it needs --support-set, from which the shots are taken", param_hint="-k")
     options: dict[str, Any] = {"template": TEMPLATE, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     if support_set is not None:
         options |= {"examples": selection(support_set, k, strategy), "shots_attend": shots_attend}

@@ -8,22 +8,25 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, print_json
+from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, message_of, print_json
 from flamboyance_client.cli.selection import K, Strategy, SupportSetOption, TargetAccuracy, TargetCoverage, selection
+from flamboyance_client.cli.sources import Source, Sources, media_sources
 from flamboyance_client.cli.tables import print_table
 from flamboyance_client.client import Client
 from flamboyance_client.evaluations import Recommendation
-from flamboyance_client.folders import media_files
 from flamboyance_client.options import Examples, Method, ShotsAttend
 from flamboyance_client.records import Classification
+from flamboyance_client.uploads import set_name
 
 NUM_OTHERS = 2
 # the methods whose shots the command selects: for auto the server selects them, and other methods have none
 WITH_SHOTS = ("in_context", "blend")
+# for a folder whose name cannot be that of a set, or is that of another
+OTHER_NAME = "create a set with `support-set create --name NAME`, and give it as --support-set"
 
 
 def classify(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Images, videos, or folders of them.")],
+    images: Sources,
     support_set: SupportSetOption = None,
     folder: Annotated[
         Path | None,
@@ -70,12 +73,12 @@ def classify(
         replaced = "it replaces --support-set, --folder, -k, --strategy and --method"
         raise typer.BadParameter(replaced, param_hint="--recommended")
     if recommended is None and (support_set is None) == (folder is None):
-        sources = "give one of --support-set, --folder and --recommended"
-        raise typer.BadParameter(sources, param_hint="--support-set")
-    with connected(url, api_key) as client:
-        paths = [file for path in images for file in _files(path)]
+        choices = "give one of --support-set, --folder and --recommended"
+        raise typer.BadParameter(choices, param_hint="--support-set")
+    with connected(url, api_key, if_taken=OTHER_NAME) as client:
+        sources = media_sources(images)
         if folder is not None:
-            support_set = client.support_sets.from_folder(folder).id
+            support_set = client.support_sets.from_folder(folder, name=set_name(folder, OTHER_NAME)).id
         examples: Examples
         if recommended is not None:
             examples = _recommendation(client, recommended)
@@ -83,7 +86,7 @@ def classify(
             assert support_set is not None
             examples = selection(support_set, k, strategy or ("rices_image" if method in WITH_SHOTS else None))
         outcomes = client.classify_many(
-            paths,
+            sources,
             on_error="return",
             examples=examples,
             shots_attend=shots_attend,
@@ -93,24 +96,16 @@ def classify(
             target_coverage=target_coverage,
         )
         for_people = Table("image", "label", "confidence", "next")
-        for path, outcome in zip(paths, outcomes, strict=True):
+        for source, outcome in zip(sources, outcomes, strict=True):
             if json:
-                print_json(_document(path, outcome))
+                print_json(_document(source, outcome, url))
             else:
-                for_people.add_row(str(path), *_cells(outcome))
+                for_people.add_row(str(source), *_cells(outcome, url))
         if not json:
             print_table(for_people)
     num_failed = sum(isinstance(outcome, Exception) for outcome in outcomes)
     if num_failed:
         raise failure(f"{num_failed} of {len(outcomes)} images were not classified")
-
-
-def _files(path: Path) -> list[Path]:
-    """Return a file, or those of a folder. Raises `ValueError` for a folder without any."""
-    files = media_files(path) if path.is_dir() else [path]
-    if not files:
-        raise ValueError(f"{path} has no images or videos")
-    return files
 
 
 def _recommendation(client: Client, evaluation_id: str) -> Recommendation:
@@ -120,11 +115,11 @@ def _recommendation(client: Client, evaluation_id: str) -> Recommendation:
     return evaluation.recommendation
 
 
-def _document(path: Path, outcome: Classification | Exception) -> dict[str, Any]:
+def _document(source: Source, outcome: Classification | Exception, url: str) -> dict[str, Any]:
     if isinstance(outcome, Exception):
-        return {"image": str(path), "error": str(outcome)}
+        return {"image": str(source), "error": message_of(outcome, url)}
     return {
-        "image": str(path),
+        "image": str(source),
         "method": outcome.method,
         "label": outcome.label,
         "confidence": outcome.confidence,
@@ -133,9 +128,9 @@ def _document(path: Path, outcome: Classification | Exception) -> dict[str, Any]
     }
 
 
-def _cells(outcome: Classification | Exception) -> tuple[str, str, str]:
+def _cells(outcome: Classification | Exception, url: str) -> tuple[str, str, str]:
     if isinstance(outcome, Exception):
-        return "", "", f"error: {outcome}"
+        return "", "", f"error: {message_of(outcome, url)}"
     candidates = [candidate for candidate in outcome.candidates if candidate.label != outcome.label][:NUM_OTHERS]
     return (
         outcome.label or "(no label)",

@@ -14,6 +14,7 @@ import typer
 from flamboyance_client.client import BASE_URL, Client
 from flamboyance_client.connection import proxy_hint
 from flamboyance_client.errors import ApiError, FlamboyanceError, NotAuthorised, NotConnected
+from flamboyance_client.stored import NAME_TAKEN
 
 Url = Annotated[str, typer.Option("--url", envvar="FLAMBOYANCE_URL", help="The URL of the server.")]
 ApiKey = Annotated[
@@ -26,15 +27,18 @@ DEFAULT_URL = BASE_URL
 
 
 @contextmanager
-def connected(url: str, api_key: str | None) -> Iterator[Client]:
-    """Yield a client. An error of the client or of a file becomes one line on stderr and the exit status 1."""
+def connected(url: str, api_key: str | None, *, if_taken: str = "") -> Iterator[Client]:
+    """Yield a client. An error of the client or of a file becomes one line on stderr and the exit status 1.
+
+    `if_taken` is what to do if the name of a set is taken.
+    """
     try:
         with Client(url, api_key=api_key) as client:
             yield client
     except BrokenPipeError:
         raise
     except (FlamboyanceError, OSError, ValueError) as error:
-        raise failure(_message(error, url)) from None
+        raise failure(message_of(error, url, if_taken)) from None
 
 
 def failure(message: str) -> typer.Exit:
@@ -52,14 +56,15 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, ensure_ascii=False), flush=True)
 
 
-def _message(error: Exception, url: str) -> str:
+def message_of(error: Exception, url: str, if_taken: str = "") -> str:
+    """Return the message of an error for the command line, which has no methods to call."""
     if isinstance(error, NotConnected) and _is_of_server(cause := error.__cause__):
         start = "start one with `flamboyance serve`, or give the URL of another with --url or FLAMBOYANCE_URL"
         return f"no server at {url} ({str(cause) or type(cause).__name__}): {start}"
     if isinstance(error, ApiError):
-        return _server_message(error)
-    if isinstance(error, FileNotFoundError):
-        return f"there is no file {error.filename!r}"
+        return _server_message(error, if_taken)
+    if isinstance(error, OSError) and error.filename is not None:
+        return _file_message(error)
     return str(error) or type(error).__name__
 
 
@@ -70,11 +75,21 @@ def _is_of_server(cause: BaseException | None) -> bool:
     return proxy_hint(cause) is None
 
 
-def _server_message(error: ApiError) -> str:
+def _file_message(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file or folder {error.filename!r}"
+    if isinstance(error, IsADirectoryError):
+        return f"{error.filename!r} is a folder; a file is needed"
+    return f"{error.filename!r}: {error.strerror}"
+
+
+def _server_message(error: ApiError, if_taken: str) -> str:
     """Return the message of the server, without the library's advice, which is about methods."""
     message = error.message if error.status is None else f"{error.status}: {error.message}"
     if isinstance(error, NotAuthorised):
         return f"{message} (--api-key or FLAMBOYANCE_API_KEY)"
+    if error.code == NAME_TAKEN and if_taken:
+        return f"{message}: {if_taken}"
     if error.param is not None and error.param not in error.message:
         return f"{message} ({error.param})"
     return message

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
@@ -10,6 +10,9 @@ from flamboyance_client.fewshot import Selection
 from flamboyance_client.options import ShotsAttend
 
 Strategy = Literal["first", "random", "balanced", "rices_image", "rices_text", "mixed"]
+# the methods and the controls of an evaluation
+EvaluatedMethod = Literal["in_context", "nearest_mean", "knn", "linear", "blend"]
+Control = Literal["text_only", "shuffled_labels", "encoder_features"]
 
 SupportSetOption = Annotated[
     str | None,
@@ -30,6 +33,19 @@ TargetAccuracy = Annotated[
 TargetCoverage = Annotated[
     float | None, typer.Option(show_default=False, help="Label this share of images, the surest ones.")
 ]
+
+
+def choices(literal: Any, help: str) -> Any:
+    """Return an option that may be given several times, each time with a value of the literal."""
+    values = get_args(literal)
+
+    def check(chosen: list[str] | None) -> list[str] | None:
+        for value in chosen or ():
+            if value not in values:
+                raise typer.BadParameter(f"{value!r} is not one of {', '.join(map(repr, values))}")
+        return chosen
+
+    return typer.Option(metavar=f"[{'|'.join(values)}]", show_default=False, callback=check, help=help)
 
 
 def selection(support_set: str, k: int | None, strategy: Strategy | None) -> Selection:

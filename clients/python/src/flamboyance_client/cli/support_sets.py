@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -15,39 +15,50 @@ from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, co
 from flamboyance_client.cli.evaluations import evaluation as evaluation_by_id
 from flamboyance_client.cli.evaluations import finished, print_evaluation
 from flamboyance_client.cli.held_out import as_document, held_out, print_accuracies
-from flamboyance_client.cli.selection import TargetAccuracy, TargetCoverage
+from flamboyance_client.cli.selection import Control, EvaluatedMethod, Strategy, TargetAccuracy, TargetCoverage, choices
+from flamboyance_client.cli.sources import Sources, media_sources
 from flamboyance_client.client import Client
-from flamboyance_client.folders import empty_subfolders, media_files
-from flamboyance_client.options import ClassifyOptions, Method
+from flamboyance_client.folders import empty_subfolders, listed, other_files
+from flamboyance_client.options import ClassifyOptions, Method, ShotsAttend
 from flamboyance_client.records import SupportSet
 from flamboyance_client.stored import PAGE
 from flamboyance_client.transfers import archive_path
+from flamboyance_client.uploads import set_name
+
+# of those that a note names
+MAX_OTHER_FILES = 3
 
 app = typer.Typer(help="Create, show, evaluate, test, diagnose, move and delete support sets.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="The name or the id of a set.")]
+PINNED = "Keep the set's images in the caches, so that requests do not wait."
+OTHER_NAME = "give another name with --name, or delete that set"
 Version = Annotated[int | None, typer.Option(min=1, show_default=False, help="A version; without it the latest.")]
 
 
 @app.command()
 def create(
     folder: Annotated[Path, typer.Argument(help="A folder whose subfolders are named after the labels.")],
-    name: Annotated[str | None, typer.Option(show_default=False, help="The name; without it the folder's.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            show_default=False, help="The name; without it the folder's, with - for characters that names cannot have."
+        ),
+    ] = None,
     update: Annotated[bool, typer.Option(help="Update a set that has the name already.")] = True,
-    pinned: Annotated[bool, typer.Option("--pinned", help="Keep the set ready for requests.")] = False,
+    pinned: Annotated[bool, typer.Option("--pinned", help=PINNED)] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     json: Json = False,
 ) -> None:
     """Create a set of the images and videos in a folder, or update it."""
     fields: dict[str, Any] = {"pinned": True} if pinned else {}
-    with connected(url, api_key) as client:
+    with connected(url, api_key, if_taken=OTHER_NAME) as client:
+        name = set_name(folder, "give --name") if name is None else name
         created = client.support_sets.from_folder(folder, name=name, exist_ok=update, **fields)
         _print(created, as_json=json)
-        if empty := empty_subfolders(folder):
-            note(f"without an image or a video, and so no labels: {', '.join(empty)}")
-        if len(created.raw.get("label_counts") or {}) == 1:
-            note("the set has one label, which is the answer to every classification")
+        for text in _notes(folder, list(created.raw.get("label_counts") or {})):
+            note(text)
 
 
 @app.command("list")
@@ -77,22 +88,19 @@ def evaluate(
     k: Annotated[
         list[int] | None, typer.Option("-k", "--k", min=0, show_default=False, help="A number of shots.")
     ] = None,
-    strategy: Annotated[
-        list[str] | None, typer.Option(show_default=False, help="How shots are selected, such as rices_image.")
-    ] = None,
+    strategy: Annotated[list[str] | None, choices(Strategy, "How shots are selected.")] = None,
     method: Annotated[
-        list[str] | None, typer.Option(show_default=False, help="How the examples are used; without it all methods.")
+        list[str] | None, choices(EvaluatedMethod, "How the examples are used; without it all methods.")
     ] = None,
     control: Annotated[
         list[str] | None,
-        typer.Option(show_default=False, help="A further row: text_only, shuffled_labels or encoder_features."),
+        choices(Control, "Add a control experiment: without images, for example, or with wrong labels."),
     ] = None,
     shots_attend: Annotated[
-        list[str] | None,
-        typer.Option(show_default=False, help="The form of the prompts: previous or alone; without it previous."),
+        list[str] | None, choices(ShotsAttend, "The form of the prompts; without it previous.")
     ] = None,
     max_queries: Annotated[
-        int | None, typer.Option(min=1, show_default=False, help="Examples that are left out, at most.")
+        int | None, typer.Option(min=1, show_default=False, help="At most this number of examples are used as queries.")
     ] = None,
     version: Version = None,
     url: Url = DEFAULT_URL,
@@ -126,8 +134,7 @@ def measure(
     name: Name,
     folder: Annotated[Path, typer.Argument(help="Other images, in subfolders that are named after their labels.")],
     method: Annotated[
-        list[str] | None,
-        typer.Option(show_default=False, help="How the examples are used; without it auto and nearest_mean."),
+        list[str] | None, choices(Method, "How the examples are used; without it auto and nearest_mean.")
     ] = None,
     target_accuracy: TargetAccuracy = None,
     target_coverage: TargetCoverage = None,
@@ -177,8 +184,8 @@ def diagnose(
 @app.command()
 def suggest(
     name: Name,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Images, videos, or folders of them.")],
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="The images to suggest.")] = 8,
+    images: Sources,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many images to suggest.")] = 8,
     version: Version = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
@@ -186,13 +193,13 @@ def suggest(
 ) -> None:
     """Suggest which images without a label to label next, and to add to a set."""
     with connected(url, api_key) as client:
-        paths = [file for path in images for file in (media_files(path) if path.is_dir() else [path])]
-        suggestions = client.support_sets.suggest(name, paths, count=count, version=version)
+        sources = media_sources(images)
+        suggestions = client.support_sets.suggest(name, sources, count=count, version=version)
     if json:
         for suggestion in suggestions:
-            print_json({"image": str(paths[suggestion.index]), **suggestion.raw})
+            print_json({"image": str(sources[suggestion.index]), **suggestion.raw})
     else:
-        tables.print_suggestions(suggestions, paths)
+        tables.print_suggestions(suggestions, sources)
 
 
 @app.command()
@@ -234,7 +241,7 @@ def import_file(
     json: Json = False,
 ) -> None:
     """Create a set from a file."""
-    with connected(url, api_key) as client:
+    with connected(url, api_key, if_taken=f"{OTHER_NAME}, or keep it with --exist-ok") as client:
         _print(client.support_sets.import_(file, name=name, exist_ok=exist_ok), as_json=json)
 
 
@@ -256,6 +263,21 @@ def delete(
                 print_json({"name": name, "deleted": True})
             else:
                 print(f"{name} deleted")
+
+
+def _notes(folder: Path, labels: Sequence[str]) -> Iterator[str]:
+    """Yield what may be a mistake in a folder, though a set could be made of it."""
+    if files := other_files(folder):
+        yield f"no images or videos, and so left out: {listed(files, MAX_OTHER_FILES)}"
+    if empty := empty_subfolders(folder):
+        yield f"without an image or a video, and so no labels: {listed(empty)}"
+    spellings: dict[str, list[str]] = {}
+    for label in labels:
+        spellings.setdefault(" ".join(label.split()).casefold(), []).append(repr(label))
+    if similar := [" and ".join(group) for group in spellings.values() if len(group) > 1]:
+        yield f"labels that differ only in case or white space: {listed(similar)}"
+    if len(labels) == 1:
+        yield "the set has one label, which is the answer to every classification"
 
 
 def _all(client: Client) -> Iterator[SupportSet]:

@@ -1,0 +1,34 @@
+"""The media of a command: files, the files of folders, and URLs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flamboyance_client.folders import media_files
+from flamboyance_client.prompt import is_url
+
+Source = str | Path
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(metavar="IMAGE", help="Images, videos, or folders of them; or URLs that the server permits."),
+]
+
+
+def media_sources(texts: Sequence[str]) -> list[Source]:
+    """Return the URLs and the files, and the files of folders. Raises `ValueError` for a folder without any."""
+    return [source for text in texts for source in _sources(text)]
+
+
+def _sources(text: str) -> list[Source]:
+    if is_url(text):
+        return [text]
+    path = Path(text)
+    files: list[Source] = [*media_files(path)] if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{path} has no images or videos")
+    return files
