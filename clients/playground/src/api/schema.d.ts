@@ -609,7 +609,8 @@ export interface paths {
         post?: never;
         delete?: never;
         options?: never;
-        head?: never;
+        /** Report that the process is alive */
+        head: operations["head_live"];
         patch?: never;
         trace?: never;
     };
@@ -626,7 +627,8 @@ export interface paths {
         post?: never;
         delete?: never;
         options?: never;
-        head?: never;
+        /** Report whether the server accepts requests now */
+        head: operations["head_ready"];
         patch?: never;
         trace?: never;
     };
@@ -697,7 +699,8 @@ export interface paths {
         post?: never;
         delete?: never;
         options?: never;
-        head?: never;
+        /** Return the metrics in the text format of Prometheus */
+        head: operations["head_metrics"];
         patch?: never;
         trace?: never;
     };
@@ -886,7 +889,7 @@ export interface components {
             /** @description How turns are written. Default: `vqa` for a first question about one image or video, else `plain`. */
             template?: string | null;
             /**
-             * @description Functions that `tool_choice` can select. They are not part of the prompt.
+             * @description Functions that `tool_choice` can select, and no part of the prompt.
              * @default []
              */
             tools: components["schemas"]["Tool"][] | null;
@@ -3685,7 +3688,7 @@ export interface components {
             /** @description How turns are written. Default: `vqa` for a first question about one image or video, else `plain`. */
             template?: string | null;
             /**
-             * @description Functions that `tool_choice` can select. They are not part of the prompt.
+             * @description Functions that `tool_choice` can select, and no part of the prompt.
              * @default []
              */
             tools: components["schemas"]["Tool"][] | null;
@@ -11195,6 +11198,66 @@ export interface operations {
             };
         };
     };
+    head_live: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
+                "X-Request-Id"?: string;
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
+                "X-Request-Timeout"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Bad Request: `invalid_value`. */
+            400: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Internal Server Error: `internal_error`. */
+            500: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Gateway Timeout: `deadline_exceeded`. */
+            504: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+        };
+    };
     ready: {
         parameters: {
             query?: never;
@@ -11272,6 +11335,74 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Error"];
                 };
+            };
+        };
+    };
+    head_ready: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
+                "X-Request-Id"?: string;
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
+                "X-Request-Timeout"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Bad Request: `invalid_value`. */
+            400: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Internal Server Error: `internal_error`. */
+            500: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Service Unavailable. */
+            503: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Gateway Timeout: `deadline_exceeded`. */
+            504: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
         };
     };
@@ -11732,6 +11863,104 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Error"];
                 };
+            };
+        };
+    };
+    head_metrics: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
+                "X-Request-Id"?: string;
+                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
+                "X-Request-Timeout"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Bad Request: `invalid_value`. */
+            400: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Unauthorized: `invalid_api_key`. */
+            401: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Internal Server Error: `internal_error`. */
+            500: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Service Unavailable: `overloaded`. */
+            503: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Gateway Timeout: `deadline_exceeded`. */
+            504: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
         };
     };

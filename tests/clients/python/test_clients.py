@@ -1,0 +1,51 @@
+"""Making and closing clients of both kinds: wrong keys and URLs are refused at once, and connections do not stay open."""
+
+from __future__ import annotations
+
+import gc
+import re
+from contextlib import AbstractContextManager
+
+import httpx
+import pytest
+
+from flamboyance_client import AsyncClient, Client
+from tests.clients.python.test_client import fixed
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    "key", ["secret\r\nX: y", "secret\x00", "secr\u00e9t", "\ufeffsecret", "secret\x7f", "secret\ud800"]
+)
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(kind: type[Client | AsyncClient], key: str) -> None:
+    with pytest.raises(ValueError, match=r"^api_key has a character that no key has; .*printable") as caught:
+        kind(api_key=key)
+    assert "secr" not in str(caught.value)
+
+
+def test_a_client_closes_at_the_end_of_its_block() -> None:
+    with Client(transport=httpx.MockTransport(fixed(200, {"data": []}))) as client:
+        assert isinstance(client, AbstractContextManager)
+        assert client.models() == ()
+    with pytest.raises(RuntimeError, match="closed"):
+        client.models()
+
+
+def test_a_client_without_a_block_closes_its_connections_when_it_is_collected() -> None:
+    class Transport(httpx.MockTransport):
+        is_closed = False
+
+        def close(self) -> None:
+            self.is_closed = True
+
+    transport = Transport(fixed(200, {"data": []}))
+    Client(transport=transport).models()
+    gc.collect()
+    assert transport.is_closed
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("url", ["127.0.0.1:18234", "foo", "localhost:8000", "", "ftp://host", "http://", "http://a:b"])
+def test_a_wrong_url_is_refused_when_the_client_is_made(kind: type[Client | AsyncClient], url: str) -> None:
+    with pytest.raises(ValueError, match=f"{re.escape(repr(url))} is not the URL of a server: .*(begin it|port)"):
+        kind(url)
