@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import get_args
 
 from model.prompt import EncodedPrompt
@@ -41,46 +42,41 @@ class WarmSets:
         self.warming = warming
         self._support_sets = support_sets
         self._client = client
-        # for this worker: the pinned versions with their media, and versions that could not be warmed since the last sweep
+        # for this worker: media and shots of pinned versions, and versions that could not be warmed since the last sweep
         self._worker_id: object = None
-        self._pinned_versions: set[tuple[str, int]] = set()
-        self._pinned_media: set[str] = set()
+        self._pinned_media: dict[tuple[str, int], Sequence[str]] = {}
         self._pinned_shots: dict[tuple[str, int], list[EncodedPrompt]] = {}
         self._failed_versions: set[tuple[str, int]] = set()
 
-    async def pin(self, versions: Iterable[tuple[str, int]]) -> bool:
+    async def pin(self, versions: Sequence[tuple[str, int]]) -> bool:
         """Pin the media and the computed shots of these versions, and no others; return whether media were unpinned.
 
         The versions are pairs of set id and version, in the order of their age: the worker keeps media until its quota is
         used up.
         """
         if self._worker_id != self.warming.worker_id:
-            self._worker_id, self._pinned_media, self._failed_versions = self.warming.worker_id, set(), set()
-            self._pinned_versions, self._pinned_shots = set(), {}
-        media: set[str] = set()
-        shots: dict[tuple[str, int], list[EncodedPrompt]] = {}
+            self._worker_id, self._failed_versions = self.warming.worker_id, set()
+            self._pinned_media, self._pinned_shots = {}, {}
         for set_id, version in versions:
             with suppress(SupportSetNotFound):  # deleted meanwhile
-                support_set = await self._support_sets.get_version(set_id, version)
-                if await self._warm_and_pin(support_set):
-                    media.update(support_set.media)
-                    shots[set_id, version] = self.warming.shots(set_id, version)
-        if unpinned := self._pinned_media - media:
+                await self._warm_and_pin(set_id, version)
+        kept = {key: self._pinned_media[key] for key in versions if key in self._pinned_media}
+        if unpinned := {*chain(*self._pinned_media.values())}.difference(*kept.values()):
             self._client.pin(_digests(unpinned), is_kept=False)
-        self._pinned_versions, self._pinned_media = set(shots), media
-        self._pin_shots(shots)
+        self._pinned_media = kept
+        self._pin_shots({key: self.warming.shots(*key) for key in kept})
         return bool(unpinned)
 
     def pin_again(self) -> None:
         """Pin the same media again: there may be room now, and tenants that share caches also share pins."""
-        self._client.pin(_digests(self._pinned_media), is_kept=True)
+        self._client.pin(_digests(chain(*self._pinned_media.values())), is_kept=True)
 
     async def warm_again(self) -> bool:
         """Warm one version that was warm in a previous worker; return whether there are more."""
         lost = self.warming.lost()
         for set_id, version in lost[:1]:
             try:
-                await self.warming.warm_again(await self._support_sets.get_version(set_id, version))
+                await self.warming.warm_again(await self._read(set_id, version))
             except SupportSetNotFound:  # deleted meanwhile
                 self.warming.forget(set_id, version)
         return len(lost) > 1
@@ -99,19 +95,22 @@ class WarmSets:
             self._client.pin([], is_kept=True, prompts=pinned)
         self._pinned_shots = shots
 
-    async def _warm_and_pin(self, support_set: SupportSet) -> bool:
-        """Return whether the set's media are pinned; they are warmed first, since the worker can pin only its own media."""
-        key = (support_set.id, support_set.version)
-        if key in self._pinned_versions:
-            return True
-        if key in self._failed_versions:
-            return False
-        warmth = await self.warming.warm_again(support_set)
-        if warmth.status != "ready":
+    async def _warm_and_pin(self, set_id: str, version: int) -> None:
+        """Pin the media of a version, unless they are; they are warmed first: the worker can pin only its own media."""
+        key = (set_id, version)
+        if key in self._pinned_media or key in self._failed_versions:
+            return
+        support_set = await self._read(set_id, version)
+        if (await self.warming.warm_again(support_set)).status == "ready":
+            self._client.pin(_digests(support_set.media), is_kept=True)
+            self._pinned_media[key] = support_set.media
+        else:
             self._failed_versions.add(key)
-            return False
-        self._client.pin(_digests(support_set.media), is_kept=True)
-        return True
+
+    async def _read(self, set_id: str, version: int) -> SupportSet:
+        """Return a version. Reads for all tenants take turns, so that they do not fill the database's queue."""
+        async with self.warming.turns:
+            return await self._support_sets.get_version(set_id, version)
 
 
 class Maintenance:

@@ -117,7 +117,7 @@ class Warming:
     """Warms versions in background tasks, and remembers the progress of each.
 
     `slots`: the tasks that clients of all tenants have requested and that are unfinished. `turns`: the batches of all
-    tenants that are warmed concurrently.
+    tenants that are warmed concurrently, and the versions that are read for it.
     """
 
     def __init__(
