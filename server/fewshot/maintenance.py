@@ -49,7 +49,7 @@ class WarmSets:
         self._failed_versions: set[tuple[str, int]] = set()
 
     async def pin(self, versions: Sequence[tuple[str, int]]) -> bool:
-        """Pin the media and the computed shots of these versions, and no others; return whether media were unpinned.
+        """Pin the media and the computed shots of these versions, and no others; return whether some were unpinned.
 
         The versions are pairs of set id and version, in the order of their age: the worker keeps media until its quota is
         used up.
@@ -64,12 +64,13 @@ class WarmSets:
         if unpinned := {*chain(*self._pinned_media.values())}.difference(*kept.values()):
             self._client.pin(_digests(unpinned), is_kept=False)
         self._pinned_media = kept
-        self._pin_shots({key: self.warming.shots(*key) for key in kept})
-        return bool(unpinned)
+        are_released = self._pin_shots({key: self.warming.shots(*key) for key in kept})
+        return are_released or bool(unpinned)
 
     def pin_again(self) -> None:
-        """Pin the same media again: there may be room now, and tenants that share caches also share pins."""
-        self._client.pin(_digests(chain(*self._pinned_media.values())), is_kept=True)
+        """Pin the same media and shots again: there may be room now, and tenants that share caches also share pins."""
+        media, shots = chain(*self._pinned_media.values()), chain(*self._pinned_shots.values())
+        self._client.pin(_digests(media), is_kept=True, prompts=[*shots])
 
     async def warm_again(self) -> bool:
         """Warm one version that was warm in a previous worker; return whether there are more."""
@@ -85,15 +86,16 @@ class WarmSets:
         """Forget which versions could not be warmed, so that they are tried again."""
         self._failed_versions.clear()
 
-    def _pin_shots(self, shots: dict[tuple[str, int], list[EncodedPrompt]]) -> None:
-        """Pin these shots, and release those of other sets or templates."""
+    def _pin_shots(self, shots: dict[tuple[str, int], list[EncodedPrompt]]) -> bool:
+        """Pin these shots, and release those of other sets or templates; return whether some were released."""
         if shots == self._pinned_shots:
-            return
-        if released := [prompt for prompts in self._pinned_shots.values() for prompt in prompts]:
+            return False
+        if released := [*chain(*self._pinned_shots.values())]:
             self._client.pin([], is_kept=False, prompts=released)
-        if pinned := [prompt for prompts in shots.values() for prompt in prompts]:
+        if pinned := [*chain(*shots.values())]:
             self._client.pin([], is_kept=True, prompts=pinned)
         self._pinned_shots = shots
+        return bool(released)
 
     async def _warm_and_pin(self, set_id: str, version: int) -> None:
         """Pin the media of a version, unless they are; they are warmed first: the worker can pin only its own media."""

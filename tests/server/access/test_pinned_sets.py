@@ -161,3 +161,17 @@ class TestSharedCaches:
         resume.set()
         await asyncio.gather(*warming)
         assert client.pinned == {shared, held}
+
+    async def test_shots_of_another_tenant_stay_pinned(
+        self, maintenance: Maintenance, acme: httpx.AsyncClient, other: httpx.AsyncClient, client: FakeClient
+    ) -> None:
+        shots = {"wait": True, "template": "classification", "shots_attend": "alone"}
+        for http in (acme, other):
+            await create(http, pinned=True, examples=EXAMPLES[:1])
+            assert (await http.post(f"{SETS}/s/warm", json=shots)).status_code == 200
+        await asyncio.gather(*await maintenance.run_once())
+        (prompt,) = client.pinned_prompts
+        for http, left in ((acme, [prompt]), (other, [])):
+            await http.delete(f"{SETS}/s")
+            await asyncio.gather(*await maintenance.run_once())
+            assert client.pinned_prompts == left
