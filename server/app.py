@@ -63,8 +63,9 @@ from server.media.intake import Intake
 from server.media.pool import DecodePool
 from server.media.store import MediaStore
 from server.quality.curation import Curation
-from server.quality.evaluation_runner import EvaluationRunner, LeaveOneOut
+from server.quality.evaluation_runner import EvaluationRunner
 from server.quality.evaluation_store import Evaluations
+from server.quality.leave_one_out import LeaveOneOut
 from server.quality.recommendations import Recommendations
 from server.served_model import ServedModel
 from server.settings import Settings

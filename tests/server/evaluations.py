@@ -13,7 +13,8 @@ import httpx
 from server.api.services import Services
 from server.limits.background import Background
 from server.media.source import encoded
-from server.quality.evaluation_runner import EvaluationRunner, LeaveOneOut
+from server.quality.evaluation_runner import EvaluationRunner
+from server.quality.leave_one_out import LeaveOneOut
 from server.store.records import NewExample
 from server.wire import Score
 from tests.server.conftest import png

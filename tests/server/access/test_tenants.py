@@ -13,7 +13,8 @@ from server.access.quotas import Limits
 from server.engine_client.salt import add_salt
 from server.fewshot.maintenance import Maintenance
 from server.limits.background import Background
-from server.quality.evaluation_runner import EvaluationRunner, LeaveOneOut
+from server.quality.evaluation_runner import EvaluationRunner
+from server.quality.leave_one_out import LeaveOneOut
 from server.settings import Settings
 from tests.server.access.conftest import EXAMPLES, SETS, Keyring, create
 from tests.server.conftest import data_url, image_part, png

@@ -13,7 +13,7 @@ import pytest
 
 from server.api.services import Services
 from server.limits import admission
-from server.quality import evaluation_runner
+from server.quality import evaluation_runner, leave_one_out
 from server.quality.evaluation import left_out_together
 from server.wire import Score
 from tests.server.evaluations import COLOURS, LABEL_OF, MEDIA, logprobs_of, run_evaluation
@@ -79,7 +79,7 @@ async def test_queries_are_prepared_in_a_thread(
         threads.append(threading.current_thread())
         return left_out_together(answers)
 
-    monkeypatch.setattr(evaluation_runner, "left_out_together", recorded)
+    monkeypatch.setattr(leave_one_out, "left_out_together", recorded)
     evaluation = await run_evaluation(http, services, k=[1], strategies=["first"], methods=["in_context"])
     assert evaluation["status"] == "completed"
     assert threads
