@@ -11,7 +11,8 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import faiss
@@ -138,6 +139,14 @@ class Retrieval:
         texts = [compared_text(example.question, example.text) for example in support_set.examples]
         ids = await self.model.tokenize(self._all_ids, list(filter(None, texts)))
         return await self._text_vectors(ids, is_stored=True)
+
+    def batches(self, support_set: SupportSet, space: Space) -> list[Callable[[], Awaitable[object]]]:
+        """Return the work to embed the examples in a space and to store the vectors, in pieces of one batch."""
+        examples, media = support_set.examples, support_set.media
+        if space == "media":
+            return [partial(self.embed_media, media[start : start + BATCH]) for start in range(0, len(media), BATCH)]
+        parts = [examples[start : start + BATCH] for start in range(0, len(examples), BATCH)]
+        return [partial(self.embed_texts, replace(support_set, examples=part)) for part in parts]
 
     async def _index(self, support_set: SupportSet, strategy: Strategy) -> VectorIndex:
         async def build() -> VectorIndex:

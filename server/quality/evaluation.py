@@ -98,6 +98,11 @@ class EvaluationPlan:
     def methods(self) -> set[Method]:
         return {cell.method for cell in self.cells}
 
+    @property
+    def likeness_parts(self) -> set[str]:
+        """The names of the parts by likeness of all methods."""
+        return {part for cell in self.cells for part in cell.parts} - {IN_CONTEXT}
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

@@ -2,7 +2,8 @@
 
 Each finished cell is stored. Only a few queries run concurrently, and next to clients one at a time, with a rest after it.
 The runner waits while the engine is unavailable; a cell that cannot be computed, for instance because a prompt is too long,
-fails alone. An evaluation with a query during which several workers died fails as a whole.
+fails alone. An evaluation with a query, or a batch of examples to embed, during which several workers died fails as a
+whole.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ import msgspec
 
 from server.errors import DatabaseUnavailable, EngineDied, ServerError, SupportSetNotFound, Unavailable
 from server.fewshot.classification import run_concurrently
+from server.fewshot.retrieval import SPACES, Space
 from server.limits.background import MAX_DEATHS, Background
 from server.quality.evaluation import Cell, EvaluationPlan, Outcome, PromptSetting, cell_result, failed_cell
 from server.quality.evaluation_store import Evaluation, Evaluations
@@ -44,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 class DeadlyQuery(Exception):
-    """Each worker that ran a query of the evaluation died."""
+    """Each worker that ran a query of the evaluation, or embedded a batch of its examples, died."""
 
 
 class EvaluationRunner:
@@ -142,6 +144,7 @@ class _RunningEvaluation:
     queries_done: int
     # the code of the error because of which the evaluation waits
     cause: str = ""
+    embedded: set[Space] = field(default_factory=set)
 
     async def renew(self) -> None:
         """Renew the lease until the evaluation is cancelled, deleted, or claimed by another holder."""
@@ -151,6 +154,7 @@ class _RunningEvaluation:
     async def work(self) -> None:
         evaluations, evaluation_id, results = self.evaluations, self.evaluation.id, dict(self.evaluation.cells)
         try:
+            await self._embed(["media"] if self.plan.likeness_parts else [])
             queries = await self._do(partial(self.leave_one_out.queries, self.evaluation, self.plan))
             left = [(index, cell) for index, cell in enumerate(self.plan.cells) if index not in results]
             methods = [cell.method for _, cell in left if cell.prompt is None and cell.control is None]
@@ -207,6 +211,7 @@ class _RunningEvaluation:
         timed = queries[-MAX_TIMED:]
         untimed, outcomes = iter(queries[: -len(timed)]), dict[str, Outcome]()
         try:
+            await self._embed(SPACES.get(prompt.strategy, ()))
             await run_concurrently([self._run_lane(prompt, untimed, outcomes) for _ in range(self.num_lanes)])
             await self._do(partial(self.leave_one_out.warm, timed))
             await self._run_lane(prompt, iter(timed), outcomes, is_timed=True)
@@ -225,10 +230,17 @@ class _RunningEvaluation:
             outcomes[query.example.id] = await self._do(answer)
             self.queries_done += 1
 
-    async def _do(self, work: Callable[[], Awaitable[Result]]) -> Result:
+    async def _embed(self, spaces: Iterable[Space]) -> None:
+        """Embed the examples in these spaces batch by batch, so that queries find all vectors in the database."""
+        for space in {*spaces} - self.embedded:
+            for batch in await self._do(partial(self.leave_one_out.batches, self.evaluation, space)):
+                await self._do(batch, "embedded the same examples")
+            self.embedded.add(space)
+
+    async def _do(self, work: Callable[[], Awaitable[Result]], activity: str = "ran the same query") -> Result:
         """Do a piece of work next to clients; while the engine is unavailable, retry with growing pauses.
 
-        Raises `DeadlyQuery` if the worker died each time.
+        Raises `DeadlyQuery` if several workers died meanwhile: `activity` is what they did.
         """
         pause, num_deaths = FIRST_PAUSE, 0
         while True:
@@ -237,7 +249,7 @@ class _RunningEvaluation:
             except Unavailable as error:
                 num_deaths += isinstance(error, EngineDied)
                 if num_deaths == MAX_DEATHS:
-                    message = f"{num_deaths} workers died while they ran the same query: it may need too much memory"
+                    message = f"{num_deaths} workers died while they {activity}, which may need too much memory"
                     raise DeadlyQuery(message) from error
                 self._waits_for(error.code)
                 await asyncio.sleep(pause)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +16,7 @@ from server.fewshot.comparison import Comparison
 from server.fewshot.methods import IN_CONTEXT
 from server.fewshot.methods.likeness import Array, left_out_log_probabilities
 from server.fewshot.prompting import assemble, find_template, read_question
-from server.fewshot.retrieval import SPACES
+from server.fewshot.retrieval import SPACES, Space
 from server.fewshot.shots import ShotSource
 from server.quality.controls import COMPARED_METHOD, ENCODER_FEATURES, with_shuffled_labels, without_media
 from server.quality.evaluation import EvaluationPlan, Outcome, PromptSetting, left_out_together
@@ -89,11 +89,16 @@ class LeaveOneOut:
         if media:
             await self.client.embed(media)
 
+    async def batches(self, evaluation: Evaluation, space: Space) -> list[Callable[[], Awaitable[object]]]:
+        """Return the work to embed the examples in a space, as `Retrieval.batches`. Raises `SupportSetNotFound`."""
+        version = await self.shots.support_sets.get_version(evaluation.support_set, evaluation.version)
+        return self.comparison.retrieval.batches(version, space)
+
     async def queries(self, evaluation: Evaluation, plan: EvaluationPlan) -> list[Query]:
         """Return the examples that are queries. Raises `SupportSetNotFound`, and the engine's errors."""
         version = await self.shots.support_sets.get_version(evaluation.support_set, evaluation.version)
         labels = [candidate.label for candidate in plan.candidates]
-        parts = {part for cell in plan.cells for part in cell.parts} - {IN_CONTEXT}
+        parts = plan.likeness_parts
         measure = partial(self.comparison.leave_out, version, plan.candidates, measure=left_out_log_probabilities)
         logs = await measure(parts - {ENCODER_FEATURES})
         if ENCODER_FEATURES in parts:
