@@ -2,8 +2,8 @@
 
 Each finished cell is stored. Only a few queries run concurrently, and next to clients one at a time, with a rest after it.
 The runner waits while the engine is unavailable; a cell that cannot be computed, for instance because a prompt is too long,
-fails alone. An evaluation with a query, or a batch of examples to embed, during which several workers died fails as a
-whole.
+fails alone. An evaluation fails as a whole if several workers died during one of its queries, or while they embedded a
+batch of its examples, or if several servers died during one of its cells.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ COUNT_SECONDS = 5.0
 MAX_TIMED = 8
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0
 CANCEL_SECONDS = 5.0
+# after this number of servers have died while they ran the same cell, the evaluation is taken for the cause
+MAX_INTERRUPTIONS = 3
 
 Result = TypeVar("Result")
 
@@ -46,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 class DeadlyQuery(Exception):
-    """Each worker that ran a query of the evaluation, or embedded a batch of its examples, died."""
+    """Each worker that ran a query of the evaluation, or embedded a batch of its examples, died; or each server did."""
 
 
 class EvaluationRunner:
@@ -84,9 +86,13 @@ class EvaluationRunner:
             try:
                 while (evaluation := await self._evaluations.claim(self._holder)) is not None:
                     await self._run(evaluation)
-            except Exception:
-                # probably the database is unavailable; the evaluation is claimed again when it is back
+            except Unavailable:
+                # probably the database; the evaluation is claimed again when it is back
                 logger.exception("running evaluations failed")
+            except Exception:
+                # a bug: the lease runs out as if this server had died, and other evaluations get a turn
+                logger.exception("running evaluations failed")
+                self._holder = uuid.uuid4().hex
             with suppress(TimeoutError):
                 # not wait_for, which may swallow a cancellation that arrives together with the event
                 async with asyncio.timeout(POLL_SECONDS):
@@ -154,6 +160,10 @@ class _RunningEvaluation:
     async def work(self) -> None:
         evaluations, evaluation_id, results = self.evaluations, self.evaluation.id, dict(self.evaluation.cells)
         try:
+            if (number := self.evaluation.interruptions) >= MAX_INTERRUPTIONS:
+                raise DeadlyQuery(
+                    f"{number} servers ended while they ran the same cell, which may need too much memory"
+                )
             await self._embed(["media"] if self.plan.likeness_parts else [])
             queries = await self._do(partial(self.leave_one_out.queries, self.evaluation, self.plan))
             left = [(index, cell) for index, cell in enumerate(self.plan.cells) if index not in results]

@@ -1,8 +1,8 @@
 """Evaluations in the database: their plan, their progress, and the result of each finished cell.
 
 A server that runs one holds it by a lease, which it renews. If the server dies, the lease expires, and another server
-resumes after the last finished cell, so no finished work is lost. An evaluation during whose cell several servers died
-fails: it may be the cause.
+resumes after the last finished cell, so no finished work is lost. The interruptions of a cell are counted, since the cell
+may be the cause. A server that lives, and was only cut off from the database, takes its own interruption back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sqlalchemy import JSON, ColumnElement, ForeignKey, String, Update, func, in
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 from server.access.tenants import DEFAULT_TENANT
-from server.errors import EngineDied, EvaluationNotFound, Overloaded
+from server.errors import EvaluationNotFound, Overloaded
 from server.fewshot.methods import IN_CONTEXT
 from server.limits.shared_limit import SharedLimit
 from server.store.database import Base, Database, new_id
@@ -27,8 +27,6 @@ from server.store.database import Base, Database, new_id
 ID_PREFIX = "eval_"
 LEASE_SECONDS = 30.0
 MAX_UNFINISHED = 64
-# after this number of servers have died while they ran the same cell, the evaluation is taken for the cause
-MAX_INTERRUPTIONS = 3
 # a client that was refused is refused for as long, so that a refusal costs less than the request, and reads no support set
 REFUSED_SECONDS = 1.0
 
@@ -86,6 +84,7 @@ class Evaluation:
     finished_at: float | None
     error: dict[str, Any] | None
     tenant: str
+    interruptions: int
     cells: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -103,6 +102,7 @@ class Evaluations:
         self._max_share = max_share
         self._tenant = DEFAULT_TENANT
         self._refused: dict[str, tuple[Overloaded, float]] = {}  # by client: the refusal, and until when it holds
+        self._claimed: dict[str, str] = {}  # by holder: the evaluation that it claimed last
 
     def of(self, tenant: str) -> Evaluations:
         """Return the evaluations of a tenant; the room for unfinished ones is shared by all."""
@@ -230,30 +230,34 @@ class Evaluations:
         return true() if self._model is None else or_(name.is_(None), name == self._model)
 
     async def claim(self, holder: str) -> Evaluation | None:
-        """Lease an unfinished evaluation by this model that no server holds, if any.
+        """Lease an unfinished evaluation by this model that no server holds, if any. A holder runs one at a time.
 
-        Those that were interrupted come first; then support sets take turns, and each begins its oldest evaluation.
+        The one that this holder has not finished comes first, then those that were interrupted; then support sets take
+        turns, and each begins its oldest evaluation.
         """
         other = aliased(EvaluationRow)
         last_start = select(func.max(other.started_at)).where(other.support_set == EvaluationRow.support_set)
         turn = func.coalesce(last_start.scalar_subquery(), 0.0)
 
         def take(session: Session, now: float) -> Evaluation | None:
-            session.execute(_end_interrupted(holder, now))
-            is_free = (EvaluationRow.status.in_(UNFINISHED), EvaluationRow.held_until <= now, self._is_ours())
-            order = (EvaluationRow.started_at.is_(None), turn, EvaluationRow.id)
-            query = select(EvaluationRow).where(*is_free).order_by(*order).limit(1)
+            session.execute(_take_back(self._claimed.get(holder, ""), holder))
+            is_free = or_(EvaluationRow.held_until <= now, EvaluationRow.holder == holder)
+            is_claimable = (EvaluationRow.status.in_(UNFINISHED), is_free, self._is_ours())
+            order = (EvaluationRow.holder != holder, EvaluationRow.started_at.is_(None), turn, EvaluationRow.id)
+            query = select(EvaluationRow).where(*is_claimable).order_by(*order).limit(1)
             row = session.scalar(query.with_for_update(skip_locked=True))
             if row is None:
                 return None
-            # a lease that was neither released nor taken by its own holder again: the server died
+            # a lease that was neither released nor taken by its own holder again: the server died, or was cut off
             row.interruptions += row.held_until > 0 and row.holder != holder
             row.status, row.holder, row.held_until = "running", holder, now + LEASE_SECONDS
             row.started_at = row.started_at or now
             session.flush()
             return _with_cells(session, row)
 
-        return await self._database.write(take)
+        evaluation = await self._database.write(take)
+        self._claimed[holder] = "" if evaluation is None else evaluation.id
+        return evaluation
 
     async def renew(self, evaluation_id: str, holder: str, queries_done: int) -> bool:
         """Renew the lease and record progress; return False if this holder no longer has the lease."""
@@ -297,18 +301,11 @@ class Evaluations:
         await self._database.write(lambda session, now: session.execute(end))
 
 
-def _end_interrupted(holder: str, now: float) -> Update:
-    """Return the statement that ends evaluations whose last holder, unless it is this one, died as the last of too many."""
-    message = f"{MAX_INTERRUPTIONS} servers ended while they ran the same cell: it may need too much memory"
-    is_deadly = (
-        EvaluationRow.status == "running",
-        EvaluationRow.held_until > 0,
-        EvaluationRow.held_until <= now,
-        EvaluationRow.holder != holder,
-        EvaluationRow.interruptions >= MAX_INTERRUPTIONS - 1,
-    )
-    error = {"code": EngineDied.code, "message": message}
-    return update(EvaluationRow).where(*is_deadly).values(status="failed", finished_at=now, error=error)
+def _take_back(evaluation_id: str, holder: str) -> Update:
+    """Return the statement that takes back the interruption by a holder whose evaluation another one has claimed."""
+    is_lost = (EvaluationRow.id == evaluation_id, EvaluationRow.status == "running", EvaluationRow.holder != holder)
+    counted = update(EvaluationRow).where(*is_lost, EvaluationRow.interruptions > 0)
+    return counted.values(interruptions=EvaluationRow.interruptions - 1)
 
 
 def _renew(session: Session, evaluation_id: str, holder: str, queries_done: int, now: float, **changes: Any) -> bool:

@@ -11,15 +11,15 @@ import pytest
 from fastapi import FastAPI
 
 from server.api.services import Services
-from server.errors import EngineDied
+from server.errors import EngineDied, Overloaded
 from server.fewshot import retrieval
 from server.media.source import EncodedMedia
 from server.quality import evaluation_runner, evaluation_store
 from server.quality.evaluation_store import Evaluation, Evaluations
 from server.store.database import Database
 from server.wire import Score
-from tests.server.evaluations import EXAMPLES, MEDIA, logprobs_of, run_evaluation
-from tests.server.fakes import FakeClient
+from tests.server.evaluations import EXAMPLES, MEDIA, evaluate, logprobs_of, run_evaluation, running, wait_until_ended
+from tests.server.fakes import FakeClient, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -67,9 +67,14 @@ class TestEmbedding:
 
     @pytest.mark.parametrize("fields", EMBEDDING, ids=["media", "texts"])
     async def test_an_evaluation_survives_the_deaths_of_workers_between_batches(
-        self, http: httpx.AsyncClient, client: FakeClient, app: FastAPI, fields: dict[str, Any]
+        self,
+        http: httpx.AsyncClient,
+        client: FakeClient,
+        app: FastAPI,
+        monkeypatch: pytest.MonkeyPatch,
+        fields: dict[str, Any],
     ) -> None:
-        """As when requests of clients kill them."""
+        """Requests of clients may have killed them."""
         examples = [replace(example, question=f"{example.id}?") for example in EXAMPLES]
         await app.state.services.support_sets.create("colours", examples)
         num_calls = 0
@@ -84,7 +89,8 @@ class TestEmbedding:
 
             return embed_or_die
 
-        client.embed, client.embed_text = dies_after(client.embed), dies_after(client.embed_text)  # type: ignore[method-assign]
+        for name in ("embed", "embed_text"):
+            monkeypatch.setattr(client, name, dies_after(getattr(client, name)))
         evaluation = await run_evaluation(http, app.state.services, **fields)
         assert (evaluation["status"], evaluation["error"]) == ("completed", None)
         assert num_calls >= 2 * len(EXAMPLES) - 1
@@ -121,27 +127,90 @@ class TestServersThatEnd:
         assert evaluation is not None
         return evaluation
 
-    async def test_an_evaluation_fails_after_three_of_them(self, evaluations: Evaluations) -> None:
-        created = await evaluations.create("a", 1, {})
-        for server in ("first", "second", "third"):
-            assert (await self.claimed(evaluations, server)).status == "running"
-        assert await evaluations.claim("fourth") is None
-        ended = await evaluations.get(created.id)
-        assert (ended.status, ended.error and ended.error["code"]) == ("failed", "engine_died")
-        assert ended.finished_at is not None
+    async def test_an_evaluation_fails_after_three_of_them(
+        self, http: httpx.AsyncClient, client: FakeClient, services: Services, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is counted, and leaves its room to clients that were refused."""
+        monkeypatch.setattr(evaluation_store, "MAX_UNFINISHED", 1)
+        monkeypatch.setattr(evaluation_store, "REFUSED_SECONDS", 3600.0)
+        created = await evaluate(http, methods=["in_context"])
+        with monkeypatch.context() as expired:
+            expired.setattr(evaluation_store, "LEASE_SECONDS", 0.0)
+            for server in ("first", "second", "third"):
+                await self.claimed(services.evaluations, server)
+        with pytest.raises(Overloaded):
+            await services.evaluations.create("a", 1, {})
+        async with running(services):
+            ended = await wait_until_ended(http, created["id"])
+            await eventually(lambda: not services.evaluations._refused)
+        message = "3 servers ended while they ran the same cell, which may need too much memory"
+        assert (ended["status"], ended["error"]) == ("failed", {"code": "engine_died", "message": message})
+        assert ended["finished_at"] is not None
+        assert not client.scores
+        assert (
+            'flamboyance:evaluations_total{model_name="tiny",status="failed"} 1.0' in (await http.get("/metrics")).text
+        )
+
+    async def test_an_evaluation_of_two_of_them_is_run(self, http: httpx.AsyncClient, services: Services) -> None:
+        created = await evaluate(http, methods=["nearest_mean"])
+        with pytest.MonkeyPatch.context() as expired:
+            expired.setattr(evaluation_store, "LEASE_SECONDS", 0.0)
+            for server in ("first", "second"):
+                await self.claimed(services.evaluations, server)
+        async with running(services):
+            assert (await wait_until_ended(http, created["id"]))["status"] == "completed"
+
+    async def test_an_evaluation_that_no_server_can_begin_delays_no_other_one(
+        self, http: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(evaluation_runner, "POLL_SECONDS", 0.05)
+        monkeypatch.setattr(evaluation_store, "LEASE_SECONDS", 0.5)
+        broken = await services.evaluations.create("colours", 1, {})
+        created = await evaluate(http, methods=["nearest_mean"])
+        async with running(services):
+            assert (await wait_until_ended(http, created["id"]))["status"] == "completed"
+        assert (await services.evaluations.get(broken.id)).status == "running"
 
     async def test_a_finished_cell_is_progress(self, evaluations: Evaluations) -> None:
-        for index, server in enumerate(("first", "second", "third", "fourth")):
-            if not index:
-                await evaluations.create("a", 1, {})
+        await evaluations.create("a", 1, {})
+        for index, server in enumerate(("first", "second", "third")):
             evaluation = await self.claimed(evaluations, server)
+            assert evaluation.interruptions == min(index, 1)
             assert await evaluations.finish_cell(evaluation.id, server, index, {"status": "failed"}, 1)
-        assert (await self.claimed(evaluations, "fifth")).status == "running"
+        assert (await self.claimed(evaluations, "fourth")).interruptions == 1
 
     async def test_servers_that_release_it_are_not_counted(self, evaluations: Evaluations) -> None:
         await evaluations.create("a", 1, {})
         for server in ("first", "second", "third", "fourth"):
-            await self.claimed(evaluations, server)
+            assert (await self.claimed(evaluations, server)).interruptions == 0
             await evaluations.release(server)
-        for _ in range(4):  # nor one that claims its own evaluation again, as after an outage of the database
-            await self.claimed(evaluations, "fifth")
+
+    async def test_a_server_that_was_cut_off_is_counted_only_until_it_claims_again(
+        self, evaluations: Evaluations
+    ) -> None:
+        """Outages of the database cut servers off; one that dies during the cell stays counted."""
+        await evaluations.create("a", 1, {})
+        claims = ("first", "second", "first", "second", "first", "dies", "second", "first", "second")
+        counts = [(await self.claimed(evaluations, server)).interruptions for server in claims]
+        assert counts == [0, 1, 1, 1, 1, 2, 2, 2, 2]
+
+    async def test_a_server_that_gets_nothing_takes_its_interruption_back(
+        self, evaluations: Evaluations, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        created = await evaluations.create("a", 1, {})
+        await self.claimed(evaluations, "first")
+        monkeypatch.setattr(evaluation_store, "LEASE_SECONDS", 3600.0)
+        assert (await self.claimed(evaluations, "second")).interruptions == 1
+        for _ in range(2):
+            assert await evaluations.claim("first") is None
+            assert (await evaluations.get(created.id)).interruptions == 0
+
+    async def test_a_server_resumes_its_own_evaluation_first_and_at_once(self, database: Database) -> None:
+        """After a short outage of the database, its lease has not run out."""
+        evaluations = Evaluations(database)
+        created = [await evaluations.create("a", 1, {}) for _ in range(2)]
+        await self.claimed(evaluations, "another")
+        mine = await self.claimed(evaluations, "server")
+        await evaluations.release("another")
+        again = await self.claimed(evaluations, "server")
+        assert (mine.id, again.id, again.interruptions) == (created[1].id, created[1].id, 0)
