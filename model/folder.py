@@ -138,8 +138,10 @@ def _prepared(model: Flamingo, name: str, tensor: Tensor, dtype: torch.dtype) ->
 def moved_when_complete(folder: Path, *, replaces: bool = False) -> Iterator[Path]:
     """Yield a temporary folder next to `folder`, which becomes `folder` on success and is removed otherwise.
 
-    With `replaces`, an existing `folder` stays as it is until then.
+    With `replaces`, an existing `folder` stays as it is until then. If `folder` is a symbolic link, its target is replaced.
+    A process that is killed between the two renames leaves no `folder`, but both versions complete, as hidden folders.
     """
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     replaced = partial.with_name(f"{partial.name}-replaced")

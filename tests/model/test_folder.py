@@ -129,3 +129,19 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="half way"):
         save_folder(tmp_path / "tiny", CONFIG, broken(), TOKENIZER, shard_bytes=1)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_the_target_of_a_link_is_replaced(folder: Path, tmp_path: Path, exists: bool) -> None:
+    target, link = tmp_path / "large disk" / "tiny", tmp_path / "out" / "model"
+    for path in (target, link):
+        path.parent.mkdir()
+    link.symlink_to(target)
+    if exists:
+        folder.rename(target)
+    weights = tiny_model(CONFIG, seed=1).state_dict()
+    save_folder(link, CONFIG, weights.items(), TOKENIZER, replaces=True)
+    assert link.readlink() == target
+    loaded = load_folder(target, "cpu", torch.float32).state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.items())
+    assert [[*path.parent.iterdir()] for path in (target, link)] == [[target], [link]]
