@@ -188,7 +188,7 @@ async def test_a_body_without_end_is_dropped_for_a_limited_time(monkeypatch: pyt
     monkeypatch.setattr(connections, "DROP_SECONDS", 0.3)
     async with listening() as listener:
         with pytest.raises(ConnectionError):
-            await asyncio.to_thread(exchange, listener.port, bytes(2**20), 10_000)
+            await asyncio.to_thread(exchange, listener.port, bytes(2**20), 200)
         assert await is_answered(await listener.open(REQUEST))
 
 
