@@ -39,9 +39,10 @@ from server.telemetry.metrics import Metrics
 # time to write the last error events after all requests were aborted
 FINAL_EVENTS_SECONDS = 2
 # The event loop accepts up to this number of connections at once, before any request continues.
-ACCEPTED_AT_ONCE = 64
-# The operating system holds up to this number until they are accepted. A client beyond it would try again only after 1 s.
-WAITING_CONNECTIONS = 2048
+ACCEPTED_AT_ONCE = 8
+# The operating system holds up to this number until they are accepted. A client beyond it tries again only after 1 s; but
+# if a client connects without end, all others wait behind this number of its connections.
+WAITING_CONNECTIONS = 256
 # Seconds for which a thread keeps the interpreter while others wait. With Python's default of 5 ms, the event loop would
 # wait longer for each busy thread of the database or the tokenizer.
 SWITCH_SECONDS = 0.0005

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from server.engine_client.spare import Spare
-from server.serving import ACCEPTED_AT_ONCE, Server, serve
+from server.serving import ACCEPTED_AT_ONCE, WAITING_CONNECTIONS, Server, serve
 from server.settings import Settings, SettingsError
 
 pytestmark = pytest.mark.anyio
@@ -57,7 +57,7 @@ async def test_a_burst_of_connections_waits_without_loss(app: FastAPI) -> None:
         await asyncio.sleep(0.01)
     (listening,) = [listening for listener in server.servers for listening in listener.sockets]
     with ExitStack() as connections:
-        for _ in range(4 * ACCEPTED_AT_ONCE):  # the event loop accepts none of them meanwhile
+        for _ in range(WAITING_CONNECTIONS):  # the event loop accepts none of them meanwhile
             connections.enter_context(socket.create_connection(listening.getsockname(), timeout=0.5))
     server.should_exit = True
     await running
