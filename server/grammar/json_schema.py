@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from server.grammar import GrammarError
-from server.grammar.schema_limits import LARGEST_NUMBER, LOWER_BOUNDS, SUBSCHEMAS_BY_NAME, limit_schema
+from server.grammar.schema_limits import ALTERNATIVES, LARGEST_NUMBER, LOWER_BOUNDS, limit_schemas, schemas_of
 
 # bound of integers: llguidance reads bounds as 64-bit floats, which represent this one exactly
 LARGEST_INTEGER = 10**18
 # limit of bounded integers, which take much more of a grammar than unbounded ones
 MAX_BOUNDED = 100
 UPPER_BOUNDS = ("maximum", "exclusiveMaximum")
-# keywords whose values are schemas, by the kind of value
-SUBSCHEMA = ("items", "additionalProperties")
-ALTERNATIVES = ("anyOf", "oneOf")
-LIST_OF_SUBSCHEMAS = ("prefixItems", "allOf", *ALTERNATIVES)
 
 
 def closed(text: str) -> str:
@@ -25,12 +21,12 @@ def closed(text: str) -> str:
 
     Otherwise a model may invent properties or digits endlessly. Existing keywords about either stay, and integers of a
     schema with very many stay unbounded. Raises `GrammarError` for a text that is not JSON, and what
-    `limit_schema` raises.
+    `limit_schemas` raises.
     """
     schemas = _schemas(text)
     if not schemas:
         return text
-    limit_schema(schemas[0])
+    limit_schemas(schemas)
     # several parts of one object would forbid the properties of each other
     if not any(_num_parts(schema) > 1 for schema in schemas):
         _close(schemas)
@@ -96,21 +92,7 @@ def _schemas(text: str) -> list[dict[str, Any]]:
     Raises `GrammarError` for a text that is not JSON, or is nested too deeply.
     """
     try:
-        schemas = [json.loads(text)]
+        root = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise GrammarError(f"not a JSON schema: {error}") from None
-    for schema in schemas:  # subschemas are appended
-        if isinstance(schema, dict):
-            schemas += _subschemas(schema)
-    return [schema for schema in schemas if isinstance(schema, dict)] if isinstance(schemas[0], dict) else []
-
-
-def _subschemas(schema: dict[str, Any]) -> Iterator[Any]:
-    for keyword in SUBSCHEMA:
-        yield schema.get(keyword)
-    for keyword in LIST_OF_SUBSCHEMAS:
-        if isinstance(values := schema.get(keyword), list):
-            yield from values
-    for keyword in SUBSCHEMAS_BY_NAME:
-        if isinstance(values := schema.get(keyword), dict):
-            yield from values.values()
+    return schemas_of(root) if isinstance(root, dict) else []

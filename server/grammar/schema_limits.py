@@ -1,6 +1,6 @@
 """Limits of JSON schemas: refuses by name what llguidance 1.9 compiles slowly or wrongly, or what ends its process.
 
-The limits were measured with `python -m bench.fuzz grammars` and its seeds; the numbers are those of two CPU cores.
+`python -m bench.fuzz grammars` tries schemas around the limits. Times are those of one CPU core.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ ALTERNATIVES = ("anyOf", "oneOf")
 DIVIDING = ("multipleOf", "$ref", "allOf", *ALTERNATIVES)
 
 
-def limit_schema(root: dict[str, Any]) -> None:
-    """Raise the lower bounds of a schema to `-LARGEST_NUMBER`. Raises `GrammarError` for what exceeds a limit."""
-    schemas = _schemas(root)
+def limit_schemas(schemas: Sequence[dict[str, Any]]) -> None:
+    """Raise the lower bounds of schemas to `-LARGEST_NUMBER`. Raises `GrammarError` for what exceeds a limit."""
     for schema in schemas:
         _check_reference(schema.get("$ref"))
         _limit_numbers(schema)
@@ -46,8 +45,8 @@ def limit_schema(root: dict[str, Any]) -> None:
     _check_patterns(schemas)
 
 
-def _schemas(root: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return all objects that a `$ref` of a schema may name: those under unknown keywords too, but no data."""
+def schemas_of(root: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a schema and all objects in it that a `$ref` may name: those under unknown keywords too, but no data."""
     schemas, waiting = list[dict[str, Any]](), list[Any]([root])
     for value in waiting:  # parts are appended
         if isinstance(value, list):

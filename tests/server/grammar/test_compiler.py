@@ -173,6 +173,7 @@ ITEM = {"type": "object", "properties": {"a": {"type": "integer"}}}
         ({"allOf": [ITEM]}, ""),
         ({"$defs": {"item": ITEM}, "$ref": "#/$defs/item"}, ""),
         ({"type": "object", "additionalProperties": ITEM}, '{"x":'),
+        ({"elsewhere": ITEM, "$ref": "#/elsewhere"}, ""),
     ],
 )
 def test_an_object_has_only_the_properties_of_its_schema(value: object, before: str) -> None:
