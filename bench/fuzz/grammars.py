@@ -18,7 +18,7 @@ from bench.fuzz.mutation import mutate, mutate_json
 from bench.random_models import folder
 from model.config import load_config
 from model.prompt import PromptTokenizer
-from server.grammar import GrammarError, compiler
+from server.grammar import GrammarError
 from server.grammar.compiler import Grammars, Matcher
 from server.wire import Grammar
 
@@ -67,8 +67,8 @@ PIECES = ("a?", "[a-c]?", "(a|b)*a", r"\w{1,9}", ".*x", "(é|ß)+", "field_")
 def make() -> Try:
     model = folder("tiny")
     tokenizer = PromptTokenizer.load(model, load_config(model).prompt)
-    grammars = Grammars(tokenizer)
-    compiler.MAX_COMPILED = 1  # the growth of memory is not that of the cache, in which a grammar may take megabytes
+    # the growth of memory is not that of the cache, in which a grammar may take megabytes
+    grammars = Grammars(tokenizer, max_compiled=1)
 
     def attempt(rng: random.Random) -> str | None:
         grammar, began = _grammar(rng), time.process_time()

@@ -77,8 +77,9 @@ def source(grammar: Grammar) -> str:
 class Grammars:
     """Compiles grammars for one tokenizer in a dedicated thread, the smallest first, and caches the last used ones."""
 
-    def __init__(self, tokenizer: PromptTokenizer) -> None:
+    def __init__(self, tokenizer: PromptTokenizer, max_compiled: int = MAX_COMPILED) -> None:
         self._tokenizer = tokenizer
+        self._max_compiled = max_compiled
         self._thread = ThreadPoolExecutor(1, "grammars")
         self._compiled: OrderedDict[tuple[bytes, Grammar], Future[Matcher]] = OrderedDict()
         self._waiting: list[tuple[int, int, Grammar, Future[Matcher]]] = []
@@ -100,7 +101,7 @@ class Grammars:
             heappush(self._waiting, (num_bytes(grammar), next(self._numbers), grammar, compiling))
             self._thread.submit(self._compile_smallest)
         self._compiled.move_to_end(key)
-        if len(self._compiled) > MAX_COMPILED:
+        if len(self._compiled) > self._max_compiled:
             self._compiled.popitem(last=False)
         return self._compiled[key]
 
