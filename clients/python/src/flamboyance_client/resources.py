@@ -101,16 +101,23 @@ class SupportSets:
             return self.get(name)
 
     def from_folder(
-        self, folder: str | Path, *, name: str | None = None, exist_ok: bool = True, **fields: Unpack[SetFields]
+        self,
+        folder: str | Path,
+        *,
+        question: str | None = None,
+        name: str | None = None,
+        exist_ok: bool = True,
+        **fields: Unpack[SetFields],
     ) -> SupportSet:
         """Return a set of the images and videos in the subfolders of a folder, whose names are the labels.
 
-        The set has the folder's name, unless `name` is given. A set that exists is returned as it is if its examples are
+        `question` is the question of each example, which templates such as `vqa` need; the label is its answer. The set
+        has the folder's name, unless `name` is given. A set that exists is returned as it is if its examples are
         those of the folder; otherwise it gets new versions, to which new files are added and from which the others are
         removed. `fields` are set in both cases. Raises `ValueError` for a file that the server cannot read or that has no
         label, and `Conflict` for a set that exists unless `exist_ok`.
         """
-        steps = upload_folder(self._calls, folder, name, exist_ok=exist_ok, fields=fields)
+        steps = upload_folder(self._calls, folder, question, name, exist_ok=exist_ok, fields=fields)
         return run(self._send, steps)
 
     def from_dataframe(

@@ -70,18 +70,18 @@ def set_name(folder: str | Path, otherwise: str = "pass name=...") -> str:
 
 
 def upload_folder(
-    calls: SupportSetCalls, folder: str | Path, name: str | None, *, exist_ok: bool, fields: SetFields
+    calls: SupportSetCalls,
+    folder: str | Path,
+    question: str | None,
+    name: str | None,
+    *,
+    exist_ok: bool,
+    fields: SetFields,
 ) -> Steps[SupportSet]:
     """Upload the files of a folder to the set that has its name, or the name `name`."""
-    return (
-        yield from upload(
-            calls,
-            labelled_files(folder),
-            set_name(folder) if name is None else name,
-            exist_ok=exist_ok,
-            fields=fields,
-        )
-    )
+    items = [replace(item, question=question) for item in labelled_files(folder)]
+    name = set_name(folder) if name is None else name
+    return (yield from upload(calls, items, name, exist_ok=exist_ok, fields=fields))
 
 
 def upload_frame(

@@ -38,6 +38,18 @@ class TestAsk:
         _, errors = run("ask", image, "Which?", "-s", "cli-colours", "-k", "1", status=1)
         assert "question" in errors
 
+    def test_options_of_shots_need_a_set(self, folder: Path) -> None:
+        for option, value in (("-k", "1"), ("--strategy", "first"), ("--shots-attend", "alone")):
+            _, errors = run("ask", folder / "red" / "23.png", "Which?", option, value, status=2)
+            assert f"{option}: it needs --support-set" in errors
+
+    def test_a_set_of_a_folder_has_a_question(self, url: str, folder: Path) -> None:
+        run("support-set", "create", folder, "--name", "cli-asked", "--question", "Which?")
+        (document,) = documents("ask", folder / "red" / "23.png", "Which?", "-s", "cli-asked", "-k", "1")
+        (shot,) = document["fewshot"]["shots"]
+        assert shot["id"].startswith("red-23.png")
+        run("support-set", "delete", "cli-asked")
+
     def test_a_question_without_an_image_is_a_wrong_command_line(self) -> None:
         _, errors = run("ask", "What is this?", status=2)
         assert errors == "error: Invalid value for IMAGE... QUESTION: give at least one image, and then the question\n"
@@ -228,7 +240,7 @@ class TestSupportSets:
         assert ["cli-colours", made.support_sets.get("cli-colours").id] in [line[:2] for line in words(output)]
 
     def test_all_pages_are_listed(self, made: Client, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-        monkeypatch.setattr("flamboyance_client.cli.support_sets.PAGE", 1)
+        monkeypatch.setattr("flamboyance_client.cli.pages.PAGE", 1)
         second = made.support_sets.create()
         assert application.run(["support-set", "list", "--json"]) == 0
         assert second.id in capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 from flamboyance_client import Client, NotConnected, TransportError
 from flamboyance_client.evaluations import Evaluation
 from flamboyance_client.resources import Evaluations
-from tests.clients.python.cli.commands import documents, run
+from tests.clients.python.cli.commands import documents, run, words
 
 COMMAND = ("support-set", "evaluate", "cli-colours", "--method", "knn")
 
@@ -91,3 +91,23 @@ def test_an_evaluation_without_all_results_says_so(
     output, _ = run("support-set", "evaluation", "eval_1")
     assert output.splitlines()[-1] == line
     assert json.loads(run("support-set", "evaluation", "eval_1", "--json")[0]) == document
+
+
+def test_evaluations_are_listed(made: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = made.support_sets.create(examples=[])
+    ids = [made.support_sets.evaluate("cli-colours", wait=True, methods=["knn"]).id for _ in range(2)]
+    monkeypatch.setattr("flamboyance_client.cli.pages.PAGE", 1)
+    assert [document["id"] for document in documents("support-set", "evaluations", "cli-colours")][-2:] == ids
+    assert documents("support-set", "evaluations", other.id) == []
+    output, _ = run("support-set", "evaluations")
+    assert [ids[0], "cli-colours", "1", "completed"] in [line[:4] for line in words(output)]
+    made.support_sets.delete(other.id)
+
+
+def test_an_evaluation_whose_start_is_interrupted_can_be_found(made: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object, **options: object) -> Evaluation:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flamboyance_client.resources.SupportSets.evaluate", interrupted)
+    _, errors = run(*COMMAND, status=130)
+    assert errors.endswith("to find it: flamboyance-client support-set evaluations cli-colours\n")

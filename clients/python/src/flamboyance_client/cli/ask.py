@@ -22,8 +22,8 @@ def ask(
     ],
     support_set: SupportSetOption = None,
     k: K = None,
-    strategy: StrategyOption = "rices_image",
-    shots_attend: ShotsAttendOption = "previous",
+    strategy: StrategyOption = None,
+    shots_attend: ShotsAttendOption = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The maximum length of the answer.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="0 gives the most likely answer.")] = 0.0,
     seed: Annotated[int | None, typer.Option(show_default=False, help="Makes a random answer repeatable.")] = None,
@@ -42,11 +42,13 @@ def ask(
         raise typer.BadParameter(f"the question comes last, and {question!r} is a file", param_hint="IMAGE... QUESTION")
     if missing := [path for path in images if not is_url(path) and not os.path.exists(path)]:
         raise failure(f"there is no file {missing[0]!r}" + (QUOTES if len(images) > 1 else ""))
-    if support_set is None and k is not None:
-        raise typer.BadParameter("it needs --support-set, from which the shots are taken", param_hint="-k")
+    if support_set is None:
+        for name, value in (("-k", k), ("--strategy", strategy), ("--shots-attend", shots_attend)):
+            if value is not None:
+                raise typer.BadParameter("it needs --support-set, from which the shots are taken", param_hint=name)
     options: dict[str, Any] = {"template": TEMPLATE, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     if support_set is not None:
-        options |= {"examples": selection(support_set, k, strategy), "shots_attend": shots_attend}
+        options |= {"examples": selection(support_set, k, strategy or "rices_image"), "shots_attend": shots_attend}
     with connected(url, api_key) as client:
         prompt = query([_part(path) for path in images], question=question)
         if json:

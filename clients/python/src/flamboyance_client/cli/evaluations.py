@@ -1,4 +1,4 @@
-"""`support-set evaluation`: an evaluation by its id; and how `support-set evaluate` waits for one."""
+"""The evaluations of support sets: all of them, one by its id, and how `support-set evaluate` starts and awaits one."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import typer
 
 from flamboyance_client.cli import tables
 from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, note, print_json
+from flamboyance_client.cli.pages import all_items
 from flamboyance_client.client import Client
 from flamboyance_client.errors import FlamboyanceError, TransportError, Unavailable
 from flamboyance_client.evaluations import Evaluation
+from flamboyance_client.options import EvaluateOptions
 
 INTERRUPTED = 130
 
@@ -29,11 +31,40 @@ def evaluation(
     print_evaluation(report, context, as_json=json)
 
 
+def list_evaluations(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", show_default=False, help="The name or the id of a set; else all.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> None:
+    """List the evaluations, or those of a set, the oldest first."""
+    with connected(url, api_key) as client:
+        evaluations = list(all_items(client.evaluations.list, support_set=name))
+        if json:
+            for evaluation in evaluations:
+                print_json(evaluation.raw)
+        else:
+            names = {each.id: each.name for each in all_items(client.support_sets.list) if each.name}
+            tables.print_evaluations(evaluations, names)
+
+
 def print_evaluation(evaluation: Evaluation, context: typer.Context, *, as_json: bool) -> None:
     if as_json:
         print_json(evaluation.raw)
     else:
         tables.print_evaluation(evaluation, str(context.find_root().info_name))
+
+
+def started(client: Client, name: str, options: EvaluateOptions, context: typer.Context) -> str:
+    """Start an evaluation and return its id. After an interrupt, a note says how to find it."""
+    try:
+        return client.support_sets.evaluate(name, **options).id
+    except KeyboardInterrupt:
+        command = f"{context.find_root().info_name} support-set evaluations {name}"
+        note(f"the evaluation may have started, and then continues on the server; to find it: {command}")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def finished(client: Client, evaluation_id: str, context: typer.Context) -> Evaluation:

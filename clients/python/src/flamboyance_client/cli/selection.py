@@ -22,9 +22,15 @@ K = Annotated[
     int | None,
     typer.Option("-k", "--k", min=0, show_default=False, help="The number of shots; without it the server's default."),
 ]
-StrategyOption = Annotated[Strategy, typer.Option(help="How the shots are selected.")]
+StrategyOption = Annotated[
+    Strategy | None, typer.Option(show_default=False, help="How the shots are selected; without it rices_image.")
+]
 ShotsAttendOption = Annotated[
-    ShotsAttend, typer.Option(help="What a shot reads besides itself: all shots before it, or no other.")
+    ShotsAttend | None,
+    typer.Option(
+        show_default=False,
+        help="What a shot reads besides itself: all shots before it (previous, the default), or no other.",
+    ),
 ]
 TargetAccuracy = Annotated[
     float | None,

@@ -13,15 +13,14 @@ from flamboyance_client.accuracy import requests_by_method
 from flamboyance_client.cli import tables
 from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, note, print_json
 from flamboyance_client.cli.evaluations import evaluation as evaluation_by_id
-from flamboyance_client.cli.evaluations import finished, print_evaluation
+from flamboyance_client.cli.evaluations import finished, list_evaluations, print_evaluation, started
 from flamboyance_client.cli.held_out import as_document, held_out, print_accuracies
+from flamboyance_client.cli.pages import all_items
 from flamboyance_client.cli.selection import Control, EvaluatedMethod, Strategy, TargetAccuracy, TargetCoverage, choices
 from flamboyance_client.cli.sources import Sources, media_sources
-from flamboyance_client.client import Client
 from flamboyance_client.folders import empty_subfolders, listed, other_files
-from flamboyance_client.options import ClassifyOptions, Method, ShotsAttend
+from flamboyance_client.options import ClassifyOptions, EvaluateOptions, Method, ShotsAttend
 from flamboyance_client.records import SupportSet
-from flamboyance_client.stored import PAGE
 from flamboyance_client.transfers import archive_path
 from flamboyance_client.uploads import set_name
 
@@ -45,6 +44,10 @@ def create(
             show_default=False, help="The name; without it the folder's, with - for characters that names cannot have."
         ),
     ] = None,
+    question: Annotated[
+        str | None,
+        typer.Option(show_default=False, help="The question that the labels answer, which `ask` needs, once for all."),
+    ] = None,
     update: Annotated[bool, typer.Option(help="Update a set that has the name already.")] = True,
     pinned: Annotated[bool, typer.Option("--pinned", help=PINNED)] = False,
     url: Url = DEFAULT_URL,
@@ -55,7 +58,7 @@ def create(
     fields: dict[str, Any] = {"pinned": True} if pinned else {}
     with connected(url, api_key, if_taken=OTHER_NAME) as client:
         name = set_name(folder, "give --name") if name is None else name
-        created = client.support_sets.from_folder(folder, name=name, exist_ok=update, **fields)
+        created = client.support_sets.from_folder(folder, question=question, name=name, exist_ok=update, **fields)
         _print(created, as_json=json)
         for text in _notes(folder, list(created.raw.get("label_counts") or {})):
             note(text)
@@ -65,7 +68,7 @@ def create(
 def list_sets(url: Url = DEFAULT_URL, api_key: ApiKey = None, json: Json = False) -> None:
     """List the sets in the order of their creation."""
     with connected(url, api_key) as client:
-        sets = list(_all(client))
+        sets = list(all_items(client.support_sets.list))
     if not json:
         tables.print_sets(sets)
     for support_set in sets if json else ():
@@ -111,22 +114,15 @@ def evaluate(
 
     -k, --strategy, --method, --control and --shots-attend may be given several times.
     """
+    options: EvaluateOptions = {"k": k, "strategies": strategy, "methods": method, "controls": control}
+    options |= {"shots_attend": shots_attend, "max_queries": max_queries, "version": version}
     with connected(url, api_key) as client:
-        started = client.support_sets.evaluate(
-            name,
-            k=k,
-            strategies=strategy,
-            methods=method,
-            controls=control,
-            shots_attend=shots_attend,
-            max_queries=max_queries,
-            version=version,
-        )
-        evaluation = finished(client, started.id, context)
+        evaluation = finished(client, started(client, name, options, context), context)
     print_evaluation(evaluation, context, as_json=json)
 
 
 app.command("evaluation")(evaluation_by_id)
+app.command("evaluations")(list_evaluations)
 
 
 @app.command("test")
@@ -278,14 +274,6 @@ def _notes(folder: Path, labels: Sequence[str]) -> Iterator[str]:
         yield f"labels that differ only in case or white space: {listed(similar)}"
     if len(labels) == 1:
         yield "the set has one label, which is the answer to every classification"
-
-
-def _all(client: Client) -> Iterator[SupportSet]:
-    page = client.support_sets.list(limit=PAGE)
-    yield from page
-    while page.has_more:
-        page = client.support_sets.list(limit=PAGE, after=str(page.last_id))
-        yield from page
 
 
 def _print(support_set: SupportSet, *, as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -34,10 +34,13 @@ def print_sets(sets: Sequence[SupportSet]) -> None:
     table = Table("name", "id", "version", "examples", "media", "created")
     for support_set in sets:
         values = support_set.raw
-        created = datetime.fromtimestamp(values["created_at"]).strftime("%Y-%m-%d %H:%M")
         numbers = (support_set.version, support_set.num_examples, values["num_media"])
-        table.add_row(support_set.name or "", support_set.id, *map(str, numbers), created)
+        table.add_row(support_set.name or "", support_set.id, *map(str, numbers), _minute(values["created_at"]))
     print_table(table)
+
+
+def _minute(timestamp: float) -> str:
+    return datetime.fromtimestamp(timestamp).strftime("%Y-%m-%d %H:%M")
 
 
 def print_set(support_set: SupportSet) -> None:
@@ -51,6 +54,18 @@ def print_set(support_set: SupportSet) -> None:
     print_table(table)
     if (rest := len(counts) - MAX_LABELS) > 0:
         print(f"and {rest} more labels, which --json shows")
+
+
+def print_evaluations(evaluations: Sequence[Evaluation], names: Mapping[str, str]) -> None:
+    """Print a line for each evaluation. `names` has the names of sets by their ids."""
+    table = Table("id", "set", "version", "status", "queries", "created")
+    for evaluation in evaluations:
+        values = evaluation.raw
+        queries = f"{evaluation.num_queries_done} of {evaluation.num_queries}"
+        set_id = values["support_set"]
+        about = (names.get(set_id, set_id), str(values["version"]), evaluation.status)
+        table.add_row(evaluation.id, *about, queries, _minute(values["created_at"]))
+    print_table(table)
 
 
 def print_evaluation(evaluation: Evaluation, program: str) -> None:
