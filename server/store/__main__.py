@@ -43,6 +43,8 @@ def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
 
 
 async def _backup(file: Path, settings: Settings) -> Manifest:
+    if not file.parent.is_dir():
+        raise BackupError(f"there is no folder {file.parent}")
     database = Database(settings.database_url, settings.database_setting)
     try:
         database.require()

@@ -283,6 +283,8 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "1 media, tables of version" in capsys.readouterr().out
     assert backups.main(["backup", "--data-dir", str(data), str(file)]) == 2
     assert "exists already" in capsys.readouterr().err
+    assert backups.main(["backup", "nowhere/backup.tar", "--data-dir", str(data)]) == 2
+    assert capsys.readouterr().err == "error: there is no folder nowhere\n"
     assert backups.main(["restore", str(file), "--data-dir", str(other)]) == 0
     assert backups.main(["restore", str(file), "--data-dir", str(other)]) == 2
     assert "is not empty" in capsys.readouterr().err
