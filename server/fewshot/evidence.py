@@ -58,5 +58,5 @@ async def gather(
         return await score_in_context(prepared.prompts, record, client), likeness
     record.add_prompt(0, question.query.media)
     likeness = await comparison.compare(question, chosen)
-    record.answered(0)
+    record.begun(0)
     return None, likeness

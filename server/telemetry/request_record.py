@@ -98,9 +98,9 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
             self._queue_seconds = event.queue_seconds
             first_step = self.arrived + event.queue_seconds
             self._stages.begin("prefill" if isinstance(event, Admitted) else "compute", at=first_step)
-        self.answered(num_tokens)
+        self.begun(num_tokens)
 
-    def answered(self, num_tokens: int) -> None:
+    def begun(self, num_tokens: int) -> None:
         """Count the tokens of a prompt that the engine has begun, or answered without reporting that it began."""
         self._is_admitted = True
         self._stages.begin("compute", at=self.arrived)  # ignored after `admitted`

@@ -56,7 +56,7 @@ async def _diagnose(name: str, fields: DiagnosticsRequest, record: RequestRecord
     check_diagnosable(support_set)  # refused requests are not counted as finished
     with record:
         diagnosis = await services.curation.diagnose(support_set)
-        record.answered(0)
+        record.begun(0)
     return {
         "object": "support_set.diagnostics",
         "support_set": support_set.id,
@@ -110,7 +110,7 @@ async def _suggest(name: str, fields: SuggestRequest, record: RequestRecord, ser
         suggestions = await services.curation.suggest(
             support_set, [pool[index] for index in open_indices], fields.count
         )
-        record.answered(0)
+        record.begun(0)
     return {
         "object": "list",
         "support_set": support_set.id,

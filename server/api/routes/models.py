@@ -168,7 +168,7 @@ async def _embed(fields: EmbeddingsRequest, record: RequestRecord, services: Ser
         embedding = services.client.embed_text(texts)
     with record:
         vectors = await embedding
-        record.answered(record.prompt_tokens)
+        record.begun(record.prompt_tokens)
     if parts:
         vectors = await asyncio.to_thread(
             services.model.likeness if fields.media_vector == "likeness" else unit, vectors
@@ -238,7 +238,7 @@ async def _inspect(fields: InspectRequest, record: RequestRecord, services: Serv
     record.add_prompt(len(tokens.token_ids), tokens.media)
     with record:
         inspected = await services.client.inspect(inspection, prompt.media)
-        record.answered(record.prompt_tokens)
+        record.begun(record.prompt_tokens)
     return {
         "id": f"inspect-{fields.request_id or record.request_id}",
         "object": "inspection",

@@ -299,7 +299,7 @@ async def _search(name: str, fields: SearchRequest, record: RequestRecord, servi
     record.add_prompt(0, [item.digest for item in media])
     with record:
         similar = await services.shots.retrieval.most_similar(support_set, fields.strategy, query, fields.k)
-        record.answered(0)
+        record.begun(0)
     return {
         "object": "list",
         "support_set": support_set.id,
