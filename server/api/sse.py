@@ -50,9 +50,9 @@ async def _disconnect(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    media_type = "text/event-stream"
-
     """A stream of events. `count_failure` counts an error that ends it after its status was sent."""
+
+    media_type = "text/event-stream"
 
     def __init__(
         self,
