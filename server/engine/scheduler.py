@@ -50,7 +50,7 @@ class Scheduler:
     ) -> None:
         self.config, self.running, self.waiting = residents.config, residents.running, residents.waiting
         self._residents = residents
-        self._blocks, self._media = residents.blocks, residents.media
+        self._media = residents.media
         self._memory, self._shares = residents.memory, residents.shares
         self._step = 0
         self.pace = Pace()
