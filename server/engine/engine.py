@@ -181,8 +181,6 @@ class Engine:
     def gauges(self) -> dict[str, float]:
         """Return the engine's gauges and counters by metric name."""
         return {
-            "num_requests_running": len(self.scheduler.running),
-            "num_requests_waiting": len(self.scheduler.waiting),
             "kv_cache_pinned_bytes": self.blocks.num_pinned * self.runner.block_bytes,
             "kv_cache_usage_perc": 1 - self.blocks.num_available / self.blocks.num_blocks,
             "media_slots": self.media.slots.num_slots,

@@ -12,15 +12,12 @@ from server.telemetry.measures import ENGINE_METRICS, Buckets, Measures, kind_of
 from server.telemetry.metrics import Metrics
 from tests.tiny_models import CONFIGS, prompt_tokenizer, tiny_model
 
-# counted in the API process, from acceptance on
-COUNTED_OUTSIDE = {"num_requests_running", "num_requests_waiting"}
-
 
 def test_every_gauge_of_the_engine_is_exposed() -> None:
     config = CONFIGS["openflamingo"]
     served = prepare_for_inference(tiny_model(config))
     engine = Engine(served, prompt_tokenizer(config.prompt), EngineConfig(max_model_len=64, num_blocks=8))
-    assert engine.gauges().keys() == ENGINE_METRICS.keys() | COUNTED_OUTSIDE
+    assert engine.gauges().keys() == ENGINE_METRICS.keys()
 
 
 def test_values_of_a_heartbeat_have_the_models_name() -> None:
