@@ -42,7 +42,7 @@ from server.api.sse import DONE, EventStream, event, unless_disconnected
 from server.errors import Overloaded, ServerError
 from server.limits.admission import Admission, Ticket
 from server.limits.deadline import MAX_SECONDS
-from server.schemas.base import MAX_SEPARATORS, check_separators, count_separators
+from server.schemas.base import MAX_SEPARATORS, check_separators
 from server.settings import Settings
 from server.store.database import Database
 from server.telemetry import logs
@@ -283,7 +283,7 @@ def _fields(request: Request, body: bytes) -> dict[str, Any] | None:
     """
     if content_type(request) != JSON:
         return None
-    check_separators(count_separators(body), MAX_SEPARATORS, "the body")
+    check_separators(body, MAX_SEPARATORS, "the body")
     try:
         fields = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError):

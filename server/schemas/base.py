@@ -256,7 +256,7 @@ def read(schema: type[SchemaType], body: bytes) -> SchemaType:
 
     Raises `InvalidRequest` that names the field at fault, unknown fields first, and `BodyTooLarge`.
     """
-    check_separators(count_separators(body), MAX_SEPARATORS, "the body")
+    check_separators(body, MAX_SEPARATORS, "the body")
     _is_reported.set(False)
     try:
         return schema.model_validate_json(body)
@@ -275,14 +275,16 @@ def read(schema: type[SchemaType], body: bytes) -> SchemaType:
     raise _refusal(problem["type"], param, message or problem["msg"].replace(" after validation", ""))
 
 
-def count_separators(body: bytes) -> Counter[bytes]:
-    """Return the number of times that a body has each of the separators."""
-    return Counter({separator: body.count(separator) for separator in MAX_SEPARATORS})
+def check_separators(
+    data: bytes, limits: Mapping[bytes, int], name: str, counted: Counter[bytes] | None = None
+) -> None:
+    """Check the numbers of separators in a part of a request, which `name` stands for. Raises `BodyTooLarge`.
 
-
-def check_separators(numbers: Mapping[bytes, int], limits: Mapping[bytes, int], name: str) -> None:
-    """Check the numbers of separators in a part of a request, which `name` stands for. Raises `BodyTooLarge`."""
+    `counted`: the numbers in earlier data of the same part, to which those in `data` are added.
+    """
+    numbers = Counter[bytes]() if counted is None else counted
     for separator, limit in limits.items():
+        numbers[separator] += data.count(separator)
         if numbers[separator] > limit:
             raise BodyTooLarge(f"{name} has more than {limit} times the character {separator.decode()!r}")
 

@@ -32,7 +32,7 @@ from server.schemas.archive import (
     ArchivedMedia,
     Manifest,
 )
-from server.schemas.base import MAX_SEPARATORS, SchemaType, check_separators, count_separators, read
+from server.schemas.base import MAX_SEPARATORS, SchemaType, check_separators, read
 from server.settings import Settings
 
 # a ZIP file's directory is read as a whole: a media item takes about 150 bytes of it
@@ -156,7 +156,7 @@ class Archive:
 
     def _read_lines(self) -> Iterator[bytes]:
         """Yield the lines of the examples. Their number and that of all separators are limited."""
-        entry, limits, numbers = self._entries[EXAMPLES], self._limits, Counter[bytes]()
+        entry, limits, counted = self._entries[EXAMPLES], self._limits, Counter[bytes]()
         if entry.file_size > limits.max_text_bytes:
             raise InvalidArchive(f"{EXAMPLES} has {entry.file_size} bytes, the limit is {limits.max_text_bytes}")
         with _zip_errors(EXAMPLES), self._zip.open(entry) as file:
@@ -164,8 +164,7 @@ class Archive:
                 if index >= limits.max_examples:
                     message = f"the archive has more than {limits.max_examples} examples, which is the limit"
                     raise TooManyExamples(message, param="examples")
-                numbers += count_separators(line)
-                check_separators(numbers, limits.max_separators, EXAMPLES)
+                check_separators(line, limits.max_separators, EXAMPLES, counted)
                 yield line
 
     def _check_files(self) -> None:
