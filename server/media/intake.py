@@ -125,13 +125,17 @@ class Intake:
 
         `alternatives`: what the field may have instead of a URL, for messages.
         """
-        if url.partition(":")[0].lower() not in ("http", "https"):
-            accepted = [*([ALLOWED_URL] if self._fetcher.is_enabled else []), *alternatives]
-            return read_data_url(url, kind, max_bytes=self._max_media_bytes, param=param, alternatives=accepted)
-        if not self._fetcher.is_enabled:
-            message = f"{kind} URLs are not fetched: send a data URL, or ask the operator to set media_url_hosts"
-            raise UnsupportedParameter(message, param=param)
-        return await self._fetcher.fetch(url, kind, param)
+        match url.partition(":")[0].lower():
+            case "data":
+                return read_data_url(url, kind, max_bytes=self._max_media_bytes, param=param)
+            case "http" | "https" if self._fetcher.is_enabled:
+                return await self._fetcher.fetch(url, kind, param)
+            case "http" | "https":
+                message = f"{kind} URLs are not fetched: send a data URL, or ask the operator to set media_url_hosts"
+                raise UnsupportedParameter(message, param=param)
+        fetched = [ALLOWED_URL] if self._fetcher.is_enabled else []
+        accepted = " or ".join([f"a data URL (data:{kind}/...;base64,...)", *fetched, *alternatives])
+        raise InvalidRequest(f"the {kind} must be {accepted}; the server reads no files by name", param=param)
 
     async def _find(self, media_id: str, kind: Kind, param: str) -> EncodedMedia:
         media = await asyncio.to_thread(self.store.find, media_id, param)

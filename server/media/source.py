@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,17 +75,13 @@ def encoded(data: bytes, kind: Kind, param: str) -> EncodedMedia:
     return EncodedMedia(kind=kind, source=data, num_bytes=len(data), digest=digest.digest(), param=param)
 
 
-def read_data_url(
-    url: str, kind: Kind, *, max_bytes: int, param: str, alternatives: Sequence[str] = ()
-) -> EncodedMedia:
-    """Decode a data URL; `alternatives` are the other values that the field may have, for messages.
+def read_data_url(url: str, kind: Kind, *, max_bytes: int, param: str) -> EncodedMedia:
+    """Decode a URL whose scheme is `data`.
 
-    Raises `InvalidRequest` if it is not a data URL of this kind, `InvalidMedia` for too many bytes or bad base64.
+    Raises `InvalidRequest` for another form or kind than `data:KIND/...;base64,...`, `InvalidMedia` for too many bytes or
+    bad base64.
     """
-    scheme, _, rest = url.partition(":")
-    if scheme.lower() != "data":
-        accepted = " or ".join([f"a data URL (data:{kind}/...;base64,...)", *alternatives])
-        raise InvalidRequest(f"the {kind} must be {accepted}; the server reads no files by name", param=param)
+    rest = url.partition(":")[2]
     header, comma, payload = rest.partition(",")
     if not comma or not header.lower().endswith(";base64"):
         raise InvalidRequest("the data URL must have the form data:TYPE;base64,DATA", param=param)

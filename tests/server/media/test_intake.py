@@ -56,6 +56,22 @@ async def complete(http: httpx.AsyncClient, *parts: dict[str, Any]) -> httpx.Res
     return await http.post("/v1/completions", json={"prompt": [*parts, {"type": "text", "text": "x"}]})
 
 
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://a", "picture.png", "datas:;base64,eA==", ""])
+async def test_a_url_of_another_scheme_is_refused_with_those_that_are_read(intake: Intake, url: str) -> None:
+    accepted = r"a data URL \(data:video/...;base64,...\) or an https URL of a host in media_url_hosts"
+    with pytest.raises(
+        InvalidRequest, match=f"^the video must be {accepted}; the server reads no files by name$"
+    ) as refusal:
+        await intake.read_url(url, "video", "url")
+    assert refusal.value.param == "url"
+
+
+@pytest.mark.parametrize("scheme", ["data", "DATA"])
+async def test_the_scheme_of_a_data_url_may_have_capitals(intake: Intake, scheme: str) -> None:
+    media = await intake.read_url(f"{scheme}:image/png;base64,eA==", "image", "url")
+    assert media.data == b"x"
+
+
 async def test_fetched_media_equal_inline_media(http: httpx.AsyncClient, client: FakeClient, web: Web) -> None:
     sent = {"type": "image_url", "image_url": {"url": data_url(RED)}}
     response = await complete(http, url_part(web, "/red.png"), url_part(web, "/blue.png"), sent)
