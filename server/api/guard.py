@@ -36,6 +36,7 @@ from server.errors import (
 )
 from server.limits.admission import Admission
 from server.limits.deadline import HEADER, Deadline, read_header
+from server.schemas.base import ID
 from server.settings import Settings
 
 # A browser sends no key when it opens a page. The OpenAPI document and its page are the same for every server of a version:
@@ -50,7 +51,7 @@ OPEN_PATHS = PROBE_PATHS | DOCS_PATHS | {METRICS_PATH}
 IPV6_PREFIX = 64
 # bytes of a refused body that are read and dropped: a disconnection can be noticed only after the body
 MAX_DROPPED = 2**16
-REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+REQUEST_ID = re.compile(ID)
 
 
 class Guard:

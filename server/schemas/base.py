@@ -71,20 +71,18 @@ _is_reported: ContextVar[bool] = ContextVar("_is_reported", default=False)
 
 SchemaType = TypeVar("SchemaType", bound="Schema")
 
-REQUEST_ID = r"^[\w.:-]{1,128}$"
 ID = r"^[A-Za-z0-9_.:-]{1,128}$"
 SET_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"
 SHA_256 = r"^[0-9a-f]{64}$"
 # what a text of each pattern is, for messages
 IN_WORDS = {
-    REQUEST_ID: "1 to 128 letters, digits and the characters _.:-",
     ID: "1 to 128 letters, digits and the characters _.:-",
     SET_NAME: "at most 128 letters, digits and the characters _.:-, beginning with a letter or digit",
     SHA_256: "64 hexadecimal digits in lower case",
     TENANT_NAME: "at most 48 lower-case letters, digits and the characters _-, beginning with a letter or digit",
 }
 
-RequestId = Annotated[str, Field(pattern=REQUEST_ID)]
+RequestId = Annotated[str, Field(pattern=ID)]
 User = Annotated[str, Field(max_length=256)]
 CacheSalt = Annotated[
     str,

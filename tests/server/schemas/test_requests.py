@@ -119,6 +119,7 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
         "structured_outputs",
     ),
     ("request id", {"prompt": "x", "request_id": "a b"}, 400, "invalid_value", "request_id"),
+    ("request id not in ASCII", {"prompt": "x", "request_id": "ä"}, 400, "invalid_value", "request_id"),
     ("token beyond", {"prompt": [1, LAST_ID + 1]}, 400, "invalid_value", "prompt[1]"),
     ("negative token", {"prompt": [1, -1]}, 400, "invalid_value", "prompt[1]"),
     ("media token, no media", {"prompt": [TOKENIZER.media_token_id]}, 400, "invalid_value", "prompt"),
