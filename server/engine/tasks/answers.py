@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from server.engine.device.sampler import Result
 from server.engine.residents import Residents
 from server.engine.sequence import Order, Sequence
-from server.engine.tasks.task import RequestError, SequenceTask, check_media, check_spans, finished
+from server.engine.tasks.task import RequestError, SequenceTask, check_prompt, finished
 from server.grammar import GrammarError
 from server.grammar.compiler import Matcher
 from server.wire import Admitted, FinishReason, Generate, MediaWanted, Outbound, PromptScored, Token, TokenLogprob
@@ -36,8 +36,7 @@ class Answers(SequenceTask):
         limit = residents.config.max_model_len
         if length + max_tokens > limit:
             raise RequestError(f"{length} prompt tokens and max_tokens {max_tokens} exceed max_model_len {limit}")
-        check_spans(request.prompt, max_tokens, residents.config)
-        check_media(request.prompt, residents)
+        check_prompt(request.prompt, max_tokens, residents)
         if request.prompt.has_spans and request.sampling.prompt_logprobs is not None:
             raise RequestError("prompt_logprobs cannot be combined with shots that attend alone")
         self._request = request

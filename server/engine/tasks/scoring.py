@@ -13,7 +13,7 @@ from server.engine.config import EngineConfig
 from server.engine.device.sampler import Result
 from server.engine.residents import Residents
 from server.engine.sequence import Order, Sequence
-from server.engine.tasks.task import RequestError, SequenceTask, check_media
+from server.engine.tasks.task import RequestError, SequenceTask, check_prompt
 from server.wire import Outbound, Sampling, Score, Scored
 
 
@@ -23,7 +23,7 @@ class Scoring(SequenceTask):
     def __init__(self, request: Score, order: Order, residents: Residents) -> None:
         super().__init__(request.request_id, request.prompt.media)
         _check(request, residents.config)
-        check_media(request.prompt, residents)
+        check_prompt(request.prompt, 0, residents)
         self._request = request
         self._residents = residents
         self._max_tokens = residents.config.max_tokens_per_step

@@ -135,16 +135,16 @@ class ForwardTask(SideTask):
         return []
 
 
-def check_spans(prompt: EncodedPrompt, num_new_tokens: int, config: EngineConfig) -> None:
-    """Check that there are enough blocks for a prompt whose shots attend alone. Raises `RequestError`."""
+def check_prompt(prompt: EncodedPrompt, num_new_tokens: int, residents: Residents) -> None:
+    """Check that blocks and media slots can hold a prompt, whatever else is held. Raises `RequestError`.
+
+    The blocks matter if its shots attend alone, the slots if the model reads all media of a prompt together.
+    """
+    config = residents.config
     if prompt.has_spans and (num_blocks := prompt.num_blocks(config.block_size, num_new_tokens)) > config.num_blocks:
         raise RequestError(f"the shots need {num_blocks} blocks, the engine has {config.num_blocks}")
-
-
-def check_media(prompt: EncodedPrompt, residents: Residents) -> None:
-    """Raises `RequestError` if tokens read all media of a prompt together, and their pages can never be held together."""
     if (count := len(set(prompt.media))) > residents.max_media:
-        slots = f"{residents.max_media} of the {residents.config.num_media_slots} media slots"
+        slots = f"{residents.max_media} of the {config.num_media_slots} media slots"
         raise RequestError(f"the model reads the media of a prompt together: {count} do not fit into {slots}")
 
 
