@@ -5,7 +5,7 @@ Media are checked and identified here, but not decoded. Only `model.prompt` know
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import cast
@@ -110,31 +110,21 @@ async def _prepare(prompt: Prompt, media: Mapping[str, EncodedMedia], model: Ser
 
 
 def encode_segments(
-    segments: Sequence[Segment], media: Mapping[bytes, EncodedMedia], model: ServedModel, param: str
+    segments: Sequence[Segment],
+    media: Mapping[bytes, EncodedMedia],
+    model: ServedModel,
+    param: str,
+    *,
+    joins_texts: bool = False,
 ) -> PreparedPrompt:
-    """Encode segments; `media` may hold more than the segments use.
+    """Encode segments; `media` may hold more than the segments use. `joins_texts`: adjacent texts are encoded as one.
 
     Raises `InvalidRequest` that names `param`, and `ContextLengthExceeded` for texts that cannot fit the model.
     """
-    check_texts(_texts(segments), model, param)
-    return _encode(segments, media, model, param)
-
-
-def encode_joined(
-    pieces: Sequence[Segment], media: Mapping[bytes, EncodedMedia], model: ServedModel, param: str
-) -> PreparedPrompt:
-    """Encode segments after joining adjacent texts, which may be long and may share memory. Raises as `encode_segments`."""
-    check_texts(_texts(pieces), model, param)
-    return _encode(join_texts(pieces), media, model, param)
-
-
-def _texts(segments: Iterable[Segment]) -> Iterator[str]:
-    return (segment.text for segment in segments if isinstance(segment, Text))
-
-
-def _encode(
-    segments: Sequence[Segment], media: Mapping[bytes, EncodedMedia], model: ServedModel, param: str
-) -> PreparedPrompt:
+    # before texts are joined: they may be long and share memory
+    check_texts((segment.text for segment in segments if isinstance(segment, Text)), model, param)
+    if joins_texts:
+        segments = join_texts(segments)
     try:
         encoded = encode(segments, model.tokenizer)
     except PromptError as error:

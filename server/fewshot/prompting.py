@@ -17,7 +17,7 @@ from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
 from server.fewshot.shots import DEFAULT_K, SUPPORT_SET, ShotSource, check_media
 from server.fewshot.templates import InvalidTemplate, Shot, Template, TemplateError, built_in, with_end
 from server.media.source import EncodedMedia
-from server.prompt import PreparedPrompt, check_shots_attend, encode_joined
+from server.prompt import PreparedPrompt, check_shots_attend, encode_segments
 from server.schemas.fewshot import (
     MAX_SHOTS,
     ExamplesFields,
@@ -252,7 +252,7 @@ def write(
         shot = query if error.shot is None else shots[error.shot]
         owner = f" (the example {shot.id!r})" if shot.param == SUPPORT_SET else ""
         raise InvalidRequest(f"{error}{owner}", param=shot.param) from None
-    prompt = encode_joined(pieces, media, model, query.param)
+    prompt = encode_segments(pieces, media, model, query.param, joins_texts=True)
     if attend == "alone" and shots:
         _check_alone(shots, template.render(shots[:1], query), template.render([], query))
     return prompt.with_shots(attend, model)
