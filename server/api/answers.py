@@ -7,7 +7,7 @@ only the JSON of an answer, not how its text is made.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -145,11 +145,17 @@ class AnswerStream:
 
 
 class Shape(Protocol):
-    """The JSON form of a route's answer: the prefix of its id, its `object`, whole and in chunks, and its choices."""
+    """The JSON form of a route's answer: the prefix of its id, its `object`, whole and in chunks, and its choices.
+
+    `extras` are fields of the answer next to `choices`; in a stream, only of the first chunk.
+    """
 
     prefix: ClassVar[str]
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
+
+    @property
+    def extras(self) -> Mapping[str, Any]: ...
 
     def choice(self, whole: AnswerPiece, answers: AnswerStream) -> dict[str, Any]: ...
 
@@ -211,7 +217,7 @@ async def whole(prompts: Sequence[AnswerStream], record: RequestRecord, shape: S
 
     def write() -> Response:
         choices = [shape.choice(piece, prompt) for piece, prompt in answers]
-        return JSONResponse({**head, **prompts[0].generation.extras, "choices": choices, "usage": record.usage()})
+        return JSONResponse({**head, **shape.extras, "choices": choices, "usage": record.usage()})
 
     return await prompts[0].write(sum(prompt.num_shown(piece, is_first=True) for piece, prompt in answers), write)
 
@@ -219,7 +225,7 @@ async def whole(prompts: Sequence[AnswerStream], record: RequestRecord, shape: S
 async def chunks(
     prompts: Sequence[AnswerStream], record: RequestRecord, shape: Shape, head: dict[str, Any], options: StreamOptions
 ) -> AsyncGenerator[dict[str, Any], None]:
-    extras, begun = prompts[0].generation.extras, set[int]()
+    extras, begun = shape.extras, set[int]()
     num_answers = prompts[0].generation.sampling.n
     async with aclosing(pieces_of(prompts, record)) as pieces:
         async for piece in pieces:
@@ -245,6 +251,7 @@ class CompletionShape:
     chunk_object: ClassVar = "text_completion"
 
     fields: CompletionFields
+    extras: Mapping[str, Any] = field(default_factory=dict)
 
     def choice(self, whole: AnswerPiece, answers: AnswerStream) -> dict[str, Any]:
         return next(self.deltas(whole, answers, is_first=True))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -42,10 +42,9 @@ WITH_BEAM_SEARCH = ("length_penalty", "early_stopping")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """A prompt, the parameters of its answers, and the fields that the response shows.
+    """A prompt, the parameters of its answers, and what of it the response shows.
 
     `lead` is removed from the beginning of an answer: the space between question and answer, which the model writes.
-    `extras` are fields of the response next to `choices`; in a stream, only of the first chunk.
     """
 
     prompt: PreparedPrompt
@@ -56,7 +55,6 @@ class GenerationRequest:
     echo: bool = False
     shows_prompt_logprobs: bool = False
     shows_token_ids: bool = False
-    extras: Mapping[str, Any] = field(default_factory=dict)
 
 
 def completion_requests(
@@ -66,12 +64,11 @@ def completion_requests(
     *,
     template: Template | None = None,
     form_field: str = "structured_outputs",
-    extras: Mapping[str, Any] | None = None,
 ) -> list[GenerationRequest]:
     """Return the generation request for each of the prepared prompts. Raises `InvalidRequest`.
 
     `template`: the template of the prompts, if they have one. `form_field`: the name of the field that the client sent for
-    `structured_outputs`. `extras`: fields of the response next to `choices`.
+    `structured_outputs`.
     """
     stop = [fields.stop] if isinstance(fields.stop, str) else fields.stop
     if template and template.end and "stop" not in fields.model_fields_set:
@@ -93,7 +90,6 @@ def completion_requests(
             echo=fields.echo,
             shows_prompt_logprobs=fields.prompt_logprobs is not None,
             shows_token_ids=fields.return_token_ids,
-            extras=extras or {},
         )
         for prompt in prompts
     ]

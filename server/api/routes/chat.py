@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -70,6 +70,7 @@ class ChatShape:
     prefix: ClassVar = "chatcmpl"
     whole_object: ClassVar = "chat.completion"
     chunk_object: ClassVar = "chat.completion.chunk"
+    extras: ClassVar[Mapping[str, Any]] = {}
 
     fields: ChatRequest
     called: Function | None

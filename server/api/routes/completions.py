@@ -54,10 +54,9 @@ async def create_fewshot_completion(request: Request, services: GivenServices, r
     if fields.echo:
         token_ids = assembled.prompt.encoded.token_ids
         fewshot["prompt"] = services.model.tokenizer.decode(token_ids, skip_special_tokens=False)
-    generations = completion_requests(
-        fields, [assembled.prompt], services.model, template=assembled.question.template, extras={"fewshot": fewshot}
-    )
-    return await respond(request, services, record, fields, generations, CompletionShape(fields))
+    template = assembled.question.template
+    generations = completion_requests(fields, [assembled.prompt], services.model, template=template)
+    return await respond(request, services, record, fields, generations, CompletionShape(fields, {"fewshot": fewshot}))
 
 
 async def _assemble(fields: FewShotCompletionRequest, services: Services) -> AssembledPrompt:
