@@ -147,12 +147,16 @@ class AnswerStream:
 class Shape(Protocol):
     """The JSON form of a route's answer: the prefix of its id, its `object`, whole and in chunks, and its choices.
 
+    `fields` are those of the request, which determine what is shown.
     `extras` are fields of the answer next to `choices`; in a stream, only of the first chunk.
     """
 
     prefix: ClassVar[str]
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
+
+    @property
+    def fields(self) -> GenerationFields: ...
 
     @property
     def extras(self) -> Mapping[str, Any]: ...
@@ -168,13 +172,12 @@ async def respond(
     request: Request,
     services: Services,
     record: RequestRecord,
-    fields: GenerationFields,
     generations: Sequence[GenerationRequest],
     shape: Shape,
 ) -> Response:
     """Generate the answers to each prompt, and respond whole or with a stream."""
+    fields, tokenizer = shape.fields, services.model.tokenizer
     record.priority = fields.priority
-    tokenizer = services.model.tokenizer
     prompts = [
         AnswerStream(generation, services.client, tokenizer, record, services.writer, index * generation.sampling.n)
         for index, generation in enumerate(generations)

@@ -38,7 +38,7 @@ async def create_chat_completion(request: Request, services: GivenServices, reco
     generations = completion_requests(
         fields.completion(), [prompt], services.model, template=template, form_field=fields.form.field
     )
-    return await respond(request, services, record, fields, generations, ChatShape(fields, fields.called))
+    return await respond(request, services, record, generations, ChatShape(fields, fields.called))
 
 
 def _check(fields: ChatRequest) -> None:

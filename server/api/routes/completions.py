@@ -32,7 +32,7 @@ async def create_completion(request: Request, services: GivenServices, record: G
     prompts = await prepare_prompts(fields.prompt, services.model, services.intake)
     prompts = [prompt.with_shots(fields.shots_attend, services.model) for prompt in prompts]
     generations = completion_requests(fields, prompts, services.model)
-    return await respond(request, services, record, fields, generations, CompletionShape(fields))
+    return await respond(request, services, record, generations, CompletionShape(fields))
 
 
 @router.post(
@@ -56,7 +56,7 @@ async def create_fewshot_completion(request: Request, services: GivenServices, r
         fewshot["prompt"] = services.model.tokenizer.decode(token_ids, skip_special_tokens=False)
     template = assembled.question.template
     generations = completion_requests(fields, [assembled.prompt], services.model, template=template)
-    return await respond(request, services, record, fields, generations, CompletionShape(fields, {"fewshot": fewshot}))
+    return await respond(request, services, record, generations, CompletionShape(fields, {"fewshot": fewshot}))
 
 
 async def _assemble(fields: FewShotCompletionRequest, services: Services) -> AssembledPrompt:
