@@ -24,7 +24,7 @@ from server.api.merging import merge
 from server.api.responses import JSONResponse
 from server.api.services import Services, count_failure
 from server.api.sse import EventStream, unless_disconnected
-from server.api.writer import Result, Writer
+from server.api.writer import Writer
 from server.engine_client.client import Client
 from server.schemas.generation import MAX_ANSWERS, CompletionFields, GenerationFields, StreamOptions
 from server.telemetry.request_record import RequestRecord
@@ -83,7 +83,8 @@ class AnswerStream:
         """Begin an answer, and return the prompt as its first piece if the prompt is repeated."""
         if self.generation.echo and self._echo is None:
             ids = self.generation.prompt.encoded.token_ids
-            self._echo = await self.write(len(ids), partial(Echo.of, ids, self.prompt_scores, self.tokenizer))
+            write = partial(Echo.of, ids, self.prompt_scores, self.tokenizer)
+            self._echo = await self.writer.write(self.record.client, len(ids), write)
         answer = AnswerText(self.generation, self.first + index, self.tokenizer, self._echo)
         self.by_index[index] = answer
         return answer.first_piece()
@@ -108,10 +109,6 @@ class AnswerStream:
             return False
         self.record.finish_reason = reasons[-1]
         return True
-
-    async def write(self, num_tokens: int, work: Callable[[], Result]) -> Result:
-        """Return the result of work on so many tokens, which may take long."""
-        return await self.writer.write(self.record.client, num_tokens, work)
 
     def num_shown(self, piece: AnswerPiece, *, is_first: bool) -> int:
         """Return the number of tokens that a choice shows, each of which may have alternatives."""
@@ -222,7 +219,8 @@ async def whole(prompts: Sequence[AnswerStream], record: RequestRecord, shape: S
         choices = [shape.choice(piece, prompt) for piece, prompt in answers]
         return JSONResponse({**head, **shape.extras, "choices": choices, "usage": record.usage()})
 
-    return await prompts[0].write(sum(prompt.num_shown(piece, is_first=True) for piece, prompt in answers), write)
+    num_shown = sum(prompt.num_shown(piece, is_first=True) for piece, prompt in answers)
+    return await prompts[0].writer.write(record.client, num_shown, write)
 
 
 async def chunks(
@@ -234,7 +232,8 @@ async def chunks(
         async for piece in pieces:
             answers, is_first = prompts[piece.index // num_answers], piece.index not in begun
             write: Callable[[], list[dict[str, Any]]] = partial(list, shape.deltas(piece, answers, is_first=is_first))
-            for choice in await answers.write(answers.num_shown(piece, is_first=is_first), write):
+            num_shown = answers.num_shown(piece, is_first=is_first)
+            for choice in await answers.writer.write(record.client, num_shown, write):
                 chunk = {**head, **extras, "choices": [choice]}
                 extras = {}
                 if options.include_usage or options.continuous_usage_stats:
