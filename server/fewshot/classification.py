@@ -111,20 +111,6 @@ def combine(parts: Sequence[Array]) -> Array:
     return log_softmax(np.sum(parts, axis=0))
 
 
-async def classify_in_context(
-    assembled: AssembledPrompt,
-    candidates: Sequence[Candidate],
-    weighing: WeighingFields,
-    record: RequestRecord,
-    model: ServedModel,
-    client: Client,
-) -> InContext:
-    """Classify the query of an assembled prompt by likelihood. Raises `InvalidRequest`, and the engine's errors."""
-    prompts = await prepare_scoring(assembled, candidates, weighing, model)
-    with record:
-        return await score_in_context(prompts, record, client)
-
-
 async def prepare_scoring(
     assembled: AssembledPrompt, candidates: Sequence[Candidate], weighing: WeighingFields, model: ServedModel
 ) -> ScoringPrompts:
@@ -150,7 +136,13 @@ async def prepare_scoring(
 async def score_in_context(prompts: ScoringPrompts, record: RequestRecord, client: Client) -> InContext:
     """Score the candidates after each prompt, and return their log-probabilities. Raises the engine's errors."""
     scored = await score_prompts(prompts.prompts, prompts.candidate_ids, record, client)
-    return _in_context(scored, prompts.num_orders, prompts.weighing)
+    weighing, num_tokens = prompts.weighing, list(map(len, scored[0].logprobs))
+    shape = (prompts.num_orders, -1, len(num_tokens))  # [orders, queries, candidates]; the query itself is the first
+    per_order = np.array([scores(prompt.logprobs, weighing.normalisation) for prompt in scored]).reshape(shape)
+    sums = np.array([scores(prompt.logprobs, "sum") for prompt in scored]).reshape(shape)[:, 0].mean(0)
+    content_free = per_order[:, 1:] if weighing.calibration == "contextual" else None
+    logs = log_probabilities(per_order[:, 0], content_free)
+    return InContext(log_probabilities=logs, sums=sums, num_tokens=num_tokens, num_orders=prompts.num_orders)
 
 
 def check_candidates(
@@ -194,17 +186,6 @@ async def _score(
     scored = await client.score(request, prompt.media)
     record.admitted(scored, prompt.num_tokens)
     return scored
-
-
-def _in_context(scored: Sequence[Scored], num_orders: int, weighing: WeighingFields) -> InContext:
-    """Return log-probabilities from scores after prompts, which are listed order by order, the query's prompt first."""
-    num_tokens = list(map(len, scored[0].logprobs))
-    shape = (num_orders, -1, len(num_tokens))  # [orders, queries, candidates]
-    per_order = np.array([scores(prompt.logprobs, weighing.normalisation) for prompt in scored]).reshape(shape)
-    sums = np.array([scores(prompt.logprobs, "sum") for prompt in scored]).reshape(shape)[:, 0].mean(0)
-    content_free = per_order[:, 1:] if weighing.calibration == "contextual" else None
-    logs = log_probabilities(per_order[:, 0], content_free)
-    return InContext(log_probabilities=logs, sums=sums, num_tokens=num_tokens, num_orders=num_orders)
 
 
 def _content_free(query: Shot, media: ContentFree) -> list[Shot]:

@@ -11,7 +11,7 @@ from functools import partial
 from model.likeness import unit
 from server.engine_client.client import Client
 from server.fewshot.candidates import answer_of
-from server.fewshot.classification import classify_in_context
+from server.fewshot.classification import prepare_scoring, score_in_context
 from server.fewshot.comparison import Comparison
 from server.fewshot.methods import IN_CONTEXT
 from server.fewshot.methods.likeness import Array, left_out_log_probabilities
@@ -70,7 +70,9 @@ class LeaveOneOut:
             shuffled = with_shuffled_labels(assembled.shots, f"{prompt.seed} {query.example.id}")
             assembled = await assembled.with_shots(shuffled, self.model)
         weighing = WeighingFields(**{**plan.weighing, "seed": prompt.seed})
-        result = await classify_in_context(assembled, plan.candidates, weighing, record, self.model, self.client)
+        prompts = await prepare_scoring(assembled, plan.candidates, weighing, self.model)
+        with record:
+            result = await score_in_context(prompts, record, self.client)
         return Outcome(
             truth=query.truth,
             logs={IN_CONTEXT: result.log_probabilities, **query.likeness},
