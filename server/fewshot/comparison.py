@@ -193,11 +193,9 @@ class Comparison:
 
         Raises `InvalidRequest` for a method that cannot be used with these examples.
         """
-        if IN_CONTEXT in (method, recommended):
+        if IN_CONTEXT in (method, recommended) or ((obstacle := _obstacle(question, candidates)) and method == "auto"):
             return Chosen(IN_CONTEXT, default_confidence(IN_CONTEXT))
-        if obstacle := _obstacle(question, candidates):
-            if method == "auto":
-                return Chosen(IN_CONTEXT, default_confidence(IN_CONTEXT))
+        if obstacle:
             raise InvalidRequest(f"{method} {obstacle.fault}", param=obstacle.param)
         _check_answers(question)
         number = len(question.examples)
