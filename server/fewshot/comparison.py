@@ -72,7 +72,7 @@ class Chosen:
     @property
     def reads_prompt(self) -> bool:
         """True if the language model takes part."""
-        return IN_CONTEXT in parts_of(self.method)
+        return self.method not in METHODS
 
     def temperature(self, fields: ConfidenceFields) -> float:
         return self.confidence.temperature if fields.temperature is None else fields.temperature
