@@ -20,6 +20,7 @@ from server.media.source import EncodedMedia
 from server.prompt import PreparedPrompt, check_shots_attend, encode_segments
 from server.schemas.fewshot import (
     MAX_SHOTS,
+    SELECTING,
     ExamplesFields,
     FewShotFields,
     QueryFields,
@@ -35,8 +36,6 @@ from server.telemetry.request_record import RequestRecord
 ANY_QUERY = Shot(text="?", question="?", param="query")
 # the fields of a request that a shot has, too
 TEXTS = {"text", "question", "label", "id"}
-# the fields of `examples` that select shots
-SELECTION = {"k", "strategy", "order", "seed"}
 NOT_ALONE = "shots that attend alone, and the query, must each begin with an image or video and have no other"
 # default number of shots of a classification
 MAX_DEFAULT_K = 16
@@ -67,7 +66,7 @@ class Question:
     def with_selection(self, examples: ExamplesFields, attend: ShotsAttend) -> Question:
         """Return the question with this selection of shots, unless the request itself says how to select them."""
         source = self.fields.examples
-        if source is None or source.model_fields_set & SELECTION:
+        if source is None or source.model_fields_set & SELECTING:
             return self
         form = {} if "shots_attend" in self.fields.model_fields_set else {"shots_attend": attend}
         return replace(self, fields=self.fields.model_copy(update={"examples": examples, **form}))

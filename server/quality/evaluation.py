@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from random import Random
 from statistics import fmean
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -40,7 +40,6 @@ from server.store.records import Example, SupportSet
 
 MAX_PROMPTS = 256
 DEFAULT_K = (0, 1, 2, 4, 8, 16)
-EVALUATED: tuple[Method, ...] = (IN_CONTEXT, "nearest_mean", "knn", "linear", "blend")
 # strategies that draw shots at random
 SEEDED: frozenset[Strategy] = frozenset({"random", "balanced"})
 
@@ -218,7 +217,7 @@ def _methods(
     requested: Sequence[Method], examples: Sequence[Example], candidates: Sequence[Candidate], template: Template
 ) -> list[Method]:
     """Return the requested methods or, without any, all that these examples allow. Raises `InvalidRequest`."""
-    obstacles = {method: _obstacle(method, examples, candidates, template) for method in requested or EVALUATED}
+    obstacles = {method: _obstacle(method, examples, candidates, template) for method in requested or get_args(Method)}
     allowed = [method for method, obstacle in obstacles.items() if not obstacle]
     if requested and len(allowed) < len(obstacles):
         method, obstacle = next((method, obstacle) for method, obstacle in obstacles.items() if obstacle)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -22,7 +22,9 @@ Order = Literal["as_selected", "similar_last", "stored", "shuffled"]
 Normalisation = Literal["sum", "mean"]
 Calibration = Literal["none", "contextual"]
 # how a classification uses the examples
-Method = Literal["in_context", "nearest_mean", "knn", "linear", "blend"]
+# the methods in which the language model takes no part
+ByLikeness = Literal["nearest_mean", "knn", "linear"]
+Method = Literal["in_context", ByLikeness, "blend"]
 MethodChoice = Literal[Method, "auto"]
 # the media of a content-free query
 ContentFree = Literal["grey", "no_media", "both"]
@@ -251,9 +253,7 @@ class ConfidenceFields(Schema):
         return next(((name, value) for name, value in targets.items() if value is not None), None)
 
 
-# the methods in which the language model takes no part
-WITHOUT_PROMPT: tuple[Method, ...] = ("nearest_mean", "knn", "linear")
-# the fields of `examples` that these refuse
+# the fields of `examples` that select shots
 SELECTING = {"k", "strategy", "order", "seed"}
 
 
@@ -298,7 +298,7 @@ class ClassifyRequest(FewShotFields, WeighingFields, ConfidenceFields, Prioritiz
 
     @property
     def has_prompt(self) -> bool:
-        return self.method not in WITHOUT_PROMPT
+        return self.method not in get_args(ByLikeness)
 
 
 ScoredCandidate = Annotated[
