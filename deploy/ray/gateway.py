@@ -35,7 +35,7 @@ from server.access.callers import Caller
 from server.access.keys import Keys
 from server.access.pages import cors_options
 from server.access.tenants import DEFAULT_TENANT, qualified
-from server.api.body import content_type, stream_body
+from server.api.body import content_type, read_body
 from server.api.guard import Guard
 from server.api.responses import JSON, PIECE, JSONResponse
 from server.api.sse import DONE, EventStream, event, unless_disconnected
@@ -172,9 +172,9 @@ class Gateway:
             logger.debug("the client has disconnected", extra={"request_id": request.state.request_id})
 
     async def _read(self, request: Request) -> tuple[Call, str]:
-        """Return the whole request, and the name of its model. Raises what `stream_body` and `_fields` raise."""
+        """Return the whole request, and the name of its model. Raises what `read_body` and `_fields` raise."""
         settings = self._import_settings if request.scope["path"] == IMPORT_PATH else self._settings
-        body = b"".join([piece async for piece in stream_body(request, settings)])
+        body = await read_body(request, settings)
         fields = _fields(request, body)
         # the replica checks a time limit in the body, but it applies already while the request waits for a replica
         request.state.deadline.shorten(_timeout(fields))
