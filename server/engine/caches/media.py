@@ -166,18 +166,11 @@ class MediaSlots:
             del self._idle[key]
             self._free.append(self._slot_of.pop(key))
 
-    def pin(self, key: bytes) -> bool:
-        """Keep a media item in its slot, and return whether it is pinned.
-
-        It is not if it has no slot, or if a quarter of all slots is pinned already.
-        """
-        if key in self._pinned:
-            return True
-        if key not in self._slot_of or self.num_pinned >= self.num_slots // 4:
-            return False
-        self._pinned.add(key)
-        self.acquire(key)
-        return True
+    def pin(self, key: bytes) -> None:
+        """Keep a media item in its slot, if it has one, and if less than a quarter of all slots is pinned."""
+        if key not in self._pinned and key in self._slot_of and self.num_pinned < self.num_slots // 4:
+            self._pinned.add(key)
+            self.acquire(key)
 
     def unpin(self, key: bytes) -> None:
         if key in self._pinned:

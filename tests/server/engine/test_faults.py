@@ -136,7 +136,8 @@ def test_a_corrupt_page_is_computed_again() -> None:
     answer.run()
     key = answer.engine.media.content_keys.get(source(0))
     assert key is not None
-    assert answer.engine.media.slots.pin(key)
+    answer.engine.media.slots.pin(key)
+    assert answer.engine.media.slots.num_pinned == 1
     answer.engine.runner._media.pages[answer.engine.media.slots.find(key)] = torch.nan
     answer.engine.blocks.clear_cache()
     answer.engine.add(prompt.request("a"))
