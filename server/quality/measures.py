@@ -87,14 +87,14 @@ class Predictions:
         probability = self.probabilities[np.arange(len(self.truth)), self.truth]
         return float(-np.log(np.maximum(probability, math.exp(-MAX_SURPRISE))).mean())
 
-    def bins(self, count: int = NUM_BINS) -> list[Bin]:
+    def bins(self) -> list[Bin]:
         """Return bins of equal width over the confidence."""
-        indices = np.minimum((self.confidence * count).astype(int), count - 1)
-        return [self._bin(indices == index, index / count, (index + 1) / count) for index in range(count)]
+        indices = np.minimum((self.confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+        return [self._bin(indices == index, index / NUM_BINS, (index + 1) / NUM_BINS) for index in range(NUM_BINS)]
 
-    def calibration_error(self, count: int = NUM_BINS) -> float:
+    def calibration_error(self) -> float:
         """Return the expected calibration error: the distance of confidence and accuracy, averaged over queries."""
-        gaps = (b.count * abs((b.confidence or 0.0) - (b.accuracy or 0.0)) for b in self.bins(count))
+        gaps = (b.count * abs((b.confidence or 0.0) - (b.accuracy or 0.0)) for b in self.bins())
         return math.fsum(gaps) / len(self.truth)
 
     def summary(self, labels: Sequence[str]) -> dict[str, Any]:
