@@ -173,19 +173,11 @@ class Sampler:
 
         def choose(on_device: Tensor, *tables: Tensor) -> None:
             logits = step.logits.index_select(0, on_device)
-            step.token_ids, is_permitted = self._token_ids(logits, choice, tables)
+            logits.index_fill_(1, self._suppressed_on(logits.device), -torch.inf)
+            step.token_ids, is_permitted = choice.token_ids(logits, *tables)
             step.to_host.add([step.token_ids, is_permitted], _note_tokens, [step.results[i] for i in step.sampled])
 
         step.to_device.add([torch.tensor(numbers), *choice.tables], choose)
-
-    def _token_ids(self, logits: Tensor, choice: Choice, tables: abc.Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        logits.index_fill_(1, self._suppressed_on(logits.device), -torch.inf)
-        return choice.token_ids(logits, *tables)
-
-    def sample(self, logits: Tensor, sequences: abc.Sequence[Sequence]) -> tuple[Tensor, Tensor]:
-        """Float32 logits [S, V], overwritten -> token ids [S], and whether each row permits a token; else its id is any."""
-        choice = Choice(sequences, self._eos, logits.shape[1])
-        return self._token_ids(logits, choice, upload(choice.tables, logits.device))
 
     def greedy(self, logits: Tensor, *, keeps_logits: bool = False) -> tuple[Tensor, Tensor]:
         """Logits [S, V] of greedy sequences, overwritten unless kept -> token ids [S], and whether each row is finite."""

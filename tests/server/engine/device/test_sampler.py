@@ -28,6 +28,12 @@ def make_sequence(sampling: Sampling, prompt: tuple[int, ...] = (0,), output: tu
     return sequence
 
 
+def sampled(sampler: Sampler, logits: torch.Tensor, sequences: list[Sequence]) -> list[Result]:
+    """Return the results of sequences whose next tokens are sampled in one step."""
+    rows = [Row(sequence, len(sequence.token_ids) - 1, 1, samples=True) for sequence in sequences]
+    return sampler.read(rows, [logit_positions(row) for row in rows], logits.clone()).results()
+
+
 def drawn(sampling: Sampling, uniform: float) -> int:
     cut = bool(sampling.top_k or sampling.top_p < 1 or sampling.min_p)
     return int(draw(LOGITS, parameters([sampling], [uniform]), truncate=cut)[0])
@@ -95,15 +101,16 @@ def test_a_row_draws_the_same_alone_and_among_others(uniform: list[float], top_k
 def test_each_parameter_moves_the_best_token(
     sampling: Sampling, prompt: tuple[int, ...], output: tuple[int, ...], best: int
 ) -> None:
-    sampler = Sampler([], [])
-    token_ids, is_permitted = sampler.sample(LOGITS.clone(), [make_sequence(sampling, prompt, output)])
-    assert (token_ids.tolist(), is_permitted.tolist()) == ([best], [True])
+    (result,) = sampled(Sampler([], []), LOGITS, [make_sequence(sampling, prompt, output)])
+    assert (result.token_id, result.error) == (best, "")
 
 
-def test_suppressed_ids_are_never_sampled() -> None:
+@pytest.mark.parametrize("logprobs", [None, 0])
+def test_suppressed_ids_are_never_sampled(logprobs: int | None) -> None:
     sampler = Sampler([0, 1], [])
-    token_ids, _ = sampler.sample(LOGITS.clone(), [make_sequence(Sampling(max_tokens=1, temperature=0))])
-    assert token_ids.tolist() == [2]
+    sampling = Sampling(max_tokens=1, temperature=0, logprobs=logprobs)
+    (result,) = sampled(sampler, LOGITS, [make_sequence(sampling)])
+    assert result.token_id == 2
     assert sampler.candidates(LOGITS, 2)[1].tolist() == [[2, 3]]
 
 
@@ -111,7 +118,7 @@ def test_the_end_of_sequence_waits_for_min_tokens() -> None:
     sampler = Sampler([], [0])
     early = make_sequence(Sampling(max_tokens=9, temperature=0, min_tokens=2), output=(3,))
     late = make_sequence(Sampling(max_tokens=9, temperature=0, min_tokens=2), output=(3, 3))
-    assert sampler.sample(LOGITS.repeat(2, 1), [early, late])[0].tolist() == [1, 0]
+    assert [result.token_id for result in sampled(sampler, LOGITS.repeat(2, 1), [early, late])] == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -134,13 +141,13 @@ def test_sequences_without_other_parameters_are_greedy(sampling: Sampling, greed
     assert make_sequence(sampling, output=(1,)).is_greedy is greedy
 
 
-def test_the_greedy_token_is_the_sampled_one() -> None:
+def test_the_greedy_token_is_the_one_next_to_log_probabilities() -> None:
     logits, sampler = torch.randn(5, 40), Sampler([7, 39], [3])
     logits[0, 7] = logits[1, 39] = 9
-    sequences = [make_sequence(Sampling(max_tokens=1, temperature=0)) for _ in logits]
-    expected, _ = sampler.sample(logits.clone(), sequences)
+    sequences = [make_sequence(Sampling(max_tokens=1, temperature=0, logprobs=0)) for _ in logits]
+    expected = [result.token_id for result in sampled(sampler, logits, sequences)]
     token_ids, is_finite = sampler.greedy(logits)
-    assert torch.equal(token_ids, expected)
+    assert token_ids.tolist() == expected
     assert is_finite.all()
 
 
@@ -152,10 +159,7 @@ VOCABULARY = 12
 
 def read(samplings: list[Sampling], logits: torch.Tensor, output: tuple[int, ...] = ()) -> list[Result]:
     """Return the results of rows that sample their next tokens in one step."""
-    sequences = [make_sequence(sampling, (0, 1, 2), output) for sampling in samplings]
-    length = 3 + len(output)
-    rows = [Row(sequence, length - 1, 1, samples=True) for sequence in sequences]
-    return Sampler([7], [3]).read(rows, [logit_positions(row) for row in rows], logits.clone()).results()
+    return sampled(Sampler([7], [3]), logits, [make_sequence(sampling, (0, 1, 2), output) for sampling in samplings])
 
 
 ROW = torch.tensor([1.5, 0.5, -2.0, 0.25, 3.0, -1.0, 0.75, 9.0, -4.0, 2.0, 0.0, 1.0])
