@@ -25,6 +25,8 @@ CLIENT_VARIABLES = {"FLAMBOYANCE_URL"}
 # variables of OpenTelemetry, which may contain the key of a collector
 COLLECTOR_HEADERS = {"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"}
 PROGRAM = "python -m server"
+# where Python finds the modules of the processes that the server starts
+ROOT = Path(__file__).resolve().parents[1]
 
 # the processes that the server starts have another working directory
 Folder: TypeAlias = Annotated[Path, AfterValidator(Path.absolute)]

@@ -15,9 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from server.settings import child_environment
+from server.settings import ROOT, child_environment
 
-ROOT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 0.5
 MODULE = "server.file_digests"
 

@@ -19,10 +19,9 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from server.settings import Settings, child_environment
+from server.settings import ROOT, Settings, child_environment
 from server.wire import MAX_MESSAGE_BYTES, WORKER_MODULE, Inbound, Outbound, Start, decode_outbound, encode
 
-ROOT = Path(__file__).resolve().parents[2]
 STOP_SECONDS = 5.0
 # indices of the flags and of the pending signals in /proc/PID/stat
 PF_EXITING = 0x4

@@ -7,14 +7,12 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import msgspec
 
 from server.media.decoder import LENGTH_BYTES, Decode, Frames, Refused, Setup, decode_reply, with_length
-from server.settings import child_environment
+from server.settings import ROOT, child_environment
 
-ROOT = Path(__file__).resolve().parents[2]
 # seconds for a process to start; the time limit of decoding begins afterwards, so that a slow start refuses no media
 START_SECONDS = 60.0
 # errors for a process that ended, or sent an invalid reply

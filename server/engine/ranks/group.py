@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
 
@@ -24,9 +23,8 @@ import torch.distributed as dist
 from model.parallel import Group, ProcessGroup
 from model.ranks import Rank
 from server.engine.ranks.messages import Begin, Followers, encode
-from server.settings import Settings, child_environment
+from server.settings import ROOT, Settings, child_environment
 
-ROOT = Path(__file__).resolve().parents[3]
 MODULE = "server.engine.ranks.follower"
 # long, because a rank may still load its weights while another one waits; the end of a process is noticed at once
 TIMEOUT = timedelta(hours=1)

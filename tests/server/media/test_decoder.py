@@ -13,9 +13,9 @@ from PIL import Image
 
 from model.media import MediaLimits
 from server.media import decoder
-from server.media.decode_process import ROOT
 from server.media.decoder import LENGTH_BYTES, READY, Decode, Frames, Refused, decode_reply, frames_of, with_length
 from server.media.source import Kind
+from server.settings import ROOT
 from tests.server.conftest import png
 from tests.server.media.test_pool import VISION
 from tests.server.media.videos import film
