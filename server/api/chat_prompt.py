@@ -116,7 +116,7 @@ async def prepare_chat(
     conversation = read_conversation(messages)
     parts = {item.param: item.part for turn in [*conversation.shots, conversation.query] for item in turn.media}
     media = await intake.read_all(parts, "messages")
-    chosen = find_template(template, conversation, model.config)
+    chosen = template_of(template, conversation, model.config)
     segments = lay_out(conversation, chosen, {param: item.digest for param, item in media.items()})
     by_digest = {item.digest: item for item in media.values()}
     return await model.tokenize(encode_segments, segments, by_digest, model, "messages"), chosen
@@ -171,7 +171,7 @@ def _check_names(messages: Sequence[Message]) -> None:
             raise InvalidRequest(text, param=f"messages[{index}].name")
 
 
-def find_template(name: str | None, conversation: Conversation, config: FlamingoConfig) -> Template:
+def template_of(name: str | None, conversation: Conversation, config: FlamingoConfig) -> Template:
     """Return the template of this name, or the default one of a conversation.
 
     Raises `InvalidRequest` if this model's family has no such template.

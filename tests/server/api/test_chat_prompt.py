@@ -13,7 +13,7 @@ import pytest
 from model.config import FlamingoConfig
 from model.prompt import EndOfChunk, Media, Segment, Text
 from server.api import chat_prompt
-from server.api.chat_prompt import find_template, lay_out, read_conversation
+from server.api.chat_prompt import lay_out, read_conversation, template_of
 from server.errors import InvalidRequest
 from server.schemas.generation import ChatRequest
 from tests.tiny_models import CONFIGS
@@ -39,7 +39,7 @@ def write(messages: Sequence[dict[str, Any]], template: str | None = "plain", co
     conversation = read_conversation(ChatRequest.model_validate({"messages": messages}).messages)
     turns = [*conversation.shots, conversation.query]
     digests = {s.param: str(getattr(s.part, "image_id", "<url>")).encode() for turn in turns for s in turn.media}
-    segments = lay_out(conversation, find_template(template, conversation, config), digests)
+    segments = lay_out(conversation, template_of(template, conversation, config), digests)
     return "".join(map(spell, segments))
 
 
@@ -55,7 +55,7 @@ def spell(segment: Segment) -> str:
 
 def lead(messages: Sequence[dict[str, Any]], template: str = "plain") -> str:
     conversation = read_conversation(ChatRequest.model_validate({"messages": messages}).messages)
-    return find_template(template, conversation, CONFIG).lead
+    return template_of(template, conversation, CONFIG).lead
 
 
 def named(message: dict[str, Any], name: str) -> dict[str, Any]:
