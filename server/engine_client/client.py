@@ -22,7 +22,7 @@ from server import wire
 from server.engine_client.media_supply import MediaDecoder, MediaSupply, OpenRequest
 from server.engine_client.salt import (
     NO_SALT,
-    Kind,
+    SaltKind,
     add_salt,
     salted,
     salted_media,
@@ -69,7 +69,7 @@ class Client(Protocol):
         self, request: wire.Generate, media: Mapping[bytes, EncodedMedia]
     ) -> AsyncGenerator[wire.Event, None]: ...
 
-    def salted(self, kind: Kind, name: str) -> Client:
+    def salted(self, kind: SaltKind, name: str) -> Client:
         """Return the client of a tenant, or of requests with one `cache_salt`, which share no cache with others."""
 
     def end_answer(self, request_id: str, index: int) -> None:
@@ -114,7 +114,7 @@ class EngineClient:
         self._serving: asyncio.Task[None] | None = None
         self._salt = NO_SALT
 
-    def salted(self, kind: Kind, name: str) -> EngineClient:
+    def salted(self, kind: SaltKind, name: str) -> EngineClient:
         client = copy(self)
         client._salt = add_salt(self._salt, kind, name)
         return client

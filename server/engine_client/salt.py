@@ -19,13 +19,13 @@ from server import wire
 from server.media.source import EncodedMedia
 
 # the kinds of salts: the `cache_salt` of a request never equals the salt of a tenant of that name
-Kind = Literal["tenant", "request"]
+SaltKind = Literal["tenant", "request"]
 
 NO_SALT = b""
 SALT_BYTES = 16
 
 
-def add_salt(salt: bytes, kind: Kind, name: str) -> bytes:
+def add_salt(salt: bytes, kind: SaltKind, name: str) -> bytes:
     """Return the salt that combines `salt` with the name of a tenant or the `cache_salt` of a request."""
     return hashlib.blake2b(name.encode(), key=salt, digest_size=SALT_BYTES, person=f"salt {kind}".encode()).digest()
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from model.config import FlamingoConfig
 from model.prompt import EncodedPrompt
-from server.engine_client.salt import Kind, add_salt
+from server.engine_client.salt import SaltKind, add_salt
 from server.engine_client.supervisor import State
 from server.errors import InvalidRequest, ServerError
 from server.grammar import GrammarError
@@ -128,7 +128,7 @@ class FakeClient:
     def fail_all(self, error: ServerError) -> None:
         raise NotImplementedError
 
-    def salted(self, kind: Kind, name: str) -> FakeClient:
+    def salted(self, kind: SaltKind, name: str) -> FakeClient:
         client = copy(self)
         client.salt = add_salt(self.salt, kind, name)
         return client
