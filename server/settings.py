@@ -29,8 +29,7 @@ PROGRAM = "python -m server"
 ROOT = Path(__file__).resolve().parents[1]
 
 # the processes that the server starts have another working directory
-Folder: TypeAlias = Annotated[Path, AfterValidator(Path.absolute)]
-File: TypeAlias = Folder
+AbsolutePath: TypeAlias = Annotated[Path, AfterValidator(Path.absolute)]
 MIN_KEY_LENGTH = 8
 
 
@@ -65,10 +64,10 @@ class Settings(BaseModel):
         1, ge=1, le=64, description="number of GPUs (on a CPU: processes) between which the model is divided by heads"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="number format of weights")
-    cache_dir: Folder | None = Field(
+    cache_dir: AbsolutePath | None = Field(
         None, description="folder for imported models and measured weight formats; none: ~/.cache/flamboyance"
     )
-    data_dir: Folder | None = Field(
+    data_dir: AbsolutePath | None = Field(
         None, description="folder for data that clients store; none: ~/.local/share/flamboyance"
     )
     media_store: str | None = Field(
@@ -90,7 +89,7 @@ class Settings(BaseModel):
         description="kernel backend; auto: Triton on a GPU, Numba on a CPU. "
         "Startup fails if the requested backend cannot run",
     )
-    kernel_launches: File | None = Field(
+    kernel_launches: AbsolutePath | None = Field(
         None,
         description="GPU: file of kernel launch parameters that the kernel benchmark measured on this kind of GPU; none: "
         "the file that the server has for this GPU, if there is one",
