@@ -76,31 +76,30 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
         return self.temperature >= MIN_TEMPERATURE
 
 
-class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A prompt to prefill and `sampling.n` answers to decode.
+class Queued(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt that takes its turn in the engine's steps.
 
-    The prompt's media are sources: 32-byte digests, followed by the salt if there is one.
+    Its media are sources: 32-byte digests, followed by the salt if there is one.
     """
 
     request_id: str
     prompt: EncodedPrompt
-    sampling: Sampling
     priority: int = 0
     arrived: float = 0.0
     # whose it is: clients have equal shares of the engine; all requests without a client are one client's
     client: str = ""
 
 
-class Score(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class Generate(Queued, frozen=True, kw_only=True, tag=True):
+    """A prompt to prefill and `sampling.n` answers to decode."""
+
+    sampling: Sampling
+
+
+class Score(Queued, frozen=True, kw_only=True, tag=True):
     """A prompt and token ids that may follow it, whose log-probabilities are requested. No candidate is empty."""
 
-    request_id: str
-    prompt: EncodedPrompt
     candidates: list[list[int]]
-    priority: int = 0
-    arrived: float = 0.0
-    # whose it is: clients have equal shares of the engine; all requests without a client are one client's
-    client: str = ""
 
 
 class Embed(msgspec.Struct, frozen=True, kw_only=True, tag=True):

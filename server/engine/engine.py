@@ -50,6 +50,7 @@ from server.wire import (
     MediaWanted,
     Outbound,
     Pin,
+    Queued,
     Request,
     Score,
 )
@@ -202,18 +203,16 @@ class Engine:
 
     def _create_task(self, request: Request) -> SequenceTask | SideTask:
         """Return the task of a request. Raises `RequestError` for a request that could never run."""
-        number = next(self._numbers)
         match request:
             case Generate():
-                order = Order(request.priority, request.arrived, number, request.client)
+                order = self._order(request)
                 if request.sampling.beam_width:
                     return BeamAnswers(request, order, self.residents, self._eos_ids)
                 grammar = request.sampling.grammar
                 compiling = None if grammar is None else self.grammars.compile(grammar, request.prompt.salt)
                 return Answers(request, order, self.residents, self._eos_ids, compiling)
             case Score():
-                order = Order(request.priority, request.arrived, number, request.client)
-                return Scoring(request, order, self.residents)
+                return Scoring(request, self._order(request), self.residents)
             case Embed():
                 return MediaEmbedding(request, self.media)
             case EmbedText():
@@ -222,6 +221,9 @@ class Engine:
                 raise RequestError("attention cannot be inspected with tensor_parallel: a rank has some of the heads")
             case Inspect():
                 return Inspection(request, self.runner, self.media)
+
+    def _order(self, request: Queued) -> Order:
+        return Order(request.priority, request.arrived, next(self._numbers), request.client)
 
     def _schedule(self) -> Plan:
         for task in list(self._sequence_tasks.values()):
