@@ -39,9 +39,11 @@ from server.engine.engine import Engine
 from server.engine.ranks.division import check_division
 from server.engine.ranks.group import connect, leading
 from server.engine.ranks.messages import NO_FOLLOWERS, Followers
+from server.grammar.compiler import Grammars
+from server.grammar.trials import Trials
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError
-from server.wire import Generate, Grammar, MediaPixels, MediaWanted, Sampling
+from server.wire import Generate, MediaPixels, MediaWanted, Sampling
 
 WARM_UP_DIGEST = b"warm-up" + bytes(25)
 NUM_PROMPT_TOKENS = 48
@@ -98,12 +100,14 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     room = None if memory is None else _room(memory, prepared, served, settings, is_recorded=record is not None)
     config = engine_config(served, settings, dtype, room, rank)
     salt = served.config.to_json().encode()
-    engine = Engine(prepared, served.tokenizer, config, salt=salt, record=record, followers=followers)
+    grammars = Grammars(served.tokenizer, Trials(served.tokenizer))
+    engine = Engine(prepared, served.tokenizer, config, salt, record, followers=followers, grammars=grammars)
     phases.end("caches")
     # meanwhile the table of tokens is built, which would hold the interpreter's lock during a step
-    engine.grammars.compile(Grammar(kind="regex", text="a"))
+    grammars.build_table()
     warm_up(engine, served.tokenizer.media_token_id, served.config.vision.image_size)
     phases.end("warm-up")
+    grammars.start_trials()
     info = {
         "model": served.config.name,
         "device": str(device),

@@ -62,7 +62,7 @@ GRAMMAR_WAIT = 0.005
 class Engine:
     """Runs requests on a model. `salt` names weights and preprocessing in the media keys.
 
-    `record` and `followers` are the runner's.
+    `record` and `followers` are the runner's. Without `grammars`, they are compiled in this process without trials.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Engine:
         record: Recorder | None = None,
         clock: Callable[[], float] = time.perf_counter,
         followers: Followers = NO_FOLLOWERS,
+        grammars: Grammars | None = None,
     ) -> None:
         self.config = config
         self.media = MediaCache(config.num_media_slots, config.host_media_bytes, salt, config.max_kept_frames)
@@ -88,7 +89,7 @@ class Engine:
         self._clock = clock
         self._measures = Measures()
         self._num_proposed = self._num_accepted = 0  # tokens, by all sequences
-        self.grammars = Grammars(tokenizer)
+        self.grammars = grammars or Grammars(tokenizer)
         self._eos_ids = frozenset(tokenizer.eos_ids)
         self._numbers = count()  # of requests, in the order in which they were received
         self._sequence_tasks: dict[str, SequenceTask] = {}
@@ -209,7 +210,9 @@ class Engine:
                 if request.sampling.beam_width:
                     return BeamAnswers(request, order, self.residents, self._eos_ids)
                 grammar = request.sampling.grammar
-                compiling = None if grammar is None else self.grammars.compile(grammar, request.prompt.salt)
+                compiling = (
+                    None if grammar is None else self.grammars.compile(grammar, request.prompt.salt, request.client)
+                )
                 return Answers(request, order, self.residents, self._eos_ids, compiling)
             case Score():
                 return Scoring(request, self._order(request), self.residents)

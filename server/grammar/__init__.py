@@ -1,7 +1,7 @@
 """Constrains answers to grammars.
 
 `compiler.py` compiles and follows them, `json_schema.py` prepares JSON schemas for that, and `schema_limits.py` refuses the
-ones that cannot be compiled.
+ones that cannot be compiled. `trial.py` compiles each grammar first, in a process of its own, which `trials.py` runs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Compiles grammars by llguidance, and follows them: a choice of strings, a regular expression or a JSON schema.
 
-A grammar is compiled once, in a thread, and copied for each answer. Its size and llguidance's counters of work are limited,
-but not the time, so that every machine accepts the same grammars. This module does not import torch.
+A grammar is compiled once, in a thread, and copied for each answer. Its size and llguidance's counters of work are limited.
+Since some grammars still take seconds and gigabytes, or crash the compiler, a process compiles each one first
+(`trials.py`). This module does not import torch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from heapq import heappop, heappush
 from itertools import count
-from typing import TYPE_CHECKING
+from threading import Lock
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -33,6 +35,8 @@ MAX_SYMBOLS = 20_000
 # limit per answer; each takes one or two kB
 MAX_STATES = 20_000
 MAX_COMPILED = 32
+# of the kinds, in messages
+NAMES = {"choice": "choice", "regex": "regular expression", "json": "JSON schema"}
 # messages do not repeat the client's grammar, and have a length that fits a log line
 LIMITS = LLParserLimits(max_grammar_size=MAX_SYMBOLS, max_lexer_states=MAX_STATES, verbose_errors=False)
 MAX_MESSAGE = 200
@@ -52,7 +56,7 @@ def check(grammar: Grammar) -> None:
     if grammar.kind == "choice" and not (grammar.choices and all(grammar.choices)):
         raise GrammarError("choice must have at least one string and no empty string")
     if (size := num_bytes(grammar)) > MAX_BYTES:
-        raise GrammarError(f"{grammar.kind} has {size} bytes, the limit is {MAX_BYTES}")
+        raise GrammarError(f"the {NAMES[grammar.kind]} has {size} bytes, the limit is {MAX_BYTES}")
 
 
 def num_bytes(grammar: Grammar) -> int:
@@ -74,23 +78,56 @@ def source(grammar: Grammar) -> str:
                 raise GrammarError(f"not a JSON schema: {error}") from None
 
 
-class Grammars:
-    """Compiles grammars for one tokenizer in a dedicated thread, the smallest first, and caches the last used ones."""
+def begin(grammar: Grammar, table: LLTokenizer) -> LLMatcher:
+    """Return the state at the grammar's beginning, with its first mask, which is the slowest one. Raises `GrammarError`."""
+    check(grammar)
+    state = LLMatcher(table, source(grammar), log_level=0, limits=LIMITS)
+    if not state.is_error():
+        state.compute_bitmask()  # copies reuse its computed states
+    if state.is_error():
+        raise GrammarError(_summary(state.get_error()))
+    return state
 
-    def __init__(self, tokenizer: PromptTokenizer, max_compiled: int = MAX_COMPILED) -> None:
+
+class Trials(Protocol):
+    """Tries a grammar where it can do no harm, and raises its `GrammarError`."""
+
+    def start(self) -> object: ...
+
+    def check(self, grammar: Grammar) -> None: ...
+
+
+class Grammars:
+    """Compiles grammars for one tokenizer in a dedicated thread, and caches the last used ones.
+
+    Clients take turns; of a client's grammars, the smallest is the first. With `trials`, each grammar is tried first.
+    """
+
+    def __init__(
+        self, tokenizer: PromptTokenizer, trials: Trials | None = None, max_compiled: int = MAX_COMPILED
+    ) -> None:
         self._tokenizer = tokenizer
+        self._trials = trials
         self._max_compiled = max_compiled
         self._thread = ThreadPoolExecutor(1, "grammars")
         self._compiled: OrderedDict[tuple[bytes, Grammar], Future[Matcher]] = OrderedDict()
-        self._waiting: list[tuple[int, int, Grammar, Future[Matcher]]] = []
-        self._numbers = count()
+        self._waiting = Waiting()
 
     @cached_property
     def _table(self) -> LLTokenizer:
         """The table of tokens. Building it holds the interpreter's lock, unlike compiling a grammar."""
         return LLTokenizer(self._tokenizer.to_json(), eos_token=list(self._tokenizer.eos_ids))
 
-    def compile(self, grammar: Grammar, salt: bytes = b"") -> Future[Matcher]:
+    def build_table(self) -> None:
+        """Build the table of tokens in the thread, so that the first grammar does not wait for it."""
+        self._thread.submit(lambda: self._table)
+
+    def start_trials(self) -> None:
+        """Start the trials in the thread, so that the first grammar does not wait for them."""
+        if self._trials is not None:
+            self._thread.submit(self._trials.start)
+
+    def compile(self, grammar: Grammar, salt: bytes = b"", client: str = "") -> Future[Matcher]:
         """Return the state at the grammar's beginning, to be copied for each answer, or its `GrammarError`.
 
         Prompts with different salts share no compiled grammar.
@@ -98,32 +135,27 @@ class Grammars:
         key = salt, grammar
         if key not in self._compiled:
             compiling = self._compiled[key] = Future[Matcher]()
-            heappush(self._waiting, (num_bytes(grammar), next(self._numbers), grammar, compiling))
-            self._thread.submit(self._compile_smallest)
+            self._waiting.add(client, grammar, compiling)
+            self._thread.submit(self._compile_next)
         self._compiled.move_to_end(key)
         if len(self._compiled) > self._max_compiled:
             self._compiled.popitem(last=False)
         return self._compiled[key]
 
-    def _compile_smallest(self) -> None:
-        _, _, grammar, compiling = heappop(self._waiting)
+    def _compile_next(self) -> None:
+        grammar, compiling = self._waiting.take()
         try:
             compiling.set_result(self._matcher(grammar))
         except GrammarError as error:
             compiling.set_exception(error)
         except BaseException:  # a panic of llguidance is not an Exception; a request must not wait for ever
             logger.exception("a grammar could not be compiled")
-            compiling.set_exception(GrammarError(f"this {grammar.kind} cannot be compiled"))
+            compiling.set_exception(GrammarError(f"this {NAMES[grammar.kind]} cannot be compiled"))
 
     def _matcher(self, grammar: Grammar) -> Matcher:
-        check(grammar)
-        state = LLMatcher(self._table, source(grammar), log_level=0, limits=LIMITS)
-        matcher = Matcher(state, self._ending(grammar))
-        if not matcher.error:
-            matcher.allowed(0)  # the slowest mask: copies reuse its computed states
-        if matcher.error:
-            raise GrammarError(matcher.error)
-        return matcher
+        if self._trials is not None:
+            self._trials.check(grammar)
+        return Matcher(begin(grammar, self._table), self._ending(grammar))
 
     def _ending(self, grammar: Grammar) -> Ending | None:
         """Return how an answer in JSON is ended; other grammars have no unbounded parts that could be cut, so None."""
@@ -137,6 +169,29 @@ class Grammars:
         num_tokens = len(self._tokenizer.encode_plain(json.dumps(words))) + PROPERTY_TOKENS * len(words) + OPEN_TOKENS
         eos = self._tokenizer.eos_ids
         return Ending(num_tokens=num_tokens, eos=eos, quote=quote, brace=brace, bracket=bracket, comma=comma)
+
+
+class Waiting:
+    """Grammars that wait for the thread: by client in turn, and the smallest of a client first."""
+
+    def __init__(self) -> None:
+        self._by_client: OrderedDict[str, list[tuple[int, int, Grammar, Future[Matcher]]]] = OrderedDict()
+        self._numbers = count()
+        self._lock = Lock()
+
+    def add(self, client: str, grammar: Grammar, compiling: Future[Matcher]) -> None:
+        with self._lock:
+            waiting = self._by_client.setdefault(client, [])
+            heappush(waiting, (num_bytes(grammar), next(self._numbers), grammar, compiling))
+
+    def take(self) -> tuple[Grammar, Future[Matcher]]:
+        """Take the next grammar; its client becomes the last in turn."""
+        with self._lock:
+            client, waiting = self._by_client.popitem(last=False)
+            *_, grammar, compiling = heappop(waiting)
+            if waiting:
+                self._by_client[client] = waiting
+            return grammar, compiling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,8 +90,8 @@ def test_a_token_that_is_not_permitted_is_an_error_and_no_end() -> None:
         (Grammar(kind="json", text='{"items":' * 300 + "{}" + "}" * 300), "recursion limit"),
         (Grammar(kind="choice", choices=()), "at least one string"),
         (Grammar(kind="choice", choices=("a", "")), "no empty string"),
-        (regex("a" * (MAX_BYTES + 1)), f"regex has {MAX_BYTES + 1} bytes, the limit is {MAX_BYTES}"),
-        (Grammar(kind="choice", choices=("é" * 1024,) * 65), f"choice has 133120 bytes, the limit is {MAX_BYTES}"),
+        (regex("a" * (MAX_BYTES + 1)), f"the regular expression has {MAX_BYTES + 1} bytes, the limit is {MAX_BYTES}"),
+        (Grammar(kind="choice", choices=("é" * 1024,) * 65), f"the choice has 133120 bytes, the limit is {MAX_BYTES}"),
         (schema({"anyOf": [{"properties": {f"k{i}": {"type": "integer"}}} for i in range(2500)]}), f"{MAX_SYMBOLS}"),
     ],
 )
@@ -126,6 +126,18 @@ def test_the_smallest_waiting_grammar_is_next(watched: Watched) -> None:
     assert [len(text) for text in watched.compiled[1:]] == sorted(len(text) for text in watched.compiled[1:])
 
 
+def test_clients_take_turns(watched: Watched) -> None:
+    running = watched.compile(regex("a" * 9), client="many")
+    futures = [watched.compile(regex("b" * length), client="many") for length in (2, 3)]
+    futures += [watched.compile(regex("c" * length), client="one") for length in (5, 4)]
+    watched.may_compile.set()
+    for future in [running, *futures]:
+        future.result(60)
+    # the thread may have taken the first one before the others came
+    order = [text for text in watched.compiled if len(text) < 9]
+    assert order in (["bb", "cccc", "bbb", "ccccc"], ["cccc", "bb", "ccccc", "bbb"])
+
+
 def test_the_grammars_used_last_are_kept(watched: Watched) -> None:
     watched.may_compile.set()
     for number in range(MAX_COMPILED):
@@ -142,7 +154,7 @@ def test_a_panic_of_the_compiler_refuses_the_grammar(monkeypatch: pytest.MonkeyP
         raise BaseException("panicked")
 
     monkeypatch.setattr("server.grammar.compiler.source", panic)
-    with pytest.raises(GrammarError, match="this regex cannot be compiled"):
+    with pytest.raises(GrammarError, match="this regular expression cannot be compiled"):
         Grammars(TOKENIZER).compile(regex("a")).result(60)
 
 

@@ -197,7 +197,7 @@ class SlowGrammars(Grammars):
 
 def with_slow_grammars(monkeypatch: pytest.MonkeyPatch) -> tuple[Client, SlowGrammars]:
     grammars = SlowGrammars()
-    monkeypatch.setattr("server.engine.engine.Grammars", lambda tokenizer: grammars)
+    monkeypatch.setattr("server.engine.engine.Grammars", lambda *_: grammars)
     return client("flamingo"), grammars
 
 

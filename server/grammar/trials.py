@@ -1,0 +1,127 @@
+"""Runs the trial process: it is started ahead of its use, killed if it does not answer, and replaced when it has ended."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+
+import msgspec
+
+from model.prompt import PromptTokenizer
+from server.grammar import GrammarError
+from server.grammar.compiler import NAMES
+from server.grammar.trial import MAX_MEMORY_BYTES, MAX_SECONDS, Setup, Verdict, decode_verdict, encode
+from server.settings import ROOT, child_environment
+from server.wire import Grammar
+
+# of the process
+MODULE = "server.grammar.trial"
+# seconds in which a loaded machine starts the process, or gives it the processor time of a grammar
+WAIT_SECONDS = 30.0
+# seconds in which a process ends after its connection is closed; then it is killed
+END_SECONDS = 1.0
+# a process that has ended for another reason than its grammar is replaced once
+ATTEMPTS = 2
+# what a grammar did to a process that ended by these signals
+REASONS: dict[int, str] = {
+    signal.SIGPROF: f"takes more than {MAX_SECONDS:g} seconds of processor time to compile",
+    signal.SIGABRT: f"takes more than {MAX_MEMORY_BYTES >> 20} MiB of memory to compile",
+    signal.SIGSEGV: "is nested too deeply to be compiled",
+}
+# errors of a process that has ended, or does not answer
+LOST = (EOFError, OSError, msgspec.DecodeError)
+
+logger = logging.getLogger(__name__)
+
+
+class Trials:
+    """Tries grammars for one tokenizer, one at a time. The calling thread waits."""
+
+    def __init__(self, tokenizer: PromptTokenizer) -> None:
+        self._setup = encode(Setup(tokenizer=tokenizer.to_json(), eos_ids=tuple(tokenizer.eos_ids)))
+        self._process: TrialProcess | None = None
+
+    def start(self) -> TrialProcess:
+        """Return the process, which is started unless it runs. Raises the errors of `LOST`."""
+        if self._process is None or self._process.has_ended:
+            self.stop()
+            self._process = TrialProcess()
+            self._process.exchange(self._setup)
+        return self._process
+
+    def check(self, grammar: Grammar) -> None:
+        """Raise `GrammarError` for a grammar that cannot be compiled within the limits."""
+        for _ in range(ATTEMPTS):
+            if (verdict := self._try(grammar)) is not None:
+                break
+        else:
+            verdict = Verdict(refusal=f"this {NAMES[grammar.kind]} cannot be compiled")
+        if verdict.unexpected:
+            logger.error("a grammar could not be compiled", extra={"kind": grammar.kind, "error": verdict.unexpected})
+        if verdict.refusal:
+            raise GrammarError(verdict.refusal)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.end()
+        self._process = None
+
+    def _try(self, grammar: Grammar) -> Verdict | None:
+        """Return the verdict on a grammar, None if the process has ended for another reason."""
+        try:
+            return decode_verdict.decode(self.start().exchange(encode(grammar)))
+        except LOST as error:
+            status = 0 if self._process is None else self._process.end()
+            reason = REASONS.get(-status, "")
+            extra = {"kind": grammar.kind, "status": status, "error": reason or type(error).__name__}
+            logger.warning("a trial process of grammars was lost", extra=extra)
+        return Verdict(refusal=f"this {NAMES[grammar.kind]} {reason}") if reason else None
+
+
+class TrialProcess:
+    """A process that answers messages, the first one when it is ready."""
+
+    def __init__(self) -> None:
+        self._connection, theirs = Pipe()
+        with theirs:
+            self._process = _start(theirs)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def exchange(self, message: bytes) -> bytes:
+        """Send a message and return the reply. Raises the errors of `LOST`, among them `TimeoutError`."""
+        self._connection.send_bytes(message)
+        if not self._connection.poll(WAIT_SECONDS):
+            raise TimeoutError
+        return self._connection.recv_bytes()
+
+    def end(self) -> int:
+        """Close the connection, wait for the end or kill the process, and return its exit status, -N for signal N."""
+        self._connection.close()
+        try:
+            return self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+
+def _start(theirs: Connection) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", MODULE, str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        env=child_environment(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1"),
+        # an interrupt from the keyboard is for the server, which ends this process
+        process_group=0,
+    )
