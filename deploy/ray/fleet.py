@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,20 @@ SHARED = frozenset(
         "require_key",
     }
 )
+# settings that the gateways apply before they know the model
+OF_GATEWAYS = frozenset(
+    {
+        "body_timeout",
+        "max_bodies_mb",
+        "max_body_mb",
+        "max_client_share",
+        "max_connections",
+        "max_import_mb",
+        "max_num_queued",
+        "request_timeout",
+        "share_caches",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +70,7 @@ class Fleet:
     models: Mapping[str, Settings]
     min_replicas: int
     max_replicas: int
-    target_requests: float
+    target_requests: int
     max_requests: int
     models_per_replica: int
     gateways: int
@@ -94,12 +109,15 @@ def model_config(settings: Settings) -> dict[str, Any]:
 
 def read_fleet(arguments: Sequence[str]) -> Fleet:
     """Read the flags of a fleet, and those of `flamboyance serve`, and prepare the models. Raises `SettingsError`."""
-    options, rest = _parser().parse_known_args(arguments)
+    parser = _parser()
+    if {"-h", "--help"} & set(arguments):
+        print(parser.format_help())  # before that of the servers' settings, which ends the program
+    options, rest = parser.parse_known_args(arguments)
     settings = read_settings(rest, PROGRAM)
     _check_shared(settings)
-    low, _, high = options.replicas.partition("-")
+    low, dash, high = options.replicas.partition("-")
     try:
-        min_replicas, max_replicas = int(low), int(high or low)
+        min_replicas, max_replicas = int(low), int(high if dash else low)
     except ValueError:
         raise SettingsError(f"--replicas: {options.replicas!r} is neither a number nor a range such as 2-8") from None
     if not 1 <= min_replicas <= max_replicas:
@@ -140,6 +158,9 @@ def _model(name: str, entry: Any, settings: Settings) -> Settings:
         raise SettingsError(f"--models: {name}: {entry!r} is not a mapping of settings")
     if shared := sorted(SHARED & entry.keys()):
         raise SettingsError(f"--models: {name}: {', '.join(shared)} cannot differ between models")
+    if applied := sorted(OF_GATEWAYS & entry.keys()):
+        hint = "the gateways apply it to all models; give it as a flag of the fleet"
+        raise SettingsError(f"--models: {name}: {', '.join(applied)} cannot differ between models: {hint}")
     values = {field: getattr(settings, field) for field in settings.model_fields_set}
     try:
         merged = Settings.model_validate({**values, "model": None, **entry, "served_model_name": name})
@@ -176,6 +197,24 @@ def _digest(*values: object) -> str:
     return hashlib.sha256(" ".join(map(str, values)).encode()).hexdigest()[:16]
 
 
+def _count(text: str) -> int:
+    """Read a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _amount(text: str) -> float:
+    """Read a finite number of at least 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
@@ -186,17 +225,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--replicas", default="2", help="number of servers, or a range to scale in, such as 2-8 (default: 2)")
-    add("--target-requests", type=float, default=8, help="target of requests per replica for scaling (default: 8)")
-    add("--max-requests", type=int, default=64, help="maximum requests of one replica (default: 64)")
+    add("--target-requests", type=_count, default=8, help="target of requests per replica for scaling (default: 8)")
+    add("--max-requests", type=_count, default=64, help="maximum requests of one replica (default: 64)")
     add(
         "--models",
         type=Path,
         help="YAML file of several models: names, each with its settings; the first is the default",
     )
-    add("--models-per-replica", type=int, default=2, help="maximum models in one replica (default: 2)")
-    add("--gateways", type=int, default=2, help="number of processes that pass requests on (default: 2)")
+    add("--models-per-replica", type=_count, default=2, help="maximum models in one replica (default: 2)")
+    add("--gateways", type=_count, default=2, help="number of processes that pass requests on (default: 2)")
     add("--routing", choices=get_args(Routing), default="affinity", help="how replicas are chosen (default: affinity)")
-    add("--cpus", type=float, default=0, help="processors that Ray reserves for a replica (default: 0)")
-    add("--gpus", type=float, default=0, help="GPUs that Ray reserves for a replica (default: 0)")
+    add("--cpus", type=_amount, default=0, help="processors that Ray reserves for a replica (default: 0)")
+    add("--gpus", type=_amount, default=0, help="GPUs that Ray reserves for a replica (default: 0)")
     add("--generation", default="", help="any text: when it changes, an update replaces all replicas one by one")
     return parser

@@ -229,13 +229,16 @@ class Gateway:
 
 
 async def _ask(deployment: DeploymentHandle[Any], method: str) -> list[Coroutine[Any, Any, Any]]:
-    """Call a method of all replicas of a deployment, and return their answers to await, see `_answer_of`."""
+    """Call a method of all replicas of a deployment, and return their answers to await, see `_answer_of`.
+
+    If none of them can be reached, the only answer is None.
+    """
     broadcast = deployment.broadcast(method)
     try:
         # Ray's public `results_async` returns all results or none: one replica that hangs would hide those of the rest
         results = await asyncio.wait_for(broadcast._fetch_replica_results_async(), FLEET_SECONDS)
     except (TimeoutError, DeploymentUnavailableError):
-        return []
+        return [asyncio.sleep(0)]
     return [_answer_of(result) for result in results]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from deploy.ray.fleet import Fleet, read_fleet
 from model.folder import save_folder
+from server.settings import SettingsError
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
 CONFIG = CONFIGS["openflamingo"]
@@ -54,3 +55,47 @@ def test_what_an_update_replaces(folder: Path, flags: list[str], expected: list[
 def test_a_larger_fleet_lets_more_requests_wait_in_its_running_gateways(folder: Path) -> None:
     small, large = [fleet(folder, "--replicas", number, "--max-num-queued", "8") for number in ("2", "2-6")]
     assert (small.gateway_config["max_waiting"], large.gateway_config["max_waiting"]) == (16, 48)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--gateways", "0"],
+        ["--max-requests", "-3"],
+        ["--models-per-replica", "1.5"],
+        ["--target-requests", "nan"],
+        ["--cpus", "-1"],
+        ["--gpus", "inf"],
+    ],
+    ids=str,
+)
+def test_a_number_that_makes_no_fleet_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        fleet(folder, *flags)
+    assert ended.value.code == 2
+    assert f"argument {flags[0]}: {flags[1]!r} is not a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("replicas", ["2-", "-2", "0", "3-2", "two"])
+def test_a_wrong_number_of_replicas_is_refused(folder: Path, replicas: str) -> None:
+    with pytest.raises(SettingsError, match="--replicas: "):
+        fleet(folder, f"--replicas={replicas}")
+
+
+def test_a_model_has_no_limits_of_gateways(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text(f"mine: {{model: {folder}, max_body_mb: 200, share_caches: true}}\n")
+    with pytest.raises(
+        SettingsError, match="mine: max_body_mb, share_caches cannot differ between models: the gateways"
+    ):
+        read_fleet(["--database", DATABASE, "--models", str(file)])
+
+
+def test_the_help_has_the_flags_of_the_fleet_and_of_the_servers(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read_fleet(["--help"])
+    output = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert all(f"\n  {flag} " in output for flag in ("--replicas", "--gateways", "--max-body-mb"))

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -18,6 +18,7 @@ from starlette.types import Message
 from deploy.ray.affinity import ranked
 from deploy.ray.application import Application
 from deploy.ray.call import Call
+from deploy.ray.gateway import _ask
 from server.access.quotas import Limits
 from server.access.roles import Role
 from server.app import create_app
@@ -383,3 +384,17 @@ class TestAReplicaThatHangs:
         fleet.replicas.states["b"] = "hung"
         ready = await (await fleet.client("")).get("/health/ready")
         assert (ready.status_code, ready.json()) == (503, {"status": "starting"})
+
+
+class Unreachable:
+    """A deployment whose replicas cannot even be listed in time."""
+
+    def broadcast(self, method: str) -> Unreachable:
+        return self
+
+    async def _fetch_replica_results_async(self) -> list[Any]:
+        raise TimeoutError
+
+
+async def test_a_deployment_that_cannot_be_reached_is_silent() -> None:
+    assert [await answer for answer in await _ask(cast(Any, Unreachable()), "metrics")] == [None]
