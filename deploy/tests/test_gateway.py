@@ -18,7 +18,6 @@ from starlette.types import Message
 from deploy.ray.affinity import ranked
 from deploy.ray.application import Application
 from deploy.ray.call import Call
-from deploy.ray.gateway import _ask
 from server.access.quotas import Limits
 from server.access.roles import Role
 from server.app import create_app
@@ -34,7 +33,7 @@ with warnings.catch_warnings():  # of Ray's own modules
     from ray.exceptions import RayActorError
 
     from deploy.ray import gateway
-    from deploy.ray.gateway import Gateway
+    from deploy.ray.gateway import Gateway, _ask
     from deploy.ray.replica import REPLICA_HEADER
 
 pytestmark = pytest.mark.anyio
