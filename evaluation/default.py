@@ -12,9 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from evaluation.held_out import ROUNDS
 from evaluation.intervals import Share, difference_to_best, share
 from evaluation.loading import load_served
 from evaluation.naming import Naming, perplexity
+from evaluation.pool import process_pool
 from model.folder import load_folder
 from model.likeness import load_likeness
 from model.prior import load_prior
@@ -82,8 +81,7 @@ def binding_table(catalogue: Catalogue, options: Options, folder: Path) -> Answe
         (catalogue.photographs, ROUNDS),
         (catalogue.held_out_kinds, KIND_ROUNDS),
     )
-    initial_arguments = (folder, options)
-    with ProcessPoolExecutor(options.processes, get_context("spawn"), _initialise, initial_arguments) as pool:
+    with process_pool(options.processes, _initialise, folder, options) as pool:
         for domain, (categories, rounds_by_ways) in zip(DOMAINS, domains, strict=True):
             for ways, rounds in rounds_by_ways.items() if domain in options.domains else ():
                 episodes = sample_episodes(categories, ways, max(rounds), options.episodes, options.seed)
@@ -104,7 +102,6 @@ _process_binding: list[Binding] = []
 
 
 def _initialise(folder: Path, options: Options) -> None:
-    torch.set_num_threads(1)
     model, tokenizer = load_served(folder, options.dtype, options.weight_format)
     _process_binding.append(
         Binding(model, tokenizer, Catalogue(options.data), load_likeness(folder), load_prior(folder))

@@ -16,17 +16,15 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import NamedTuple, TypeAlias
-
-import torch
 
 from evaluation.binding import Binding, Episode, sample_episodes
 from evaluation.default import SEED
 from evaluation.intervals import difference_to_best, share
 from evaluation.loading import load_served
+from evaluation.pool import process_pool
 from model.config import AlonePositions
 from model.prompt import ShotsAttend
 from model.zoo.default import prepare
@@ -86,7 +84,6 @@ _process_binding: list[Binding] = []
 
 
 def _initialise(options: Options) -> None:
-    torch.set_num_threads(1)
     _process_binding.append(Binding(*load_served(options.model, options.dtype), Catalogue(options.data)))
 
 
@@ -157,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = Options(**{**values, "model": values["model"] or prepare()})
     catalogue = Catalogue(options.data)
     rows = []
-    with ProcessPoolExecutor(options.processes, get_context("spawn"), _initialise, (options,)) as pool:
+    with process_pool(options.processes, _initialise, options) as pool:
         for name, categories in (("drawings", catalogue.held_out_labels), ("photographs", catalogue.photographs)):
             episodes = sample_episodes(categories, WAYS, max(ROUNDS), options.episodes, SEED)
             answers = list(answer_all(name, episodes, options, pool))

@@ -15,10 +15,8 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
@@ -30,6 +28,7 @@ from evaluation.binding import MEAN_IMAGE, TEMPLATE, Binding, Episode, nearest_m
 from evaluation.default import SEED
 from evaluation.intervals import share
 from evaluation.loading import load_served
+from evaluation.pool import process_pool
 from model.flamingo import Flamingo
 from model.prompt import PromptTokenizer
 from model.zoo.default import prepare
@@ -122,7 +121,6 @@ _process_stages: list[Stages] = []
 
 
 def _initialise(options: Options) -> None:
-    torch.set_num_threads(1)
     model, tokenizer = load_served(options.model, options.dtype)
     discriminants = fit_discriminants(options.data, model.config.resampler.dim, model.vision.kin)
     _process_stages.append(Stages(model, tokenizer, Catalogue(options.data), discriminants))
@@ -149,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = Options(**{**values, "model": values["model"] or prepare()})
     catalogue = Catalogue(options.data)
     rows: dict[str, dict[str, list[bool]]] = {}
-    with ProcessPoolExecutor(options.processes, get_context("spawn"), _initialise, (options,)) as pool:
+    with process_pool(options.processes, _initialise, options) as pool:
         for name, categories in (("drawings", catalogue.held_out_labels), ("photographs", catalogue.photographs)):
             episodes = sample_episodes(categories, WAYS, max(ROUNDS), options.episodes, SEED)
             for num_rounds in ROUNDS:
