@@ -167,7 +167,8 @@ class AsyncSupportSets:
         """Add examples, and replace those whose ids exist."""
         return await self._send(await asyncio.to_thread(self._calls.put, name, examples, expected_version))
 
-    async def remove(self, name: str, ids: Sequence[str], *, expected_version: int | None = None) -> SupportSet:
+    async def remove(self, name: str, ids: str | Sequence[str], *, expected_version: int | None = None) -> SupportSet:
+        """Remove examples by their ids. A text is one id."""
         return await self._send(self._calls.remove(name, ids, expected_version))
 
     async def examples(

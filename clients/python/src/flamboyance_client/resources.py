@@ -164,7 +164,8 @@ class SupportSets:
         """Add examples, and replace those whose ids exist."""
         return self._send(self._calls.put(name, examples, expected_version))
 
-    def remove(self, name: str, ids: Sequence[str], *, expected_version: int | None = None) -> SupportSet:
+    def remove(self, name: str, ids: str | Sequence[str], *, expected_version: int | None = None) -> SupportSet:
+        """Remove examples by their ids. A text is one id."""
         return self._send(self._calls.remove(name, ids, expected_version))
 
     def examples(

@@ -84,8 +84,8 @@ class SupportSetCalls:
             {"examples": [with_media(example) for example in examples], **expected},
         )
 
-    def remove(self, name: str, ids: Sequence[str], expected_version: int | None) -> Call[SupportSet]:
-        query = _query(id=",".join(ids), expected_version=expected_version)
+    def remove(self, name: str, ids: str | Sequence[str], expected_version: int | None) -> Call[SupportSet]:
+        query = _query(id=_joined(ids), expected_version=expected_version)
         path = resource_path("support_sets", name, "examples")
         return Call(method="DELETE", path=path, query=query, read=json_reader(SupportSet.parse))
 
@@ -178,6 +178,14 @@ def resource_path(*segments: str) -> str:
         if segment in ("", ".", ".."):
             raise ValueError(f"{segment!r} is not a name or id")
     return "/v1/" + "/".join(quote(segment, safe="") for segment in segments)
+
+
+def _joined(ids: str | Sequence[str]) -> str:
+    """Return the ids of examples as they are sent; a text is one id. Raises `ValueError` for a list in a text."""
+    several = [ids] if isinstance(ids, str) else ids
+    if wrong := [example_id for example_id in several if "," in example_id]:
+        raise ValueError(f"{wrong[0]!r} is not the id of an example; several ids are a list")
+    return ",".join(several)
 
 
 def _query(**values: str | int | None) -> dict[str, str | int]:
