@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ COLOURS = ("red", "green", "blue")
 SET = {"id": "ss_1", "name": "pets", "version": 1, "num_examples": 3}
 MEDIA = {"id": "img_1", "object": "image", "bytes": 9, "width": 2, "height": 1, "frames": 1}
 COMPLETION = {"id": "cmpl-1", "model": "tiny", "choices": [{"index": 0, "text": "cat"}]}
+ARCHIVE = b"PK and more"
 STREAM = f"data: {json.dumps(COMPLETION)}\n\ndata: [DONE]\n\n"
 
 
@@ -121,6 +124,67 @@ def test_a_download_that_ends_early_leaves_the_file_as_it_was(tmp_path: Path) ->
     with Client("http://server", transport=transport) as client, pytest.raises(TransportError):
         client.support_sets.export("pets", tmp_path)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("pets.zip", b"an earlier one")]
+
+
+def archive(request: httpx.Request) -> httpx.Response:
+    return httpx.Response(200, content=ARCHIVE)
+
+
+def test_two_exports_to_one_path_do_not_disturb_each_other(tmp_path: Path) -> None:
+    both_have_begun = threading.Barrier(2)
+
+    class Slow(httpx.SyncByteStream):
+        def __init__(self, content: bytes) -> None:
+            self._content = content
+
+        def __iter__(self) -> Iterator[bytes]:
+            for start in (0, 2):
+                both_have_begun.wait(10)
+                yield self._content[start : start + 2]
+
+    contents = [b"abcd", b"wxyz"]
+    remaining = iter(contents)
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Slow(next(remaining))))
+    (tmp_path / "pets.zip.part").write_bytes(b"of the user")
+    with Client("http://server", transport=transport) as client, ThreadPoolExecutor() as threads:
+        for path in threads.map(lambda _: client.support_sets.export("pets", tmp_path / "pets.zip"), contents):
+            assert path.read_bytes() in contents
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pets.zip", "pets.zip.part"]
+    assert (tmp_path / "pets.zip.part").read_bytes() == b"of the user"
+
+
+def test_an_export_is_written_into_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    with Client("http://server", transport=httpx.MockTransport(archive)) as client, ThreadPoolExecutor() as threads:
+        received = threads.submit(pipe.read_bytes)
+        client.support_sets.export("pets", pipe)
+        assert received.result(10) == ARCHIVE
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_an_export_replaces_the_file_of_a_link(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "1.zip").write_bytes(b"an earlier one")
+    for name, target in (("pets.zip", "1.zip"), ("new.zip", "2.zip")):
+        (link := tmp_path / name).symlink_to(Path("files") / target)
+        with Client("http://server", transport=httpx.MockTransport(archive)) as client:
+            client.support_sets.export("pets", link)
+        assert link.is_symlink()
+        assert (tmp_path / "files" / target).read_bytes() == ARCHIVE
+    assert len(list((tmp_path / "files").iterdir())) == 2
+
+
+def test_an_error_names_the_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    with Client("http://server", transport=httpx.MockTransport(archive)) as client:
+        with pytest.raises(FileNotFoundError) as caught:
+            client.support_sets.export("pets", tmp_path / "nowhere" / "pets.zip")
+        assert caught.value.filename == str(tmp_path / "nowhere")
+        (tmp_path / "pets.zip").mkdir()
+        (tmp_path / "pets.zip" / "pets.zip").mkdir()
+        with pytest.raises(IsADirectoryError) as refused:
+            client.support_sets.export("pets", tmp_path / "pets.zip")
+        assert refused.value.filename == str(tmp_path / "pets.zip" / "pets.zip")
 
 
 def sent(status: int, path: Path, is_async: bool) -> list[httpx.Request]:

@@ -174,7 +174,10 @@ class SupportSets:
         return self._send(self._calls.examples(name, version, limit, after))
 
     def export(self, name: str, path: str | Path, *, version: int | None = None) -> Path:
-        """Save a version of a set with its media as one file, and return its path. In a folder it has the set's name."""
+        """Save a version of a set with its media as one file, and return its path. In a folder it has the set's name.
+
+        A file that exists is replaced when the new one is complete. A pipe or a device is written to.
+        """
         file = archive_path(path, name)
         self._download(self._calls.export(name, version), file)
         return file

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Never
+from typing import BinaryIO, Never
+from uuid import uuid4
 from zipfile import BadZipFile, ZipFile
 
 from tqdm.auto import tqdm
@@ -33,19 +35,45 @@ async def read_file_async(path: Path) -> AsyncIterator[bytes]:
 
 @contextmanager
 def written_file(path: Path) -> Iterator[Callable[[bytes], None]]:
-    """Yield a function that writes pieces of a file, which has its name only when it is complete."""
-    unfinished = path.with_name(path.name + ".part")
+    """Yield a function that writes pieces of a file, which has its name only when it is complete.
+
+    A link stays, and the file that it leads to is replaced. A pipe or a device is written to as it is.
+    """
+    with _opened(path) as file, _progress_bar(path, None) as bar:
+
+        def write(piece: bytes) -> None:
+            file.write(piece)
+            bar.update(len(piece))
+
+        yield write
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    unfinished = target.with_name(f".{uuid4().hex}.part")
+    with _errors_about(target.parent):
+        file = unfinished.open("xb")
     try:
-        with unfinished.open("wb") as file, _progress_bar(path, None) as bar:
-
-            def write(piece: bytes) -> None:
-                file.write(piece)
-                bar.update(len(piece))
-
-            yield write
-        unfinished.replace(path)
+        with file:
+            yield file
+        with _errors_about(path):
+            unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def _errors_about(path: Path) -> Iterator[None]:
+    """Give errors the name of this file or folder in place of one that the caller does not know."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def archive_path(path: str | Path, name: str) -> Path:

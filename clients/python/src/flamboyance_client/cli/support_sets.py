@@ -217,6 +217,8 @@ def export(
     with connected(url, api_key) as client:
         path = client.support_sets.export(name, file, version=version)
         size = path.stat().st_size
+    if not path.is_file():
+        return  # a pipe, which may be stdout, or a device
     if json:
         print_json({"file": str(path), "bytes": size})
     else:
