@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from flamboyance_client import Client
-from tests.clients.python.test_stored import SET, exchange
+import numpy as np
+import pytest
+from PIL import Image
+
+from flamboyance_client import Client, SupportSet, example, image
+from flamboyance_client.api import Api
+from flamboyance_client.batches import checked_queries
+from flamboyance_client.curation import checked_pool
+from flamboyance_client.stored import SupportSetCalls
+from tests.clients.python.test_stored import SET, Send, exchange
+
+PICTURE = np.zeros((4, 5, 3), np.uint8)
+PART = image(PICTURE)
+EXAMPLE = example("img_1", label="cat")
 
 
 def test_a_text_is_one_id() -> None:
@@ -17,3 +29,47 @@ def test_a_text_is_one_id() -> None:
 def test_several_ids_in_a_text_are_refused() -> None:
     with Client("http://nowhere") as client, pytest.raises(ValueError, match="'a,b' is not the id of an example"):
         client.support_sets.remove("pets", "a,b")
+
+
+@pytest.mark.parametrize(
+    ("send", "expected"),
+    [
+        (lambda c: c.complete(PART), "a prompt is a text, token ids or a list of parts, such as .*, not one dict"),
+        (lambda c: c.complete(b"This is a"), "a prompt is a text, .* not one bytes"),
+        (lambda c: c.complete(PICTURE), "a prompt is a text, .* not one ndarray"),
+        (lambda c: c.inspect(PART), "a prompt is a text, .* not one dict"),
+        (lambda c: c.score("This is a", "cat"), r"candidates must be a list .* such as \["),
+        (lambda c: c.embed(PART), "the input must be a text or a list of texts or parts, .* not one dict"),
+        (lambda c: c.embed(b"GIF89a"), "the input must be a text or a list .* not one bytes"),
+        (lambda c: c.classify("img_1", shots=EXAMPLE), "shots must be a list, such as"),
+        (lambda c: c.classify_many(PICTURE, examples="pets"), r"queries must be a list, which media_files\(folder\)"),
+        (lambda c: c.support_sets.suggest("pets", PICTURE), "a pool must be a list"),
+        (lambda c: c.support_sets.put("pets", EXAMPLE), "examples must be a list, such as"),
+        (lambda c: c.support_sets.create(examples=EXAMPLE), "examples must be a list, such as"),
+        (lambda c: c.support_sets.get(SupportSet.parse(SET)), "a name or an id, such as support_set.id, not a Supp"),
+        (lambda c: c.support_sets.export(SupportSet.parse(SET), "."), "such as support_set.id, not a SupportSet"),
+    ],
+)
+def test_one_item_in_place_of_a_list_is_refused(send: Send, expected: str) -> None:
+    with Client("http://nowhere") as client, pytest.raises(TypeError, match=expected):
+        send(client)
+
+
+@pytest.mark.parametrize("single", ["a.png", b"GIF89a", PICTURE, PICTURE[:, :, 0], Image.new("L", (2, 2)), PART])
+def test_one_image_is_not_many(single: Any) -> None:
+    with pytest.raises(TypeError, match="queries must be a list"):
+        checked_queries(single, 1)
+    with pytest.raises(TypeError, match="a pool must be a list"):
+        checked_pool(single)
+
+
+def test_an_array_may_be_a_list() -> None:
+    assert len(checked_queries(np.zeros((3, 4, 5, 3), np.uint8), 1)) == 3
+    assert checked_pool(np.array(["a.png", "b.png"])) == ["a.png", "b.png"]
+    assert checked_queries((name for name in ("a.png", "b.png")), 1) == ["a.png", "b.png"]
+
+
+def test_lists_are_taken_as_they_are() -> None:
+    assert Api().embed("a", {}).body == {"input": ["a"]}
+    assert Api().score("a", ("cat", [1]), {}).body == {"prompt": "a", "candidates": ["cat", [1]]}
+    assert SupportSetCalls().put("pets", (EXAMPLE,), None).body == {"examples": [EXAMPLE]}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import mimetypes
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
@@ -94,7 +96,7 @@ def test_a_pil_image_whose_orientation_cannot_be_read_is_sent_as_it_is() -> None
     assert Image.open(io.BytesIO(decoded_image(original)[1])).tobytes() == original.tobytes()
 
 
-@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L", "I;16N"])
 def test_a_pil_image_of_16_bits_keeps_them(mode: str) -> None:
     original = Image.new(mode, (4, 3), 0x1234)
     assert Image.open(io.BytesIO(decoded_image(original)[1])).getpixel((2, 2)) == 0x1234
@@ -144,6 +146,20 @@ def test_the_name_of_a_file_is_no_text(name: str) -> None:
         with pytest.raises(ValueError, match=r"is the name of a file: (image|video)\("):
             to_wire(prompt)
     assert to_wire([text(name)]) == [text(name)]
+
+
+def test_a_text_need_not_be_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    def guess_type(url: str) -> tuple[str | None, None]:
+        urlsplit(url)  # as Python does since 3.12
+        return types.get(Path(url).suffix), None
+
+    types = {".png": "image/png"}
+    monkeypatch.setattr(mimetypes, "guess_type", guess_type)
+    for value in ("//[1] see", "http://[x is broken", "data://[1] see"):
+        assert to_wire(value) == value
+    for value in ("https://a.org/[1]/cat.png", "data:image/png;base64,AA/A"):
+        with pytest.raises(ValueError, match="is the name of a file"):
+            to_wire(value)
 
 
 def test_a_text_may_mention_a_file(tmp_path: Path) -> None:

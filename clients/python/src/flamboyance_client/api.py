@@ -23,7 +23,7 @@ from flamboyance_client.options import (
     Options,
     ScoreOptions,
 )
-from flamboyance_client.prompt import Part, Prompt, checked_text, to_wire
+from flamboyance_client.prompt import Part, Prompt, checked_list, checked_text, to_wire
 from flamboyance_client.records import Classification, Score, SupportSet, scores, vectors
 from flamboyance_client.replies import Completion, Health, Json, Model, parse_models
 from flamboyance_client.retries import retry_after, should_retry
@@ -36,6 +36,9 @@ NO_EXAMPLES = (
     "examples is None: leave it out, or pass a support set; the recommendation of an evaluation that recommends nothing is "
     "None, and then the support set can be passed itself: examples=evaluation.recommendation or support_set"
 )
+CANDIDATES = 'candidates must be a list of texts or of lists of token ids, such as ["cat", "dog"]'
+INPUTS = "the input must be a text or a list of texts or parts, such as [image(...)]"
+SHOTS = "shots must be a list, such as [example(...)]"
 WRONG_SERVER = "Is this the address of a Flamboyance server?"
 
 
@@ -87,12 +90,12 @@ class Api:
     def score(
         self, prompt: Prompt, candidates: Sequence[str | Sequence[int]], options: ScoreOptions
     ) -> Call[tuple[Score, ...]]:
-        fields = {"prompt": to_wire(prompt), "candidates": list(candidates)}
+        fields = {"prompt": to_wire(prompt), "candidates": checked_list(candidates, CANDIDATES)}
         return self._post("/v1/score", fields, checked_options(ScoreOptions, options), scores)
 
     def embed(self, inputs: str | Sequence[str | Part], options: EmbedOptions) -> Call[tuple[tuple[float, ...], ...]]:
         """Embed either texts or media, whose vectors are in different spaces."""
-        items = [inputs] if isinstance(inputs, str) else inputs
+        items = [inputs] if isinstance(inputs, str) else checked_list(inputs, INPUTS)
         parts = [checked_text(item) if isinstance(item, str) else item for item in items]
         return self._post("/v1/embeddings", {"input": parts}, checked_options(EmbedOptions, options), vectors)
 
@@ -134,7 +137,7 @@ def _shot_options(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options as `checked_selection` does, with shots in the form of the API."""
     fields = checked_selection(kind, options)
     if "shots" in fields:
-        fields["shots"] = [with_media(shot) for shot in fields["shots"]]
+        fields["shots"] = [with_media(shot) for shot in checked_list(fields["shots"], SHOTS)]
     return fields
 
 

@@ -28,16 +28,21 @@ def encode_png(array: Array) -> bytes:
     Raises `ValueError` for another shape or dtype.
     """
     shape = tuple(array.shape)
-    is_colour = len(shape) == 3 and shape[2] == 3
-    if str(array.dtype) != "uint8" or not (is_colour or len(shape) == 2) or 0 in shape:
+    if str(array.dtype) != "uint8" or not is_picture(array) or 0 in shape:
         raise ValueError(
             f"an array of dtype {array.dtype} and shape {list(shape)} is not an image: "
             "expected dtype uint8 and shape [height, width, 3] or [height, width]"
         )
     height, width = shape[:2]
-    header = struct.pack(">IIBBBBB", width, height, 8, COLOUR if is_colour else GREY, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, COLOUR if len(shape) == 3 else GREY, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(_rows(array, height), COMPRESSION)), (b"IEND", b""))
     return SIGNATURE + b"".join(_chunk(name, data) for name, data in chunks)
+
+
+def is_picture(array: Array) -> bool:
+    """Return whether an array has the shape of one image."""
+    shape = tuple(array.shape)
+    return len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)
 
 
 def _rows(array: Array, height: int) -> bytes:

@@ -181,8 +181,9 @@ class AsyncSupportSets:
 
         A file that exists is replaced when the new one is complete. A pipe or a device is written to.
         """
+        call = self._calls.export(name, version)
         file = archive_path(path, name)
-        await self._download(self._calls.export(name, version), file)
+        await self._download(call, file)
         return file
 
     async def import_(self, path: str | Path, *, name: str | None = None, exist_ok: bool = False) -> SupportSet:

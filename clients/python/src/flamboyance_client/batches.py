@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from flamboyance_client.errors import ApiError, FlamboyanceError, NotAuthorised, NotConnected, QueriesFailed
 from flamboyance_client.fewshot import AnyQuery
+from flamboyance_client.prompt import checked_list
 from flamboyance_client.records import Classification
 
 Outcome = Classification | Exception
@@ -27,16 +28,16 @@ Done = SimpleQueue[tuple[int, Outcome] | BaseException]
 CONCURRENCY = 8
 # httpx opens at most so many connections to a server.
 MAX_CONCURRENCY = 100
+QUERIES = "queries must be a list, which media_files(folder) returns of the images and videos in a folder"
 FAILURES = (FlamboyanceError, OSError, TypeError, ValueError)
 
 
 def checked_queries(queries: Iterable[AnyQuery], concurrency: int) -> list[AnyQuery]:
     """Return the queries as a list. Raises `TypeError` for a single query, and `ValueError` for a wrong concurrency."""
-    if isinstance(queries, str | bytes | Path | Mapping):
-        raise TypeError("queries must be a list; media_files(folder) returns one of the images and videos in a folder")
+    items = checked_list(queries, QUERIES)
     if not 1 <= concurrency <= MAX_CONCURRENCY:
         raise ValueError(f"concurrency must be 1 to {MAX_CONCURRENCY}, not {concurrency}")
-    return list(queries)
+    return items
 
 
 def run_all(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 from flamboyance_client.errors import UnexpectedReply
 from flamboyance_client.fewshot import QueryMedia
+from flamboyance_client.prompt import checked_list
 from flamboyance_client.replies import Json, required
 
+POOL = "a pool must be a list, which media_files(folder) returns of the images and videos in a folder"
 Entry = TypeVar("Entry", bound="Finding")
 
 
@@ -169,6 +170,4 @@ def _suggestion(values: Json, pool: Sequence[QueryMedia]) -> Suggestion:
 
 def checked_pool(pool: Sequence[QueryMedia]) -> list[QueryMedia]:
     """Return the media as a list. Raises `TypeError` for a single path or image."""
-    if isinstance(pool, str | bytes | Path | Mapping):
-        raise TypeError("a pool must be a list; media_files(folder) returns one of the images and videos in a folder")
-    return list(pool)
+    return checked_list(pool, POOL)

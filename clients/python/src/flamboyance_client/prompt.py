@@ -11,11 +11,11 @@ import base64
 import io
 import mimetypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NotRequired, Protocol, TypedDict, TypeGuard
+from typing import Any, Literal, NotRequired, Protocol, TypedDict, TypeGuard, TypeVar
 
-from flamboyance_client.arrays import Array, encode_png
+from flamboyance_client.arrays import Array, encode_png, is_picture
 from flamboyance_client.orientation import upright
 
 
@@ -69,6 +69,7 @@ class PilImage(Protocol):
     def convert(self, mode: str) -> PilImage: ...
 
 
+Item = TypeVar("Item")
 Media = str | Path | bytes | PilImage | Array
 
 _URL_SCHEMES = ("data:", "http://", "https://")
@@ -90,6 +91,8 @@ _SIGNATURES = (
     (4, b"ftyp", "video/mp4"),
     (0, b"\x1a\x45\xdf\xa3", "video/webm"),
 )
+# with another order of bytes, in which PNG cannot be written
+_OTHER_16_BITS = {"I;16L", "I;16N"}
 _PNG_MODES = {"1", "L", "LA", "I;16", "I;16B", "P", "RGB", "RGBA"}
 
 
@@ -147,16 +150,36 @@ def shot(media: Media | ImagePart | VideoPart, answer: str, *, end: bool = True)
 def to_wire(prompt: Prompt) -> str | list[Part | int]:
     if isinstance(prompt, str):
         return checked_text(prompt)
-    return [text(checked_text(part)) if isinstance(part, str) else part for part in prompt]
+    parts = checked_list(prompt, 'a prompt is a text, token ids or a list of parts, such as [image(...), "This is a"]')
+    return [text(checked_text(part)) if isinstance(part, str) else part for part in parts]
+
+
+def checked_list(items: Iterable[Item], expected: str) -> list[Item]:
+    """Return the items as a list.
+
+    Raises `TypeError`, whose message begins with what is expected, for one item: its own elements would count as items.
+    """
+    single = isinstance(items, str | bytes | bytearray | memoryview | Path | Mapping) or is_pil(items)
+    if single or (is_array(items) and is_picture(items)):
+        raise TypeError(f"{expected}, not one {type(items).__name__}")
+    return list(items)
 
 
 def checked_text(value: str) -> str:
     """Return a text. Raises `ValueError` for the name of an image or a video: the model would read the name."""
-    kind = mimetypes.guess_type(value)[0] or ""
+    kind = _named_type(value)
     if kind.startswith(("image/", "video/")) and (len(value.split()) == 1 or os.path.exists(value)):
         show = kind.partition("/")[0]
         raise ValueError(f"{value!r} is the name of a file: {show}({value!r}) shows the file, text({value!r}) its name")
     return value
+
+
+def _named_type(value: str) -> str:
+    """Return the media type that a path or a URL shows. Of other URLs than `data:` only the name of the file counts."""
+    if value.startswith("data:"):
+        return value.removeprefix("data:").partition(",")[0].partition(";")[0]
+    # the rest may be no URL, and then guess_type raises an error
+    return mimetypes.guess_type(value.rpartition("/")[2])[0] or ""
 
 
 def is_url(source: Media) -> TypeGuard[str]:
@@ -215,5 +238,7 @@ def _png(image: PilImage) -> bytes:
     if image.mode in ("I", "F"):
         raise ValueError(f"a PIL image of mode {image.mode} has no defined white: convert it to L, I;16 or RGB first")
     stream, image = io.BytesIO(), upright(image)
+    if image.mode in _OTHER_16_BITS:
+        image = image.convert("I").convert("I;16")
     (image if image.mode in _PNG_MODES else image.convert("RGB")).save(stream, format="PNG")
     return stream.getvalue()

@@ -178,8 +178,9 @@ class SupportSets:
 
         A file that exists is replaced when the new one is complete. A pipe or a device is written to.
         """
+        call = self._calls.export(name, version)
         file = archive_path(path, name)
-        self._download(self._calls.export(name, version), file)
+        self._download(call, file)
         return file
 
     def import_(self, path: str | Path, *, name: str | None = None, exist_ok: bool = False) -> SupportSet:

@@ -14,13 +14,14 @@ from flamboyance_client.curation import Diagnostics, Suggestions, checked_pool
 from flamboyance_client.evaluations import Evaluation
 from flamboyance_client.fewshot import AnyQuery, Example, QueryMedia, as_query, with_media
 from flamboyance_client.options import EvaluateOptions, NewSet, SearchOptions, SetChanges, SuggestOptions, WarmOptions
-from flamboyance_client.prompt import Media, encode_media, is_url
+from flamboyance_client.prompt import Media, checked_list, encode_media, is_url
 from flamboyance_client.records import Page, StoredExample, StoredMedia, SupportSet, is_deleted
 from flamboyance_client.transfers import ARCHIVE_TYPE
 
 PAGE = 100
 # the options of an evaluation of which a single value stands for a list
 LISTS = frozenset({"k", "strategies", "methods", "controls", "seeds"})
+EXAMPLES = "examples must be a list, such as [example(...)]"
 # the code of the error for a name that another support set has
 NAME_TAKEN = "name_taken"
 
@@ -59,7 +60,7 @@ class SupportSetCalls:
     def create(self, fields: NewSet) -> Call[SupportSet]:
         sent = checked_options(NewSet, fields)
         if "examples" in sent:
-            sent["examples"] = [with_media(example) for example in sent["examples"]]
+            sent["examples"] = list(map(with_media, checked_list(sent["examples"], EXAMPLES)))
         return _created("/v1/support_sets", sent)
 
     def get(self, name: str, version: int | None) -> Call[SupportSet]:
@@ -81,7 +82,7 @@ class SupportSetCalls:
         expected = {} if expected_version is None else {"expected_version": expected_version}
         return _created(
             resource_path("support_sets", name, "examples"),
-            {"examples": [with_media(example) for example in examples], **expected},
+            {"examples": list(map(with_media, checked_list(examples, EXAMPLES))), **expected},
         )
 
     def remove(self, name: str, ids: str | Sequence[str], expected_version: int | None) -> Call[SupportSet]:
@@ -173,8 +174,13 @@ def _created(path: str, body: dict[str, Any]) -> Call[SupportSet]:
 
 
 def resource_path(*segments: str) -> str:
-    """Return the path of a resource. Raises `ValueError` for a name or an id that would change the rest of the path."""
+    """Return the path of a resource.
+
+    Raises `ValueError` for a name or an id that would change the rest of the path, and `TypeError` for another object.
+    """
     for segment in segments:
+        if not isinstance(segment, str):
+            raise TypeError(f"expected a name or an id, such as support_set.id, not a {type(segment).__name__}")
         if segment in ("", ".", ".."):
             raise ValueError(f"{segment!r} is not a name or id")
     return "/v1/" + "/".join(quote(segment, safe="") for segment in segments)
