@@ -2,6 +2,7 @@
 
 A new set gets its name when it is complete: until then it has none, and expires if the upload is interrupted. An existing
 set is changed to have the examples of the source: new ones are added, missing ones are removed, and nothing else is sent.
+They are added first, unless the set is full.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ BATCH_EXAMPLES = 64
 # The ids are part of a URL, whose length is limited.
 REMOVED_AT_ONCE = 100
 LISTED_AT_ONCE = 1000
+# the code of the error for more examples than a set may have
+NO_ROOM = "too_many_examples"
 # The lifetime of a set whose upload was interrupted.
 UNFINISHED_SECONDS = 24 * 3600.0
 
@@ -158,9 +161,7 @@ def _change(
             f"the support set {target.name!r} has {len(stored)} examples, and none of them is among these"
         )
     new, gone = [item for item in items if item.id not in stored], [id for id in stored if id not in current]
-    target = yield from _add_all(calls, target, _batches(new, target.name))
-    for start in range(0, len(gone), REMOVED_AT_ONCE):
-        target = yield calls.remove(target.id, gone[start : start + REMOVED_AT_ONCE], target.version)
+    target = yield from _exchange(calls, target, _batches(new, target.name), gone)
     return (yield calls.update(target.id, options)) if options else target
 
 
@@ -183,6 +184,35 @@ def _ids(calls: SupportSetCalls, target: SupportSet) -> Steps[dict[str, None]]:
 def _add_all(calls: SupportSetCalls, target: SupportSet, batches: Iterator[Batch]) -> Steps[SupportSet]:
     for batch in batches:
         target = yield from _add(calls.put(target.id, batch.examples, target.version), batch)
+    return target
+
+
+def _exchange(
+    calls: SupportSetCalls, target: SupportSet, batches: Iterator[Batch], gone: Sequence[str]
+) -> Steps[SupportSet]:
+    """Add the batches, and then remove the examples that are gone.
+
+    A set that has no room for a batch loses as many of those examples first, for this batch and for each later one.
+    """
+    is_full = False
+    for batch in batches:
+        if not is_full:
+            try:
+                target = yield from _add(calls.put(target.id, batch.examples, target.version), batch)
+                continue
+            except ApiError as error:
+                if error.code != NO_ROOM or not gone:
+                    raise
+                is_full = True
+        target = yield from _remove(calls, target, gone[: len(batch.examples)])
+        gone = gone[len(batch.examples) :]
+        target = yield from _add(calls.put(target.id, batch.examples, target.version), batch)
+    return (yield from _remove(calls, target, gone))
+
+
+def _remove(calls: SupportSetCalls, target: SupportSet, ids: Sequence[str]) -> Steps[SupportSet]:
+    for start in range(0, len(ids), REMOVED_AT_ONCE):
+        target = yield calls.remove(target.id, ids[start : start + REMOVED_AT_ONCE], target.version)
     return target
 
 
