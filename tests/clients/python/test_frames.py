@@ -90,6 +90,23 @@ def test_a_missing_column_is_refused_with_the_columns_that_exist() -> None:
         rows(Frame(path=[], label=[]))
 
 
+def test_a_column_whose_name_another_has_is_refused() -> None:
+    class Joined(Frame):
+        @property
+        def columns(self) -> Any:
+            return iter(["path", "label", "label"])
+
+    with pytest.raises(ValueError, match="2 columns 'label': give each another name"):
+        rows(Joined(path=["img_1"], label=["a"]))
+
+
+@pytest.mark.parametrize("labels", [["a"], ["a", "b", "c"]])
+def test_a_column_of_another_length_is_refused(labels: list[str]) -> None:
+    message = f"the column 'label' has {len(labels)} values, and the column 'path' has 2"
+    with pytest.raises(ValueError, match=message):
+        rows(Frame(path=["img_1", "img_2"], label=labels))
+
+
 def test_ids_depend_on_the_content_alone_and_equal_rows_are_numbered() -> None:
     def ids(paths: list[str], labels: list[str]) -> list[str | None]:
         return [item.id for item in with_ids(rows(Frame(path=paths, label=labels)))]

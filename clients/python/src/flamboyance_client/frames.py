@@ -34,10 +34,16 @@ class Columns:
 def labelled_rows(frame: Frame, columns: Columns, root: str | Path) -> list[LabelledMedia]:
     """Return the rows of a data frame. Relative paths of images are relative to `root`.
 
-    Raises `ValueError` for a column that does not exist, for a value of another type and for a frame without rows.
+    Raises `ValueError` for a column that does not exist or that two columns may be, for columns of different lengths, for
+    a value of another type and for a frame without rows.
     """
     named = {"label": columns.label, "answer": columns.answer, "question": columns.question}
+    images = _values(frame, columns.image)
     texts = {field: _texts(frame, column) for field, column in named.items() if column is not None}
+    for field, values in texts.items():
+        if len(values) != len(images):
+            lengths = f"{len(values)} values, and the column {columns.image!r} has {len(images)}"
+            raise ValueError(f"the column {named[field]!r} has {lengths}")
     rows = [
         LabelledMedia(
             name=f"row {row}",
@@ -45,7 +51,7 @@ def labelled_rows(frame: Frame, columns: Columns, root: str | Path) -> list[Labe
             file=str(cell) if _is_path(cell) else "",
             **{field: values[row] for field, values in texts.items()},
         )
-        for row, cell in enumerate(_values(frame, columns.image))
+        for row, cell in enumerate(images)
     ]
     if not rows:
         raise ValueError("the data frame has no rows")
@@ -59,6 +65,8 @@ def _texts(frame: Frame, column: str) -> list[str]:
 def _values(frame: Frame, column: str) -> list[Any]:
     if column not in (names := list(frame.columns)):
         raise ValueError(f"the data frame has no column {column!r}; its columns are {', '.join(map(repr, names))}")
+    if (count := names.count(column)) > 1:
+        raise ValueError(f"the data frame has {count} columns {column!r}: give each another name")
     values: Iterable[Any] = frame[column]
     return list(values)
 
