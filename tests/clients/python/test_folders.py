@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import mimetypes
+import os
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from flamboyance_client import media_files
-from flamboyance_client.folders import MEDIA_TYPES, SUFFIXES, empty_subfolders, labelled_files
+from flamboyance_client.folders import MEDIA_TYPES, SUFFIXES, empty_subfolders, labelled_files, other_files
 from flamboyance_client.prompt import media_type
 from model import heif
 from model.media import MediaError, media_type_of
@@ -144,6 +145,25 @@ def test_folders_that_link_to_each_other_end(tmp_path: Path) -> None:
     (root / "a" / "b").symlink_to(root / "b")
     (root / "b" / "a").symlink_to(root / "a")
     assert [item.file for item in labelled_files(root)] == ["a/1.png", "a/b/2.png", "b/2.png", "b/a/1.png"]
+
+
+def test_each_folder_is_read_once_for_a_label(tmp_path: Path) -> None:
+    names = [f"l{number}" for number in range(6)]
+    root = write(tmp_path / "set", **{f"{name}/{name}.png": picture() for name in names})
+    for name in names:
+        for other in {*names} - {name}:
+            (root / name / f"to-{other}").symlink_to(Path("..") / other)
+    files = [(item.label, item.media.name) for item in labelled_files(root) if isinstance(item.media, Path)]
+    assert sorted(files) == [(label, f"{name}.png") for label in names for name in names]
+
+
+def test_a_pipe_is_left_out(tmp_path: Path) -> None:
+    root = write(tmp_path / "set", **{"wren/1.png": picture(), "robin/notes.txt": b"x"})
+    for name in ("wren/2.png", "robin/1.png"):
+        os.mkfifo(root / name)
+    assert media_files(root) == [root / "wren" / "1.png"]
+    assert other_files(root) == ["robin/1.png", "robin/notes.txt", "wren/2.png"]
+    assert empty_subfolders(root) == ["robin"]
 
 
 def test_files_and_folders_may_be_linked_more_than_once(tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ MAX_NAMES = 20
 def media_files(folder: str | Path) -> list[Path]:
     """Return the images and videos in a folder and its subfolders, sorted by path.
 
-    Hidden files and files of other kinds, such as `Thumbs.db` and `notes.txt`, are left out. Raises `ValueError` for an
-    image or a video that the server cannot read, and `OSError` for a folder that cannot be read. Links are followed,
-    except one to a folder that contains it.
+    Hidden files, files of other kinds, such as `Thumbs.db` and `notes.txt`, and pipes are left out. Raises `ValueError`
+    for an image or a video that the server cannot read, and `OSError` for a folder that cannot be read. Links are
+    followed, and below a subfolder each folder is read once, however many links lead to it.
     """
     return _checked([path for path in _files(Path(folder)) if _is_media(path)])
 
@@ -54,8 +54,8 @@ def labelled_files(folder: str | Path) -> list[LabelledMedia]:
 def empty_subfolders(folder: str | Path) -> list[str]:
     """Return the names of the subfolders without an image or a video, which give no label. Hidden ones are left out."""
     root = Path(folder)
-    folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
-    return [entry.name for entry in folders if not any(map(_is_media, _files(entry, frozenset({root.resolve()}))))]
+    folders = [entry for entry in _entries(root) if entry.is_dir()]
+    return [entry.name for entry in folders if not any(map(_is_media, _files_below(entry, {root.resolve()})))]
 
 
 def other_files(folder: str | Path) -> list[str]:
@@ -80,25 +80,39 @@ def _labelled(paths: Sequence[Path], root: Path) -> list[LabelledMedia]:
     ]
 
 
-def _files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Return the files that are not hidden, sorted by path. A subfolder may be a symbolic link.
-
-    A link to a folder that contains it leads to no new files: it is left out. `above` has the folders around this one.
-    """
-    if (target := folder.resolve()) in above:
-        return
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
+def _files(folder: Path) -> Iterator[Path]:
+    """Return the files that are not hidden, sorted by path. A subfolder may be a symbolic link."""
+    for entry in _entries(folder):
         if entry.is_dir():
-            yield from _files(entry, above | {target})
+            yield from _files_below(entry, {folder.resolve()})
         else:
             yield entry
 
 
+def _files_below(folder: Path, read: set[Path]) -> Iterator[Path]:
+    """Return the files of a folder, unless it has been read, by this path or by another.
+
+    Links between folders would give each file as many paths as there are ways to it. The folders are added to `read`.
+    """
+    if (target := folder.resolve()) in read:
+        return
+    read.add(target)
+    for entry in _entries(folder):
+        if entry.is_dir():
+            yield from _files_below(entry, read)
+        else:
+            yield entry
+
+
+def _entries(folder: Path) -> list[Path]:
+    return [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+
+
 def _is_media(path: Path) -> bool:
     kind = mimetypes.guess_type(path.name)[0] or ""
-    return path.suffix.lower() in SUFFIXES or kind.startswith(("image/", "video/"))
+    is_named = path.suffix.lower() in SUFFIXES or kind.startswith(("image/", "video/"))
+    # to read a pipe may take for ever; a broken link is an error, which the caller reports
+    return is_named and (path.is_file() or not path.exists())
 
 
 def _checked(paths: list[Path]) -> list[Path]:
