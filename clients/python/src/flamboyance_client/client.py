@@ -28,7 +28,7 @@ from flamboyance_client.errors import FlamboyanceError
 from flamboyance_client.fewshot import AnyQuery
 from flamboyance_client.keys import AsyncKeys, Keys
 from flamboyance_client.options import ClassifyOptions, EmbedOptions, InspectOptions, Method, Options, ScoreOptions
-from flamboyance_client.processes import PerProcess, close
+from flamboyance_client.processes import MadeAgain, PerScope, close, process, process_and_loop
 from flamboyance_client.prompt import Part, Prompt
 from flamboyance_client.records import Classification, Score
 from flamboyance_client.replies import Completion, Health, Json, Model
@@ -45,7 +45,7 @@ TIMEOUT = httpx.Timeout(connect=5.0, read=600.0, write=60.0, pool=5.0)
 RETRIES = Retries()
 
 
-class Client:
+class Client(MadeAgain):
     """A client of one server. Its connections are closed at the end of a `with` block, by `close()`, or with the object.
 
     A process that is forked from one with a client makes connections of its own, unless `transport` has them.
@@ -69,7 +69,7 @@ class Client:
         self.evaluations = Evaluations(self._send)
         self.keys = Keys(self._send)
         settings = client_settings(base_url, api_key, timeout)
-        self._http = PerProcess(lambda: TracedClient(transport=transport, **settings))
+        self._http = PerScope(lambda: TracedClient(transport=transport, **settings), process)
         finalize(self, close, self._http)
 
     def complete(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
@@ -221,8 +221,11 @@ class Client:
         raise api_error(call.path, response.status_code, response.headers, body)
 
 
-class AsyncClient:
-    """The client for asyncio: `async with AsyncClient() as client: await client.complete(...)`."""
+class AsyncClient(MadeAgain):
+    """The client for asyncio: `async with AsyncClient() as client: await client.complete(...)`.
+
+    Each event loop that uses it has connections of its own, which `close()` closes, unless `transport` has them.
+    """
 
     def __init__(
         self,
@@ -242,8 +245,8 @@ class AsyncClient:
         self.evaluations = AsyncEvaluations(self._send)
         self.keys = AsyncKeys(self._send)
         settings = client_settings(base_url, api_key, timeout)
-        hooks = {"request": [trace_async]}
-        self._http = PerProcess(lambda: httpx.AsyncClient(transport=transport, event_hooks=hooks, **settings))
+        settings |= {"transport": transport, "event_hooks": {"request": [trace_async]}}
+        self._http = PerScope(lambda: httpx.AsyncClient(**settings), process_and_loop)
 
     async def complete(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
         return await self._send(self._api.complete(prompt, options))

@@ -1,39 +1,91 @@
-"""Connections of each process: on one that a fork has copied, a process may read the answer to the request of another."""
+"""Connections of each process and event loop: on one that a fork has copied, a process may read the answer to another.
+
+`multiprocessing` may send a client to another process, which makes it again.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, Generic, Never, Self, TypeVar
 
 import httpx
 
 Http_co = TypeVar("Http_co", bound=httpx.Client | httpx.AsyncClient, covariant=True)
+# a process, and an event loop in it
+Scope = tuple[int, asyncio.AbstractEventLoop | None]
 
 
-class PerProcess(Generic[Http_co]):
-    """Makes an httpx client in each process that uses it: in the first at once, and in those that it forks when they ask.
+def process() -> Scope:
+    return os.getpid(), None
+
+
+def process_and_loop() -> Scope:
+    try:
+        return os.getpid(), asyncio.get_running_loop()
+    except RuntimeError:  # there is none
+        return process()
+
+
+class PerScope(Generic[Http_co]):
+    """Makes an httpx client in each scope that uses it: in the first at once, and in others when they ask.
 
     The clients of earlier processes are kept unused, because closing them may wait for a lock that was held at the fork.
+    Those of closed loops are dropped.
     """
 
-    def __init__(self, make: Callable[[], Http_co]) -> None:
-        self._make = make
-        self._clients = {os.getpid(): make()}
+    def __init__(self, make: Callable[[], Http_co], scope: Callable[[], Scope]) -> None:
+        self._make, self._scope = make, scope
+        self._clients = {scope(): make()}
 
     def get(self) -> Http_co:
-        """Return the httpx client of this process. It is closed if a client that this process has inherited was."""
+        """Return the httpx client of this scope. It is closed if a client of an earlier scope was."""
         if (made := self.made()) is not None:
             return made
-        inherited = list(self._clients.values())[-1]
-        return self._clients.setdefault(os.getpid(), inherited if inherited.is_closed else self._make())
+        earlier = list(self._clients.items())
+        closed = next((client for _, client in earlier if client.is_closed), None)
+        for scope, _ in earlier:
+            if scope[1] is not None and scope[1].is_closed():
+                self._clients.pop(scope, None)
+        return self._clients.setdefault(self._scope(), self._make() if closed is None else closed)
 
     def made(self) -> Http_co | None:
-        """Return the httpx client of this process, or None if it has not used one."""
-        return self._clients.get(os.getpid())
+        """Return the httpx client of this scope, or None if it has not used one."""
+        return self._clients.get(self._scope())
 
 
-def close(clients: PerProcess[httpx.Client]) -> None:
+def close(clients: PerScope[httpx.Client]) -> None:
     """Close the connections of this process, if it has any."""
     if (made := clients.made()) is not None:
         made.close()
+
+
+class MadeAgain:
+    """A client that `multiprocessing` may send to another process, which makes it again of the same arguments.
+
+    Other pickles, which may be stored, are refused: they would have the API key.
+    """
+
+    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Self:
+        client = super().__new__(cls)
+        client._arguments = arguments, named
+        return client
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        ForkingPickler.register(cls, _reduced)
+
+    def __reduce__(self) -> Never:
+        raise TypeError(f"only multiprocessing can pickle a {type(self).__name__}, because it has an API key")
+
+
+def _reduced(client: MadeAgain) -> tuple[Any, ...]:
+    return _made, (type(client), *client._arguments)
+
+
+def _made(kind: type[MadeAgain], arguments: tuple[Any, ...], named: dict[str, Any]) -> MadeAgain:
+    return kind(*arguments, **named)
