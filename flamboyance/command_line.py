@@ -5,8 +5,10 @@ A program reads its own arguments, and is imported when it is called: the comman
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from errno import ENOSPC
 from typing import Annotated, NamedTuple
 
 import typer
@@ -173,4 +175,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except typer.Abort:
         return 1
-    return status if isinstance(status, int) else 0
+    except OSError as error:
+        if error.errno != ENOSPC:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
+    return _written(status if isinstance(status, int) else 0)
+
+
+def _written(status: int) -> int:
+    """Write the rest of the output and return the exit status, which is not 0 if that fails."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # at its end Python would write it again, and fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if status == 0 and not isinstance(error, BrokenPipeError):
+            print(f"error: {error}", file=sys.stderr)
+        return status or 1
+    return status

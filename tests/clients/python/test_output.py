@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,15 +16,33 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 ARCHIVE = b"PK and more"
+SET = {
+    "id": "ss_1",
+    "name": "pets",
+    "version": 1,
+    "num_examples": 0,
+    "num_media": 0,
+    "created_at": 0,
+    "status": "ready",
+}
+SUGGESTIONS = {"data": [{"index": 1, "labels": [], "reason": {}}], "known": [{"index": 0, "example": "cat-1"}]}
 
 
-class Exports(BaseHTTPRequestHandler):
-    """Answers every request with an archive."""
+class Sets(BaseHTTPRequestHandler):
+    """Answers requests about sets."""
 
     def do_GET(self) -> None:
+        is_export = self.path.endswith("/export")
+        self.reply(ARCHIVE if is_export else json.dumps({"data": [SET], "has_more": False}).encode())
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.reply(json.dumps(SUGGESTIONS).encode())
+
+    def reply(self, content: bytes) -> None:
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(ARCHIVE)
+        self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -31,7 +50,7 @@ class Exports(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Exports) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Sets) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -50,3 +69,27 @@ def process(module: str, *arguments: str, stdout: int | IO[Any] = subprocess.PIP
 def test_an_export_to_stdout_is_the_archive_alone(server: str) -> None:
     command = ("support-set", "export", "pets", "/dev/fd/1", "--force", "--url", server)
     assert process("flamboyance_client", *command) == (0, ARCHIVE, "")
+
+
+@pytest.mark.parametrize("module", ["flamboyance_client", "flamboyance"])
+@pytest.mark.parametrize("command", [("support-set", "list"), ("support-set", "list", "--json"), ("--version",)])
+def test_a_full_disk_is_one_line(server: str, module: str, command: tuple[str, ...]) -> None:
+    if command[0] == "support-set":
+        command = (*command, "--url", server)
+    with Path("/dev/full").open("wb") as full:
+        status, _, errors = process(module, *command, stdout=full)
+    assert (status, errors) == (1, "error: [Errno 28] No space left on device\n")
+
+
+def test_the_images_that_a_set_knows_have_lines(server: str, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n")
+    command = ("support-set", "suggest", "pets", str(tmp_path), "--json", "--url", server)
+    status, output, _ = process("flamboyance_client", *command)
+    assert (status, [json.loads(line) for line in output.splitlines()]) == (
+        0,
+        [
+            {"image": str(tmp_path / "b.png"), **SUGGESTIONS["data"][0]},
+            {"image": str(tmp_path / "a.png"), "index": 0, "example": "cat-1"},
+        ],
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -12,6 +13,7 @@ import typer
 from flamboyance_client.cli import support_sets
 from flamboyance_client.cli.ask import ask
 from flamboyance_client.cli.classify import classify
+from flamboyance_client.cli.connection import message_of
 
 # of the message about a value that a literal does not have
 TYPERS_PREFIX = "Value error, "
@@ -56,4 +58,20 @@ def run(arguments: Sequence[str]) -> int:
         return error.exit_code
     except typer.Abort:
         return 1
-    return status if isinstance(status, int) else 0
+    except OSError as error:
+        print(f"error: {message_of(error, '')}", file=sys.stderr)
+        status = 1
+    return _written(status if isinstance(status, int) else 0)
+
+
+def _written(status: int) -> int:
+    """Write the rest of the output and return the exit status, which is not 0 if that fails."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # at its end Python would write it again, and fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if status == 0 and not isinstance(error, BrokenPipeError):
+            print(f"error: {message_of(error, '')}", file=sys.stderr)
+        return status or 1
+    return status

@@ -194,6 +194,8 @@ def suggest(
     if json:
         for suggestion in suggestions:
             print_json({"image": str(sources[suggestion.index]), **suggestion.raw})
+        for index, example_id in suggestions.known.items():
+            print_json({"image": str(sources[index]), "index": index, "example": example_id})
     else:
         tables.print_suggestions(suggestions, sources)
 
