@@ -9,7 +9,9 @@ from contextlib import AbstractContextManager
 import httpx
 import pytest
 
-from flamboyance_client import AsyncClient, Client
+from flamboyance_client import AsyncClient, Client, NotConnected, Retries
+from flamboyance_client.cli.connection import message_of
+from flamboyance_client.connection import shown_url
 from tests.clients.python.test_client import fixed
 
 
@@ -42,6 +44,23 @@ def test_a_client_without_a_block_closes_its_connections_when_it_is_collected() 
     Client(transport=transport).models()
     gc.collect()
     assert transport.is_closed
+
+
+@pytest.mark.parametrize("url", ["http://user:pass@127.0.0.1:9", "http://user:p@ss@127.0.0.1:9/v1"])
+def test_the_password_of_a_url_is_not_shown(url: str) -> None:
+    with Client(url, retries=Retries(limit=0)) as client, pytest.raises(NotConnected) as caught:
+        client.models()
+    assert str(caught.value).startswith("no connection to http://127.0.0.1:9: ")
+    assert message_of(caught.value, url).startswith("no server at http://127.0.0.1:9")
+    for wrong in (url.removeprefix("http:"), url.removeprefix("http://"), url.replace(":9", ":9x")):
+        with pytest.raises(ValueError, match="is not the URL of a server") as refused:
+            Client(wrong)
+        assert not any(part in str(refused.value) for part in ("user", "ss@"))
+
+
+def test_a_url_is_shown_as_it_is_otherwise() -> None:
+    for url in ("http://host", "https://host:80/a@b/v1", "host", "//host/a@b", ""):
+        assert shown_url(url) == url
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from flamboyance_client.bodies import check_values
 from flamboyance_client.errors import ApiError, Refusal, StreamFailed, UnexpectedReply, error_fields, error_type
 from flamboyance_client.evaluations import Evaluation, Recommendation
 from flamboyance_client.fewshot import AnyQuery, Selection, as_query, with_media
@@ -118,9 +119,13 @@ class Api:
 
 
 def checked_options(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that are not None. Raises `TypeError` for an option that `kind` does not have."""
+    """Return the options that are not None.
+
+    Raises `TypeError` for an option that `kind` does not have, and `ValueError` for a value that cannot be sent.
+    """
     if unknown := sorted(options.keys() - kind.__annotations__.keys()):
         raise TypeError(f"unknown option {', '.join(unknown)}")
+    check_values(options)
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 
 from flamboyance_client.api import Call, CompletionEvents
+from flamboyance_client.bodies import encoded
 from flamboyance_client.errors import NotConnected, TimedOut, TransportError
 from flamboyance_client.replies import Completion
 from flamboyance_client.traces import proxy
@@ -22,10 +24,15 @@ def checked_url(text: str) -> httpx.URL:
     try:
         url = httpx.URL(text)
     except httpx.InvalidURL as error:
-        raise ValueError(f"{text!r} is not the URL of a server: {error}") from None
+        raise ValueError(f"{shown_url(text)!r} is not the URL of a server: {error}") from None
     if url.scheme not in SCHEMES or not url.host:
-        raise ValueError(f"{text!r} is not the URL of a server: begin it with http:// or https://")
+        raise ValueError(f"{shown_url(text)!r} is not the URL of a server: begin it with http:// or https://")
     return url.copy_with(path=url.path.rstrip("/").removesuffix("/v1"))
+
+
+def shown_url(text: str) -> str:
+    """Return a URL as messages show it: without its user and password."""
+    return re.sub(r"^([^/@]*//)?[^/]*@", r"\1", text)
 
 
 def client_settings(base_url: str, api_key: str | None, timeout: float | httpx.Timeout) -> dict[str, Any]:
@@ -38,11 +45,17 @@ def request_arguments(call: Call[Any], read: Callable[[Path], Any]) -> dict[str,
     request: dict[str, Any] = {"method": call.method, "url": call.path, "params": call.query or None}
     headers = {} if call.idempotency_key is None else {"Idempotency-Key": call.idempotency_key}
     if call.content is None and call.file is None:
-        return request | {"json": call.body, "headers": headers}
+        return request | _json(call, headers)
     if call.file is not None:
         length = {"Content-Length": str(call.file.stat().st_size), "Content-Type": call.content_type or ""}
         return request | {"content": read(call.file), "headers": headers | length}
     return request | {"content": call.content, "headers": headers | {"Content-Type": call.content_type or ""}}
+
+
+def _json(call: Call[Any], headers: Mapping[str, str]) -> dict[str, Any]:
+    if call.body is None:
+        return {"headers": headers}
+    return {"content": encoded(call.body), "headers": {**headers, "Content-Type": "application/json"}}
 
 
 def headers(api_key: str | None) -> Mapping[str, str]:
@@ -107,7 +120,7 @@ def proxy_hint(error: httpx.RequestError) -> str | None:
 def _origin(error: httpx.RequestError) -> str:
     """Return the scheme, host and port of the request that failed."""
     try:
-        return str(error.request.url.join("/")).removesuffix("/")
+        return shown_url(str(error.request.url.join("/")).removesuffix("/"))
     except RuntimeError:  # a transport has not set it
         return "the server"
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from flamboyance_client.bodies import check_values
 from flamboyance_client.fewshot import Example, example, is_stored
 from flamboyance_client.prompt import Media, encode_media, is_url
 
@@ -57,12 +58,14 @@ def with_ids(items: Sequence[LabelledMedia]) -> list[LabelledMedia]:
 
 def _content_id(item: LabelledMedia) -> str:
     """Return the file's path in characters that an id may have, and a digest of everything in the example."""
-    texts = [item.file, item.label, item.answer, item.question]
-    digest = hashlib.blake2b(json.dumps(texts).encode(), digest_size=DIGEST_BYTES)
+    fields = {"label": item.label, "answer": item.answer, "question": item.question}
+    digest = hashlib.blake2b(json.dumps([item.file, *fields.values()]).encode(), digest_size=DIGEST_BYTES)
     try:
+        check_values(fields)
         digest.update(_content(item.media))
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{item.name}: {error}") from error
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{item.name}: {error}") from error
     file = re.sub(r"[^A-Za-z0-9_.]+", "-", item.file)[-MAX_FILE:]
     return f"{file}:{digest.hexdigest()}" if file else digest.hexdigest()
 

@@ -181,7 +181,7 @@ def resource_path(*segments: str) -> str:
     for segment in segments:
         if not isinstance(segment, str):
             raise TypeError(f"expected a name or an id, such as support_set.id, not a {type(segment).__name__}")
-        if segment in ("", ".", ".."):
+        if segment in ("", ".", "..") or not segment.isprintable():
             raise ValueError(f"{segment!r} is not a name or id")
     return "/v1/" + "/".join(quote(segment, safe="") for segment in segments)
 

@@ -12,7 +12,7 @@ import httpx
 import typer
 
 from flamboyance_client.client import BASE_URL, Client
-from flamboyance_client.connection import proxy_hint
+from flamboyance_client.connection import proxy_hint, shown_url
 from flamboyance_client.errors import ApiError, FlamboyanceError, NotAuthorised, NotConnected
 from flamboyance_client.stored import NAME_TAKEN
 
@@ -60,7 +60,7 @@ def message_of(error: Exception, url: str, if_taken: str = "") -> str:
     """Return the message of an error for the command line, which has no methods to call."""
     if isinstance(error, NotConnected) and _is_of_server(cause := error.__cause__):
         start = "start one with `flamboyance serve`, or give the URL of another with --url or FLAMBOYANCE_URL"
-        return f"no server at {url} ({str(cause) or type(cause).__name__}): {start}"
+        return f"no server at {shown_url(url)} ({str(cause) or type(cause).__name__}): {start}"
     if isinstance(error, ApiError):
         return _server_message(error, if_taken)
     if isinstance(error, OSError) and error.filename is not None:
