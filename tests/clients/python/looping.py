@@ -1,8 +1,8 @@
 """A process that uses one async client in several event loops: `python -m tests.clients.python.looping URL`.
 
 It prints the first model of the server's replies, twice for each loop, and how many httpx clients are kept; then what a
-loop says of the client after another one has closed it. The connections of a closed loop cannot be closed well: a process of its own
-has no other tests to which Python would report that.
+loop says of the client after another one has closed it. In a process with other tests, the connections of closed loops
+would be errors, which Python reports as unclosed.
 """
 
 from __future__ import annotations
