@@ -30,7 +30,7 @@ KEY_VARIABLE = "FLAMBOYANCE_API_KEY"
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m evaluation.benchmarks") -> int:
-    """Run the command and return its exit status: 1 for an error and for queries that the server has refused."""
+    """Run the command and return its exit status: 1 for an error, a failed query or a score that cannot be computed."""
     options = _parser(prog).parse_args(arguments)
     try:
         if options.name is None:
@@ -60,7 +60,7 @@ def _evaluate(benchmark: Benchmark, options: argparse.Namespace) -> int:
     del values["name"]
     report = asyncio.run(run(benchmark, Options(**values)))
     print(report.markdown())
-    return int(any(result.num_failed for result in report.results))
+    return int(any(result.num_failed or result.problem for result in report.results))
 
 
 def _print_list(data: Path | None) -> None:

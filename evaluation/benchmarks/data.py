@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 
@@ -48,6 +49,10 @@ class BenchmarkData:
             raise ValueError(f"{benchmark.title} has the splits {', '.join(benchmark.splits)}, not {split!r}")
         yield from READERS[benchmark.reader](Files(self._folder, split, patterns, benchmark.media_name))
 
+    @cached_property
+    def _support_rows(self) -> list[Row]:
+        return [row for row in self.rows(self._benchmark.support_split or "") if row.shown_answer]
+
     def queries(self, split: str, limit: int | None, seed: int) -> Queries:
         """Return the queries in the order of the file; with a limit, a random sample of them in this order."""
         rows, ids = list(self.rows(split)), set[str]()
@@ -65,17 +70,20 @@ class BenchmarkData:
             raise DataError(f"{unanswered[0].row.where}: there is no answer, but other rows have one")
         return Queries(items, len(rows) - len(items))
 
-    def support(self, num_examples: int | None, seed: int) -> list[Item]:
-        """Return a random sample of the support split: `num_examples` in all, or per label."""
+    def support(self, num_examples: int | None, seed: int, unusable: Container[str] = ()) -> list[Item]:
+        """Return a random sample of the support split: `num_examples` in all, or a number per label.
+
+        The next rows of the random order replace the `unusable` ones, which are named by their `where`.
+        """
         benchmark = self._benchmark
         if (split := benchmark.support_split) is None:
             return []
-        rows = [row for row in self.rows(split) if row.shown_answer]
+        rows = list(self._support_rows)
         Random(f"{seed}/support").shuffle(rows)
         per_label = benchmark.support_per_label if num_examples is None else None
         groups: defaultdict[str, int] = defaultdict(int)
         items: list[Item] = []
-        for row in rows:
+        for row in (row for row in rows if row.where not in unusable):
             if per_label is None and len(items) == (num_examples or benchmark.support_examples):
                 break
             if per_label is not None and groups[row.shown_answer] == per_label:

@@ -57,6 +57,13 @@ class Row:
         """The answer that a shot shows: the first one with words, "" if there is none."""
         return next((answer for answer in self.answers if answer.strip()), "")
 
+    def check_texts(self) -> None:
+        """Raise DataError for half of a surrogate pair, which JSON can have and a request cannot."""
+        try:
+            "".join((self.question, self.text, self.shown_answer, *self.candidates)).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"the text is not Unicode: {error}") from None
+
 
 @dataclass(frozen=True, slots=True)
 class Item:

@@ -12,10 +12,11 @@ from evaluation.benchmarks.scoring import METRICS, Score
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """The result with one number of shots. `score` is None if the split has no public answers."""
+    """The result with one number of shots. `score` is None if the split has no public answers, or for a `problem`."""
 
     shots: int
     score: Score | None
+    problem: str | None
     num_answers: int
     num_missing: int
     num_failed: int
@@ -29,6 +30,7 @@ class Report:
     split: str
     selection: SelectionName
     settings: Mapping[str, Any]
+    num_left_out: int  # examples that cannot be used
     results: Sequence[Result]
 
     def values(self) -> dict[str, Any]:
@@ -39,11 +41,13 @@ class Report:
             "model": self.model,
             "split": self.split,
             **self.settings,
+            "left_out": self.num_left_out,
             "results": [
                 {
                     "shots": r.shots,
                     "value": r.score and r.score.value,
                     "interval": r.score and r.score.interval,
+                    "problem": r.problem,
                     "answers": r.num_answers,
                     "missing": r.num_missing,
                     "failed": r.num_failed,
@@ -65,7 +69,7 @@ class Report:
 
     def _table(self) -> list[str]:
         columns = [r.shots for r in self.results]
-        ours = [str(r.score or ("no public answers" if r.num_answers else "no answers")) for r in self.results]
+        ours = [str(r.score or _reason(r)) for r in self.results]
         rows = [(f"**{self.model}**", self.split, ours)]
         for published in self._published:
             figures = [str(published.figures.get(shots, "")) for shots in columns]
@@ -82,6 +86,7 @@ class Report:
             f"{r.shots} shots: {r.num_answers} answers"
             + (f", {r.num_missing} rows without their media file" if r.num_missing else "")
             + (f", {r.num_failed} failed and left out" if r.num_failed else "")
+            + (f", no score: {r.problem}" if r.problem else "")
             for r in self.results
         ]
         sources = sorted({published.source for published in self._published})
@@ -89,6 +94,14 @@ class Report:
         return [
             *counts,
             f"Settings: {settings}.",
+            *([f"{self.num_left_out} examples cannot be used and are left out."] if self.num_left_out else []),
             *([f"Published figures: {'; '.join(sources)}."] if sources else []),
             *([self.benchmark.note] if self.benchmark.note else []),
         ]
+
+
+def _reason(result: Result) -> str:
+    """Return why there is no score, for a cell of the table."""
+    if not result.num_answers:
+        return "no answers"
+    return "no score" if result.problem else "no public answers"

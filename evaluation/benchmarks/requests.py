@@ -1,89 +1,21 @@
-"""The requests of a benchmark: its examples as a support set, and a few-shot completion or a classification per query."""
+"""The requests of a benchmark's queries: a few-shot completion or a classification for each."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
-import re
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evaluation.benchmarks.benchmark import Benchmark, Prompt, SelectionName
 from evaluation.benchmarks.clips import media
-from evaluation.benchmarks.items import Item, digest
+from evaluation.benchmarks.items import DataError, Item
 from evaluation.benchmarks.scoring import METRICS
-from flamboyance_client import (
-    ApiError,
-    AsyncClient,
-    Example,
-    NotFound,
-    Query,
-    Selection,
-    SupportSet,
-    Template,
-    example,
-    query,
-)
+from flamboyance_client import AsyncClient, Query, Selection, SupportSet, Template, query
 
 NUM_BEAMS = 3
-# far below the default limit of a request's body, 64 MiB
-BATCH_BYTES = 8 * 2**20
-BATCH_EXAMPLES = 64
-UNFINISHED_SECONDS = 24 * 3600.0
-LIFETIME_SECONDS = 14 * UNFINISHED_SECONDS
 
 STRATEGIES = {"random": "random", "rices": "rices_image"}
-
-
-async def register(
-    client: AsyncClient, benchmark: Benchmark, items: Sequence[Item], report: Callable[[int], object]
-) -> SupportSet:
-    """Return a support set of the examples: the one that an earlier run has registered, or a new one.
-
-    It gets its name when it is complete, and expires two weeks after the last run. `report` is called with the number of
-    examples that are stored.
-    """
-    name = f"benchmark-{benchmark.name}-{digest(items)}"
-    try:
-        support_set = await client.support_sets.get(name)
-    except NotFound:
-        support_set = await client.support_sets.create(ttl_seconds=UNFINISHED_SECONDS)
-        for batch in _batches(items, benchmark):
-            try:
-                support_set = await client.support_sets.put(support_set.id, batch)
-            except ApiError as error:
-                if (match := re.match(r"examples\[(\d+)\]", error.param or "")) is None:
-                    raise
-                raise error.about(str(items[int(batch[int(match[1])]["id"])].media)) from None
-            report(len(batch))
-    return await client.support_sets.update(support_set.id, name=name, ttl_seconds=LIFETIME_SECONDS)
-
-
-def _batches(items: Sequence[Item], benchmark: Benchmark) -> Iterator[list[Example]]:
-    batch: list[Example] = []
-    num_bytes = 0
-    for number, item in enumerate(items):
-        stored = _example(item, number, benchmark)
-        size = len(json.dumps(stored))
-        if batch and (num_bytes + size > BATCH_BYTES or len(batch) == BATCH_EXAMPLES):
-            yield batch
-            batch, num_bytes = [], 0
-        batch.append(stored)
-        num_bytes += size
-    if batch:
-        yield batch
-
-
-def _example(item: Item, number: int, benchmark: Benchmark) -> Example:
-    """Return an example with its answer, which is a label if candidates are ranked."""
-    row = item.row
-    answer, label = (row.shown_answer, None) if benchmark.task == "generate" else (None, row.shown_answer)
-    stored = example(media(item), answer, label=label, question=row.question or None, id=str(number))
-    if row.text:
-        stored["text"] = row.text
-    return stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,4 +92,9 @@ class Asker:
 
 
 def _query(item: Item) -> Query:
-    return query(media(item), text=item.row.text or None, question=item.row.question or None)
+    row = item.row
+    row.check_texts()
+    try:
+        return query(media(item), text=row.text or None, question=row.question or None)
+    except (OSError, ValueError) as error:  # the file cannot be read
+        raise DataError(str(error)) from None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,27 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from evaluation.benchmarks.attempts import Failures, repeat
 from evaluation.benchmarks.benchmark import Benchmark, SelectionName, Wording
 from evaluation.benchmarks.data import BenchmarkData, Queries
 from evaluation.benchmarks.items import DataError, Item, digest
 from evaluation.benchmarks.journal import Journal
+from evaluation.benchmarks.registration import Draw, Registered, Registration
 from evaluation.benchmarks.report import Report, Result
-from evaluation.benchmarks.requests import Asker, register
+from evaluation.benchmarks.requests import Asker
 from evaluation.benchmarks.scoring import METRICS, Score, answer
-from flamboyance_client import AsyncClient, BadRequest, Retries, ServerFault, SupportSet
+from flamboyance_client import (
+    ApiError,
+    AsyncClient,
+    NotAuthorised,
+    Retries,
+    SupportSet,
+    TransportError,
+    UnexpectedReply,
+)
 
-RETRIES = Retries(limit=5)
+# the delay that a server states is waited for, however long
+RETRIES = Retries(limit=5, max_delay=math.inf)
 # after this number of failures without any answer, the other queries would probably fail, too
 MAX_FIRST_FAILURES = 16
 
@@ -66,35 +79,59 @@ class Run:
         options = self.options
         data = BenchmarkData(self.benchmark, options.data)
         queries = data.queries(options.split, options.limit, options.seed)
-        needs_shots = any(options.shots) or self._prompt.zero_shot_examples > 0
-        support = data.support(options.support, options.seed) if needs_shots else []
-        self._check(support)
-        model = (await self._client.models())[0].id
-        settings = self._settings(model, queries.items, support)
+        METRICS[self.benchmark.metric].check([item.row for item in queries.items if item.row.answers])
+        draw = partial(data.support, options.support, options.seed)
+        if self._needs_examples:
+            self._check_split()
+            self._check_count(len(draw(())))
+        if not (models := await self._client.models()):
+            raise ValueError(f"{options.server} serves no model")
         with self._progress:
-            support_set = await self._register(support) if support else None
+            registered = await self._register(draw) if self._needs_examples else None
+            settings = self._settings(models[0].id, queries.items, registered)
+            support_set = registered and registered.support_set
             results = [await self._run(shots, settings, queries, support_set) for shots in options.shots]
         common = {name: getattr(options, name) for name in ("wording", "selection", "seed", "limit", "ensemble")}
         return Report(
             benchmark=self.benchmark,
-            model=model,
+            model=models[0].id,
             split=options.split,
             selection=options.selection,
-            settings={**common, "support": len(support)},
+            settings={**common, "support": support_set.num_examples if support_set else 0},
+            num_left_out=registered.num_left_out if registered else 0,
             results=results,
         )
 
-    def _check(self, support: Sequence[Item]) -> None:
-        has_texts = 0 in self.options.shots and self.benchmark.support_split is not None
+    @property
+    def _needs_examples(self) -> bool:
+        has_texts = self._prompt.zero_shot_examples > 0 and self.benchmark.support_split is not None
+        return any(self.options.shots) or has_texts
+
+    def _check_split(self) -> None:
+        if (split := self.options.split) == self.benchmark.support_split:
+            others = ", ".join(name for name in self.benchmark.splits if name != split)
+            raise ValueError(
+                f"--split {split}: examples are selected from this split, so a query could be its own example; "
+                f"choose another split of {self.benchmark.title}: {others}"
+            )
+
+    def _check_count(self, num_examples: int) -> None:
+        has_texts = 0 in self.options.shots
         count = max(*self.options.shots, self._prompt.zero_shot_examples if has_texts else 0)
-        if count > len(support):
-            raise ValueError(f"{count} shots need as many examples, and there are {len(support)}")
+        if count > num_examples:
+            raise ValueError(f"{count} shots need as many examples, and there are {num_examples}")
 
-    async def _register(self, support: Sequence[Item]) -> SupportSet:
-        task = self._progress.add_task(f"{self.benchmark.title}, examples", total=len(support))
-        return await register(self._client, self.benchmark, support, lambda count: self._progress.advance(task, count))
+    async def _register(self, draw: Draw) -> Registered:
+        task = self._progress.add_task(f"{self.benchmark.title}, examples", total=len(draw(())))
+        registration = Registration(self._client, self.benchmark, partial(self._progress.advance, task), self._print)
+        registered = await registration.register(draw)
+        self._check_count(registered.support_set.num_examples)
+        return registered
 
-    def _settings(self, model: str, queries: Sequence[Item], support: Sequence[Item]) -> dict[str, Any]:
+    def _print(self, message: str) -> None:
+        self._progress.console.print(message, markup=False, soft_wrap=True)
+
+    def _settings(self, model: str, queries: Sequence[Item], registered: Registered | None) -> dict[str, Any]:
         options = self.options
         return {
             "benchmark": self.benchmark.name,
@@ -102,7 +139,7 @@ class Run:
             "prompt": self._prompt.model_dump(mode="json"),
             "split": options.split,
             "queries": digest(queries),
-            "support": digest(support),
+            "support": registered.digest if registered else digest([]),
             "selection": options.selection,
             "orders": self._orders,
             "seed": options.seed,
@@ -128,10 +165,12 @@ class Run:
         with Journal(self.options.out, f"{self.benchmark.name}-{shots}-shots", {**settings, "shots": shots}) as journal:
             await self._ask_all(asker, queries.items, journal)
             num_answers = sum(item.row.id in journal.outcomes for item in queries.items)
+        score, problem = self._score(journal, queries.items)
         self._write_submission(journal, queries.items)
         return Result(
             shots=shots,
-            score=self._score(journal, queries.items),
+            score=score,
+            problem=problem,
             num_answers=num_answers,
             num_missing=queries.num_missing,
             num_failed=len(queries.items) - num_answers,
@@ -144,31 +183,39 @@ class Run:
         task = self._progress.add_task(
             f"{self.benchmark.title}, {asker.num_shots} shots", total=len(items), completed=len(items) - len(pending)
         )
-        failures: list[str] = []
+        failures = Failures()
         remaining = iter(pending)
         async with asyncio.TaskGroup() as group:
             for _ in range(min(self.options.concurrency, len(pending))):
                 group.create_task(self._work(asker, remaining, journal, failures, task))
         if num_not_asked := sum(1 for _ in remaining):
-            note = f"{asker.num_shots} shots: the first queries failed, {num_not_asked} others were not asked"
-            self._progress.console.print(note, soft_wrap=True)
+            self._print(f"{asker.num_shots} shots: the first queries failed, {num_not_asked} others were not asked")
 
-    async def _work(self, asker: Asker, items: Any, journal: Journal, failures: list[str], task: TaskID) -> None:
+    async def _work(
+        self, asker: Asker, items: Iterator[Item], journal: Journal, failures: Failures, task: TaskID
+    ) -> None:
         for item in items:
             try:
-                journal.write(await asker.ask(item))
-            except (BadRequest, DataError, ServerFault) as error:
-                failures.append(item.row.id)
-                self._progress.console.print(f"{item.row.where}: {error}", markup=False, soft_wrap=True)
+                journal.write(await repeat(partial(asker.ask, item)))
+                failures.end_row()
+            except NotAuthorised:
+                raise
+            except (ApiError, DataError, TransportError, UnexpectedReply) as error:
+                self._print(f"{item.row.where}: {error}")
+                failures.add(error)
             self._progress.advance(task)
-            if len(failures) >= MAX_FIRST_FAILURES and not journal.outcomes:
+            if failures.num_failed >= MAX_FIRST_FAILURES and not journal.outcomes:
                 return
 
-    def _score(self, journal: Journal, items: Sequence[Item]) -> Score | None:
+    def _score(self, journal: Journal, items: Sequence[Item]) -> tuple[Score | None, str | None]:
+        """Return the score, or why it cannot be computed; neither if the split has no public answers."""
         rows = [item.row for item in items if item.row.id in journal.outcomes]
         if not rows or not all(row.answers for row in rows):
-            return None
-        return METRICS[self.benchmark.metric].score([answer(row, journal.outcomes[row.id]) for row in rows])
+            return None, None
+        try:
+            return METRICS[self.benchmark.metric].score([answer(row, journal.outcomes[row.id]) for row in rows]), None
+        except ValueError as error:
+            return None, str(error)
 
     def _write_submission(self, journal: Journal, items: Sequence[Item]) -> None:
         """Write the answers in the form of official results."""

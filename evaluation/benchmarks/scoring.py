@@ -49,11 +49,15 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric, and how many of the ranked candidates it reads; None: all of them."""
+    """A metric, and how many of the ranked candidates it reads; None: all of them.
+
+    `check` raises ValueError if a package or a file that the metric needs is missing, before there is an answer.
+    """
 
     title: str
     score: Callable[[Sequence[Answer]], Score]
     num_ranked: int | None = 1
+    check: Callable[[Sequence[Row]], object] = len
 
 
 def _scaled(value: float, interval: tuple[float, float] | None) -> Score:
@@ -135,16 +139,21 @@ def _clip(answer: Answer) -> Clip:
     return Clip(facts["video_id"], (facts["verb"], facts["noun"]), facts["annotation"], scores)
 
 
-def _wups(answers: Sequence[Answer]) -> Score:
-    """Score by WordNet; raises ValueError without nltk, its data or the stop words of the official evaluation."""
+def _wordnet(rows: Sequence[Row]) -> Any:
+    """Return the module of the lexicon; raises ValueError without nltk, its data or the official stop words."""
     try:
         wordnet = import_module("evaluation.benchmarks.metrics.wordnet")
     except ModuleNotFoundError:
         raise ValueError("WUPS needs nltk: pip install nltk") from None
     wordnet.check_data()
-    if not (stop_words := answers[0].row.facts["stop_words"]):
+    if not all(row.facts["stop_words"] for row in rows[:1]):
         raise ValueError("WUPS needs the stopwords.txt of NExT-OE in the folder of the data")
-    lexicon, values = wordnet.WordNet(), []
+    return wordnet
+
+
+def _wups(answers: Sequence[Answer]) -> Score:
+    wordnet, stop_words, values = _wordnet([a.row for a in answers]), answers[0].row.facts["stop_words"], []
+    lexicon = wordnet.WordNet()
     for answer in answers:
         text, *references = (lemmas(t, stop_words, lexicon) for t in (answer.text, *answer.row.answers))
         values.append(wups(text, references, answer.row.facts["type"], wordnet.similarity))
@@ -161,7 +170,7 @@ METRICS: Mapping[str, Metric] = {
     "roc_auc": Metric("ROC AUC", _roc_auc, None),
     "top_1_and_5": Metric("mean of top-1 and top-5 accuracy", _top_1_and_5, 5),
     "vqa_accuracy": Metric("VQA accuracy", _vqa_accuracy),
-    "wups": Metric("WUPS", _wups),
+    "wups": Metric("WUPS", _wups, check=_wordnet),
 }
 
 

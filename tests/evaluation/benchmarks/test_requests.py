@@ -13,8 +13,9 @@ import pytest
 
 from evaluation.benchmarks.benchmark import SelectionName, Wording, load
 from evaluation.benchmarks.data import BenchmarkData
-from evaluation.benchmarks.requests import Asker, register
-from flamboyance_client import AsyncClient, BadRequest, SupportSet
+from evaluation.benchmarks.registration import Registration
+from evaluation.benchmarks.requests import Asker
+from flamboyance_client import AsyncClient, SupportSet
 from tests.evaluation.benchmarks.official_files import WRITERS
 
 SUPPORT_SET = SupportSet(id="ss_1", version=7)
@@ -26,7 +27,6 @@ class Server:
 
     def __init__(self) -> None:
         self.bodies: list[tuple[str, Body]] = []
-        self.refuses_examples = False
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content) if request.content else {}
@@ -39,9 +39,6 @@ class Server:
             return httpx.Response(200, json=answer)
         if request.method == "GET":
             return httpx.Response(404, json={"error": {"message": "no such set", "code": "support_set_not_found"}})
-        if len(body.get("examples") or ()) == 2 and self.refuses_examples:
-            error = {"message": "it is no image", "param": "examples[1].image", "code": "invalid_media"}
-            return httpx.Response(400, json={"error": error})
         return httpx.Response(200, json={"id": "ss_1", "version": 7})
 
 
@@ -138,14 +135,5 @@ def test_examples_are_stored_with_their_first_answer(name: str, answer: Body, tm
 async def _register(server: Server, name: str, items: Sequence[Any]) -> None:
     async with AsyncClient(transport=httpx.MockTransport(server)) as client:
         counts: list[int] = []
-        await register(client, load(name), items, counts.append)
+        await Registration(client, load(name), counts.append, print).register(lambda unusable: items)
     assert sum(counts) == len(items)
-
-
-def test_an_example_that_the_server_refuses_is_named(tmp_path: Path) -> None:
-    server = Server()
-    server.refuses_examples = True
-    WRITERS["coco"](tmp_path)
-    items = BenchmarkData(load("coco"), tmp_path).support(None, 0)
-    with pytest.raises(BadRequest, match=rf"{items[1].media}: it is no image"):
-        asyncio.run(_register(server, "coco", items))
