@@ -109,10 +109,10 @@ class Run:
 
     def _check_split(self) -> None:
         if (split := self.options.split) == self.benchmark.support_split:
-            others = ", ".join(name for name in self.benchmark.splits if name != split)
+            queried = ", ".join(name for name in self.benchmark.splits if name != split)
             raise ValueError(
                 f"--split {split}: examples are selected from this split, so a query could be its own example; "
-                f"choose another split of {self.benchmark.title}: {others}"
+                f"choose another split of {self.benchmark.title}: {queried}"
             )
 
     def _check_count(self, num_examples: int) -> None:
