@@ -1,41 +1,18 @@
-"""CIDEr-D (Vedantam et al. 2015), as coco-caption computes it for captions.
-
-The words are those of coco-caption's tokenizer, a Java program, as far as English captions need it: lower case, separate
-clitics, no punctuation. Brackets are words, as in that tokenizer.
-"""
+"""CIDEr-D (Vedantam et al. 2015), as coco-caption computes it for captions."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from evaluation.benchmarks.metrics.caption_words import tokenize
 
 MAX_N = 4
 SIGMA = 6.0
 
 Ngram = tuple[str, ...]
-
-_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-_JOINED = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "lemme": "lem me", "wanna": "wan na"}
-_CLITIC = re.compile(r"(?<=\w)(?:n't|'(?:s|m|d|ll|re|ve))(?!\w)")
-_WORD = re.compile(
-    r"""n't | '(?:s|m|d|ll|re|ve)(?!\w) | 'n' | o'\w+  # clitics, and words with an apostrophe
-    | -[lr][rsc]b- | <\w+> | [!?]{2,} | [$%&\#@+*=/]   # brackets, and marks that are words
-    | (?<!\w)(?:[a-z]\.)+(?!\w)                        # initials
-    | (?<!\w)(?:st|mr|mrs|ms|dr|jr|sr|vs|mt|ave|inc|co)\.(?!\w) | (?<!\w)no\.(?=\s?\d)
-    | \w+ (?: [-/&]\w+ | (?<=\d)[.,:]\d+ )*""",
-    re.VERBOSE,
-)
-
-
-def tokenize(caption: str) -> list[str]:
-    text = caption.lower().replace("’", "'")
-    for bracket, name in _BRACKETS.items():
-        text = text.replace(bracket, f" {name} ")
-    text = _CLITIC.sub(r" \g<0>", text)
-    return _WORD.findall(" ".join(_JOINED.get(word, word) for word in text.split()))
 
 
 @dataclass(frozen=True, slots=True)
