@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import TypeVar
 
+from scipy.stats import t as student
+
+CONFIDENCE = 0.95
 Z = 1.959964
 
 Name = TypeVar("Name", bound=str)
@@ -67,15 +70,23 @@ def difference_to_best(answers: Mapping[Name, Sequence[bool]], name: Name) -> st
     return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}] ({best})"
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 95% interval of a mean of any values, of which there are at least two."""
-    half = Z * stdev(values) / math.sqrt(len(values))
-    return fmean(values) - half, fmean(values) + half
+def mean_interval(values: Sequence[float], low: float, high: float) -> tuple[float, float] | None:
+    """Return Student's 95% interval of a mean of values between `low` and `high`.
+
+    Return None for fewer than two values, and for equal ones: an interval of no width would say that the mean is known.
+    """
+    if len(set(values)) < 2:
+        return None
+    quantile = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    half = quantile * stdev(values) / math.sqrt(len(values))
+    return max(low, fmean(values) - half), min(high, fmean(values) + half)
 
 
-def area_interval(area: float, num_positive: int, num_negative: int) -> tuple[float, float]:
-    """Return the 95% interval of the area under a ROC curve (Hanley and McNeil 1982)."""
+def area_interval(area: float, num_positive: int, num_negative: int) -> tuple[float, float] | None:
+    """Return the 95% interval of the area under a ROC curve (Hanley and McNeil 1982); None if its variance is 0."""
     positive, negative = area / (2 - area) - area**2, 2 * area**2 / (1 + area) - area**2
     variance = area * (1 - area) + (num_positive - 1) * positive + (num_negative - 1) * negative
+    if variance <= 0:
+        return None
     half = Z * math.sqrt(variance / (num_positive * num_negative))
     return max(0.0, area - half), min(1.0, area + half)

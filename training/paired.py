@@ -20,9 +20,10 @@ Verdict = Literal["same", "other", "undecided"]
 
 @dataclass(frozen=True, slots=True)
 class SeedValues:
-    """One value per seed; with fewer than two values there is no interval."""
+    """One value per seed; with fewer than two values there is no interval. All possible values are between `bounds`."""
 
     values: tuple[float, ...]
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def mean(self) -> float:
@@ -33,13 +34,13 @@ class SeedValues:
             return -math.inf, math.inf
         quantile = float(student.ppf((1 + CONFIDENCE) / 2, len(self.values) - 1))
         half = quantile * stdev(self.values) / math.sqrt(len(self.values))
-        return self.mean - half, self.mean + half
+        return max(self.bounds[0], self.mean - half), min(self.bounds[1], self.mean + half)
 
     def text(self, digits: int = 1, sign: str = "+") -> str:
         """Return the mean with its interval as text; `sign` is the sign option of the number format."""
         low, high = self.interval()
-        if math.isinf(low):
-            return f"{self.mean:{sign}.{digits}f} [one seed]"
+        if len(set(self.values)) == 1:
+            return f"{self.mean:{sign}.{digits}f} [{'one seed' if len(self.values) == 1 else 'all seeds equal'}]"
         return f"{self.mean:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
     def sign(self) -> int:

@@ -19,6 +19,7 @@ from evaluation.benchmarks.metrics.vqa_accuracy import accuracy
 from evaluation.benchmarks.metrics.wups import score as wups
 from evaluation.intervals import Share, area_interval, mean_interval
 
+CIDER_MAX = 10.0
 NUM_AGREEING = 2  # people whose answer is right in iVQA
 
 
@@ -37,7 +38,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A score with its 95% interval, which a single answer does not have."""
+    """A score with its 95% interval; a mean of equal values has none."""
 
     value: float
     interval: tuple[float, float] | None
@@ -64,8 +65,9 @@ def _scaled(value: float, interval: tuple[float, float] | None) -> Score:
     return Score(100 * value, None if interval is None else (100 * interval[0], 100 * interval[1]))
 
 
-def _mean(values: Sequence[float]) -> Score:
-    return _scaled(fmean(values), mean_interval(values) if len(values) > 1 else None)
+def _mean(values: Sequence[float], highest: float = 1.0) -> Score:
+    """Return the mean of values from 0 to `highest`."""
+    return _scaled(fmean(values), mean_interval(values, 0.0, highest))
 
 
 def _share(values: Sequence[float]) -> Score:
@@ -104,7 +106,7 @@ def _agreement(answers: Sequence[Answer]) -> Score:
 
 
 def _cider(answers: Sequence[Answer]) -> Score:
-    return _mean(cider([a.text for a in answers], [a.row.answers for a in answers]))
+    return _mean(cider([a.text for a in answers], [a.row.answers for a in answers]), CIDER_MAX)
 
 
 def _ndcg(answers: Sequence[Answer]) -> Score:

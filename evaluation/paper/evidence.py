@@ -81,7 +81,8 @@ def read_evidence(
 
 
 def values(shares: Mapping[int, float]) -> SeedValues | None:
-    return SeedValues(tuple(shares.values())) if shares else None
+    """Return percentages by seed as the values of the seeds; None if there are none."""
+    return SeedValues(tuple(shares.values()), bounds=(0.0, 100.0)) if shares else None
 
 
 def change(shares: Mapping[int, float], base: Mapping[int, float] | float) -> SeedValues | None:

@@ -37,4 +37,13 @@ def test_an_interval_that_contains_zero_is_undecided(values: tuple[float, ...], 
 
 def test_one_seed_has_no_interval() -> None:
     assert SeedValues((1.5,)).text() == "+1.5 [one seed]"
-    assert SeedValues((1.0, 1.0, 1.0)).text(2, "") == "1.00 [1.00, 1.00]"
+
+
+def test_equal_values_have_no_interval_of_no_width() -> None:
+    assert SeedValues((1.0, 1.0, 1.0)).text(2, "") == "1.00 [all seeds equal]"
+
+
+def test_the_interval_is_within_the_bounds_of_the_values() -> None:
+    assert SeedValues((90.0, 95.0, 100.0)).interval()[1] > 100
+    assert SeedValues((90.0, 95.0, 100.0), bounds=(0.0, 100.0)).interval()[1] == 100.0
+    assert SeedValues((0.0, 1.0), bounds=(0.0, 100.0)).interval()[0] == 0.0

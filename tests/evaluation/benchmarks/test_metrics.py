@@ -224,6 +224,37 @@ def test_accuracies_are_in_percent_with_an_interval() -> None:
     assert score("top_1_and_5", [ranked])[0] == 50.0
 
 
+def ndcg_answers(*probabilities: float) -> list[Answer]:
+    """Return a round of two candidates per probability of the first one, which alone is relevant."""
+    fields = {"candidates": ("a", "b"), "facts": {"relevance": (1.0, 0.0)}}
+    return [Answer(row(("a",), **fields), ranked=(("a", p), ("b", 1 - p))) for p in probabilities]
+
+
+def test_an_interval_of_a_mean_is_students_and_within_the_range_of_the_metric() -> None:
+    value, interval = score("ndcg", ndcg_answers(0.9, 0.9, 0.9, 0.1))
+    assert value == 75.0
+    assert interval == (0.0, 100.0)  # 75 - 3.1824 * 50 / 2 is negative
+    _, interval = score("ndcg", ndcg_answers(*[0.9] * 30, *[0.1] * 20))
+    assert interval == close((45.936, 74.064), abs=1e-3)  # 2.0096 * 49.487 / 50 ** 0.5
+    dogs = [
+        Answer(row(("a dog runs on the grass",) if n else ("zzz",)), text="a dog runs on the grass") for n in range(3)
+    ]
+    _, interval = score("cider", dogs)
+    assert interval is not None
+    assert interval[0] == 0.0
+
+
+@pytest.mark.parametrize(("metric", "answers"), [("ndcg", ndcg_answers(0.9)), ("ndcg", ndcg_answers(0.9, 0.9))])
+def test_equal_values_have_no_interval(metric: str, answers: list[Answer]) -> None:
+    assert score(metric, answers) == (100.0, None)
+
+
+def test_a_roc_curve_without_an_error_has_no_interval() -> None:
+    labels = {"yes": 0.9, "no": 0.1}
+    answers = [Answer(row((label,)), ranked=(("yes", yes), ("no", 1 - yes))) for label, yes in [*labels.items()] * 2]
+    assert score("roc_auc", answers) == (100.0, None)
+
+
 @pytest.mark.parametrize(("answer", "value"), [("pan", 100.0), ("pot", 50.0), ("lid", 0.0)])
 def test_two_of_five_people_agree_in_ivqa(answer: str, value: float) -> None:
     assert score("agreement", [Answer(row(("pan", "pan", "pot", "bowl", "mug")), text=answer)])[0] == value
