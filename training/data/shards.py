@@ -68,11 +68,17 @@ def _records(archive: tarfile.TarFile, shard: str, skip: int) -> Iterator[RawRec
 
 
 def _check_end(archive: tarfile.TarFile) -> None:
-    """Raise ReadError if the archive has more data: tarfile takes a header that it cannot read for the end."""
+    """Raise ReadError unless a block of zeros follows the last file, and only zeros follow this block.
+
+    tarfile takes a file that is cut between two members for a whole one, and a header that it cannot read for the end.
+    """
     assert archive.fileobj is not None
     archive.fileobj.seek(archive.offset)
-    if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
-        raise tarfile.ReadError(f"no header at byte {archive.offset}")
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"no header and no end of the archive at byte {archive.offset}")
+    while rest := archive.fileobj.read(tarfile.RECORDSIZE):
+        if rest.strip(b"\0"):
+            raise tarfile.ReadError(f"a second archive follows the one that ends at byte {archive.offset}")
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -103,5 +103,19 @@ def test_a_shard_with_a_damaged_header_is_named(shards: list[Path]) -> None:
     content = bytearray(shards[0].read_bytes())
     content[4 * tarfile.BLOCKSIZE] ^= 1
     shards[0].write_bytes(content)
-    with pytest.raises(ShardError, match=r"000000\.tar is damaged or ends early: no header at byte 2048"):
+    with pytest.raises(ShardError, match=r"000000\.tar is damaged or ends early: no header and no end .* at byte 2048"):
+        list(read_shard(shards[0]))
+
+
+@pytest.mark.parametrize("num_blocks", [2, 4, 6])
+def test_a_shard_that_is_cut_between_two_files_is_named(shards: list[Path], num_blocks: int) -> None:
+    """Each file has a header and one block."""
+    shards[0].write_bytes(shards[0].read_bytes()[: num_blocks * tarfile.BLOCKSIZE])
+    with pytest.raises(ShardError, match=r"000000\.tar is damaged or ends early: no header and no end of the archive"):
+        list(read_shard(shards[0]))
+
+
+def test_two_archives_in_one_shard_are_refused(shards: list[Path]) -> None:
+    shards[0].write_bytes(shards[0].read_bytes() + shards[1].read_bytes())
+    with pytest.raises(ShardError, match=r"000000\.tar .*: a second archive follows the one that ends at byte"):
         list(read_shard(shards[0]))
