@@ -6,7 +6,7 @@ An unknown key raises a `ConfigError` that names its path.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +52,7 @@ SET_MINIMA = {
     "max_frames": 1,
     "strangeness": 0,
     "noise": 0,
+    "min_similarity": -1,
 }
 OPTIM_MINIMA = {
     "learning_rate": 0,
@@ -70,7 +71,10 @@ RUN_MINIMA = {
     "pack_tokens": 1,
     "checkpoint_steps": 1,
     "log_steps": 1,
+    "seed": 0,
 }
+# far above the sizes of encoders; position embeddings of the square of a size have to fit into memory
+MAX_IMAGE_SIZE = 4096
 
 
 def check_minima(prefix: str, config: Any, minima: Mapping[str, float]) -> None:
@@ -81,6 +85,13 @@ def check_minima(prefix: str, config: Any, minima: Mapping[str, float]) -> None:
             raise ConfigError(f"{prefix}{name} is {value}, must be finite")
         if value < least:
             raise ConfigError(f"{prefix}{name} is {value}, must be at least {least}")
+
+
+def check_not_empty(prefix: str, config: Any, names: Sequence[str]) -> None:
+    """Raise `ConfigError` for a field that is an empty text."""
+    for name in names:
+        if not getattr(config, name).strip():
+            raise ConfigError(f"{prefix}{name} is empty, must be a text")
 
 
 def check_betas(betas: tuple[float, float]) -> None:
@@ -121,6 +132,7 @@ class SetConfig:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
+        check_not_empty("sets.", self, ["name"])
         check_minima(f"set {self.name}: ", self, SET_MINIMA)
         if self.batch_size % self.streams:
             raise ConfigError(
@@ -221,6 +233,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_minima("", self, RUN_MINIMA)
+        check_not_empty("", self, ["model", "out"])
+        if self.image_size > MAX_IMAGE_SIZE:
+            raise ConfigError(f"image_size is {self.image_size}, must be at most {MAX_IMAGE_SIZE}")
         if not self.sets:
             raise ConfigError("sets is empty, must list at least one data set")
         names = [data_set.name for data_set in self.sets]

@@ -15,12 +15,12 @@ import io
 import json
 import sys
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from training.data.records import IMAGES, VIDEOS, check_lists
+from training.data.records import IMAGES, VIDEOS, check_lists, is_url
 from training.data.shards import RawRecord
 
 TEXT = ".txt"
@@ -37,6 +37,11 @@ class TargetError(ValueError):
 def from_folder(folder: Path) -> Iterator[RawRecord]:
     for file in _labelled(folder):
         extension, text = _extension(file), file.with_suffix(TEXT)
+        try:
+            if not text.read_text(encoding="utf-8-sig").strip():
+                raise SourceError(f"{text} has no text")
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{text} is not UTF-8: {error}") from None
         yield RawRecord(str(file.relative_to(folder)), {extension: file.read_bytes(), "txt": text.read_bytes()})
 
 
@@ -57,29 +62,52 @@ def _extension(file: Path) -> str:
 
 
 def from_jsonl(file: Path) -> Iterator[RawRecord]:
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
             try:
-                yield RawRecord(f"{file}:{number}", _files(json.loads(line), file.parent))
+                # a file of Windows begins with a byte order mark
+                entry = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                yield RawRecord(f"{file}:{number}", _files(entry, file.parent))
             except FileNotFoundError as error:
                 raise SourceError(f"{file}, line {number}: there is no file {error.filename}") from None
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise SourceError(f"{file}, line {number} is not a valid record: {error!r}") from None
+            except (OSError, ValueError, RecursionError) as error:
+                raise SourceError(f"{file}, line {number} is not a valid record: {error}") from None
 
 
-def _files(entry: dict[str, Any], root: Path) -> dict[str, bytes]:
-    if "texts" not in entry:
-        path, text = root / (entry["image"] if "image" in entry else entry["video"]), entry["text"]
-        if not isinstance(text, str):
-            raise TypeError(f"text is {text!r}, must be a string")
-        return {_extension(path): path.read_bytes(), "txt": text.encode()}
+def _files(entry: Any, root: Path) -> dict[str, bytes]:
+    """Return the files of a record by extension; raises ValueError for one that no set would read."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"it is {entry!r:.60}, must be an object")
+    return _document(entry, root) if "texts" in entry else _pair(entry, root)
+
+
+def _pair(entry: Mapping[str, Any], root: Path) -> dict[str, bytes]:
+    keys = [key for key in ("image", "video") if key in entry]
+    if len(keys) != 1:
+        raise ValueError(f"it needs either image or video, or texts and images; its fields are {', '.join(entry)}")
+    file, text = entry[keys[0]], entry.get("text")
+    if not isinstance(file, str):
+        raise ValueError(f"{keys[0]} is {file!r:.60}, must be the path of a file")
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"text is {text!r:.60}, must be a string with words")
+    formats = IMAGES if keys[0] == "image" else VIDEOS
+    if (extension := _extension(Path(file))) not in formats:
+        raise ValueError(f"{keys[0]} is {file!r:.60}, must be one of the formats {', '.join(formats)}")
+    return {extension: (root / file).read_bytes(), "txt": text.encode()}
+
+
+def _document(entry: Mapping[str, Any], root: Path) -> dict[str, bytes]:
+    """Return a document with the files of its images. An image that is a URL stays one: training skips it."""
     images: list[str | None] = []
     files: dict[str, bytes] = {}
     for i, (_, image) in enumerate(check_lists(entry)):
-        if image is not None:
+        name = image
+        if image is not None and not is_url(image):
             name = f"{i}{Path(image).suffix.lower()}"
             files[name] = (root / image).read_bytes()
-        images.append(None if image is None else name)
+        images.append(name)
     return {"json": json.dumps({"texts": entry["texts"], "images": images}).encode(), **files}
 
 
@@ -123,6 +151,12 @@ def _add(archive: tarfile.TarFile, key: str, record: RawRecord) -> None:
         archive.addfile(member, io.BytesIO(content))
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not (number := int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return number
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m training.data.make",
@@ -132,7 +166,7 @@ def main() -> None:
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help="a folder or a JSONL file")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    parser.add_argument("--per-shard", type=int, default=1000, help="records per shard (default: %(default)s)")
+    parser.add_argument("--per-shard", type=_positive, default=1000, help="records per shard (default: %(default)s)")
     options = parser.parse_args()
     source: Path = options.source
     try:

@@ -60,14 +60,14 @@ def _pair(record: RawRecord, extensions: tuple[str, ...], rng: Random) -> Interl
 
 def _decode(text: bytes) -> str:
     try:
-        return text.decode()
+        return text.decode("utf-8-sig")  # without the byte order mark that editors of Windows write
     except UnicodeDecodeError as error:
         raise BadRecord("text is not UTF-8", str(error)) from None
 
 
 def _document(record: RawRecord, config: SetConfig) -> Interleaved:
     try:
-        document = json.loads(record.files["json"])
+        document = json.loads(record.files["json"].decode("utf-8-sig"))
     except (KeyError, ValueError, RecursionError) as error:
         raise BadRecord("no document", str(error)) from None
     if not isinstance(document, dict):
@@ -102,10 +102,14 @@ def _obelics(document: dict[str, Any], record: RawRecord) -> list[str | bytes]:
         if text is not None:
             parts += [] if is_missing else [text]
             continue
-        is_missing = image is None or image.startswith(("http:", "https:"))
+        is_missing = image is None or is_url(image)
         if image is not None and not is_missing:
             parts.append(record.files.get(image.lower()) or _base64(image))
     return parts
+
+
+def is_url(image: str) -> bool:
+    return image.lower().startswith(("http:", "https:"))
 
 
 def check_lists(document: Mapping[str, Any]) -> list[tuple[str | None, str | None]]:

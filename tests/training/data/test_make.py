@@ -16,7 +16,7 @@ from model import heif
 from tests.tiny_models import VISION, prompt_tokenizer
 from tests.training.toy import COLOURS, png
 from training.config import SetConfig
-from training.data.make import SourceError, TargetError, from_folder, from_jsonl, write_shards
+from training.data.make import SourceError, TargetError, from_folder, from_jsonl, main, write_shards
 from training.data.records import IMAGES, VIDEOS
 from training.data.shards import RawRecord, read_shard
 from training.data.stream import ShardStream, find_shards
@@ -105,6 +105,69 @@ def test_a_text_and_an_image_at_one_index_are_an_error(tmp_path: Path) -> None:
     lines.write_text('{"texts": [null, "red"], "images": ["a.png", "a.png"]}\n')
     with pytest.raises(SourceError, match=r"line 1 .* texts\[1\] and images\[1\] are both set, one must be null"):
         write_shards(from_jsonl(lines), tmp_path / "shards", 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            b'{"img": "a.png", "text": "red"}',
+            "it needs either image or video, or texts and images; its fields are img, text",
+        ),
+        (b'{"image": "a.png", "video": "b.mp4", "text": "red"}', "it needs either image or video"),
+        (b'{"image": "a.png", "text": "  "}', "text is '  ', must be a string with words"),
+        (b'{"image": "a.png"}', "text is None, must be a string with words"),
+        (b'{"image": "a.txt", "text": "red"}', "image is 'a.txt', must be one of the formats jpg, "),
+        (b'{"video": "a.png", "text": "red"}', "video is 'a.png', must be one of the formats mp4, "),
+        (b'{"image": ["a.png"], "text": "red"}', r"image is \['a.png'\], must be the path of a file"),
+        (b"[1]", r"it is \[1\], must be an object"),
+        (b'{"image": "a.png", "text": "\xe9"}', "'utf-8' codec can't decode byte 0xe9"),
+        (b"[" * 100_000, "maximum recursion depth"),
+    ],
+)
+def test_a_line_that_no_set_would_read_is_refused(line: bytes, message: str, tmp_path: Path) -> None:
+    for name in ("a.png", "a.txt"):
+        (tmp_path / name).write_bytes(png(COLOURS["red"]))
+    lines = tmp_path / "source.jsonl"
+    lines.write_bytes(b'{"image": "a.png", "text": "red"}\n' + line)
+    with pytest.raises(SourceError, match=rf"source\.jsonl, line 2 is not a valid record: {message}"):
+        list(from_jsonl(lines))
+
+
+def test_blank_lines_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(COLOURS["red"]))
+    lines = tmp_path / "source.jsonl"
+    lines.write_text('{"image": "a.png", "text": "red"}\r\n\n{"image": "a.png", "text": "red"}\n\n', "utf-8-sig")
+    assert [record.files["txt"] for record in from_jsonl(lines)] == [b"red", b"red"]
+
+
+def test_an_image_of_a_document_that_is_a_url_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"A")
+    lines = tmp_path / "source.jsonl"
+    url = "HTTPS://example.com/a.png"
+    document = {"texts": [None, "unseen", None, "red"], "images": [url, None, "a.png", None]}
+    lines.write_text(json.dumps(document))
+    (record,) = from_jsonl(lines)
+    assert record.files.keys() == {"json", "2.png"}
+    assert json.loads(record.files["json"])["images"] == [url, None, "2.png", None]
+
+
+@pytest.mark.parametrize(("text", "message"), [(b" \n", "has no text"), (b"\xe9", "is not UTF-8")])
+def test_a_text_of_a_folder_without_words_is_named(text: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(COLOURS["red"]))
+    (tmp_path / "a.txt").write_bytes(text)
+    with pytest.raises(SourceError, match=rf"a\.txt {message}"):
+        list(from_folder(tmp_path))
+
+
+@pytest.mark.parametrize("number", ["0", "-3", "x"])
+def test_a_shard_has_at_least_one_record(
+    number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["make", str(tmp_path), "--out", str(tmp_path), f"--per-shard={number}"])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"argument --per-shard: '{number}' is not a positive whole number" in capsys.readouterr().err
 
 
 def test_a_folder_with_shards_is_refused(tmp_path: Path) -> None:

@@ -57,6 +57,13 @@ def test_a_pair_is_media_text_and_end_of_chunk_with_a_space_half_of_the_time() -
     assert texts == {("<A>", "a cat", "|"), ("<A>", " a cat", "|")}
 
 
+def test_a_byte_order_mark_is_no_part_of_a_text() -> None:
+    pair = RawRecord("it", {"jpg": b"A", "txt": "\ufeffa cat".encode()})
+    assert segment_texts(parse(pair, PAIRS, Random(0)))[1].strip() == "a cat"
+    document = RawRecord("it", {"json": "\ufeff".encode() + MATCHED % (b"0", b"1")})
+    assert segment_texts(parse(document, DOCUMENTS, Random(0)))[0] == "<A>"
+
+
 def test_a_clip_is_a_pair_in_a_set_of_videos() -> None:
     record = RawRecord("it", {"mp4": b"V", "txt": b"run"})
     texts = segment_texts(parse(record, replace(PAIRS, kind="videos"), Random(0)))
