@@ -12,12 +12,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
+
 from evaluation.benchmarks.benchmark import Benchmark, load, names
 from evaluation.benchmarks.data import state
 from evaluation.benchmarks.items import DataMissing
 from evaluation.benchmarks.runner import Options, run
 from evaluation.benchmarks.scoring import METRICS
-from flamboyance_client import FlamboyanceError, NotAuthorised
+from flamboyance_client import FlamboyanceError, NotAuthorised, NotConnected
 from flamboyance_client.client import BASE_URL
 
 DESCRIPTION = (
@@ -49,8 +51,12 @@ def _first(error: BaseException) -> BaseException:
 
 
 def _text(error: BaseException) -> str:
-    """Return the message of an error; for a missing key, the client's own advice is only for code."""
-    return f"{error.message}: pass --api-key or set {KEY_VARIABLE}" if isinstance(error, NotAuthorised) else str(error)
+    """Return the message of an error; the client's own advice is only for code."""
+    if isinstance(error, NotAuthorised):
+        return f"{error.message}: pass --api-key or set {KEY_VARIABLE}"
+    if isinstance(error, NotConnected) and isinstance(error.__cause__, httpx.ConnectError):
+        return f"{str(error).partition('. ')[0]}. Start a server there, or pass the address of another one as --server."
+    return str(error)
 
 
 def _evaluate(benchmark: Benchmark, options: argparse.Namespace) -> int:
@@ -105,14 +111,20 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    if (number := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{number} is negative")
-    return number
+    return _whole_number(text, least=0)
 
 
 def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return _whole_number(text, least=1)
+
+
+def _whole_number(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{number} is less than {least}")
     return number
 
 

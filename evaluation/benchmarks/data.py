@@ -54,21 +54,22 @@ class BenchmarkData:
         return [row for row in self.rows(self._benchmark.support_split or "") if row.shown_answer]
 
     def queries(self, split: str, limit: int | None, seed: int) -> Queries:
-        """Return the queries in the order of the file; with a limit, a random sample of them in this order."""
+        """Return the queries in the order of the file; with a limit, a random sample of those that have their media."""
         rows, ids = list(self.rows(split)), set[str]()
         for row in rows:
             if row.id in ids:
                 raise DataError(f"{row.where}: the id {row.id!r} repeats")
             ids.add(row.id)
-        if limit is not None and limit < len(rows):
-            rows = [rows[i] for i in sorted(Random(f"{seed}/queries").sample(range(len(rows)), limit))]
         items = [item for row in rows if (item := self._item(row, split)) is not None]
+        num_missing = len(rows) - len(items)
+        if limit is not None and limit < len(items):
+            items = [items[i] for i in sorted(Random(f"{seed}/queries").sample(range(len(items)), limit))]
         if not items:
             raise DataMissing(f"{self._folder.path} has no media file of {len(rows)} rows of {split}")
         unanswered = [item for item in items if not item.row.answers]
         if 0 < len(unanswered) < len(items):
             raise DataError(f"{unanswered[0].row.where}: there is no answer, but other rows have one")
-        return Queries(items, len(rows) - len(items))
+        return Queries(items, num_missing)
 
     def support(self, num_examples: int | None, seed: int, unusable: Container[str] = ()) -> list[Item]:
         """Return a random sample of the support split: `num_examples` in all, or a number per label.
@@ -110,7 +111,7 @@ def state(benchmark: Benchmark, folder: Path) -> str:
         data = BenchmarkData(benchmark, folder)
         queries = data.queries(benchmark.split, None, 0)
         data.support(1, 0)
-    except DataError as error:
+    except (DataError, OSError) as error:
         return f"wants data: {error}"
     missing = f", {queries.num_missing} without their media file" if queries.num_missing else ""
     return f"{len(queries.items)} queries of {benchmark.split}{missing}"

@@ -96,11 +96,11 @@ class Folder:
         if not path.is_dir():
             raise DataMissing(f"{path} is not a folder")
         self.path = path
-        self._files = sorted(file for file in path.rglob("*") if file.is_file())
+        self._files = sorted(_files(path, frozenset()))
         self._media: dict[str, list[Path]] = {}
         for file in self._files:
             if file.suffix.lower() in IMAGES | VIDEOS:
-                self._media.setdefault(file.stem, []).append(file)
+                self._media.setdefault(_stem(file.name), []).append(file)
 
     def find(self, patterns: Sequence[str]) -> Path | None:
         """Return the first file, or folder of media, whose path ends like one of the patterns.
@@ -137,13 +137,28 @@ class Folder:
         return None
 
 
+def _files(folder: Path, parents: frozenset[Path]) -> Iterator[Path]:
+    """Yield the files of a folder and of those in it, also by symbolic links, without the metadata files of macOS.
+
+    A link to one of the `parents` is not followed.
+    """
+    if (resolved := folder.resolve()) in parents:
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files(path, parents | {resolved})
+        elif path.is_file() and not path.name.startswith("._"):
+            yield path
+
+
 def _depth(path: Path) -> tuple[int, Path]:
     return len(path.parts), path
 
 
 def _stem(name: str) -> str:
+    """Return a name without the suffixes of media, of which downloaders write several: `ID.mp4.webm`."""
     file = Path(name)
-    return file.stem if file.suffix.lower() in IMAGES | VIDEOS else file.name
+    return _stem(file.stem) if file.suffix.lower() in IMAGES | VIDEOS else file.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +201,14 @@ class Record:
 
 
 def read_json(path: Path) -> Any:
+    return _parse_json(read_text(path), str(path))
+
+
+def _parse_json(text: str, where: str) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise DataError(f"{path}: {error}") from None
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: {error}") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -212,12 +231,9 @@ def records(values: Any, path: Path, part: str = "") -> Iterator[Record]:
 def read_lines(path: Path) -> Iterator[Record]:
     """Yield the objects of a file with one JSON object per line."""
     # not by str.splitlines, which divides texts at U+2028 and others, too
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
-            try:
-                values = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}, row {number}: {error}") from None
+            values = _parse_json(line, f"{path}, row {number}")
             if not isinstance(values, dict):
                 raise DataError(f"{path}, row {number}: an object is expected, not {values!r:.60}")
             yield Record(values, f"{path}, row {number}")
@@ -225,16 +241,21 @@ def read_lines(path: Path) -> Iterator[Record]:
 
 def read_table(path: Path, columns: Sequence[str]) -> Iterator[Record]:
     """Yield the rows of a CSV file, numbered from 1 after the header; raises DataError if a column is missing."""
-    table = csv.DictReader(io.StringIO(_read_text(path), newline=""))
+    table = csv.DictReader(io.StringIO(read_text(path), newline=""))
     if missing := [name for name in columns if name not in (table.fieldnames or ())]:
         raise DataError(f"{path}: the column {missing[0]!r} is missing; the columns are {table.fieldnames}")
-    for number, values in enumerate(table, 1):
-        if None in values:
-            raise DataError(f"{path}, row {number}: more fields than columns")
-        yield Record(values, f"{path}, row {number}")
+    number = 0
+    try:
+        for number, values in enumerate(table, 1):
+            if None in values:
+                raise DataError(f"{path}, row {number}: more fields than columns")
+            yield Record(values, f"{path}, row {number}")
+    except csv.Error as error:  # for example a quote without an end
+        raise DataError(f"{path}, row {number + 1}: {error}") from None
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return the text of a file in UTF-8; raises DataError for another encoding."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -33,7 +33,7 @@ class Journal:
         data = self.path.read_bytes() if self.path.exists() else b""
         if not (end := data.rfind(b"\n") + 1):
             return False
-        header, *lines = [json.loads(line) for line in data[:end].splitlines()]
+        header, *lines = [self._parse(number, line) for number, line in enumerate(data[:end].splitlines(), 1)]
         if header != {"settings": json.loads(json.dumps(settings))}:
             raise ValueError(f"{self.path} has the answers of a run with other settings: move it elsewhere")
         self.outcomes = {outcome["id"]: outcome for outcome in lines}
@@ -41,6 +41,12 @@ class Journal:
             with self.path.open("r+b") as file:
                 file.truncate(end)
         return True
+
+    def _parse(self, number: int, line: bytes) -> Any:
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{self.path}, line {number} is damaged: {error}; remove the line to ask again") from None
 
     def __enter__(self) -> Self:
         self._file = self.path.open("a", encoding="utf-8")

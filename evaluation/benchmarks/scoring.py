@@ -129,15 +129,17 @@ def _roc_auc(answers: Sequence[Answer]) -> Score:
 
 def _mwap(answers: Sequence[Answer]) -> Score:
     """Score the probabilities of all actions; the interval is over the actions."""
-    clips = [_clip(answer) for answer in answers]
+    # a verb and a noun may have several words each
+    actions = {a.row.answers[0]: (a.row.facts["verb"], a.row.facts["noun"]) for a in answers}
+    clips = [_clip(answer, actions) for answer in answers]
     if not (precisions := list(average_precisions(clips).values())):
         raise ValueError("mWAP needs a positive clip")
     return _mean(precisions)
 
 
-def _clip(answer: Answer) -> Clip:
+def _clip(answer: Answer, actions: Mapping[str, tuple[str, str]]) -> Clip:
     facts = answer.row.facts
-    scores = {(verb, noun): p for name, p in answer.ranked for verb, _, noun in [name.partition(" ")]}
+    scores = {actions[name]: p for name, p in answer.ranked if name in actions}
     return Clip(facts["video_id"], (facts["verb"], facts["noun"]), facts["annotation"], scores)
 
 

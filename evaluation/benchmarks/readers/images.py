@@ -68,11 +68,11 @@ def _vqa(values: Any, path: Path, files: Files) -> Iterator[Row]:
     people = {} if source is None else _annotations(source)
     subtype = str(values.get("data_subtype", ""))
     for record in records(questions, path, "questions"):
-        number = record.get("question_id", (int, str))
+        number = record.text("question_id")
         if source is not None and number not in people:
             raise DataError(f"{record.where}: {source} has no annotation of the question {number}")
         yield Row(
-            id=str(number),
+            id=number,
             where=record.where,
             media=MediaNames(_image_names(record.get("image_id", (int, str)), subtype)),
             question=record.text("question"),
@@ -81,10 +81,10 @@ def _vqa(values: Any, path: Path, files: Files) -> Iterator[Row]:
         )
 
 
-def _annotations(path: Path) -> dict[int | str, list[Record]]:
-    people: dict[int | str, list[Record]] = {}
+def _annotations(path: Path) -> dict[str, list[Record]]:
+    people: dict[str, list[Record]] = {}
     for record in records(_part(read_json(path), "annotations", path), path, "annotations"):
-        question = record.get("question_id", (int, str))
+        question = record.text("question_id")
         if question in people:
             raise DataError(f"{record.where}: the annotation of the question {question} repeats")
         people[question] = _people(record, path)
@@ -148,7 +148,7 @@ def read_hateful_memes(files: Files) -> Iterator[Row]:
             where=record.where,
             media=MediaNames([record.text("img")]),
             question=record.text("text"),
-            answers=() if label is None else (("no", "yes")[label],),
+            answers=() if label is None else (("no", "yes")[int(label)],),  # pandas writes 1.0
             candidates=("no", "yes"),
         )
 
@@ -175,15 +175,22 @@ def read_visdial(files: Files) -> Iterator[Row]:
 
 def _relevance(path: Path) -> Mapping[int, tuple[int, tuple[float, ...]]]:
     return {
-        record.get("image_id", int): (record.get("round_id", int), record.numbers("gt_relevance"))
+        _image_id(record): (record.get("round_id", int), record.numbers("gt_relevance"))
         for record in records(read_json(path), path)
     }
+
+
+def _image_id(record: Record) -> int:
+    """Return the number of an image, which may be a text of digits."""
+    if not (text := record.text("image_id")).isdecimal():
+        raise DataError(f"{record.where}: the field 'image_id' is {text!r:.60}, not a number")
+    return int(text)
 
 
 class _Dialog:
     def __init__(self, record: Record, path: Path, questions: Sequence[str], answers: Sequence[str]) -> None:
         self.record, self.questions, self.answers = record, questions, answers
-        self.image: int = record.get("image_id", int)
+        self.image = _image_id(record)
         self.rounds = list(records(record.get("dialog", list), path, record.where))
 
     def row(self, round_id: int, relevance: tuple[float, ...]) -> Row:

@@ -14,6 +14,7 @@ from evaluation.benchmarks.items import (
     read_json,
     read_object,
     read_table,
+    read_text,
     records,
 )
 from evaluation.benchmarks.readers.files import Files
@@ -44,7 +45,7 @@ def _mapping(files: Files) -> dict[str, str]:
     """Return the original names by number of youtube_mapping.txt, whose lines have the original name first."""
     if (path := files.find("mapping")) is None:
         return {}
-    pairs = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    pairs = [line.split() for line in read_text(path).splitlines() if line.strip()]
     return {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
 
 
@@ -92,7 +93,7 @@ def read_nextqa(files: Files) -> Iterator[Row]:
     """
     additional, paths = (_by_video(files.find(role)) for role in ("additional", "mapping"))
     stop_words = files.find("stop_words")
-    words = () if stop_words is None else tuple(stop_words.read_text(encoding="utf-8").split())
+    words = () if stop_words is None else tuple(read_text(stop_words).split())
     for record in read_table(files.require("questions"), ("video", "question", "qid", "type")):
         if record.has("a0"):
             raise DataError(

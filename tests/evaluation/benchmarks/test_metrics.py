@@ -281,6 +281,17 @@ def test_ndcg_reads_the_candidates_in_their_own_order() -> None:
     assert score("ndcg", [second])[0] == 0.0
 
 
+def test_an_action_may_have_a_verb_of_two_words() -> None:
+    verbs = ("blow dry", "wash")
+    ranked = {"blow dry hair": 0.9, "wash hair": 0.1}
+    answers = []
+    for verb in verbs:
+        facts = {"video_id": verb, "verb": verb, "noun": "hair", "annotation": 1}
+        candidates = ranked if verb == "blow dry" else {"wash hair": 0.9, "blow dry hair": 0.1}
+        answers.append(Answer(row((f"{verb} hair",), facts=facts), ranked=tuple(candidates.items())))
+    assert score("mwap", answers) == (100.0, None)
+
+
 class PlainLexicon:
     """Every word is a noun that is its own lemma."""
 

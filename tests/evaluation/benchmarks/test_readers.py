@@ -243,6 +243,10 @@ def test_a_broken_row_is_refused_with_file_and_row(
         ("hateful_memes", "test_seen.jsonl", '{"id": 22', "{22", "row 3: "),
         ("hateful_memes", "test_seen.jsonl", "nice", "\udce9", "test_seen.jsonl: 'utf-8' codec"),
         ("msvdqa", "test_qa.json", "[", "(", "test_qa.json: "),
+        ("msvdqa", "test_qa.json", "[", "[" * 100_000, "test_qa.json: maximum recursion depth"),
+        ("hateful_memes", "test_seen.jsonl", "{", "[" * 100_000, "row 1: maximum recursion depth"),
+        ("nextqa", "stopwords.txt", "the", "\udce9", "stopwords.txt: 'utf-8' codec"),
+        ("ivqa", "test.csv", "what is it?", '"' + "word " * 40_000, "row 1: field larger than field limit"),
         ("rareact", "rareact.csv", "phone,3", "phone,9", "row 4: the field 'annotation' is '9', not 0 to 4"),
         ("rareact", "rareact.csv", "noun", "object", "the column 'noun' is missing"),
         ("ivqa", "test.csv", "whole,1,", "whole,one,", "row 1: the field 'start' is 'one', not a number"),
@@ -261,6 +265,61 @@ def test_a_broken_line_is_refused_with_file_and_row(
     with pytest.raises(DataError, match=re.escape(message)) as error:
         read(name, tmp_path)
     assert file in str(error.value)
+
+
+def test_a_list_of_names_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    (written("msvdqa", tmp_path) / "youtube_mapping.txt").write_bytes(b"caf\xe9 vid5\n")
+    with pytest.raises(DataError, match=r"youtube_mapping\.txt: 'utf-8' codec"):
+        read("msvdqa", tmp_path)
+
+
+@pytest.mark.parametrize("label", ["1.0", "true"])
+def test_a_label_may_be_a_number_as_pandas_writes_it(label: str, tmp_path: Path) -> None:
+    path = written("hateful_memes", tmp_path) / "test_seen.jsonl"
+    path.write_text(path.read_text().replace('"label": 1', f'"label": {label}'))
+    assert [item.row.answers for item in read("hateful_memes", tmp_path).items] == [("no",), ("yes",)] * 2
+
+
+def test_an_id_may_be_a_number_in_one_file_and_a_text_in_another(tmp_path: Path) -> None:
+    for name, file, part, key in (
+        ("vqav2", ANNOTATIONS, "annotations", "question_id"),
+        ("visdial", DENSE, None, "image_id"),
+    ):
+        path = written(name, tmp_path / name) / file
+        values = json.loads(path.read_text())
+        for record in values[part] if part else values:
+            record[key] = str(record[key])
+        official.write_json(path, values)
+        assert read(name, tmp_path / name).items
+
+
+def test_folders_may_be_symbolic_links_even_in_a_loop(tmp_path: Path) -> None:
+    folder = written("coco", tmp_path / "data")
+    (folder / "val2014").rename(tmp_path / "elsewhere")
+    (folder / "val2014").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(folder)
+    assert len(read("coco", folder).items) == 2
+
+
+def test_metadata_files_of_macos_are_passed_over(tmp_path: Path) -> None:
+    folder = written("kinetics700", tmp_path)
+    (folder / "val.csv").rename(folder / "kinetics_val_2020.csv")
+    (folder / "._kinetics_val_2020.csv").write_bytes(b"\0\5\xff")
+    assert len(read("kinetics700", folder).items) == 1
+
+
+def test_a_video_may_have_the_suffixes_of_two_containers(tmp_path: Path) -> None:
+    """Downloaders of videos write such names."""
+    folder = written("msrvttqa", tmp_path)
+    (folder / "video" / "video5.mp4").rename(folder / "video" / "video5.mp4.webm")
+    assert [item.media.name for item in read("msrvttqa", folder).items] == ["video5.mp4.webm", "video6.mp4"]
+
+
+def test_a_limit_is_of_the_rows_that_have_their_videos(tmp_path: Path) -> None:
+    data = BenchmarkData(load("msrvttqa"), written("msrvttqa", tmp_path))
+    for seed in range(8):
+        queries = data.queries("test", 2, seed)
+        assert (len(queries.items), queries.num_missing) == (2, 1)
 
 
 def test_a_folder_that_is_no_synset_is_refused(tmp_path: Path) -> None:

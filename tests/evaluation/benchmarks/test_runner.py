@@ -17,7 +17,7 @@ from PIL import Image
 from evaluation.benchmarks.__main__ import main
 from evaluation.benchmarks.benchmark import Wording, load, names
 from evaluation.benchmarks.journal import Journal
-from flamboyance_client import Client, Query, Shot, Template
+from flamboyance_client import Client, Query, Retries, Shot, Template
 from tests.clients.serving import KEY, tiny_server
 from tests.evaluation.benchmarks.official_files import WRITERS, write_image
 
@@ -256,6 +256,51 @@ def test_a_journal_with_other_settings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="answers of a run with other settings"):
         Journal(tmp_path, "coco", {"seed": 1})
     assert path.exists()
+
+
+def test_a_damaged_line_of_a_journal_is_named(tmp_path: Path) -> None:
+    with Journal(tmp_path, "coco", {"seed": 0}) as journal:
+        journal.write({"id": "1", "text": "a"})
+    journal.path.write_text(journal.path.read_text().replace('"text"', '"te'))
+    with pytest.raises(ValueError, match=r"coco-.*\.jsonl, line 2 is damaged: .*; remove the line to ask again"):
+        Journal(tmp_path, "coco", {"seed": 0})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--shots", "x", "argument --shots: 'x' is not a whole number"),
+        ("--limit", "1.5", "argument --limit: '1.5' is not a whole number"),
+        ("--limit", "0", "argument --limit: 0 is less than 1"),
+        ("--shots", "-1", "argument --shots: -1 is less than 0"),
+    ],
+)
+def test_an_option_that_is_no_number_is_refused(
+    option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["coco", f"{option}={value}"])
+    assert message in capsys.readouterr().err
+
+
+def test_a_server_that_does_not_run_is_named_with_the_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluation.benchmarks.runner.RETRIES", Retries(limit=0))
+    WRITERS["coco"](tmp_path / "data")
+    assert main(arguments("coco", "http://127.0.0.1:9", tmp_path, "--shots", "0")) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: no connection to http://127.0.0.1:9: ")
+    assert error.endswith("Start a server there, or pass the address of another one as --server.\n")
+
+
+def test_a_set_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    WRITERS["msvdqa"](tmp_path / "msvdqa")
+    (tmp_path / "msvdqa" / "youtube_mapping.txt").write_bytes(b"caf\xe9 vid5\n")
+    assert main(["--data", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert "youtube_mapping.txt: 'utf-8' codec" in output
+    assert len(output.splitlines()) == 2 * len(names())
 
 
 @pytest.mark.parametrize(
