@@ -28,7 +28,7 @@ def media(item: Item) -> Path | bytes:
     except (av.FFmpegError, IndexError) as error:
         raise DataError(f"{item.media}: {error}") from None
     if video is None:
-        raise DataError(f"{item.row.where}: {item.media} has no frame from {start:g} to {end:g} s")
+        raise DataError(f"{item.media} has no frame from {start:g} to {end:g} s")
     return video
 
 

@@ -89,7 +89,7 @@ class Run:
         with self._progress:
             registered = await self._register(draw) if self._needs_examples else None
             settings = self._settings(models[0].id, queries.items, registered)
-            support_set = registered and registered.support_set
+            support_set = registered.support_set if registered else None
             results = [await self._run(shots, settings, queries, support_set) for shots in options.shots]
         common = {name: getattr(options, name) for name in ("wording", "selection", "seed", "limit", "ensemble")}
         return Report(

@@ -132,7 +132,7 @@ def test_another_error_of_a_batch_ends_the_run(tmp_path: Path) -> None:
 
 def test_examples_that_are_all_refused_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evaluation.benchmarks.registration.MAX_FIRST_UNUSABLE", 2)
-    refusal = {"param": "examples[0].image", "code": "invalid_media"}
+    refusal: dict[str, Any] = {"param": "examples[0].image", "code": "invalid_media"}
     server = ScriptedServer(lambda route, *_: error(400, "it is no image", **refusal) if route == EXAMPLES else None)
     with pytest.raises(BadRequest, match="it is no image"):
         register(server, "hateful_memes", written_memes(tmp_path))
