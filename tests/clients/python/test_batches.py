@@ -243,7 +243,7 @@ def test_an_interrupt_ends_the_running_requests_and_the_process_at_once() -> Non
 def test_mistakes_in_the_call_are_refused(connect: Callable[[Handler], ClassifyMany]) -> None:
     classify_many = connect(echo)
     for single in ("a.png", Path("a.png"), b"a", query(b"a")):
-        with pytest.raises(TypeError, match=r"queries must be a list; media_files\(folder\)"):
+        with pytest.raises(TypeError, match=r"queries must be a list, which media_files\(folder\)"):
             classify_many(single)
     for concurrency in (0, 101):
         with pytest.raises(ValueError, match=f"concurrency must be 1 to 100, not {concurrency}"):

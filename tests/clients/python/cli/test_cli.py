@@ -287,7 +287,8 @@ class TestSupportSets:
         for width in (41, 42):
             Image.new("RGB", (width, 7), "purple").save(tmp_path / f"{width}.png")
         arguments = ("support-set", "suggest", "cli-colours", tmp_path, folder / "red" / "23.png", "--count", "1")
-        (document,) = documents(*arguments)
+        document, known = documents(*arguments)
+        assert (known["image"], known["example"].partition(":")[0]) == (str(arguments[4]), "red-23.png")
         assert document["image"] in (str(tmp_path / "41.png"), str(tmp_path / "42.png"))
         assert document["reason"].keys() == {"margin", "similarity", "gain"}
         output = process(*arguments)
