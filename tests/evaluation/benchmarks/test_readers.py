@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
 import pytest
 
 from evaluation.benchmarks.benchmark import load, names
-from evaluation.benchmarks.clips import encode, media
 from evaluation.benchmarks.data import BenchmarkData, Queries, state
 from evaluation.benchmarks.items import DataError
-from model.media import MediaLimits, load_video
 from tests.evaluation.benchmarks import official_files as official
-from tests.model import test_turned_videos as turned_videos
-from tests.server.media.videos import film
 
 
 def read(name: str, folder: Path, split: str | None = None) -> Queries:
@@ -125,47 +119,6 @@ def test_rows_whose_videos_are_gone_are_counted(tmp_path: Path) -> None:
     assert read("msrvttqa", written("msrvttqa", tmp_path / "a")).num_missing == 1
     assert read("kinetics700", written("kinetics700", tmp_path / "b")).num_missing == 1
     assert state(load("msrvttqa"), tmp_path / "a") == "2 queries of test, 1 without their media file"
-
-
-def test_segments_are_cut_unless_a_file_has_the_segment_alone(tmp_path: Path) -> None:
-    whole, cut = read("ivqa", written("ivqa", tmp_path)).items
-    assert (whole.media.name, whole.segment) == ("test-whole.webm", (1.0, 3.0))
-    assert (cut.media.name, cut.segment) == ("test-cut_0_2.mp4", None)
-    assert media(cut) == cut.media
-    assert seconds_of(media(whole)) == pytest.approx(2, abs=0.3)
-    assert read("nextqa", written("nextqa", tmp_path / "n")).items[0].media.parent.name == "1164"
-
-
-def seconds_of(video: Path | bytes) -> float:
-    assert isinstance(video, bytes)
-    return len(frames_of(video)) / 8
-
-
-def frames_of(video: bytes) -> list[av.VideoFrame]:
-    with av.open(io.BytesIO(video), "r") as container:
-        return list(container.decode(video=0))
-
-
-def test_a_segment_shows_its_own_frames(tmp_path: Path) -> None:
-    """The second second of the video is blue."""
-    official.write_video(tmp_path / "video.avi", seconds=3)
-    video = encode(tmp_path / "video.avi", 1.0, 2.0)
-    assert video is not None
-    colours = [frame.to_ndarray(format="rgb24").mean((0, 1)) for frame in frames_of(video)]
-    assert len(colours) in (7, 8)
-    assert all(colour.argmax() == 2 for colour in colours)
-    assert encode(tmp_path / "video.avi", 50.0, 60.0) is None
-
-
-@pytest.mark.parametrize("turn", list(turned_videos.MATRICES))
-def test_a_segment_of_a_turned_video_is_upright(turn: str, tmp_path: Path) -> None:
-    (tmp_path / "video.mp4").write_bytes(turned_videos.video(turn))
-    (expected,) = load_video(turned_videos.video(turn), MediaLimits())
-    video = encode(tmp_path / "video.mp4", 0.0, 5.0)
-    assert video is not None
-    (frame, *_) = frames_of(video)
-    assert (frame.width, frame.height) == expected.size
-    assert turned_videos.white_side(frame.to_image()) == turned_videos.white_side(expected)
 
 
 Change = Callable[[Any], object]
@@ -352,14 +305,6 @@ def test_examples_per_label_are_limited(tmp_path: Path) -> None:
         official.write_image(tmp_path / "train" / "n01440764" / f"more{number}.JPEG", number)
     labels = [item.row.answers[0] for item in BenchmarkData(load("imagenet"), tmp_path).support(None, 0)]
     assert sorted(labels) == ["goldfish"] + ["tench"] * 5
-
-
-def test_a_video_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
-    written("msvdqa", tmp_path)
-    (tmp_path / "video" / "vid5.avi").write_bytes(film(["red"])[:100])
-    item = read("msvdqa", tmp_path).items[0]
-    with pytest.raises(DataError, match=r"vid5\.avi"):
-        media(item)
 
 
 def test_of_several_files_of_a_name_the_one_of_the_split_is_taken(tmp_path: Path) -> None:
