@@ -7,8 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from server.grammar import GrammarError
-from server.grammar.schema_limits import ALTERNATIVES, LARGEST_NUMBER, LOWER_BOUNDS, limit_schemas, schemas_of
+from server.grammar.schema_graph import ALTERNATIVES, DATA, SUBSCHEMAS_BY_NAME, Node, nodes_of
+from server.grammar.schema_keywords import translate
+from server.grammar.schema_limits import LARGEST_NUMBER, LOWER_BOUNDS, limit_schemas
 
+# names of a schema: without them, a `$ref` is a pointer from the root, and every schema is of draft 2020-12
+IDENTIFIERS = ("$schema", "$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor")
+# llguidance reads its own options here; those of the server apply to all schemas
+OPTIONS = "x-guidance"
 # bound of integers: llguidance reads bounds as 64-bit floats, which represent this one exactly
 LARGEST_INTEGER = 10**18
 # limit of bounded integers, which take much more of a grammar than unbounded ones
@@ -20,13 +26,12 @@ def closed(text: str) -> str:
     """Return a JSON schema whose objects have only the named properties, and whose integers fit 64 bits.
 
     Otherwise a model may invent properties or digits endlessly. Existing keywords about either stay, and integers of a
-    schema with very many stay unbounded. Raises `GrammarError` for a text that is not JSON, and what
-    `limit_schemas` raises.
+    schema with very many stay unbounded. Raises `GrammarError` for a text that is no JSON schema, and what `translate`
+    and `limit_schemas` raise.
     """
-    schemas = _schemas(text)
-    if not schemas:
-        return text
-    limit_schemas(schemas)
+    nodes = _nodes(text)
+    limit_schemas(nodes)
+    schemas = [node.schema for node in nodes]
     # several parts of one object would forbid the properties of each other
     if not any(_num_parts(schema) > 1 for schema in schemas):
         _close(schemas)
@@ -35,11 +40,20 @@ def closed(text: str) -> str:
 
 def _close(schemas: Sequence[dict[str, Any]]) -> None:
     for schema in schemas:
-        if "properties" in schema:
-            schema.setdefault("additionalProperties", "patternProperties" in schema)
+        _close_object(schema)
     integers = [schema for schema in schemas if _is_integer(schema.get("type"))]
     for schema in integers if len(integers) <= MAX_BOUNDED else ():
         _bound(schema)
+
+
+def _close_object(schema: dict[str, Any]) -> None:
+    if not isinstance(properties := schema.get("properties"), dict) or "additionalProperties" in schema:
+        return
+    is_open = schema["additionalProperties"] = "patternProperties" in schema
+    required = schema.get("required")
+    for name in required if isinstance(required, list) and not is_open else ():
+        if isinstance(name, str):
+            properties.setdefault(name, True)  # any value
 
 
 def _num_parts(schema: dict[str, Any]) -> int:
@@ -77,22 +91,40 @@ def _bound(schema: dict[str, Any]) -> None:
 def words_of(text: str) -> list[Any]:
     """Return the texts that an answer may have to write before its end: the properties' names and the longest constants."""
     words: list[Any] = []
-    for schema in _schemas(text):
-        if isinstance(properties := schema.get("properties"), dict):
+    for node in _nodes(text):
+        if isinstance(properties := node.schema.get("properties"), dict):
             words += properties
-        if isinstance(constants := schema.get("enum"), list) and constants:
+        if isinstance(constants := node.schema.get("enum"), list) and constants:
             words.append(max(constants, key=lambda constant: len(json.dumps(constant))))
-        words += [schema["const"]] if "const" in schema else []
+        words += [node.schema["const"]] if "const" in node.schema else []
     return words
 
 
-def _schemas(text: str) -> list[dict[str, Any]]:
-    """Return a JSON schema and all of its subschemas; an empty list for JSON that is not an object.
-
-    Raises `GrammarError` for a text that is not JSON, or is nested too deeply.
-    """
+def _nodes(text: str) -> list[Node]:
+    """Return the schemas that a JSON schema reaches, translated. Raises `GrammarError`."""
     try:
         root = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise GrammarError(f"not a JSON schema: {error}") from None
-    return schemas_of(root) if isinstance(root, dict) else []
+    if not isinstance(root, dict):
+        raise GrammarError("not a JSON schema: it is an object")
+    root.pop(OPTIONS, None)
+    _remove_identifiers(root)
+    return nodes_of(root, translate)
+
+
+def _remove_identifiers(root: dict[str, Any]) -> None:
+    """Remove the names of all schemas, also under unknown keywords, through which a `$ref` may lead."""
+    waiting = list[Any]([root])
+    for value in waiting:  # parts are appended
+        if isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            for keyword in IDENTIFIERS:
+                if isinstance(value.get(keyword), str):
+                    del value[keyword]
+            for keyword, part in value.items():
+                if keyword in SUBSCHEMAS_BY_NAME and isinstance(part, dict):
+                    waiting += part.values()
+                elif keyword not in DATA:
+                    waiting.append(part)

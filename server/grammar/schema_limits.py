@@ -5,17 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
+from functools import reduce
 from math import lcm
+from operator import add
 from typing import Any
-from urllib.parse import unquote
 
 from server.grammar import GrammarError
+from server.grammar.schema_graph import ALTERNATIVES, DATA, JOINED, Node, Steps, measured
 
-# keywords of JSON schema whose values are schemas by name, and those whose values are data
-SUBSCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
-DATA = ("const", "enum", "default", "examples")
 CONSTANTS = ("const", "enum")
 LOWER_BOUNDS = ("minimum", "exclusiveMinimum")
 # limit of numbers: llguidance ends the process for an integer next to -2**63
@@ -29,46 +28,92 @@ MAX_PATTERN = 2_048
 MAX_PATTERNS = 8 * MAX_PATTERN
 # limit of patterns of names: each pair is compared, and 400 of them take 20 seconds
 MAX_NAME_PATTERNS = 64
-ALTERNATIVES = ("anyOf", "oneOf")
+# limit of the patterns and formats that one value may have to match: 10 take 50 milliseconds, 14 take 8 seconds
+MAX_JOINED_PATTERNS = 6
+# limit of the longest path of schemas, each of which is in the one before or is named by its `$ref`: from about 1,650 on,
+# llguidance overflows the 8 MiB of a stack
+MAX_DEPTH = 250
+# limit of the repetitions in a regular expression: the time is quadratic, and 3,000 of `\\w?` take 4 seconds
+MAX_REPETITIONS = 1_000
+REPETITIONS = "?*+{"
+# the value that a schema describes, and those of its parts that have no names
+VALUE: Steps = ()
+PARTS: Steps = ("",)
 # keywords by which a schema may have a `multipleOf`
 DIVIDING = ("multipleOf", "$ref", "allOf", *ALTERNATIVES)
 
 
-def limit_schemas(schemas: Sequence[dict[str, Any]]) -> None:
+def limit_schemas(nodes: Sequence[Node]) -> None:
     """Raise the lower bounds of schemas to `-LARGEST_NUMBER`. Raises `GrammarError` for what exceeds a limit."""
+    if (depth := measured(nodes[0], _depth, 0)) > MAX_DEPTH:
+        raise GrammarError(
+            f"the schemas, each in another one or named by its $ref, have a depth of {depth}, the limit is {MAX_DEPTH}"
+        )
+    schemas = [node.schema for node in nodes]
     for schema in schemas:
-        _check_reference(schema.get("$ref"))
         _limit_numbers(schema)
         for keyword in CONSTANTS:
             _check_constants(schema.get(keyword))
     _check_multiples(schemas)
     _check_patterns(schemas)
+    if sum(map(_num_patterns, schemas)) > MAX_JOINED_PATTERNS:
+        measured(nodes[0], _joined_patterns, {VALUE: 0, PARTS: 0})
 
 
-def schemas_of(root: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a schema and all objects in it that a `$ref` may name: those under unknown keywords too, but no data."""
-    schemas, waiting = list[dict[str, Any]](), list[Any]([root])
-    for value in waiting:  # parts are appended
-        if isinstance(value, list):
-            waiting += value
-        elif isinstance(value, dict):
-            schemas.append(value)
-            for keyword, part in value.items():
-                if keyword in SUBSCHEMAS_BY_NAME and isinstance(part, dict):
-                    waiting += part.values()
-                elif keyword not in DATA:
-                    waiting.append(part)
-    return schemas
+def check_regex(text: str) -> None:
+    """Raises `GrammarError` for a regular expression that takes long."""
+    if (number := sum(map(text.count, REPETITIONS))) > MAX_REPETITIONS:
+        raise GrammarError(f"regex has {number} repetitions, the limit is {MAX_REPETITIONS}")
 
 
-def _check_reference(reference: Any) -> None:
-    """Raises `GrammarError` if a `$ref` names data, where no limit is checked."""
-    steps = iter(unquote(reference).partition("#")[2].split("/")[1:] if isinstance(reference, str) else ())
-    for step in steps:
-        if step in SUBSCHEMAS_BY_NAME:
-            next(steps, None)  # a name
-        elif step in DATA:
-            raise GrammarError(f"the $ref {reference[:80]!r} names no schema: {step} is data")
+def _depth(node: Node, children: Sequence[tuple[Steps, int]]) -> int:
+    return 1 + max((depth for _, depth in children), default=0)
+
+
+def _num_patterns(schema: dict[str, Any]) -> int:
+    return ("pattern" in schema) + ("format" in schema)
+
+
+def _joined_patterns(node: Node, children: Sequence[tuple[Steps, dict[Steps, int]]]) -> dict[Steps, int]:
+    """Return the numbers of patterns that the value of a schema has to match, and those of its parts by their steps.
+
+    Raises `GrammarError` for a number above the limit.
+    """
+    names = {
+        steps: number for steps, numbers in children if steps[0] == "properties" and (number := max(numbers.values()))
+    }
+    parts = [numbers for steps, numbers in children if steps[0] not in ("properties", *JOINED, *ALTERNATIVES)]
+    most = max((max(numbers.values()) for numbers in parts), default=0)
+    result = {VALUE: _num_patterns(node.schema), PARTS: most, **names}
+    groups = [[numbers] for steps, numbers in children if steps[0] in JOINED]
+    # alternatives that name the same schema are one
+    groups += [
+        list({id(numbers): numbers for steps, numbers in children if steps[0] == key}.values()) for key in ALTERNATIVES
+    ]
+    for group in groups:
+        if group:
+            result = _merged(add, result, reduce(_either, group))
+    if (number := max(result.values())) > MAX_JOINED_PATTERNS:
+        raise GrammarError(
+            f"{node.path}: a value may have to match {number} patterns and formats, by allOf or $ref or next to anyOf or "
+            f"oneOf, the limit is {MAX_JOINED_PATTERNS}"
+        )
+    return result
+
+
+def _either(first: dict[Steps, int], second: dict[Steps, int]) -> dict[Steps, int]:
+    return _merged(max, first, second)
+
+
+def _merged(
+    operation: Callable[[int, int], int], first: dict[Steps, int], second: dict[Steps, int]
+) -> dict[Steps, int]:
+    """Return the numbers of two schemas for one value. A part without a name in one of them is described by its `PARTS`."""
+    if not any(first.values()):
+        return second  # as it is: a chain of `$ref` takes no copies
+    return {
+        steps: operation(first.get(steps, first[PARTS]), second.get(steps, second[PARTS])) for steps in first | second
+    }
 
 
 def _limit_numbers(schema: dict[str, Any]) -> None:
@@ -147,7 +192,7 @@ def _check_patterns(schemas: Sequence[dict[str, Any]]) -> None:
     names = [name for schema in schemas for name in _names(schema.get("patternProperties"))]
     if len(names) > MAX_NAME_PATTERNS:
         raise GrammarError(f"patternProperties has {len(names)} patterns, the limit is {MAX_NAME_PATTERNS}")
-    texts = [part for schema in schemas for key in ("pattern", "x-guidance") for part in _parts(schema.get(key))]
+    texts = [schema.get("pattern") for schema in schemas]
     lengths = [len(text) for text in (*names, *texts) if isinstance(text, str)]
     if max(lengths, default=0) > MAX_PATTERN:
         raise GrammarError(f"a pattern has {max(lengths)} characters, the limit is {MAX_PATTERN}")

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from server.grammar import GrammarError
 from server.grammar.compiler import Grammars
-from server.grammar.schema_limits import MAX_NAME_PATTERNS, MAX_PATTERN, MAX_PATTERNS
+from server.grammar.schema_limits import (
+    MAX_DEPTH,
+    MAX_JOINED_PATTERNS,
+    MAX_NAME_PATTERNS,
+    MAX_PATTERN,
+    MAX_PATTERNS,
+    MAX_REPETITIONS,
+    check_regex,
+)
 from tests.server.grammar.test_compiler import TOKENIZER, is_permitted, schema
 
 LONG = "^" + "a?" * 1000 + "$"
@@ -88,7 +97,6 @@ def test_multiples_of_different_properties_are_independent() -> None:
     [
         ({"type": "string", "pattern": "a?" * 30_000}, f"a pattern has 60000 characters, the limit is {MAX_PATTERN}$"),
         ({"patternProperties": {"a?" * 3000: {}}}, f"a pattern has 6000 characters, the limit is {MAX_PATTERN}$"),
-        ({"x-guidance": {"whitespace_pattern": "a?" * 3000}}, "a pattern has 6000 characters"),
         (
             {"properties": {str(i): {"pattern": LONG} for i in range(9)}},
             f"18018 characters, the limit is {MAX_PATTERNS}$",
@@ -130,3 +138,116 @@ def test_data_in_a_schema_is_not_read_as_a_schema(value: dict[str, Any]) -> None
     assert is_permitted(schema({"enum": [value]}), text)
     described = {"type": "null", "default": value, "examples": [value | {"minimum": -1e300}]}
     assert is_permitted(schema(described), "null")
+
+
+def joined(number: int) -> list[dict[str, Any]]:
+    return [{"type": "string", "pattern": f"[ab]{{{i + 1}}}"} for i in range(number)]
+
+
+def of_a_part(schemas: list[dict[str, Any]]) -> list[tuple[dict[str, Any], ...]]:
+    """Return schemas of objects and lists, whose part `x` or items have to match all schemas."""
+    return [
+        tuple({"type": "object", "properties": {"x": value}} for value in schemas),
+        tuple({"type": "array", "items": value} for value in schemas),
+        (
+            *({"type": "object", "properties": {"x": value}} for value in schemas[1:]),
+            {"type": "object", "additionalProperties": schemas[0]},
+        ),
+    ]
+
+
+@pytest.mark.parametrize("number", [MAX_JOINED_PATTERNS + 1, 20, 500])
+def test_very_many_patterns_of_one_value_are_refused(number: int) -> None:
+    values = joined(number)
+    first, *rest = values
+    chain = {str(i): {"$ref": f"#/$defs/{i + 1}", **value} for i, value in enumerate(values[:100])}
+    for value in (
+        {"allOf": values},
+        {**first, "allOf": rest},
+        {**first, "anyOf": [{"type": "null"}, {"allOf": rest}]},
+        {"allOf": [{"allOf": values[:3]}, {"oneOf": [{"allOf": values[3:]}]}]},
+        {"$ref": "#/$defs/a", "allOf": rest, "$defs": {"a": first}},
+        {"$ref": "#/$defs/0", "$defs": {**chain, str(len(chain)): {}}},
+        *({"allOf": [*parts]} for parts in of_a_part(values)),
+    ):
+        with pytest.raises(GrammarError, match=rf"patterns and formats.*the limit is {MAX_JOINED_PATTERNS}$"):
+            compile_schema({"properties": {"a": {"type": "null"}, "b": value}, "$defs": value.get("$defs", {})})
+
+
+def test_a_format_is_a_pattern() -> None:
+    with pytest.raises(GrammarError, match=r"^#/properties/b: a value may have to match 7 patterns and formats, "):
+        compile_schema({"properties": {"b": {"allOf": [*joined(MAX_JOINED_PATTERNS), {"format": "date"}]}}})
+
+
+def test_many_patterns_of_different_values_are_compiled() -> None:
+    dates = [{"type": "object", "properties": {f"d{i}": {"type": "string", "format": "date"}}} for i in range(40)]
+    compile_schema({"allOf": dates})
+    compile_schema({"anyOf": joined(40)})
+    compile_schema({"type": "object", "properties": {f"p{i}": {"anyOf": joined(3)} for i in range(20)}})
+    compile_schema({"allOf": joined(2)})
+
+
+def chain_of(length: int, step: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """Return a schema of definitions each of which names the next one."""
+    names = {str(i): step({"$ref": f"#/$defs/{i + 1}"}) for i in range(length)}
+    return {"$ref": "#/$defs/0", "$defs": {**names, str(length): {"type": "null"}}}
+
+
+STEPS: list[Callable[[dict[str, Any]], dict[str, Any]]] = [
+    lambda value: value,
+    lambda value: {"type": "array", "items": value},
+    lambda value: {"type": "array", "prefixItems": [value]},
+    lambda value: {"type": "object", "properties": {"a": value}},
+    lambda value: {"type": "object", "patternProperties": {"a": value}},
+    lambda value: {"type": "object", "additionalProperties": value},
+    lambda value: {"anyOf": [value, {"type": "boolean"}]},
+    lambda value: {"oneOf": [value]},
+    lambda value: {"allOf": [value]},
+    lambda value: {"minLength": 1, **value},
+    lambda value: {"type": "object", "properties": {"a": {"items": {"anyOf": [value, {"type": "boolean"}]}}}},
+]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("length", [MAX_DEPTH, 1000])
+def test_a_chain_of_references_that_overflows_a_stack_is_refused(
+    step: Callable[[dict[str, Any]], dict[str, Any]], length: int
+) -> None:
+    with pytest.raises(GrammarError, match=rf"have a depth of \d+, the limit is {MAX_DEPTH}$"):
+        compile_schema(chain_of(length, step))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_chain_of_references_within_the_limit_is_compiled(
+    step: Callable[[dict[str, Any]], dict[str, Any]],
+) -> None:
+    compile_schema(chain_of(40, step))
+
+
+def test_the_depth_of_a_schema_is_that_of_its_longest_path() -> None:
+    """The chain is long only if its references are followed again, from definitions that were read before."""
+    chain = chain_of(MAX_DEPTH, lambda value: {"type": "array", "items": value})
+    before = [{"$ref": f"#/$defs/{i}"} for i in reversed(range(MAX_DEPTH))]
+    with pytest.raises(GrammarError, match=r"have a depth of 50\d,"):
+        compile_schema({"anyOf": before, "$defs": chain["$defs"]})
+
+
+def test_the_depth_of_definitions_that_name_each_other_is_found_at_once() -> None:
+    names = [f"n{i}" for i in range(60)]
+    node = {"anyOf": [{"type": "array", "items": {"$ref": f"#/$defs/{name}"}} for name in names]}
+    value = {"$ref": "#/$defs/n0", "$defs": dict.fromkeys(names, node)}
+    with pytest.raises(GrammarError):  # llguidance finds it too large
+        compile_schema(value)
+    tree = {"type": "object", "properties": {"left": {"$ref": "#"}, "right": {"$ref": "#"}}}
+    compile_schema(tree)
+
+
+@pytest.mark.parametrize("text", ["a?" * (MAX_REPETITIONS + 1), r"\w?" * 40_000, "(a|b){1,2}" * 2000, ".*x" * 3000])
+def test_a_regular_expression_with_very_many_repetitions_is_refused(text: str) -> None:
+    with pytest.raises(GrammarError, match=rf"^regex has \d+ repetitions, the limit is {MAX_REPETITIONS}$"):
+        check_regex(text)
+
+
+@pytest.mark.parametrize("text", ["", "a?" * MAX_REPETITIONS, "|".join(f"word{i}" for i in range(10_000))])
+def test_a_regular_expression_with_some_repetitions_is_within_the_limits(text: str) -> None:
+    check_regex(text)

@@ -1,0 +1,121 @@
+"""Keywords of JSON schemas that llguidance 1.9 does not know: translated where that is exact, else refused by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+from server.grammar import GrammarError
+from server.grammar.schema_graph import PARTS_BY_NAME, Node, target
+
+# formats that llguidance compiles; in JSON schema, any other one is an annotation
+FORMATS = ("date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
+ANNOTATIONS = ("title", "description", "default", "examples", "$comment", "deprecated")
+# keywords that restrict values, with what may be done about each
+UNSUPPORTED = {
+    "propertyNames": "next to additionalProperties, without properties, it may have one of enum, const, pattern, or "
+    "minLength and maxLength",
+    "uniqueItems": "remove it and check the answer, unless maxItems is at most 1",
+    "not": "only {} is, which no value matches",
+    "unevaluatedProperties": "use additionalProperties",
+    "unevaluatedItems": "use items",
+    **dict.fromkeys(("if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies"), "use anyOf"),
+    **dict.fromkeys(("contains", "minContains", "maxContains"), "use items or prefixItems"),
+    **dict.fromkeys(("$dynamicRef", "$recursiveRef"), "use $ref"),
+}
+# an escape, a class of characters, or what no grammar has: a group or a bound that looks around, or a reference to a group
+TOKEN = re.compile(
+    r"(?P<bound>\\[bB])|(?P<reference>\\[1-9k])|\\.|\[(?:\\.|[^\]\\])*\]|(?P<group>\(\?<?[=!])", re.DOTALL
+)
+
+
+def translate(node: Node, root: dict[str, Any]) -> None:
+    """Replace keywords that llguidance does not know. Raises `GrammarError` for those without an exact replacement."""
+    schema = node.schema
+    if schema.get("format") not in FORMATS:
+        schema.pop("format", None)
+    if schema.get("not") == {}:
+        del schema["not"]
+        schema["enum"] = []
+    if schema.get("uniqueItems") is False or _has_one_item(schema):
+        schema.pop("uniqueItems", None)
+    if "propertyNames" in schema:
+        _translate_names(node, root)
+    for keyword in schema:
+        if keyword in UNSUPPORTED:
+            raise GrammarError(f"{node.path} has {keyword}, which is not supported: {UNSUPPORTED[keyword]}")
+    for pattern in _patterns(schema):
+        _check_pattern(node, pattern)
+
+
+def _has_one_item(schema: dict[str, Any]) -> bool:
+    return isinstance(most := schema.get("maxItems"), int) and most <= 1
+
+
+def _translate_names(node: Node, root: dict[str, Any]) -> None:
+    """Replace the limits of names by properties or by a pattern; where this is not exact, `propertyNames` stays."""
+    schema = node.schema
+    limits = _limits_of_names(schema["propertyNames"], root)
+    if limits and any(keyword in schema for keyword in PARTS_BY_NAME):
+        return
+    value = schema.get("additionalProperties", True)
+    if names := _names_of(limits):
+        first = quote(names[0].replace("~", "~0").replace("/", "~1"))
+        same = {"$ref": f"{node.pointer}/properties/{first}"} if isinstance(value, dict) else value
+        schema["properties"] = {name: value if name == names[0] else same for name in names}
+    elif limits and (pattern := _pattern_of(limits)) is not None:
+        schema["patternProperties"] = {pattern: value}
+    elif limits:
+        return
+    if limits:
+        schema["additionalProperties"] = False
+    del schema["propertyNames"]
+
+
+def _limits_of_names(names: Any, root: dict[str, Any]) -> dict[str, Any]:
+    """Return what restricts names, which are strings in any case."""
+    if isinstance(names, dict) and names.keys() == {"$ref"}:
+        names = target(root, names["$ref"])
+    if not isinstance(names, dict):
+        return {} if names is True else {"type": names}
+    no_limits = {"type": "string"} | ({} if names.get("format") in FORMATS else {"format": names.get("format")})
+    return {
+        keyword: value
+        for keyword, value in names.items()
+        if keyword not in ANNOTATIONS and not (keyword in no_limits and no_limits[keyword] == value)
+    }
+
+
+def _names_of(limits: dict[str, Any]) -> list[str]:
+    """Return the names within limits that name all of them, else an empty list."""
+    names = limits.get("enum", [limits.get("const")])
+    is_exact = limits.keys() in ({"enum"}, {"const"}) and isinstance(names, list)
+    return names if is_exact and all(isinstance(name, str) for name in names) else []
+
+
+def _pattern_of(limits: dict[str, Any]) -> str | None:
+    """Return the pattern of the names within limits, None if they are no pattern and no lengths."""
+    least, most = limits.get("minLength", 0), limits.get("maxLength", "")
+    if limits.keys() == {"pattern"} and isinstance(limits["pattern"], str):
+        return limits["pattern"]
+    is_number = all(isinstance(bound, int) and bound >= 0 for bound in (least, most) if bound != "")
+    return f"^[\\s\\S]{{{least},{most}}}$" if limits.keys() <= {"minLength", "maxLength"} and is_number else None
+
+
+def _patterns(schema: dict[str, Any]) -> Iterator[str]:
+    if isinstance(pattern := schema.get("pattern"), str):
+        yield pattern
+    if isinstance(names := schema.get("patternProperties"), dict):
+        yield from names
+
+
+def _check_pattern(node: Node, pattern: str) -> None:
+    """Raises `GrammarError` for a pattern with parts that only a search that goes back can match."""
+    token = next((token for token in TOKEN.finditer(pattern) if token.lastgroup), None)
+    if token is None:
+        return
+    kind = "a reference to a group" if token.lastgroup == "reference" else "look-around"
+    hint = f": without it, format {node.schema['format']} is checked" if "format" in node.schema else ""
+    raise GrammarError(f"{node.path} has a pattern with {kind}, {token[0]}, which is not supported{hint}")
