@@ -1,7 +1,9 @@
 """Constrains answers to grammars.
 
-`compiler.py` compiles and follows them, `json_schema.py` prepares JSON schemas for that, and `schema_limits.py` refuses the
-ones that cannot be compiled. `trial.py` compiles each grammar first, in a process of its own, which `trials.py` runs.
+`compiler.py` compiles and follows them, and `json_schema.py` prepares JSON schemas for that: `schema_graph.py` finds the
+schemas that one consists of, `schema_keywords.py` translates keywords that the compiler does not know, and
+`schema_limits.py` refuses what it cannot compile. `refusals.py` says why a grammar is refused. `trial.py` compiles each
+grammar first, in a process of its own, which `trials.py` runs.
 """
 
 from __future__ import annotations

@@ -1,0 +1,56 @@
+"""Refusals are sentences of the server; the words of the library that compiles grammars are in the log."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+from llguidance import LLMatcher, LLTokenizer
+
+from server.grammar.compiler import LIMITS
+from server.grammar.refusals import CAUSES, refusal
+from tests.server.grammar.test_compiler import TOKENIZER
+
+TABLE = LLTokenizer(TOKENIZER.to_json(), eos_token=list(TOKENIZER.eos_ids))
+
+
+def reason_of(value: object) -> str:
+    """Return why llguidance itself refuses a schema."""
+    return LLMatcher(
+        TABLE, LLMatcher.grammar_from_json_schema(json.dumps(value)), limits=LIMITS, log_level=0
+    ).get_error()
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "a oneOf has parts that the same value may match"),
+        ({"patternProperties": {"^a": {}, "b$": {}}}, "patternProperties has patterns that the same name may match"),
+        ({"properties": {"a": {}}, "minProperties": 1}, "minProperties and maxProperties are supported only"),
+        ({"type": "integer", "minimum": 5, "maximum": 3}, "no value matches the schema"),
+        ({"type": "string", "minLength": "x"}, "a keyword has a value of another type"),
+        ({"type": "nothing"}, "a type is null, boolean, "),
+        ({"type": "string", "pattern": "(a"}, "invalid regular expression: a group is not closed"),
+        ({"type": "string", "pattern": "a$b"}, "look-around is not supported"),
+        (
+            {"type": "string", "pattern": "(.*[ab]{30}c.*)", "minLength": 900, "maxLength": 90_000},
+            "take too long together",
+        ),
+        ({"anyOf": [{"properties": {f"k{i}": {}}} for i in range(2500)]}, "the grammar has too many symbols"),
+    ],
+)
+def test_a_reason_of_the_library_is_a_sentence_of_the_server(
+    value: Any, sentence: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    reason = reason_of(value)
+    with caplog.at_level(logging.INFO, "server.grammar.refusals"):
+        refused = refusal("json", reason)
+    assert sentence in refused
+    assert refused in CAUSES.values()
+    assert reason[:60] in caplog.text
+
+
+def test_an_unknown_reason_names_the_kind_of_grammar() -> None:
+    assert refusal("regex", "called `Result::unwrap()` on an `Err` value") == "this regex cannot be compiled"
