@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,9 @@ REGEXES = (b"(ab){3,5}c", rb"[a-z]+\d{2,4}(\.\d+)?", rb"\b\w+@\w+\.(com|org)$", 
 
 
 PIECES = ("a?", "[a-c]?", "(a|b)*a", r"\w{1,9}", ".*x", "(é|ß)+", "field_")
+SHORT = ("(.*[ab]{%d}c.*)", ".*a{%d,}.*b", r"\w*[a-c]\w{%d}x", "(a|b)*a(a|b){%d}")
+LIMITS_OF_TEXTS = (("pattern",), ("format",), ("pattern", "format"), ("pattern", "minLength", "maxLength"))
+FORMATS = ("date-time", "email", "uri", "uuid", "hostname", "ipv6", "path", "x")
 
 
 def make() -> Try:
@@ -94,8 +98,9 @@ def _try(grammars: Grammars, grammar: Grammar, rng: random.Random, vocab_size: i
 def _grammar(rng: random.Random) -> Grammar:
     if rng.random() < 0.3:
         return Grammar(kind="regex", text=mutate(rng.choice(REGEXES), rng, REGEXES).decode(errors="replace"))
-    if rng.random() < 0.1:
-        return Grammar(kind="json", text=json.dumps(_with_patterns(rng)))
+    if rng.random() < 0.2:
+        value = rng.choice((_with_patterns, _with_joined_texts, _with_chain))(rng)
+        return Grammar(kind="json", text=json.dumps(value))
     schema = _with_edge(rng.choice(SCHEMAS), rng) if rng.random() < 0.7 else rng.choice(SCHEMAS)
     text = mutate_json(schema, rng) if rng.random() < 0.7 else mutate_json({"anyOf": [schema]}, rng)
     return Grammar(kind="json", text=text.decode(errors="replace"))
@@ -110,6 +115,56 @@ def _with_patterns(rng: random.Random) -> Any:
         return {"type": "object", "patternProperties": dict.fromkeys(patterns, RANGE)}
     texts = [{"type": "string", "pattern": pattern} for pattern in patterns]
     return {"anyOf": texts} if rng.random() < 0.5 else {"properties": {str(i): text for i, text in enumerate(texts)}}
+
+
+def _with_joined_texts(rng: random.Random) -> Any:
+    """Return a schema in which several patterns, formats and lengths meet in one value or in its parts."""
+    shapes, keywords = rng.choice((SHORT[:1], SHORT[1:], SHORT)), rng.choice(LIMITS_OF_TEXTS)
+    texts = [_text(rng, shapes, keywords) for _ in range(int(10 ** rng.uniform(0, 1.6)))]
+    if rng.random() < 0.3:
+        texts = [{"type": "object", "properties": {rng.choice("abc"): text}} for text in texts]
+    match rng.randrange(4):
+        case 0:
+            return {"allOf": texts}
+        case 1:
+            return {**texts[0], "anyOf": texts[1:3], "allOf": texts[3:]}
+        case 2:
+            return {"allOf": [{"anyOf": texts[start::3]} for start in range(3)]}
+        case _:
+            links = {str(i): {"$ref": f"#/$defs/{i + 1}", **text} for i, text in enumerate(texts)}
+            return {"$ref": "#/$defs/0", "$defs": {**links, str(len(texts)): {}}}
+
+
+def _text(rng: random.Random, shapes: Sequence[str], keywords: Sequence[str]) -> dict[str, Any]:
+    """Return the schema of a text with some keywords."""
+    values = {
+        "pattern": rng.choice(shapes) % rng.randrange(1, 30),
+        "format": rng.choice(FORMATS),
+        "minLength": rng.randrange(50),
+        "maxLength": 50 + rng.randrange(2000),
+    }
+    return {"type": "string"} | {keyword: values[keyword] for keyword in keywords}
+
+
+def _with_chain(rng: random.Random) -> Any:
+    """Return definitions each of which names the next one, up to far more than the stack has room for."""
+    length, kinds = int(10 ** rng.uniform(0, 3.4)), rng.choices(range(7), k=rng.randrange(1, 4))
+    links = {str(i): _link({"$ref": f"#/$defs/{i + 1}"}, kinds[i % len(kinds)]) for i in range(length)}
+    end = {"$ref": f"#/$defs/{rng.randrange(length)}"} if rng.random() < 0.3 else {"type": "string"}
+    first = rng.choice((0, length // 2))
+    return {"items": {"$ref": f"#/$defs/{first}"}, "$defs": {**links, str(length): end}}
+
+
+def _link(schema: Any, kind: int) -> Any:
+    return (
+        schema,
+        {"items": schema},
+        {"type": "object", "properties": {"a": schema}},
+        {"type": "object", "additionalProperties": schema},
+        {"anyOf": [schema, {"type": "null"}]},
+        {"allOf": [schema]},
+        {"minLength": 1, **schema},
+    )[kind]
 
 
 def _with_edge(value: Any, rng: random.Random) -> Any:
