@@ -10,4 +10,8 @@ from __future__ import annotations
 
 
 class GrammarError(ValueError):
-    """A grammar that cannot be used; the message is for the client."""
+    """A grammar that cannot be used; the message is for the client. `reason` is that of a library, for the log."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason

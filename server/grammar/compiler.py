@@ -24,6 +24,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from model.prompt import PromptTokenizer
 from server.grammar import GrammarError
 from server.grammar.json_schema import closed, words_of
+from server.grammar.refusals import NAMES, refusal, sentence
 from server.wire import Grammar
 
 if TYPE_CHECKING:
@@ -35,11 +36,8 @@ MAX_SYMBOLS = 20_000
 # limit per answer; each takes one or two kB
 MAX_STATES = 20_000
 MAX_COMPILED = 32
-# of the kinds, in messages
-NAMES = {"choice": "choice", "regex": "regular expression", "json": "JSON schema"}
-# messages do not repeat the client's grammar, and have a length that fits a log line
+# its messages need not repeat the grammar
 LIMITS = LLParserLimits(max_grammar_size=MAX_SYMBOLS, max_lexer_states=MAX_STATES, verbose_errors=False)
-MAX_MESSAGE = 200
 # no spaces between JSON tokens: a small model may write spaces and line breaks endlessly
 COMPACT: JsonCompileOptions = {"whitespace_flexible": False}
 # characters that end a part of a JSON text
@@ -75,7 +73,7 @@ def source(grammar: Grammar) -> str:
             try:
                 return LLMatcher.grammar_from_json_schema(schema, defaults=COMPACT)
             except ValueError as error:
-                raise GrammarError(f"not a JSON schema: {error}") from None
+                raise refusal(grammar.kind, str(error)) from None
 
 
 def begin(grammar: Grammar, table: LLTokenizer) -> LLMatcher:
@@ -85,7 +83,7 @@ def begin(grammar: Grammar, table: LLTokenizer) -> LLMatcher:
     if not state.is_error():
         state.compute_bitmask()  # copies reuse its computed states
     if state.is_error():
-        raise GrammarError(_summary(state.get_error()))
+        raise refusal(grammar.kind, state.get_error())
     return state
 
 
@@ -147,10 +145,11 @@ class Grammars:
         try:
             compiling.set_result(self._matcher(grammar))
         except GrammarError as error:
+            logger.info("a grammar is refused", extra={"kind": grammar.kind, "error": error.reason or str(error)})
             compiling.set_exception(error)
         except BaseException:  # a panic of llguidance is not an Exception; a request must not wait for ever
             logger.exception("a grammar could not be compiled")
-            compiling.set_exception(GrammarError(f"this {NAMES[grammar.kind]} cannot be compiled"))
+            compiling.set_exception(GrammarError(sentence(grammar.kind, "")))
 
     def _matcher(self, grammar: Grammar) -> Matcher:
         if self._trials is not None:
@@ -232,8 +231,8 @@ class Matcher:
 
     @property
     def error(self) -> str:
-        """Why the grammar cannot be followed any further, "" if it can."""
-        return _summary(self._matcher.get_error())
+        """Why the grammar cannot be followed any further, in llguidance's words; "" if it can."""
+        return self._matcher.get_error()
 
     @property
     def is_complete(self) -> bool:
@@ -257,10 +256,3 @@ class Matcher:
 
     def accept(self, token_id: int) -> None:
         self._matcher.consume_token(token_id)
-
-
-def _summary(message: str) -> str:
-    """Return the first line or, for a regular expression, the reason: the lines above it repeat the changed expression."""
-    lines = message.splitlines()
-    reasons = [line.removeprefix("error: ")[:MAX_MESSAGE] for line in lines if line.startswith("error: ")]
-    return f"invalid regular expression: {reasons[0]}" if reasons else "".join(lines[:1])[:MAX_MESSAGE]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import logging
+from server.grammar import GrammarError
 
-logger = logging.getLogger(__name__)
+# the kinds of grammars in messages
+NAMES = {"choice": "choice", "regex": "regular expression", "json": "JSON schema"}
+MAX_REASON = 1000
 # sentences by words of llguidance 1.9; the first that occur in its message count
 CAUSES = {
     "look-around": "look-around is not supported in a regular expression",
@@ -30,6 +32,7 @@ CAUSES = {
     "Invalid type": "a type is null, boolean, integer, number, string, array or object",
     "type must be": "a type is null, boolean, integer, number, string, array or object",
     "if regex is empty": "the patterns, formats and lengths of a value take too long together",
+    "max is 2000": "too many parts of the grammar may come next, the limit is 2000",
     "lexer": "the patterns and texts of the grammar are too complex",
     "fuel": "the patterns and texts of the grammar are too complex",
     "too many digits": "a multipleOf has too many digits",
@@ -40,7 +43,12 @@ CAUSES = {
 }
 
 
-def refusal(kind: str, reason: str) -> str:
-    """Return a sentence of the server for llguidance's reason, which is logged."""
-    logger.info("llguidance refused a %s: %s", kind, reason[:1000])
-    return next((sentence for words, sentence in CAUSES.items() if words in reason), f"this {kind} cannot be compiled")
+def sentence(kind: str, reason: str, verb: str = "compiled") -> str:
+    """Return why a grammar of a kind cannot be compiled or followed, by llguidance's reason."""
+    sentences = (sentence for words, sentence in CAUSES.items() if words in reason)
+    return next(sentences, f"this {NAMES[kind]} cannot be {verb}")
+
+
+def refusal(kind: str, reason: str) -> GrammarError:
+    """Return the error for llguidance's reason."""
+    return GrammarError(sentence(kind, reason), reason[:MAX_REASON])

@@ -17,7 +17,8 @@ import msgspec
 from llguidance import LLTokenizer
 
 from server.grammar import GrammarError
-from server.grammar.compiler import NAMES, begin
+from server.grammar.compiler import begin
+from server.grammar.refusals import sentence
 from server.wire import Grammar
 
 # Seconds of processor time per grammar, and bytes of memory in addition to those of the idle process. The largest grammars
@@ -37,9 +38,10 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a grammar is refused, "" if it is not. `unexpected` is the type of an unexpected error, for the log."""
+    """Why a grammar is refused, "" if it is not; for the log, a library's reason, or the type of an unexpected error."""
 
     refusal: str = ""
+    reason: str = ""
     unexpected: str = ""
 
 
@@ -53,9 +55,9 @@ def verdict(grammar: Grammar, table: LLTokenizer) -> Verdict:
     try:
         begin(grammar, table)
     except GrammarError as error:
-        return Verdict(refusal=str(error))
+        return Verdict(refusal=str(error), reason=error.reason)
     except BaseException as error:  # a panic of llguidance is not an Exception
-        return Verdict(refusal=f"this {NAMES[grammar.kind]} cannot be compiled", unexpected=type(error).__name__)
+        return Verdict(refusal=sentence(grammar.kind, ""), unexpected=type(error).__name__)
     return Verdict()
 
 

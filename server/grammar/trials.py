@@ -13,7 +13,7 @@ import msgspec
 
 from model.prompt import PromptTokenizer
 from server.grammar import GrammarError
-from server.grammar.compiler import NAMES
+from server.grammar.refusals import NAMES, sentence
 from server.grammar.trial import MAX_MEMORY_BYTES, MAX_SECONDS, Setup, Verdict, decode_verdict, encode
 from server.settings import ROOT, child_environment
 from server.wire import Grammar
@@ -59,11 +59,11 @@ class Trials:
             if (verdict := self._try(grammar)) is not None:
                 break
         else:
-            verdict = Verdict(refusal=f"this {NAMES[grammar.kind]} cannot be compiled")
+            verdict = Verdict(refusal=sentence(grammar.kind, ""))
         if verdict.unexpected:
             logger.error("a grammar could not be compiled", extra={"kind": grammar.kind, "error": verdict.unexpected})
         if verdict.refusal:
-            raise GrammarError(verdict.refusal)
+            raise GrammarError(verdict.refusal, verdict.reason)
 
     def stop(self) -> None:
         if self._process is not None:

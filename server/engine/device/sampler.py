@@ -25,6 +25,7 @@ from server.engine.device.choice import Choice, ids_that_end
 from server.engine.device.transfers import Downloads, Uploads, upload
 from server.engine.plan import Row
 from server.engine.sequence import Sequence
+from server.grammar.refusals import sentence
 from server.wire import TokenLogprob
 
 NOT_FINITE = "the model's output is not finite"
@@ -249,7 +250,9 @@ def _verified(results: list[Result]) -> list[Result]:
 def _refusal(sequence: Sequence) -> tuple[str, str]:
     """Return why no token may follow a sequence, and the field that is the cause."""
     if sequence.matcher is not None and (grammar := sequence.sampling.grammar) is not None:
-        return f"{grammar.field}: {sequence.matcher.error or NOTHING_PERMITTED}", grammar.field
+        reason = sequence.matcher.error
+        why = sentence(grammar.kind, reason, "followed") if reason else NOTHING_PERMITTED
+        return f"{grammar.field}: {why}", grammar.field
     return f"min_tokens: {NOTHING_PERMITTED}", "min_tokens"
 
 

@@ -259,7 +259,7 @@ MANY = {f"k{i}": {"type": "string"} for i in range(600)}
         # found to be too complex after the first token
         (
             Sampling(max_tokens=9, grammar=Grammar(kind="json", text=json.dumps({"properties": MANY}), field="x")),
-            "max is 2000",
+            "too many parts of the grammar may come next, the limit is 2000",
         ),
     ],
 )
