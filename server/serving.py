@@ -91,6 +91,7 @@ async def serve(settings: Settings, spare: Spare) -> int:
             host=settings.host,
             port=settings.port,
             http=partial(Connection, limits=limits),  # type: ignore[arg-type]  # it is called like a class
+            ws="none",
             backlog=ACCEPTED_AT_ONCE,
             log_config=None,
             access_log=False,

@@ -2,7 +2,8 @@
 
 The head of a request must arrive in time. When all connections are in use, a new one replaces the connection whose client
 has been silent longest: it has a request to send, or a response to read. A response that ends a connection before the
-body has arrived can still be read: the rest of the body is dropped for some seconds.
+body has arrived can still be read: the rest of the body is dropped for some seconds. In each turn of the event loop, a
+connection reads no more than takes some milliseconds.
 """
 
 from __future__ import annotations
@@ -16,12 +17,19 @@ from typing import Any, cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from server.limits.framing import Framing
+
 # file descriptors of the process besides its connections: listener, database, media files, pipes to other processes
 OTHER_FILES = 256
 # after a response that ends the connection: the time in which the rest of the body is read and dropped, and the pause after
 # each read of at most 256 KiB, so that dropping takes little of the event loop's time
 DROP_SECONDS = 10.0
 DROP_PAUSE = 0.01
+# Bytes that a connection reads at once; it reads less of heads and small chunks, which take more time than their bytes.
+READ_BYTES = 2**18
+SLOW_READ_BYTES = 2**16
+# where all connections read: what one has read is parsed, and copied, before the next one reads
+_BUFFER = memoryview(bytearray(READ_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +41,16 @@ class ConnectionLimits:
 
 
 class _LingeringTransport:
-    """A transport whose `close` ends only its responses if `is_unread`, until the client or a timer closes it.
+    """A transport whose `close` ends only its responses if `is_unread`, until the client closes it, or a timer of `linger`.
 
     A system that closes a socket with unread data resets the connection, and then the client loses the response, too.
     """
 
-    def __init__(self, transport: asyncio.Transport, is_unread: Callable[[], bool]) -> None:
+    def __init__(self, transport: asyncio.Transport, is_unread: Callable[[], bool], linger: Callable[[], None]) -> None:
         self.is_lingering = False
         self._transport = transport
         self._is_unread = is_unread
+        self._linger = linger
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -55,42 +64,60 @@ class _LingeringTransport:
         else:
             self.is_lingering = True
             self._transport.write_eof()
+            self._linger()
 
 
-class Connection(H11Protocol):
-    """Uvicorn's HTTP connection, within `limits`."""
+class Connection(H11Protocol, asyncio.BufferedProtocol):
+    """Uvicorn's HTTP connection, within `limits`. asyncio lets a buffered protocol say how much it reads at once."""
+
+    conn: Framing
 
     def __init__(self, *arguments: Any, limits: ConnectionLimits, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
+        self.conn = Framing()
         self._limits = limits
         self._last_active = self.loop.time()  # when its client last sent or read something
         self._timer: asyncio.TimerHandle | None = None  # closes the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._lingering = _LingeringTransport(transport, lambda: self.conn.their_state is h11.SEND_BODY)
+        self._lingering = _LingeringTransport(transport, lambda: self.conn.their_state is h11.SEND_BODY, self._linger)
         super().connection_made(cast(asyncio.Transport, self._lingering))
         self._last_active = self.loop.time()
         self._start_timer(self._limits.header_timeout)
         if len(self.connections) > self._limits.max_connections:
             self._most_silent().close()
 
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self._lingering.is_lingering:
-            self._start_timer(DROP_SECONDS)
-            self.flow.resume_reading()
+    def get_buffer(self, sizehint: int) -> memoryview:
+        is_fast = self.conn.is_coarse or self._lingering.is_lingering
+        return _BUFFER if is_fast else _BUFFER[:SLOW_READ_BYTES]
 
-    def data_received(self, data: bytes) -> None:
+    def buffer_updated(self, nbytes: int) -> None:
         self._last_active = self.loop.time()
         if self._lingering.is_lingering:
             self.flow.pause_reading()
             self.loop.call_later(DROP_PAUSE, self.flow.resume_reading)
             return
-        super().data_received(data)
+        self.data_received(_BUFFER[:nbytes])  # type: ignore[arg-type]  # h11 copies them
+        if self.transport.is_closing():
+            return
         if self.conn.their_state is h11.IDLE:
             self._start_timer(self._limits.header_timeout)
         else:
             self._stop_timer()
+
+    def _should_upgrade(self) -> bool:
+        """Answer a request for another protocol, such as that of WebSockets, in HTTP/1.1: no route has another one."""
+        return False
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse bytes that are not HTTP, unless the response has begun; a request whose body they are ends."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(f"{msg} {self.conn.fault}".rstrip())
+        else:
+            self.transport.close()
 
     def pause_writing(self) -> None:
         self._last_active = self.loop.time()  # until now it read what was sent
@@ -117,6 +144,11 @@ class Connection(H11Protocol):
     def _awaits_client(self) -> bool:
         is_sending = self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.flow.read_paused
         return is_sending or self.flow.write_paused
+
+    def _linger(self) -> None:
+        self._stop_timer()
+        self._start_timer(DROP_SECONDS)
+        self.flow.resume_reading()
 
     def _start_timer(self, seconds: float) -> None:
         """Start the timer, unless it is running: the single bytes of a head do not restart it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -14,27 +15,42 @@ import uvicorn
 
 from server.limits import connections
 from server.limits.connections import Connection, ConnectionLimits
+from server.limits.framing import CHUNK_BYTES, FREE_CHUNKS, MAX_LINES, SHORT_BODY
 
 pytestmark = pytest.mark.anyio
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 LARGE = b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 HALF_SENT = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{"
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
     """Answers a request after its whole body; `GET /slow` after a second, and `GET /large` with more than is buffered.
 
-    It refuses `POST /refused` before its body, and ends the connection.
+    It refuses `POST /refused` before its body, and ends the connection. It answers `/unread` without reading the body,
+    and begins the answer to `/early` before it reads it.
     """
+    if scope["path"] == "/unread":
+        await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"no"})
+        return
     if scope["path"] == "/refused":
         await receive()
         headers = [(b"connection", b"close"), (b"content-length", b"2")]
         await send({"type": "http.response.start", "status": 413, "headers": headers})
         await send({"type": "http.response.body", "body": b"no"})
         return
+    if scope["path"] == "/early":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"o", "more_body": True})
     while (message := await receive())["type"] == "http.request" and message.get("more_body"):
         pass
+    if scope["path"] == "/early":
+        await send({"type": "http.response.body", "body": b"k"})
+        return
+    if message["type"] == "http.disconnect":
+        return
     if scope["path"] == "/slow":
         await asyncio.sleep(1)
     if scope["path"] == "/large":
@@ -207,3 +223,92 @@ async def test_a_silent_client_after_a_refusal_is_closed(monkeypatch: pytest.Mon
         await asyncio.sleep(0.5)
         with pytest.raises(ConnectionError):  # the server has aborted it
             await write_bytes(writer, 100)
+
+
+@pytest.mark.parametrize("length", [b"Transfer-Encoding: chunked", b"Content-Length: %d" % (SHORT_BODY + 1)])
+async def test_a_response_before_the_end_of_its_body_ends_the_connection(length: bytes) -> None:
+    async with listening() as listener:
+        reader, _ = await listener.open(b"POST /unread HTTP/1.1\r\nHost: a\r\n" + length + b"\r\n\r\n")
+        response = await asyncio.wait_for(reader.read(), 30)
+    assert response.startswith(b"HTTP/1.1 404")
+    assert b"\r\nconnection: close\r\n" in response.lower()
+
+
+async def test_after_a_refusal_a_short_body_is_read_and_the_next_request_answered() -> None:
+    async with listening() as listener:
+        streams = await listener.open(HALF_SENT.replace(b"/ ", b"/unread ", 1))
+        head = await asyncio.wait_for(streams[0].readuntil(b"\r\n\r\n"), 30)
+        assert b"close" not in head
+        assert await streams[0].readexactly(2) == b"no"
+        streams[1].write(b"a" * 99 + REQUEST)
+        assert await is_answered(streams)
+
+
+async def test_a_body_in_chunks_of_one_byte_is_refused_and_the_refusal_can_be_read() -> None:
+    def send_all(port: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            client.sendall(CHUNKED + b"1\r\n \r\n" * 300_000)
+            response = b""
+            while received := client.recv(2**16):
+                response += received
+            return response
+
+    async with listening() as listener:
+        response = await asyncio.to_thread(send_all, listener.port)
+        assert response.startswith(b"HTTP/1.1 400")
+        assert b"Invalid HTTP request received. The body has too many chunks of less than 256 bytes." in response
+        assert await is_answered(await listener.open(REQUEST))
+
+
+async def test_a_body_in_chunks_of_the_least_size_is_read() -> None:
+    chunk = b"%x\r\n%b\r\n" % (CHUNK_BYTES, bytes(CHUNK_BYTES))
+    async with listening() as listener:
+        streams = await listener.open(CHUNKED + chunk * 10 * FREE_CHUNKS + b"1\r\n \r\n" * 1000 + b"0\r\n\r\n")
+        assert await is_answered(streams)
+
+
+async def test_a_head_of_many_lines_is_refused_and_a_body_of_many_lines_is_not() -> None:
+    head = REQUEST.removesuffix(b"\r\n")
+    async with listening() as listener:
+        assert await is_answered(await listener.open(head + b"a:\r\n" * (MAX_LINES - 1) + b"\r\n"))
+        reader, _ = await listener.open(head + b"a:\r\n" * MAX_LINES + b"\r\n")
+        refusal = await asyncio.wait_for(reader.read(), 30)
+        assert refusal.endswith(b" The head has more than 200 header lines.")
+        body = b"\n" * 1000
+        post = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+        assert await is_answered(await listener.open(post + body))
+
+
+@pytest.mark.parametrize("path", [b"/", b"/unread", b"/refused"])
+async def test_a_chunk_that_is_none_is_refused_without_an_error(path: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async with listening() as listener:
+        reader, _ = await listener.open(CHUNKED.replace(b"/ ", path + b" ", 1) + b"zz\r\n")
+        assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.1 400")
+    assert [record.levelno for record in caplog.records if record.levelno >= logging.WARNING] == [logging.WARNING]
+
+
+async def test_a_chunk_that_is_none_ends_a_response_that_has_begun(caplog: pytest.LogCaptureFixture) -> None:
+    async with listening() as listener:
+        reader, writer = await listener.open(CHUNKED.replace(b"/ ", b"/early ", 1))
+        assert (await asyncio.wait_for(reader.readline(), 30)).startswith(b"HTTP/1.1 200")
+        writer.write(b"zz\r\n")
+        await asyncio.wait_for(reader.read(), 30)
+    assert [record.levelno for record in caplog.records if record.levelno >= logging.WARNING] == [logging.WARNING]
+
+
+async def test_a_body_that_ends_early_is_a_disconnection(caplog: pytest.LogCaptureFixture) -> None:
+    async with listening() as listener:
+        reader, writer = await listener.open(HALF_SENT)
+        writer.write_eof()
+        assert await asyncio.wait_for(reader.read(), 30) == b""
+    assert not [record for record in caplog.records if record.levelno > logging.WARNING]
+
+
+@pytest.mark.parametrize("protocol", [b"websocket", b"h2c"])
+async def test_a_request_for_another_protocol_is_answered_in_this_one(
+    protocol: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    upgrade = b"Connection: Upgrade\r\nUpgrade: %b\r\nSec-WebSocket-Key: a\r\n\r\n" % protocol
+    async with listening() as listener:
+        assert await is_answered(await listener.open(REQUEST.removesuffix(b"\r\n") + upgrade))
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -1,0 +1,107 @@
+"""HTTP/1.1 as this server reads it: h11, with limits for what is quickly sent and slowly read.
+
+Each line of a head and each chunk of a body takes h11 some microseconds, whatever its length. The event loop reads them
+between all other work, so their numbers are limited. A body that is still unread when its response begins is not read: the
+connection ends with the response.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import h11
+
+# header lines of a request; other servers have limits of about 100
+MAX_LINES = 200
+# Chunks of a body: at most FREE_CHUNKS at once, and in the long run at most one per CHUNK_BYTES bytes of data.
+FREE_CHUNKS = 1024
+CHUNK_BYTES = 256
+# Data of this size at once are no small chunks: the rest of the body is probably read as fast.
+COARSE_BYTES = 4096
+# A body of this declared length is read although its response has begun: the connection can carry the next request.
+SHORT_BODY = 2**16
+
+BLANK_LINE = re.compile(rb"\n\r?\n")
+ABSOLUTE_FORM = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE)
+
+
+class Framing(h11.Connection):
+    """h11's connection of a server. `fault` says which limit a refused request exceeds, '' if it is no HTTP.
+
+    `is_coarse`: the latest data of a body came in a large piece, so many bytes may be read at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER)
+        self.fault = ""
+        self.is_coarse = False
+        self._is_short = True
+        self._free_chunks = 0.0
+
+    @property
+    def is_body_unread(self) -> bool:
+        """True while a body arrives that is worth no reading once the request is refused."""
+        return self.their_state is h11.SEND_BODY and not self._is_short
+
+    def next_event(self) -> Any:
+        """Return the next event, as h11 does. Raises `h11.RemoteProtocolError` also for a limit."""
+        if self.their_state is h11.IDLE:
+            self._check_lines()
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._begin(event)
+            return _in_origin_form(event)
+        if isinstance(event, h11.Data):
+            self._count(event)
+        return event
+
+    def send(self, event: h11.Event) -> Any:
+        """Return the bytes of an event; a response before the end of a body ends the connection, and says so."""
+        if isinstance(event, h11.Response) and self.is_body_unread:
+            headers = [(name, value) for name, value in event.headers if name != b"connection"]
+            event = h11.Response(
+                status_code=event.status_code, headers=[*headers, (b"connection", b"close")], reason=event.reason
+            )
+        return super().send(event)
+
+    def _check_lines(self) -> None:
+        """Check the number of lines of the head that arrives, before h11 reads them."""
+        received, _ = self.trailing_data
+        if received.count(b"\n") > MAX_LINES:
+            end = BLANK_LINE.search(received)
+            if received.count(b"\n", 0, end.start() if end else len(received)) > MAX_LINES:
+                raise self._refused(f"The head has more than {MAX_LINES} header lines.")
+
+    def _begin(self, request: h11.Request) -> None:
+        headers = dict(request.headers)
+        length = int(headers.get(b"content-length", 0))
+        self._is_short = b"transfer-encoding" not in headers and length <= SHORT_BODY
+        self._free_chunks, self.is_coarse = FREE_CHUNKS, False
+
+    def _count(self, data: h11.Data) -> None:
+        """Count the chunk that data begin, if they do."""
+        self.is_coarse = len(data.data) >= COARSE_BYTES
+        earned = self._free_chunks + len(data.data) / CHUNK_BYTES
+        self._free_chunks = min(earned, FREE_CHUNKS) - data.chunk_start
+        if self._free_chunks < 0:
+            raise self._refused(f"The body has too many chunks of less than {CHUNK_BYTES} bytes.")
+
+    def _refused(self, fault: str) -> h11.RemoteProtocolError:
+        self.fault = fault
+        return h11.RemoteProtocolError(fault)
+
+
+def _in_origin_form(request: h11.Request) -> h11.Request:
+    """Return a request whose target is a path. A URL, as it is sent to proxies, has it and `Host` (RFC 9112, 3.2.2)."""
+    match = ABSOLUTE_FORM.fullmatch(request.target)
+    if match is None:
+        return request
+    host, target = match.groups()
+    headers = [(name, value) for name, value in request.headers if name != b"host"]
+    return h11.Request(
+        method=request.method,
+        target=target if target.startswith(b"/") else b"/" + target,
+        headers=[(b"host", host), *headers],
+        http_version=request.http_version,
+    )
