@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from operator import itemgetter
 from typing import BinaryIO
 
 import msgspec
@@ -80,9 +82,10 @@ async def read_json(
 
 def read_query(schema: type[SchemaType], request: Request) -> SchemaType:
     """Validate a query string as `read_request` validates a body; a repeated name is refused. Raises `InvalidRequest`."""
-    query = request.query_params
-    if repeated := next((name for name in query if len(query.getlist(name)) > 1), None):
-        raise InvalidRequest(f"{repeated[:64]}: set more than once", param=repeated[:64])
+    query = request.query_params.multi_items()
+    name, number = max(Counter(name for name, _ in query).items(), key=itemgetter(1), default=("", 0))
+    if number > 1:
+        raise InvalidRequest(f"{name[:64]}: set more than once", param=name[:64])
     return read(schema, msgspec.json.encode(dict(query)))
 
 

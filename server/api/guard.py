@@ -51,6 +51,10 @@ OPEN_PATHS = PROBE_PATHS | DOCS_PATHS | {METRICS_PATH}
 IPV6_PREFIX = 64
 # bytes of a refused body that are read and dropped: a disconnection can be noticed only after the body
 MAX_DROPPED = 2**16
+# parameters of a query: no route knows as many
+MAX_PARAMETERS = 64
+# headers that are read, and that a request may have once; of a repeated X-Request-Id, the first one is the request's
+SINGLE_HEADERS = (HEADER, "Authorization", "Content-Encoding", "Content-Type", "Idempotency-Key")
 REQUEST_ID = re.compile(ID)
 
 
@@ -95,6 +99,8 @@ class Guard:
             await send(message)
 
         try:
+            _check_query(scope.get("query_string", b""))
+            _check_repeated(headers)
             _check_body(headers)
             self._check_host(scope["path"], headers)
             self._check_page(scope["method"], headers)
@@ -170,6 +176,19 @@ def _check_tenant(path: str, caller: Caller) -> None:
     """Refuse paths about all tenants to other tenants, here because a gateway has no routes. Raises `Forbidden`."""
     if caller.tenant and path in OPERATOR_PATHS:
         raise Forbidden(f"{path} is about all tenants: it needs a key of the default tenant")
+
+
+def _check_query(query: bytes) -> None:
+    """Refuse a query that takes long to parse. Raises `InvalidRequest`."""
+    if (number := query.count(b"&") + 1) > MAX_PARAMETERS:
+        raise InvalidRequest(f"the query has {number} parameters, the limit is {MAX_PARAMETERS}")
+
+
+def _check_repeated(headers: Headers) -> None:
+    """Refuse a header that has two values where this server reads one. Raises `InvalidRequest`."""
+    for name in SINGLE_HEADERS:
+        if len(headers.getlist(name)) > 1:
+            raise InvalidRequest(f"the header {name} is sent more than once", param=name)
 
 
 def _check_body(headers: Headers) -> None:

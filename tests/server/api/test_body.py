@@ -14,9 +14,10 @@ from fastapi import FastAPI
 from starlette.requests import Request
 
 from server.access.callers import Caller
-from server.api.body import spool_body
-from server.errors import BodyTimeout
+from server.api.body import read_query, spool_body
+from server.errors import BodyTimeout, UnsupportedParameter
 from server.schemas.base import MAX_SEPARATORS
+from server.schemas.stored import ListImagesRequest
 from server.settings import Settings
 from tests.server.fakes import AS_JSON, FakeClient
 
@@ -145,6 +146,14 @@ class TestNegativePriorities:
         response = await http.post("/v1/completions", json={"prompt": "x", "priority": -2})
         assert response.status_code == 200
         assert client.requests[0].priority == -2
+
+
+def test_a_query_is_checked_in_a_time_in_proportion_to_its_names() -> None:
+    """A list of all names per name would look at 4 * 10^9 of them, and take minutes."""
+    query = "&".join(f"a{index}" for index in range(2**16)).encode()
+    request = Request({"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": query})
+    with pytest.raises(UnsupportedParameter):
+        read_query(ListImagesRequest, request)
 
 
 class TestType:
