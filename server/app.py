@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Lifespan
+from starlette.types import Lifespan, Message, Receive, Scope, Send
 
 from server.access.keys import Keys
 from server.access.pages import cors_options
@@ -48,7 +48,7 @@ from server.api.routes import (
 from server.api.services import Services, count_failure
 from server.api.tenants import Tenants
 from server.engine_client.client import Client
-from server.errors import ServerError, http_error_body
+from server.errors import InvalidRequest, MethodNotAllowed, NotFound, ServerError
 from server.fewshot.comparison import Comparison
 from server.fewshot.fits import FitStore
 from server.fewshot.maintenance import Maintenance, WarmSets
@@ -80,6 +80,9 @@ from server.weights import Weights
 # the status that proxies log when a client has disconnected; it is never sent
 CLIENT_CLOSED_REQUEST = 499
 
+# errors of the web framework, which finds no route
+HTTP_ERRORS = {404: NotFound, 405: MethodNotAllowed}
+
 TITLE = "Flamboyance"
 ROUTERS = (
     completions.router,
@@ -103,7 +106,10 @@ logger = logging.getLogger(__name__)
 
 
 class Application(FastAPI):
-    """FastAPI with this server's document at /openapi.json, and without FastAPI's pages, which load external scripts."""
+    """FastAPI with this server's document at /openapi.json, and without FastAPI's pages, which load external scripts.
+
+    A request with the method HEAD is answered as with GET, without the body.
+    """
 
     def __init__(self, lifespan: Lifespan[Application]) -> None:
         super().__init__(
@@ -114,6 +120,16 @@ class Application(FastAPI):
             generate_unique_id_function=operation_id,
             lifespan=lifespan,
         )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await super().__call__(scope, receive, send)
+            return
+
+        async def send_empty(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await super().__call__({**scope, "method": "GET"}, receive, send_empty)
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -257,8 +273,9 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     detail = f"{request.method} {path}: {error.detail}"
     if error.status_code == 404 and (meant := f"/v1/{path.rpartition('/v1/')[2].lstrip('/')}") in PATHS:
         detail += f"; did you mean {meant}?"
-    body = http_error_body(error.status_code, detail)
-    return JSONResponse(body, error.status_code, error.headers)
+    response = await _refuse(request, HTTP_ERRORS.get(error.status_code, InvalidRequest)(detail))
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _client_disconnected(request: Request, error: Exception) -> Response:

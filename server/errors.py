@@ -5,7 +5,6 @@ A field is honoured or refused, never ignored. Messages are for clients: they co
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import Any, ClassVar
 
 # characters of a message or of the path of a field, which may contain a client's own names
@@ -90,6 +89,12 @@ class UnsupportedMediaType(InvalidRequest, code="unsupported_media_type"):
     """The route does not accept a body of this type."""
 
     status = 415
+
+
+class MethodNotAllowed(InvalidRequest, code="method_not_allowed"):
+    """The route has no such method."""
+
+    status = 405
 
 
 class BodyTimeout(InvalidRequest, code="body_timeout"):
@@ -290,10 +295,3 @@ class EngineFailed(ServerError, code="engine_failed"):
 
 def _shortened(text: str) -> str:
     return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]}..."
-
-
-def http_error_body(status: int, detail: str) -> dict[str, Any]:
-    """Return the error body for a request that the web framework refuses: an unknown route or a wrong method."""
-    kind = "not_found_error" if status == 404 else "invalid_request_error" if status < 500 else "server_error"
-    code = HTTPStatus(status).name.lower()
-    return {"error": {"message": _shortened(detail), "type": kind, "param": None, "code": code}}

@@ -75,7 +75,7 @@ OPERATOR_PATHS = frozenset({"/metrics"})
 
 def needed_role(method: str, path: str) -> Role:
     """Return the role that a route needs; `path` is its template, with the names of its parameters."""
-    route = ("GET" if method == "HEAD" else method, path)
+    route = (method, path)
     return "inference" if route in INFERENCE else "manage" if route in MANAGE else "admin"
 
 

@@ -197,8 +197,8 @@ def openapi_document(routes: Sequence[BaseRoute], title: str, version: str) -> d
     tags = [{"name": name, "description": text} for name, text in TAGS.items()]
     document = get_openapi(title=title, version=version, description=DESCRIPTION, routes=routes, tags=tags)
     for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            _complete(operation, method, is_open=path in OPEN_PATHS - {METRICS_PATH})
+        for operation in operations.values():
+            _complete(operation, is_open=path in OPEN_PATHS - {METRICS_PATH})
     schemas = _schemas(node["$ref"] for node in _objects(document["paths"]) if "$ref" in node)
     for node in _objects(schemas):
         if "oneOf" in node:
@@ -212,7 +212,7 @@ def openapi_document(routes: Sequence[BaseRoute], title: str, version: str) -> d
     return document
 
 
-def _complete(operation: dict[str, Any], method: str, *, is_open: bool) -> None:
+def _complete(operation: dict[str, Any], *, is_open: bool) -> None:
     """Add what every operation has: the request id and the key. The docstring's first line becomes the summary."""
     summary, _, details = operation.pop("description").partition("\n\n")
     operation["summary"] = summary.removesuffix(".")
@@ -234,8 +234,6 @@ def _complete(operation: dict[str, Any], method: str, *, is_open: bool) -> None:
     operation["responses"] = dict(sorted(operation["responses"].items()))
     for response in operation["responses"].values():
         response["headers"] = {**response.get("headers", {}), **_header_references(["X-Request-Id"])}
-        if method == "head":
-            response.pop("content", None)
 
 
 def _discriminator(members: Sequence[JsonSchemaValue], schemas: Mapping[str, JsonSchemaValue]) -> dict[str, Any]:

@@ -18,14 +18,12 @@ from server.version import VERSION
 router = APIRouter()
 
 
-@router.head("/health/live", name="head_live", **describe("Health", response=Live))
 @router.get("/health/live", **describe("Health", response=Live))
 async def live() -> Response:
     """Report that the process is alive."""
     return JSONResponse({"status": "live"})
 
 
-@router.head("/health/ready", name="head_ready", **describe("Health", response=Ready, statuses=(200, 503)))
 @router.get("/health/ready", **describe("Health", response=Ready, statuses=(200, 503)))
 async def ready(services: GivenServices) -> Response:
     """Report whether the server accepts requests now."""
@@ -63,7 +61,6 @@ async def version(services: GivenServices) -> Response:
     return JSONResponse({"version": VERSION, "engine": services.client.info, "weights": weights})
 
 
-@router.head("/metrics", name="head_metrics", **describe("Health", response={"text/plain": str}))
 @router.get("/metrics", **describe("Health", response={"text/plain": str}))
 async def metrics(services: GivenServices) -> Response:
     """Return the metrics in the text format of Prometheus."""

@@ -103,16 +103,12 @@ async def list_images(request: Request, services: GivenServices) -> Response:
     return JSONResponse(list_page([_card(stored) for stored in page], fields.limit))
 
 
-@router.head(
-    "/v1/images/{image_id}", name="head_image", **describe("Images", response=StoredImage, errors=STORED_IMAGE)
-)
 @router.get("/v1/images/{image_id}", **describe("Images", response=StoredImage, errors=STORED_IMAGE))
 async def show_image(image_id: str, services: GivenServices) -> Response:
     """Describe an image or a video."""
     return JSONResponse(_card(await asyncio.to_thread(services.store.describe, image_id, "image_id")))
 
 
-@router.head("/v1/images/{image_id}/content", name="head_content", **CONTENT)
 @router.get("/v1/images/{image_id}/content", **CONTENT)
 async def show_content(image_id: str, request: Request, services: GivenServices) -> Response:
     """Return the bytes of an image or a video."""
@@ -121,8 +117,6 @@ async def show_content(image_id: str, request: Request, services: GivenServices)
     if headers["ETag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     headers["Content-Length"] = str(stored.num_bytes)
-    if request.method == "HEAD":
-        return Response(media_type=stored.media_type, headers=headers)
     return await download(services.store.pieces(image_id, "image_id"), stored.media_type, headers)
 
 

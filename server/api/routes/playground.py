@@ -37,7 +37,6 @@ def _refuse_if_off(services: GivenServices) -> None:
 router = APIRouter(include_in_schema=False, dependencies=[Depends(_refuse_if_off)])
 
 
-@router.head("/")
 @router.get("/")
 async def show_playground() -> Response:
     return FileResponse(FILES["index.html"], headers=HEADERS | ASK_AGAIN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from server.access.keys import Keys
-from server.api.guard import OPEN_PATHS, Guard, is_health
+from server.api.guard import OPEN_PATHS, SINGLE_HEADERS, Guard, is_health
 from server.errors import ClientOverShare, ServerError
 from server.limits.admission import Admission
 from server.limits.pacing import MAX_PAUSE
@@ -96,6 +97,35 @@ async def test_unknown_routes_and_methods_have_the_error_shape(http: httpx.Async
     assert (missing.status_code, missing.json()["error"]["type"]) == (404, "not_found_error")
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
     assert wrong.headers["allow"] == "POST"
+    head = await http.head("/v1/completions")
+    assert (head.status_code, head.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize("code", ["not_found", "method_not_allowed"])
+async def test_unknown_routes_and_methods_are_counted_and_logged(
+    http: httpx.AsyncClient, app: FastAPI, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "server.app")
+    for number in range(3):
+        await http.get(f"/v2/nothing{number}" if code == "not_found" else "/v1/completions")
+    counted = [line for line in (await http.get("/metrics")).text.splitlines() if f'_total{{code="{code}"' in line]
+    assert counted == [f'flamboyance:request_refused_total{{code="{code}",model_name="tiny",tenant=""}} 3.0']
+    assert [record.__dict__["code"] for record in caplog.records if record.message == "request refused"] == [code] * 3
+
+
+async def test_a_query_of_more_parameters_than_any_route_has_is_refused(http: httpx.AsyncClient) -> None:
+    for path in ("/v1/images", "/health/live"):
+        response = await http.get(f"{path}?" + "&".join(["a=1"] * 65))
+        assert response.status_code == 400
+        assert response.json()["error"]["message"] == "the query has 65 parameters, the limit is 64"
+    response = await http.get("/v1/images?" + "&".join(["a=1"] * 64))
+    assert response.json()["error"]["message"] == "a: set more than once"
+
+
+@pytest.mark.parametrize("name", SINGLE_HEADERS)
+async def test_a_header_of_two_values_is_refused(http: httpx.AsyncClient, name: str) -> None:
+    response = await http.get("/v1/models", headers=[(name, "1"), (name, "2")])
+    assert (response.status_code, response.json()["error"]["param"]) == (400, name)
 
 
 class Connection:

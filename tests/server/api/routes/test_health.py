@@ -58,6 +58,9 @@ async def test_the_version_includes_the_engine(http: httpx.AsyncClient) -> None:
     assert (await http.get("/version")).json() == expected
 
 
-@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics", "/"])
-async def test_a_probe_may_read_only_the_status(http: httpx.AsyncClient, path: str) -> None:
-    assert (await http.head(path)).status_code == 200
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics", "/", "/docs", "/v1/models"])
+async def test_head_has_the_headers_of_get_and_no_body(http: httpx.AsyncClient, path: str) -> None:
+    head, full = await http.head(path), await http.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == full.headers["content-type"]
+    assert "content-length" in head.headers
