@@ -8,7 +8,6 @@ keep their version; a restored database is upgraded.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import os
 import re
@@ -22,6 +21,7 @@ from typing import IO, Any
 
 import msgspec
 from sqlalchemy import Connection, LargeBinary, MetaData, Table, func, insert, select, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from server.access.tenants import TENANT_NAME, split
 from server.errors import MediaNotFound
@@ -98,6 +98,11 @@ def _publish(partial: Path, file: Path) -> None:
         os.link(partial, file)  # unlike a rename, never over another file
     except FileExistsError:
         raise BackupError(f"{file} exists already") from None
+    except OSError as error:
+        raise BackupError(
+            f"{file}: the backup cannot be moved there, because the file system has no hard links ({error.strerror}): "
+            "write it to another folder, then copy it"
+        ) from None
 
 
 async def restore_backup(file: Path, database: Database, store: MediaStore) -> Manifest:
@@ -205,9 +210,12 @@ def _restore_tables(connection: Connection, archive: tarfile.TarFile, manifest: 
 def _restore(connection: Connection, table: Table, lines: IO[bytes]) -> int:
     """Insert rows, and return their number."""
     count = 0
+    names = {column.name for column in table.columns}
     binary = [column.name for column in table.columns if isinstance(column.type, LargeBinary)]
     for rows in _chunks(lines):
         for row in rows:
+            if row.keys() != names:
+                raise BackupError(f"the backup is damaged: a row of {table.name} has other columns than the table")
             row.update({name: base64.b64decode(row[name]) for name in binary})
         connection.execute(insert(table), rows)
         count += len(rows)
@@ -245,8 +253,11 @@ def _damage() -> Iterator[None]:
     """Convert the errors that a damaged file causes to `BackupError`."""
     try:
         yield
-    except (KeyError, RecursionError, tarfile.TarError, msgspec.DecodeError, binascii.Error) as error:
-        raise BackupError(f"the backup is damaged: {type(error).__name__}") from error
+    except SettingsError:  # it is a ValueError, too
+        raise
+    except (KeyError, RecursionError, tarfile.TarError, TypeError, ValueError, OverflowError, SQLAlchemyError) as error:
+        # without the text, which may have the values of a row
+        raise BackupError(f"the backup is damaged: {type(error).__name__}") from None
 
 
 def _read_manifest(archive: tarfile.TarFile) -> Manifest:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
+import json
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,6 +166,59 @@ async def test_a_table_that_was_cut_is_not_restored(
                     target.addfile(member, source.extractfile(member))
         with pytest.raises(BackupError, match="is damaged"):
             await restore_backup(cut, other, other_store)
+
+
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [
+        ("media", b'{"media_id": "x", "medium": 1}'),
+        ("media", b'{"media_id": "x"}'),
+        ("media", b'{"media_id": "\xff"}'),
+        ("media", {"media_id": {"a": 1}}),
+        ("media", {"num_bytes": 2**70}),
+        ("media", {"media_id": None}),
+        ("embeddings", {"vector": 5}),
+        ("embeddings", {"vector": "é"}),
+    ],
+    ids=str,
+)
+async def test_a_row_that_the_table_cannot_have_is_damage(
+    sets: SupportSets,
+    database: Database,
+    store: MediaStore,
+    other: Database,
+    other_store: MediaStore,
+    tmp_path: Path,
+    table: str,
+    row: bytes | dict[str, object],
+) -> None:
+    """The error of the database has the values of the row, the message does not."""
+    whole, damaged = tmp_path / "whole.tar", tmp_path / "damaged.tar"
+    await write_backup(whole, database, store)
+    if isinstance(row, dict):
+        row = json.dumps({column.name: "" for column in Base.metadata.tables[table].columns} | row).encode()
+    with tarfile.open(whole) as source, tarfile.open(damaged, "w") as target:
+        for member in source.getmembers():
+            content = source.extractfile(member)
+            if member.name == f"tables/{table}":
+                member.size, content = len(row), io.BytesIO(row)
+            target.addfile(member, content)
+    with pytest.raises(BackupError, match=r"^the backup is damaged: [\w ]+$") as refusal:
+        await restore_backup(damaged, other, other_store)
+    assert refusal.value.__cause__ is None
+    assert refusal.value.__suppress_context__ or refusal.value.__context__ is None
+
+
+async def test_a_file_system_without_hard_links_is_named(
+    sets: SupportSets, database: Database, store: MediaStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(BackupError, match="has no hard links"):
+        await write_backup(tmp_path / "backup.tar", database, store)
+    assert not list(tmp_path.glob("*backup*"))
 
 
 async def test_links_are_not_followed(other: Database, other_store: MediaStore, tmp_path: Path) -> None:
