@@ -92,6 +92,7 @@ class EvaluationRunner:
             except Exception:
                 # a bug: the lease runs out as if this server had died, and other evaluations get a turn
                 logger.exception("running evaluations failed")
+                self._evaluations.forget(self._holder)
                 self._holder = uuid.uuid4().hex
             with suppress(TimeoutError):
                 # not wait_for, which may swallow a cancellation that arrives together with the event

@@ -102,7 +102,8 @@ class Evaluations:
         self._max_share = max_share
         self._tenant = DEFAULT_TENANT
         self._refused: dict[str, tuple[Overloaded, float]] = {}  # by client: the refusal, and until when it holds
-        self._claimed: dict[str, str] = {}  # by holder: the evaluation that it claimed last
+        # by holder: the evaluation that it claimed last, and the number of its cells that were finished when it last had it
+        self._claimed: dict[str, tuple[str, int]] = {}
 
     def of(self, tenant: str) -> Evaluations:
         """Return the evaluations of a tenant; the room for unfinished ones is shared by all."""
@@ -240,7 +241,7 @@ class Evaluations:
         turn = func.coalesce(last_start.scalar_subquery(), 0.0)
 
         def take(session: Session, now: float) -> Evaluation | None:
-            session.execute(_take_back(self._claimed.get(holder, ""), holder))
+            session.execute(_take_back(*self._claimed.get(holder, ("", 0)), holder))
             is_free = or_(EvaluationRow.held_until <= now, EvaluationRow.holder == holder)
             is_claimable = (EvaluationRow.status.in_(UNFINISHED), is_free, self._is_ours())
             order = (EvaluationRow.holder != holder, EvaluationRow.started_at.is_(None), turn, EvaluationRow.id)
@@ -256,8 +257,14 @@ class Evaluations:
             return _with_cells(session, row)
 
         evaluation = await self._database.write(take)
-        self._claimed[holder] = "" if evaluation is None else evaluation.id
+        self.forget(holder)
+        if evaluation is not None:
+            self._claimed[holder] = (evaluation.id, len(evaluation.cells))
         return evaluation
+
+    def forget(self, holder: str) -> None:
+        """Forget what a holder has claimed: its interruption, if there is one, is never taken back."""
+        self._claimed.pop(holder, None)
 
     async def renew(self, evaluation_id: str, holder: str, queries_done: int) -> bool:
         """Renew the lease and record progress; return False if this holder no longer has the lease."""
@@ -276,7 +283,10 @@ class Evaluations:
                 session.execute(insert(CellRow).values(evaluation_id=evaluation_id, index=index, result=dict(result)))
             return is_held
 
-        return await self._database.write(store)
+        is_held = await self._database.write(store)
+        if is_held and holder in self._claimed:
+            self._claimed[holder] = (evaluation_id, self._claimed[holder][1] + 1)
+        return is_held
 
     async def finish(
         self,
@@ -301,10 +311,14 @@ class Evaluations:
         await self._database.write(lambda session, now: session.execute(end))
 
 
-def _take_back(evaluation_id: str, holder: str) -> Update:
-    """Return the statement that takes back the interruption by a holder whose evaluation another one has claimed."""
+def _take_back(evaluation_id: str, num_cells: int, holder: str) -> Update:
+    """Return the statement that takes back the interruption by a holder whose evaluation another one has claimed.
+
+    If the other one has finished a cell, it has done so already: interruptions that are counted now are not this holder's.
+    """
     is_lost = (EvaluationRow.id == evaluation_id, EvaluationRow.status == "running", EvaluationRow.holder != holder)
-    counted = update(EvaluationRow).where(*is_lost, EvaluationRow.interruptions > 0)
+    finished = select(func.count()).select_from(CellRow).where(CellRow.evaluation_id == evaluation_id).scalar_subquery()
+    counted = update(EvaluationRow).where(*is_lost, EvaluationRow.interruptions > 0, finished == num_cells)
     return counted.values(interruptions=EvaluationRow.interruptions - 1)
 
 

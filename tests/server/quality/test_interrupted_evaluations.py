@@ -205,6 +205,16 @@ class TestServersThatEnd:
             assert await evaluations.claim("first") is None
             assert (await evaluations.get(created.id)).interruptions == 0
 
+    async def test_a_server_does_not_take_back_the_interruption_of_another_one(self, evaluations: Evaluations) -> None:
+        """Its own was forgotten when the other server finished a cell."""
+        await evaluations.create("a", 1, {})
+        evaluation = await self.claimed(evaluations, "cut off")
+        assert await evaluations.finish_cell(evaluation.id, "cut off", 0, {"status": "failed"}, 1)
+        await self.claimed(evaluations, "dies")
+        assert await evaluations.finish_cell(evaluation.id, "dies", 1, {"status": "failed"}, 2)
+        assert (await self.claimed(evaluations, "third")).interruptions == 1
+        assert (await self.claimed(evaluations, "cut off")).interruptions == 2
+
     async def test_a_server_resumes_its_own_evaluation_first_and_at_once(self, database: Database) -> None:
         """After a short outage of the database, its lease has not run out."""
         evaluations = Evaluations(database)
