@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
-from functools import reduce
+from functools import partial, reduce
 from math import lcm
 from operator import add
 from typing import Any
@@ -36,8 +36,8 @@ MAX_DEPTH = 250
 # limit of the repetitions in a regular expression: the time is quadratic, and 3,000 of `\\w?` take 4 seconds
 MAX_REPETITIONS = 1_000
 REPETITIONS = "?*+{"
-# the value that a schema describes, and those of its parts that have no names
-VALUE: Steps = ()
+# the numbers of patterns that a value has to match, and its parts, by name or together as `PARTS`
+Patterns = tuple[int, dict[Steps, int]]
 PARTS: Steps = ("",)
 # keywords by which a schema may have a `multipleOf`
 DIVIDING = ("multipleOf", "$ref", "allOf", *ALTERNATIVES)
@@ -57,7 +57,7 @@ def limit_schemas(nodes: Sequence[Node]) -> None:
     _check_multiples(schemas)
     _check_patterns(schemas)
     if sum(map(_num_patterns, schemas)) > MAX_JOINED_PATTERNS:
-        measured(nodes[0], _joined_patterns, {VALUE: 0, PARTS: 0})
+        measured(nodes[0], _joined_patterns, (0, {PARTS: 0}))
 
 
 def check_regex(text: str) -> None:
@@ -74,26 +74,22 @@ def _num_patterns(schema: dict[str, Any]) -> int:
     return ("pattern" in schema) + ("format" in schema)
 
 
-def _joined_patterns(node: Node, children: Sequence[tuple[Steps, dict[Steps, int]]]) -> dict[Steps, int]:
-    """Return the numbers of patterns that the value of a schema has to match, and those of its parts by their steps.
+def _joined_patterns(node: Node, children: Sequence[tuple[Steps, Patterns]]) -> Patterns:
+    """Return the numbers of patterns that the value of a schema and its parts have to match.
 
     Raises `GrammarError` for a number above the limit.
     """
-    names = {
-        steps: number for steps, numbers in children if steps[0] == "properties" and (number := max(numbers.values()))
-    }
-    parts = [numbers for steps, numbers in children if steps[0] not in ("properties", *JOINED, *ALTERNATIVES)]
-    most = max((max(numbers.values()) for numbers in parts), default=0)
-    result = {VALUE: _num_patterns(node.schema), PARTS: most, **names}
-    groups = [[numbers] for steps, numbers in children if steps[0] in JOINED]
-    # alternatives that name the same schema are one
-    groups += [
-        list({id(numbers): numbers for steps, numbers in children if steps[0] == key}.values()) for key in ALTERNATIVES
-    ]
-    for group in groups:
-        if group:
-            result = _merged(add, result, reduce(_either, group))
-    if (number := max(result.values())) > MAX_JOINED_PATTERNS:
+    names = {steps: most for steps, patterns in children if steps[0] == "properties" and (most := _most(patterns))}
+    named = (*JOINED, *ALTERNATIVES, "properties")
+    nameless = max((_most(patterns) for steps, patterns in children if steps[0] not in named), default=0)
+    result = _num_patterns(node.schema), {PARTS: nameless, **names}
+    for keyword in JOINED:
+        for steps, patterns in children:
+            result = _merged(add, result, patterns) if steps[0] == keyword else result
+    for keyword in ALTERNATIVES:
+        options = [patterns for steps, patterns in children if steps[0] == keyword]
+        result = _merged(add, result, reduce(partial(_merged, max), options)) if options else result
+    if (number := _most(result)) > MAX_JOINED_PATTERNS:
         raise GrammarError(
             f"{node.path}: a value may have to match {number} patterns and formats, by allOf or $ref or next to anyOf or "
             f"oneOf, the limit is {MAX_JOINED_PATTERNS}"
@@ -101,19 +97,24 @@ def _joined_patterns(node: Node, children: Sequence[tuple[Steps, dict[Steps, int
     return result
 
 
-def _either(first: dict[Steps, int], second: dict[Steps, int]) -> dict[Steps, int]:
-    return _merged(max, first, second)
+def _most(patterns: Patterns) -> int:
+    value, parts = patterns
+    return max(value, *parts.values())
 
 
-def _merged(
-    operation: Callable[[int, int], int], first: dict[Steps, int], second: dict[Steps, int]
-) -> dict[Steps, int]:
-    """Return the numbers of two schemas for one value. A part without a name in one of them is described by its `PARTS`."""
-    if not any(first.values()):
-        return second  # as it is: a chain of `$ref` takes no copies
-    return {
-        steps: operation(first.get(steps, first[PARTS]), second.get(steps, second[PARTS])) for steps in first | second
-    }
+def _merged(operation: Callable[[int, int], int], first: Patterns, second: Patterns) -> Patterns:
+    """Return the numbers of two schemas for one value. A part without a name in one of them is one of its `PARTS`."""
+    (value, parts), (other_value, other_parts) = first, second
+    if not any(parts.values()) or (operation is max and parts is other_parts):
+        merged = other_parts  # as they are: many `$ref` to one schema take no copies
+    elif not any(other_parts.values()):
+        merged = parts
+    else:
+        names = parts | other_parts
+        merged = {
+            name: operation(parts.get(name, parts[PARTS]), other_parts.get(name, other_parts[PARTS])) for name in names
+        }
+    return operation(value, other_value), merged
 
 
 def _limit_numbers(schema: dict[str, Any]) -> None:
