@@ -25,6 +25,7 @@ from model.prompt import PromptTokenizer
 from server.grammar import GrammarError
 from server.grammar.json_schema import closed, words_of
 from server.grammar.refusals import NAMES, refusal, sentence
+from server.grammar.schema_limits import check_regex
 from server.wire import Grammar
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def check(grammar: Grammar) -> None:
         raise GrammarError("choice must have at least one string and no empty string")
     if (size := num_bytes(grammar)) > MAX_BYTES:
         raise GrammarError(f"the {NAMES[grammar.kind]} has {size} bytes, the limit is {MAX_BYTES}")
+    if grammar.kind == "regex":
+        check_regex(grammar.text)
 
 
 def num_bytes(grammar: Grammar) -> int:

@@ -63,7 +63,7 @@ def limit_schemas(nodes: Sequence[Node]) -> None:
 def check_regex(text: str) -> None:
     """Raises `GrammarError` for a regular expression that takes long."""
     if (number := sum(map(text.count, REPETITIONS))) > MAX_REPETITIONS:
-        raise GrammarError(f"regex has {number} repetitions, the limit is {MAX_REPETITIONS}")
+        raise GrammarError(f"the regular expression has {number} repetitions, the limit is {MAX_REPETITIONS}")
 
 
 def _depth(node: Node, children: Sequence[tuple[Steps, int]]) -> int:

@@ -91,6 +91,7 @@ def test_a_token_that_is_not_permitted_is_an_error_and_no_end() -> None:
         (Grammar(kind="json", text="[]"), "not a JSON schema: it is an object"),
         (Grammar(kind="choice", choices=()), "at least one string"),
         (Grammar(kind="choice", choices=("a", "")), "no empty string"),
+        (regex(r"\w?" * 1001), "the regular expression has 1001 repetitions, the limit is 1000"),
         (regex("a" * (MAX_BYTES + 1)), f"the regular expression has {MAX_BYTES + 1} bytes, the limit is {MAX_BYTES}"),
         (Grammar(kind="choice", choices=("é" * 1024,) * 65), f"the choice has 133120 bytes, the limit is {MAX_BYTES}"),
         (schema({"anyOf": [{"properties": {f"k{i}": {"type": "integer"}}} for i in range(2500)]}), f"{MAX_SYMBOLS}"),
