@@ -27,7 +27,7 @@ ABSOLUTE_FORM = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE)
 
 
 class Framing(h11.Connection):
-    """h11's connection of a server. `fault` says which limit a refused request exceeds, '' if it is no HTTP.
+    """A connection of h11 as a server. `fault` says which limit a refused request exceeds, '' if it is no HTTP.
 
     `is_coarse`: the latest data of a body came in a large piece, so many bytes may be read at once.
     """

@@ -1,4 +1,4 @@
-"""What is quickly sent and slowly read has a limit, and a request that is sent as to a proxy is one to this server."""
+"""Requests that are quickly sent and slowly read are refused, and the rest of a refused body is not read."""
 
 from __future__ import annotations
 
