@@ -1,4 +1,4 @@
-"""Requests that are quickly sent and slowly read are refused, and the rest of a refused body is not read."""
+"""Limits of requests that are quickly sent and slowly read; a request as it is sent to a proxy is one to this server."""
 
 from __future__ import annotations
 
