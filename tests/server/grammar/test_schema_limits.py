@@ -244,7 +244,7 @@ def test_the_depth_of_definitions_that_name_each_other_is_found_at_once() -> Non
 
 @pytest.mark.parametrize("text", ["a?" * (MAX_REPETITIONS + 1), r"\w?" * 40_000, "(a|b){1,2}" * 2000, ".*x" * 3000])
 def test_a_regular_expression_with_very_many_repetitions_is_refused(text: str) -> None:
-    with pytest.raises(GrammarError, match=rf"^the regular expression has \d+ repetitions, the limit is {MAX_REPETITIONS}$"):
+    with pytest.raises(GrammarError, match=rf"has \d+ repetitions, the limit is {MAX_REPETITIONS}$"):
         check_regex(text)
 
 
