@@ -104,7 +104,9 @@ class ExamplesFields(Schema):
         le=MAX_SHOTS,
         description="Number of examples. Default: 4 (`zero_shot`: 2; classification: 4 to 16), or all of a smaller set.",
     )
-    strategy: Strategy = Field("first", description="How examples are selected.")
+    strategy: Strategy = Field(
+        "first", description="How examples are selected. Default for a set whose examples all have labels: `balanced`."
+    )
     order: Order | None = Field(
         None, description="Order of the examples in the prompt. The default depends on the strategy."
     )

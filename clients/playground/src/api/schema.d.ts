@@ -87,8 +87,7 @@ export interface paths {
         /** Delete an image or a video that no support set contains */
         delete: operations["delete_image"];
         options?: never;
-        /** Describe an image or a video */
-        head: operations["head_image"];
+        head?: never;
         patch?: never;
         trace?: never;
     };
@@ -105,8 +104,7 @@ export interface paths {
         post?: never;
         delete?: never;
         options?: never;
-        /** Return the bytes of an image or a video */
-        head: operations["head_content"];
+        head?: never;
         patch?: never;
         trace?: never;
     };
@@ -609,8 +607,7 @@ export interface paths {
         post?: never;
         delete?: never;
         options?: never;
-        /** Report that the process is alive */
-        head: operations["head_live"];
+        head?: never;
         patch?: never;
         trace?: never;
     };
@@ -627,8 +624,7 @@ export interface paths {
         post?: never;
         delete?: never;
         options?: never;
-        /** Report whether the server accepts requests now */
-        head: operations["head_ready"];
+        head?: never;
         patch?: never;
         trace?: never;
     };
@@ -699,8 +695,7 @@ export interface paths {
         post?: never;
         delete?: never;
         options?: never;
-        /** Return the metrics in the text format of Prometheus */
-        head: operations["head_metrics"];
+        head?: never;
         patch?: never;
         trace?: never;
     };
@@ -2271,7 +2266,7 @@ export interface components {
             /** @description Number of examples. Default: 4 (`zero_shot`: 2; classification: 4 to 16), or all of a smaller set. */
             k?: number | null;
             /**
-             * @description How examples are selected.
+             * @description How examples are selected. Default for a set whose examples all have labels: `balanced`.
              * @default first
              * @enum {string|null}
              */
@@ -5149,116 +5144,6 @@ export interface operations {
             };
         };
     };
-    head_image: {
-        parameters: {
-            query?: never;
-            header?: {
-                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
-                "X-Request-Id"?: string;
-                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
-                "X-Request-Timeout"?: string;
-            };
-            path: {
-                /** @description The id of an image or a video. */
-                image_id: string;
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description OK. */
-            200: {
-                headers: {
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Bad Request: `invalid_value`. */
-            400: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Unauthorized: `invalid_api_key`. */
-            401: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Forbidden: `permission_denied`. */
-            403: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Not Found: `image_not_found`. */
-            404: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Misdirected Request: `host_not_allowed`. */
-            421: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
-            429: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "Retry-After": components["headers"]["Retry-After"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Internal Server Error: `internal_error`. */
-            500: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Service Unavailable: `storage_unavailable`, `overloaded`. */
-            503: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "Retry-After": components["headers"]["Retry-After"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Gateway Timeout: `deadline_exceeded`. */
-            504: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-        };
-    };
     show_content: {
         parameters: {
             query?: never;
@@ -5402,128 +5287,6 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Error"];
                 };
-            };
-        };
-    };
-    head_content: {
-        parameters: {
-            query?: never;
-            header?: {
-                /** @description The `ETag` of an earlier response. If it still matches, the response is a 304. */
-                "If-None-Match"?: string;
-                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
-                "X-Request-Id"?: string;
-                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
-                "X-Request-Timeout"?: string;
-            };
-            path: {
-                /** @description The id of an image or a video. */
-                image_id: string;
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description OK. */
-            200: {
-                headers: {
-                    ETag: components["headers"]["ETag"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Not Modified. */
-            304: {
-                headers: {
-                    ETag: components["headers"]["ETag"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Bad Request: `invalid_value`. */
-            400: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Unauthorized: `invalid_api_key`. */
-            401: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Forbidden: `permission_denied`. */
-            403: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Not Found: `image_not_found`. */
-            404: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Misdirected Request: `host_not_allowed`. */
-            421: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
-            429: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "Retry-After": components["headers"]["Retry-After"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Internal Server Error: `internal_error`. */
-            500: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Service Unavailable: `storage_unavailable`, `overloaded`. */
-            503: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "Retry-After": components["headers"]["Retry-After"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Gateway Timeout: `deadline_exceeded`. */
-            504: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
             };
         };
     };
@@ -11198,66 +10961,6 @@ export interface operations {
             };
         };
     };
-    head_live: {
-        parameters: {
-            query?: never;
-            header?: {
-                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
-                "X-Request-Id"?: string;
-                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
-                "X-Request-Timeout"?: string;
-            };
-            path?: never;
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description OK. */
-            200: {
-                headers: {
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Bad Request: `invalid_value`. */
-            400: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Misdirected Request: `host_not_allowed`. */
-            421: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Internal Server Error: `internal_error`. */
-            500: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Gateway Timeout: `deadline_exceeded`. */
-            504: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-        };
-    };
     ready: {
         parameters: {
             query?: never;
@@ -11335,74 +11038,6 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Error"];
                 };
-            };
-        };
-    };
-    head_ready: {
-        parameters: {
-            query?: never;
-            header?: {
-                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
-                "X-Request-Id"?: string;
-                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
-                "X-Request-Timeout"?: string;
-            };
-            path?: never;
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description OK. */
-            200: {
-                headers: {
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Bad Request: `invalid_value`. */
-            400: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Misdirected Request: `host_not_allowed`. */
-            421: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Internal Server Error: `internal_error`. */
-            500: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Service Unavailable. */
-            503: {
-                headers: {
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Gateway Timeout: `deadline_exceeded`. */
-            504: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
             };
         };
     };
@@ -11863,104 +11498,6 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Error"];
                 };
-            };
-        };
-    };
-    head_metrics: {
-        parameters: {
-            query?: never;
-            header?: {
-                /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
-                "X-Request-Id"?: string;
-                /** @description Maximum duration in seconds, from the arrival of the request to its last token. A longer request ends with a 504. */
-                "X-Request-Timeout"?: string;
-            };
-            path?: never;
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description OK. */
-            200: {
-                headers: {
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Bad Request: `invalid_value`. */
-            400: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Unauthorized: `invalid_api_key`. */
-            401: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Forbidden: `permission_denied`. */
-            403: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Misdirected Request: `host_not_allowed`. */
-            421: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
-            429: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "Retry-After": components["headers"]["Retry-After"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Internal Server Error: `internal_error`. */
-            500: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Service Unavailable: `overloaded`. */
-            503: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "Retry-After": components["headers"]["Retry-After"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description Gateway Timeout: `deadline_exceeded`. */
-            504: {
-                headers: {
-                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
             };
         };
     };

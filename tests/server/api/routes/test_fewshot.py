@@ -11,7 +11,7 @@ import pytest
 
 from model.prompt import Media, Segment, Text
 from server.settings import Settings
-from server.store.records import SupportSetInfo
+from server.store.records import NewExample, SupportSetInfo
 from server.store.support_sets import SupportSets
 from tests.server.colours import (
     END,
@@ -228,7 +228,7 @@ async def test_too_many_shots_are_refused_or_the_first_ones_left_out(
     http: httpx.AsyncClient, client: FakeClient, support_sets: SupportSets
 ) -> None:
     await support_sets.create("colours", [example(index, text="x" * 21) for index in range(6)])
-    examples = {"support_set": "colours", "k": 4}  # 31 tokens per shot, 8 for the query
+    examples = {"support_set": "colours", "strategy": "first", "k": 4}  # 31 tokens per shot, 8 for the query
     response = await post(http, examples=examples)
     assert refusal(response) == (400, "context_length_exceeded", "examples.k")
     message = "the prompt has 132 tokens with its 4 shots and 8 without, the model's limit is 128"
@@ -249,6 +249,20 @@ async def test_too_many_shots_are_refused_or_the_first_ones_left_out(
         "context_length_exceeded",
         "max_tokens",
     )
+
+
+async def test_a_labelled_set_shows_each_label_unless_a_strategy_is_named(
+    http: httpx.AsyncClient, support_sets: SupportSets
+) -> None:
+    """The first examples of a set that was made of a folder all have the first label."""
+    examples = [
+        NewExample(id=str(number), media=(IMAGES[0],), label=label) for number, label in enumerate("aaabbccdd")
+    ]
+    await support_sets.create("letters", examples)
+    for selection, labels in (({}, set("abcd")), ({"k": 2, "strategy": "first"}, {"a"})):
+        body = await complete(http, examples={"support_set": "letters", **selection})
+        assert {shot["label"] for shot in body["fewshot"]["shots"]} == labels
+        assert body["fewshot"]["strategy"] == selection.get("strategy", "balanced")
 
 
 async def test_each_model_family_has_its_own_templates(client: FakeClient, settings: Settings) -> None:
