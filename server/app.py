@@ -271,7 +271,12 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
     detail = f"{request.method} {path}: {error.detail}"
-    if error.status_code == 404 and (meant := f"/v1/{path.rpartition('/v1/')[2].lstrip('/')}") in PATHS:
+    name = path.rpartition("/v1/")[2].lstrip("/")
+    if (
+        error.status_code == 404
+        and name
+        and (meant := next((way for way in (f"/v1/{name}", f"/{name}") if way in PATHS), None))
+    ):
         detail += f"; did you mean {meant}?"
     response = await _refuse(request, HTTP_ERRORS.get(error.status_code, InvalidRequest)(detail))
     response.headers.update(error.headers or {})

@@ -49,6 +49,8 @@ METADATA = (
 )
 NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>.+))?", re.ASCII)
 DEFAULT_REVISION = "main"
+# of a path that is no name of a repository
+PATH_STARTS = (".", "/", "~")
 UNSTATED = "not stated"
 
 
@@ -139,6 +141,8 @@ def open_source(text: str) -> Source:
     path = Path(text)
     if path.is_dir():
         return LocalFolder(path)
+    if text.startswith(PATH_STARTS):
+        raise ModelNameError(f"{text} is no folder: expected a folder, OWNER/NAME or OWNER/NAME@REVISION")
     match = NAME.fullmatch(text)
     if match is None or path.exists():
         raise ModelNameError(

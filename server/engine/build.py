@@ -87,8 +87,10 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     model, followers = _load_model(settings, served, device, dtype, weight_formats.packed)
     phases.end("weights")
     known_formats = FormatMemory.of(settings.cache_folder / "formats", served.config)
+    if not (known := known_formats.load()):
+        logger.info("the first start on this machine measures the formats of the weights, which may take minutes")
     processor_time = ProcessorTime()
-    prepared = prepare_for_inference(model, weight_formats.layers, _vision_formats(settings), known_formats.load())
+    prepared = prepare_for_inference(model, weight_formats.layers, _vision_formats(settings), known)
     known_formats.save(prepared.formats, is_disturbed=processor_time.is_disturbed(torch.get_num_threads()))
     for shape, best in prepared.formats.items():
         logger.info("weights %s: %s", shape, ", ".join(f"{name} from {rows}" for rows, name in best.items()))
@@ -105,6 +107,7 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     phases.end("caches")
     # meanwhile the table of tokens is built, which would hold the interpreter's lock during a step
     grammars.build_table()
+    logger.info("warming up; the first start after an installation compiles loops, which may take minutes")
     warm_up(engine, served.tokenizer.media_token_id, served.config.vision.image_size)
     phases.end("warm-up")
     grammars.start_trials()

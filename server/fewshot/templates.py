@@ -141,8 +141,13 @@ class Template:
             elif values[piece]:
                 yield Text(values[piece])
             else:
-                owner = "the query" if number is None else f"shot {number}"
-                raise TemplateError(f"the template {self.name!r} has {{{piece}}}, but {owner} has none", shot=number)
+                raise TemplateError(self._lack(piece, number), shot=number)
+
+    def _lack(self, piece: str, number: int | None) -> str:
+        """Say which value of a placeholder is missing; shots with labels alone suit the template `classification`."""
+        owner = "the query" if number is None else f"shot {number}"
+        hint = "" if number is None or piece != "question" else ": give examples a question, or use classification"
+        return f"the template {self.name!r} has {{{piece}}}, but {owner} has none{hint}"
 
     @property
     def _before_answer(self) -> str:

@@ -6,6 +6,7 @@ import logging
 import signal
 import subprocess
 import sys
+import weakref
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
@@ -83,12 +84,13 @@ class Trials:
 
 
 class TrialProcess:
-    """A process that answers messages, the first one when it is ready."""
+    """A process that answers messages, the first one when it is ready. It ends with this object at the latest."""
 
     def __init__(self) -> None:
         self._connection, theirs = Pipe()
         with theirs:
             self._process = _start(theirs)
+        self._end = weakref.finalize(self, _end, self._connection, self._process)
 
     @property
     def pid(self) -> int:
@@ -106,13 +108,19 @@ class TrialProcess:
         return self._connection.recv_bytes()
 
     def end(self) -> int:
-        """Close the connection, wait for the end or kill the process, and return its exit status, -N for signal N."""
-        self._connection.close()
-        try:
-            return self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+        """End the process, if it has not ended, and return its exit status, -N for signal N."""
+        self._end()
+        return self._process.wait()
+
+
+def _end(connection: Connection, process: subprocess.Popen[bytes]) -> None:
+    """Close the connection, which ends an idle process, and kill one that does not end."""
+    connection.close()
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _start(theirs: Connection) -> subprocess.Popen[bytes]:

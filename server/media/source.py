@@ -93,7 +93,8 @@ def read_data_url(url: str, kind: Kind, *, max_bytes: int, param: str) -> Encode
     try:
         data = binascii.a2b_base64(payload, strict_mode=True)
     except (binascii.Error, ValueError):
-        raise InvalidMedia("the media's data is not valid base64", param=param) from None
+        hint = ": leave out data:TYPE;base64, or send the whole as a url" if payload.startswith("data:") else ""
+        raise InvalidMedia(f"the media's data is not valid base64{hint}", param=param) from None
     if not data:
         raise InvalidMedia("the media's data is empty", param=param)
     return encoded(data, kind, param)

@@ -108,7 +108,7 @@ def test_a_cache_that_cannot_be_created_is_named(
 
 def test_a_model_that_is_no_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "/nowhere", "--port", "0", "--cache-dir", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: model: /nowhere is neither a folder")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: model: /nowhere is no folder")
 
 
 def test_a_port_in_use_is_named(good: Path, capsys: pytest.CaptureFixture[str]) -> None:

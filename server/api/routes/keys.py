@@ -23,7 +23,9 @@ from server.schemas.responses.base import Deleted
 
 router = APIRouter()
 
-FIRST_KEY = "this server has no key yet: create the first one with `flamboyance keys create`, or set api_key"
+FIRST_KEY = (
+    "this server has no key yet: create the first one with `flamboyance keys create NAME --role admin`, or set api_key"
+)
 
 
 @router.post(

@@ -6,7 +6,7 @@ The page works offline: its files come from this server, and its policy allows n
 from __future__ import annotations
 
 from fastapi import APIRouter, Depends
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 
 from server.api.routes.docs import STATIC
 from server.api.services import GivenServices
@@ -44,6 +44,8 @@ async def show_playground() -> Response:
 
 @router.get(PREFIX + "{file:path}")
 async def show_file(file: str) -> Response:
+    if not file:
+        return RedirectResponse("/")
     if file not in FILES:
         raise NotFound(f"{PREFIX} has no file {file[:64]!r}")
     return FileResponse(FILES[file], headers=HEADERS | (FOREVER if file.startswith(HASHED) else ASK_AGAIN))

@@ -157,7 +157,8 @@ def test_a_repository_that_cannot_be_imported_is_one_line(
         (f"{REDPAJAMA}@v9", "has no branch, tag or commit 'v9'"),
         (f"{REDPAJAMA}@{'0' * 40}", "has no branch, tag or commit '0000"),
         ("a/b/c", "is neither a folder nor the name of a repository: expected OWNER/NAME or OWNER/NAME@REVISION"),
-        ("/absent", "is neither a folder nor the name of a repository"),
+        ("/absent", "is no folder: expected a folder"),
+        ("./absent", "is no folder: expected a folder"),
         ("x--/y", "is not a valid name of a repository"),
     ],
 )

@@ -252,7 +252,13 @@ class TestShares:
 
 @pytest.mark.parametrize(
     ("path", "hint"),
-    [("/chat/completions", "/v1/chat/completions"), ("/v1/v1/models", "/v1/models"), ("/v1/model", ""), ("/v1/", "")],
+    [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/v1/v1/models", "/v1/models"),
+        ("/v1/tokenize", "/tokenize"),
+        ("/v1/model", ""),
+        ("/v1/", ""),
+    ],
 )
 async def test_a_path_with_too_many_or_too_few_versions_is_corrected(
     path: str, hint: str, http: httpx.AsyncClient

@@ -21,6 +21,11 @@ def latest(client: Client) -> Evaluation:
     return page.data[-1]
 
 
+def started(evaluation: Evaluation) -> str:
+    """Return the note about a new evaluation, which is written where there is no terminal."""
+    return f"note: the evaluation {evaluation.id} has {evaluation.num_queries} queries"
+
+
 def raising(error: BaseException) -> Callable[[Evaluations, str], Evaluation]:
     def wait(evaluations: Evaluations, evaluation_id: str) -> Evaluation:
         raise error
@@ -34,7 +39,8 @@ def test_an_interrupt_cancels_the_evaluation(made: Client, monkeypatch: pytest.M
     evaluation = latest(made)
     assert evaluation.is_over
     command = f"flamboyance-client support-set evaluation {evaluation.id}"
-    assert (output, errors) == ("", f"note: the evaluation is {evaluation.status}; to show its results: {command}\n")
+    expected = f"note: the evaluation is {evaluation.status}; to show its results: {command}"
+    assert (output, errors.splitlines()) == ("", [started(evaluation), expected])
 
 
 @pytest.mark.parametrize("error", [NotConnected("no"), KeyboardInterrupt()])
@@ -46,7 +52,7 @@ def test_an_evaluation_that_is_not_cancelled_is_named(
     _, errors = run(*COMMAND, status=130)
     command = f"flamboyance-client support-set evaluation {latest(made).id} --cancel"
     expected = f"the evaluation was not cancelled, and continues on the server; to cancel it: {command}"
-    assert errors == f"note: {expected}\n"
+    assert errors.splitlines()[1:] == [f"note: {expected}"]
 
 
 def test_an_evaluation_continues_without_its_command(made: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +61,7 @@ def test_an_evaluation_continues_without_its_command(made: Client, monkeypatch: 
     evaluation = latest(made)
     command = f"flamboyance-client support-set evaluation {evaluation.id}"
     assert errors.splitlines() == [
+        started(evaluation),
         f"note: the evaluation continues when the server runs again; to show it: {command}",
         "error: the connection was lost",
     ]

@@ -255,9 +255,7 @@ async def test_a_labelled_set_shows_each_label_unless_a_strategy_is_named(
     http: httpx.AsyncClient, support_sets: SupportSets
 ) -> None:
     """The first examples of a set that was made of a folder all have the first label."""
-    examples = [
-        NewExample(id=str(number), media=(IMAGES[0],), label=label) for number, label in enumerate("aaabbccdd")
-    ]
+    examples = [NewExample(id=str(number), media=(IMAGES[0],), label=label) for number, label in enumerate("aaabbccdd")]
     await support_sets.create("letters", examples)
     for selection, labels in (({}, set("abcd")), ({"k": 2, "strategy": "first"}, {"a"})):
         body = await complete(http, examples={"support_set": "letters", **selection})

@@ -185,7 +185,7 @@ class TestOpenServer:
     async def test_a_stranger_cannot_make_the_first_key(self, http: httpx.AsyncClient) -> None:
         refused = await http.post("/v1/keys", json={"name": "mine", "role": "admin"})
         assert refused.status_code == 403
-        assert "flamboyance keys create" in refused.json()["error"]["message"]
+        assert "flamboyance keys create NAME --role admin" in refused.json()["error"]["message"]
         assert (await http.post("/v1/completions", json={"prompt": "x"})).status_code == 200
 
     async def test_the_first_key_closes_the_server(

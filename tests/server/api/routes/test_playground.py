@@ -42,9 +42,12 @@ async def test_hashed_files_are_kept_and_the_page_is_revalidated(
     assert (await http.get("/")).headers["cache-control"] == "no-cache"
 
 
-@pytest.mark.parametrize(
-    "path", ["/playground/../docs.html", "/playground/%2e%2e/docs.html", "/playground/", "/playground/x"]
-)
+async def test_the_folder_of_the_files_leads_to_the_page(http: httpx.AsyncClient) -> None:
+    response = await http.get("/playground/")
+    assert (response.is_redirect, response.headers["location"]) == (True, "/")
+
+
+@pytest.mark.parametrize("path", ["/playground/../docs.html", "/playground/%2e%2e/docs.html", "/playground/x"])
 async def test_no_other_file_is_served(http: httpx.AsyncClient, path: str) -> None:
     assert (await http.get(path)).status_code == 404
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -57,14 +58,20 @@ def print_evaluation(evaluation: Evaluation, context: typer.Context, *, as_json:
         tables.print_evaluation(evaluation, str(context.find_root().info_name))
 
 
-def started(client: Client, name: str, options: EvaluateOptions, context: typer.Context) -> str:
-    """Start an evaluation and return its id. After an interrupt, a note says how to find it."""
+def started(client: Client, name: str, options: EvaluateOptions, context: typer.Context, *, is_quiet: bool) -> str:
+    """Start an evaluation and return its id. A note has it where no progress bar shows that the command works.
+
+    After an interrupt, a note says how to find the evaluation.
+    """
     try:
-        return client.support_sets.evaluate(name, **options).id
+        evaluation = client.support_sets.evaluate(name, **options)
     except KeyboardInterrupt:
         command = f"{context.find_root().info_name} support-set evaluations {name}"
         note(f"the evaluation may have started, and then continues on the server; to find it: {command}")
         raise typer.Exit(INTERRUPTED) from None
+    if not is_quiet and not sys.stderr.isatty():
+        note(f"the evaluation {evaluation.id} has {evaluation.num_queries} queries")
+    return evaluation.id
 
 
 def finished(client: Client, evaluation_id: str, context: typer.Context) -> Evaluation:

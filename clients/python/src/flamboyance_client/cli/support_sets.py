@@ -117,7 +117,7 @@ def evaluate(
     options: EvaluateOptions = {"k": k, "strategies": strategy, "methods": method, "controls": control}
     options |= {"shots_attend": shots_attend, "max_queries": max_queries, "version": version}
     with connected(url, api_key) as client:
-        evaluation = finished(client, started(client, name, options, context), context)
+        evaluation = finished(client, started(client, name, options, context, is_quiet=json), context)
     print_evaluation(evaluation, context, as_json=json)
 
 
