@@ -63,7 +63,7 @@ class Answer:
         """A success, or a refusal that says why in the server's own words."""
         if 200 <= self.status < 300:
             return True
-        if self.body == NOT_HTTP:
+        if self.body.startswith(NOT_HTTP):
             return self.status == 400
         is_refusal = 400 <= self.status < 500 or self.status in (503, 504)
         return is_refusal and self._names_its_error() and LEAK.search(self.body) is None

@@ -12,7 +12,7 @@ from PIL import Image
 
 from bench.attacks.attack import Attack, Session
 from bench.driver import BenchFailed
-from bench.target import Answer, Request, Target, encoded, get, text_request
+from bench.target import JSON_HEADERS, Answer, Request, Target, encoded, get, text_request
 from server.media import source
 
 LARGE_BODY = 60 * 2**20
@@ -115,13 +115,35 @@ def _reconnect(session: Session) -> None:
 
 def _both_lengths(session: Session) -> None:
     """Announce the length of a body twice, differently: two programs in a row would read two requests from it."""
-    session.answers += [_raw(session, BOTH_LENGTHS)]
+    _answer(session, BOTH_LENGTHS)
 
 
 def _large_headers(session: Session) -> None:
     head = encoded(get("/v1/models")).removesuffix(b"\r\n")
     for number in range(64):
-        session.answers += [_raw(session, head + b"X-A: " + b"a" * 2 ** (10 + number % 10) + b"\r\n\r\n")]
+        _answer(session, head + b"X-A: " + b"a" * 2 ** (10 + number % 10) + b"\r\n\r\n")
+
+
+def _small_chunks(session: Session) -> None:
+    """Send bodies in chunks of one byte without end, half of them to a route that there is not."""
+    chunks = b"1\r\n \r\n" * 200_000
+    for path in ("/v1/completions", "/nowhere"):
+        head = encoded(Request(path=path, headers=JSON_HEADERS)).replace(
+            b"Content-Length: 0", b"Transfer-Encoding: chunked"
+        )
+        _answer(session, head + chunks)
+
+
+def _many_names(session: Session) -> None:
+    names = "&".join(f"{number:x}" for number in range(13_000))
+    _answer(session, encoded(get(f"/v1/images?{names}")))
+
+
+def _answer(session: Session, data: bytes) -> None:
+    """Send bytes and read the answer, which does not count if the session has ended meanwhile."""
+    answer = _raw(session, data)
+    if not session.is_over:
+        session.answers.append(answer)
 
 
 def _raw(session: Session, data: bytes) -> Answer:
@@ -154,6 +176,8 @@ ATTACKS = (
         clean=_delete_large_picture,
     ),
     Attack(name="connections without end", severity="medium", run=_reconnect),
+    Attack(name="bodies in chunks of one byte", severity="high", run=_small_chunks, is_refused=True),
+    Attack(name="query of 13,000 names", severity="high", run=_many_names, is_refused=True),
     Attack(name="two lengths of one body", severity="low", run=_both_lengths, is_refused=True),
     Attack(name="large headers", severity="low", run=_large_headers),
 )
