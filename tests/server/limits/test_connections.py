@@ -284,7 +284,7 @@ async def test_a_chunk_that_is_none_is_refused_without_an_error(path: bytes, cap
     async with listening() as listener:
         reader, _ = await listener.open(CHUNKED.replace(b"/ ", path + b" ", 1) + b"zz\r\n")
         assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.1 400")
-    assert [record.levelno for record in caplog.records if record.levelno >= logging.WARNING] == [logging.WARNING]
+    assert not [record for record in caplog.records if record.levelno > logging.WARNING]
 
 
 async def test_a_chunk_that_is_none_ends_a_response_that_has_begun(caplog: pytest.LogCaptureFixture) -> None:
@@ -293,7 +293,7 @@ async def test_a_chunk_that_is_none_ends_a_response_that_has_begun(caplog: pytes
         assert (await asyncio.wait_for(reader.readline(), 30)).startswith(b"HTTP/1.1 200")
         writer.write(b"zz\r\n")
         await asyncio.wait_for(reader.read(), 30)
-    assert [record.levelno for record in caplog.records if record.levelno >= logging.WARNING] == [logging.WARNING]
+    assert not [record for record in caplog.records if record.levelno > logging.WARNING]
 
 
 async def test_a_body_that_ends_early_is_a_disconnection(caplog: pytest.LogCaptureFixture) -> None:
