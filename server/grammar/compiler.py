@@ -31,7 +31,7 @@ from server.wire import Grammar
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
-# with this limit, compiling takes at most half a second: its time is quadratic for some grammars
+# the time to compile some grammars is quadratic in their bytes
 MAX_BYTES = 1 << 17
 MAX_SYMBOLS = 20_000
 # limit per answer; each takes one or two kB
@@ -90,7 +90,7 @@ def begin(grammar: Grammar, table: LLTokenizer) -> LLMatcher:
     return state
 
 
-class Trials(Protocol):
+class Trier(Protocol):
     """Tries a grammar where it can do no harm, and raises its `GrammarError`."""
 
     def start(self) -> object: ...
@@ -105,7 +105,7 @@ class Grammars:
     """
 
     def __init__(
-        self, tokenizer: PromptTokenizer, trials: Trials | None = None, max_compiled: int = MAX_COMPILED
+        self, tokenizer: PromptTokenizer, trials: Trier | None = None, max_compiled: int = MAX_COMPILED
     ) -> None:
         self._tokenizer = tokenizer
         self._trials = trials

@@ -21,8 +21,7 @@ from server.grammar.compiler import begin
 from server.grammar.refusals import sentence
 from server.wire import Grammar
 
-# Seconds of processor time per grammar, and bytes of memory in addition to those of the idle process. The largest grammars
-# that the other limits permit take 0.15 seconds and 6 MB.
+# seconds of processor time per grammar, and bytes of memory in addition to those of the idle process
 MAX_SECONDS = 1.0
 MAX_MEMORY_BYTES = 1 << 26
 READY = b""
