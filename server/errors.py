@@ -229,7 +229,7 @@ class Unavailable(ServerError, code="unavailable"):
 
 
 class Overloaded(Unavailable, code="overloaded"):
-    """The queue, or the memory for bodies, is full. `closes`: the body is unread, so the connection ends."""
+    """The queue, the memory for bodies, or the processor is full. `closes`: the body is unread, so the connection ends."""
 
     def __init__(self, message: str, *, retry_after: int = 1, closes: bool = False) -> None:
         super().__init__(message)

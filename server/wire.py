@@ -182,7 +182,7 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The end of an answer that has no last token: max_tokens was 0, or it was aborted or failed with `error`.
 
-    `param` is the request's field that caused the error, empty if none did.
+    `param` is the request's field that caused the error, empty if none did. `is_temporary`: a repeated request may succeed.
     """
 
     request_id: str
@@ -190,6 +190,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     index: int = 0
     error: str = ""
     param: str = ""
+    is_temporary: bool = False
 
 
 class Admitted(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from server.engine_client.worker_process import WorkerProcess
-from server.errors import EngineFailed, InvalidMedia, InvalidRequest, MediaNotFound, ServerError
+from server.errors import EngineFailed, InvalidMedia, InvalidRequest, MediaNotFound, Overloaded, ServerError
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
 from server.media.turns import Job, Requester, Turns
@@ -63,6 +63,8 @@ class OpenRequest:
             self.is_finished = True
             if event.param:
                 raise InvalidRequest(event.error, param=event.param)
+            if event.is_temporary:
+                raise Overloaded(event.error)
             # a request may also fail for another reason, after it has read the media item
             known = self.media_errors.get(event.error)
             raise known or EngineFailed(event.error or "the engine could not finish this request")

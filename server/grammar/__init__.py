@@ -15,3 +15,7 @@ class GrammarError(ValueError):
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class TrialUnavailable(Exception):
+    """The trial process does not start or answer, which is not the grammar's fault; the message is for the client."""

@@ -22,7 +22,7 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from model.prompt import PromptTokenizer
-from server.grammar import GrammarError
+from server.grammar import GrammarError, TrialUnavailable
 from server.grammar.json_schema import closed, words_of
 from server.grammar.refusals import NAMES, refusal, sentence
 from server.grammar.schema_limits import check_regex
@@ -91,7 +91,7 @@ def begin(grammar: Grammar, table: LLTokenizer) -> LLMatcher:
 
 
 class Trier(Protocol):
-    """Tries a grammar where it can do no harm, and raises its `GrammarError`."""
+    """Tries a grammar where it can do no harm, and raises its `GrammarError`, or `TrialUnavailable`."""
 
     def start(self) -> object: ...
 
@@ -129,12 +129,13 @@ class Grammars:
             self._thread.submit(self._trials.start)
 
     def compile(self, grammar: Grammar, salt: bytes = b"", client: str = "") -> Future[Matcher]:
-        """Return the state at the grammar's beginning, to be copied for each answer, or its `GrammarError`.
+        """Return the state at the grammar's beginning, to be copied for each answer, or its error.
 
-        Prompts with different salts share no compiled grammar.
+        That is a `GrammarError`, or `TrialUnavailable`, which is not cached. Prompts with different salts share no
+        compiled grammar.
         """
         key = salt, grammar
-        if key not in self._compiled:
+        if key not in self._compiled or _is_unavailable(self._compiled[key]):
             compiling = self._compiled[key] = Future[Matcher]()
             self._waiting.add(client, grammar, compiling)
             self._thread.submit(self._compile_next)
@@ -149,6 +150,8 @@ class Grammars:
             compiling.set_result(self._matcher(grammar))
         except GrammarError as error:
             logger.info("a grammar is refused", extra={"kind": grammar.kind, "error": error.reason or str(error)})
+            compiling.set_exception(error)
+        except TrialUnavailable as error:
             compiling.set_exception(error)
         except BaseException:  # a panic of llguidance is not an Exception; a request must not wait for ever
             logger.exception("a grammar could not be compiled")
@@ -171,6 +174,10 @@ class Grammars:
         num_tokens = len(self._tokenizer.encode_plain(json.dumps(words))) + PROPERTY_TOKENS * len(words) + OPEN_TOKENS
         eos = self._tokenizer.eos_ids
         return Ending(num_tokens=num_tokens, eos=eos, quote=quote, brace=brace, bracket=bracket, comma=comma)
+
+
+def _is_unavailable(compiling: Future[Matcher]) -> bool:
+    return compiling.done() and isinstance(compiling.exception(), TrialUnavailable)
 
 
 class Waiting:

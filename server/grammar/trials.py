@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 import msgspec
 
 from model.prompt import PromptTokenizer
-from server.grammar import GrammarError
-from server.grammar.refusals import NAMES, sentence
+from server.grammar import GrammarError, TrialUnavailable
+from server.grammar.refusals import NAMES
 from server.grammar.trial import MAX_MEMORY_BYTES, MAX_SECONDS, Setup, Verdict, decode_verdict, encode
 from server.settings import ROOT, child_environment
 from server.wire import Grammar
@@ -55,12 +55,14 @@ class Trials:
         return self._process
 
     def check(self, grammar: Grammar) -> None:
-        """Raise `GrammarError` for a grammar that cannot be compiled within the limits."""
+        """Raise `GrammarError` for a grammar that cannot be compiled within the limits, or `TrialUnavailable`."""
         for _ in range(ATTEMPTS):
             if (verdict := self._try(grammar)) is not None:
                 break
         else:
-            verdict = Verdict(refusal=sentence(grammar.kind, ""))
+            raise TrialUnavailable(
+                f"this {NAMES[grammar.kind]} cannot be checked now: the server has too much other work"
+            )
         if verdict.unexpected:
             logger.error("a grammar could not be compiled", extra={"kind": grammar.kind, "error": verdict.unexpected})
         if verdict.refusal:

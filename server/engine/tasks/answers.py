@@ -12,7 +12,7 @@ from server.engine.device.sampler import Result
 from server.engine.residents import Residents
 from server.engine.sequence import Order, Sequence
 from server.engine.tasks.task import RequestError, SequenceTask, check_prompt, finished
-from server.grammar import GrammarError
+from server.grammar import GrammarError, TrialUnavailable
 from server.grammar.compiler import Matcher
 from server.wire import Admitted, FinishReason, Generate, MediaWanted, Outbound, PromptScored, Token, TokenLogprob
 
@@ -69,6 +69,8 @@ class Answers(SequenceTask):
             assert self._request.sampling.grammar is not None
             field = self._request.sampling.grammar.field
             return list(self.end("error", f"{field}: {error}", param=field))
+        except TrialUnavailable as error:
+            return list(self.end("error", str(error), is_temporary=True))
         for sequence in self._held_back:
             sequence.matcher = matcher.copy()
         self._live[0] = self._held_back.pop(0)

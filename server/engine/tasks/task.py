@@ -11,6 +11,7 @@ from concurrent.futures import Future
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from model.prompt import EncodedPrompt
@@ -41,10 +42,13 @@ class Task:
         self.media = media
         self.is_finished = False
 
-    def end(self, reason: FinishReason, error: str = "", param: str = "") -> Iterable[Outbound]:
+    def end(
+        self, reason: FinishReason, error: str = "", param: str = "", *, is_temporary: bool = False
+    ) -> Iterable[Outbound]:
         """End the whole request, in any state, without a further token."""
         self.is_finished = True
-        return finished(self.request_id, self._unfinished_answers(), reason, error, param)
+        answers = self._unfinished_answers()
+        return finished(self.request_id, answers, reason, error, param, is_temporary=is_temporary)
 
     def _unfinished_answers(self) -> Iterable[int]:
         return [0]
@@ -149,7 +153,14 @@ def check_prompt(prompt: EncodedPrompt, num_new_tokens: int, residents: Resident
 
 
 def finished(
-    request_id: str, indices: Iterable[int], reason: FinishReason, error: str = "", param: str = ""
+    request_id: str,
+    indices: Iterable[int],
+    reason: FinishReason,
+    error: str = "",
+    param: str = "",
+    *,
+    is_temporary: bool = False,
 ) -> list[Outbound]:
     """Return one event per answer that ends without a last token."""
-    return [Finished(request_id=request_id, index=i, finish_reason=reason, error=error, param=param) for i in indices]
+    event = Finished(request_id=request_id, finish_reason=reason, error=error, param=param, is_temporary=is_temporary)
+    return [replace(event, index=index) for index in indices]

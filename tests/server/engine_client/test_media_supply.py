@@ -13,7 +13,7 @@ import pytest
 
 from server.engine_client.client import EngineClient
 from server.engine_client.media_supply import OpenRequest
-from server.errors import EngineDied, EngineFailed, InvalidMedia, MediaNotFound
+from server.errors import EngineDied, EngineFailed, InvalidMedia, MediaNotFound, Overloaded
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
 from server.media.turns import Job, Turns
@@ -142,6 +142,14 @@ async def test_a_request_that_fails_for_another_reason_does_not_name_an_image() 
         request.events.put_nowait(Finished(request_id="1", finish_reason="error", error=message))
         with pytest.raises(kind, match=message):
             await request.next()
+
+
+async def test_a_request_that_fails_for_a_while_may_be_repeated() -> None:
+    request = OpenRequest({})
+    request.events.put_nowait(Finished(request_id="1", finish_reason="error", error="not now", is_temporary=True))
+    with pytest.raises(Overloaded, match="not now") as caught:
+        await request.next()
+    assert caught.value.is_retryable
 
 
 async def test_an_image_that_cannot_be_decoded_fails_its_embedding(engine: EngineClient, decoder: FakeDecoder) -> None:

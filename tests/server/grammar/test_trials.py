@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from server.grammar import GrammarError
+from server.grammar import GrammarError, TrialUnavailable
 from server.grammar.compiler import Grammars
 from server.grammar.trials import Trials
 from server.wire import Grammar
@@ -83,11 +83,20 @@ def test_a_process_that_does_not_answer_is_killed(trials: Trials, monkeypatch: p
     os.kill(stopped := pid(trials), signal.SIGSTOP)
     monkeypatch.setattr("server.grammar.trials.ATTEMPTS", 1)
     monkeypatch.setattr("server.grammar.trials.WAIT_SECONDS", 0.2)
-    with pytest.raises(GrammarError, match="this regular expression cannot be compiled"):
+    with pytest.raises(TrialUnavailable, match="this regular expression cannot be checked now"):
         trials.check(CAT)
     monkeypatch.setattr("server.grammar.trials.WAIT_SECONDS", 60)
     trials.check(CAT)
     assert pid(trials) != stopped
+
+
+def test_a_grammar_that_could_not_be_tried_is_tried_again(trials: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
+    grammars = Grammars(prompt_tokenizer(), trials)
+    monkeypatch.setattr("server.grammar.trials.MODULE", "no_such_module")
+    with pytest.raises(TrialUnavailable):
+        grammars.compile(CAT).result(60)
+    monkeypatch.undo()
+    assert grammars.compile(CAT).result(60).copy().allowed(300).any()
 
 
 def test_grammars_are_tried_before_they_are_compiled(trials: Trials, monkeypatch: pytest.MonkeyPatch) -> None:

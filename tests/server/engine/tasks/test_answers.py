@@ -12,6 +12,7 @@ import pytest
 
 from server.engine import sequence
 from server.engine.caches import blocks
+from server.grammar import TrialUnavailable
 from server.grammar.compiler import Grammars, Matcher
 from server.wire import Abort, Finished, Grammar, Sampling
 from tests.engine_client import (
@@ -179,6 +180,20 @@ def test_an_invalid_grammar_fails_its_request_and_the_error_names_its_field() ->
     assert finished.error.startswith("tools: ")
     assert "invalid regular expression" in finished.error
     assert_all_released(answer.engine)
+
+
+def test_a_grammar_that_cannot_be_checked_now_fails_its_request_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, grammars = with_slow_grammars(monkeypatch)
+    monkeypatch.setattr(grammars, "_matcher", _refuse_for_a_while)
+    answer.engine.add(FEW_SHOT.request("a", CAT))
+    answer.run(20_000)
+    finished = answer.finished["a"]
+    assert (finished.error, finished.param, finished.is_temporary) == ("not now", "", True)
+    assert_all_released(answer.engine)
+
+
+def _refuse_for_a_while(grammar: Grammar) -> Matcher:
+    raise TrialUnavailable("not now")
 
 
 class SlowGrammars(Grammars):
