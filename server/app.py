@@ -47,6 +47,7 @@ from server.api.routes import (
 )
 from server.api.services import Services, count_failure
 from server.api.tenants import Tenants
+from server.api.unknown_routes import suggestion
 from server.engine_client.client import Client
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound, ServerError
 from server.fewshot.comparison import Comparison
@@ -270,14 +271,8 @@ async def _refuse(request: Request, error: ServerError) -> Response:
 async def _refuse_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
-    detail = f"{request.method} {path}: {error.detail}"
-    name = path.rpartition("/v1/")[2].lstrip("/")
-    if (
-        error.status_code == 404
-        and name
-        and (meant := next((way for way in (f"/v1/{name}", f"/{name}") if way in PATHS), None))
-    ):
-        detail += f"; did you mean {meant}?"
+    hint = suggestion(path, PATHS) if error.status_code in HTTP_ERRORS else ""
+    detail = "; ".join(filter(None, [f"{request.method} {path}: {error.detail}", hint]))
     response = await _refuse(request, HTTP_ERRORS.get(error.status_code, InvalidRequest)(detail))
     response.headers.update(error.headers or {})
     return response

@@ -253,15 +253,23 @@ class TestShares:
 @pytest.mark.parametrize(
     ("path", "hint"),
     [
-        ("/chat/completions", "/v1/chat/completions"),
-        ("/v1/v1/models", "/v1/models"),
-        ("/v1/tokenize", "/tokenize"),
-        ("/v1/model", ""),
+        ("/chat/completions", "; did you mean /v1/chat/completions?"),
+        ("/v1/v1/models", "; did you mean /v1/models?"),
+        ("/v1/tokenize", "; did you mean /tokenize?"),
+        ("/v1/chat/completion", "; did you mean /v1/chat/completions?"),
+        ("/v1/responses", "; this server answers conversations at /v1/chat/completions"),
+        ("/api/tags", "; the served model is listed at /v1/models"),
+        ("/v1/dogs", ""),
         ("/v1/", ""),
     ],
 )
-async def test_a_path_with_too_many_or_too_few_versions_is_corrected(
-    path: str, hint: str, http: httpx.AsyncClient
-) -> None:
+async def test_an_unknown_path_is_answered_with_the_route_to_use(path: str, hint: str, http: httpx.AsyncClient) -> None:
     message = (await http.post(path, json={})).json()["error"]["message"]
-    assert message == f"POST {path}: Not Found{f'; did you mean {hint}?' if hint else ''}"
+    assert message == f"POST {path}: Not Found{hint}"
+
+
+async def test_a_method_that_a_path_does_not_have_suggests_no_other_path(http: httpx.AsyncClient) -> None:
+    message = (await http.get("/v1/completions")).json()["error"]["message"]
+    assert message == "GET /v1/completions: Method Not Allowed"
+    message = (await http.post("/v1/images/generations", json={})).json()["error"]["message"]
+    assert message == "POST /v1/images/generations: Method Not Allowed; this server generates no images"
