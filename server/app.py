@@ -272,7 +272,7 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
     hint = suggestion(path, PATHS) if error.status_code in HTTP_ERRORS else ""
-    detail = "; ".join(filter(None, [f"{request.method} {path}: {error.detail}", hint]))
+    detail = f"{request.method} {path}: {error.detail}{hint}"
     response = await _refuse(request, HTTP_ERRORS.get(error.status_code, InvalidRequest)(detail))
     response.headers.update(error.headers or {})
     return response

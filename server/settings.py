@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from model.cache import cache_folder
+from server.spelling import advice
 from server.telemetry.logs import LogFormat
 
 PREFIX = "FLAMBOYANCE_"
@@ -346,14 +347,15 @@ def read_settings(arguments: Sequence[str], prog: str = PROGRAM) -> Settings:
 
 def _read_flags(arguments: Sequence[str], prog: str) -> CliSettingsSource[Any]:
     parser = ArgumentParser(
-        prog=prog,
-        usage="%(prog)s [-h] [MODEL] [--SETTING VALUE ...]",
-        description=Settings.__doc__,
-        allow_abbrev=False,
+        prog=prog, usage="%(prog)s [-h] [MODEL] [--SETTING VALUE ...]", description=Settings.__doc__, allow_abbrev=False
     )
     parser.add_argument("positional_model", nargs="?", metavar="MODEL", help="the same as --model")
     flags: CliSettingsSource[Any] = CliSettingsSource(_Sources, root_parser=parser)
-    parsed = vars(parser.parse_args(arguments))
+    namespace, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        hint = advice(unknown[0].partition("=")[0], [f"--{name.replace('_', '-')}" for name in Settings.model_fields])
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    parsed = vars(namespace)
     if (model := parsed.pop("positional_model")) is not None:
         if "model" in parsed:
             raise SettingsError(f"model: it is set twice: {model} and --model {parsed['model']}")
@@ -364,9 +366,9 @@ def _read_flags(arguments: Sequence[str], prog: str) -> CliSettingsSource[Any]:
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
     known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | CLIENT_VARIABLES
     if unknown := sorted(name for name in environment if name.startswith(PREFIX) and name not in known):
-        is_of_service = f"{PREFIX}SERVICE_HOST" in unknown
-        hint = "; Kubernetes sets these for a Service of this name: set enableServiceLinks: false"
-        raise SettingsError(f"unknown environment variable {', '.join(unknown)}{hint if is_of_service else ''}")
+        service = "; Kubernetes sets these for a Service of this name: set enableServiceLinks: false"
+        hint = service if f"{PREFIX}SERVICE_HOST" in unknown else advice(unknown[0], known)
+        raise SettingsError(f"unknown environment variable {', '.join(unknown)}{hint}")
 
 
 def _config_file(arguments: Sequence[str]) -> str | None:
@@ -386,7 +388,8 @@ def _read_yaml(file: str | None) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise SettingsError(f"config: {file} contains a {type(values).__name__}, not a mapping of settings")
     if unknown := sorted(set(map(str, values)) - Settings.model_fields.keys()):
-        raise SettingsError(f"config: {file}: unknown key {', '.join(unknown)}")
+        hint = advice(unknown[0], Settings.model_fields)
+        raise SettingsError(f"config: {file}: unknown key {', '.join(unknown)}{hint}")
     return values
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from difflib import get_close_matches
 
-# of a path that is compared with this server's; and how similar they are, from 0 to 1
-MAX_CHARS = 64
-SIMILAR = 0.85
+from server.spelling import advice
+
 CONVERSATIONS = "this server answers conversations at /v1/chat/completions"
 NO_IMAGES = "this server generates no images"
 NO_AUDIO = "this server has no audio"
@@ -39,14 +37,14 @@ ELSEWHERE = {
 
 
 def suggestion(path: str, paths: Collection[str]) -> str:
-    """Return what to use in place of a path that is none of this server's `paths`, "" if nothing is known.
+    """Return what to use in place of a path that is none of this server's `paths`, for the end of a message.
 
-    That is the path with or without /v1, or a path that is spelled similarly.
+    That is the path with or without /v1, or a path that is spelled similarly; "" if there is none.
     """
     plain = path.rstrip("/")
     if plain in ELSEWHERE or path in paths:
-        return ELSEWHERE.get(plain, "")
+        return f"; {ELSEWHERE[plain]}" if plain in ELSEWHERE else ""
     name = plain.rpartition("/v1/")[2].lstrip("/")
     ways = (way for way in (f"/v1/{name}", f"/{name}") if name and way in paths)
-    meant = next(ways, None) or next(iter(get_close_matches(plain[:MAX_CHARS], sorted(paths), 1, SIMILAR)), None)
-    return f"did you mean {meant}?" if meant else ""
+    meant = next(ways, None)
+    return f"; did you mean {meant}?" if meant else advice(plain, paths)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
-from difflib import get_close_matches
 from functools import cache
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
@@ -17,11 +16,10 @@ from pydantic_core import CoreSchema
 from server.access.tenants import TENANT_NAME
 from server.errors import BodyTooLarge, InvalidRequest, UnsupportedParameter
 from server.limits.deadline import MAX_SECONDS
+from server.spelling import advice
 
 # Parsing takes much longer per value, and per name of a field, than per byte. No body of a sensible request has as many.
 MAX_SEPARATORS = {b",": 2**19, b":": 2**16}
-# characters of an unknown field that are compared with the names of a schema
-MAX_COMPARED = 64
 
 
 class FieldError(ValueError):
@@ -41,10 +39,6 @@ MEANT = {
 }
 
 
-# the similarity of two names (`difflib`) from which one was probably meant: about 0.9 for one wrong letter
-SIMILAR = 0.75
-
-
 class UnknownField(ValueError):
     """A field that a schema does not have; `known` are those that it has, and `inner` the paths in its objects by name."""
 
@@ -61,9 +55,7 @@ class UnknownField(ValueError):
         meant = MEANT.get(self.name, self.name)
         if path := meant if meant in self._known else self._inner.get(meant):
             return f"; did you mean {path}?"
-        # comparing takes a time in proportion to the length, which no name of a field needs
-        close = get_close_matches(self.name[:MAX_COMPARED], sorted(self._known), n=1, cutoff=SIMILAR)
-        return f"; did you mean {close[0]}?" if close else ""
+        return advice(self.name, self._known)
 
 
 # whether an unknown field of the body that is being validated has been reported

@@ -41,7 +41,7 @@ def test_the_environment_may_name_the_file(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("prot: 1", "unknown key prot"),
+        ("prot: 1", "unknown key prot; did you mean port?"),
         ("- 1", "contains a list"),
         ("port: x", "port: "),
         ("a: [", "settings.yaml"),
@@ -55,7 +55,7 @@ def test_an_error_names_the_invalid_key_of_a_file(tmp_path: Path, text: str, mes
 
 def test_an_error_names_an_unknown_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAMBOYANCE_PROT", "1")
-    with pytest.raises(SettingsError, match=r"FLAMBOYANCE_PROT$"):
+    with pytest.raises(SettingsError, match=r"FLAMBOYANCE_PROT; did you mean FLAMBOYANCE_PORT\?$"):
         read_settings([])
 
 
@@ -98,6 +98,12 @@ def test_a_second_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read_settings(["a", "b"])
     assert "unrecognized arguments: b" in capsys.readouterr().err
+
+
+def test_a_misspelled_flag_names_the_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_settings(["--prot", "3"])
+    assert "unrecognized arguments: --prot; did you mean --port?" in capsys.readouterr().err
 
 
 def test_help_names_the_program(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server import spelling
 from server.api.generation import completion_requests
 from server.errors import InvalidRequest, MediaNotFound, UnsupportedParameter
 from server.media.intake import Intake
@@ -337,10 +338,10 @@ def test_one_unknown_field_is_compared_with_the_others_and_only_its_beginning(mo
         compared.append(name)
         return []
 
-    monkeypatch.setattr(base, "get_close_matches", matches)
+    monkeypatch.setattr(spelling, "get_close_matches", matches)
     with pytest.raises(UnsupportedParameter, match=r"unknown parameter shots\[0\]\.lable"):
         read(ClassifyRequest, json.dumps(QUERY | {"shots": [{"lable" * 1000: "a"}] * 100}).encode())
-    assert compared == [("lable" * 1000)[: base.MAX_COMPARED]]
+    assert compared == [("lable" * 1000)[: spelling.MAX_COMPARED]]
 
 
 @pytest.mark.parametrize(
