@@ -257,7 +257,7 @@ class Engine:
             self.scheduler.learn(plan, seconds)
             num_proposed = sum(len(row.proposed) for row in plan.rows)
             self._num_proposed += num_proposed
-            self._num_accepted += sum(result.is_proposed for result in results)
+            self._num_accepted += sum(result.is_proposed for result in results) if num_proposed else 0
             # the rows of answers that have ended since the step was launched were computed in vain
             counts = [row.count for row in plan.rows if not row.sequence.is_finished]
             self._measures.note_step(counts, num_proposed, plan.num_frames, seconds)

@@ -260,13 +260,16 @@ class Scheduler:
 
     def _run(self, plan: Plan, sequence: Sequence) -> None:
         """Add a row of a running sequence, if it can run."""
-        self._memory.skip_cached(sequence)
+        if sequence.layout is not None:
+            self._memory.skip_cached(sequence)
         count = self._num_runnable(sequence, plan)
         if count and self._residents.grow(plan, sequence, sequence.num_computed + count):
             self._add_row(plan, Row.of(sequence, count, self._propose(plan, sequence)))
 
     def _propose(self, plan: Plan, sequence: Sequence) -> list[int]:
         """Return tokens that probably follow a decoding sequence, as long as they save more time than they cost."""
+        if not self.config.speculative_tokens:
+            return []
         num_left = sequence.sampling.max_tokens - sequence.num_output_tokens
         limit = min(self.config.speculative_tokens, num_left - 1, plan.tokens_left - len(self.running))
         is_decoding = sequence.num_output_tokens > 0 and sequence.num_left == 1
@@ -317,10 +320,11 @@ class Scheduler:
             # while a prompt is computed its need stays the same, so that prompts of one length take turns by age
             work, num_tokens = work_of(count, start, count if start < sequence.scored.stop else 1), count
         plan.rows.append(row)
-        for shot in self._memory.shots_within(sequence, start, start + count):
-            plan.shots.setdefault(shot, sequence)
-        if self.waiting and sequence.layout is not None:
-            plan.note_progress(sequence, self._memory.blocks_of_shots(sequence, start, start + count))
+        if sequence.layout is not None:
+            for shot in self._memory.shots_within(sequence, start, start + count):
+                plan.shots.setdefault(shot, sequence)
+            if self.waiting:
+                plan.note_progress(sequence, self._memory.blocks_of_shots(sequence, start, start + count))
         plan.tokens_left -= count + len(proposed)
         plan.work += work
         plan.seconds += work * plan.pace.per_work
@@ -351,7 +355,9 @@ class Scheduler:
 
     def _num_runnable(self, sequence: Sequence, plan: Plan) -> int:
         """Return how many tokens can run now: within the budgets, up to the first whose media are not available."""
-        end = len(sequence.token_ids) if plan.is_last_resort else self._memory.put_off(sequence, plan.shots)
+        end = len(sequence.token_ids)
+        if plan.shots and not plan.is_last_resort:
+            end = self._memory.put_off(sequence, plan.shots)
         start, media_index = sequence.num_computed, sequence.media_index
         count = min(end - start, plan.tokens_left)
         if count > 0 and plan.max_seconds < inf:

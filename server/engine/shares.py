@@ -23,18 +23,15 @@ WORK_PER_TOKEN_OF_AGE = 256
 
 def work_of(count: int, context: int, num_logits: int = 1) -> float:
     """Return the work of computing `count` tokens after `context` others and reading `num_logits` of their logits."""
-    return num_logits + count + context * _reads(count)
+    return num_logits + count + context * (count + TOKENS_PER_READ - 1) / (TOKENS_PER_READ * CONTEXT_PER_TOKEN)
 
 
 def count_within(work: float, context: int, *, reads_all_logits: bool) -> int:
     """Return how many tokens can be computed within this work."""
-    fixed = context * _reads(0) + (not reads_all_logits)
-    per_token = 1 + context * (_reads(1) - _reads(0)) + reads_all_logits
+    num_logits = 0 if reads_all_logits else 1
+    fixed = work_of(0, context, num_logits)
+    per_token = work_of(1, context, num_logits) - fixed + reads_all_logits
     return max(int((work - fixed) / per_token), 0)
-
-
-def _reads(count: int) -> float:
-    return (count + TOKENS_PER_READ - 1) / (TOKENS_PER_READ * CONTEXT_PER_TOKEN)
 
 
 @dataclass(slots=True, eq=False)

@@ -219,13 +219,12 @@ class Memory:
     def publish(self, sequence: Sequence, start: int) -> None:
         """Make the blocks findable that the tokens from `start` to `num_computed` complete."""
         size, layout = self.config.block_size, sequence.layout
-        if layout is None:
-            completed = [range(start // size, sequence.num_computed // size)]
-        else:
-            completed = [layout.completed_blocks(part) for part in layout.parts(start, sequence.num_computed)]
-        for blocks in completed:
-            for block in blocks:
-                self.blocks.publish(sequence.block_table[block], sequence.block_hash(block, size))
+        completed: Iterable[int] = range(start // size, sequence.num_computed // size)
+        if layout is not None:
+            parts = layout.parts(start, sequence.num_computed)
+            completed = chain.from_iterable(map(layout.completed_blocks, parts))
+        for block in completed:
+            self.blocks.publish(sequence.block_table[block], sequence.block_hash(block, size))
 
     def release(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.block_table)

@@ -239,6 +239,8 @@ def _verified(results: list[Result]) -> list[Result]:
 
     If one of these has failed, it is the only one.
     """
+    if len(results) == 1:
+        return results
     num_verified = 1 + next((i for i, result in enumerate(results) if not result.is_proposed), 0)
     for result in results[:num_verified]:
         if result.error:
