@@ -18,10 +18,10 @@ NUM_SLOWEST = 5
 
 
 def decode_step(engine: Engine, requests: Sequence[Generate], num_layers: int) -> dict[str, Cell]:
-    """Profile one decode step of text-only requests; return the totals and the slowest operators by name."""
+    """Profile a step in which all of these text-only requests decode; return the totals and the slowest operators."""
     for request in requests:
         engine.add(request)
-    for _ in range(2):
+    while engine.scheduler.waiting or any(s.num_output_tokens == 0 for s in engine.scheduler.running):
         engine.step()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         engine.step()

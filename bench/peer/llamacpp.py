@@ -64,7 +64,7 @@ class Bench:
 
     def profile(self, batch: int, num_layers: int) -> None:
         """Add the operators of our decode step to the settings at the head of the report."""
-        requests = [_request(str(i), self._prompt(self._options.prompt_tokens), 4) for i in range(batch)]
+        requests = [_request(str(i), self._prompt(self._options.prompt_tokens), 16) for i in range(batch)]
         for name, value in decode_step(self._engine.engine, requests, num_layers).items():
             self.report.settings[f"{name}, batch {batch}"] = value
 
