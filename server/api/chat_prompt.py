@@ -155,7 +155,7 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
                 calls |= {call.id for call in message.tool_calls}
         previous = message
     if not isinstance(previous, UserMessage | ToolMessage):
-        raise _out_of_order(len(messages) - 1, "the last message must be a user's or a tool's: it is the one to answer")
+        raise _out_of_order(len(messages) - 1, "the last message must have the role user or tool")
     return Conversation("\n".join(system), turns[:-1], turns[-1])
 
 

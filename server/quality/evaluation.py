@@ -177,7 +177,7 @@ def _prompts(
     max_k = min(num_selectable, max_media - 1) if template.has_media else num_selectable
     ks = fields.k or [k for k in DEFAULT_K if k <= max_k]
     if template.has_media and max(ks) >= max_media:
-        message = f"k is {max(ks)}, a request has at most {max_media} images and videos, that of the query included"
+        message = f"k is at most {max_media - 1}: a request has at most {max_media} media, including the query"
         raise InvalidRequest(message, param="k")
     strategies = fields.strategies or (["random", "rices_image"] if template.has_media else ["random"])
     draws_orders = fields.order == "shuffled" or fields.permutations > 1

@@ -101,7 +101,7 @@ def outlook(method: str, points: Sequence[Mapping[str, Any]]) -> str | None:
     elif gain + Z * error < SMALL_GAIN:
         verdict = "More examples of the same kind will hardly help"
     else:
-        verdict = "It is open whether more examples will help"
+        verdict = "It is not known whether more examples will help"
     return (
         f"{verdict}: from {before['examples_per_label']} to {last['examples_per_label']} examples per label, {method} went "
         f"from {before['accuracy']:.3f} to {last['accuracy']:.3f} ({gain:+z.3f} ± {error:.3f})."

@@ -221,7 +221,7 @@ def _reason(
             f"{name_of(chosen)} alone is right on {paired.wins} of them, {name_of(rival)} alone on {paired.losses}: "
             f"{_verdict(paired)}."
             if paired.wins or paired.losses
-            else "Both are right on the same ones."
+            else "Both classify the same examples correctly."
         )
     if accuracies := _other_methods(named, rows):
         sentences.append(f"Of the other methods, the best settings have: {', '.join(accuracies)}.")

@@ -10,7 +10,7 @@ from deploy.supply.lock import read_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
-TABLE = PAGE[PAGE.index("## The points") : PAGE.index("## Old dependencies")]
+TABLE = PAGE[PAGE.index("## Security properties") : PAGE.index("## Old dependencies")]
 POINTS = [line.strip("|").split("|") for line in TABLE.splitlines() if line.startswith("| ") and "---" not in line][1:]
 HEADINGS = [point for point, held_by in POINTS if not held_by.strip()]
 

@@ -84,7 +84,7 @@ def test_the_last_doubling_says_whether_more_examples_will_help() -> None:
         "More examples will probably help: from 4 to 8 examples per label, knn went from 0.800 to 0.900 (+0.100 ± 0.020)."
     )
     assert (outlook("knn", points(0.9, 0.9, 0.005)) or "").startswith("More examples of the same kind will hardly help")
-    assert (outlook("knn", points(0.88, 0.9, 0.02)) or "").startswith("It is open whether more examples will help")
+    assert (outlook("knn", points(0.88, 0.9, 0.02)) or "").startswith("It is not known whether more examples will help")
     assert outlook("knn", points(0.8, 0.9, 0.02)[:1]) is None
     assert (outlook("knn", points(0.9, 0.8999, 0.092)) or "").endswith("(+0.000 ± 0.092).")  # not -0.000
 
