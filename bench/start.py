@@ -84,6 +84,8 @@ def _measure(
         if is_last:
             if settings.spare_worker:
                 _wait_for_spare(target)
+            wait_until(lambda: bool(target.trials()), IDLE_SECONDS, "the trial process of grammars")
+            _wait_until_idle(target.trials()[0])
             rest = _add_memory(report, target, "at rest")
             _add_bar(report, options, "worker RSS in GB at rest", rest, REST_GB)
         if is_last and options.full:
@@ -162,8 +164,12 @@ def _image(name: str) -> dict[str, Any]:
 def _wait_for_spare(target: Target) -> None:
     """Wait until the spare worker has imported the engine: it takes no more processor time."""
     wait_until(lambda: bool(target.spares()), IDLE_SECONDS, "a spare worker")
-    spare, used = target.spares()[0], -1.0
-    while (now := sum(spare.cpu_times()[:2])) != used:
+    _wait_until_idle(target.spares()[0])
+
+
+def _wait_until_idle(process: psutil.Process) -> None:
+    used = -1.0
+    while (now := sum(process.cpu_times()[:2])) != used:
         used = now
         time.sleep(1.0)
 
@@ -174,6 +180,7 @@ def _add_memory(report: Report, target: Target, state: str) -> float:
     processes = {"API": target.process, "worker": worker}
     processes |= {f"spare worker {n}": spare for n, spare in enumerate(target.spares(), 1)}
     processes |= {f"decoder {n}": decoder for n, decoder in enumerate(target.decoders(), 1)}
+    processes |= {"trials of grammars": trial for trial in target.trials()}
     for name, process in processes.items():
         memory = process.memory_full_info()
         peak = Path(f"/proc/{process.pid}/status").read_text().partition("VmHWM:")[2].split()[0]

@@ -198,6 +198,10 @@ class Target:
     def decoders(self) -> list[psutil.Process]:
         return self._children("server.media.decoder")
 
+    def trials(self) -> list[psutil.Process]:
+        """Return the process that compiles each grammar before the worker does, once the worker has started it."""
+        return self._children("server.grammar.trial")
+
     def processes(self) -> list[psutil.Process]:
         return [self.process, *self.process.children(recursive=True)]
 
