@@ -180,7 +180,7 @@ def _add_memory(report: Report, target: Target, state: str) -> float:
     processes = {"API": target.process, "worker": worker}
     processes |= {f"spare worker {n}": spare for n, spare in enumerate(target.spares(), 1)}
     processes |= {f"decoder {n}": decoder for n, decoder in enumerate(target.decoders(), 1)}
-    processes |= {"trials of grammars": trial for trial in target.trials()}
+    processes |= {f"trials of grammars {n}": trial for n, trial in enumerate(target.trials(), 1)}
     for name, process in processes.items():
         memory = process.memory_full_info()
         peak = Path(f"/proc/{process.pid}/status").read_text().partition("VmHWM:")[2].split()[0]
