@@ -245,6 +245,14 @@ ATTACKS = (
         severity="high",
         run=repeated(lambda: _completion(**_enum(50_000), n=16, temperature=1.0)),
     ),
+    Attack(
+        name="texts of 60,000 characters without an alternative, 16 answers",
+        severity="high",
+        run=repeated(
+            lambda: _completion(**_schema(const="a" * 60_000), n=16, temperature=1.0, max_tokens=200),
+            lambda: _completion(**_regex("[ab]c{60000}"), n=16, temperature=1.0, max_tokens=200),
+        ),
+    ),
     Attack(name="enum of 400,000 values", severity="high", run=repeated(lambda: _completion(**_enum(LARGE_ENUM)))),
     Attack(
         name="expressions that explode",

@@ -14,7 +14,7 @@ from server.engine.caches.blocks import block_hash
 from server.engine.caches.spans import Layout, Spans
 from server.engine.lookup import Lookup
 from server.engine.shares import Account
-from server.grammar.compiler import Matcher
+from server.grammar.matcher import Matcher
 from server.wire import Sampling, TokenLogprob
 
 

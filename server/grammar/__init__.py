@@ -1,7 +1,7 @@
 """Constrains answers to grammars.
 
-`compiler.py` compiles and follows them, and `json_schema.py` prepares JSON schemas for that: `schema_graph.py` finds the
-schemas that one consists of, `schema_keywords.py` translates keywords that the compiler does not know, and
+`compiler.py` compiles them, `matcher.py` follows them, and `json_schema.py` prepares JSON schemas: `schema_graph.py` finds
+the schemas that one consists of, `schema_keywords.py` translates keywords that the compiler does not know, and
 `schema_limits.py` refuses what it cannot compile. `refusals.py` says why a grammar is refused. `trial.py` compiles each
 grammar first, in a process of its own, which `trials.py` runs.
 """

@@ -1,4 +1,4 @@
-"""Compiles grammars by llguidance, and follows them: a choice of strings, a regular expression or a JSON schema.
+"""Compiles grammars by llguidance: a choice of strings, a regular expression or a JSON schema.
 
 A grammar is compiled once, in a thread, and copied for each answer. Its size and llguidance's counters of work are limited.
 Since some grammars still take seconds and gigabytes, or crash the compiler, a process compiles each one first
@@ -11,19 +11,18 @@ import json
 import logging
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from heapq import heappop, heappush
 from itertools import count
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from model.prompt import PromptTokenizer
 from server.grammar import GrammarError, TrialUnavailable
 from server.grammar.json_schema import closed, words_of
+from server.grammar.matcher import Ending, Matcher
 from server.grammar.refusals import NAMES, refusal, sentence
 from server.grammar.schema_limits import check_regex
 from server.wire import Grammar
@@ -160,7 +159,7 @@ class Grammars:
     def _matcher(self, grammar: Grammar) -> Matcher:
         if self._trials is not None:
             self._trials.check(grammar)
-        return Matcher(begin(grammar, self._table), self._ending(grammar))
+        return Matcher(begin(grammar, self._table), self._table, self._ending(grammar))
 
     def _ending(self, grammar: Grammar) -> Ending | None:
         """Return how an answer in JSON is ended; other grammars have no unbounded parts that could be cut, so None."""
@@ -201,68 +200,3 @@ class Waiting:
             if waiting:
                 self._by_client[client] = waiting
             return grammar, compiling
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
-    """The end of an answer in JSON: the estimated number of its tokens, and the tokens that end a part."""
-
-    num_tokens: int
-    eos: tuple[int, ...]
-    quote: int
-    brace: int
-    bracket: int
-    comma: int
-
-    def next(self, allowed: np.ndarray) -> int | None:
-        """Return the token, of those allowed [V], that ends the most; None if none of them ends a part."""
-        # outside a string only one of the two brackets may follow: the one that ends the open part
-        is_in_string = allowed[self.brace] and allowed[self.bracket]
-        order = (self.quote,) if is_in_string else (*self.eos, self.brace, self.bracket, self.quote, self.comma)
-        return next((token_id for token_id in order if allowed[token_id]), None)
-
-
-class Matcher:
-    """The state of one answer in its grammar. `ending` is None if the answer is never ended early."""
-
-    def __init__(self, matcher: LLMatcher, ending: Ending | None = None) -> None:
-        self._matcher = matcher
-        self._ending = ending
-
-    def copy(self) -> Matcher:
-        return Matcher(self._matcher.deep_copy(), self._ending)
-
-    def must_end(self, num_left: int, max_tokens: int) -> bool:
-        """Return whether an answer with `num_left` of its `max_tokens` left has to end now, to be complete.
-
-        It never has to end before half of its tokens are used, however long its end is.
-        """
-        return self._ending is not None and num_left <= min(self._ending.num_tokens, max_tokens // 2)
-
-    @property
-    def error(self) -> str:
-        """Why the grammar cannot be followed any further, in llguidance's words; "" if it can."""
-        return self._matcher.get_error()
-
-    @property
-    def is_complete(self) -> bool:
-        """True if only the end of the answer may follow."""
-        return self._matcher.is_stopped() and not self._matcher.is_error()
-
-    def allowed(self, vocab_size: int, *, ends: bool = False) -> np.ndarray:
-        """Return bool [V]: the tokens that may come next, none after an error.
-
-        With `ends`, if a token may come that ends a part of the answer, only that one is allowed.
-        """
-        mask = np.zeros(vocab_size, dtype=bool)
-        if not self._matcher.is_error():
-            bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-            allowed = np.unpackbits(bits, bitorder="little")[:vocab_size].astype(bool)
-            mask[: len(allowed)] = allowed
-        if ends and self._ending is not None and (end := self._ending.next(mask)) is not None:
-            mask[:] = False
-            mask[end] = True
-        return mask
-
-    def accept(self, token_id: int) -> None:
-        self._matcher.consume_token(token_id)

@@ -33,6 +33,7 @@ CAUSES = {
     "type must be": "a type is null, boolean, integer, number, string, array or object",
     "if regex is empty": "the patterns, formats and lengths of a value take too long together",
     "max is 2000": "too many parts of the grammar may come next, the limit is 2000",
+    "tokens take too long": "the parts of the grammar that may come next take too long to find",
     "lexer": "the patterns and texts of the grammar are too complex",
     "fuel": "the patterns and texts of the grammar are too complex",
     "too many digits": "a multipleOf has too many digits",

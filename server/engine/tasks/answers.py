@@ -13,7 +13,7 @@ from server.engine.residents import Residents
 from server.engine.sequence import Order, Sequence
 from server.engine.tasks.task import RequestError, SequenceTask, check_prompt, finished
 from server.grammar import GrammarError, TrialUnavailable
-from server.grammar.compiler import Matcher
+from server.grammar.matcher import Matcher
 from server.wire import Admitted, FinishReason, Generate, MediaWanted, Outbound, PromptScored, Token, TokenLogprob
 
 
@@ -71,8 +71,8 @@ class Answers(SequenceTask):
             return list(self.end("error", f"{field}: {error}", param=field))
         except TrialUnavailable as error:
             return list(self.end("error", str(error), is_temporary=True))
-        for sequence in self._held_back:
-            sequence.matcher = matcher.copy()
+        for sequence, copied in zip(self._held_back, matcher.copies(len(self._held_back)), strict=True):
+            sequence.matcher = copied
         self._live[0] = self._held_back.pop(0)
         return [MediaWanted(source) for source in self._residents.add(self.first_sequence)]
 

@@ -20,7 +20,7 @@ from server.engine.device.sampler import Result
 from server.engine.plan import Plan
 from server.engine.residents import Residents
 from server.engine.sequence import Sequence
-from server.grammar.compiler import Matcher
+from server.grammar.matcher import Matcher
 from server.wire import Finished, FinishReason, Outbound
 
 # number of rounds of side tasks that take as long as one step of prompt tokens

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from server.grammar import GrammarError
-from server.grammar.compiler import MAX_BYTES, MAX_COMPILED, MAX_SYMBOLS, Grammars, Matcher, check
+from server.grammar.compiler import MAX_BYTES, MAX_COMPILED, MAX_SYMBOLS, Grammars, check
+from server.grammar.matcher import Matcher
 from server.wire import Grammar
 from tests.tiny_models import prompt_tokenizer
 

@@ -13,7 +13,8 @@ import pytest
 from server.engine import sequence
 from server.engine.caches import blocks
 from server.grammar import TrialUnavailable
-from server.grammar.compiler import Grammars, Matcher
+from server.grammar.compiler import Grammars
+from server.grammar.matcher import Matcher
 from server.wire import Abort, Finished, Grammar, Sampling
 from tests.engine_client import (
     CONFIG,
@@ -287,5 +288,20 @@ def test_an_answer_that_its_grammar_cannot_continue_fails_alone(sampling: Sampli
     assert answer.finished["a"].param == "x"
     assert answer.finished["a"].error.startswith("x: ")
     assert message in answer.finished["a"].error
+    assert_equals_reference("flamingo", FEW_SHOT, answer, "neighbour")
+    assert_all_released(answer.engine)
+
+
+def test_answers_whose_grammar_takes_too_long_fail_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.grammar.matcher.TOKEN_SECONDS", 0.0)
+    monkeypatch.setattr("server.grammar.matcher.REQUEST_SECONDS", 1e-9)
+    answer = client("flamingo")
+    grammar = Grammar(kind="regex", text="[a-z]{8}", field="structured_outputs.regex")
+    answer.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=8, n=2, grammar=grammar)))
+    answer.engine.add(FEW_SHOT.request("neighbour"))
+    answer.run()
+    end = answer.finished["a"]
+    assert (end.finish_reason, end.param) == ("error", grammar.field)
+    assert end.error.endswith("the parts of the grammar that may come next take too long to find")
     assert_equals_reference("flamingo", FEW_SHOT, answer, "neighbour")
     assert_all_released(answer.engine)

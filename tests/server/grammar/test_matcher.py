@@ -1,0 +1,110 @@
+"""Matchers: which tokens may follow in a long text without an alternative, and how long all tokens may take."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+from server.grammar.compiler import Grammars
+from server.grammar.matcher import RUN_BYTES, TOO_SLOW, Matcher
+from server.wire import Grammar
+from tests.tiny_models import prompt_tokenizer
+
+TOKENIZER = prompt_tokenizer()
+VOCAB_SIZE = 300
+LONG = "the bird stands. " * 60
+assert len(LONG) > RUN_BYTES
+NAMES = [f"p{i}" for i in range(3000)]
+
+
+def regex(text: str) -> Grammar:
+    return Grammar(kind="regex", text=text)
+
+
+def schema(value: object) -> Grammar:
+    return Grammar(kind="json", text=json.dumps(value))
+
+
+def compiled(grammar: Grammar) -> Matcher:
+    return Grammars(TOKENIZER).compile(grammar).result().copy()
+
+
+def allowed(matcher: Matcher) -> list[int]:
+    return np.flatnonzero(matcher.allowed(VOCAB_SIZE)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("grammar", "text"),
+    [
+        (schema({"const": LONG}), json.dumps(LONG)),
+        (schema({"enum": [f"{letter}{LONG}" for letter in "ab"]}), json.dumps(f"b{LONG}")),
+        (regex(f"[0-9]a{{{2 * RUN_BYTES}}}[bé]?"), "7" + "a" * 2 * RUN_BYTES + "é"),
+        (schema({"const": "xé" * RUN_BYTES + "\n"}), json.dumps("xé" * RUN_BYTES + "\n", ensure_ascii=False)),
+    ],
+)
+def test_a_long_text_without_an_alternative_is_permitted(grammar: Grammar, text: str) -> None:
+    matcher = compiled(grammar)
+    for token_id in TOKENIZER.encode_plain(text):
+        assert token_id in allowed(matcher)
+        matcher.accept(token_id)
+    assert matcher.is_complete
+
+
+def test_after_a_long_text_all_alternatives_are_permitted() -> None:
+    matcher, other = compiled(regex("a" * 2 * RUN_BYTES + "[bc]")), TOKENIZER.encode_plain("b")[0]
+    (a,) = TOKENIZER.encode_plain("a")
+    for _ in range(2 * RUN_BYTES):
+        assert allowed(matcher) == [a]
+        matcher.accept(a)
+    assert other in allowed(matcher)
+    assert len(allowed(matcher)) == 2
+
+
+def test_copies_of_a_matcher_in_a_long_text_are_followed_alone() -> None:
+    matcher = compiled(regex("[xy]" + "abc" * RUN_BYTES))
+    x, a, b, c = (TOKENIZER.encode_plain(letter)[0] for letter in "xabc")
+    matcher.accept(x)
+    assert allowed(matcher) == [a]
+    copied = matcher.copy()
+    copied.accept(a)
+    assert (allowed(copied), allowed(matcher)) == ([b], [a])
+    copied.accept(b)
+    assert (allowed(copied), allowed(matcher)) == ([c], [a])
+
+
+def test_another_token_in_a_long_text_is_an_error() -> None:
+    matcher = compiled(regex("a" * 2 * RUN_BYTES))
+    assert len(allowed(matcher)) == 1
+    matcher.accept(TOKENIZER.encode_plain("b")[0])
+    assert matcher.error
+    assert not allowed(matcher)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        schema({"const": "a" * 90_000}),
+        schema({"const": [1] * 9000}),
+        regex("a{60000}"),
+        schema({"type": "object", "properties": {name: {"const": 1} for name in NAMES}, "required": NAMES}),
+    ],
+)
+def test_each_token_of_a_long_text_takes_little_time(grammar: Grammar) -> None:
+    matcher = compiled(grammar)
+    began = time.thread_time()
+    for _ in range(200):
+        matcher.accept(allowed(matcher)[0])
+    assert time.thread_time() - began < 0.25
+
+
+def test_the_tokens_of_one_request_share_a_limit_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.grammar.matcher.TOKEN_SECONDS", 0.0)
+    monkeypatch.setattr("server.grammar.matcher.REQUEST_SECONDS", 1e-9)
+    matcher = compiled(regex("[a-z]+"))
+    (first, second), (other,) = matcher.copies(2), matcher.copies(1)
+    assert len(allowed(first)) > 1
+    assert (first.error, second.error, other.error) == (TOO_SLOW, TOO_SLOW, "")
+    assert (len(allowed(second)), first.is_complete, second.is_complete) == (0, False, False)
