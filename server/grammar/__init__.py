@@ -3,7 +3,7 @@
 `compiler.py` compiles them, `matcher.py` follows them, and `json_schema.py` prepares JSON schemas: `schema_graph.py` finds
 the schemas that one consists of, `schema_keywords.py` translates keywords that the compiler does not know, and
 `schema_limits.py` refuses what it cannot compile. `refusals.py` says why a grammar is refused. `trial.py` compiles each
-grammar first, in a process of its own, which `trials.py` runs.
+grammar first, in a process of its own, which `trials.py` runs; `heap.py` measures its memory.
 """
 
 from __future__ import annotations

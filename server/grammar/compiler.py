@@ -36,6 +36,7 @@ MAX_SYMBOLS = 20_000
 # limit per answer; each takes one or two kB
 MAX_STATES = 20_000
 MAX_COMPILED = 32
+MAX_COMPILED_BYTES = 1 << 27
 # its messages need not repeat the grammar
 LIMITS = LLParserLimits(max_grammar_size=MAX_SYMBOLS, max_lexer_states=MAX_STATES, verbose_errors=False)
 # no spaces between JSON tokens: a small model may write spaces and line breaks endlessly
@@ -90,11 +91,37 @@ def begin(grammar: Grammar, table: LLTokenizer) -> LLMatcher:
 
 
 class Trier(Protocol):
-    """Tries a grammar where it can do no harm, and raises its `GrammarError`, or `TrialUnavailable`."""
+    """Tries a grammar where it can do no harm, and returns its bytes of memory.
+
+    Raises its `GrammarError`, or `TrialUnavailable`.
+    """
 
     def start(self) -> object: ...
 
-    def check(self, grammar: Grammar) -> None: ...
+    def check(self, grammar: Grammar) -> int: ...
+
+
+class Compilation(Future[Matcher]):
+    """The state at a grammar's beginning, which `num_users` requests wait for. It is cancelled when all of them leave."""
+
+    num_users = 0
+
+    @property
+    def is_void(self) -> bool:
+        """True if the grammar has to be compiled again."""
+        return self.cancelled() or (self.done() and isinstance(self.exception(), TrialUnavailable))
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory of the grammar, 0 until it is compiled."""
+        is_compiled = self.done() and not self.is_void and self.exception() is None
+        return self.result().num_bytes if is_compiled else 0
+
+    def leave(self) -> None:
+        """End the wait of one request."""
+        self.num_users -= 1
+        if not self.num_users:
+            self.cancel()
 
 
 class Grammars:
@@ -110,7 +137,7 @@ class Grammars:
         self._trials = trials
         self._max_compiled = max_compiled
         self._thread = ThreadPoolExecutor(1, "grammars")
-        self._compiled: OrderedDict[tuple[bytes, Grammar], Future[Matcher]] = OrderedDict()
+        self._compiled: OrderedDict[tuple[bytes, Grammar], Compilation] = OrderedDict()
         self._waiting = Waiting()
 
     @cached_property
@@ -127,24 +154,34 @@ class Grammars:
         if self._trials is not None:
             self._thread.submit(self._trials.start)
 
-    def compile(self, grammar: Grammar, salt: bytes = b"", client: str = "") -> Future[Matcher]:
+    def compile(self, grammar: Grammar, salt: bytes = b"", client: str = "") -> Compilation:
         """Return the state at the grammar's beginning, to be copied for each answer, or its error.
 
         That is a `GrammarError`, or `TrialUnavailable`, which is not cached. Prompts with different salts share no
-        compiled grammar.
+        compiled grammar. A request that waits no longer leaves.
         """
         key = salt, grammar
-        if key not in self._compiled or _is_unavailable(self._compiled[key]):
-            compiling = self._compiled[key] = Future[Matcher]()
-            self._waiting.add(client, grammar, compiling)
+        self._compiled = OrderedDict(item for item in self._compiled.items() if not item[1].is_void)
+        if key not in self._compiled:
+            self._compiled[key] = Compilation()
+            self._waiting.add(client, grammar, self._compiled[key])
             self._thread.submit(self._compile_next)
         self._compiled.move_to_end(key)
-        if len(self._compiled) > self._max_compiled:
-            self._compiled.popitem(last=False)
+        self._evict()
+        self._compiled[key].num_users += 1
         return self._compiled[key]
+
+    def _evict(self) -> None:
+        """Forget the grammars used longest ago, but not the last one."""
+        num_bytes = sum(compiling.num_bytes for compiling in self._compiled.values())
+        while len(self._compiled) > 1 and (len(self._compiled) > self._max_compiled or num_bytes > MAX_COMPILED_BYTES):
+            _, oldest = self._compiled.popitem(last=False)
+            num_bytes -= oldest.num_bytes
 
     def _compile_next(self) -> None:
         grammar, compiling = self._waiting.take()
+        if not compiling.set_running_or_notify_cancel():
+            return
         try:
             compiling.set_result(self._matcher(grammar))
         except GrammarError as error:
@@ -157,9 +194,8 @@ class Grammars:
             compiling.set_exception(GrammarError(sentence(grammar.kind, "")))
 
     def _matcher(self, grammar: Grammar) -> Matcher:
-        if self._trials is not None:
-            self._trials.check(grammar)
-        return Matcher(begin(grammar, self._table), self._table, self._ending(grammar))
+        num_bytes = 0 if self._trials is None else self._trials.check(grammar)
+        return Matcher(begin(grammar, self._table), self._table, self._ending(grammar), num_bytes)
 
     def _ending(self, grammar: Grammar) -> Ending | None:
         """Return how an answer in JSON is ended; other grammars have no unbounded parts that could be cut, so None."""
@@ -175,24 +211,20 @@ class Grammars:
         return Ending(num_tokens=num_tokens, eos=eos, quote=quote, brace=brace, bracket=bracket, comma=comma)
 
 
-def _is_unavailable(compiling: Future[Matcher]) -> bool:
-    return compiling.done() and isinstance(compiling.exception(), TrialUnavailable)
-
-
 class Waiting:
     """Grammars that wait for the thread: by client in turn, and the smallest of a client first."""
 
     def __init__(self) -> None:
-        self._by_client: OrderedDict[str, list[tuple[int, int, Grammar, Future[Matcher]]]] = OrderedDict()
+        self._by_client: OrderedDict[str, list[tuple[int, int, Grammar, Compilation]]] = OrderedDict()
         self._numbers = count()
         self._lock = Lock()
 
-    def add(self, client: str, grammar: Grammar, compiling: Future[Matcher]) -> None:
+    def add(self, client: str, grammar: Grammar, compiling: Compilation) -> None:
         with self._lock:
             waiting = self._by_client.setdefault(client, [])
             heappush(waiting, (num_bytes(grammar), next(self._numbers), grammar, compiling))
 
-    def take(self) -> tuple[Grammar, Future[Matcher]]:
+    def take(self) -> tuple[Grammar, Compilation]:
         """Take the next grammar; its client becomes the last in turn."""
         with self._lock:
             client, waiting = self._by_client.popitem(last=False)

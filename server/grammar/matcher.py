@@ -40,9 +40,15 @@ class Ending:
 
 
 class Matcher:
-    """The state of one answer in its grammar. `ending` is None if the answer is never ended early."""
+    """The state of one answer in its grammar, which takes `num_bytes` of memory.
 
-    def __init__(self, matcher: LLMatcher, table: LLTokenizer, ending: Ending | None = None) -> None:
+    `ending` is None if the answer is never ended early.
+    """
+
+    def __init__(
+        self, matcher: LLMatcher, table: LLTokenizer, ending: Ending | None = None, num_bytes: int = 0
+    ) -> None:
+        self.num_bytes = num_bytes
         self._matcher = matcher
         self._table = table
         self._ending = ending

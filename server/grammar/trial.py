@@ -16,14 +16,15 @@ from pathlib import Path
 import msgspec
 from llguidance import LLTokenizer
 
-from server.grammar import GrammarError
+from server.grammar import GrammarError, heap
 from server.grammar.compiler import begin
-from server.grammar.refusals import sentence
+from server.grammar.refusals import NAMES, sentence
 from server.wire import Grammar
 
 # seconds of processor time per grammar, and bytes of memory in addition to those of the idle process
 MAX_SECONDS = 1.0
 MAX_MEMORY_BYTES = 1 << 26
+TOO_LARGE = f"takes more than {MAX_MEMORY_BYTES >> 20} MiB of memory to compile"
 READY = b""
 FIRST = Grammar(kind="regex", text="a")
 DATA_PAGES = 5  # the field of /proc/self/statm
@@ -37,9 +38,13 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a grammar is refused, "" if it is not; for the log, a library's reason, or the type of an unexpected error."""
+    """Why a grammar is refused, "" if it is not, and the bytes that it holds otherwise.
+
+    For the log: a library's reason, or the type of an unexpected error.
+    """
 
     refusal: str = ""
+    num_bytes: int = 0
     reason: str = ""
     unexpected: str = ""
 
@@ -51,13 +56,18 @@ decode_verdict = msgspec.msgpack.Decoder(Verdict)
 
 
 def verdict(grammar: Grammar, table: LLTokenizer) -> Verdict:
+    before = heap.num_bytes()
     try:
-        begin(grammar, table)
+        state = begin(grammar, table)
+        num_bytes = heap.num_bytes() - before
+        del state  # until here, it holds its memory
+        return Verdict(num_bytes=max(num_bytes, 0))
     except GrammarError as error:
         return Verdict(refusal=str(error), reason=error.reason)
+    except MemoryError as error:
+        return Verdict(refusal=f"this {NAMES[grammar.kind]} {TOO_LARGE}", reason=type(error).__name__)
     except BaseException as error:  # a panic of llguidance is not an Exception
         return Verdict(refusal=sentence(grammar.kind, ""), unexpected=type(error).__name__)
-    return Verdict()
 
 
 def serve(connection: Connection) -> None:
@@ -65,13 +75,14 @@ def serve(connection: Connection) -> None:
     setup = decode_setup.decode(connection.recv_bytes())
     table = LLTokenizer(setup.tokenizer, eos_token=list(setup.eos_ids))
     verdict(FIRST, table)  # what the first use allocates is not a grammar's
-    _limit_memory()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection.send_bytes(READY)
     while True:
         try:
             grammar = decode_grammar.decode(connection.recv_bytes())
         except EOFError:
             return
+        _limit_memory()
         # without a handler, the signal ends the process, also while native code runs
         signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
         reply = verdict(grammar, table)
@@ -80,11 +91,13 @@ def serve(connection: Connection) -> None:
 
 
 def _limit_memory() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    """Limit the memory of the next grammar: what others have left does not count."""
+    heap.trim()
     if (status := Path("/proc/self/statm")).exists():
         used = int(status.read_text().split()[DATA_PAGES]) * resource.getpagesize()
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         limit = used + MAX_MEMORY_BYTES
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import msgspec
 from model.prompt import PromptTokenizer
 from server.grammar import GrammarError, TrialUnavailable
 from server.grammar.refusals import NAMES
-from server.grammar.trial import MAX_MEMORY_BYTES, MAX_SECONDS, Setup, Verdict, decode_verdict, encode
+from server.grammar.trial import MAX_SECONDS, TOO_LARGE, Setup, Verdict, decode_verdict, encode
 from server.settings import ROOT, child_environment
 from server.wire import Grammar
 
@@ -30,7 +30,7 @@ ATTEMPTS = 2
 # what a grammar did to a process that ended by these signals
 REASONS: dict[int, str] = {
     signal.SIGPROF: f"takes more than {MAX_SECONDS:g} seconds of processor time to compile",
-    signal.SIGABRT: f"takes more than {MAX_MEMORY_BYTES >> 20} MiB of memory to compile",
+    signal.SIGABRT: TOO_LARGE,
     signal.SIGSEGV: "is nested too deeply to be compiled",
 }
 # errors of a process that has ended, or does not answer
@@ -54,8 +54,11 @@ class Trials:
             self._process.exchange(self._setup)
         return self._process
 
-    def check(self, grammar: Grammar) -> None:
-        """Raise `GrammarError` for a grammar that cannot be compiled within the limits, or `TrialUnavailable`."""
+    def check(self, grammar: Grammar) -> int:
+        """Return the bytes of memory that a grammar holds when it is compiled.
+
+        Raises `GrammarError` for one that cannot be compiled within the limits, or `TrialUnavailable`.
+        """
         for _ in range(ATTEMPTS):
             if (verdict := self._try(grammar)) is not None:
                 break
@@ -67,6 +70,7 @@ class Trials:
             logger.error("a grammar could not be compiled", extra={"kind": grammar.kind, "error": verdict.unexpected})
         if verdict.refusal:
             raise GrammarError(verdict.refusal, verdict.reason)
+        return verdict.num_bytes
 
     def stop(self) -> None:
         if self._process is not None:

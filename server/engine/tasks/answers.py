@@ -6,14 +6,13 @@ The first answer computes the prompt; the others are held back until they can sh
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import Future
 
 from server.engine.device.sampler import Result
 from server.engine.residents import Residents
 from server.engine.sequence import Order, Sequence
 from server.engine.tasks.task import RequestError, SequenceTask, check_prompt, finished
 from server.grammar import GrammarError, TrialUnavailable
-from server.grammar.matcher import Matcher
+from server.grammar.compiler import Compilation
 from server.wire import Admitted, FinishReason, Generate, MediaWanted, Outbound, PromptScored, Token, TokenLogprob
 
 
@@ -29,7 +28,7 @@ class Answers(SequenceTask):
         order: Order,
         residents: Residents,
         eos_ids: frozenset[int],
-        compiling: Future[Matcher] | None = None,
+        compiling: Compilation | None = None,
     ) -> None:
         super().__init__(request.request_id, request.prompt.media)
         length, max_tokens = len(request.prompt.token_ids), request.sampling.max_tokens
@@ -109,6 +108,8 @@ class Answers(SequenceTask):
         for sequence in self._live.values():
             self._residents.finish(sequence)
         self._live = {}
+        if self.compiling is not None:
+            self.compiling.leave()
 
     def _begin_others(self) -> list[Outbound]:
         """Queue the answers that were held back: they share the blocks of the computed prompt."""

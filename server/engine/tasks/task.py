@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Iterable
-from concurrent.futures import Future
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from server.engine.device.sampler import Result
 from server.engine.plan import Plan
 from server.engine.residents import Residents
 from server.engine.sequence import Sequence
-from server.grammar.matcher import Matcher
+from server.grammar.compiler import Compilation
 from server.wire import Finished, FinishReason, Outbound
 
 # number of rounds of side tasks that take as long as one step of prompt tokens
@@ -60,7 +59,7 @@ class SequenceTask(Task, ABC):
     `first_sequence` computes the prompt. The engine queues it at once, or `prepare` does when the grammar is compiled.
     """
 
-    compiling: Future[Matcher] | None = None
+    compiling: Compilation | None = None
 
     first_sequence: Sequence
 

@@ -152,6 +152,17 @@ def test_the_grammars_used_last_are_kept(watched: Watched) -> None:
     assert watched.compiled[MAX_COMPILED:] == ["y", "x1"]
 
 
+def test_a_grammar_that_all_requests_have_left_is_not_compiled(watched: Watched) -> None:
+    running, left, *shared = [watched.compile(regex(text)) for text in ("a", "bb", "ccc", "ccc")]
+    left.leave()
+    shared[0].leave()
+    watched.may_compile.set()
+    assert running.result(60)
+    assert shared[1].result(60)
+    assert watched.compiled == ["a", "ccc"]
+    assert watched.compile(regex("bb")).result(60)
+
+
 def test_a_panic_of_the_compiler_refuses_the_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
     def panic(grammar: Grammar) -> str:
         raise BaseException("panicked")

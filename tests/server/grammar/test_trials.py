@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from llguidance import LLTokenizer
 
 from server.grammar import GrammarError, TrialUnavailable
 from server.grammar.compiler import Grammars
+from server.grammar.trial import verdict
 from server.grammar.trials import Trials
 from server.wire import Grammar
 from tests.tiny_models import prompt_tokenizer
@@ -105,9 +110,67 @@ def test_grammars_are_tried_before_they_are_compiled(trials: Trials, monkeypatch
     grammars.start_trials()
     assert grammars.compile(CAT).result(60).copy().allowed(300).any()
 
-    def refuse(grammar: Grammar) -> None:
+    def refuse(grammar: Grammar) -> int:
         raise GrammarError("refused")
 
     monkeypatch.setattr(trials, "check", refuse)
     with pytest.raises(GrammarError, match="refused"):
         grammars.compile(Grammar(kind="regex", text="dogs?")).result(60)
+
+
+def test_a_trial_measures_the_memory_of_a_grammar(trials: Trials) -> None:
+    trials.check(CAT)
+    assert trials.check(schema({"const": "a" * 60_000})) > 10_000_000
+    assert trials.check(CAT) < 1_000_000
+
+
+def used_memory(trials: Trials) -> int:
+    """Return the bytes of the process's data segment."""
+    return int(Path(f"/proc/{pid(trials)}/statm").read_text().split()[5]) * resource.getpagesize()
+
+
+def test_a_grammar_may_take_its_memory_whatever_others_have_left(
+    trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials.check(CAT)
+    idle = used_memory(trials)
+    for number in range(6):
+        trials.check(schema({"const": f"{number}{'x' * 60_000}"}))
+        trials.check(schema({"enum": [f"{number}_{i:06d}" for i in range(9000)]}))
+    trials.check(CAT)
+    limits = Path(f"/proc/{pid(trials)}/limits").read_text()
+    (limit,) = re.findall(r"Max data size +(\d+)", limits)
+    assert used_memory(trials) - idle < 3 * 2**24
+    assert int(limit) - used_memory(trials) > 60 * 2**20
+
+
+def test_a_grammar_for_which_python_has_not_enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("server.grammar.trial.begin", fail)
+    refused = verdict(CAT, LLTokenizer(prompt_tokenizer().to_json()))
+    assert refused.refusal == "this regular expression takes more than 64 MiB of memory to compile"
+    assert not refused.unexpected
+
+
+class Sized:
+    """Trials that note which grammars they try, each of which takes 60 MB of memory."""
+
+    def __init__(self) -> None:
+        self.tried: list[str] = []
+
+    def start(self) -> None:
+        pass
+
+    def check(self, grammar: Grammar) -> int:
+        self.tried.append(grammar.text)
+        return 60_000_000
+
+
+def test_the_kept_grammars_have_a_limit_of_memory() -> None:
+    sized = Sized()
+    grammars = Grammars(prompt_tokenizer(), sized)
+    for text in ("a", "b", "a", "c", "c", "a", "b"):  # b is forgotten when c is used again
+        grammars.compile(Grammar(kind="regex", text=text)).result(60)
+    assert sized.tried == ["a", "b", "c", "b"]

@@ -255,6 +255,19 @@ def test_a_request_may_be_aborted_while_its_grammar_is_compiled(monkeypatch: pyt
     assert_all_released(answer.engine)
 
 
+def test_the_grammar_of_an_aborted_request_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, grammars = with_slow_grammars(monkeypatch)
+    dogs = msgspec.structs.replace(CAT, grammar=Grammar(kind="regex", text="dogs?"))
+    answer.engine.add(FEW_SHOT.request("first", CAT))
+    answer.engine.add(FEW_SHOT.request("aborted", dogs))
+    answer.engine.abort(Abort("aborted"))
+    grammars.may_compile.set()
+    answer.run(20_000)
+    assert answer.tokens["first"]
+    grammars.compile(Grammar(kind="regex", text="later")).result(60)
+    assert grammars.num_compiled == 2
+
+
 (S,) = prompt_tokenizer().encode_plain("s")
 MANY = {f"k{i}": {"type": "string"} for i in range(600)}
 
