@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from server.grammar import GrammarError
-from server.grammar.schema_graph import PARTS_BY_NAME, Node, target
+from server.grammar.schema_graph import ALTERNATIVES, PARTS_BY_NAME, Node, target
 
 # formats that llguidance compiles; in JSON schema, any other one is an annotation
 FORMATS = ("date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
@@ -29,6 +29,8 @@ UNSUPPORTED = {
 TOKEN = re.compile(
     r"(?P<bound>\\[bB])|(?P<reference>\\[1-9k])|\\.|\[(?:\\.|[^\]\\])*\]|(?P<group>\(\?<?[=!])", re.DOTALL
 )
+# an escape, or the beginning of a negated class, with a first character that has its own meaning elsewhere in a class
+NEGATION = re.compile(r"\\.|\[\^(?P<first>[\]-]?)", re.DOTALL)
 
 
 def translate(node: Node, root: dict[str, Any]) -> None:
@@ -43,15 +45,54 @@ def translate(node: Node, root: dict[str, Any]) -> None:
         schema.pop("uniqueItems", None)
     if "propertyNames" in schema:
         _translate_names(node, root)
+    _require_tags(schema, root)
     for keyword in schema:
         if keyword in UNSUPPORTED:
             raise GrammarError(f"{node.path} has {keyword}, which is not supported: {UNSUPPORTED[keyword]}")
     for pattern in _patterns(schema):
         _check_pattern(node, pattern)
+    if isinstance(text := schema.get("pattern"), str):
+        schema["pattern"] = _without_nul(text)
+    if isinstance(names := schema.get("patternProperties"), dict):
+        schema["patternProperties"] = {_without_nul(name): part for name, part in names.items()}
 
 
 def _has_one_item(schema: dict[str, Any]) -> bool:
     return isinstance(most := schema.get("maxItems"), int) and most <= 1
+
+
+def _require_tags(schema: dict[str, Any], root: dict[str, Any]) -> None:
+    """Require the property by which alternatives differ, which libraries leave optional if it has a default."""
+    for keyword in ALTERNATIVES:
+        parts = schema.get(keyword)
+        resolved = [_resolved(part, root) for part in parts] if isinstance(parts, list) else []
+        objects = [part for part in resolved if isinstance(part.get("properties"), dict)]
+        tags = _tags(schema) or (_common_constants(objects) if keyword == "oneOf" and objects == resolved else set())
+        for part in objects:
+            required = part.setdefault("required", [])
+            if isinstance(required, list):
+                required += sorted(tags & part["properties"].keys() - set(map(str, required)))
+
+
+def _resolved(part: Any, root: dict[str, Any]) -> dict[str, Any]:
+    value = target(root, part["$ref"]) if isinstance(part, dict) and "$ref" in part else part
+    return value if isinstance(value, dict) else {}
+
+
+def _tags(schema: dict[str, Any]) -> set[str]:
+    """Return the name that `discriminator` of OpenAPI gives."""
+    discriminator = schema.get("discriminator")
+    name = discriminator.get("propertyName") if isinstance(discriminator, dict) else None
+    return {name} if isinstance(name, str) else set()
+
+
+def _common_constants(objects: Sequence[dict[str, Any]]) -> set[str]:
+    """Return the names of the properties that are constants in all of these schemas."""
+    names = [
+        {name for name, value in part["properties"].items() if isinstance(value, dict) and "const" in value}
+        for part in objects
+    ]
+    return set.intersection(*names) if names else set()
 
 
 def _translate_names(node: Node, root: dict[str, Any]) -> None:
@@ -119,3 +160,12 @@ def _check_pattern(node: Node, pattern: str) -> None:
     kind = "a reference to a group" if token.lastgroup == "reference" else "look-around"
     hint = f": without it, format {node.schema['format']} is checked" if "format" in node.schema else ""
     raise GrammarError(f"{node.path} has a pattern with {kind}, {token[0]}, which is not supported{hint}")
+
+
+def _without_nul(pattern: str) -> str:
+    """Add NUL to negated classes: in llguidance, one that permits it may permit quotes and backslashes that it excludes."""
+    return NEGATION.sub(lambda match: match[0] if match["first"] is None else _negation(match["first"]), pattern)
+
+
+def _negation(first: str) -> str:
+    return rf"[^\x00\{first}" if first else r"[^\x00"
