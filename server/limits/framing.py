@@ -12,7 +12,7 @@ from typing import Any
 
 import h11
 
-# header lines of a request; other servers have limits of about 100
+# header lines of a request, and trailer lines of its body; other servers have limits of about 100
 MAX_LINES = 200
 # Chunks of a body: at most FREE_CHUNKS at once, and in the long run at most one per CHUNK_BYTES bytes of data.
 FREE_CHUNKS = 1024
@@ -23,6 +23,8 @@ COARSE_BYTES = 4096
 SHORT_BODY = 2**16
 
 BLANK_LINE = re.compile(rb"\n\r?\n")
+# the header of a body's last chunk, after the end of the chunk before it
+LAST_CHUNK = re.compile(rb"(?:\r\n)?0+[ \t\r]*(?:;[^\n]*)?\n")
 ABSOLUTE_FORM = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE)
 
 
@@ -38,6 +40,8 @@ class Framing(h11.Connection):
         self.is_coarse = False
         self._is_short = True
         self._free_chunks = 0.0
+        self._is_chunk_next = False  # the next bytes of a body begin a chunk
+        self._is_trailer_next = False
 
     @property
     def is_body_unread(self) -> bool:
@@ -47,7 +51,9 @@ class Framing(h11.Connection):
     def next_event(self) -> Any:
         """Return the next event, as h11 does. Raises `h11.RemoteProtocolError` also for a limit."""
         if self.their_state is h11.IDLE:
-            self._check_lines()
+            self._check_lines("head", "header")
+        elif self.their_state is h11.SEND_BODY and self._is_chunk_next:
+            self._check_trailer()
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._begin(event)
@@ -65,23 +71,32 @@ class Framing(h11.Connection):
             )
         return super().send(event)
 
-    def _check_lines(self) -> None:
-        """Check the number of lines of the head that arrives, before h11 reads them."""
+    def _check_lines(self, part: str, kind: str, first: int = 0) -> None:
+        """Check the number of lines of the head or trailer that arrives, before h11 reads them."""
         received, _ = self.trailing_data
-        if received.count(b"\n") > MAX_LINES:
-            end = BLANK_LINE.search(received)
-            if received.count(b"\n", 0, end.start() if end else len(received)) > MAX_LINES:
-                raise self._refused(f"The head has more than {MAX_LINES} header lines.")
+        if received.count(b"\n", first) > MAX_LINES:
+            end = BLANK_LINE.search(received, max(first - 1, 0))
+            if received.count(b"\n", first, end.start() if end else len(received)) > MAX_LINES:
+                raise self._refused(f"The {part} has more than {MAX_LINES} {kind} lines.")
+
+    def _check_trailer(self) -> None:
+        received, _ = self.trailing_data
+        last_chunk = None if self._is_trailer_next else LAST_CHUNK.match(received)
+        if last_chunk or self._is_trailer_next:
+            self._is_trailer_next = True
+            self._check_lines("body", "trailer", last_chunk.end() if last_chunk else 0)
 
     def _begin(self, request: h11.Request) -> None:
         headers = dict(request.headers)
         length = int(headers.get(b"content-length", 0))
         self._is_short = b"transfer-encoding" not in headers and length <= SHORT_BODY
         self._free_chunks, self.is_coarse = FREE_CHUNKS, False
+        self._is_chunk_next, self._is_trailer_next = b"transfer-encoding" in headers, False
 
     def _count(self, data: h11.Data) -> None:
         """Count the chunk that data begin, if they do."""
         self.is_coarse = len(data.data) >= COARSE_BYTES
+        self._is_chunk_next = data.chunk_end
         earned = self._free_chunks + len(data.data) / CHUNK_BYTES
         self._free_chunks = min(earned, FREE_CHUNKS) - data.chunk_start
         if self._free_chunks < 0:

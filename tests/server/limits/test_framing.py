@@ -41,6 +41,44 @@ def test_large_chunks_do_not_earn_small_ones_without_end() -> None:
     assert num_pieces(framing) <= FREE_CHUNKS * (1 + 2 / CHUNK_BYTES)
 
 
+LINE = b"X: y\r\n"
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 70_000])
+@pytest.mark.parametrize("chunks", [b"", b"3\r\nabc\r\n"])
+@pytest.mark.parametrize("end", [b"0\r\n", b"000;a=b\r\n"])
+@pytest.mark.parametrize(("num_lines", "is_refused"), [(0, False), (200, False), (202, True), (10_000, True)])
+def test_a_trailer_of_many_lines_is_refused(
+    pieces: int, chunks: bytes, end: bytes, num_lines: int, is_refused: bool
+) -> None:
+    framing, _ = received(CHUNKED)
+    data = chunks + end + LINE * num_lines + b"\r\n"
+    size = -(-len(data) // pieces)
+    try:
+        for first in range(0, min(len(data), 3000), size):
+            framing.receive_data(data[first : first + size])
+            while (event := framing.next_event()) is not h11.NEED_DATA and not isinstance(event, h11.EndOfMessage):
+                pass
+    except h11.RemoteProtocolError:
+        assert is_refused
+        assert framing.fault == "The body has more than 200 trailer lines."
+    else:
+        assert not is_refused
+        assert isinstance(event, h11.EndOfMessage)
+
+
+def test_a_chunk_that_looks_like_a_trailer_is_read() -> None:
+    text = b"0\r\n" + LINE * 1000
+    framing, _ = received(CHUNKED + b"%x\r\n" % len(text) + text[:100])
+    assert framing.next_event().data == text[:100]
+    for chunk in (text[100:300], text[300:]):
+        framing.receive_data(chunk)
+        assert framing.next_event().data == chunk
+    framing, _ = received(CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(text), text))
+    assert framing.next_event().data == text
+    assert isinstance(framing.next_event(), h11.EndOfMessage)
+
+
 def test_much_is_read_at_once_only_of_large_pieces() -> None:
     framing, _ = received(CHUNKED + b"%x\r\n%b\r\n" % (2**16, bytes(2**16)) + ONE_BYTE)
     pieces = []
