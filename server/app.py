@@ -47,9 +47,9 @@ from server.api.routes import (
 )
 from server.api.services import Services, count_failure
 from server.api.tenants import Tenants
-from server.api.unknown_routes import suggestion
+from server.api.unknown_routes import no_route
 from server.engine_client.client import Client
-from server.errors import InvalidRequest, MethodNotAllowed, NotFound, ServerError
+from server.errors import InvalidRequest, ServerError
 from server.fewshot.comparison import Comparison
 from server.fewshot.fits import FitStore
 from server.fewshot.maintenance import Maintenance, WarmSets
@@ -81,8 +81,8 @@ from server.weights import Weights
 # the status that proxies log when a client has disconnected; it is never sent
 CLIENT_CLOSED_REQUEST = 499
 
-# errors of the web framework, which finds no route
-HTTP_ERRORS = {404: NotFound, 405: MethodNotAllowed}
+# statuses of the web framework's errors if it finds no route
+NO_ROUTE = (404, 405)
 
 TITLE = "Flamboyance"
 ROUTERS = (
@@ -101,7 +101,7 @@ ROUTERS = (
     docs.router,
     playground.router,
 )
-PATHS = {route.path for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)}
+ROUTES = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
 
 logger = logging.getLogger(__name__)
 
@@ -270,12 +270,9 @@ async def _refuse(request: Request, error: ServerError) -> Response:
 
 async def _refuse_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    path = request.url.path
-    hint = suggestion(path, PATHS) if error.status_code in HTTP_ERRORS else ""
-    detail = f"{request.method} {path}: {error.detail}{hint}"
-    response = await _refuse(request, HTTP_ERRORS.get(error.status_code, InvalidRequest)(detail))
-    response.headers.update(error.headers or {})
-    return response
+    if error.status_code in NO_ROUTE:
+        return await _refuse(request, no_route(request.method, request.url.path, ROUTES))
+    return await _refuse(request, InvalidRequest(f"{request.method} {request.url.path}: {error.detail}"))
 
 
 async def _client_disconnected(request: Request, error: Exception) -> Response:

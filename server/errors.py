@@ -5,6 +5,7 @@ A field is honoured or refused, never ignored. Messages are for clients: they co
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 # characters of a message or of the path of a field, which may contain a client's own names
@@ -92,9 +93,16 @@ class UnsupportedMediaType(InvalidRequest, code="unsupported_media_type"):
 
 
 class MethodNotAllowed(InvalidRequest, code="method_not_allowed"):
-    """The route has no such method."""
+    """The route has no such method; `methods` are those that it has."""
 
     status = 405
+
+    def __init__(self, message: str, methods: Iterable[str]) -> None:
+        super().__init__(message)
+        self._methods = sorted(methods)
+
+    def headers(self) -> dict[str, str]:
+        return {**super().headers(), "Allow": ", ".join(self._methods)}
 
 
 class BodyTimeout(InvalidRequest, code="body_timeout"):

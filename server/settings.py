@@ -383,7 +383,7 @@ def _read_yaml(file: str | None) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())  # that of YAML has several lines
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise SettingsError(f"config: {file}: {reason}") from None
     if not isinstance(values, dict):
         raise SettingsError(f"config: {file} contains a {type(values).__name__}, not a mapping of settings")

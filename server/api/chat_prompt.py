@@ -43,9 +43,8 @@ from server.schemas.generation import (
     SystemMessage,
     ToolMessage,
     UserMessage,
-    Written,
 )
-from server.schemas.prompt import TextPart
+from server.schemas.prompt import TextPart, Written
 from server.served_model import ServedModel
 
 PLAIN = Template(name="plain", shot="{media}{question} {answer}")

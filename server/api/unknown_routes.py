@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from fastapi.routing import APIRoute
+
+from server.errors import MethodNotAllowed, NotFound
 from server.spelling import advice
 
 CONVERSATIONS = "this server answers conversations at /v1/chat/completions"
@@ -36,14 +39,27 @@ ELSEWHERE = {
 }
 
 
-def suggestion(path: str, paths: Collection[str]) -> str:
+def no_route(method: str, path: str, routes: Collection[APIRoute]) -> NotFound | MethodNotAllowed:
+    """Return the error of a request without a route, which names the methods of its path, or the path to use.
+
+    A path of another server is not found, although it may look like an id: /v1/images/generations.
+    """
+    methods = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
+    if methods and path.rstrip("/") not in ELSEWHERE:
+        return MethodNotAllowed(
+            f"{method} {path}: use {' or '.join(sorted(methods))}", methods | ({"HEAD"} if "GET" in methods else set())
+        )
+    return NotFound(f"{method} {path}: Not Found{_suggestion(path, {route.path for route in routes})}")
+
+
+def _suggestion(path: str, paths: Collection[str]) -> str:
     """Return what to use in place of a path that is none of this server's `paths`, for the end of a message.
 
     That is the path with or without /v1, or a path that is spelled similarly; "" if there is none.
     """
     plain = path.rstrip("/")
-    if plain in ELSEWHERE or path in paths:
-        return f"; {ELSEWHERE[plain]}" if plain in ELSEWHERE else ""
+    if plain in ELSEWHERE:
+        return f"; {ELSEWHERE[plain]}"
     name = plain.rpartition("/v1/")[2].lstrip("/")
     ways = (way for way in (f"/v1/{name}", f"/{name}") if name and way in paths)
     meant = next(ways, None)

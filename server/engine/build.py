@@ -107,7 +107,7 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     phases.end("caches")
     # meanwhile the table of tokens is built, which would hold the interpreter's lock during a step
     grammars.build_table()
-    logger.info("warming up; the first start after an installation compiles loops, which may take minutes")
+    logger.info("warming up, which may take minutes on the first start")
     warm_up(engine, served.tokenizer.media_token_id, served.config.vision.image_size)
     phases.end("warm-up")
     grammars.start_trials()

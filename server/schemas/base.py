@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
@@ -34,8 +35,17 @@ class FieldError(ValueError):
 MEANT = {
     "classes": "candidates",
     "labels": "candidates",
+    "functions": "tools",
+    "max_completion_tokens": "max_tokens",
     "max_new_tokens": "max_tokens",
     **dict.fromkeys(("guided_json", "guided_choice", "guided_regex", "guided_grammar"), "structured_outputs"),
+}
+
+# what to do without fields of other servers that have no counterpart
+INSTEAD = {
+    "dimensions": "the model determines the number of dimensions",
+    "grammar": "describe the answer with json, regex or choice",
+    "images": "an image is a part of type image_url",
 }
 
 
@@ -52,6 +62,8 @@ class UnknownField(ValueError):
 
         It takes a fraction of a millisecond, and a body may have 65,536 unknown fields, of which one is reported.
         """
+        if self.name in INSTEAD:
+            return f"; {INSTEAD[self.name]}"
         meant = MEANT.get(self.name, self.name)
         if path := meant if meant in self._known else self._inner.get(meant):
             return f"; did you mean {path}?"
@@ -89,6 +101,8 @@ LIMIT = "Maximum number of entries in the page."
 AFTER = "The `last_id` of the previous page."
 
 NULL = {"type": "null"}
+# the name of an error of a schema's own, for what is not supported
+NO_SUPPORT = "no_support"
 # the tag of an object without the field that tells the members of a union apart; no value of the field has it
 NO_TAG = "<"
 
@@ -101,6 +115,8 @@ def with_example(**fields: Any) -> ConfigDict:
 class Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     has_null: ClassVar[bool] = False
+    # an object of this schema, for a message, if its fields alone do not explain it
+    such_as: ClassVar[str] = ""
 
     @classmethod
     @cache
@@ -253,16 +269,14 @@ def read(schema: type[SchemaType], body: bytes) -> SchemaType:
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
         problem = next(filter(_is_unsupported, problems), problems[0])
-    message = _range(schema, problem["loc"]) if problem["type"] in OUT_OF_RANGE else ""
     context = problem.get("ctx", {})
-    if words := IN_WORDS.get(context.get("pattern", "")):
-        message = f"must be {words}"
-    if problem["type"] == "model_type" and (fields := _fields_by_name().get(context["class_name"])):
-        message = f"must be an object with fields among {', '.join(fields)}"
     param = getattr(context.get("error"), "param", None) or _param(problem["loc"])
     if _is_unsupported(problem):
         raise _unsupported(param, context)
-    raise _refusal(problem["type"], param, message or problem["msg"].replace(" after validation", ""))
+    text = _in_words(schema, problem, context)
+    if problem["type"] in (UNSUPPORTED_VALUE, NO_SUPPORT):
+        raise UnsupportedParameter(f"{param}: {text}", param=param)
+    raise _refusal(problem["type"], param, text)
 
 
 def check_separators(
@@ -279,20 +293,61 @@ def check_separators(
             raise BodyTooLarge(f"{name} has more than {limit} times the character {separator.decode()!r}")
 
 
-# pydantic's names for a value without a known tag, and for an unknown field
-UNKNOWN_TAG, UNKNOWN_FIELD = "union_tag_invalid", "extra_forbidden"
+# pydantic's names for a value without a known tag, for an unknown field, and for a value that is none of several
+UNKNOWN_TAG, UNKNOWN_FIELD, UNSUPPORTED_VALUE = "union_tag_invalid", "extra_forbidden", "literal_error"
 # its names for a number beyond a field's bounds, and those of the bounds
 OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+# messages in place of pydantic's, with the parts of an error's context
+SENTENCES = {
+    "missing": "is required, but missing or null",
+    "bool_type": "must be true or false",
+    "dict_type": "must be an object",
+    "finite_number": "must be a finite number",
+    "float_type": "must be a number",
+    "int_from_float": "must be an integer",
+    "int_parsing": "must be an integer",
+    "int_type": "must be an integer",
+    "list_type": "must be a list",
+    "string_type": "must be a string",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_too_short": "must have at least {min_length} characters",
+    "too_long": "must have at most {max_length} entries",
+    "too_short": "must have at least {min_length} entries",
+}
+
+
+def _in_words(schema: type[Schema], problem: Mapping[str, Any], context: Mapping[str, Any]) -> str:
+    """Return what a value must be, instead of the one that has the problem."""
+    if problem["type"] in OUT_OF_RANGE and (text := _range(schema, problem["loc"])):
+        return text
+    if words := IN_WORDS.get(context.get("pattern", "")):
+        return f"must be {words}"
+    if problem["type"] == "model_type" and (expected := _schemas_by_name().get(context["class_name"])):
+        return f"must be an object {expected.such_as or 'with fields among ' + ', '.join(sorted(expected.names()))}"
+    if problem["type"] == UNSUPPORTED_VALUE:
+        return f"only {_as_json(context['expected'])} is supported"
+    if sentence := SENTENCES.get(problem["type"]):
+        text = sentence.format_map(context).removesuffix(".0")
+        return re.sub(r" 1 entries$", " 1 entry", re.sub(r" 1 characters$", " 1 character", text))
+    return str(problem["msg"]).replace(" after validation", "")
+
+
+def _as_json(literals: str) -> str:
+    """Return literals, which pydantic lists as in Python, as in JSON."""
+    return {"False": "false", "True": "true"}.get(literals, literals.replace("'", '"'))
 
 
 @cache
-def _fields_by_name() -> dict[str, list[str]]:
-    """Return the names of the fields of every schema, by its name."""
+def _schemas_by_name() -> dict[str, type[Schema]]:
     schemas = list(Schema.__subclasses__())
     for schema in schemas:
         schemas += schema.__subclasses__()
-    return {schema.__name__: sorted(schema.names()) for schema in schemas}
+    return {schema.__name__: schema for schema in schemas}
 
 
 def _range(schema: type[Schema], location: tuple[int | str, ...]) -> str:
@@ -323,7 +378,7 @@ def _unsupported(param: str | None, context: Mapping[str, Any]) -> InvalidReques
         return InvalidRequest(f"{param}: must be an object whose {field[1:]} is one of {known}", param=param)
     at = f"{param}{field}" if field.startswith(".") else param
     if tag == NO_TAG:
-        return InvalidRequest(f"{at}: Field required, one of {known}", param=at)
+        return InvalidRequest(f"{at}: is required, one of {known}", param=at)
     name = (tag[1:-1] if tag.startswith("<") else tag)[:64] or "''"
     return UnsupportedParameter(f"{at}: no support for {name}, only {known}", param=at)
 

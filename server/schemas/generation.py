@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.schemas.base import ModelRequest, PrioritizedRequest, Schema, tag_of, with_example
-from server.schemas.prompt import AttentionFields, Prompts, TaggedMediaPart, TextPart
+from server.schemas.prompt import AttentionFields, Prompts, TaggedMediaPart, TextPart, Written, text_or_parts
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -125,17 +125,8 @@ UserPart = Annotated[
     | Annotated[InputImagePart, Tag("<input_image>")],
     Discriminator(tag_of("type")),
 ]
-
-
-def _content_tag(value: Any) -> str:
-    return "<string>" if isinstance(value, str) else "<parts>"
-
-
 Content = Annotated[
-    Annotated[str, Tag("<string>")] | Annotated[list[UserPart], Tag("<parts>")], Discriminator(_content_tag)
-]
-Written = Annotated[
-    Annotated[str, Tag("<string>")] | Annotated[list[TextPart], Tag("<parts>")], Discriminator(_content_tag)
+    Annotated[str, Tag("<string>")] | Annotated[list[UserPart], Tag("<parts>")], Discriminator(text_or_parts)
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from server.schemas.base import CacheSalt, ModelRequest, TimedRequest, TrackedRequest, User, with_example
 from server.schemas.generation import MAX_MESSAGES, ConversationFields, Message
@@ -67,6 +67,14 @@ class EmbeddingsRequest(TimedRequest):
     )
     user: User | None = None
     cache_salt: CacheSalt | None = None
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _texts_or_media(cls, value: Any) -> Any:
+        kinds = {type(item) for item in value} if isinstance(value, list) else set()
+        if str in kinds and dict in kinds:
+            raise ValueError("texts and media cannot be in one request")
+        return value
 
 
 class InspectRequest(TrackedRequest):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from model.prompt import ShotsAttend
 from server.media.source import kind_of
-from server.schemas.base import Schema, tag_of
+from server.schemas.base import NO_SUPPORT, Schema, tag_of
 
 # short enough for an error message to repeat it; the media store checks whether it exists
 MediaId = Annotated[str, Field(min_length=1, max_length=128)]
@@ -41,6 +42,8 @@ DETAIL = "Accepted without effect: the encoder reads every image at the same siz
 
 
 class MediaUrl(Schema):
+    such_as = 'such as {"url": "data:image/…"}'
+
     url: str = Field(description="A data URL, or an `https` URL of a host that the setting `media_url_hosts` allows.")
     detail: Literal["auto", "low", "high", "original"] = Field("auto", description=DETAIL)
 
@@ -110,6 +113,28 @@ class TextPart(Schema):
     type: Literal["text"]
     text: str
     prompt_cache_breakpoint: CacheBreakpoint | None = Field(None, description=BREAKPOINT)
+
+
+MEDIA_TYPES = ("image_url", "video_url", "image_id", "video_id", "input_image")
+
+
+def text_or_parts(value: Any) -> str:
+    """Return the form of a message's content, as a tag."""
+    return "<string>" if isinstance(value, str) else "<parts>"
+
+
+def _without_media(part: Any) -> Any:
+    if isinstance(part, dict) and part.get("type") in MEDIA_TYPES:
+        raise PydanticCustomError(NO_SUPPORT, "this message has only text; images and videos belong to user messages")
+    return part
+
+
+# the content of a message without media
+Written = Annotated[
+    Annotated[str, Tag("<string>")]
+    | Annotated[list[Annotated[TextPart, BeforeValidator(_without_media)]], Tag("<parts>")],
+    Discriminator(text_or_parts),
+]
 
 
 class EndOfChunkPart(Schema):

@@ -62,7 +62,8 @@ class DatabaseFile:
                 lock = stack.enter_context(path.open("a+", encoding="ascii"))
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise SettingsError(f"{self._setting}: {self._path} is in use by {_holder(lock)}") from None
+                remedy = f"stop it, or choose another --{self._setting.replace('_', '-')}"
+                raise SettingsError(f"{self._setting}: {self._path} is in use by {_holder(lock)}; {remedy}") from None
             except OSError as error:
                 raise SettingsError(f"{self._setting}: {path} cannot be locked: {error.strerror}") from None
             lock.truncate(0)

@@ -53,6 +53,11 @@ def test_an_error_names_the_invalid_key_of_a_file(tmp_path: Path, text: str, mes
         read_settings(["--config", yaml_file(tmp_path, text)])
 
 
+def test_an_error_names_a_missing_file_once() -> None:
+    with pytest.raises(SettingsError, match=r"^config: nothing\.yaml: No such file or directory$"):
+        read_settings(["--config", "nothing.yaml"])
+
+
 def test_an_error_names_an_unknown_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAMBOYANCE_PROT", "1")
     with pytest.raises(SettingsError, match=r"FLAMBOYANCE_PROT; did you mean FLAMBOYANCE_PORT\?$"):

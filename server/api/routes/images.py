@@ -46,7 +46,8 @@ router = APIRouter()
 
 FORM = "multipart/form-data"
 FORM_FIELD = "file"
-RAW = ("image/", "video/", "application/octet-stream")
+BYTES = "application/octet-stream"
+RAW = ("image/", "video/", BYTES)
 
 # attempts to store an upload whose media item is deleted at the same time, by the sweep of a support set that had it
 MAX_ATTEMPTS = 3
@@ -63,7 +64,7 @@ UPLOAD_BODY = {
     FORM: UploadForm,
     "image/*": bytes,
     "video/*": bytes,
-    "application/octet-stream": bytes,
+    BYTES: bytes,
 }
 STORED_IMAGE = (MediaNotFound, StorageUnavailable)
 CONTENT = describe(
@@ -178,8 +179,10 @@ async def read_upload(request: Request, settings: Settings, intake: Intake) -> E
         return _media(data, declared, settings, FORM_FIELD)
     if declared.startswith(RAW):
         return _media(await read_body(request, settings), declared, settings, "body")
-    types = f"image/..., video/..., application/octet-stream, {JSON} or {FORM}"
-    message = f"a body of type {declared[:64]!r}: the type of a body is {types}"
+    types = f"image/..., video/..., {BYTES}, {JSON} or {FORM}"
+    message = (
+        f"a body of type {declared[:64]!r}: the type of a body is {types}; with curl, add -H 'Content-Type: {BYTES}'"
+    )
     raise UnsupportedMediaType(message, param="Content-Type")
 
 
@@ -224,6 +227,6 @@ def _media(data: bytes, content_type: str, settings: Settings, param: str) -> En
     except MediaError as error:
         raise InvalidMedia(str(error), param=param) from None
     kind: Kind = "image" if media_type.startswith("image/") else "video"
-    if content_type not in ("", "application/octet-stream") and not content_type.startswith(f"{kind}/"):
+    if content_type not in ("", BYTES) and not content_type.startswith(f"{kind}/"):
         raise InvalidMedia(f"the bytes are {media_type}, but were sent as {content_type[:64]}", param=param)
     return encoded(data, kind, param)

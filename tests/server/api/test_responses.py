@@ -270,6 +270,19 @@ async def test_an_unknown_path_is_answered_with_the_route_to_use(path: str, hint
 
 async def test_a_method_that_a_path_does_not_have_suggests_no_other_path(http: httpx.AsyncClient) -> None:
     message = (await http.get("/v1/completions")).json()["error"]["message"]
-    assert message == "GET /v1/completions: Method Not Allowed"
-    message = (await http.post("/v1/images/generations", json={})).json()["error"]["message"]
-    assert message == "POST /v1/images/generations: Method Not Allowed; this server generates no images"
+    assert message == "GET /v1/completions: use POST"
+
+
+async def test_a_method_that_a_path_does_not_have_is_answered_with_those_that_it_has(http: httpx.AsyncClient) -> None:
+    images = await http.put("/v1/images", json={})
+    assert images.json()["error"]["message"] == "PUT /v1/images: use GET or POST"
+    assert images.headers["allow"] == "GET, HEAD, POST"
+    stored_set = await http.put("/v1/support_sets/x", json={})
+    assert stored_set.headers["allow"] == "DELETE, GET, HEAD, PATCH"
+
+
+async def test_a_path_of_another_server_is_not_found_even_if_it_looks_like_an_id(http: httpx.AsyncClient) -> None:
+    response = await http.post("/v1/images/generations", json={})
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
+    message = "POST /v1/images/generations: Not Found; this server generates no images"
+    assert response.json()["error"]["message"] == message

@@ -194,7 +194,7 @@ async def test_an_error_names_the_invalid_field(
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ({"text": "x"}, "prompt[1].type: Field required, one of 'text', "),
+        ({"text": "x"}, "prompt[1].type: is required, one of 'text', "),
         ("x", "prompt[1]: must be an object whose type is one of 'text', "),
         ({"type": "audio"}, "prompt[1].type: no support for audio, only 'text', "),
         ({"type": ""}, "prompt[1].type: no support for '', only 'text', "),

@@ -149,9 +149,9 @@ async def test_an_unknown_method_is_refused_with_the_known_ones(http: httpx.Asyn
     fields = {"shots": SHOTS, "query": {"image": data_url(QUERY)}} if path == "/v1/classify" else {"input": "cat?"}
     questions = {} if path == "/v1/classify" else {"questions": [{"type": "predicate", "instructions": "Is it a cat?"}]}
     answer = await http.post(path, json={**fields, **questions, "method": "svm"})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "method")
-    known = "'in_context', 'nearest_mean', 'knn', 'linear', 'blend' or 'auto'"
-    assert answer.json()["error"]["message"] == f"method: Input should be {known}"
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "method")
+    known = '"in_context", "nearest_mean", "knn", "linear", "blend" or "auto"'
+    assert answer.json()["error"]["message"] == f"method: only {known} is supported"
 
 
 async def refusal(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:

@@ -229,7 +229,7 @@ NO_MEDIA = [{"label": "cat", "question": "It meows."}]
         ({"questions": choice("a", "a")}, 400, "questions[0].choices[1].value"),
         ({"questions": choice("yes", True)}, 400, "questions[0].choices[1].value"),
         ({"questions": [{**SCORE, "levels": [{"label": "a"}] * 2}]}, 400, "questions[0].levels[1].label"),
-        ({"prompt_cache_options": {"mode": "explicit"}}, 400, "prompt_cache_options.mode"),
+        ({"prompt_cache_options": {"mode": "explicit"}}, 422, "prompt_cache_options.mode"),
         ({"top_p": 0}, 422, "top_p"),
         ({"model": "other"}, 404, "model"),
         ({"priority": -1}, 400, "priority"),

@@ -96,7 +96,7 @@ async def test_media_have_embeddings(http: httpx.AsyncClient, client: FakeClient
     ("fields", "status", "param"),
     [
         ({"input": "a", "dimensions": 4}, 422, "dimensions"),
-        ({"input": "a", "encoding_format": "int8"}, 400, "encoding_format"),
+        ({"input": "a", "encoding_format": "int8"}, 422, "encoding_format"),
         ({"input": "a", "model": "other"}, 404, "model"),
         ({}, 400, "input"),
         ({"input": ""}, 400, "input"),

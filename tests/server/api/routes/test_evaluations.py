@@ -148,8 +148,8 @@ async def test_cells_that_were_stored_before_there_were_methods_are_in_context(
     [
         ({"k": [6]}, 400, "k"),
         ({"k": [-1]}, 400, "k[0]"),
-        ({"methods": ["auto"]}, 400, "methods[0]"),
-        ({"strategies": ["best"]}, 400, "strategies[0]"),
+        ({"methods": ["auto"]}, 422, "methods[0]"),
+        ({"strategies": ["best"]}, 422, "strategies[0]"),
         ({"strategies": ["random"], "order": "similar_last"}, 400, "order"),
         ({"candidates": ["warm"]}, 400, "candidates"),
         ({"candidates": ["warm", "cold", "warm"]}, 400, "candidates[2]"),
@@ -159,7 +159,7 @@ async def test_cells_that_were_stored_before_there_were_methods_are_in_context(
         ({"seeds": []}, 400, "seeds"),
         ({"seeds": list(range(32)), "k": [1, 2, 3, 4, 5], "strategies": ["random", "balanced"]}, 400, "k"),
         ({"max_queries": 0}, 400, "max_queries"),
-        ({"controls": ["blind"]}, 400, "controls[0]"),
+        ({"controls": ["blind"]}, 422, "controls[0]"),
         ({"controls": ["text_only"], "methods": ["knn"]}, 400, "controls"),
         ({"controls": ["text_only"], "template": {"shot": "{question} {label}"}}, 400, "controls"),
         ({"version": 2}, 404, "version"),
@@ -179,7 +179,7 @@ async def test_more_shots_than_a_request_may_have_are_refused(http: httpx.AsyncC
     assert (await evaluate(http, k=[5]))["status"] == "queued"
     response = await http.post("/v1/support_sets/colours/evaluate", json={"k": [6]})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "k")
-    assert "at most 6 images and videos" in response.json()["error"]["message"]
+    assert "at most 6 media" in response.json()["error"]["message"]
 
 
 async def test_an_example_without_an_answer_is_refused(http: httpx.AsyncClient, services: Services) -> None:

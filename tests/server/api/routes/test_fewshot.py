@@ -188,7 +188,7 @@ SET: dict[str, Any] = {"support_set": "colours"}
         ({"examples": {**SET, "version": 9}}, 404, "support_set_not_found", "examples.version"),
         ({"examples": {**SET, "k": 7}}, 400, "invalid_value", "examples.k"),
         ({"examples": {**SET, "k": 5}}, 400, "invalid_value", "examples.k"),
-        ({"examples": {**SET, "strategy": "best"}}, 400, "invalid_value", "examples.strategy"),
+        ({"examples": {**SET, "strategy": "best"}}, 422, "unsupported_parameter", "examples.strategy"),
         ({"examples": {**SET, "order": "similar_last"}}, 400, "invalid_value", "examples.order"),
         ({"examples": {**SET, "strategy": "rices_text"}}, 400, "invalid_value", "query"),
         ({"examples": SET, "template": "vqa"}, 400, "invalid_value", "query.question"),

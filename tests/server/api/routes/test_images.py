@@ -153,6 +153,13 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
 ]
 
 
+async def test_bytes_that_curl_declares_as_a_form_are_answered_with_the_header_to_add(http: httpx.AsyncClient) -> None:
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    response = await http.post("/v1/images", content=RED, headers=headers)
+    assert response.status_code == 415
+    assert response.json()["error"]["message"].endswith("; with curl, add -H 'Content-Type: application/octet-stream'")
+
+
 async def test_a_heic_still_without_the_extra_is_refused_by_its_name(
     http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,7 +339,7 @@ async def test_pages_list_each_media_item_once(http: httpx.AsyncClient) -> None:
         ("limit=1001", 400, "limit"),
         ("limit=x", 400, "limit"),
         ("limit=1&limit=2", 400, "limit"),
-        ("object=sound", 400, "object"),
+        ("object=sound", 422, "object"),
         ("order=desc", 422, "order"),
     ],
 )

@@ -1,0 +1,104 @@
+"""A refused value is answered in this server's words, which say what the value must be."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from server.errors import InvalidRequest, UnsupportedParameter
+from server.schemas.base import Schema, read
+from server.schemas.generation import ChatRequest, CompletionRequest
+from server.schemas.models import EmbeddingsRequest
+
+USER = {"role": "user", "content": "x"}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "body", "message"),
+    [
+        (CompletionRequest, {}, "prompt: is required, but missing or null"),
+        (CompletionRequest, {"prompt": "x", "max_tokens": "3"}, "max_tokens: must be an integer"),
+        (CompletionRequest, {"prompt": "x", "stop": [""]}, "stop[0]: must have at least 1 character"),
+        (CompletionRequest, {"prompt": "x", "stop": ["a"] * 17}, "stop: must have at most 16 entries"),
+        (CompletionRequest, {"prompt": "x", "logit_bias": {"1": 101}}, "logit_bias.1: must be at most 100"),
+        (ChatRequest, {"messages": []}, "messages: must have at least 1 entry"),
+        (
+            ChatRequest,
+            {"messages": [{"role": "user", "content": None}]},
+            "messages[0].content: is required, but missing or null",
+        ),
+        (
+            ChatRequest,
+            {"messages": [USER | {"content": [IMAGE | {"image_url": "data:,"}]}]},
+            'messages[0].content[0].image_url: must be an object such as {"url": "data:image/…"}',
+        ),
+        (EmbeddingsRequest, {"input": ["x", IMAGE]}, "input: texts and media cannot be in one request"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_what_it_must_be(
+    schema: type[Schema], body: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        read(schema, json.dumps(body).encode())
+    assert (refusal.value.message, refusal.value.code) == (message, "invalid_value")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (
+            "messages",
+            [USER, {"role": "assistant", "content": [IMAGE]}],
+            "messages[1].content[0]: this message has only text; images and videos belong to user messages",
+        ),
+        ("store", True, "store: only false is supported"),
+        ("service_tier", "flex", 'service_tier: only "auto" or "default" is supported'),
+        ("reasoning_effort", "low", 'reasoning_effort: only "none" is supported'),
+        (
+            "chat_template_kwargs",
+            {"enable_thinking": True},
+            "chat_template_kwargs.enable_thinking: only false is supported",
+        ),
+    ],
+)
+def test_a_value_other_than_the_supported_ones_is_refused_with_these(field: str, value: object, message: str) -> None:
+    with pytest.raises(UnsupportedParameter) as refusal:
+        read(ChatRequest, json.dumps({"messages": [USER]} | {field: value}).encode())
+    assert refusal.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("schema", "body", "message"),
+    [
+        (ChatRequest, {"functions": []}, "unknown parameter functions; did you mean tools?"),
+        (
+            CompletionRequest,
+            {"max_completion_tokens": 1},
+            "unknown parameter max_completion_tokens; did you mean max_tokens?",
+        ),
+        (
+            CompletionRequest,
+            {"structured_outputs": {"grammar": "x"}},
+            "unknown parameter structured_outputs.grammar; describe the answer with json, regex or choice",
+        ),
+        (
+            EmbeddingsRequest,
+            {"input": "x", "dimensions": 3},
+            "unknown parameter dimensions; the model determines the number of dimensions",
+        ),
+        (
+            ChatRequest,
+            {"messages": [USER | {"images": []}]},
+            "unknown parameter messages[0].images; an image is a part of type image_url",
+        ),
+    ],
+)
+def test_a_field_of_another_server_is_refused_with_what_to_use(
+    schema: type[Schema], body: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedParameter) as refusal:
+        read(schema, json.dumps(body).encode())
+    assert refusal.value.message == message
