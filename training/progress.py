@@ -10,16 +10,21 @@ import logging
 import math
 import time
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch.utils.tensorboard.writer import SummaryWriter
 
+from model.config import ConfigError
 from model.flamingo import Flamingo
 from training.bridge import gather
 from training.step import StepReport
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
 
 # between two lines of the log
 LINE_SECONDS = 30.0
@@ -27,12 +32,22 @@ LINE_SECONDS = 30.0
 log = logging.getLogger(__name__)
 
 
+def _open_curves(folder: Path) -> SummaryWriter:
+    """Raises `ConfigError` if TensorBoard, which is in an extra, is not installed."""
+    try:
+        writer = import_module("torch.utils.tensorboard.writer")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is not installed, install the extra: pip install '.[training]'") from None
+    opened: SummaryWriter = writer.SummaryWriter(str(folder))
+    return opened
+
+
 class ProgressReporter:
     """A context manager whose `report_step` is called after each step; only the first process enables it."""
 
     def __init__(self, folder: Path, num_steps: int, num_steps_done: int, *, enabled: bool) -> None:
         is_terminal = get_console().is_terminal
-        self._writer = SummaryWriter(str(folder / "tensorboard")) if enabled else None
+        self._writer = _open_curves(folder / "tensorboard") if enabled else None
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

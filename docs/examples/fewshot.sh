@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
 # Three drawings with a made-up word each are the shots; then another drawing of each thing, and the model writes its word.
 #   docs/examples/fewshot.sh [http://127.0.0.1:8000]
+# FLAMBOYANCE_API_KEY is the server's key, if it requires one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 server=${1:-http://127.0.0.1:8000}
 
+key() { # options of curl that send the key, if there is one
+    [[ -z ${FLAMBOYANCE_API_KEY:-} ]] || printf 'header = "Authorization: Bearer %s"\n' "$FLAMBOYANCE_API_KEY"
+}
 image() { printf '{"type":"image_url","image_url":{"url":"data:image/png;base64,%s"}}' "$(base64 <"$1" | tr -d '\n')"; }
 text() { printf '{"type":"text","text":"%s"}' "$1"; }
 shot() { printf '%s,%s,{"type":"end_of_chunk"},' "$(image "$1")" "$(text "$2")"; }
@@ -20,8 +24,8 @@ request() { # the query's file
 
 ask() { # the query's file, the expected word
     local answer
-    answer=$(request "$1" | curl --silent --show-error --fail-with-body --header "Content-Type: application/json" \
-        --data-binary @- "$server/v1/completions") || { echo "$1: $answer" >&2; exit 1; }
+    answer=$(request "$1" | curl --config <(key) --silent --show-error --fail-with-body \
+        --header "Content-Type: application/json" --data-binary @- "$server/v1/completions") || { echo "$1: $answer" >&2; exit 1; }
     printf '%s: expected "%s", answered "%s"\n%s\n' \
         "$1" "$2" "$(sed -En 's/.*"text": ?" ?([^"]*)".*/\1/p' <<<"$answer")" "$answer"
 }

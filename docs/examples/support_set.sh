@@ -2,16 +2,21 @@
 # Registers images in folders by label, SHOTS/LABEL/*.jpg, as a support set; evaluates it by leave-one-out; and classifies
 # other images, QUERIES/LABEL/*.jpg, as the evaluation recommends. Without folders, the textures of docs/examples.
 #   docs/examples/support_set.sh [http://127.0.0.1:8000 [SHOTS QUERIES]]
+# FLAMBOYANCE_API_KEY is the server's key, if it requires one.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 server=${1:-http://127.0.0.1:8000}
 shots=${2:-$here/textures/shots}
 queries=${3:-$here/textures/queries}
 
+key() { # options of curl that send the key, if there is one
+    [[ -z ${FLAMBOYANCE_API_KEY:-} ]] || printf 'header = "Authorization: Bearer %s"\n' "$FLAMBOYANCE_API_KEY"
+}
 call() { # path, then curl's own options; an error response is printed and ends the script
     local path=$1 answer
     shift
-    answer=$(curl --silent --show-error --fail-with-body "$server$path" "$@") || { echo "$path: $answer" >&2; exit 1; }
+    answer=$(curl --config <(key) --silent --show-error --fail-with-body "$server$path" "$@") ||
+        { echo "$path: $answer" >&2; exit 1; }
     printf '%s\n' "$answer"
 }
 send() { call "$1" --header "Content-Type: application/json" --data-binary "$2"; }

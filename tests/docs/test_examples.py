@@ -240,3 +240,29 @@ def test_an_error_response_ends_the_script_and_is_printed(server: Server, tmp_pa
     done = start("support_set.sh", server, str(tmp_path), str(tmp_path))
     assert done.returncode == 1
     assert "invalid_media" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["fewshot.sh", "support_set.sh"])
+def test_a_script_sends_the_key_of_its_environment(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = []
+
+    class Guarded(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            keys.append(self.headers["Authorization"])
+            self.send_response(418)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    monkeypatch.setenv("FLAMBOYANCE_API_KEY", "secret")
+    with HTTPServer(("127.0.0.1", 0), Guarded) as guarded:
+        threading.Thread(target=guarded.serve_forever, daemon=True).start()
+        command = ["bash", str(EXAMPLES / script), f"http://127.0.0.1:{guarded.server_port}"]
+        subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
+        guarded.shutdown()
+    assert keys == ["Bearer secret"]

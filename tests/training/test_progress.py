@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 import pytest
 
+from model.config import ConfigError
 from training.progress import LINE_SECONDS, ProgressReporter
 from training.step import StepReport
 
@@ -37,3 +39,11 @@ def test_only_the_first_process_writes_lines(tmp_path: Path, caplog: pytest.LogC
     with ProgressReporter(tmp_path, 1, 0, enabled=False) as reporter:
         reporter.report_step(report(0))
     assert not caplog.records
+
+
+def test_curves_without_the_extra_are_refused_with_the_command_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer", None)
+    with pytest.raises(ConfigError, match=r"install the extra: pip install '\.\[training\]'$"):
+        ProgressReporter(tmp_path, 1, 0, enabled=True)
