@@ -150,7 +150,7 @@ def test_a_question_that_is_too_long_is_refused_alone(client: OpenAI) -> None:
         ({"input": show("https://example.com/a.png")}, UnprocessableEntityError, "input[0].content[0].image_url"),
         ({"input": [{"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}]}, None, "input[0]"),
         ({"input": show("data:image/png;base64,AAAA")}, BadRequestError, "input[0].content[0].image_url"),
-        ({"prompt_cache_options": {"mode": "explicit"}}, BadRequestError, "prompt_cache_options.mode"),
+        ({"prompt_cache_options": {"mode": "explicit"}}, UnprocessableEntityError, "prompt_cache_options.mode"),
         ({"questions": [PREDICATE] * 401}, BadRequestError, "questions"),
         ({"questions": [{**PETS, "choices": [{"value": True}, {"value": "yes"}]}]}, BadRequestError, None),
         ({"model": "gpt-6-luna"}, NotFoundError, None),
