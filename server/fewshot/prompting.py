@@ -345,9 +345,10 @@ def _fit(
         prompt = write(template, shots[num_left_out:], query, media, model, attend)
     if prompt.num_tokens > limit:
         bare = write(template, [], query, media, model)
+        of_shots = "shots" if fields.examples is None else "examples.k"
         raise ContextLengthExceeded(
             f"the prompt has {prompt.num_tokens} tokens with its {len(shots)} shots and {bare.num_tokens} without, "
             f"the model's limit is {limit}",
-            param=query.param if not shots else "shots" if fields.examples is None else "examples.k",
+            param=query.param if bare.num_tokens > limit else of_shots,
         )
     return AssembledPrompt(question=question, prompt=prompt, shots=shots[num_left_out:], num_left_out=num_left_out)

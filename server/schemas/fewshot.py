@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
@@ -111,6 +112,13 @@ class ExamplesFields(Schema):
         None, description="Order of the examples in the prompt. The default depends on the strategy."
     )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="Seed of random selection and order.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_an_object(cls, values: Any) -> Any:
+        if isinstance(values, str):
+            raise ValueError(f"expected an object, such as {json.dumps({'support_set': values[:128]})}")
+        return values
 
 
 class TemplateFields(Schema):

@@ -186,6 +186,7 @@ SET: dict[str, Any] = {"support_set": "colours"}
         ({"shots": SHOTS, "examples": SET}, 400, "invalid_value", "examples"),
         ({"examples": {"support_set": "none"}}, 404, "support_set_not_found", "examples.support_set"),
         ({"examples": {**SET, "version": 9}}, 404, "support_set_not_found", "examples.version"),
+        ({"examples": "colours"}, 400, "invalid_value", "examples"),
         ({"examples": {**SET, "k": 7}}, 400, "invalid_value", "examples.k"),
         ({"examples": {**SET, "k": 5}}, 400, "invalid_value", "examples.k"),
         ({"examples": {**SET, "strategy": "best"}}, 422, "unsupported_parameter", "examples.strategy"),
@@ -238,6 +239,12 @@ async def test_too_many_shots_are_refused_or_the_first_ones_left_out(
         "context_length_exceeded",
         "shots",
     )
+    long = {
+        "query": {"image": url(QUERY), "text": "x" * 200},
+        "template": {"shot": "{media}{text}", "query": "{media}{text}"},
+    }
+    response = await post(http, examples=examples, **long)
+    assert refusal(response) == (400, "context_length_exceeded", "query"), response.text
     for max_tokens, ids in [(16, ["e1", "e2", "e3"]), (58, ["e2", "e3"]), (120, [])]:
         body = await complete(http, examples=examples, truncate_shots=True, max_tokens=max_tokens)
         assert [shot["id"] for shot in body["fewshot"]["shots"]] == ids
