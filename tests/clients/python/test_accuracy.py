@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +29,10 @@ PAIRS = [(b"a1", "a"), (b"a2", "a"), (b"b1", "b"), (b"b2", "b")]
 
 
 def answer(request: httpx.Request) -> httpx.Response:
+    if request.method == "GET":
+        return httpx.Response(
+            200, json={"id": "ss_1", "version": 1, "name": "letters", "label_counts": {"a": 2, "b": 2}}
+        )
     body = json.loads(request.content)
     content = base64.b64decode(body["query"]["image"].partition(",")[2]).decode()
     if content not in LABELS[body["method"]]:
@@ -86,6 +91,19 @@ def test_labels_of_a_folder_are_the_names_of_its_subfolders(
     assert (knn.outcomes, knn.mistakes) == ((True, False), {("b", "a"): 1})
 
 
+def test_a_label_that_no_answer_can_have_is_refused(measure: Measure) -> None:
+    with pytest.raises(ValueError, match="'letters' does not have the labels c; it has a, b"):
+        measure([*PAIRS, (b"a1", "c")], methods=["knn"], examples="letters")
+    with pytest.raises(ValueError, match=r"the label of queries\[1\]: expected a text or a whole number, got 1.0"):
+        measure([(b"a1", "a"), (b"a2", 1.0)], methods=["knn"])
+
+
+def test_labels_may_be_whole_numbers(measure: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LABELS["knn"], "a1", "1")
+    (knn,) = measure([(b"a1", np.int64(1))], methods=["knn"])
+    assert knn.accuracy == 1.0
+
+
 def test_a_query_that_fails_is_an_error(measure: Measure) -> None:
     with pytest.raises(QueriesFailed, match="1 of 2 queries failed"):
         measure([(b"a1", "a"), (b"broken", "a")], methods=["knn"])
@@ -115,6 +133,7 @@ def test_nothing_labelled_has_no_accuracy(measure: Measure) -> None:
 def test_intervals_are_those_of_scipy(numbers: tuple[int, int]) -> None:
     expected = binomtest(*numbers).proportion_ci(method="wilson")
     assert wilson_interval(*numbers) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert (wilson_interval(numbers[1], numbers[1])[1], wilson_interval(0, numbers[1])[0]) == (1.0, 0.0)
 
 
 @given(st.integers(0, 200), st.integers(0, 200))

@@ -35,6 +35,7 @@ from flamboyance_client import (
     Retries,
     query,
 )
+from flamboyance_client.batches import run_all
 from tests.clients.python import interrupted
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -176,6 +177,67 @@ def test_an_error_of_every_query_is_raised_at_once(
     with pytest.raises(kind):
         connect(handle)([b"a"] * 50, concurrency=2, on_error=on_error)
     assert len(requests) < 50
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_an_error_of_every_query_loses_no_finished_result(
+    connect: Callable[[Handler], ClassifyMany], is_lost: bool
+) -> None:
+    contents: list[str] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        contents.append(content(request))
+        if len(contents) <= 3:
+            return classified(content(request))
+        if is_lost:
+            raise httpx.ConnectError("refused")
+        return refused(404, "support_set_not_found", "examples.support_set")
+
+    queries = [str(number).encode() for number in range(50)]
+    results = connect(handle)(queries, concurrency=1, on_error="return")
+    assert [result.label for result in results[:3]] == ["0", "1", "2"]
+    assert {type(result) for result in results[3:]} == {NotConnected if is_lost else NotFound}
+    assert set(contents) == {"0", "1", "2", "3"}
+    contents.clear()
+    with pytest.raises(QueriesFailed, match="47 of 50 queries failed") as caught:
+        connect(handle)(queries, concurrency=1)
+    assert len(caught.value.results) == 50
+
+
+def test_a_query_that_is_too_long_loses_no_other(connect: Callable[[Handler], ClassifyMany]) -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        if content(request) == "broken":
+            return refused(400, "context_length_exceeded", "examples.k")
+        return classified(content(request))
+
+    results = connect(handle)([b"broken", b"a"], on_error="return", concurrency=1)
+    assert [type(result) for result in results] == [BadRequest, Classification]
+
+
+def test_outcomes_are_outcomes_in_order_as_soon_as_they_are_known() -> None:
+    all_sent, outcomes = threading.Event(), []
+
+    def send(number: Any) -> Any:
+        if number == 0:
+            assert all_sent.wait(60)
+        if number == 1:
+            all_sent.set()
+        if number == 3:
+            assert outcomes_two.wait(60)
+        if number == 4:
+            raise NotConnected("refused")
+        return Classification(label=str(number), confidence=0.5, candidates=())
+
+    outcomes_two = threading.Event()
+
+    def show(outcome: Any) -> None:
+        outcomes.append(outcome)
+        if len(outcomes) == 2:
+            outcomes_two.set()
+
+    results = run_all(send, [*range(8)], 2, lambda: None, show)
+    assert outcomes == results
+    assert [getattr(result, "label", None) for result in results] == ["0", "1", "2", "3", *[None] * 4]
 
 
 def test_an_overloaded_server_is_sent_a_query_again(connect: Callable[[Handler], ClassifyMany]) -> None:

@@ -83,6 +83,11 @@ def test_another_image_is_refused_with_its_row(cell: Any) -> None:
         with_ids(rows(Frame(path=["img_1", cell], label=["a", "b"])))
 
 
+def test_a_cell_without_a_path_is_refused_with_its_row() -> None:
+    with pytest.raises(ValueError, match="row 1, column 'path': expected a path, a URL or an image, got ''"):
+        rows(Frame(path=["img_1", ""], label=["a", "b"]))
+
+
 def test_a_missing_column_is_refused_with_the_columns_that_exist() -> None:
     with pytest.raises(ValueError, match="no column 'path'; its columns are 'image', 'label'"):
         rows(Frame(image=[], label=[]))
@@ -123,6 +128,14 @@ def test_a_path_is_part_of_an_id(tmp_path: Path) -> None:
     (item,) = with_ids(rows(Frame(path=["my pictures/1.png"], label=["a"]), root=tmp_path))
     assert item.id is not None
     assert item.id.startswith("my-pictures-1.png:")
+
+
+def test_accents_are_left_out_of_an_id(tmp_path: Path) -> None:
+    for name in ("Blüte/Größe.png", "Blu\u0308te/Größe.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n")
+        (item,) = with_ids(rows(Frame(path=[name], label=["a"]), root=tmp_path))
+        assert (item.id or "").startswith("Blute-Grosse.png:")
 
 
 def test_optional_packages_are_not_imported() -> None:

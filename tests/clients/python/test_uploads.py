@@ -102,6 +102,25 @@ def test_only_changes_of_the_folder_are_sent(upload: Upload, client: Client, fol
     assert upload(folder).version == changed.version
 
 
+def test_a_set_that_another_client_has_made_meanwhile_is_updated(
+    upload: Upload, client: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as context:
+        context.setattr(uploads, "_find", lambda calls, name: found_nothing())
+        first = upload(folder)
+        (folder / "warm" / "red.png").unlink()
+        second = upload(folder)
+        with pytest.raises(Conflict, match="taken"):
+            upload(folder, exist_ok=False)
+    assert (second.id, second.num_examples) == (first.id, 4)
+    assert [item.id for item in client.support_sets.list() if item.name in (None, "my-colours")] == [first.id]
+
+
+def found_nothing() -> Iterator[Any]:
+    """Return a generator that yields no call, and whose result is None."""
+    yield from ()
+
+
 def test_a_large_folder_is_sent_in_batches(
     upload: Upload, client: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,13 +11,14 @@ from statistics import NormalDist
 from typing import Self
 
 from flamboyance_client.api import checked_selection
-from flamboyance_client.fewshot import AnyQuery
-from flamboyance_client.folders import labelled_files
+from flamboyance_client.fewshot import AnyQuery, Selection
+from flamboyance_client.folders import labelled_files, listed
+from flamboyance_client.frames import text_of
 from flamboyance_client.options import ClassifyOptions, Method
-from flamboyance_client.records import Classification
+from flamboyance_client.records import Classification, SupportSet
 
 # a folder whose subfolders are named after the labels, or pairs of a query and its label
-LabelledQueries = str | Path | Iterable[tuple[AnyQuery, str]]
+LabelledQueries = str | Path | Iterable[tuple[AnyQuery, str | int]]
 
 Z_95 = NormalDist().inv_cdf(0.975)
 
@@ -114,15 +115,37 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
     share, square = correct / count, Z_95**2
     centre = (share + square / (2 * count)) / (1 + square / count)
     half = Z_95 / (1 + square / count) * sqrt(share * (1 - share) / count + square / (4 * count**2))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    # the ends are exact where rounding would miss them
+    return max(centre - half, 0.0) if correct else 0.0, min(centre + half, 1.0) if correct < count else 1.0
+
+
+def labelled_set(options: ClassifyOptions) -> Selection | None:
+    """Return the selection from the support set whose labels are the candidates, or None for other candidates."""
+    if options.get("candidates") is not None:
+        return None
+    selection: Selection | None = checked_selection(ClassifyOptions, options).get("examples")
+    return selection if selection and "support_set" in selection else None
+
+
+def check_labels(labels: Sequence[str], support_set: SupportSet) -> None:
+    """Raise `ValueError` for an expected label that the set does not have, since no answer can have it."""
+    known = support_set.raw.get("label_counts") or {}
+    if known and (unknown := sorted(set(labels) - known.keys())):
+        name = support_set.name or support_set.id
+        raise ValueError(f"{name!r} does not have the labels {listed(unknown)}; it has {listed(list(known))}")
 
 
 def labelled_queries(source: LabelledQueries) -> tuple[list[AnyQuery], list[str]]:
-    """Return the queries and their labels. Raises `ValueError` if there are none, and what reading a folder raises."""
+    """Return the queries and their labels, of which whole numbers become texts.
+
+    Raises `ValueError` for other labels and if there are no queries, and what reading a folder raises.
+    """
     if isinstance(source, str | Path):
         files = labelled_files(source)
         return [file.media for file in files], [str(file.label) for file in files]
     pairs = list(source)
     if not pairs:
         raise ValueError("there are no queries: give a folder, or pairs of a query and its label")
-    return [query for query, _ in pairs], [label for _, label in pairs]
+    return [query for query, _ in pairs], [
+        text_of(label, f"the label of queries[{index}]") for index, (_, label) in enumerate(pairs)
+    ]

@@ -1,6 +1,7 @@
 """Classification of many queries: a bounded number of requests at a time, and results in the order of the queries.
 
-If a query fails, the others continue, unless every query would have the same error.
+If a query fails, the others continue. An error that every query would have ends the sending: it is raised if no query has
+succeeded, and otherwise it is the result of the queries that were not sent.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -23,7 +25,8 @@ from flamboyance_client.records import Classification
 
 Outcome = Classification | Exception
 OnError = Literal["raise", "return"]
-Done = SimpleQueue[tuple[int, Outcome] | BaseException]
+Done = SimpleQueue[tuple[int, Outcome] | BaseException | None]
+Show = Callable[[Outcome], None]
 
 CONCURRENCY = 8
 # httpx opens at most so many connections to a server.
@@ -40,28 +43,71 @@ def checked_queries(queries: Iterable[AnyQuery], concurrency: int) -> list[AnyQu
     return items
 
 
+@dataclass(slots=True)
+class Outcomes:
+    """The outcomes of queries by their index. An error that every query would have is the `end` of the sending.
+
+    `show` is called with each outcome in the order of the queries, as soon as all before it are known.
+    """
+
+    num_queries: int
+    show: Show
+    end: Exception | None = None
+    _by_index: dict[int, Outcome] = field(default_factory=dict)
+    _num_shown: int = 0
+
+    def add(self, index: int, outcome: Outcome) -> None:
+        self._by_index[index] = outcome
+        if self.end is None and isinstance(outcome, Exception) and _is_of_every_query(outcome):
+            self.end = outcome
+        while self._num_shown in self._by_index:
+            self._show(self._by_index[self._num_shown])
+
+    def _show(self, outcome: Outcome) -> None:
+        self._num_shown += 1
+        self.show(outcome)
+
+    def results(self) -> list[Outcome]:
+        """Return the outcomes in order. Queries that were not sent have the error that ended the sending.
+
+        Raises this error if no query has succeeded.
+        """
+        if self.end is None:
+            return [self._by_index[index] for index in range(self.num_queries)]
+        if not any(isinstance(outcome, Classification) for outcome in self._by_index.values()):
+            raise self.end
+        results = [self._by_index.get(index, self.end) for index in range(self.num_queries)]
+        for outcome in results[self._num_shown :]:
+            self._show(outcome)
+        return results
+
+
 def run_all(
     send: Callable[[AnyQuery], Classification],
     queries: list[AnyQuery],
     concurrency: int,
     end_requests: Callable[[], None],
+    show: Show = lambda outcome: None,
 ) -> list[Outcome]:
     """Return the results of all queries in order, with an error for each that failed.
 
     An interrupt, such as Ctrl-C, ends the running requests by `end_requests`, and waits for none of them.
     """
-    outcomes: dict[int, Outcome] = {}
+    outcomes = Outcomes(len(queries), show)
     remaining, done = deque(enumerate(queries)), Done()
     workers: list[Thread] = []
     try:
         with _progress_bar(len(queries)) as bar:
             workers += [_worker(send, remaining, done) for _ in queries[:concurrency]]
-            for _ in queries:
+            num_running = len(workers)
+            while num_running:
                 result = done.get()
                 if isinstance(result, BaseException):
                     raise result
-                index, outcome = result
-                outcomes[index] = outcome
+                if result is None:
+                    num_running -= 1
+                    continue
+                outcomes.add(*result)
                 bar.update()
     except Exception:
         remaining.clear()
@@ -72,11 +118,11 @@ def run_all(
         remaining.clear()
         end_requests()
         raise
-    return [outcomes[index] for index in range(len(queries))]
+    return outcomes.results()
 
 
 def _worker(send: Callable[[AnyQuery], Classification], remaining: deque[tuple[int, AnyQuery]], done: Done) -> Thread:
-    """Start a thread that sends the remaining queries. The end of the process does not wait for it.
+    """Start a thread that sends the remaining queries, and then puts None. The end of the process does not wait for it.
 
     An error that every query would have, and one that is not expected, ends all threads.
     """
@@ -86,10 +132,15 @@ def _worker(send: Callable[[AnyQuery], Classification], remaining: deque[tuple[i
             while True:
                 index, query = remaining.popleft()
                 try:
-                    done.put((index, _outcome(send, query)))
+                    done.put((index, send(query)))
+                except FAILURES as error:
+                    if _is_of_every_query(error):
+                        remaining.clear()
+                    done.put((index, error))
                 except BaseException as error:
                     remaining.clear()
                     done.put(error)
+        done.put(None)
 
     worker = Thread(target=work, daemon=True)
     worker.start()
@@ -100,16 +151,19 @@ async def run_all_async(
     send: Callable[[AnyQuery], Awaitable[Classification]], queries: list[AnyQuery], concurrency: int
 ) -> list[Outcome]:
     """Do the same as `run_all` with asyncio."""
-    outcomes: dict[int, Outcome] = {}
-    remaining = iter(enumerate(queries))
+    outcomes = Outcomes(len(queries), lambda outcome: None)
+    remaining = deque(enumerate(queries))
     with _progress_bar(len(queries)) as bar:
 
         async def work() -> None:
-            for index, query in remaining:
+            while remaining:
+                index, query = remaining.popleft()
                 try:
-                    outcomes[index] = await send(query)
+                    outcomes.add(index, await send(query))
                 except FAILURES as error:
-                    outcomes[index] = _of_one_query(error)
+                    outcomes.add(index, error)
+                if outcomes.end is not None:
+                    remaining.clear()
                 bar.update()
 
         workers = [asyncio.create_task(work()) for _ in range(concurrency)]
@@ -119,7 +173,7 @@ async def run_all_async(
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
-    return [outcomes[index] for index in range(len(queries))]
+    return outcomes.results()
 
 
 def classifications(outcomes: list[Outcome], queries: list[AnyQuery]) -> list[Classification]:
@@ -134,21 +188,13 @@ def classifications(outcomes: list[Outcome], queries: list[AnyQuery]) -> list[Cl
     return [outcome for outcome in outcomes if isinstance(outcome, Classification)]
 
 
-def _outcome(send: Callable[[AnyQuery], Classification], query: AnyQuery) -> Outcome:
-    try:
-        return send(query)
-    except FAILURES as error:
-        return _of_one_query(error)
-
-
-def _of_one_query(error: Exception) -> Exception:
-    """Return the error of one query. Raises the error if every query would have it."""
-    if isinstance(error, NotConnected | NotAuthorised) or (isinstance(error, ApiError) and _is_about_options(error)):
-        raise error
-    return error
+def _is_of_every_query(error: Exception) -> bool:
+    return isinstance(error, NotConnected | NotAuthorised) or (isinstance(error, ApiError) and _is_about_options(error))
 
 
 def _is_about_options(error: ApiError) -> bool:
+    if error.code == "context_length_exceeded":
+        return False  # the shots and the texts of another query may be shorter
     return error.code == "support_set_not_found" or not (error.param or "query").startswith("query")
 
 

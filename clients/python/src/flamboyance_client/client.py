@@ -19,7 +19,14 @@ from weakref import finalize
 
 import httpx
 
-from flamboyance_client.accuracy import Accuracy, LabelledQueries, labelled_queries, requests_by_method
+from flamboyance_client.accuracy import (
+    Accuracy,
+    LabelledQueries,
+    check_labels,
+    labelled_queries,
+    labelled_set,
+    requests_by_method,
+)
 from flamboyance_client.api import Api, Call, api_error, checked_selection
 from flamboyance_client.async_resources import AsyncEvaluations, AsyncFewShot, AsyncImages, AsyncSupportSets
 from flamboyance_client.batches import CONCURRENCY, OnError, checked_queries, classifications, run_all, run_all_async
@@ -125,9 +132,10 @@ class Client(MadeAgain):
         """Classify each query, at most `concurrency` at a time, and return the results in the order of the queries.
 
         If some queries fail, the others are still classified. Then `QueriesFailed` is raised, whose `results` have an
-        error at the position of each failed query; with `on_error="return"` these results are returned. An error that
-        every query would have, such as a wrong API key, is raised at once. An interrupt (Ctrl-C) ends all requests of this
-        client, and the results are lost.
+        error at the position of each failed query; with `on_error="return"` these results are returned. After an error
+        that every query would have, such as a wrong API key, no more queries are sent: it is raised if no query has
+        succeeded, and otherwise the queries that were not sent have failed with it. An interrupt (Ctrl-C) ends all requests
+        of this client, and the results are lost.
         """
         items = checked_queries(queries, concurrency)
         checked_selection(ClassifyOptions, options)
@@ -148,10 +156,13 @@ class Client(MadeAgain):
 
         Without `methods`, the method is that of a classification with these options, such as a recommended one. `queries`
         is a folder whose subfolders are named after the labels, or pairs of a query and its label. Queries that are
-        examples of the set would be answered too well; leave them out. Raises what `classify_many` raises.
+        examples of the set would be answered too well; leave them out. Raises `ValueError` for a label that the set does
+        not have, and what `classify_many` raises.
         """
         requests = requests_by_method(methods, options)
         items, labels = labelled_queries(queries)
+        if (selection := labelled_set(options)) is not None:
+            check_labels(labels, self.support_sets.get(selection["support_set"], version=selection.get("version")))
         return tuple(
             Accuracy.of(method, self.classify_many(items, concurrency=concurrency, **fields), labels)
             for method, fields in requests
@@ -321,6 +332,9 @@ class AsyncClient(MadeAgain):
         """Classify labelled queries by each method, as `Client.measure` does."""
         requests = requests_by_method(methods, options)
         items, labels = await asyncio.to_thread(labelled_queries, queries)
+        if (selection := labelled_set(options)) is not None:
+            support_set = await self.support_sets.get(selection["support_set"], version=selection.get("version"))
+            check_labels(labels, support_set)
         accuracies = []
         for method, fields in requests:
             answers = await self.classify_many(items, concurrency=concurrency, **fields)

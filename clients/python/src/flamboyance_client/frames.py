@@ -39,6 +39,8 @@ def labelled_rows(frame: Frame, columns: Columns, root: str | Path) -> list[Labe
     """
     named = {"label": columns.label, "answer": columns.answer, "question": columns.question}
     images = _values(frame, columns.image)
+    if empty := [row for row, cell in enumerate(images) if isinstance(cell, str) and not cell]:
+        raise ValueError(f"row {empty[0]}, column {columns.image!r}: expected a path, a URL or an image, got ''")
     texts = {field: _texts(frame, column) for field, column in named.items() if column is not None}
     for field, values in texts.items():
         if len(values) != len(images):
@@ -59,7 +61,7 @@ def labelled_rows(frame: Frame, columns: Columns, root: str | Path) -> list[Labe
 
 
 def _texts(frame: Frame, column: str) -> list[str]:
-    return [_text(value, f"row {row}, column {column!r}") for row, value in enumerate(_values(frame, column))]
+    return [text_of(value, f"row {row}, column {column!r}") for row, value in enumerate(_values(frame, column))]
 
 
 def _values(frame: Frame, column: str) -> list[Any]:
@@ -75,7 +77,8 @@ def _is_path(cell: Any) -> TypeGuard[str | Path]:
     return isinstance(cell, Path) or (isinstance(cell, str) and not is_url(cell) and not is_stored(cell))
 
 
-def _text(value: Any, where: str) -> str:
+def text_of(value: Any, where: str) -> str:
+    """Return a text or a whole number as a text. Raises `ValueError` for an empty text and for any other value."""
     if isinstance(value, str) and value:
         return value
     if isinstance(value, Integral) and value is not True and value is not False:

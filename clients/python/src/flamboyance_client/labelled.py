@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -66,8 +67,14 @@ def _content_id(item: LabelledMedia) -> str:
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{item.name}: {error}") from error
-    file = re.sub(r"[^A-Za-z0-9_.]+", "-", item.file)[-MAX_FILE:]
+    file = re.sub(r"[^A-Za-z0-9_.]+", "-", without_accents(item.file))[-MAX_FILE:]
     return f"{file}:{digest.hexdigest()}" if file else digest.hexdigest()
+
+
+def without_accents(text: str) -> str:
+    """Return a text with letters of ASCII in place of the accented ones, for ids and names, which have no others."""
+    letters = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))
 
 
 def _content(media: Media) -> bytes:

@@ -22,7 +22,7 @@ from flamboyance_client.errors import ApiError, Conflict, FlamboyanceError, NotF
 from flamboyance_client.fewshot import Example
 from flamboyance_client.folders import labelled_files
 from flamboyance_client.frames import Columns, Frame, labelled_rows
-from flamboyance_client.labelled import LabelledMedia, with_ids
+from flamboyance_client.labelled import LabelledMedia, with_ids, without_accents
 from flamboyance_client.notebook import MAX_PREVIEWS
 from flamboyance_client.options import SetChanges, SetFields
 from flamboyance_client.previews import spread
@@ -66,7 +66,7 @@ def set_name(folder: str | Path, otherwise: str = "pass name=...") -> str:
 
     Raises `ValueError`, which says what to do `otherwise`, for a folder whose name has none of these characters.
     """
-    name = re.sub(r"[^A-Za-z0-9_.:-]+", "-", Path(folder).resolve().name).lstrip("_.:-")[:128]
+    name = re.sub(r"[^A-Za-z0-9_.:-]+", "-", without_accents(Path(folder).resolve().name)).lstrip("_.:-")[:128]
     if not name or name.startswith("ss_"):
         raise ValueError(f"the name of the folder {folder} cannot be the name of a support set: {otherwise}")
     return name
@@ -122,7 +122,13 @@ def _upload(
 ) -> Steps[SupportSet]:
     existing = None if name is None else (yield from _find(calls, name))
     if existing is None:
-        return (yield from _create(calls, items, name, options))
+        try:
+            return (yield from _create(calls, items, name, options))
+        except Conflict as conflict:
+            if not exist_ok or conflict.code != NAME_TAKEN or name is None:
+                raise
+            # another client has made the set meanwhile
+            existing = yield calls.get(name, None)
     if not exist_ok:
         raise _name_taken(f"the name {name!r} is taken by the support set {existing.id}")
     return (yield from _change(calls, existing, items, options))
@@ -158,7 +164,8 @@ def _change(
     current = {item.id for item in items}
     if stored and not current & stored.keys():
         raise _name_taken(
-            f"the support set {target.name!r} has {len(stored)} examples, and none of them is among these"
+            f"the support set {target.name!r} has {len(stored)} examples, and none of them is among these "
+            "(another label or question makes another example)"
         )
     new, gone = [item for item in items if item.id not in stored], [id for id in stored if id not in current]
     target = yield from _exchange(calls, target, _batches(new, target.name), gone)

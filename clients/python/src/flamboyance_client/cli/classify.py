@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+from flamboyance_client.batches import CONCURRENCY, run_all
 from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, message_of, print_json
 from flamboyance_client.cli.selection import K, Strategy, SupportSetOption, TargetAccuracy, TargetCoverage, selection
-from flamboyance_client.cli.sources import Source, Sources, media_sources
+from flamboyance_client.cli.sources import Source, Sources, media_sources, name_of
 from flamboyance_client.cli.tables import print_table
 from flamboyance_client.client import Client
 from flamboyance_client.evaluations import Recommendation
 from flamboyance_client.options import Examples, Method, ShotsAttend
 from flamboyance_client.records import Classification
-from flamboyance_client.uploads import set_name
 
 NUM_OTHERS = 2
 # the methods whose shots the command selects: for auto the server selects them, and other methods have none
@@ -78,16 +79,15 @@ def classify(
     with connected(url, api_key, if_taken=OTHER_NAME) as client:
         sources = media_sources(images)
         if folder is not None:
-            support_set = client.support_sets.from_folder(folder, name=set_name(folder, OTHER_NAME)).id
+            support_set = client.support_sets.from_folder(folder, name=name_of(folder, OTHER_NAME)).id
         examples: Examples
         if recommended is not None:
             examples = _recommendation(client, recommended)
         else:
             assert support_set is not None
             examples = selection(support_set, k, strategy or ("rices_image" if method in WITH_SHOTS else None))
-        outcomes = client.classify_many(
-            sources,
-            on_error="return",
+        send = partial(
+            client.classify,
             examples=examples,
             shots_attend=shots_attend,
             method=method,
@@ -96,11 +96,16 @@ def classify(
             target_coverage=target_coverage,
         )
         for_people = Table("image", "label", "confidence", "next")
-        for source, outcome in zip(sources, outcomes, strict=True):
+        remaining = iter(sources)
+
+        def show(outcome: Classification | Exception) -> None:
+            source = next(remaining)
             if json:
                 print_json(_document(source, outcome, url))
             else:
                 for_people.add_row(str(source), *_cells(outcome, url))
+
+        outcomes = run_all(send, [*sources], CONCURRENCY, client.close, show)
         if not json:
             print_table(for_people)
     num_failed = sum(isinstance(outcome, Exception) for outcome in outcomes)

@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from flamboyance_client.cli.connection import note
 from flamboyance_client.folders import media_files
 from flamboyance_client.prompt import is_url
+from flamboyance_client.uploads import set_name
 
 Source = str | Path
 
@@ -17,6 +19,17 @@ Sources = Annotated[
     list[str],
     typer.Argument(metavar="IMAGE", help="Images, videos, or folders of them; or URLs that the server permits."),
 ]
+
+
+def name_of(folder: Path, otherwise: str) -> str:
+    """Return the name of the set of a folder. A note has it if the folder's own name has other characters.
+
+    Raises `ValueError`, which says what to do `otherwise`, for a folder whose name has none of those that names may have.
+    """
+    name = set_name(folder, otherwise)
+    if name != folder.resolve().name:
+        note(f"the set of {folder} has the name {name}")
+    return name
 
 
 def media_sources(texts: Sequence[str]) -> list[Source]:
