@@ -27,6 +27,7 @@ def busy(seconds: float | None, status: int = 503, should_retry: bool | None = N
         ({"retry-after": "Thu, 01 Jan 2026 12:00:07 GMT"}, 7.0),
         ({"retry-after": "Thu, 01 Jan 2026 11:00:00 GMT"}, 0.0),
         ({"retry-after": "soon"}, None),
+        ({"retry-after": f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT"}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after": "inf"}, None),
     ],
@@ -38,6 +39,7 @@ def test_retry_after_is_parsed(headers: dict[str, str], seconds: float | None) -
 
 def test_the_stated_delay_is_used_up_to_the_maximum() -> None:
     assert Retries().delay(1, busy(3.5)) == 3.5
+    assert Retries().delay(1, busy(60.0)) == 60.0  # the window of a quota
     assert Retries(max_delay=3.0).delay(1, busy(3.5)) is None
 
 

@@ -30,7 +30,7 @@ from flamboyance_client import (
     example,
     query,
 )
-from flamboyance_client.transfers import PIECE_BYTES
+from flamboyance_client.transfers import PIECE_BYTES, archive_path
 from tests.clients.serving import KEY, tiny_server
 
 COLOURS = ("red", "green", "blue")
@@ -236,6 +236,33 @@ def test_a_file_is_sent_in_pieces_and_whole_again_after_an_error(tmp_path: Path,
     attempts = sent(503, path, is_async)
     assert [attempt.content for attempt in attempts] == [content] * 3
     assert len({attempt.headers["idempotency-key"] for attempt in attempts}) == 1
+
+
+def test_a_pipe_is_sent_once_without_a_length(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(path.write_bytes, ARCHIVE)
+        (attempt,) = sent(503, path, is_async=False)
+        assert written.result() == len(attempt.content) == len(ARCHIVE)
+    assert "content-length" not in attempt.headers
+
+
+@pytest.mark.parametrize("size", [len(ARCHIVE) - 1, len(ARCHIVE) + 1])
+@pytest.mark.parametrize("is_async", [False, True], ids=["blocking", "async"])
+def test_a_file_that_changes_its_size_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, is_async: bool
+) -> None:
+    path = tmp_path / "set.zip"
+    path.write_bytes(ARCHIVE)
+    monkeypatch.setattr("flamboyance_client.connection.size_of", lambda path: size)
+    with pytest.raises(OSError, match=r"set\.zip has changed while it was sent"):
+        sent(200, path, is_async)
+
+
+def test_names_with_a_colon_have_files_of_their_own(tmp_path: Path) -> None:
+    assert archive_path(tmp_path, "a:b") == tmp_path / "a%3Ab.zip"
+    assert archive_path(tmp_path, "a_b") == tmp_path / "a_b.zip"
 
 
 @pytest.mark.parametrize("content", [b"no ZIP", b"{}"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 ADVICE: Mapping[str, str] = {
-    "name_taken": "Choose another name, or delete that set; create(..., exist_ok=True) returns it",
+    "name_taken": "Choose another name, or delete that set",
     "version_conflict": "Another client has changed the set: get it again, and repeat the change",
     "image_in_use": "Delete the support sets that show it first",
     "invalid_api_key": "Client(api_key=...) takes a key of this server",
@@ -27,6 +27,10 @@ ADVICE: Mapping[str, str] = {
 }
 # by path and code, for routes with limits of their own
 OF_ROUTES: Mapping[tuple[str | None, str], str] = {
+    (
+        "/v1/support_sets",
+        "name_taken",
+    ): "Choose another name, or delete that set; create(..., exist_ok=True) returns it",
     (
         "/v1/support_sets/import",
         "body_too_large",

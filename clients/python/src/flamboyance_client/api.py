@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -124,7 +125,8 @@ def checked_options(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     Raises `TypeError` for an option that `kind` does not have, and `ValueError` for a value that cannot be sent.
     """
     if unknown := sorted(options.keys() - kind.__annotations__.keys()):
-        raise TypeError(f"unknown option {', '.join(unknown)}")
+        near = get_close_matches(unknown[0], kind.__annotations__, n=1)
+        raise TypeError(f"unknown option {', '.join(unknown)}" + "".join(f"; did you mean {name}?" for name in near))
     check_values(options)
     return {name: value for name, value in options.items() if value is not None}
 
@@ -174,17 +176,31 @@ def _recommended_fields(options: ClassifyOptions) -> dict[str, Any]:
 
 def json_reader(parse: Callable[[Json], Reply]) -> Callable[[int, bytes], Reply]:
     """Return a reader that parses the JSON object of a reply's body."""
-    return lambda status, body: parse(_object(body))
+    return lambda status, body: _parsed(parse, _object(body))
+
+
+def _parsed(parse: Callable[[Json], Reply], values: Json) -> Reply:
+    try:
+        return parse(values)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise UnexpectedReply(f"the reply does not have the documented form ({problem}): {values!r:.200}") from error
 
 
 def _read_health(status: int, body: bytes) -> Health:
-    return Health(ready=status == 200, raw=_object(body) if body else {})
+    """Return the health. A proxy may answer in place of a server that is not ready, and its body need not be JSON."""
+    try:
+        return Health(ready=status == 200, raw=_object(body) if body else {})
+    except UnexpectedReply:
+        if status == 200:
+            raise
+        return Health(ready=False)
 
 
 def _object(data: bytes | str) -> Json:
     try:
         values = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UnexpectedReply(f"expected JSON, got {data[:200]!r}. {WRONG_SERVER}") from None
     if not isinstance(values, dict):
         raise UnexpectedReply(f"expected a JSON object, got {data[:200]!r}. {WRONG_SERVER}")
@@ -195,7 +211,7 @@ def api_error(path: str, status: int, headers: Mapping[str, str], body: bytes) -
     """Return the error for a status outside a call's `accepts`. The body may come from a proxy and need not be JSON."""
     try:
         fields = error_fields(json.loads(body))
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = {}
     fields.setdefault("message", body[:200].decode("utf-8", "replace") or "no message")
     response: dict[str, Any] = {"path": path, "status": status, "request_id": headers.get("x-request-id")}
@@ -218,7 +234,7 @@ class CompletionEvents:
             values = _object(data)
             if fields := error_fields(values):
                 raise StreamFailed(Refusal(**fields))
-            yield Completion.parse(values)
+            yield _parsed(Completion.parse, values)
 
     def finish(self) -> None:
         if not self._is_done:

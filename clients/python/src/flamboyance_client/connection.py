@@ -12,9 +12,10 @@ import httpx
 
 from flamboyance_client.api import Call, CompletionEvents
 from flamboyance_client.bodies import encoded
-from flamboyance_client.errors import NotConnected, TimedOut, TransportError
+from flamboyance_client.errors import NotConnected, TimedOut, TransportError, UnexpectedReply
 from flamboyance_client.replies import Completion
 from flamboyance_client.traces import proxy
+from flamboyance_client.transfers import size_of
 
 SCHEMES = ("http", "https")
 
@@ -40,16 +41,19 @@ def client_settings(base_url: str, api_key: str | None, timeout: float | httpx.T
     return {"base_url": checked_url(base_url), "headers": headers(api_key), "timeout": timeout}
 
 
-def request_arguments(call: Call[Any], read: Callable[[Path], Any]) -> dict[str, Any]:
+def request_arguments(call: Call[Any], read: Callable[[Path, int | None], Any]) -> dict[str, Any]:
     """Return the arguments of an httpx request. `read` yields the pieces of a file that is sent."""
     request: dict[str, Any] = {"method": call.method, "url": call.path, "params": call.query or None}
     headers = {} if call.idempotency_key is None else {"Idempotency-Key": call.idempotency_key}
     if call.content is None and call.file is None:
         return request | _json(call, headers)
-    if call.file is not None:
-        length = {"Content-Length": str(call.file.stat().st_size), "Content-Type": call.content_type or ""}
-        return request | {"content": read(call.file), "headers": headers | length}
-    return request | {"content": call.content, "headers": headers | {"Content-Type": call.content_type or ""}}
+    headers |= {"Content-Type": call.content_type or ""}
+    if call.file is None:
+        return request | {"content": call.content, "headers": headers}
+    size = size_of(call.file)
+    # without a length, the pieces are sent as chunks
+    length = {} if size is None else {"Content-Length": str(size)}
+    return request | {"content": read(call.file, size), "headers": headers | length}
 
 
 def _json(call: Call[Any], headers: Mapping[str, str]) -> dict[str, Any]:
@@ -87,6 +91,8 @@ def transport_errors() -> Iterator[None]:
     except httpx.TransportError as error:
         hint = "The server may have stopped: see its log"
         raise TransportError(f"the connection to {_origin(error)} was lost: {_message(error)}. {hint}.") from error
+    except httpx.RequestError as error:  # for example a compressed body that is damaged
+        raise UnexpectedReply(f"the reply of {_origin(error)} cannot be read: {_message(error)}") from error
 
 
 def events(response: httpx.Response) -> Iterator[Completion]:

@@ -79,6 +79,14 @@ class MadeAgain:
         super().__init_subclass__()
         ForkingPickler.register(cls, _reduced)
 
+    def __copy__(self) -> Self:
+        """Return a client that is made of the same arguments, with connections of its own."""
+        arguments, named = self._arguments
+        return type(self)(*arguments, **named)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()
+
     def __reduce__(self) -> Never:
         raise TypeError(f"only multiprocessing can pickle a {type(self).__name__}, because it has an API key")
 

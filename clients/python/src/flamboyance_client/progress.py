@@ -7,10 +7,12 @@ from contextlib import contextmanager
 
 from tqdm.auto import tqdm
 
-from flamboyance_client.errors import EvaluationFailed
+from flamboyance_client.errors import EvaluationFailed, FlamboyanceError
 from flamboyance_client.evaluations import Evaluation
 
 POLL_SECONDS = 0.5
+# the delays after lost connections, until the last of which the evaluation is requested again
+LOST_SECONDS = (1.0, 4.0, 15.0)
 
 
 @contextmanager
@@ -24,6 +26,18 @@ def progress_bar(evaluation: Evaluation) -> Iterator[Callable[[Evaluation], None
 
         show(evaluation)
         yield show
+
+
+@contextmanager
+def continued(evaluation_id: str) -> Iterator[None]:
+    """Add a note to an error of a wait: the evaluation continues on the server."""
+    try:
+        yield
+    except FlamboyanceError as error:
+        error.add_note(
+            f"the evaluation {evaluation_id} continues; evaluations.wait({evaluation_id!r}) waits for it again"
+        )
+        raise
 
 
 def completed(evaluation: Evaluation) -> Evaluation:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar, Unpack
 
 from flamboyance_client.api import Api, Call
 from flamboyance_client.curation import Diagnostics, Suggestions
-from flamboyance_client.errors import Conflict
+from flamboyance_client.errors import Conflict, TransportError
 from flamboyance_client.evaluations import Evaluation
 from flamboyance_client.fewshot import AnyQuery, Example, QueryMedia
 from flamboyance_client.frames import Columns, Frame
@@ -26,7 +26,7 @@ from flamboyance_client.options import (
     WarmOptions,
 )
 from flamboyance_client.previews import read_previews
-from flamboyance_client.progress import POLL_SECONDS, completed, progress_bar
+from flamboyance_client.progress import LOST_SECONDS, POLL_SECONDS, completed, continued, progress_bar
 from flamboyance_client.prompt import Media
 from flamboyance_client.records import Page, StoredExample, StoredMedia, SupportSet
 from flamboyance_client.replies import Completion
@@ -235,15 +235,26 @@ class Evaluations:
     def wait(self, evaluation_id: str) -> Evaluation:
         """Return an evaluation when it is over, with a progress bar on a terminal.
 
-        Raises `EvaluationFailed` for one that failed or was cancelled.
+        Raises `EvaluationFailed` for one that failed or was cancelled. Other errors have a note with its id: the evaluation
+        continues on the server.
         """
         evaluation = self.get(evaluation_id)
         with progress_bar(evaluation) as show:
             while not evaluation.is_over:
                 time.sleep(POLL_SECONDS)
-                evaluation = self.get(evaluation_id)
+                evaluation = self._poll(evaluation_id)
                 show(evaluation)
         return completed(evaluation)
+
+    def _poll(self, evaluation_id: str) -> Evaluation:
+        """Return an evaluation. A lost connection is made again a few times."""
+        with continued(evaluation_id):
+            for seconds in LOST_SECONDS:
+                try:
+                    return self.get(evaluation_id)
+                except TransportError:
+                    time.sleep(seconds)
+            return self.get(evaluation_id)
 
     def cancel(self, evaluation_id: str) -> Evaluation:
         return self._send(self._calls.cancel(evaluation_id))

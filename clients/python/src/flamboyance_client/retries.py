@@ -23,7 +23,8 @@ class Retries:
 
     limit: int = 2
     first_delay: float = 0.5
-    max_delay: float = 30.0
+    # the windows of quotas are a minute, after which a server may ask for some more
+    max_delay: float = 65.0
 
     def delay(self, tries: int, error: FlamboyanceError, *, can_run_twice: bool = True) -> float | None:
         """Return the seconds to wait after `tries` failed attempts, the last with `error`, or None to give up."""
@@ -69,7 +70,7 @@ def _number(value: str | None) -> float | None:
 def _seconds_until(value: str, now: datetime) -> float | None:
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     date = date if date.tzinfo else date.replace(tzinfo=UTC)
     return max((date - now).total_seconds(), 0.0)

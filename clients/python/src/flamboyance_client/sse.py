@@ -27,7 +27,7 @@ class EventParser:
             if line:
                 self._add_line(line)
             elif self._data:
-                yield b"\n".join(self._data).decode("utf-8")
+                yield b"\n".join(self._data).decode("utf-8", "replace")
                 self._data = []
 
     def _add_line(self, line: bytes) -> None:

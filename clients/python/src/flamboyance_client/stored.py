@@ -16,7 +16,7 @@ from flamboyance_client.fewshot import AnyQuery, Example, QueryMedia, as_query, 
 from flamboyance_client.options import EvaluateOptions, NewSet, SearchOptions, SetChanges, SuggestOptions, WarmOptions
 from flamboyance_client.prompt import Media, checked_list, encode_media, is_url
 from flamboyance_client.records import Page, StoredExample, StoredMedia, SupportSet, is_deleted
-from flamboyance_client.transfers import ARCHIVE_TYPE
+from flamboyance_client.transfers import ARCHIVE_TYPE, size_of
 
 PAGE = 100
 # the options of an evaluation of which a single value stands for a list
@@ -107,6 +107,7 @@ class SupportSetCalls:
             content_type=ARCHIVE_TYPE,
             query=_query(name=name),
             read=json_reader(SupportSet.parse),
+            is_retryable=size_of(file) is not None,  # a pipe is read once
         )
         return replace(call, idempotency_key=str(uuid4()))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -18,17 +19,28 @@ PIECE_BYTES = 2**18
 ARCHIVE_TYPE = "application/zip"
 
 
-def read_file(path: Path) -> Iterator[bytes]:
-    """Yield a file in pieces."""
-    with path.open("rb") as file, _progress_bar(path, path.stat().st_size) as bar:
+def size_of(path: Path) -> int | None:
+    """Return the number of bytes of a file, or None for a pipe or a device, which does not state one."""
+    return path.stat().st_size if path.is_file() else None
+
+
+def read_file(path: Path, size: int | None) -> Iterator[bytes]:
+    """Yield a file in pieces. Raises `OSError` for a file that has another size than the stated one."""
+    remaining = math.inf if size is None else size
+    with path.open("rb") as file, _progress_bar(path, size) as bar:
         while piece := file.read(PIECE_BYTES):
+            remaining -= len(piece)
+            if remaining < 0:
+                break
             yield piece
             bar.update(len(piece))
+    if size is not None and remaining:
+        raise OSError(f"{path} has changed while it was sent")
 
 
-async def read_file_async(path: Path) -> AsyncIterator[bytes]:
+async def read_file_async(path: Path, size: int | None) -> AsyncIterator[bytes]:
     """Yield a file in pieces, which a thread reads."""
-    pieces = read_file(path)
+    pieces = read_file(path, size)
     while piece := await asyncio.to_thread(next, pieces, b""):
         yield piece
 
@@ -77,9 +89,9 @@ def _errors_about(path: Path) -> Iterator[None]:
 
 
 def archive_path(path: str | Path, name: str) -> Path:
-    """Return the path of an exported set: in a folder, the file has the set's name."""
+    """Return the path of an exported set: in a folder, the file has the set's name, with %3A for a colon."""
     path = Path(path)
-    return path / f"{name.replace(':', '_')}.zip" if path.is_dir() else path
+    return path / f"{name.replace(':', '%3A')}.zip" if path.is_dir() else path
 
 
 def archived_name(path: Path) -> str | None:
