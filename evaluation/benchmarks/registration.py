@@ -5,13 +5,26 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
+from evaluation.benchmarks.attempts import repeat
 from evaluation.benchmarks.benchmark import Benchmark
 from evaluation.benchmarks.clips import media
 from evaluation.benchmarks.items import DataError, Item, digest
-from flamboyance_client import ApiError, AsyncClient, BadRequest, Conflict, Example, NotFound, SupportSet, example
+from flamboyance_client import (
+    ApiError,
+    AsyncClient,
+    BadRequest,
+    Conflict,
+    Example,
+    FlamboyanceError,
+    NotFound,
+    SupportSet,
+    example,
+)
 
 # far below the default limit of a request's body, 64 MiB
 BATCH_BYTES = 8 * 2**20
@@ -84,16 +97,23 @@ class Registration:
     async def _store(self, draw: Draw) -> SupportSet:
         support_set = await self.client.support_sets.create(ttl_seconds=UNFINISHED_SECONDS)
         numbers = count()
-        while new := [item for item in draw(self._unusable) if item.row.where not in self._stored]:
-            for batch in self._batches(new, numbers):
-                support_set = await self._put(support_set, batch)
+        try:
+            while new := [item for item in draw(self._unusable) if item.row.where not in self._stored]:
+                for batch in self._batches(new, numbers):
+                    support_set = await self._put(support_set, batch)
+        except Exception:
+            with suppress(FlamboyanceError):
+                await self.client.support_sets.delete(support_set.id)
+            raise
         return support_set
 
     async def _put(self, support_set: SupportSet, batch: list[tuple[Item, Example]]) -> SupportSet:
         """Store a batch without the examples that the server refuses."""
         while batch:
             try:
-                support_set = await self.client.support_sets.put(support_set.id, [stored for _, stored in batch])
+                # the examples have ids, so to store them again changes nothing
+                examples = [stored for _, stored in batch]
+                support_set = await repeat(partial(self.client.support_sets.put, support_set.id, examples))
                 break
             except BadRequest as error:
                 item, _ = batch.pop(_refused(error, len(batch)))

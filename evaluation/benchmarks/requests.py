@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from evaluation.benchmarks.benchmark import Benchmark, Prompt, SelectionName
 from evaluation.benchmarks.clips import media
 from evaluation.benchmarks.items import DataError, Item
 from evaluation.benchmarks.scoring import METRICS
-from flamboyance_client import AsyncClient, Query, Selection, SupportSet, Template, query
+from flamboyance_client import AsyncClient, Query, Selection, SupportSet, Template, UnexpectedReply, query
 
 NUM_BEAMS = 3
 
@@ -65,7 +66,10 @@ class Asker:
             seed=self._seed(item),
             top_k=min(num_ranked or len(candidates), len(candidates)),
         )
-        return [(candidate.label, candidate.probability) for candidate in answer.candidates]
+        ranked = [(candidate.label, candidate.probability) for candidate in answer.candidates]
+        if not ranked or not all(map(_is_finite, ranked)):
+            raise UnexpectedReply(f"expected candidates with probabilities, got {ranked!r:.200}")
+        return ranked
 
     @property
     def _template(self) -> Template:
@@ -89,6 +93,11 @@ class Asker:
         """Return a seed that depends on the query, so that each query has other random shots."""
         text = f"{self.seed}/{item.row.id}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest())
+
+
+def _is_finite(candidate: tuple[str, Any]) -> bool:
+    _, probability = candidate
+    return isinstance(probability, int | float) and math.isfinite(probability)
 
 
 def _query(item: Item) -> Query:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,7 @@ from evaluation.benchmarks.scoring import METRICS, Score, answer
 from flamboyance_client import (
     ApiError,
     AsyncClient,
+    FlamboyanceError,
     NotAuthorised,
     Retries,
     SupportSet,
@@ -41,10 +43,27 @@ from flamboyance_client import (
     UnexpectedReply,
 )
 
-# the delay that a server states is waited for, however long
-RETRIES = Retries(limit=5, max_delay=math.inf)
+# a longer delay is reported
+LONG_DELAY = 60.0
 # after this number of failures without any answer, the other queries would probably fail, too
 MAX_FIRST_FAILURES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience(Retries):
+    """Retries after any delay that a server states, and says so if it is long."""
+
+    limit: int = 5
+    max_delay: float = math.inf
+
+    def delay(self, tries: int, error: FlamboyanceError, *, can_run_twice: bool = True) -> float | None:
+        seconds = super().delay(tries, error, can_run_twice=can_run_twice)
+        if seconds is not None and seconds > LONG_DELAY:
+            print(f"the next try is in {seconds:.0f} s, as the server asks: {error}", file=sys.stderr)
+        return seconds
+
+
+RETRIES = Patience()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +181,8 @@ class Run:
             seed=self.options.seed,
             orders=self._orders,
         )
+        if not shots and not self._prompt.zero_shot_examples:
+            settings = {**settings, "support": digest([])}
         with Journal(self.options.out, f"{self.benchmark.name}-{shots}-shots", {**settings, "shots": shots}) as journal:
             await self._ask_all(asker, queries.items, journal)
             num_answers = sum(item.row.id in journal.outcomes for item in queries.items)
@@ -241,6 +262,21 @@ async def run(benchmark: Benchmark, options: Options) -> Report:
     """Run a benchmark, and write its report next to the answers."""
     async with AsyncClient(options.server, api_key=options.api_key, retries=RETRIES) as client:
         report = await Run(benchmark, options, client).run()
-    (options.out / f"{benchmark.name}.json").write_text(json.dumps(report.values(), indent=2) + "\n", encoding="utf-8")
-    (options.out / f"{benchmark.name}.md").write_text(report.markdown(), encoding="utf-8")
+    name = report_name(benchmark, options)
+    (options.out / f"{name}.json").write_text(json.dumps(report.values(), indent=2) + "\n", encoding="utf-8")
+    (options.out / f"{name}.md").write_text(report.markdown(), encoding="utf-8")
     return report
+
+
+def report_name(benchmark: Benchmark, options: Options) -> str:
+    """Return the name of a report: that of the benchmark, and the settings that are not the defaults."""
+    words = [
+        *([options.selection] if options.selection != "random" else []),
+        *([options.wording] if options.wording != "paper" else []),
+        *([options.split] if options.split != benchmark.split else []),
+        *([f"support-{options.support}"] if options.support is not None else []),
+        *([f"limit-{options.limit}"] if options.limit is not None else []),
+        *(["ensemble"] if options.ensemble else []),
+        *([f"seed-{options.seed}"] if options.seed else []),
+    ]
+    return "-".join([benchmark.name, *words])

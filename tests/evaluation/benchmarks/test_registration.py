@@ -12,10 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
+from evaluation.benchmarks import attempts
 from evaluation.benchmarks.benchmark import load
 from evaluation.benchmarks.data import BenchmarkData
 from evaluation.benchmarks.registration import Registered, Registration
-from flamboyance_client import AsyncClient, BadRequest, Conflict
+from flamboyance_client import AsyncClient, BadRequest, Conflict, ServerFault
 from tests.evaluation.benchmarks.official_files import WRITERS, write_image, write_json
 from tests.evaluation.benchmarks.scripted_server import EXAMPLES, Body, ScriptedServer, error
 
@@ -180,3 +181,23 @@ def test_a_name_that_a_changed_set_takes_meanwhile_is_an_error(tmp_path: Path) -
     server = ScriptedServer(lambda route, *_: error(409, "taken", **conflict) if route.startswith("PATCH") else None)
     with pytest.raises(Conflict):
         register(server, "hateful_memes", written_memes(tmp_path))
+
+
+def test_examples_are_stored_after_a_lost_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "DELAYS", (0.0, 0.0))
+
+    def script(route: str, number: int, body: Body) -> httpx.Response | None:
+        if route == EXAMPLES and number == 1:
+            raise httpx.ReadError("reset")
+        return error(502, "bad gateway") if route == EXAMPLES and number == 2 else None
+
+    server = ScriptedServer(script)
+    registered, _ = register(server, "hateful_memes", written_memes(tmp_path))
+    assert len(stored(server, registered)) == 4
+
+
+def test_a_set_that_cannot_be_finished_is_deleted(tmp_path: Path) -> None:
+    server = ScriptedServer(lambda route, number, body: error(500, "no") if route == EXAMPLES else None)
+    with pytest.raises(ServerFault):
+        register(server, "hateful_memes", written_memes(tmp_path))
+    assert server.sets == {}

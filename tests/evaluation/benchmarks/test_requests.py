@@ -15,7 +15,7 @@ from evaluation.benchmarks.benchmark import SelectionName, Wording, load
 from evaluation.benchmarks.data import BenchmarkData
 from evaluation.benchmarks.registration import Registration
 from evaluation.benchmarks.requests import Asker
-from flamboyance_client import AsyncClient, SupportSet
+from flamboyance_client import AsyncClient, SupportSet, UnexpectedReply
 from tests.evaluation.benchmarks.official_files import WRITERS
 
 SUPPORT_SET = SupportSet(id="ss_1", version=7)
@@ -137,3 +137,31 @@ async def _register(server: Server, name: str, items: Sequence[Any]) -> None:
         counts: list[int] = []
         await Registration(client, load(name), counts.append, print).register(lambda unusable: items)
     assert sum(counts) == len(items)
+
+
+@pytest.mark.parametrize(
+    "candidates", [[], [{"label": "a", "probability": float("nan")}], [{"label": "a", "probability": None}]]
+)
+def test_a_ranking_that_cannot_be_scored_is_no_answer(candidates: list[Body], tmp_path: Path) -> None:
+    WRITERS["imagenet"](tmp_path)
+    benchmark = load("imagenet")
+    item, *_ = BenchmarkData(benchmark, tmp_path).queries(benchmark.split, None, 0).items
+    reply = json.dumps({"label": "a", "confidence": 1.0, "candidates": candidates})
+
+    async def run() -> None:
+        transport = httpx.MockTransport(lambda request: httpx.Response(200, content=reply))
+        async with AsyncClient(transport=transport) as client:
+            asker = Asker(
+                client=client,
+                benchmark=benchmark,
+                prompt=benchmark.prompt("paper"),
+                support_set=None,
+                num_shots=0,
+                selection="random",
+                seed=0,
+                orders=1,
+            )
+            await asker.ask(item)
+
+    with pytest.raises(UnexpectedReply, match="expected candidates with probabilities"):
+        asyncio.run(run())

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from PIL import Image
 
 from evaluation.benchmarks.__main__ import main
 from evaluation.benchmarks.benchmark import Wording, load, names
-from evaluation.benchmarks.journal import Journal
-from flamboyance_client import Client, Query, Retries, Shot, Template
+from evaluation.benchmarks.runner import Options, Patience, report_name
+from flamboyance_client import Client, Query, Retries, Shot, Template, Unavailable
+from flamboyance_client.errors import Refusal
 from tests.clients.serving import KEY, tiny_server
 from tests.evaluation.benchmarks.official_files import WRITERS, write_image
 
@@ -42,8 +44,14 @@ def evaluate(name: str, server: str, folder: Path, *more: str) -> dict[str, Any]
     if not (folder / "data").exists():
         WRITERS[name](folder / "data")
     assert main(arguments(name, server, folder, *more)) == 0
-    report: dict[str, Any] = json.loads((folder / "out" / f"{name}.json").read_text(encoding="utf-8"))
+    report: dict[str, Any] = json.loads(_report(folder / "out", name).read_text(encoding="utf-8"))
     return report
+
+
+def _report(out: Path, name: str) -> Path:
+    """Return the newest report of a benchmark."""
+    reports = [path for path in out.glob(f"{name}*.json") if not path.name.endswith(".results.json")]
+    return max(reports, key=lambda path: path.stat().st_mtime_ns)
 
 
 def outcomes(folder: Path, shots: int) -> list[dict[str, Any]]:
@@ -249,21 +257,41 @@ def test_a_run_with_other_settings_has_another_file(server: str, tmp_path: Path)
     assert len(list((tmp_path / "out").glob("flickr30k-1-shots-*.jsonl"))) == 3
 
 
-def test_a_journal_with_other_settings_is_refused(tmp_path: Path) -> None:
-    with Journal(tmp_path, "coco", {"seed": 0}) as journal:
-        journal.write({"id": "1", "text": "a"})
-    path = journal.path.rename(journal.path.with_name(Journal(tmp_path / "other", "coco", {"seed": 1}).path.name))
-    with pytest.raises(ValueError, match="answers of a run with other settings"):
-        Journal(tmp_path, "coco", {"seed": 1})
-    assert path.exists()
+def test_answers_without_shots_are_shared(server: str, tmp_path: Path) -> None:
+    """The examples of the run with shots are no part of them."""
+    for shots in (("0",), ("0", "1")):
+        evaluate("imagenet", server, tmp_path, "--shots", *shots)
+    assert len(list((tmp_path / "out").glob("imagenet-0-shots-*.jsonl"))) == 1
 
 
-def test_a_damaged_line_of_a_journal_is_named(tmp_path: Path) -> None:
-    with Journal(tmp_path, "coco", {"seed": 0}) as journal:
-        journal.write({"id": "1", "text": "a"})
-    journal.path.write_text(journal.path.read_text().replace('"text"', '"te'))
-    with pytest.raises(ValueError, match=r"coco-.*\.jsonl, line 2 is damaged: .*; remove the line to ask again"):
-        Journal(tmp_path, "coco", {"seed": 0})
+def test_a_report_has_the_name_of_its_settings(tmp_path: Path) -> None:
+    coco = load("coco")
+    options = Options(
+        data=tmp_path,
+        server="",
+        api_key=None,
+        out=tmp_path,
+        shots=[0],
+        selection="random",
+        wording="paper",
+        split=coco.split,
+        support=None,
+        limit=None,
+        ensemble=False,
+        seed=0,
+        concurrency=1,
+    )
+    assert report_name(coco, options) == "coco"
+    other = replace(options, selection="rices", wording="openflamingo", split="val", support=9, limit=5, seed=1)
+    assert report_name(coco, other) == "coco-rices-openflamingo-val-support-9-limit-5-seed-1"
+
+
+def test_a_long_delay_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    error = Unavailable(Refusal(message="busy", status=429, retry_after=3600.0))
+    assert Patience().delay(1, error) == 3600.0
+    assert "the next try is in 3600 s, as the server asks: 429: busy" in capsys.readouterr().err
+    assert Patience().delay(1, Unavailable(Refusal(message="busy", status=429, retry_after=60.0))) == 60.0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
