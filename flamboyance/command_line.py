@@ -5,6 +5,7 @@ A program reads its own arguments, and is imported when it is called: the comman
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -167,6 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] not in {*PROGRAMS, "--version"}:
         add_plugins(app, reserved=PROGRAMS)
         _add_missing_client_commands(app)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # of a label or a file name that the encoding of stdout does not have
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = app(args=list(arguments), prog_name=NAME, standalone_mode=False)
     except typer.TyperException as error:

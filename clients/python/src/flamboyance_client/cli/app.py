@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -48,8 +49,10 @@ app.add_typer(support_sets.app, name="support-set")
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return its exit status; an error of the command line is one line on stderr.
 
-    Without a command, there is help in place of an error.
+    Without a command, there is help in place of an error. Characters that the encoding of stdout does not have are escaped.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = app(args=list(arguments), prog_name="flamboyance-client", standalone_mode=False)
     except typer.TyperException as error:

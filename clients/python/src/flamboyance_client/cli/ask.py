@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -55,9 +56,19 @@ def ask(
             print_json(client.fewshot.complete(prompt, **options).raw)
             return
         with client.fewshot.stream(prompt, **options) as events:
-            for event in events:
-                print(event.text, end="", flush=True)
+            for text in without_last_space(event.text for event in events):
+                print(text, end="", flush=True)
         print()
+
+
+def without_last_space(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the texts, each with the white space before it; that at the end is left out."""
+    held = ""
+    for text in texts:
+        written = (held + text).rstrip()
+        held = (held + text)[len(written) :]
+        if written:
+            yield written
 
 
 def _part(source: str) -> MediaPart:

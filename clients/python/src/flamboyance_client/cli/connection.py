@@ -53,7 +53,8 @@ def note(message: str) -> None:
 
 def print_json(document: Any) -> None:
     """Print a document on a line of its own."""
-    print(json.dumps(document, ensure_ascii=False), flush=True)
+    is_utf8 = (sys.stdout.encoding or "utf-8").lower().replace("_", "-") in ("utf-8", "utf8")
+    print(json.dumps(document, ensure_ascii=not is_utf8), flush=True)
 
 
 def message_of(error: Exception, url: str, if_taken: str = "") -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -16,6 +15,8 @@ from flamboyance_client.evaluations import Evaluation
 from flamboyance_client.options import EvaluateOptions
 
 INTERRUPTED = 130
+WITH_PROMPTS = {"in_context", "blend"}
+QUICK = ", some of them with prompts; `--method nearest_mean --method linear` have none, and take seconds"
 
 
 def evaluation(
@@ -59,7 +60,7 @@ def print_evaluation(evaluation: Evaluation, context: typer.Context, *, as_json:
 
 
 def started(client: Client, name: str, options: EvaluateOptions, context: typer.Context, *, is_quiet: bool) -> str:
-    """Start an evaluation and return its id. A note has it where no progress bar shows that the command works.
+    """Start an evaluation and return its id. A note has it and, for methods with prompts, those that take less time.
 
     After an interrupt, a note says how to find the evaluation.
     """
@@ -69,8 +70,9 @@ def started(client: Client, name: str, options: EvaluateOptions, context: typer.
         command = f"{context.find_root().info_name} support-set evaluations {name}"
         note(f"the evaluation may have started, and then continues on the server; to find it: {command}")
         raise typer.Exit(INTERRUPTED) from None
-    if not is_quiet and not sys.stderr.isatty():
-        note(f"the evaluation {evaluation.id} has {evaluation.num_queries} queries")
+    if not is_quiet:
+        has_prompts = set(options.get("methods") or WITH_PROMPTS) & WITH_PROMPTS
+        note(f"the evaluation {evaluation.id} has {evaluation.num_queries} queries{QUICK if has_prompts else ''}")
     return evaluation.id
 
 

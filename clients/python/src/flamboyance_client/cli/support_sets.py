@@ -17,12 +17,13 @@ from flamboyance_client.cli.evaluations import finished, list_evaluations, print
 from flamboyance_client.cli.held_out import as_document, held_out, print_accuracies
 from flamboyance_client.cli.pages import all_items
 from flamboyance_client.cli.selection import Control, EvaluatedMethod, Strategy, TargetAccuracy, TargetCoverage, choices
-from flamboyance_client.cli.sources import Sources, media_sources
+from flamboyance_client.cli.sources import Sources, media_sources, name_of
+from flamboyance_client.client import Client
+from flamboyance_client.errors import NotFound
 from flamboyance_client.folders import empty_subfolders, listed, other_files
 from flamboyance_client.options import ClassifyOptions, EvaluateOptions, Method, ShotsAttend
 from flamboyance_client.records import SupportSet
 from flamboyance_client.transfers import archive_path
-from flamboyance_client.uploads import set_name
 
 # of those that a note names
 MAX_OTHER_FILES = 3
@@ -57,11 +58,14 @@ def create(
     """Create a set of the images and videos in a folder, or update it."""
     fields: dict[str, Any] = {"pinned": True} if pinned else {}
     with connected(url, api_key, if_taken=OTHER_NAME) as client:
-        name = set_name(folder, "give --name") if name is None else name
+        name = name_of(folder, "give --name") if name is None else name
+        earlier = _find(client, name)
         created = client.support_sets.from_folder(folder, question=question, name=name, exist_ok=update, **fields)
         _print(created, as_json=json)
         for text in _notes(folder, list(created.raw.get("label_counts") or {})):
             note(text)
+        if earlier is not None and earlier.version == created.version and not json:
+            print("The examples are unchanged.")
 
 
 @app.command("list")
@@ -263,6 +267,13 @@ def delete(
                 print_json({"name": name, "deleted": True})
             else:
                 print(f"{name} deleted")
+
+
+def _find(client: Client, name: str) -> SupportSet | None:
+    try:
+        return client.support_sets.get(name)
+    except NotFound:
+        return None
 
 
 def _notes(folder: Path, labels: Sequence[str]) -> Iterator[str]:

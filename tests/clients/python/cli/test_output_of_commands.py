@@ -1,0 +1,69 @@
+"""Tests of what commands print while they run, and where the output cannot have every character."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flamboyance_client import Client, NotConnected, example
+from flamboyance_client.cli.ask import without_last_space
+from tests.clients.python.cli.commands import PACKAGE, run
+
+ROOT = Path(__file__).resolve().parents[4]
+
+
+def test_images_have_lines_though_the_server_ends_in_the_middle(
+    made: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classify, images = Client.classify, sorted(folder.rglob("*.png"))
+
+    def end(client: Client, query: Any, **options: Any) -> Any:
+        if query == images[-1]:
+            raise NotConnected("refused")
+        return classify(client, query, **options)
+
+    monkeypatch.setattr(Client, "classify", end)
+    output, errors = run("classify", folder, "-s", "cli-colours", "--json", status=1)
+    assert ["error" in json.loads(line) for line in output.splitlines()] == [*[False] * 3, True]
+    assert errors == "error: 1 of 4 images were not classified\n"
+
+
+@pytest.mark.parametrize("module", ["flamboyance_client", "flamboyance"])
+def test_a_label_that_the_output_cannot_have_is_escaped(
+    made: Client, folder: Path, tmp_path: Path, module: str
+) -> None:
+    picture = tmp_path / "\udcff.png"
+    shutil.copy(folder / "red" / "23.png", picture)
+    made.support_sets.create(name="cats", examples=[example(picture, label="猫", id="1")], exist_ok=True)
+    path = os.pathsep.join(map(str, (PACKAGE / "src", ROOT)))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "cp1252"}
+    command: list[str | Path] = [sys.executable, "-m", module, "classify", picture, "-s", "cats", "--method", "knn"]
+    outputs = [
+        subprocess.run([*command, *more], env=environment, capture_output=True, timeout=120, check=True).stdout
+        for more in ([], ["--json"])
+    ]
+    assert b"\\u732b" in outputs[0]
+    document = json.loads(outputs[1])
+    assert (document["image"], document["label"]) == (str(picture), "猫")
+
+
+def test_white_space_at_the_end_of_an_answer_is_left_out() -> None:
+    assert list(without_last_space([" a", "\n", "\n\n", "b ", "c", "\n", "", "\n"])) == [" a", "\n\n\nb", " c"]
+
+
+def test_a_set_whose_folder_has_no_change_is_unchanged(made: Client, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "Übungen")
+    _, errors = run("support-set", "create", tmp_path / "Übungen")
+    assert errors == f"note: the set of {tmp_path / 'Übungen'} has the name Ubungen\n"
+    arguments = ("support-set", "create", tmp_path / "Übungen", "--name", "Ubungen")
+    assert run(*arguments)[0].endswith("The examples are unchanged.\n")
+    (tmp_path / "Übungen" / "red" / "23.png").unlink()
+    assert "unchanged" not in run(*arguments)[0]
+    run("support-set", "delete", "Ubungen")
