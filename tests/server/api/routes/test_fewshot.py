@@ -239,11 +239,8 @@ async def test_too_many_shots_are_refused_or_the_first_ones_left_out(
         "context_length_exceeded",
         "shots",
     )
-    long = {
-        "query": {"image": url(QUERY), "text": "x" * 200},
-        "template": {"shot": "{media}{text}", "query": "{media}{text}"},
-    }
-    response = await post(http, examples=examples, **long)
+    long = {"image": url(QUERY), "question": "x" * 200}
+    response = await post(http, shots=[{**SHOTS[0], "question": "?"}], query=long, template="vqa")
     assert refusal(response) == (400, "context_length_exceeded", "query"), response.text
     for max_tokens, ids in [(16, ["e1", "e2", "e3"]), (58, ["e2", "e3"]), (120, [])]:
         body = await complete(http, examples=examples, truncate_shots=True, max_tokens=max_tokens)
