@@ -11,7 +11,7 @@ from statistics import NormalDist
 from typing import Self
 
 from flamboyance_client.api import checked_selection
-from flamboyance_client.fewshot import AnyQuery, Selection
+from flamboyance_client.fewshot import AnyQuery
 from flamboyance_client.folders import labelled_files, listed
 from flamboyance_client.frames import text_of
 from flamboyance_client.options import ClassifyOptions, Method
@@ -117,14 +117,6 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
     half = Z_95 / (1 + square / count) * sqrt(share * (1 - share) / count + square / (4 * count**2))
     # the ends are exact where rounding would miss them
     return max(centre - half, 0.0) if correct else 0.0, min(centre + half, 1.0) if correct < count else 1.0
-
-
-def labelled_set(options: ClassifyOptions) -> Selection | None:
-    """Return the selection from the support set whose labels are the candidates, or None for other candidates."""
-    if options.get("candidates") is not None:
-        return None
-    selection: Selection | None = checked_selection(ClassifyOptions, options).get("examples")
-    return selection if selection and "support_set" in selection else None
 
 
 def check_labels(labels: Sequence[str], support_set: SupportSet) -> None:

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from flamboyance_client.bodies import check_values
-from flamboyance_client.errors import ApiError, Refusal, StreamFailed, UnexpectedReply, error_fields, error_type
+from flamboyance_client.errors import (
+    ApiError,
+    FlamboyanceError,
+    Refusal,
+    StreamFailed,
+    UnexpectedReply,
+    error_fields,
+    error_type,
+)
 from flamboyance_client.evaluations import Evaluation, Recommendation
 from flamboyance_client.fewshot import AnyQuery, Selection, as_query, with_media
 from flamboyance_client.options import (
@@ -28,7 +36,7 @@ from flamboyance_client.options import (
 from flamboyance_client.prompt import Part, Prompt, checked_list, checked_text, to_wire
 from flamboyance_client.records import Classification, Score, SupportSet, scores, vectors
 from flamboyance_client.replies import Completion, Health, Json, Model, parse_models
-from flamboyance_client.retries import retry_after, should_retry
+from flamboyance_client.retries import Retries, retry_after, should_retry
 from flamboyance_client.sse import EventParser
 
 Reply = TypeVar("Reply")
@@ -65,6 +73,10 @@ class Call(Generic[Reply]):
     can_run_twice: bool = True
     # The server runs a call once per key, and returns the first result again.
     idempotency_key: str | None = None
+
+    def delay(self, retries: Retries, attempts: int, error: FlamboyanceError) -> float | None:
+        """Return the seconds to wait before the call is sent again, or None if its error is final."""
+        return retries.delay(attempts, error, can_run_twice=self.can_run_twice) if self.is_retryable else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +150,14 @@ def checked_selection(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     fields = checked_options(kind, options)
     return {**fields, "examples": _selection(options["examples"])} if "examples" in options else fields
+
+
+def set_of(options: ClassifyOptions) -> Selection | None:
+    """Return the selection from the support set whose labels are the candidates, or None for other candidates."""
+    if options.get("candidates") is not None:
+        return None
+    selection: Selection | None = checked_selection(ClassifyOptions, options).get("examples")
+    return selection if selection and "support_set" in selection else None
 
 
 def _shot_options(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:

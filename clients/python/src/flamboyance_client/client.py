@@ -19,15 +19,8 @@ from weakref import finalize
 
 import httpx
 
-from flamboyance_client.accuracy import (
-    Accuracy,
-    LabelledQueries,
-    check_labels,
-    labelled_queries,
-    labelled_set,
-    requests_by_method,
-)
-from flamboyance_client.api import Api, Call, api_error, checked_selection
+from flamboyance_client.accuracy import Accuracy, LabelledQueries, check_labels, labelled_queries, requests_by_method
+from flamboyance_client.api import Api, Call, api_error, checked_selection, set_of
 from flamboyance_client.async_resources import AsyncEvaluations, AsyncFewShot, AsyncImages, AsyncSupportSets
 from flamboyance_client.batches import CONCURRENCY, OnError, checked_queries, classifications, run_all, run_all_async
 from flamboyance_client.connection import async_events, client_settings, events, request_arguments, transport_errors
@@ -161,7 +154,7 @@ class Client(MadeAgain):
         """
         requests = requests_by_method(methods, options)
         items, labels = labelled_queries(queries)
-        if (selection := labelled_set(options)) is not None:
+        if (selection := set_of(options)) is not None:
             check_labels(labels, self.support_sets.get(selection["support_set"], version=selection.get("version")))
         return tuple(
             Accuracy.of(method, self.classify_many(items, concurrency=concurrency, **fields), labels)
@@ -215,7 +208,7 @@ class Client(MadeAgain):
             try:
                 return self._send_once(call)
             except FlamboyanceError as error:
-                delay = _delay(self._retries, call, attempts, error)
+                delay = call.delay(self._retries, attempts, error)
                 if delay is None:
                     raise
             time.sleep(delay)
@@ -332,7 +325,7 @@ class AsyncClient(MadeAgain):
         """Classify labelled queries by each method, as `Client.measure` does."""
         requests = requests_by_method(methods, options)
         items, labels = await asyncio.to_thread(labelled_queries, queries)
-        if (selection := labelled_set(options)) is not None:
+        if (selection := set_of(options)) is not None:
             support_set = await self.support_sets.get(selection["support_set"], version=selection.get("version"))
             check_labels(labels, support_set)
         accuracies = []
@@ -387,7 +380,7 @@ class AsyncClient(MadeAgain):
             try:
                 return await self._send_once(call)
             except FlamboyanceError as error:
-                delay = _delay(self._retries, call, attempts, error)
+                delay = call.delay(self._retries, attempts, error)
                 if delay is None:
                     raise
             await asyncio.sleep(delay)
@@ -402,8 +395,3 @@ class AsyncClient(MadeAgain):
                 return response
             body = await response.aread()
         raise api_error(call.path, response.status_code, response.headers, body)
-
-
-def _delay(retries: Retries, call: Call[Any], attempts: int, error: FlamboyanceError) -> float | None:
-    """Return the seconds to wait before a call is sent again, or None if its error is final."""
-    return retries.delay(attempts, error, can_run_twice=call.can_run_twice) if call.is_retryable else None
