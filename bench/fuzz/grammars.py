@@ -20,7 +20,8 @@ from bench.random_models import folder
 from model.config import load_config
 from model.prompt import PromptTokenizer
 from server.grammar import GrammarError
-from server.grammar.compiler import Grammars, Matcher
+from server.grammar.compiler import Grammars
+from server.grammar.matcher import Matcher
 from server.wire import Grammar
 
 MAX_STEPS = 12

@@ -21,12 +21,10 @@ from server.engine.lookup import num_worthwhile
 from server.engine.plan import Group, Plan, Row
 from server.engine.residents import Residents
 from server.engine.sequence import Sequence
-from server.engine.shares import CONTEXT_PER_TOKEN, TOKENS_PER_FRAME, Pace, count_within, work_of
+from server.engine.shares import CONTEXT_PER_TOKEN, TOKENS_PER_FRAME, Pace, count_within, rounded_piece, work_of
 
 # the time of heavy sequences relative to that of light ones, which should take at most three times as long as alone
 HEAVY_SHARE = 1 / 3
-# lengths of pieces that end before a prompt's end are multiples of the first of these that is at most half as long
-PIECE_MULTIPLES = (64, 32, 16)
 # in every fourth step a piece that ends for lack of time has half its length: steps of one size would not tell what a step
 # costs from what its tokens cost
 PROBE_EVERY = 4
@@ -392,12 +390,7 @@ class Scheduler:
             return count
         if self._step % PROBE_EVERY == 1:  # in no step of YIELD_EVERY, whose pieces would all be halved
             num_within = max(num_within // 2, least)
-        return _rounded(num_within)
-
-
-def _rounded(count: int) -> int:
-    """Round down to one of the few lengths of pieces, for each of which a CPU compiles its products once."""
-    return count - count % next((multiple for multiple in PIECE_MULTIPLES if count >= 2 * multiple), 1)
+        return rounded_piece(num_within)
 
 
 def _in_turn(sequences: list[Sequence]) -> list[Sequence]:

@@ -17,6 +17,8 @@ TOKENS_PER_READ = 16
 TOKENS_PER_FRAME = 32
 # the smallest piece of a prompt, unless a step with it takes too long
 MIN_PIECE = 16
+# lengths of pieces that end before a prompt's end are multiples of the first of these that is at most half as long
+PIECE_MULTIPLES = (64, 32, 16)
 # the total work after which a request that waits is ahead of later ones by one more token
 WORK_PER_TOKEN_OF_AGE = 256
 
@@ -32,6 +34,11 @@ def count_within(work: float, context: int, *, reads_all_logits: bool) -> int:
     fixed = work_of(0, context, num_logits)
     per_token = work_of(1, context, num_logits) - fixed + reads_all_logits
     return max(int((work - fixed) / per_token), 0)
+
+
+def rounded_piece(count: int) -> int:
+    """Round down to one of the few lengths of pieces, for each of which a CPU compiles its products once."""
+    return count - count % next((multiple for multiple in PIECE_MULTIPLES if count >= 2 * multiple), 1)
 
 
 @dataclass(slots=True, eq=False)
