@@ -10,6 +10,8 @@ from urllib.parse import quote
 from server.grammar import GrammarError
 from server.grammar.schema_graph import ALTERNATIVES, PARTS_BY_NAME, Node, target
 
+# keywords whose values are integers; in JSON schema, 1.0 is one
+COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 # formats that llguidance compiles; in JSON schema, any other one is an annotation
 FORMATS = ("date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
 ANNOTATIONS = ("title", "description", "default", "examples", "$comment", "deprecated")
@@ -36,6 +38,9 @@ NEGATION = re.compile(r"\\.|\[\^(?P<first>[\]-]?)", re.DOTALL)
 def translate(node: Node, root: dict[str, Any]) -> None:
     """Replace keywords that llguidance does not know. Raises `GrammarError` for those without an exact replacement."""
     schema = node.schema
+    for keyword in COUNTS:
+        if isinstance(count := schema.get(keyword), float) and count.is_integer():
+            schema[keyword] = int(count)
     if schema.get("format") not in FORMATS:
         schema.pop("format", None)
     if schema.get("not") == {}:

@@ -28,7 +28,7 @@ def reason_of(value: object) -> str:
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "a oneOf has parts that the same value may match"),
         ({"patternProperties": {"^a": {}, "b$": {}}}, "patternProperties has patterns that the same name may match"),
         ({"properties": {"a": {}}, "minProperties": 1}, "minProperties and maxProperties are supported only"),
-        ({"type": "integer", "minimum": 5, "maximum": 3}, "no value matches the schema"),
+        ({"type": "integer", "minimum": 5, "maximum": 3}, "a part of the schema matches no value"),
         ({"type": "string", "minLength": "x"}, "a keyword has a value of another type"),
         ({"type": "nothing"}, "a type is null, boolean, "),
         ({"type": "string", "pattern": "(a"}, "invalid regular expression: a group is not closed"),

@@ -252,3 +252,10 @@ def test_a_required_name_without_a_schema_has_any_value() -> None:
     strict = value | {"additionalProperties": NUMBER}
     assert is_permitted(schema(strict), '{"a":1,"b":2}')
     assert not is_permitted(schema(strict), '{"a":1,"b":"')
+
+
+def test_the_number_of_a_count_may_be_written_as_a_fraction() -> None:
+    assert is_permitted(schema({"type": "string", "minLength": 1.0, "maxLength": 2.0}), '"ab"')
+    assert not is_permitted(schema({"type": "string", "minLength": 1.0, "maxLength": 2.0}), '"abc"')
+    with pytest.raises(GrammarError, match="a keyword has a value of another type"):
+        compile_schema({"type": "string", "minLength": 1.5})
