@@ -127,10 +127,8 @@ def test_a_second_server_does_not_start_on_the_same_folder(
     first.lock()
     assert server_main.main(arguments) == 2
     (error,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
-    file = tmp_path / "data" / "flamboyance.db"
-    assert error == f"error: data_dir: {file} is in use by another server (process {os.getpid()}); " + (
-        "stop it, or choose another --data-dir"
-    )
+    used = f"{tmp_path / 'data' / 'flamboyance.db'} is in use by another server (process {os.getpid()})"
+    assert error == f"error: data_dir: {used}; stop it, or choose another --data-dir"
     first.close()
 
 
