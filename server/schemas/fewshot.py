@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
@@ -97,6 +96,7 @@ class QueryFields(MediaFields):
 class ExamplesFields(Schema):
     """Shots that are selected from a support set."""
 
+    such_as = 'such as {"support_set": "birds"}'
     support_set: Name = Field(description="The id or name of the set.")
     version: Version | None = Field(None, description=VERSION)
     k: int | None = Field(
@@ -112,13 +112,6 @@ class ExamplesFields(Schema):
         None, description="Order of the examples in the prompt. The default depends on the strategy."
     )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="Seed of random selection and order.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_an_object(cls, values: Any) -> Any:
-        if isinstance(values, str):
-            raise ValueError(f"expected an object, such as {json.dumps({'support_set': values[:128]})}")
-        return values
 
 
 class TemplateFields(Schema):

@@ -115,7 +115,7 @@ async def test_a_failed_embedding_is_reported_and_other_strategies_are_refused(
     assert (card["status"], card["warm"]["error"]) == ("failed", "no vectors today")
     assert (await warm(http))["status"] == "ready"
     response = await http.post("/v1/support_sets/colours/warm", json={"strategy": "random"})
-    assert refusal(response)[::2] == (400, "strategy")
+    assert refusal(response)[::2] == (422, "strategy")
 
 
 # concurrent warming

@@ -117,14 +117,19 @@ async def test_an_old_evaluation_has_the_form_of_its_plan(
 
 
 @pytest.mark.parametrize(
-    ("forms", "param"),
-    [("next", "shots_attend"), (["previous", "next"], "shots_attend[1]"), ([], "shots_attend"), (1, "shots_attend")],
+    ("forms", "status", "param"),
+    [
+        ("next", 422, "shots_attend"),
+        (["previous", "next"], 422, "shots_attend[1]"),
+        ([], 400, "shots_attend"),
+        (1, 422, "shots_attend"),
+    ],
 )
 async def test_a_form_that_does_not_exist_is_refused(
-    http: httpx.AsyncClient, services: Services, forms: Any, param: str
+    http: httpx.AsyncClient, services: Services, forms: Any, status: int, param: str
 ) -> None:
     response = await http.post("/v1/support_sets/colours/evaluate", json={"shots_attend": forms})
-    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    assert (response.status_code, response.json()["error"]["param"]) == (status, param)
 
 
 @pytest.mark.parametrize("forms", [["alone"], BOTH])

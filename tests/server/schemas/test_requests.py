@@ -372,9 +372,15 @@ def test_only_the_first_unknown_field_is_reported_by_our_own_code(monkeypatch: p
     assert created == ["lable", "lable"]
 
 
-def test_a_value_that_is_no_object_is_refused_with_the_fields_of_one() -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("examples", 'must be an object such as {"support_set": "birds"}'),
+        ("template", "must be an object with fields among query, separator, shot"),
+    ],
+)
+def test_a_value_that_is_no_object_is_refused_with_an_example_or_the_fields_of_one(name: str, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        read(ClassifyRequest, json.dumps(QUERY | {"examples": "birds"}).encode())
-    assert caught.value.param == "examples"
-    fields = "k, order, seed, strategy, support_set, version"
-    assert caught.value.message == f"examples: must be an object with fields among {fields}"
+        read(ClassifyRequest, json.dumps(QUERY | {name: 3}).encode())
+    assert caught.value.param == name
+    assert caught.value.message == f"{name}: {message}"
