@@ -105,7 +105,7 @@ def test_only_changes_of_the_folder_are_sent(upload: Upload, client: Client, fol
 def test_a_set_that_another_client_has_made_meanwhile_is_updated(
     upload: Upload, client: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    others = {item.id for item in client.support_sets.list()}
+    earlier = {item.id for item in client.support_sets.list()}
     with monkeypatch.context() as context:
         context.setattr(uploads, "_find", lambda calls, name: found_nothing())
         first = upload(folder)
@@ -114,7 +114,7 @@ def test_a_set_that_another_client_has_made_meanwhile_is_updated(
         with pytest.raises(Conflict, match="taken"):
             upload(folder, exist_ok=False)
     assert (second.id, second.num_examples) == (first.id, 4)
-    assert {item.id for item in client.support_sets.list()} - others == {first.id}
+    assert {item.id for item in client.support_sets.list()} - earlier == {first.id}
 
 
 def found_nothing() -> Iterator[Any]:
