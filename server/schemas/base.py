@@ -62,12 +62,11 @@ class UnknownField(ValueError):
 
         It takes a fraction of a millisecond, and a body may have 65,536 unknown fields, of which one is reported.
         """
-        if self.name in INSTEAD:
-            return f"; {INSTEAD[self.name]}"
         meant = MEANT.get(self.name, self.name)
         if path := meant if meant in self._known else self._inner.get(meant):
             return f"; did you mean {path}?"
-        return advice(self.name, self._known)
+        instead = f"; {INSTEAD[self.name]}" if self.name in INSTEAD else ""
+        return advice(self.name, self._known) or instead
 
 
 # whether an unknown field of the body that is being validated has been reported

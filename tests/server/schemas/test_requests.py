@@ -311,6 +311,11 @@ QUERY = {"query": {"image": "img_1"}}
             "unknown parameter shots[0].anser; did you mean answer?",
         ),
         (
+            ClassifyRequest,
+            QUERY | {"shots": [{"images": "a"}]},
+            "unknown parameter shots[0].images; did you mean image?",
+        ),
+        (
             CompletionRequest,
             {"prompt": "x", "structured_outputs": {"jsn": {}}},
             "unknown parameter structured_outputs.jsn; did you mean json?",
