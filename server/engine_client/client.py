@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from model.prompt import EncodedPrompt
 from server import wire
 from server.engine_client.media_supply import MediaDecoder, MediaSupply, OpenRequest
+from server.engine_client.run_queue import RunQueue
 from server.engine_client.salt import (
     NO_SALT,
     SaltKind,
@@ -243,11 +244,12 @@ class EngineClient:
 
     async def _watch(self, worker: WorkerProcess) -> None:
         """Kill the worker once it has had work and made no progress for `stall_timeout`."""
+        run_queue = RunQueue(worker.pid)
         while True:
             await asyncio.sleep(self._watchdog.interval)
             if not self._open_requests or self._supervisor.worker is not worker:
                 self._watchdog.progress()
-            elif self._watchdog.tick():
+            elif self._watchdog.tick(run_queue.take_wait()):
                 logger.error("the worker makes no progress", extra={"seconds": round(self._watchdog.silence, 1)})
                 self._supervisor.kill(worker)
                 self.fail_all(EngineStalled("the engine made no progress on its requests; it is being restarted"))

@@ -2,7 +2,8 @@
 
 The time without progress is counted in ticks of the API process's own loop. A tick may be late because the loop was
 blocked, the process or the machine was suspended, or the clock jumped. A late tick counts as a short one and never reports
-a stall: messages that the worker sent meanwhile are read before the next tick.
+a stall: messages that the worker sent meanwhile are read before the next tick. The time for which the worker waits for a
+processor does not count: on a busy machine it makes progress, only slowly.
 """
 
 from __future__ import annotations
@@ -35,8 +36,11 @@ class Watchdog:
         """Note that the worker made progress `age` seconds ago, or has no work."""
         self._last, self._silence = self._clock(), age
 
-    def tick(self) -> bool:
-        """Count the time since the last tick, and return whether the worker has stalled."""
+    def tick(self, waited: float = 0.0) -> bool:
+        """Count the time since the last tick, and return whether the worker has stalled.
+
+        `waited`: the seconds of this time for which the worker waited for a processor.
+        """
         is_late = self._clock() - self._last > LATE * self.interval
-        self._silence, self._last = self.silence, self._clock()
+        self._silence, self._last = max(self.silence - waited, self._silence), self._clock()
         return not is_late and self._silence > self._timeout

@@ -84,6 +84,10 @@ class WorkerProcess:
             logger.error("a message of the worker could not be handled", extra={"error": str(error)})
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def is_exiting(self) -> bool:
         """True as soon as the process is killed or exits; `wait` returns only when all of its memory is free.
 

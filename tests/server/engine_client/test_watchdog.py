@@ -69,3 +69,15 @@ def test_a_late_tick_decides_nothing_because_messages_may_wait(watchdog: Watchdo
     assert ticks(watchdog, clock, 3, 60.0) == [False] * 3
     watchdog.progress()  # read from the socket before the next tick
     assert not any(ticks(watchdog, clock, 9))
+
+
+def test_time_in_which_the_worker_waited_for_a_processor_does_not_count(watchdog: Watchdog, clock: Clock) -> None:
+    decided = []
+    for _ in range(40):
+        clock.now += 1.0
+        decided.append(watchdog.tick(waited=0.75))
+    assert decided == [False] * 40
+    assert watchdog.silence == 10.0
+    clock.now += 1.0
+    assert watchdog.tick(waited=5.0) is False
+    assert watchdog.silence == 10.0
