@@ -80,8 +80,8 @@ class Benchmark(Data):
     shots: tuple[int, ...]
     selections: tuple[SelectionName, ...]
     orders: int = 1
-    # the names of the fields of a row of official results
-    submission: tuple[str, str] = ("id", "answer")
+    # the names of the fields of a row of official results: of its id and answer, or of id, probability and label
+    submission: tuple[str, str] | tuple[str, str, str] = ("id", "answer")
     prompts: Prompts
     note: str = ""
     published: tuple[Published, ...] = Field(default=())

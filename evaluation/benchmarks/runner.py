@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
 import math
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -239,14 +241,29 @@ class Run:
             return None, str(error)
 
     def _write_submission(self, journal: Journal, items: Sequence[Item]) -> None:
-        """Write the answers in the form of official results."""
-        key, value = self.benchmark.submission
-        rows = [journal.outcomes[item.row.id] for item in items if item.row.id in journal.outcomes]
-        results = [
-            {key: _number(row["id"]), value: row["text"] if "text" in row else row["ranked"][0][0]} for row in rows
+        """Write the answers in the form of official results: a table if it has probabilities, else JSON."""
+        columns = self.benchmark.submission
+        outcomes = [journal.outcomes[item.row.id] for item in items if item.row.id in journal.outcomes]
+        has_probabilities = len(columns) == 3
+        rows = [
+            dict(zip(columns, _official(outcome, has_probabilities=has_probabilities), strict=True))
+            for outcome in outcomes
         ]
-        path = journal.path.with_suffix(".results.json")
-        path.write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
+        if not has_probabilities:
+            journal.path.with_suffix(".results.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+            return
+        with journal.path.with_suffix(".results.csv").open("w", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(file, columns)
+            table.writeheader()
+            table.writerows(rows)
+
+
+def _official(outcome: Mapping[str, Any], *, has_probabilities: bool) -> tuple[str | int | float, ...]:
+    """Return the id and the answer of a query, or its id, the probability of yes, and 1 or 0."""
+    number, ranked = _number(outcome["id"]), outcome.get("ranked", ())
+    if has_probabilities:
+        return number, dict(ranked)["yes"], int(ranked[0][0] == "yes")
+    return number, outcome["text"] if "text" in outcome else ranked[0][0]
 
 
 def _number(text: str) -> str | int:
@@ -262,15 +279,16 @@ async def run(benchmark: Benchmark, options: Options) -> Report:
     """Run a benchmark, and write its report next to the answers."""
     async with AsyncClient(options.server, api_key=options.api_key, retries=RETRIES) as client:
         report = await Run(benchmark, options, client).run()
-    name = report_name(benchmark, options)
+    name = report_name(benchmark, options, report.model)
     (options.out / f"{name}.json").write_text(json.dumps(report.values(), indent=2) + "\n", encoding="utf-8")
     (options.out / f"{name}.md").write_text(report.markdown(), encoding="utf-8")
     return report
 
 
-def report_name(benchmark: Benchmark, options: Options) -> str:
-    """Return the name of a report: that of the benchmark, and the settings that are not the defaults."""
+def report_name(benchmark: Benchmark, options: Options, model: str) -> str:
+    """Return the name of a report: those of the benchmark and the model, and the settings that are not the defaults."""
     words = [
+        re.sub(r"[^\w.-]+", "-", model),
         *([options.selection] if options.selection != "random" else []),
         *([options.wording] if options.wording != "paper" else []),
         *([options.split] if options.split != benchmark.split else []),

@@ -170,7 +170,7 @@ METRICS: Mapping[str, Metric] = {
     "cider": Metric("CIDEr", _cider),
     "mwap": Metric("mWAP", _mwap, None),
     "ndcg": Metric("NDCG", _ndcg, None),
-    "okvqa_accuracy": Metric("VQA accuracy of stems", _okvqa_accuracy),
+    "okvqa_accuracy": Metric("VQA accuracy with stemming", _okvqa_accuracy),
     "roc_auc": Metric("ROC AUC", _roc_auc, None),
     "top_1_and_5": Metric("mean of top-1 and top-5 accuracy", _top_1_and_5, 5),
     "vqa_accuracy": Metric("VQA accuracy", _vqa_accuracy),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -70,7 +71,7 @@ def test_a_benchmark_is_evaluated(name: str, server: str, tmp_path: Path) -> Non
         assert result["failed"] == 0
         assert 0 <= result["value"] <= 1000
     assert report["model"] == "tiny-openflamingo"
-    table = (tmp_path / "out" / f"{name}.md").read_text(encoding="utf-8")
+    table = (tmp_path / "out" / f"{name}-tiny-openflamingo.md").read_text(encoding="utf-8")
     assert "| **tiny-openflamingo** |" in table
     assert "| Flamingo-3B |" in table or name == "kinetics700"
 
@@ -160,10 +161,19 @@ def test_a_split_without_answers_is_written_for_the_evaluation_server(
     assert row["question_id"] == 71
 
 
+def test_probabilities_are_written_as_a_table_for_the_evaluation_server(server: str, tmp_path: Path) -> None:
+    evaluate("hateful_memes", server, tmp_path, "--shots", "0")
+    (path,) = (tmp_path / "out").glob("*.results.csv")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = {int(row["id"]): (float(row["proba"]), int(row["label"])) for row in csv.DictReader(file)}
+    answers = {int(outcome["id"]): dict(outcome["ranked"]) for outcome in outcomes(tmp_path, 0)}
+    assert rows == {number: (p["yes"], int(p["yes"] > p["no"])) for number, p in answers.items()} != {}
+
+
 def test_missing_videos_are_stated_in_the_result(server: str, tmp_path: Path) -> None:
     report = evaluate("msrvttqa", server, tmp_path, "--shots", "0")
     assert (report["results"][0]["answers"], report["results"][0]["missing"]) == (2, 1)
-    table = (tmp_path / "out" / "msrvttqa.md").read_text(encoding="utf-8")
+    table = (tmp_path / "out" / "msrvttqa-tiny-openflamingo.md").read_text(encoding="utf-8")
     assert "0 shots: 2 answers, 1 rows without their media file" in table
 
 
@@ -281,9 +291,9 @@ def test_a_report_has_the_name_of_its_settings(tmp_path: Path) -> None:
         seed=0,
         concurrency=1,
     )
-    assert report_name(coco, options) == "coco"
+    assert report_name(coco, options, "org/lite") == "coco-org-lite"
     other = replace(options, selection="rices", wording="openflamingo", split="val", support=9, limit=5, seed=1)
-    assert report_name(coco, other) == "coco-rices-openflamingo-val-support-9-limit-5-seed-1"
+    assert report_name(coco, other, "lite") == "coco-lite-rices-openflamingo-val-support-9-limit-5-seed-1"
 
 
 def test_a_long_delay_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
