@@ -75,6 +75,24 @@ def test_a_set_with_room_gets_new_examples_before_it_loses_any(monkeypatch: pyte
     assert (server.sizes, server.refusals) == ([7, 5, 4], 0)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 64])
+def test_a_set_without_room_for_the_new_examples_loses_none(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "BATCH_EXAMPLES", batch)
+    upload(server := LimitedSet(limit=8), "abcdefgh")
+    before = set(server.ids)
+    with pytest.raises(BadRequest, match="full"):
+        upload(server, "abcdefuvw")
+    assert before <= set(server.ids)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 64])
+def test_a_set_is_filled_to_its_limit(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "BATCH_EXAMPLES", batch)
+    upload(server := LimitedSet(limit=8), "abcdefg")
+    assert upload(server, "abcduvwx").num_examples == 8
+    assert max(server.sizes) == 8
+
+
 def test_more_examples_than_a_set_may_have_are_refused() -> None:
     upload(server := LimitedSet(limit=3), "abc")
     with pytest.raises(BadRequest, match="full"):

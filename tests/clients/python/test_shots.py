@@ -91,6 +91,16 @@ def test_examples_name_a_set() -> None:
             assert (call.body or {})["examples"] == sent
 
 
+def test_a_recommendation_repeats_the_fields_of_its_evaluation() -> None:
+    repeated = {"template": "vqa", "calibration": "contextual"}
+    values = {"examples": {"support_set": "ss_1"}, "accuracy": 1.0, "accuracy_interval": [0.0, 1.0], **repeated}
+    recommendation = Recommendation.parse({**values, "method": "in_context"})
+    sent = Api().classify(DATA, {"examples": recommendation}).body or {}
+    assert {name: sent[name] for name in (*repeated, "method")} == {**repeated, "method": "in_context"}
+    other = Api().classify(DATA, {"examples": recommendation, "method": "knn"}).body or {}
+    assert not repeated.keys() & other.keys()
+
+
 def test_what_are_no_examples_is_refused_before_it_is_sent() -> None:
     evaluation = Evaluation(id="eval_1", status="completed")
     with Client("http://nowhere") as client:

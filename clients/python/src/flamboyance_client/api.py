@@ -182,7 +182,7 @@ def _selection(examples: Examples | None) -> Selection:
 
 
 def _recommended_fields(options: ClassifyOptions) -> dict[str, Any]:
-    """Return the method, form and temperature of a recommendation, unless the request has another method."""
+    """Return the method and other fields of a recommendation, unless the request has another method."""
     examples = options.get("examples")
     if not isinstance(examples, Recommendation) or options.get("method") not in (None, examples.method):
         return {}
@@ -190,6 +190,7 @@ def _recommended_fields(options: ClassifyOptions) -> dict[str, Any]:
         "method": examples.method or None,
         "temperature": examples.temperature,
         "shots_attend": examples.shots_attend,
+        **examples.repeated,
     }
     return {name: value for name, value in fields.items() if value is not None}
 

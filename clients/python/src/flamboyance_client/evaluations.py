@@ -11,6 +11,8 @@ from flamboyance_client.fewshot import Selection
 from flamboyance_client.replies import Json, required
 
 Item = TypeVar("Item")
+# fields of an evaluation's request that a recommendation has too
+REPEATED = ("template", "candidates", "normalisation", "calibration", "content_free", "permutations", "seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +80,8 @@ class Baseline:
 class Recommendation:
     """The recommended method, and the selection of shots and the temperature if it has a prompt.
 
-    As `examples` of a request it sets all of them. `examples` alone is the selection.
+    As `examples` of a request it sets all of them, and the fields that are `repeated` from the evaluation's request, such
+    as `template`. `examples` alone is the selection.
     """
 
     examples: Selection
@@ -88,6 +91,7 @@ class Recommendation:
     accuracy: float
     accuracy_interval: tuple[float, float] = field(repr=False)  # 95%
     reason: str = field(default="", repr=False)
+    repeated: Json = field(default_factory=dict, repr=False)
     raw: Json = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -100,6 +104,7 @@ class Recommendation:
             accuracy=required(values, "accuracy", float, "recommendation"),
             accuracy_interval=_interval(values, "recommendation"),
             reason=values.get("reason") or "",
+            repeated={name: values[name] for name in REPEATED if name in values},
             raw=values,
         )
 

@@ -60,6 +60,10 @@ class Batch:
         is_too_large = self.num_bytes + num_bytes > BATCH_BYTES
         return bool(self.examples) and (is_too_large or len(self.examples) == BATCH_EXAMPLES)
 
+    def split(self, number: int) -> tuple[Batch, Batch]:
+        """Return a batch of the first `number` examples, and one of the others."""
+        return Batch(self.names[:number], self.examples[:number]), Batch(self.names[number:], self.examples[number:])
+
 
 def set_name(folder: str | Path, otherwise: str = "pass name=...") -> str:
     """Return a name for the set of a folder: the folder's, in the characters that names may have.
@@ -168,7 +172,7 @@ def _change(
             "(another label or question makes another example)"
         )
     new, gone = [item for item in items if item.id not in stored], [id for id in stored if id not in current]
-    target = yield from _exchange(calls, target, _batches(new, target.name), gone)
+    target = yield from _exchange(calls, target, _batches(new, target.name), len(new), gone)
     return (yield calls.update(target.id, options)) if options else target
 
 
@@ -195,22 +199,29 @@ def _add_all(calls: SupportSetCalls, target: SupportSet, batches: Iterator[Batch
 
 
 def _exchange(
-    calls: SupportSetCalls, target: SupportSet, batches: Iterator[Batch], gone: Sequence[str]
+    calls: SupportSetCalls, target: SupportSet, batches: Iterator[Batch], num_new: int, gone: Sequence[str]
 ) -> Steps[SupportSet]:
-    """Add the batches, and then remove the examples that are gone.
+    """Add the batches, which have `num_new` examples, and then remove the examples that are gone.
 
-    A set that has no room for a batch loses as many of those examples first, for this batch and for each later one.
+    A set that has no room for a batch loses as many of those examples first, for this batch and for each later one. It
+    loses none if it has no room for the new examples even without them.
     """
     is_full = False
     for batch in batches:
         if not is_full:
             try:
                 target = yield from _add(calls.put(target.id, batch.examples, target.version), batch)
+                num_new -= len(batch.examples)
                 continue
             except ApiError as error:
-                if error.code != NO_ROOM or not gone:
+                # the number by which the set grows: if there is no room for as many of the batch, there never will be
+                num_more = max(num_new - len(gone), 0)
+                if error.code != NO_ROOM or not gone or num_more >= len(batch.examples):
                     raise
-                is_full = True
+            is_full = True
+            if num_more:
+                first, batch = batch.split(num_more)
+                target = yield from _add(calls.put(target.id, first.examples, target.version), first)
         target = yield from _remove(calls, target, gone[: len(batch.examples)])
         gone = gone[len(batch.examples) :]
         target = yield from _add(calls.put(target.id, batch.examples, target.version), batch)

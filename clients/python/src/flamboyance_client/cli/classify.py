@@ -59,7 +59,12 @@ def classify(
             metavar="EVALUATION", show_default=False, help="The set, method and shots that an evaluation recommends."
         ),
     ] = None,
-    template: Annotated[str, typer.Option(help="How the prompt is written.")] = "classification",
+    template: Annotated[
+        str | None,
+        typer.Option(
+            show_default=False, help="How the prompt is written; without it classification, or as it was evaluated."
+        ),
+    ] = None,
     target_accuracy: TargetAccuracy = None,
     target_coverage: TargetCoverage = None,
     url: Url = DEFAULT_URL,
