@@ -18,6 +18,8 @@ from server.store.records import SupportSet
 
 # the template of evaluations whose prompts are recommended: that of a request which says nothing of its own
 EVALUATED_TEMPLATE = "classification"
+QUERY_FIELDS = ("template", "candidates")
+PROMPT_FIELDS = tuple(name for name in WeighingFields.model_fields if name != "seed")
 # seconds after which the database is asked again, since an evaluation may have completed
 KEPT_SECONDS = 10.0
 # of what was found, also in periods that are over
@@ -83,7 +85,17 @@ def recommendation_of(evaluation: Evaluation) -> dict[str, Any] | None:
     if lacks_likeness(evaluation):
         return None
     always, settled = baseline(plan["truths"]), plan["settled"]
-    return recommend(cells, evaluation.support_set, evaluation.version, settled["order"], always, plan.get("prior"))
+    chosen = recommend(cells, evaluation.support_set, evaluation.version, settled["order"], always, plan.get("prior"))
+    return None if chosen is None else chosen | _repeated(plan["request"], chosen)
+
+
+def _repeated(request: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an evaluation's request that a request with the chosen setting has to repeat."""
+    if chosen["method"] in METHODS:
+        return {name: request[name] for name in QUERY_FIELDS if name in request}
+    fields = {name: request[name] for name in (*QUERY_FIELDS, *PROMPT_FIELDS) if name in request}
+    # the orders of the shots are drawn with the seed that selects them
+    return fields | ({"seed": chosen["examples"]["seed"]} if "permutations" in fields else {})
 
 
 def lacks_likeness(evaluation: Evaluation) -> bool:

@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from model.prompt import ShotsAttend
-from server.schemas.fewshot import Method, Order, Strategy
+from server.schemas.fewshot import (
+    Calibration,
+    CandidateField,
+    ContentFree,
+    Method,
+    Normalisation,
+    Order,
+    Strategy,
+    TemplateChoice,
+)
 from server.schemas.responses.base import Absent, PageSchema, ResponseSchema
 from server.schemas.stored import Control
 
@@ -205,7 +214,16 @@ class RecommendedExamples(ResponseSchema):
 
 
 class Recommendation(ResponseSchema):
+    """The fields of a classification, with those of the evaluation's request that belong to it, if they were sent."""
+
     examples: RecommendedExamples
+    template: TemplateChoice | Absent = None
+    candidates: list[CandidateField] | Absent = None
+    normalisation: Normalisation | Absent = None
+    calibration: Calibration | Absent = None
+    content_free: ContentFree | Absent = None
+    permutations: int | Absent = None
+    seed: int | Absent = None
     shots_attend: ShotsAttend | Absent = Field(None, description="The form of the prompt. Present if it is `alone`.")
     method: Method
     temperature: float | None = Field(

@@ -24,6 +24,9 @@ from tests.server.fakes import TOKENIZER, FakeClient
 
 pytestmark = pytest.mark.anyio
 
+# fields of a recommendation that are not those of a classification
+REPORTED = ("accuracy", "accuracy_interval", "reason")
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
@@ -123,6 +126,32 @@ async def test_auto_follows_the_form_of_the_prompts_that_were_evaluated(
     assert (answer["method"], answer["usage"]["fewshot_details"]["shots_attend"]) == ("in_context", "alone")
     other = await answer_to(http, shots_attend="previous")
     assert "shots_attend" not in other["usage"]["fewshot_details"]
+
+
+async def test_a_recommendation_repeats_how_its_prompts_were_written_and_weighed(
+    http: httpx.AsyncClient, client: FakeClient, services: Services
+) -> None:
+    """A classification with all of its fields computes what was evaluated."""
+    template = {"shot": "{media}{label}", "query": "{media}"}
+    given = {"template": template, "normalisation": "mean", "permutations": 2, "candidates": ["warm", "cold"]}
+    evaluated = await run_evaluation(http, services, k=[2], strategies=["balanced"], seeds=[7], **given)
+    fields = evaluated["recommendation"]
+    assert {name: fields[name] for name in given} == given
+    assert (fields["method"], fields["seed"]) == ("in_context", 7)
+    of_evaluation, client.scores = client.scores, []
+    await answer_to(http, **{name: fields[name] for name in fields if name not in REPORTED})
+    assert client.scores[0].prompt.token_ids in [score.prompt.token_ids for score in of_evaluation]
+
+
+async def test_a_recommendation_of_a_method_without_a_prompt_can_be_sent_as_it_is(
+    http: httpx.AsyncClient, services: Services
+) -> None:
+    given = {"candidates": ["warm", "cold"], "template": "vqa"}
+    evaluated = await run_evaluation(http, services, methods=["knn"], normalisation="mean", **given)
+    fields = evaluated["recommendation"] or {**given, "method": "knn"}
+    assert "normalisation" not in fields
+    sent = {name: value for name, value in fields.items() if name not in REPORTED and value is not None}
+    assert (await answer_to(http, **sent))["method"] == "knn"
 
 
 async def test_a_request_that_selects_shots_keeps_its_selection(http: httpx.AsyncClient, services: Services) -> None:

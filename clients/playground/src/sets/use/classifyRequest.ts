@@ -18,6 +18,6 @@ export function classifyRequest(
 /** A method without a prompt has no temperature to send: each request fits its own. */
 function how(name: string, recommendation: Evaluation['recommendation']): ClassifyFields {
   if (!recommendation) return { examples: { support_set: name } }
-  const { examples, method, shots_attend, temperature } = recommendation
-  return { examples, method, ...(shots_attend && { shots_attend }), ...(temperature !== null && { temperature }) }
+  const { accuracy, accuracy_interval, reason, temperature, ...fields } = recommendation
+  return { ...fields, ...(temperature !== null && { temperature }) }
 }
