@@ -381,7 +381,8 @@ class Scheduler:
         """Return for how many of `count` tokens there is time; none if the piece would be too small."""
         if not plan.pace.per_work:
             return count
-        start, least = sequence.num_computed, min(count, plan.pace.smallest_piece(self.config.step_seconds))
+        start = sequence.num_computed
+        least = min(count, plan.pace.smallest_piece(self.config.step_seconds, start))
         work = (plan.max_seconds - plan.seconds) / plan.pace.per_work
         num_within = count_within(work, start, reads_all_logits=start < sequence.scored.stop)
         if num_within < least:

@@ -158,12 +158,12 @@ class Pace:
     def per_work(self) -> float:
         return self._per_scaled_work / self.WORK_SCALE
 
-    def smallest_piece(self, seconds: float) -> int:
+    def smallest_piece(self, seconds: float, context: int) -> int:
         """Return the smallest length of a piece of a prompt; shorter where a step with it takes longer than `seconds`.
 
-        Short pieces read the weights, and the context of a long prompt, more often.
+        The piece follows `context` other tokens. Short pieces read these, and the weights, more often.
         """
-        return MIN_PIECE if self.fixed + MIN_PIECE * self.per_work <= seconds else MIN_PIECE // 2
+        return MIN_PIECE if self.fixed + work_of(MIN_PIECE, context) * self.per_work <= seconds else MIN_PIECE // 2
 
     def learn(self, work: float, num_frames: int, seconds: float) -> None:
         scaled = work / self.WORK_SCALE

@@ -120,13 +120,25 @@ def test_pieces_are_shorter_where_the_smallest_one_takes_longer_than_a_step_shou
     slow = Costs(step=0.016, token=0.006, context=0.012, logits=0.001, frame=0.03)
     for costs, smallest in ((slow, MIN_PIECE // 2), (Costs(), MIN_PIECE)):
         simulation = Simulation(replace(CONFIG, step_seconds=0.05), costs)
-        simulation.generate(8000, 4)
-        simulation.run_until(simulation.now + 4)
+        simulation.generate(2000, 4)
+        simulation.run_until(simulation.now + 0.5)
         began = len(simulation.runner.plans)
         for _ in range(10):
-            simulation.arrive(simulation.now + 0.3)
+            simulation.arrive(simulation.now + 0.1)
         pieces = [row.count for plan in simulation.runner.plans[began:] for row in plan.rows if row.start >= 100]
         assert min(count for count in pieces if count > 1) == smallest
+
+
+def test_pieces_that_read_a_long_context_are_shorter() -> None:
+    """The context of a piece, too, may take longer than a step should."""
+    simulation = Simulation(replace(CONFIG, step_seconds=0.05), Costs(context=0.005))
+    simulation.generate(8000, 4)
+    simulation.run_until(simulation.now + 0.5)
+    while simulation.engine.scheduler.running[0].num_computed < 7000:
+        simulation.arrive(simulation.now + 0.1)
+    pieces = [row for plan in simulation.runner.plans for row in plan.rows if row.count > 1]
+    assert min(row.count for row in pieces if 500 < row.start < 1500) == MIN_PIECE
+    assert min(row.count for row in pieces if row.start > 5000) == MIN_PIECE // 2
 
 
 @pytest.mark.parametrize("frame", [0.018, 0.05])
