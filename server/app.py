@@ -109,7 +109,8 @@ logger = logging.getLogger(__name__)
 class Application(FastAPI):
     """FastAPI with this server's document at /openapi.json, and without FastAPI's pages, which load external scripts.
 
-    A request with the method HEAD is answered as with GET, without the body.
+    A request with the method HEAD is answered as with GET, without the body. A path may end with a slash: a redirect would
+    name the scheme and host that this server sees, which a proxy may have changed, and not all clients follow one.
     """
 
     def __init__(self, lifespan: Lifespan[Application]) -> None:
@@ -119,10 +120,13 @@ class Application(FastAPI):
             docs_url=None,
             redoc_url=None,
             generate_unique_id_function=operation_id,
+            redirect_slashes=False,
             lifespan=lifespan,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await super().__call__(scope, receive, send)
             return

@@ -5,6 +5,7 @@ Media are checked and identified here, but not decoded. Only `model.prompt` know
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -27,6 +28,8 @@ from server.media.intake import Intake
 from server.media.source import EncodedMedia
 from server.schemas.prompt import EndOfChunkPart, MediaPart, Prompt, Prompts, TextPart, prompt_form
 from server.served_model import ServedModel
+
+DATA_URL = re.compile(r"data:(image|video)/[\w.+-]+;base64,")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +94,12 @@ async def _prepare(prompt: Prompt, media: Mapping[str, EncodedMedia], model: Ser
         return await model.tokenize(encode_segments, [Text(prompt)], {}, model, param)
     if not prompt:  # some families would begin it with a marker
         raise InvalidRequest("the prompt is empty", param=param)
-    token_ids = [part for part in prompt if isinstance(part, int)]
-    if token_ids:
-        return _index_token_ids(check_token_ids(token_ids, model, param), model.tokenizer, param)
+    if isinstance(prompt[0], int):
+        if len(prompt) > (limit := model.max_model_len):
+            raise ContextLengthExceeded(
+                f"the prompt has {len(prompt)} tokens, the model's limit is {limit}", param=param
+            )
+        return _index_token_ids(check_token_ids(prompt, model, param), model.tokenizer, param)
     segments: list[Segment] = []
     by_digest: dict[bytes, EncodedMedia] = {}
     for index, part in enumerate(prompt):
@@ -133,9 +139,14 @@ def encode_segments(
 
 
 def check_texts(texts: Iterable[str], model: ServedModel, param: str) -> None:
-    """Check that texts have few enough bytes to fit the model, before tokenization. Raises `ContextLengthExceeded`."""
+    """Check texts before tokenization: they have few enough bytes to fit the model, and are no data URLs.
+
+    Raises `ContextLengthExceeded` or `InvalidRequest`.
+    """
     num_bytes, limit = 0, model.max_model_len * model.tokenizer.max_token_bytes
     for text in texts:
+        if DATA_URL.match(text):
+            raise InvalidRequest("this text is a data URL: send an image or a video as a part of its own", param=param)
         num_bytes += len(text.encode(errors="replace"))
         if num_bytes > limit:
             message = (

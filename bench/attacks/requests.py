@@ -55,9 +55,19 @@ def _long_prompt(session: Session, **fields: Any) -> None:
     session.send(_completion(prompt=text(4 * LONG, seed)[: 4 * LONG], max_tokens=1, **fields))
 
 
-def _chat_of_many_parts() -> Request:
-    content = [{"type": "text", "text": "a bird "}] * 30_000
+def _chat_of_parts(num: int) -> Request:
+    content = [{"type": "text", "text": "a bird "}] * num
     return post("/v1/chat/completions", messages=[{"role": "user", "content": content}], max_tokens=1)
+
+
+def _new_examples(num: int, **fields: Any) -> Request:
+    return post("/v1/support_sets", examples=[fields] * num, ttl_seconds=60)
+
+
+def _many_questions() -> Request:
+    choices = [{"value": str(number)} for number in range(68)]
+    questions = [{"type": "choice", "instructions": "Which?", "choices": choices}] * 60
+    return post("/v1/decisions", input="A cup.", questions=questions)
 
 
 def _decisions_with_long_instructions() -> Request:
@@ -204,7 +214,21 @@ ATTACKS = (
         run=repeated(lambda: _completion(**{"x" * (8 * MB): 1})),
         is_refused=True,
     ),
-    Attack(name="chat of 30,000 text parts", severity="high", run=repeated(_chat_of_many_parts)),
+    Attack(
+        name="chat of 30,000 text parts", severity="high", run=repeated(lambda: _chat_of_parts(30_000)), is_refused=True
+    ),
+    Attack(name="chat of 8,000 text parts", severity="high", run=repeated(lambda: _chat_of_parts(8000))),
+    Attack(
+        name="500,000 parts that are no parts, and 200,000 empty examples",
+        severity="critical",
+        run=repeated(
+            lambda: post("/v1/chat/completions", messages=[{"role": "user", "content": [0] * 500_000}]),
+            lambda: _new_examples(200_000),
+        ),
+        is_refused=True,
+    ),
+    Attack(name="10,000 new examples", severity="high", run=repeated(lambda: _new_examples(10_000, text="a"))),
+    Attack(name="60 questions with 68 choices", severity="high", run=repeated(_many_questions)),
     Attack(
         name="1,000 examples under long instructions", severity="high", run=repeated(_decisions_with_long_instructions)
     ),

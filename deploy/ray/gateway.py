@@ -42,7 +42,7 @@ from server.api.sse import DONE, EventStream, event, unless_disconnected
 from server.errors import Overloaded, ServerError
 from server.limits.admission import Admission, Ticket
 from server.limits.deadline import MAX_SECONDS
-from server.schemas.base import MAX_SEPARATORS, check_separators
+from server.schemas.separators import MAX_SEPARATORS, check_separators
 from server.settings import Settings
 from server.store.database import Database
 from server.telemetry import logs

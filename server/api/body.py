@@ -24,8 +24,10 @@ from server.schemas.base import ModelRequest, PrioritizedRequest, SchemaType, Ti
 from server.settings import Settings
 from server.telemetry.stages import current
 
-# sizes in bytes for which reading a body, and parsing JSON, takes some milliseconds
+# the size in bytes, from which reading a body and parsing it takes some milliseconds
 LARGE_BODY = 2**20
+# the numbers of names and of values from which parsing takes as long
+MANY_NAMES, MANY_VALUES = 2**12, 2**16
 # bytes of a body per write to a file
 WRITE_BYTES = 2**20
 
@@ -65,19 +67,18 @@ async def read_json(
 ) -> tuple[SchemaType, bytes]:
     """Read and validate a JSON body, and return the fields and the body; `empty` replaces a body without bytes.
 
-    Large bodies are validated one at a time, with a pause in between. Other content types are refused, because a page of
-    another site can send them without a preflight request. Raises `InvalidRequest`, `UnsupportedMediaType` and what
-    `stream_body` raises.
+    Large bodies are validated one at a time in a thread, with a pause in between. Other content types are refused, because
+    a page of another site can send them without a preflight request. Raises `InvalidRequest`, `UnsupportedMediaType` and
+    what `stream_body` raises.
     """
     declared, body = content_type(request), await read_body(request, services.settings)
     if body and declared != JSON:
         message = f"a body of type {declared[:64]!r}: send JSON with the header Content-Type: {JSON}"
         raise UnsupportedMediaType(message, param="Content-Type")
     body = body or empty
-    if len(body) < LARGE_BODY:
-        return read(schema, body), body
-    async with services.parsing.hold():
-        return read(schema, body), body
+    if len(body) >= LARGE_BODY or body.count(b":") >= MANY_NAMES or body.count(b",") >= MANY_VALUES:
+        return await services.parsing.run(read, schema, body), body
+    return read(schema, body), body
 
 
 def read_query(schema: type[SchemaType], request: Request) -> SchemaType:

@@ -10,13 +10,13 @@ Nothing in it depends on a model: vectors, evaluations, versions and lifetimes a
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from server.media.source import Kind
 from server.schemas.base import SHA_256, Schema
-from server.schemas.stored import ExampleId, Metadata, SetName, StoredText
+from server.schemas.stored import MAX_NAMES, ExampleId, Metadata, SetName, StoredText
 
 FORMAT = "flamboyance.support_set"
 FORMAT_VERSION = 1
@@ -57,6 +57,7 @@ class ArchivedMedia(Schema):
 class ArchivedExample(Schema):
     """A worked example; the server gives it an id if it has none."""
 
+    max_names: ClassVar[int] = MAX_NAMES
     id: ExampleId | None = None
     media: list[ArchivedMedia] = Field([], max_length=64)
     text: StoredText = ""

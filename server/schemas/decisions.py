@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from server.schemas.base import PrioritizedRequest, Schema, tag_of, with_example
 from server.schemas.fewshot import (
@@ -20,6 +20,8 @@ from server.schemas.generation import MAX_MESSAGES
 from server.schemas.prompt import BREAKPOINT, DETAIL, CacheBreakpoint
 
 MAX_QUESTIONS = 400
+# of all questions together; each is scored by the language model
+MAX_ANSWERS = 4096
 
 UNUSED = "Accepted and not used."
 
@@ -133,6 +135,11 @@ class QuestionFields(Schema):
     instructions: DecisionContent
     name: str | None = Field(None, max_length=1024, description="A name that the answer repeats.")
 
+    @property
+    def num_answers(self) -> int:
+        """The number of possible answers."""
+        return 2
+
 
 class PredicateQuestion(QuestionFields):
     """A question for the probability that a statement about the input is true."""
@@ -154,6 +161,10 @@ class ChoiceQuestion(QuestionFields):
     type: Literal["choice"]
     choices: list[DecisionChoice] = Field(min_length=2, max_length=MAX_CANDIDATES)
 
+    @property
+    def num_answers(self) -> int:
+        return len(self.choices)
+
 
 class ScoreLevel(Schema):
     label: CandidateText
@@ -165,6 +176,10 @@ class ScoreQuestion(QuestionFields):
 
     type: Literal["score"]
     levels: list[ScoreLevel] = Field(min_length=2, max_length=MAX_CANDIDATES)
+
+    @property
+    def num_answers(self) -> int:
+        return len(self.levels)
 
 
 DecisionQuestion = Annotated[
@@ -205,6 +220,14 @@ class DecisionRequest(ShotsFields, WeighingFields, ConfidenceFields, Prioritized
     prompt_cache_options: PromptCacheOptions = PromptCacheOptions()
     prompt_cache_key: str = Field("", max_length=1024, description=UNUSED)
     safety_identifier: str = Field("", max_length=1024, description=UNUSED)
+
+    @field_validator("questions")
+    @classmethod
+    def _few_answers(cls, questions: list[DecisionQuestion]) -> list[DecisionQuestion]:
+        number = sum(question.num_answers for question in questions)
+        if number > MAX_ANSWERS:
+            raise ValueError(f"all questions together have {number} possible answers, the limit is {MAX_ANSWERS}")
+        return questions
 
     @property
     def method_or_default(self) -> MethodChoice:

@@ -73,6 +73,8 @@ class ListImagesRequest(ListRequest):
 
 
 MAX_TEXT = 65536
+# of fields in the examples of a request
+MAX_NAMES = 2**16
 MAX_METADATA_BYTES = 16384
 # ten years
 MAX_TTL = 315_360_000
@@ -179,6 +181,7 @@ class Lifetime(Schema):
 class CreateRequest(Lifetime):
     model_config = with_example(name="sums", examples=[{"id": "a1", "question": "2 + 2?", "text": "4"}])
 
+    max_names: ClassVar[int] = MAX_NAMES
     name: SetName | None = Field(None, description=NAME)
     examples: Examples = Field([], description="The examples of version 1.")
     pinned: bool = Field(False, description=PINNED)
@@ -221,6 +224,7 @@ class UpdateRequest(Lifetime):
 class PutExamplesRequest(Schema):
     model_config = with_example(examples=[{"id": "a2", "question": "3 + 3?", "text": "6"}])
 
+    max_names: ClassVar[int] = MAX_NAMES
     examples: Annotated[Examples, Field(min_length=1)]
     expected_version: Version | None = Field(None, description=EXPECTED_VERSION)
 

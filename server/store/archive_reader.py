@@ -32,7 +32,8 @@ from server.schemas.archive import (
     ArchivedMedia,
     Manifest,
 )
-from server.schemas.base import MAX_SEPARATORS, SchemaType, check_separators, read
+from server.schemas.base import SchemaType, read
+from server.schemas.separators import MAX_SEPARATORS, check_separators
 from server.settings import Settings
 
 # a ZIP file's directory is read as a whole: a media item takes about 150 bytes of it

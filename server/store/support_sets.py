@@ -108,6 +108,10 @@ class SupportSets:
 
     # changing
 
+    def check_num_examples(self, num_examples: int) -> None:
+        """Check, before their media are read, that a set may have so many new examples. Raises `TooManyExamples`."""
+        versions.check_num_examples(num_examples, self._max_examples)
+
     async def create(
         self,
         name: str | None,

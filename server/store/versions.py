@@ -170,7 +170,7 @@ def insert(session: Session, row: SupportSetRow, examples: Sequence[NewExample])
 def publish(session: Session, row: SupportSetRow, now: float, max_examples: int) -> None:
     """Create the first version of a set, with the inserted examples. Raises `TooManyExamples`."""
     num_examples = row.next_position
-    _check_number(num_examples, max_examples)
+    check_num_examples(num_examples, max_examples)
     _begin_version(session, row, now, num_examples=num_examples, num_added=num_examples)
 
 
@@ -185,7 +185,7 @@ def merge(session: Session, row: SupportSetRow, staged: SupportSetRow, now: floa
     num_replaced = session.scalar(select(func.count()).select_from(ExampleRow).where(*is_replaced)) or 0
     num_added = staged.next_position - num_replaced
     num_examples = _num_examples(session, row) + num_added
-    _check_number(num_examples, max_examples)
+    check_num_examples(num_examples, max_examples)
     _begin_version(session, row, now, num_examples=num_examples, num_added=num_added, num_replaced=num_replaced)
     _end(session, row, ExampleRow.example_id.in_(ids))
     # a new example gets the position of the one that it replaces
@@ -303,7 +303,8 @@ def _num_examples(session: Session, row: SupportSetRow) -> int:
     return session.get_one(VersionRow, (row.id, row.version)).num_examples if row.version else 0
 
 
-def _check_number(num_examples: int, max_examples: int) -> None:
+def check_num_examples(num_examples: int, max_examples: int) -> None:
+    """Check that a set may have as many examples. Raises `TooManyExamples`."""
     if num_examples > max_examples:
         message = f"the support set would have {num_examples} examples, the limit is {max_examples}"
         raise TooManyExamples(message, param="examples")

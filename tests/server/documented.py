@@ -43,9 +43,9 @@ def _patterns() -> list[tuple[re.Pattern[str], str]]:
 
 def operation_steps(request: httpx.Request) -> tuple[str, ...] | None:
     """Return the steps to the operation of a request, None for a request that no route answers."""
-    method = "get" if request.method == "HEAD" else request.method.lower()
+    method, requested = "get" if request.method == "HEAD" else request.method.lower(), request.url.path.rstrip("/")
     for pattern, path in _patterns():
-        if pattern.fullmatch(request.url.path) and method in document()["paths"][path]:
+        if pattern.fullmatch(requested) and method in document()["paths"][path]:
             return ("paths", path, method)
     return None
 

@@ -42,10 +42,13 @@ async def show_playground() -> Response:
     return FileResponse(FILES["index.html"], headers=HEADERS | ASK_AGAIN)
 
 
+@router.get("/playground")
+async def go_to_playground() -> Response:
+    return RedirectResponse("/")
+
+
 @router.get(PREFIX + "{file:path}")
 async def show_file(file: str) -> Response:
-    if not file:
-        return RedirectResponse("/")
     if file not in FILES:
         raise NotFound(f"{PREFIX} has no file {file[:64]!r}")
     return FileResponse(FILES[file], headers=HEADERS | (FOREVER if file.startswith(HASHED) else ASK_AGAIN))

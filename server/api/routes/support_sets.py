@@ -316,6 +316,7 @@ async def _store(
     services: Services,
 ) -> Response:
     """Read the media of new examples and store the version, unless the client disconnects before it is written."""
+    services.support_sets.check_num_examples(len(examples))
 
     async def work() -> SupportSetInfo:
         return await store(await read_examples(examples, services.intake))

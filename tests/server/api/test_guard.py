@@ -33,7 +33,6 @@ PROTECTED_PATHS = [
     "/version",
     "/v1/models",
     "/v1/models/tiny",
-    "/docs/",
     "/docs/docs.html",
     "/openapi.yaml",
     "/redoc",

@@ -260,12 +260,20 @@ class TestShares:
         ("/v1/responses", "; this server answers conversations at /v1/chat/completions"),
         ("/api/tags", "; the served model is listed at /v1/models"),
         ("/v1/dogs", ""),
-        ("/v1/", ""),
+        ("/v1", ""),
     ],
 )
 async def test_an_unknown_path_is_answered_with_the_route_to_use(path: str, hint: str, http: httpx.AsyncClient) -> None:
     message = (await http.post(path, json={})).json()["error"]["message"]
     assert message == f"POST {path}: Not Found{hint}"
+
+
+async def test_a_path_may_end_with_a_slash(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/v1/models/")).json() == (await http.get("/v1/models")).json()
+    tokens = await http.post("/tokenize/", json={"prompt": "a"})
+    assert (tokens.status_code, tokens.json()["count"] > 0) == (200, True)
+    message = (await http.post("/v1/dogs/", json={})).json()["error"]["message"]
+    assert message == "POST /v1/dogs: Not Found"
 
 
 async def test_a_method_that_a_path_does_not_have_suggests_no_other_path(http: httpx.AsyncClient) -> None:

@@ -18,7 +18,7 @@ import pytest
 from server.errors import BodyTooLarge, InvalidArchive, InvalidMedia, ServerError, TooManyExamples
 from server.media.source import encoded
 from server.media.store import MediaStore
-from server.schemas.base import MAX_SEPARATORS
+from server.schemas.separators import MAX_SEPARATORS
 from server.settings import Settings
 from server.store import archive_reader
 from server.store.archive_reader import Archive, ArchiveLimits

@@ -220,6 +220,7 @@ NO_MEDIA = [{"label": "cat", "question": "It meows."}]
         ({"input": [{"role": "tool", "content": "a"}]}, 422, "input[0]"),
         ({"questions": []}, 400, "questions"),
         ({"questions": [PREDICATE] * 401}, 400, "questions"),
+        ({"questions": [*choice(*map(str, range(1024))) * 4, PREDICATE]}, 400, "questions"),
         ({"questions": [{**PREDICATE, "type": "box"}]}, 422, "questions[0].type"),
         ({"questions": [{**PREDICATE, "instructions": " "}]}, 400, "questions[0].instructions"),
         ({"questions": [{**PREDICATE, "instructions": [image()]}]}, 400, "questions[0].instructions"),

@@ -102,6 +102,7 @@ async def test_media_have_embeddings(http: httpx.AsyncClient, client: FakeClient
         ({"input": ""}, 400, "input"),
         ({"input": []}, 400, "input"),
         ({"input": ["a", ""]}, 400, "input[1]"),
+        ({"input": ["a", "data:video/mp4;base64,AAAA"]}, 400, "input[1]"),
         ({"input": ["a", 3]}, 400, "input[1]"),
         ({"input": [99999]}, 400, "input[0]"),
         ({"input": [[5], [5, 99999]]}, 400, "input[1][1]"),

@@ -76,7 +76,14 @@ async def test_an_error_of_one_prompt_ends_the_request(http: httpx.AsyncClient, 
 
 @pytest.mark.parametrize(
     ("prompt", "param"),
-    [(["a", []], "prompt[1]"), ([[5], [6, 10**6]], "prompt[1][1]"), (["a", 3], "prompt[1]"), ([["a"]], "prompt[0]")],
+    [
+        (["a", []], "prompt[1]"),
+        ([[5], [6, 10**6]], "prompt[1][1]"),
+        ([[5], [10**6] * 5000], "prompt[1]"),
+        (["a", 3], "prompt[1]"),
+        ([["a"]], "prompt[0]"),
+        (["a", "data:image/png;base64,iVBO"], "prompt[1]"),
+    ],
 )
 async def test_an_invalid_prompt_of_several_is_named(http: httpx.AsyncClient, prompt: Any, param: str) -> None:
     response = await post(http, prompt=prompt)

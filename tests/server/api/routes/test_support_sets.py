@@ -350,9 +350,13 @@ async def test_failed_warming_reports_the_error(http: httpx.AsyncClient, client:
     assert error(await http.post(f"{SETS}/s/warm"))[:2] == (503, "engine_not_ready")
 
 
-async def test_too_many_examples_are_refused(http: httpx.AsyncClient, settings: Settings, app: FastAPI) -> None:
+async def test_too_many_examples_are_refused_before_their_media_are_read(
+    http: httpx.AsyncClient, settings: Settings
+) -> None:
     limit = settings.max_set_examples
-    response = await http.post(SETS, json={"examples": [{"text": "x"}] * (limit + 1)})
+    response = await http.post(
+        SETS, json={"examples": [{"text": "x"}] * limit + [{"media": [{"type": "image_id", "image_id": "x"}]}]}
+    )
     assert error(response) == (400, "too_many_examples", "examples")
 
 
