@@ -133,10 +133,10 @@ async def test_a_recommendation_repeats_how_its_prompts_were_written_and_weighed
 ) -> None:
     """A classification with all of its fields computes what was evaluated."""
     template = {"shot": "{media}{label}", "query": "{media}"}
-    given = {"template": template, "normalisation": "mean", "permutations": 2, "candidates": ["warm", "cold"]}
-    evaluated = await run_evaluation(http, services, k=[2], strategies=["balanced"], seeds=[7], **given)
+    repeated = {"template": template, "normalisation": "mean", "permutations": 2, "candidates": ["warm", "cold"]}
+    evaluated = await run_evaluation(http, services, k=[2], strategies=["balanced"], seeds=[7], **repeated)
     fields = evaluated["recommendation"]
-    assert {name: fields[name] for name in given} == given
+    assert {name: fields[name] for name in repeated} == repeated
     assert (fields["method"], fields["seed"]) == ("in_context", 7)
     of_evaluation, client.scores = client.scores, []
     await answer_to(http, **{name: fields[name] for name in fields if name not in REPORTED})
@@ -146,9 +146,9 @@ async def test_a_recommendation_repeats_how_its_prompts_were_written_and_weighed
 async def test_a_recommendation_of_a_method_without_a_prompt_can_be_sent_as_it_is(
     http: httpx.AsyncClient, services: Services
 ) -> None:
-    given = {"candidates": ["warm", "cold"], "template": "vqa"}
-    evaluated = await run_evaluation(http, services, methods=["knn"], normalisation="mean", **given)
-    fields = evaluated["recommendation"] or {**given, "method": "knn"}
+    repeated = {"candidates": ["warm", "cold"], "template": "vqa"}
+    evaluated = await run_evaluation(http, services, methods=["knn"], normalisation="mean", **repeated)
+    fields = evaluated["recommendation"] or {**repeated, "method": "knn"}
     assert "normalisation" not in fields
     sent = {name: value for name, value in fields.items() if name not in REPORTED and value is not None}
     assert (await answer_to(http, **sent))["method"] == "knn"
