@@ -18,6 +18,9 @@ NAME = "flamboyance"
 ROUTER = "deploy.ray.router.AffinityRouter"
 # seconds in addition to the time of the server's own shutdown
 SHUTDOWN_MARGIN_SECONDS = 10.0
+# Ray replaces an actor after three checks without an answer in this time: a hung one after about 45 seconds. Loading and
+# computing do not delay the answer, which comes from another process than the engine's
+HEALTH_CHECK = {"health_check_period_s": 5.0, "health_check_timeout_s": 10.0}
 # a gateway only passes requests on and waits, so no processor is reserved for it
 GATEWAY_REQUESTS = 1000
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +42,7 @@ def application(fleet: Fleet, factory: str = ENGINE_FACTORY) -> serve.Applicatio
         request_router_config={"request_router_class": ROUTER},
         graceful_shutdown_timeout_s=fleet.settings.shutdown_timeout + SHUTDOWN_MARGIN_SECONDS,
         graceful_shutdown_wait_loop_s=0.5,
+        **HEALTH_CHECK,
         # a rolling update starts the next replica before it stops one
         max_surge_percent=1,
         ray_actor_options={
@@ -57,6 +61,7 @@ def application(fleet: Fleet, factory: str = ENGINE_FACTORY) -> serve.Applicatio
         user_config=fleet.gateway_config,
         graceful_shutdown_timeout_s=fleet.settings.shutdown_timeout + SHUTDOWN_MARGIN_SECONDS,
         graceful_shutdown_wait_loop_s=0.5,
+        **HEALTH_CHECK,
         max_surge_percent=1,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": ENVIRONMENT}},
         logging_config=_LOGGING,
