@@ -39,9 +39,9 @@ def _digest(data: bytes) -> str:
 # digest of all sources is part of the kernel's name
 SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 DIGEST = _digest(b"".join(file.read_bytes() for file in SOURCES))
-# Sums may be in any order, so that loops can be vectorised; a NaN stays a NaN. A loop whose output begins less than 256 bytes
-# after its input is not vectorised and may round differently: so results of rows of fewer bytes may differ by one unit in
-# the last place from run to run. No published model has such rows
+# Sums may be in any order, so that loops can be vectorised; a NaN stays a NaN. A loop whose output begins less than 256
+# bytes after its input is not vectorised, and may round differently. So rows of fewer bytes may differ by one unit in the
+# last place from run to run. No published model has such rows
 OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
 # a bfloat16 is the upper half of a float32
 ELEMENTS = {torch.float32: "float32", torch.bfloat16: "uint16"}

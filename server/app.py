@@ -84,6 +84,8 @@ CLIENT_CLOSED_REQUEST = 499
 # statuses of the web framework's errors if it finds no route
 NO_ROUTE = (404, 405)
 
+# the folders of pages, whose relative links would be others without the slash
+PAGE_FOLDERS = ("/docs/", "/playground/")
 TITLE = "Flamboyance"
 ROUTERS = (
     completions.router,
@@ -125,7 +127,7 @@ class Application(FastAPI):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] == "http" and scope["path"] not in PAGE_FOLDERS:
             scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await super().__call__(scope, receive, send)

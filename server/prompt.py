@@ -29,7 +29,9 @@ from server.media.source import EncodedMedia
 from server.schemas.prompt import EndOfChunkPart, MediaPart, Prompt, Prompts, TextPart, prompt_form
 from server.served_model import ServedModel
 
-DATA_URL = re.compile(r"data:(image|video)/[\w.+-]+;base64,")
+# more characters than almost any text has per token
+CHARACTERS_PER_TOKEN = 16
+DATA_URL = re.compile(r"data:(image|video)/[\w.+-]{1,64};base64,")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,9 @@ def encode_segments(
     Raises `InvalidRequest` that names `param`, and `ContextLengthExceeded` for texts that cannot fit the model.
     """
     # before texts are joined: they may be long and share memory
-    check_texts((segment.text for segment in segments if isinstance(segment, Text)), model, param)
+    texts = [segment.text for segment in segments if isinstance(segment, Text)]
+    check_texts(texts, model, param)
+    _check_beginnings(texts, model, param)
     if joins_texts:
         segments = join_texts(segments)
     try:
@@ -153,6 +157,20 @@ def check_texts(texts: Iterable[str], model: ServedModel, param: str) -> None:
                 f"the text has at least {num_bytes} bytes, more than the model's {model.max_model_len} tokens can hold"
             )
             raise ContextLengthExceeded(message, param=param)
+
+
+def _check_beginnings(texts: Iterable[str], model: ServedModel, param: str) -> None:
+    """Check that the beginning of a long text fits the model: to encode all of it takes a second.
+
+    A text may be cut within a word, so its beginning may have some tokens that the text does not have. Raises
+    `ContextLengthExceeded`.
+    """
+    limit = model.max_model_len
+    for text in texts:
+        if len(text) > CHARACTERS_PER_TOKEN * limit:
+            beginning = text[: CHARACTERS_PER_TOKEN * limit]
+            if len(model.tokenizer.encode_plain(beginning)) > 2 * limit:
+                raise ContextLengthExceeded(f"the text has more than the model's limit of {limit} tokens", param=param)
 
 
 def encode_text(text: str, model: ServedModel, param: str) -> list[int]:

@@ -18,6 +18,7 @@ from model.hub.job import Origin, read_origin
 from model.likeness import Likeness, load_likeness, unit
 from model.prior import NEAREST_MEAN, Prior, load_prior
 from model.prompt import PromptTokenizer
+from server.limits.turns import Turns, client_in_turn
 from server.settings import Settings, SettingsError
 
 # more concurrent texts would take processors from the worker
@@ -46,9 +47,12 @@ class ServedModel:
         default_factory=lambda: ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer"), repr=False
     )
 
+    _turns: Turns = field(default_factory=partial(Turns, NUM_TOKENIZER_THREADS), repr=False)
+
     async def tokenize(self, function: Callable[..., Result], *arguments: object) -> Result:
-        """Run a function that encodes texts in a thread: a long text would block the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *arguments))
+        """Run a function that encodes texts in a thread, in the turn of the client: a long text takes a second."""
+        async with self._turns.turn(client_in_turn.get()):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *arguments))
 
     @classmethod
     def load(cls, settings: Settings) -> ServedModel:

@@ -47,8 +47,10 @@ INFERENCE = frozenset(
         ("GET", "/version"),
         ("GET", "/metrics"),
         ("GET", "/docs"),
+        ("GET", "/docs/"),
         ("GET", "/docs/{asset}"),
         ("GET", "/"),
+        ("GET", "/playground"),
         ("GET", "/playground/{file:path}"),
     }
 )

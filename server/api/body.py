@@ -18,16 +18,17 @@ from server.access.quotas import Quota
 from server.access.roles import may
 from server.api.responses import JSON
 from server.api.services import Services
+from server.api.sse import unless_disconnected
 from server.errors import BodyTimeout, BodyTooLarge, Forbidden, InvalidRequest, UnsupportedMediaType
 from server.limits.admission import Ticket
 from server.schemas.base import ModelRequest, PrioritizedRequest, SchemaType, TimedRequest, read
 from server.settings import Settings
 from server.telemetry.stages import current
 
-# the size in bytes, from which reading a body and parsing it takes some milliseconds
+# the size in bytes from which reading a body takes some milliseconds
 LARGE_BODY = 2**20
-# the numbers of names and of values from which parsing takes as long
-MANY_NAMES, MANY_VALUES = 2**12, 2**16
+# the size, and the numbers of separators, from which parsing takes as long
+SLOW_BODY, MANY = 2**23, {b":": 2**12, b",": 2**16, b"[": 2**14, b"{": 2**14}
 # bytes of a body per write to a file
 WRITE_BYTES = 2**20
 
@@ -67,18 +68,18 @@ async def read_json(
 ) -> tuple[SchemaType, bytes]:
     """Read and validate a JSON body, and return the fields and the body; `empty` replaces a body without bytes.
 
-    Large bodies are validated one at a time in a thread, with a pause in between. Other content types are refused, because
-    a page of another site can send them without a preflight request. Raises `InvalidRequest`, `UnsupportedMediaType` and
-    what `stream_body` raises.
+    Bodies with many values are validated one at a time in a thread, with a pause after each of a client. Other types
+    are refused, because a page of another site can send them without a preflight request. Raises `InvalidRequest`,
+    `UnsupportedMediaType`, `ClientDisconnect` and what `stream_body` raises.
     """
     declared, body = content_type(request), await read_body(request, services.settings)
     if body and declared != JSON:
         message = f"a body of type {declared[:64]!r}: send JSON with the header Content-Type: {JSON}"
         raise UnsupportedMediaType(message, param="Content-Type")
     body = body or empty
-    if len(body) >= LARGE_BODY or body.count(b":") >= MANY_NAMES or body.count(b",") >= MANY_VALUES:
-        return await services.parsing.run(read, schema, body), body
-    return read(schema, body), body
+    if len(body) < SLOW_BODY and all(body.count(separator) < number for separator, number in MANY.items()):
+        return read(schema, body), body
+    return await unless_disconnected(request.receive, services.parsing.run(read, schema, body)), body
 
 
 def read_query(schema: type[SchemaType], request: Request) -> SchemaType:
@@ -87,7 +88,7 @@ def read_query(schema: type[SchemaType], request: Request) -> SchemaType:
     name, number = max(Counter(name for name, _ in query).items(), key=itemgetter(1), default=("", 0))
     if number > 1:
         raise InvalidRequest(f"{name[:64]}: set more than once", param=name[:64])
-    return read(schema, msgspec.json.encode(dict(query)))
+    return read(schema, msgspec.json.encode(dict(query)), "the query string")
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:

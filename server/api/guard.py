@@ -36,13 +36,14 @@ from server.errors import (
 )
 from server.limits.admission import Admission
 from server.limits.deadline import HEADER, Deadline, read_header
+from server.limits.turns import client_in_turn
 from server.schemas.base import ID
 from server.settings import Settings
 
 # A browser sends no key when it opens a page. The OpenAPI document and its page are the same for every server of a version:
 # they contain nothing about its model, its data or its settings.
 DOCS_PATHS = frozenset(
-    {"/openapi.json", "/docs", "/docs/docs.js", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"}
+    {"/openapi.json", "/docs", "/docs/", "/docs/docs.js", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"}
 )
 # Probes and scrapers send no key either.
 METRICS_PATH = "/metrics"
@@ -113,6 +114,7 @@ class Guard:
             deadline.shorten(read_header(headers.get(HEADER)))
             with self._admission.ticket(client) as ticket:
                 state["ticket"] = ticket
+                client_in_turn.set(client)
                 if _has_body(headers):
                     ticket.check()
                 elif not (self._is_open(scope["path"]) or is_health(scope["path"])):
@@ -207,7 +209,7 @@ def is_health(path: str) -> bool:
 
 def is_playground(path: str) -> bool:
     """Return whether a path is a file of the playground, which is open; its requests to the API need a key."""
-    return path == "/" or path.startswith("/playground/")
+    return path in ("/", "/playground") or path.startswith("/playground/")
 
 
 def _has_body(headers: Headers) -> bool:

@@ -3,7 +3,7 @@
 The time without progress is counted in ticks of the API process's own loop. A tick may be late because the loop was
 blocked, the process or the machine was suspended, or the clock jumped. A late tick counts as a short one and never reports
 a stall: messages that the worker sent meanwhile are read before the next tick. The time for which the worker waits for a
-processor does not count: on a busy machine it makes progress, only slowly.
+processor counts as a quarter: on a busy machine it makes progress, only slowly.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ MAX_TICK_SECONDS = 1.0
 TICKS_PER_TIMEOUT = 4
 # a tick is late if it takes this many times its interval
 LATE = 2.0
+# the share of the time that counts at least: a thread that always waits for a processor would hide one that hangs
+LEAST_SHARE = 1 / 4
 
 
 class Watchdog:
@@ -42,5 +44,6 @@ class Watchdog:
         `waited`: the seconds of this time for which the worker waited for a processor.
         """
         is_late = self._clock() - self._last > LATE * self.interval
-        self._silence, self._last = max(self.silence - waited, self._silence), self._clock()
+        elapsed = self.silence - self._silence
+        self._silence, self._last = self._silence + max(elapsed - waited, LEAST_SHARE * elapsed), self._clock()
         return not is_late and self._silence > self._timeout

@@ -93,9 +93,9 @@ class Chosen:
         """Return, for a message, what the method would need for a threshold."""
         if self.reads_prompt:
             return (
-                f"needs an evaluation for the method {self.method} of a set with two examples of each label: evaluate the "
-                "support set, and send the examples, the method and the temperature that it recommends, or use a method by "
-                "likeness"
+                f"needs an evaluation for the method {self.method} of a set with two examples of each label, with the "
+                "default template and scoring fields: evaluate the support set, and send what its latest evaluation "
+                "recommends, or use a method by likeness"
             )
         limit = METHODS[self.method].max_left_out
         most = f", and {self.method} leaves out one of up to {limit}" if math.isfinite(limit) else ""

@@ -253,7 +253,7 @@ def write(
         raise InvalidRequest(f"{error}{owner}", param=shot.param) from None
     prompt = encode_segments(pieces, media, model, query.param, joins_texts=True)
     if attend == "alone" and shots:
-        _check_alone(shots, template.render(shots[:1], query), template.render([], query))
+        _check_alone(shots, template.render(shots[:1], query), template.render([], query), query.param)
     return prompt.with_shots(attend, model)
 
 
@@ -265,14 +265,16 @@ def check_alone(examples: Sequence[Example], template: Template, model: ServedMo
         raise UnsupportedParameter(NOT_ALONE, param="shots_attend")
 
 
-def _check_alone(shots: Sequence[Shot], first: Sequence[Segment], query: Sequence[Segment]) -> None:
+def _check_alone(shots: Sequence[Shot], first: Sequence[Segment], query: Sequence[Segment], param: str) -> None:
     """Check that each shot and the query begin with a media item and have no other. Raises `UnsupportedParameter`.
 
-    `first`: the segments of the first shot and the query.
+    `first`: the segments of the first shot and the query. `param`: the path of the query.
     """
-    is_one = [isinstance(segment, Media) for segment in query].count(True) == 1 and isinstance(query[0], Media)
-    if not (is_one and isinstance(first[0], Media) and all(len(shot.media) == 1 for shot in shots)):
+    begin = isinstance(first[0], Media) and isinstance(query[0], Media)
+    if not begin or any(len(shot.media) != 1 for shot in shots):
         raise UnsupportedParameter(NOT_ALONE, param="shots_attend")
+    if [isinstance(segment, Media) for segment in query].count(True) != 1:
+        raise UnsupportedParameter(NOT_ALONE, param=param)
 
 
 def find_template(choice: TemplateChoice, model: ServedModel) -> Template:

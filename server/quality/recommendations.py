@@ -18,7 +18,7 @@ from server.store.records import SupportSet
 
 # the template of evaluations whose prompts are recommended: that of a request which says nothing of its own
 EVALUATED_TEMPLATE = "classification"
-QUERY_FIELDS = ("template", "candidates")
+QUERY_FIELDS = ("model", "template", "candidates")
 PROMPT_FIELDS = tuple(name for name in WeighingFields.model_fields if name != "seed")
 # seconds after which the database is asked again, since an evaluation may have completed
 KEPT_SECONDS = 10.0

@@ -268,12 +268,12 @@ def tag_of(field: str) -> Callable[[Any], str]:
     return tag
 
 
-def read(schema: type[SchemaType], body: bytes) -> SchemaType:
-    """Validate a JSON body.
+def read(schema: type[SchemaType], body: bytes, name: str = "the body") -> SchemaType:
+    """Validate a JSON body, or other JSON with this name.
 
     Raises `InvalidRequest` that names the field at fault, unknown fields first, and `BodyTooLarge`.
     """
-    check_separators(body, {**MAX_SEPARATORS, b":": schema.max_names}, "the body")
+    check_separators(body, {**MAX_SEPARATORS, b":": schema.max_names}, name)
     _is_reported.set(False)
     try:
         return schema.model_validate_json(body)

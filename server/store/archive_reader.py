@@ -40,7 +40,7 @@ from server.settings import Settings
 MAX_DIRECTORY_BYTES = 8 * 2**20
 DIRECTORY_BYTES_PER_EXAMPLE = 200
 # limit of JSON separators per example; if there are few examples, each may have more, up to the limit of a body
-SEPARATORS_PER_EXAMPLE = {b",": 64, b":": 32}
+SEPARATORS_PER_EXAMPLE = {b",": 64, b":": 32, b"[": 16, b"{": 16}
 MAX_MANIFEST_BYTES = 2**16
 # limit of a line: the texts of an example, even if all are escaped, with its metadata and the names of its media
 MAX_LINE_BYTES = 2 * 2**20

@@ -46,7 +46,7 @@ def test_it_has_every_route_and_nothing_else() -> None:
     }
     assert operations().keys() == described
     hidden = {route.path for route in routes if not route.include_in_schema}
-    assert hidden == {"/docs", "/docs/{asset}", "/", "/playground", "/playground/{file:path}"}
+    assert hidden == {"/docs", "/docs/", "/docs/{asset}", "/", "/playground", "/playground/{file:path}"}
 
 
 def test_every_operation_is_described() -> None:

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from fastapi import APIRouter
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 
 from server.errors import NotFound
 
@@ -35,6 +35,11 @@ router = APIRouter(include_in_schema=False)
 @router.get("/docs")
 async def show_docs() -> Response:
     return FileResponse(STATIC / "docs.html", headers=HEADERS)
+
+
+@router.get("/docs/")
+async def go_to_docs() -> Response:
+    return RedirectResponse("../docs")
 
 
 @router.get("/docs/{asset}")

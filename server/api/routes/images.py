@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -18,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import Receive
 
 from model.media import MediaError, media_type_of
-from server.api.body import content_type, read_body, read_query, stream_body
+from server.api.body import content_type, read_body, read_json, read_query, stream_body
 from server.api.openapi import MEDIA, describe
 from server.api.responses import JSON, JSONResponse, download
 from server.api.services import GivenServices, Services
@@ -36,7 +37,7 @@ from server.errors import (
 from server.media.intake import Intake
 from server.media.source import EncodedMedia, Kind, encoded, kind_of, read_data_url, too_large
 from server.media.store import MediaStore, StoredMedia, not_found
-from server.schemas.base import list_page, read
+from server.schemas.base import list_page
 from server.schemas.responses.base import Deleted
 from server.schemas.responses.stored import StoredImage, StoredImages
 from server.schemas.stored import ListImagesRequest, UploadForm, UploadRequest
@@ -83,7 +84,7 @@ CONTENT = describe(
 )
 async def upload_image(request: Request, services: GivenServices) -> Response:
     """Upload an image or a video: raw bytes, a form, or JSON."""
-    media = await read_upload(request, services.settings, services.intake)
+    media = await read_upload(request, services)
     for _ in range(MAX_ATTEMPTS):
         await _keep(media, services, request.receive)
         try:
@@ -169,11 +170,12 @@ def _card(stored: StoredMedia) -> dict[str, Any]:
     }
 
 
-async def read_upload(request: Request, settings: Settings, intake: Intake) -> EncodedMedia:
+async def read_upload(request: Request, services: Services) -> EncodedMedia:
     """Return the media item of an upload in any of its three forms. Raises `InvalidRequest`."""
-    declared = content_type(request)
+    settings, declared = services.settings, content_type(request)
     if declared == JSON:
-        return await _from_json(await read_body(request, settings), settings, intake)
+        fields, _ = await read_json(UploadRequest, request, services)
+        return await _from_json(fields, settings, services.intake)
     if declared == FORM:
         data, declared = await _from_form(request, settings)
         return _media(data, declared, settings, FORM_FIELD)
@@ -186,13 +188,12 @@ async def read_upload(request: Request, settings: Settings, intake: Intake) -> E
     raise UnsupportedMediaType(message, param="Content-Type")
 
 
-async def _from_json(body: bytes, settings: Settings, intake: Intake) -> EncodedMedia:
-    fields = read(UploadRequest, body)
+async def _from_json(fields: UploadRequest, settings: Settings, intake: Intake) -> EncodedMedia:
     if fields.data is not None:
         # base64 alone is a data URL without a type: the type is read from the bytes
         url = f"data:;base64,{fields.data}"
-        media = read_data_url(url, "image", max_bytes=settings.max_media_bytes, param="data")
-        return _media(media.data, "", settings, "data")
+        reading = partial(read_data_url, url, "image", max_bytes=settings.max_media_bytes, param="data")
+        return _media((await asyncio.to_thread(reading)).data, "", settings, "data")
     assert fields.url is not None
     kind: Kind = "video" if fields.url.lower().startswith("data:video/") else fields.object
     return await intake.read_url(fields.url, kind, "url")

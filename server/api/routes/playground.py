@@ -44,11 +44,13 @@ async def show_playground() -> Response:
 
 @router.get("/playground")
 async def go_to_playground() -> Response:
-    return RedirectResponse("/")
+    return RedirectResponse("./")
 
 
 @router.get(PREFIX + "{file:path}")
 async def show_file(file: str) -> Response:
+    if not file:
+        return RedirectResponse("../")
     if file not in FILES:
         raise NotFound(f"{PREFIX} has no file {file[:64]!r}")
     return FileResponse(FILES[file], headers=HEADERS | (FOREVER if file.startswith(HASHED) else ASK_AGAIN))

@@ -217,6 +217,7 @@ class Recommendation(ResponseSchema):
     """The fields of a classification, with those of the evaluation's request that belong to it, if they were sent."""
 
     examples: RecommendedExamples
+    model: str | Absent = None
     template: TemplateChoice | Absent = None
     candidates: list[CandidateField] | Absent = None
     normalisation: Normalisation | Absent = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,7 +16,8 @@ from starlette.requests import Request
 
 from server.access.callers import Caller
 from server.api.body import read_query, spool_body
-from server.errors import BodyTimeout, UnsupportedParameter
+from server.errors import BodyTimeout, BodyTooLarge, UnsupportedParameter
+from server.schemas.base import Schema
 from server.schemas.separators import MAX_SEPARATORS
 from server.schemas.stored import ListImagesRequest
 from server.settings import Settings
@@ -60,7 +62,8 @@ class TestManyValues:
     async def test_a_body_of_more_values_than_any_request_needs_is_refused_unparsed(
         self, http: httpx.AsyncClient, separator: bytes
     ) -> None:
-        body = b'{"prompt": ' + separator * (MAX_SEPARATORS[separator] + 1)
+        text = b'"":' if separator == b":" else separator
+        body = b'{"prompt": ' + text * (MAX_SEPARATORS[separator] + 1)
         response = await http.post("/v1/completions", headers=AS_JSON, content=body)
         assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
 
@@ -69,7 +72,7 @@ class TestManyValues:
 async def test_large_bodies_are_parsed_one_at_a_time(
     http: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    monkeypatch.setattr("server.api.body.LARGE_BODY", 1)
+    monkeypatch.setattr("server.api.body.SLOW_BODY", 1)
     may_end = threading.Event()
     parsing = asyncio.create_task(app.state.services.parsing.run(may_end.wait, 20))
     await asyncio.sleep(0)
@@ -190,3 +193,23 @@ class TestType:
     async def test_json_is_accepted_with_its_parameters(self, http: httpx.AsyncClient, declared: str) -> None:
         response = await http.post("/v1/completions", content=b'{"prompt": "x"}', headers={"Content-Type": declared})
         assert response.status_code == 200
+
+
+async def test_colons_in_texts_are_no_names(http: httpx.AsyncClient) -> None:
+    response = await http.post("/v1/embeddings", json={"input": ["10:00:01 12:30:00"] * 2048 + ["::::" * 4]})
+    assert "2048 entries" in response.json()["error"]["message"], "the number of texts is at fault, not their colons"
+
+
+@pytest.mark.parametrize("colon", [":", " \n:"])
+async def test_names_are_counted_with_white_space_after_them(http: httpx.AsyncClient, colon: str) -> None:
+    names = {f"a{number}": 1 for number in range(Schema.max_names + 1)}
+    body = json.dumps(names, separators=(",", colon))
+    error = (await http.post("/v1/completions", headers=AS_JSON, content=body)).json()["error"]
+    assert error["message"] == f"the body has more than {Schema.max_names} names of fields"
+
+
+def test_a_query_with_too_many_names_is_called_so() -> None:
+    query = "&".join(f"a{number}=1" for number in range(Schema.max_names + 1)).encode()
+    request = Request({"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": query})
+    with pytest.raises(BodyTooLarge, match="the query string has more than 16384 names"):
+        read_query(ListImagesRequest, request)

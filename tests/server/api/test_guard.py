@@ -77,7 +77,7 @@ class TestWithKey:
 
     @pytest.mark.parametrize("path", sorted(OPEN_PATHS))
     async def test_probes_and_documentation_need_no_key(self, http: httpx.AsyncClient, path: str) -> None:
-        assert (await http.get(path)).status_code == 200
+        assert (await http.get(path, follow_redirects=True)).status_code == 200
 
 
 async def test_without_a_configured_key_all_requests_are_accepted(http: httpx.AsyncClient, app: FastAPI) -> None:

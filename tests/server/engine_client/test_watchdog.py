@@ -71,13 +71,12 @@ def test_a_late_tick_decides_nothing_because_messages_may_wait(watchdog: Watchdo
     assert not any(ticks(watchdog, clock, 9))
 
 
-def test_time_in_which_the_worker_waited_for_a_processor_does_not_count(watchdog: Watchdog, clock: Clock) -> None:
-    decided = []
-    for _ in range(40):
+@pytest.mark.parametrize(("waited", "counted"), [(0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.25), (5.0, 0.25)])
+def test_little_counts_of_the_time_in_which_the_worker_waited_for_a_processor(
+    watchdog: Watchdog, clock: Clock, waited: float, counted: float
+) -> None:
+    decided: list[bool] = []
+    while not any(decided):
         clock.now += 1.0
-        decided.append(watchdog.tick(waited=0.75))
-    assert decided == [False] * 40
-    assert watchdog.silence == 10.0
-    clock.now += 1.0
-    assert watchdog.tick(waited=5.0) is False
-    assert watchdog.silence == 10.0
+        decided.append(watchdog.tick(waited))
+    assert len(decided) == int(10 / counted) + 1

@@ -8,7 +8,9 @@ import time
 
 import pytest
 
+from server.limits import resting_lock
 from server.limits.resting_lock import REST, RestingLock
+from server.limits.turns import client_in_turn
 
 pytestmark = pytest.mark.anyio
 
@@ -54,8 +56,10 @@ async def test_work_ends_before_the_next_begins() -> None:
     assert most == 1
 
 
-async def test_work_of_a_cancelled_request_is_waited_for() -> None:
-    lock, may_end, ended = RestingLock(), threading.Event(), []
+async def test_work_of_a_cancelled_request_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a client could disconnect to have its bodies parsed at the same time, and without pauses."""
+    monkeypatch.setattr(resting_lock, "REST", 0.0)
+    lock, may_end, ended = RestingLock(), threading.Event(), list[str]()
 
     def work() -> None:
         may_end.wait(20)
@@ -63,15 +67,40 @@ async def test_work_of_a_cancelled_request_is_waited_for() -> None:
 
     first = asyncio.create_task(lock.run(work))
     await asyncio.sleep(0.05)
-    first.cancel()
+    for _ in range(2):
+        first.cancel()
+        await asyncio.sleep(0)
+    second = asyncio.create_task(lock.run(ended.append, "second"))
+    client_in_turn.set("another")
+    third = asyncio.create_task(lock.run(ended.append, "third"))
+    await asyncio.sleep(0.05)
+    assert (ended, second.done(), third.done()) == ([], False, False)
+    may_end.set()
+    await asyncio.gather(second, third)
+    assert sorted(ended[1:]) == ["second", "third"]
+    assert ended[0] == "first"
+
+
+async def test_work_that_waits_is_not_done_after_its_request_was_cancelled() -> None:
+    lock, may_end, ended = RestingLock(), threading.Event(), list[str]()
+    first = asyncio.create_task(lock.run(may_end.wait, 20))
+    await asyncio.sleep(0.05)
     second = asyncio.create_task(lock.run(ended.append, "second"))
     await asyncio.sleep(0.05)
-    assert not first.done()
+    second.cancel()
     may_end.set()
-    with pytest.raises(asyncio.CancelledError):
-        await first
-    await second
-    assert ended == ["first", "second"]
+    await asyncio.gather(first, second, return_exceptions=True)
+    assert ended == []
+
+
+async def test_a_client_waits_for_no_pause_of_another() -> None:
+    lock = RestingLock()
+    await lock.run(time.sleep, 0.5)  # a pause of 1.5 s
+    client_in_turn.set("another")
+    began = time.monotonic()
+    for _ in range(3):
+        await lock.run(time.sleep, 0.0)
+    assert time.monotonic() - began < 1.0
 
 
 async def test_the_event_loop_runs_during_the_work() -> None:

@@ -42,9 +42,14 @@ async def test_hashed_files_are_kept_and_the_page_is_revalidated(
     assert (await http.get("/")).headers["cache-control"] == "no-cache"
 
 
-async def test_the_folder_of_the_files_leads_to_the_page(http: httpx.AsyncClient) -> None:
-    response = await http.get("/playground/")
-    assert (response.is_redirect, response.headers["location"]) == (True, "/")
+@pytest.mark.parametrize(
+    ("path", "page"), [("/playground/", "/"), ("/playground", "/"), ("/docs/", "/docs")], ids=lambda path: path
+)
+async def test_a_path_that_is_almost_that_of_a_page_leads_to_it(http: httpx.AsyncClient, path: str, page: str) -> None:
+    response = await http.get(path)
+    assert response.is_redirect
+    assert str(response.url.join(response.headers["location"]).path) == page
+    assert not response.headers["location"].startswith("/"), "a proxy may serve the pages under a prefix"
 
 
 @pytest.mark.parametrize("path", ["/playground/../docs.html", "/playground/%2e%2e/docs.html", "/playground/x"])
@@ -61,7 +66,7 @@ class TestWithKey:
         assert (await http.get("/")).status_code == 200
         assert (await http.get("/playground/flamingo.svg")).status_code == 200
         assert (await http.get("/v1/models")).status_code == 401
-        assert (await http.get("/playground")).status_code == 401
+        assert [(await http.get(path)).status_code for path in ("/playground", "/playground/", "/docs/")] == [307] * 3
 
 
 class TestSwitchedOff:

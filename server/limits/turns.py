@@ -1,0 +1,54 @@
+"""Lets clients take turns at work of which only a few pieces run at a time, such as that of a few threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+
+# the client of the current request; "": work of the server itself
+client_in_turn: ContextVar[str] = ContextVar("client_in_turn", default="")
+
+
+class Turns:
+    """Lets `number` pieces of work run; of those that wait, the first one of each client in turn."""
+
+    def __init__(self, number: int) -> None:
+        self._num_free = number
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @asynccontextmanager
+    async def turn(self, client: str) -> AsyncIterator[None]:
+        """Wait for a turn of the client, and hold it for the block. Work that is cancelled while it waits has no turn."""
+        if self._num_free:
+            self._num_free -= 1
+        else:
+            await self._wait(client)
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _wait(self, client: str) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(client, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # it got its turn at the same time
+                self._pass_on()
+            raise
+
+    def _pass_on(self) -> None:
+        """Give a turn to the next client, which becomes the last one."""
+        while self._waiting:
+            client, turns = self._waiting.popitem(last=False)
+            turn = turns.popleft()
+            if turns:
+                self._waiting[client] = turns
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._num_free += 1

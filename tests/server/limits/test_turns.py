@@ -1,0 +1,77 @@
+"""Clients take turns at work, and work that is cancelled has no turn."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from server.limits.turns import Turns
+
+pytestmark = pytest.mark.anyio
+
+
+async def work(turns: Turns, client: str, name: str, done: list[str], seconds: float = 0.01) -> None:
+    async with turns.turn(client):
+        await asyncio.sleep(seconds)
+        done.append(name)
+
+
+async def begin(turns: Turns, done: list[str], *names: str) -> list[asyncio.Task[None]]:
+    """Begin work whose names begin with the client's, in this order."""
+    tasks = []
+    for name in names:
+        tasks.append(asyncio.create_task(work(turns, name[0], name, done)))
+        await asyncio.sleep(0)
+    return tasks
+
+
+async def test_a_client_with_much_work_delays_another_by_one_piece() -> None:
+    turns, done = Turns(1), list[str]()
+    tasks = await begin(turns, done, "a1", "a2", "a3", "a4", "b1", "c1", "b2")
+    await asyncio.gather(*tasks)
+    assert done == ["a1", "a2", "b1", "c1", "a3", "b2", "a4"]
+
+
+async def test_as_many_pieces_run_as_there_are_turns() -> None:
+    turns, running, most = Turns(2), 0, 0
+
+    async def run(client: str) -> None:
+        nonlocal running, most
+        async with turns.turn(client):
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.001)
+            running -= 1
+
+    await asyncio.gather(*(run(str(number % 3)) for number in range(20)))
+    assert most == 2
+
+
+async def test_cancelled_work_has_no_turn() -> None:
+    turns, done = Turns(1), list[str]()
+    tasks = await begin(turns, done, "a1", "a2", "a3", "b1")
+    tasks[1].cancel()
+    tasks[3].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert done == ["a1", "a3"]
+    await work(turns, "c", "c1", done)
+    assert done[-1] == "c1"
+
+
+async def test_a_turn_of_work_that_is_cancelled_at_that_moment_is_passed_on() -> None:
+    turns, done = Turns(1), list[str]()
+    async with turns.turn("a"):
+        waiting, next_one = await begin(turns, done, "b1", "c1")
+    waiting.cancel()  # it has its turn by now, and has not run yet
+    await asyncio.gather(waiting, next_one, return_exceptions=True)
+    assert done == ["c1"]
+
+
+async def test_failed_work_passes_its_turn_on() -> None:
+    turns = Turns(1)
+    with pytest.raises(ValueError, match="failed"):
+        async with turns.turn("a"):
+            raise ValueError("failed")
+    async with asyncio.timeout(1), turns.turn("b"):
+        pass
