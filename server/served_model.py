@@ -51,7 +51,7 @@ class ServedModel:
 
     async def tokenize(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Run a function that encodes texts in a thread, in the turn of the client: a long text takes a second."""
-        async with self._turns.turn(client_in_turn.get()):
+        async with self._turns.hold(client_in_turn.get()):
             return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *arguments))
 
     @classmethod

@@ -20,7 +20,7 @@ class Turns:
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     @asynccontextmanager
-    async def turn(self, client: str) -> AsyncIterator[None]:
+    async def hold(self, client: str) -> AsyncIterator[None]:
         """Wait for a turn of the client, and hold it for the block. Work that is cancelled while it waits has no turn."""
         if self._num_free:
             self._num_free -= 1

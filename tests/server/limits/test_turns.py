@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def work(turns: Turns, client: str, name: str, done: list[str], seconds: float = 0.01) -> None:
-    async with turns.turn(client):
+    async with turns.hold(client):
         await asyncio.sleep(seconds)
         done.append(name)
 
@@ -38,7 +38,7 @@ async def test_as_many_pieces_run_as_there_are_turns() -> None:
 
     async def run(client: str) -> None:
         nonlocal running, most
-        async with turns.turn(client):
+        async with turns.hold(client):
             running += 1
             most = max(most, running)
             await asyncio.sleep(0.001)
@@ -61,7 +61,7 @@ async def test_cancelled_work_has_no_turn() -> None:
 
 async def test_a_turn_of_work_that_is_cancelled_at_that_moment_is_passed_on() -> None:
     turns, done = Turns(1), list[str]()
-    async with turns.turn("a"):
+    async with turns.hold("a"):
         waiting, next_one = await begin(turns, done, "b1", "c1")
     waiting.cancel()  # it has its turn by now, and has not run yet
     await asyncio.gather(waiting, next_one, return_exceptions=True)
@@ -71,7 +71,7 @@ async def test_a_turn_of_work_that_is_cancelled_at_that_moment_is_passed_on() ->
 async def test_failed_work_passes_its_turn_on() -> None:
     turns = Turns(1)
     with pytest.raises(ValueError, match="failed"):
-        async with turns.turn("a"):
+        async with turns.hold("a"):
             raise ValueError("failed")
-    async with asyncio.timeout(1), turns.turn("b"):
+    async with asyncio.timeout(1), turns.hold("b"):
         pass
