@@ -49,7 +49,9 @@ WARM_UP_DIGEST = b"warm-up" + bytes(25)
 NUM_PROMPT_TOKENS = 48
 NUM_NEW_TOKENS = 4
 MAX_STEPS = 200
+# with and without log-probabilities, which are chosen by other loops
 WARM_UP_SAMPLING = Sampling(max_tokens=NUM_NEW_TOKENS, temperature=0.0, ignore_eos=True, logprobs=0)
+PLAIN_SAMPLING = Sampling(max_tokens=NUM_NEW_TOKENS, temperature=0.0, ignore_eos=True)
 
 logger = logging.getLogger(__name__)
 
@@ -318,12 +320,12 @@ def warm_up(engine: Engine, media_token_id: int, image_size: int) -> None:
     length = min(NUM_PROMPT_TOKENS, engine.config.max_model_len - NUM_NEW_TOKENS)
     shape = (1, image_size, image_size, 3)
     pixels = MediaPixels(digest=WARM_UP_DIGEST, shape=shape, data=bytes(image_size * image_size * 3))
-    engine.add(_warm_up_request("first", media_token_id, length))
+    engine.add(_warm_up_request("first", media_token_id, length, WARM_UP_SAMPLING))
     for step in range(MAX_STEPS):
         if not engine.has_work():
             break
         if step == 2:  # the first request decodes by now
-            engine.add(_warm_up_request("second", media_token_id, length))
+            engine.add(_warm_up_request("second", media_token_id, length, PLAIN_SAMPLING))
             if engine.runner.model.config.language_model.has_key_offsets:
                 engine.add(_warm_up_shots(media_token_id, length))
         for event in engine.step():
@@ -333,11 +335,11 @@ def warm_up(engine: Engine, media_token_id: int, image_size: int) -> None:
     engine.scheduler.forget_steps()
 
 
-def _warm_up_request(name: str, media_token_id: int, length: int) -> Generate:
+def _warm_up_request(name: str, media_token_id: int, length: int, sampling: Sampling) -> Generate:
     """Return a request that differs from the other only in its last token."""
     token_ids = [media_token_id, *[0] * (length - 2), len(name) % 2]
     prompt = EncodedPrompt(token_ids=token_ids, media_index=[0] * length, media=[WARM_UP_DIGEST])
-    return Generate(request_id=f"warm-up-{name}", prompt=prompt, sampling=WARM_UP_SAMPLING)
+    return Generate(request_id=f"warm-up-{name}", prompt=prompt, sampling=sampling)
 
 
 def _warm_up_shots(media_token_id: int, length: int) -> Generate:
