@@ -240,6 +240,33 @@ def test_outcomes_are_outcomes_in_order_as_soon_as_they_are_known() -> None:
     assert [getattr(result, "label", None) for result in results] == ["0", "1", "2", "3", *[None] * 4]
 
 
+def test_an_error_whose_fields_are_no_texts_ends_its_query_alone(connect: Callable[[Handler], ClassifyMany]) -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        if content(request) == "broken":
+            return httpx.Response(400, json={"error": {"message": "no", "param": ["query"], "code": {}, "type": 3}})
+        return echo(request)
+
+    failed, answered = connect(handle)([b"broken", b"a"], on_error="return", concurrency=1)
+    assert (str(failed), failed.type, failed.param, failed.code) == ("400: no", None, None, None)
+    assert answered.label == "a"
+
+
+def test_an_error_of_the_client_itself_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(error: Exception) -> bool:
+        raise AttributeError("a mistake")
+
+    monkeypatch.setattr("flamboyance_client.batches._is_of_every_query", fail)
+    with pytest.raises(AttributeError, match="a mistake"):
+        blocking(echo)([b"broken", b"a"])
+
+
+def test_a_process_without_stderr_has_results(
+    connect: Callable[[Handler], ClassifyMany], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    assert [result.label for result in connect(echo)([b"a"])] == ["a"]
+
+
 def test_an_overloaded_server_is_sent_a_query_again(connect: Callable[[Handler], ClassifyMany]) -> None:
     replies = iter([refused(503, "overloaded", None), refused(429, "client_over_share", None)])
     results = connect(lambda request: next(replies, None) or echo(request))([b"a", b"b"], concurrency=1)

@@ -130,6 +130,16 @@ def archive(request: httpx.Request) -> httpx.Response:
     return httpx.Response(200, content=ARCHIVE)
 
 
+def test_a_process_without_stderr_exports_and_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        return archive(request) if request.method == "GET" else httpx.Response(200, json=SET)
+
+    monkeypatch.setattr("sys.stderr", None)
+    with Client("http://server", transport=httpx.MockTransport(handle)) as client:
+        path = client.support_sets.export("pets", tmp_path)
+        assert client.support_sets.import_(path).name == "pets"
+
+
 def test_two_exports_to_one_path_do_not_disturb_each_other(tmp_path: Path) -> None:
     both_have_begun = threading.Barrier(2)
 

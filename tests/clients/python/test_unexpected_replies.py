@@ -99,6 +99,11 @@ def lost(monkeypatch: pytest.MonkeyPatch, num_lost: int) -> Evaluation:
         return client.evaluations.wait("eval_1")
 
 
+def test_a_process_without_stderr_waits_for_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    assert lost(monkeypatch, 0).is_over
+
+
 def test_a_wait_for_an_evaluation_goes_on_after_a_lost_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lost(monkeypatch, 2).is_over
     with pytest.raises(TransportError) as caught:

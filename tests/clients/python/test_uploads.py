@@ -179,6 +179,13 @@ def test_a_set_of_other_examples_is_not_replaced(upload: Upload, client: Client,
     assert client.support_sets.get("my-colours").version == 2
 
 
+def test_a_process_without_stderr_uploads_a_folder(
+    client: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    assert client.support_sets.from_folder(folder).num_examples == 5
+
+
 def test_the_fields_of_the_set_are_set_each_time(upload: Upload, folder: Path) -> None:
     first = upload(folder, ttl_seconds=600, metadata={"a": 1})
     assert first.raw["metadata"] == {"a": 1}

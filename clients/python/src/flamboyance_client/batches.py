@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, Literal
-
-from tqdm.auto import tqdm
+from typing import Literal
 
 from flamboyance_client.errors import ApiError, FlamboyanceError, NotAuthorised, NotConnected, QueriesFailed
 from flamboyance_client.fewshot import AnyQuery
+from flamboyance_client.progress import bar
 from flamboyance_client.prompt import checked_list
 from flamboyance_client.records import Classification
 
@@ -97,7 +96,7 @@ def run_all(
     remaining, done = deque(enumerate(queries)), Done()
     workers: list[Thread] = []
     try:
-        with _progress_bar(len(queries)) as bar:
+        with bar(len(queries), "classification", "query") as shown:
             workers += [_worker(send, remaining, done) for _ in queries[:concurrency]]
             num_running = len(workers)
             while num_running:
@@ -108,7 +107,7 @@ def run_all(
                     num_running -= 1
                     continue
                 outcomes.add(*result)
-                bar.update()
+                shown.update()
     except Exception:
         remaining.clear()
         for worker in workers:
@@ -128,23 +127,30 @@ def _worker(send: Callable[[AnyQuery], Classification], remaining: deque[tuple[i
     """
 
     def work() -> None:
-        with suppress(IndexError):
-            while True:
-                index, query = remaining.popleft()
+        try:
+            for index, query in _taken(remaining):
                 try:
                     done.put((index, send(query)))
                 except FAILURES as error:
                     if _is_of_every_query(error):
                         remaining.clear()
                     done.put((index, error))
-                except BaseException as error:
-                    remaining.clear()
-                    done.put(error)
-        done.put(None)
+        except BaseException as error:
+            remaining.clear()
+            done.put(error)
+        finally:
+            done.put(None)
 
     worker = Thread(target=work, daemon=True)
     worker.start()
     return worker
+
+
+def _taken(remaining: deque[tuple[int, AnyQuery]]) -> Iterator[tuple[int, AnyQuery]]:
+    """Yield the remaining queries, which other threads take, too."""
+    with suppress(IndexError):
+        while True:
+            yield remaining.popleft()
 
 
 async def run_all_async(
@@ -153,7 +159,7 @@ async def run_all_async(
     """Do the same as `run_all` with asyncio."""
     outcomes = Outcomes(len(queries), lambda outcome: None)
     remaining = deque(enumerate(queries))
-    with _progress_bar(len(queries)) as bar:
+    with bar(len(queries), "classification", "query") as shown:
 
         async def work() -> None:
             while remaining:
@@ -164,7 +170,7 @@ async def run_all_async(
                     outcomes.add(index, error)
                 if outcomes.end is not None:
                     remaining.clear()
-                bar.update()
+                shown.update()
 
         workers = [asyncio.create_task(work()) for _ in range(concurrency)]
         try:
@@ -200,8 +206,3 @@ def _is_about_options(error: ApiError) -> bool:
 
 def _name(query: AnyQuery, index: int) -> str:
     return str(query) if isinstance(query, str | Path) else f"queries[{index}]"
-
-
-def _progress_bar(total: int) -> tqdm[Any]:
-    """Return a progress bar that is visible in a notebook or on a terminal and nowhere else."""
-    return tqdm(total=total, desc="classification", unit="query", disable=None)

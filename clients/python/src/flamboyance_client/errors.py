@@ -142,6 +142,8 @@ ERROR_TYPES: Mapping[int, type[ApiError]] = {
     429: Unavailable,
     503: Unavailable,
 }
+# of the fields of an error object other than its message
+FIELD_KINDS: Mapping[str, Any] = {"type": str, "param": str, "code": str | int}
 
 
 def error_type(status: int) -> type[ApiError]:
@@ -155,5 +157,6 @@ def error_fields(body: Any) -> dict[str, Any]:
         return {"message": error}
     if not isinstance(error, dict):
         return {}
-    fields = {name: error.get(name) for name in ("type", "param", "code")}
+    # a proxy or another server may send fields of other kinds
+    fields = {name: error.get(name) for name, kind in FIELD_KINDS.items() if isinstance(error.get(name), kind)}
     return {"message": str(error.get("message") or "no message"), **fields}

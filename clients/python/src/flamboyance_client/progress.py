@@ -1,9 +1,11 @@
-"""Waiting for an evaluation: a progress bar, and an error for an evaluation that fails."""
+"""Progress bars, and waiting for an evaluation: an error for one that fails."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Never
 
 from tqdm.auto import tqdm
 
@@ -15,14 +17,23 @@ POLL_SECONDS = 0.5
 LOST_SECONDS = (1.0, 4.0, 15.0)
 
 
+def bar(
+    total: int | None, description: str, unit: str, *, unit_scale: bool = False, is_hidden: bool = False
+) -> tqdm[Never]:
+    """Return a progress bar that is visible in a notebook or on a terminal and nowhere else."""
+    # a process without a console, such as pythonw, has no stderr, which tqdm would ask whether it is a terminal
+    disable = True if is_hidden or sys.stderr is None else None
+    return tqdm(total=total, desc=description, unit=unit, unit_scale=unit_scale, disable=disable)
+
+
 @contextmanager
 def progress_bar(evaluation: Evaluation) -> Iterator[Callable[[Evaluation], None]]:
     """Yield a function that shows the progress of an evaluation, in a notebook or on a terminal and nowhere else."""
-    with tqdm(total=evaluation.num_queries, desc="evaluation", unit="query", disable=None) as bar:
+    with bar(evaluation.num_queries, "evaluation", "query") as shown:
 
         def show(current: Evaluation) -> None:
-            bar.total = current.num_queries
-            bar.update(current.num_queries_done - bar.n)
+            shown.total = current.num_queries
+            shown.update(current.num_queries_done - shown.n)
 
         show(evaluation)
         yield show

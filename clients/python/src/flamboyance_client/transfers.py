@@ -9,11 +9,11 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Never
+from typing import BinaryIO
 from uuid import uuid4
 from zipfile import BadZipFile, ZipFile
 
-from tqdm.auto import tqdm
+from flamboyance_client.progress import bar
 
 PIECE_BYTES = 2**18
 ARCHIVE_TYPE = "application/zip"
@@ -27,13 +27,13 @@ def size_of(path: Path) -> int | None:
 def read_file(path: Path, size: int | None) -> Iterator[bytes]:
     """Yield a file in pieces. Raises `OSError` for a file that has another size than the stated one."""
     remaining = math.inf if size is None else size
-    with path.open("rb") as file, _progress_bar(path, size) as bar:
+    with path.open("rb") as file, bar(size, path.name, "B", unit_scale=True) as shown:
         while piece := file.read(PIECE_BYTES):
             remaining -= len(piece)
             if remaining < 0:
                 break
             yield piece
-            bar.update(len(piece))
+            shown.update(len(piece))
     if size is not None and remaining:
         raise OSError(f"{path} has changed while it was sent")
 
@@ -51,11 +51,11 @@ def written_file(path: Path) -> Iterator[Callable[[bytes], None]]:
 
     A link stays, and the file that it leads to is replaced. A pipe or a device is written to as it is.
     """
-    with _opened(path) as file, _progress_bar(path, None) as bar:
+    with _opened(path) as file, bar(None, path.name, "B", unit_scale=True) as shown:
 
         def write(piece: bytes) -> None:
             file.write(piece)
-            bar.update(len(piece))
+            shown.update(len(piece))
 
         yield write
 
@@ -102,7 +102,3 @@ def archived_name(path: Path) -> str | None:
             return name
     except (BadZipFile, KeyError, ValueError, AttributeError):
         return None
-
-
-def _progress_bar(path: Path, total: int | None) -> tqdm[Never]:
-    return tqdm(total=total, desc=path.name, unit="B", unit_scale=True, disable=None)
