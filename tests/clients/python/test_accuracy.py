@@ -124,6 +124,19 @@ def test_without_methods_the_options_have_the_method(measure: Measure) -> None:
             measure(PAIRS, **options)
 
 
+@pytest.mark.parametrize("options", [{}, {"methods": ["knn"]}, {"methods": ["auto", "knn"]}])
+def test_the_candidates_of_a_recommendation_may_be_other_labels(measure: Measure, options: dict[str, Any]) -> None:
+    recommendation = Recommendation(
+        examples={"support_set": "letters"},
+        method="knn",
+        accuracy=0.9,
+        accuracy_interval=(0.8, 1.0),
+        repeated={"candidates": ["a", "c"]},
+    )
+    *_, knn = measure([(b"a1", "a"), (b"a2", "c")], examples=recommendation, **options)
+    assert knn.correct == 1
+
+
 def test_nothing_labelled_has_no_accuracy(measure: Measure) -> None:
     (auto,) = measure([(b"b1", "b")], method="auto")
     assert (auto.accuracy, auto.accuracy_interval, auto.coverage) == (None, None, 0.0)

@@ -92,13 +92,36 @@ def test_examples_name_a_set() -> None:
 
 
 def test_a_recommendation_repeats_the_fields_of_its_evaluation() -> None:
-    repeated = {"template": "vqa", "calibration": "contextual"}
+    repeated = {"template": "vqa", "candidates": ["cat"], "calibration": "contextual"}
     values = {"examples": {"support_set": "ss_1"}, "accuracy": 1.0, "accuracy_interval": [0.0, 1.0], **repeated}
     recommendation = Recommendation.parse({**values, "method": "in_context"})
     sent = Api().classify(DATA, {"examples": recommendation}).body or {}
     assert {name: sent[name] for name in (*repeated, "method")} == {**repeated, "method": "in_context"}
     other = Api().classify(DATA, {"examples": recommendation, "method": "knn"}).body or {}
-    assert not repeated.keys() & other.keys()
+    assert {name: other.get(name) for name in repeated} == {**repeated, "calibration": None}
+    own = Api().classify(DATA, {"examples": recommendation, "method": "knn", "candidates": ["dog"]}).body or {}
+    assert own["candidates"] == ["dog"]
+
+
+def test_a_completion_has_the_form_and_the_template_of_a_recommendation() -> None:
+    repeated: Any = {"template": "vqa", "candidates": ["cat"], "calibration": "contextual", "seed": 3}
+    recommendation = Recommendation(
+        examples={"support_set": "ss_1"},
+        method="in_context",
+        shots_attend="alone",
+        temperature=2.5,
+        accuracy=1.0,
+        accuracy_interval=(0.0, 1.0),
+        repeated=repeated,
+    )
+    examples = {"support_set": "ss_1"}
+    for stream in (False, True):
+        sent = Api().fewshot(b"GIF89a", {"examples": recommendation}, stream=stream).body or {}
+        fields = {name: value for name, value in sent.items() if name not in ("query", "stream", "stream_options")}
+        assert fields == {"examples": examples, "shots_attend": "alone", "template": "vqa"}
+    own: Any = {"template": "captioning", "shots_attend": "previous", "temperature": 0.0}
+    sent = Api().fewshot(b"GIF89a", {"examples": recommendation, **own}).body or {}
+    assert {name: sent[name] for name in own} == own
 
 
 def test_what_are_no_examples_is_refused_before_it_is_sent() -> None:

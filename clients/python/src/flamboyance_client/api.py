@@ -42,6 +42,8 @@ from flamboyance_client.sse import EventParser
 Reply = TypeVar("Reply")
 
 DONE = "[DONE]"
+# the repeated fields of a recommendation that any method may have
+OF_EVERY_METHOD = ("template", "candidates")
 NO_EXAMPLES = (
     "examples is None: leave it out, or pass a support set; the recommendation of an evaluation that recommends nothing is "
     "None, and then the support set can be passed itself: examples=evaluation.recommendation or support_set"
@@ -90,7 +92,8 @@ class Api:
 
     def fewshot(self, query: AnyQuery, options: FewShotOptions, *, stream: bool = False) -> Call[Completion]:
         fields = {"query": as_query(query)}
-        return self._generate("/v1/fewshot/completions", fields, _shot_options(FewShotOptions, options), stream)
+        sent = {**_recommended_prompt(options.get("examples")), **_shot_options(FewShotOptions, options)}
+        return self._generate("/v1/fewshot/completions", fields, sent, stream)
 
     def classify(self, query: AnyQuery, options: ClassifyOptions) -> Call[Classification]:
         fields = {"query": as_query(query)}
@@ -154,7 +157,7 @@ def checked_selection(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def set_of(options: ClassifyOptions) -> Selection | None:
     """Return the selection from the support set whose labels are the candidates, or None for other candidates."""
-    if options.get("candidates") is not None:
+    if {**_recommended_fields(options), **checked_options(ClassifyOptions, options)}.get("candidates") is not None:
         return None
     selection: Selection | None = checked_selection(ClassifyOptions, options).get("examples")
     return selection if selection and "support_set" in selection else None
@@ -182,16 +185,26 @@ def _selection(examples: Examples | None) -> Selection:
 
 
 def _recommended_fields(options: ClassifyOptions) -> dict[str, Any]:
-    """Return the method and other fields of a recommendation, unless the request has another method."""
+    """Return the method and other fields of a recommendation; for another method, only those of every method."""
     examples = options.get("examples")
-    if not isinstance(examples, Recommendation) or options.get("method") not in (None, examples.method):
+    if not isinstance(examples, Recommendation):
         return {}
+    if options.get("method") not in (None, examples.method):
+        return {name: value for name, value in examples.repeated.items() if name in OF_EVERY_METHOD}
     fields = {
         "method": examples.method or None,
         "temperature": examples.temperature,
         "shots_attend": examples.shots_attend,
         **examples.repeated,
     }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _recommended_prompt(examples: Any) -> dict[str, Any]:
+    """Return the fields of a recommendation that a completion has, too."""
+    if not isinstance(examples, Recommendation):
+        return {}
+    fields = {"shots_attend": examples.shots_attend, "template": examples.repeated.get("template")}
     return {name: value for name, value in fields.items() if value is not None}
 
 

@@ -80,8 +80,10 @@ class Baseline:
 class Recommendation:
     """The recommended method, and the selection of shots and the temperature if it has a prompt.
 
-    As `examples` of a request it sets all of them, and the fields that are `repeated` from the evaluation's request, such
-    as `template`. `examples` alone is the selection.
+    As `examples` of a classification it sets all of them, and the fields that are `repeated` from the evaluation's request,
+    such as `template`. A classification with another method has only the selection, and `template` and `candidates` of
+    these. A completion has the selection, `shots_attend` and `template`. Fields of the request itself take precedence.
+    `examples` alone is the selection.
     """
 
     examples: Selection
