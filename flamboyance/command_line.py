@@ -163,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A group without a command shows its help in place of an error.
     """
+    _open_missing_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     app = create_app()
     if not arguments or arguments[0] not in {*PROGRAMS, "--version"}:
@@ -185,6 +186,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         status = 1
     return _written(status if isinstance(status, int) else 0)
+
+
+def _open_missing_streams() -> None:
+    """Open the null device in place of streams that were closed when the process started."""
+    # in the order of the descriptors, each of which is the lowest that is free
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it is open until the end
 
 
 def _written(status: int) -> int:

@@ -15,6 +15,7 @@ from typing import IO, Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'clients' / 'python' / 'src'}"}
 ARCHIVE = b"PK and more"
 SET = {
     "id": "ss_1",
@@ -34,6 +35,9 @@ class Sets(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         is_export = self.path.endswith("/export")
         self.reply(ARCHIVE if is_export else json.dumps({"data": [SET], "has_more": False}).encode())
+
+    def do_DELETE(self) -> None:
+        self.reply(b'{"deleted": true}')
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
@@ -60,9 +64,8 @@ def server() -> Iterator[str]:
 
 def process(module: str, *arguments: str, stdout: int | IO[Any] = subprocess.PIPE) -> tuple[int, bytes, str]:
     """Return the exit status of a process, and what it writes to stdout and stderr."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'clients' / 'python' / 'src'}"}
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, env=environment, stdout=stdout, stderr=subprocess.PIPE, timeout=120)
+    done = subprocess.run(command, env=ENVIRONMENT, stdout=stdout, stderr=subprocess.PIPE, timeout=120)
     return done.returncode, done.stdout, done.stderr.decode()
 
 
@@ -79,6 +82,16 @@ def test_a_full_disk_is_one_line(server: str, module: str, command: tuple[str, .
     with Path("/dev/full").open("wb") as full:
         status, _, errors = process(module, *command, stdout=full)
     assert (status, errors) == (1, "error: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.parametrize("module", ["flamboyance_client", "flamboyance"])
+@pytest.mark.parametrize("command", ["support-set delete pets", "support-set show .."])
+def test_closed_streams_are_no_error(server: str, module: str, command: str) -> None:
+    expected = 1 if ".." in command else 0
+    for closed in ("<&- >&-", "<&- >&- 2>&-"):
+        line = f"{sys.executable} -m {module} {command} --url {server} {closed}"
+        done = subprocess.run(["bash", "-c", line], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+        assert (done.returncode, "Traceback" in done.stderr) == (expected, False), done.stderr
 
 
 def test_the_images_that_a_set_knows_have_lines(server: str, tmp_path: Path) -> None:

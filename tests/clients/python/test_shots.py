@@ -12,6 +12,7 @@ from PIL import Image
 
 from flamboyance_client import Client, Evaluation, Recommendation, SupportSet, query
 from flamboyance_client.api import Api, Call
+from flamboyance_client.options import FewShotOptions
 from flamboyance_client.stored import SupportSetCalls
 
 DATA = b"\x89PNG\r\n\x1a\n and more"
@@ -119,8 +120,8 @@ def test_a_completion_has_the_form_and_the_template_of_a_recommendation() -> Non
         sent = Api().fewshot(b"GIF89a", {"examples": recommendation}, stream=stream).body or {}
         fields = {name: value for name, value in sent.items() if name not in ("query", "stream", "stream_options")}
         assert fields == {"examples": examples, "shots_attend": "alone", "template": "vqa"}
-    own: Any = {"template": "captioning", "shots_attend": "previous", "temperature": 0.0}
-    sent = Api().fewshot(b"GIF89a", {"examples": recommendation, **own}).body or {}
+    own: FewShotOptions = {"template": "caption", "shots_attend": "previous", "temperature": 0.0}
+    sent = Api().fewshot(b"GIF89a", {**own, "examples": recommendation}).body or {}
     assert {name: sent[name] for name in own} == own
 
 

@@ -51,6 +51,7 @@ def run(arguments: Sequence[str]) -> int:
 
     Without a command, there is help in place of an error. Characters that the encoding of stdout does not have are escaped.
     """
+    _open_missing_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -65,6 +66,14 @@ def run(arguments: Sequence[str]) -> int:
         print(f"error: {message_of(error, '')}", file=sys.stderr)
         status = 1
     return _written(status if isinstance(status, int) else 0)
+
+
+def _open_missing_streams() -> None:
+    """Open the null device in place of streams that were closed when the process started."""
+    # in the order of the descriptors, each of which is the lowest that is free
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it is open until the end
 
 
 def _written(status: int) -> int:
