@@ -111,6 +111,17 @@ def test_a_query_that_fails_is_an_error(measure: Measure) -> None:
         measure([], methods=["knn"])
 
 
+def test_a_query_that_fails_loses_no_finished_method(measure: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LABELS["knn"], "a3", "a")
+    pairs = [*PAIRS, (b"a3", "a")]
+    with pytest.raises(QueriesFailed, match="1 of 5 queries failed") as caught:
+        measure(pairs, methods=["knn", "auto"])
+    assert caught.value.accuracies == measure(pairs, methods=["knn"])
+    with pytest.raises(QueriesFailed, match="1 of 5 queries failed") as caught:
+        measure(pairs, methods=["auto", "knn"])
+    assert caught.value.accuracies == ()
+
+
 def test_without_methods_the_options_have_the_method(measure: Measure) -> None:
     examples: Selection = {"support_set": "letters"}
     recommendation = Recommendation(examples=examples, method="knn", accuracy=0.9, accuracy_interval=(0.8, 1.0))

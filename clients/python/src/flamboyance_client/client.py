@@ -24,7 +24,7 @@ from flamboyance_client.api import Api, Call, api_error, checked_selection, set_
 from flamboyance_client.async_resources import AsyncEvaluations, AsyncFewShot, AsyncImages, AsyncSupportSets
 from flamboyance_client.batches import CONCURRENCY, OnError, checked_queries, classifications, run_all, run_all_async
 from flamboyance_client.connection import async_events, client_settings, events, request_arguments, transport_errors
-from flamboyance_client.errors import FlamboyanceError
+from flamboyance_client.errors import FlamboyanceError, accuracies_kept
 from flamboyance_client.fewshot import AnyQuery
 from flamboyance_client.keys import AsyncKeys, Keys
 from flamboyance_client.options import ClassifyOptions, EmbedOptions, InspectOptions, Method, Options, ScoreOptions
@@ -150,16 +150,17 @@ class Client(MadeAgain):
         Without `methods`, the method is that of a classification with these options, such as a recommended one. `queries`
         is a folder whose subfolders are named after the labels, or pairs of a query and its label. Queries that are
         examples of the set would be answered too well; leave them out. Raises `ValueError` for a label that the set does
-        not have, and what `classify_many` raises.
+        not have, and what `classify_many` raises; `QueriesFailed` has the `accuracies` of the methods before.
         """
         requests = requests_by_method(methods, options)
         items, labels = labelled_queries(queries)
         if (selection := set_of(options)) is not None:
             check_labels(labels, self.support_sets.get(selection["support_set"], version=selection.get("version")))
-        return tuple(
-            Accuracy.of(method, self.classify_many(items, concurrency=concurrency, **fields), labels)
-            for method, fields in requests
-        )
+        with accuracies_kept() as accuracies:
+            for method, fields in requests:
+                answers = self.classify_many(items, concurrency=concurrency, **fields)
+                accuracies.append(Accuracy.of(method, answers, labels))
+        return tuple(accuracies)
 
     def score(
         self, prompt: Prompt, candidates: Sequence[str | Sequence[int]], **options: Unpack[ScoreOptions]
@@ -328,10 +329,10 @@ class AsyncClient(MadeAgain):
         if (selection := set_of(options)) is not None:
             support_set = await self.support_sets.get(selection["support_set"], version=selection.get("version"))
             check_labels(labels, support_set)
-        accuracies = []
-        for method, fields in requests:
-            answers = await self.classify_many(items, concurrency=concurrency, **fields)
-            accuracies.append(Accuracy.of(method, answers, labels))
+        with accuracies_kept() as accuracies:
+            for method, fields in requests:
+                answers = await self.classify_many(items, concurrency=concurrency, **fields)
+                accuracies.append(Accuracy.of(method, answers, labels))
         return tuple(accuracies)
 
     async def score(

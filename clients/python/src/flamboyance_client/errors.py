@@ -25,7 +25,8 @@ Every error can be pickled, because a process of a pool sends it to the process 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -53,14 +54,29 @@ class EvaluationFailed(FlamboyanceError):
 
 
 class QueriesFailed(FlamboyanceError):
-    """Raised after all queries have been tried. `results` has an error at the position of each that failed."""
+    """Raised after all queries have been tried. `results` has an error at the position of each that failed.
+
+    `accuracies` are those of the methods that `measure` had finished before.
+    """
 
     def __init__(self, message: str, results: Sequence[Any]) -> None:
         super().__init__(message)
         self.results = results
+        self.accuracies: tuple[Any, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (*self.args, self.results), self.__dict__
+
+
+@contextmanager
+def accuracies_kept() -> Iterator[list[Any]]:
+    """Yield a list of accuracies, which an error of further queries keeps."""
+    accuracies: list[Any] = []
+    try:
+        yield accuracies
+    except QueriesFailed as error:
+        error.accuracies = tuple(accuracies)
+        raise
 
 
 class UnexpectedReply(FlamboyanceError):

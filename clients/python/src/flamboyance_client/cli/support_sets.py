@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from flamboyance_client.accuracy import requests_by_method
+from flamboyance_client.accuracy import Accuracy, requests_by_method
 from flamboyance_client.cli import tables
 from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, note, print_json
 from flamboyance_client.cli.evaluations import evaluation as evaluation_by_id
@@ -19,7 +19,7 @@ from flamboyance_client.cli.pages import all_items
 from flamboyance_client.cli.selection import Control, EvaluatedMethod, Strategy, TargetAccuracy, TargetCoverage, choices
 from flamboyance_client.cli.sources import Sources, media_sources, name_of
 from flamboyance_client.client import Client
-from flamboyance_client.errors import NotFound
+from flamboyance_client.errors import NotFound, QueriesFailed
 from flamboyance_client.folders import empty_subfolders, listed, other_files
 from flamboyance_client.options import ClassifyOptions, EvaluateOptions, Method, ShotsAttend
 from flamboyance_client.records import SupportSet
@@ -155,11 +155,19 @@ def measure(
         for _, request in requests_by_method(methods, options):
             # a method that the server refuses ends the command before others have taken minutes
             client.classify(queries[0][0], **request)
-        accuracies = client.measure(queries, methods=methods, **options)
-    if json:
+        try:
+            accuracies = client.measure(queries, methods=methods, **options)
+        except QueriesFailed as error:
+            _print_accuracies(error.accuracies, num_known, as_json=json)
+            raise
+    _print_accuracies(accuracies, num_known, as_json=json)
+
+
+def _print_accuracies(accuracies: Sequence[Accuracy], num_known: int, *, as_json: bool) -> None:
+    if as_json:
         for accuracy in accuracies:
             print_json(as_document(accuracy, num_known))
-    else:
+    elif accuracies:
         print_accuracies(accuracies, num_known)
 
 
