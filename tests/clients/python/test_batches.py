@@ -157,6 +157,8 @@ def test_a_failed_query_loses_no_other(connect: Callable[[Handler], ClassifyMany
     [
         (refused(401, "invalid_api_key", None), NotAuthorised),
         (refused(404, "support_set_not_found", None), NotFound),
+        (refused(404, "not_found", None), NotFound),
+        (httpx.Response(404, html="<h1>Not Found</h1>"), NotFound),
         (refused(422, "unsupported_parameter", "examples.k"), BadRequest),
         (None, NotConnected),
     ],
@@ -212,6 +214,16 @@ def test_a_query_that_is_too_long_loses_no_other(connect: Callable[[Handler], Cl
 
     results = connect(handle)([b"broken", b"a"], on_error="return", concurrency=1)
     assert [type(result) for result in results] == [BadRequest, Classification]
+
+
+def test_an_image_that_is_not_found_loses_no_other(connect: Callable[[Handler], ClassifyMany]) -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        if content(request) == "broken":
+            return refused(404, "image_not_found", "query.image")
+        return classified(content(request))
+
+    results = connect(handle)([b"broken", b"a"], on_error="return", concurrency=1)
+    assert [type(result) for result in results] == [NotFound, Classification]
 
 
 def test_outcomes_are_outcomes_in_order_as_soon_as_they_are_known() -> None:

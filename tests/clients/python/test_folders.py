@@ -13,6 +13,7 @@ from PIL import Image
 
 from flamboyance_client import media_files
 from flamboyance_client.folders import MEDIA_TYPES, SUFFIXES, empty_subfolders, labelled_files, other_files
+from flamboyance_client.labelled import with_ids
 from flamboyance_client.prompt import media_type
 from model import heif
 from model.media import MediaError, media_type_of
@@ -109,6 +110,16 @@ def test_a_file_outside_of_the_subfolders_has_no_label(tmp_path: Path) -> None:
     write(tmp_path, **{"3.png": picture()})
     with pytest.raises(ValueError, match=r"2\.png, .*3\.png have no labels: move them into a subfolder"):
         labelled_files(tmp_path)
+
+
+def test_one_name_in_two_unicode_forms_is_one_label(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    for name in (composed, decomposed):
+        write(tmp_path / name, **{"1.png": picture()})
+    files = labelled_files(tmp_path)
+    assert [file.label for file in files] == [composed] * 2
+    assert {Path(file.name).parent.name for file in files} == {composed, decomposed}
+    assert len({file.id for file in with_ids(files)}) == 2
 
 
 def test_a_folder_without_media_is_refused(tmp_path: Path) -> None:

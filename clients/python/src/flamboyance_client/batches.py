@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Literal
 
-from flamboyance_client.errors import ApiError, FlamboyanceError, NotAuthorised, NotConnected, QueriesFailed
+from flamboyance_client.errors import ApiError, FlamboyanceError, NotAuthorised, NotConnected, NotFound, QueriesFailed
 from flamboyance_client.fewshot import AnyQuery
 from flamboyance_client.progress import bar
 from flamboyance_client.prompt import checked_list
@@ -31,6 +31,8 @@ CONCURRENCY = 8
 # httpx opens at most so many connections to a server.
 MAX_CONCURRENCY = 100
 QUERIES = "queries must be a list, which media_files(folder) returns of the images and videos in a folder"
+# codes of the set and of the route; a 404 without a code is that of another server
+MISSING_FOR_ALL = ("support_set_not_found", "not_found", None)
 FAILURES = (FlamboyanceError, OSError, TypeError, ValueError)
 
 
@@ -201,7 +203,8 @@ def _is_of_every_query(error: Exception) -> bool:
 def _is_about_options(error: ApiError) -> bool:
     if error.code == "context_length_exceeded":
         return False  # the shots and the texts of another query may be shorter
-    return error.code == "support_set_not_found" or not (error.param or "query").startswith("query")
+    is_missing = isinstance(error, NotFound) and error.code in MISSING_FOR_ALL
+    return is_missing or not (error.param or "query").startswith("query")
 
 
 def _name(query: AnyQuery, index: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mimetypes
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 from flamboyance_client.labelled import LabelledMedia
 from flamboyance_client.prompt import media_type
@@ -36,7 +37,9 @@ def media_files(folder: str | Path) -> list[Path]:
 
 
 def labelled_files(folder: str | Path) -> list[LabelledMedia]:
-    """Return the images and videos in the subfolders of a folder. The name of the subfolder is the label.
+    """Return the images and videos in the subfolders of a folder. The name of the subfolder is the label, in NFC.
+
+    Some file systems and programs write é as one character and others as two; both are one label.
 
     Raises what `media_files` raises, and `ValueError` for a folder without any and for files that are in no subfolder.
     """
@@ -75,7 +78,7 @@ def _labelled(paths: Sequence[Path], root: Path) -> list[LabelledMedia]:
         raise ValueError(f"{listed(unlabelled)} {what} into a subfolder of {root}, whose name is the label")
     relative = [(path, path.relative_to(root)) for path in paths]
     return [
-        LabelledMedia(name=str(path), file=within.as_posix(), media=path, label=within.parts[0])
+        LabelledMedia(name=str(path), file=within.as_posix(), media=path, label=normalize("NFC", within.parts[0]))
         for path, within in relative
     ]
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from flamboyance_client import Client, NotConnected, example
+from flamboyance_client import Client, NotConnected, TransportError, example
 from flamboyance_client.cli.ask import without_last_space
-from tests.clients.python.cli.commands import PACKAGE, run
+from tests.clients.python.cli.commands import PACKAGE, run, words
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -33,6 +34,35 @@ def test_images_have_lines_though_the_server_ends_in_the_middle(
     output, errors = run("classify", folder, "-s", "cli-colours", "--json", status=1)
     assert ["error" in json.loads(line) for line in output.splitlines()] == [*[False] * 3, True]
     assert errors == "error: 1 of 4 images were not classified\n"
+
+
+def test_an_option_that_cannot_be_sent_is_one_error(made: Client, folder: Path) -> None:
+    output, errors = run("classify", folder, "-s", "cli-colours", "--target-accuracy", "nan", "--json", status=1)
+    assert (output, errors.count("\n")) == ("", 1)
+    assert "target_accuracy" in errors
+
+
+def test_a_test_that_fails_prints_the_methods_before(
+    made: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "red").mkdir()
+    for width in (31, 33):
+        Image.new("RGB", (width, 7), "red").save(tmp_path / "red" / f"{width}.png")
+    classify = Client.classify
+
+    def fail(client: Client, query: Any, **options: Any) -> Any:
+        if options["method"] == "knn" and query == tmp_path / "red" / "33.png":
+            raise TransportError("lost")
+        return classify(client, query, **options)
+
+    monkeypatch.setattr(Client, "classify", fail)
+    arguments = ("support-set", "test", "cli-colours", tmp_path, "--method", "nearest_mean", "--method", "knn")
+    output, errors = run(*arguments, status=1)
+    assert [line[0] for line in words(output) if line[0] in ("nearest_mean", "knn")] == ["nearest_mean"]
+    assert errors.startswith("error: 1 of 2 queries failed; the first is ")
+    output, _ = run(*arguments, "--json", status=1)
+    assert [json.loads(line)["method"] for line in output.splitlines()] == ["nearest_mean"]
+    assert run(*arguments[:5], "knn", status=1)[0] == ""
 
 
 @pytest.mark.parametrize("module", ["flamboyance_client", "flamboyance"])

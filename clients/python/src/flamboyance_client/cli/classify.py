@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from flamboyance_client.api import checked_selection
 from flamboyance_client.batches import CONCURRENCY, run_all
 from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, message_of, print_json
 from flamboyance_client.cli.selection import K, Strategy, SupportSetOption, TargetAccuracy, TargetCoverage, selection
@@ -16,7 +17,7 @@ from flamboyance_client.cli.sources import Source, Sources, media_sources, name_
 from flamboyance_client.cli.tables import print_table
 from flamboyance_client.client import Client
 from flamboyance_client.evaluations import Recommendation
-from flamboyance_client.options import Examples, Method, ShotsAttend
+from flamboyance_client.options import ClassifyOptions, Examples, Method, ShotsAttend
 from flamboyance_client.records import Classification
 
 NUM_OTHERS = 2
@@ -91,15 +92,9 @@ def classify(
         else:
             assert support_set is not None
             examples = selection(support_set, k, strategy or ("rices_image" if method in WITH_SHOTS else None))
-        send = partial(
-            client.classify,
-            examples=examples,
-            shots_attend=shots_attend,
-            method=method,
-            template=template,
-            target_accuracy=target_accuracy,
-            target_coverage=target_coverage,
-        )
+        options: ClassifyOptions = {"examples": examples, "shots_attend": shots_attend, "method": method}
+        options |= {"template": template, "target_accuracy": target_accuracy, "target_coverage": target_coverage}
+        checked_selection(ClassifyOptions, options)
         for_people = Table("image", "label", "confidence", "next")
         remaining = iter(sources)
 
@@ -110,7 +105,7 @@ def classify(
             else:
                 for_people.add_row(str(source), *_cells(outcome, url))
 
-        outcomes = run_all(send, [*sources], CONCURRENCY, client.close, show)
+        outcomes = run_all(partial(client.classify, **options), [*sources], CONCURRENCY, client.close, show)
         if not json:
             print_table(for_people)
     num_failed = sum(isinstance(outcome, Exception) for outcome in outcomes)
