@@ -70,7 +70,8 @@ class Report:
     def _table(self) -> list[str]:
         columns = [r.shots for r in self.results]
         ours = [str(r.score or _reason(r)) for r in self.results]
-        rows = [(f"**{self.model}**", self.split, ours)]
+        model = " ".join(self.model.split()).replace("|", r"\|")
+        rows = [(f"**{model}**", self.split, ours)]
         for published in self._published:
             figures = [str(published.figures.get(shots, "")) for shots in columns]
             rows.append((published.model, published.split or "not stated", figures))

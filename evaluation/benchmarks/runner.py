@@ -6,6 +6,7 @@ import asyncio
 import csv
 import json
 import math
+import random
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from evaluation.benchmarks.benchmark import Benchmark, SelectionName, Wording
 from evaluation.benchmarks.data import BenchmarkData, Queries
 from evaluation.benchmarks.items import DataError, Item, digest
 from evaluation.benchmarks.journal import Journal
+from evaluation.benchmarks.journal import digest as settings_digest
 from evaluation.benchmarks.registration import Draw, Registered, Registration
 from evaluation.benchmarks.report import Report, Result
 from evaluation.benchmarks.requests import Asker
@@ -42,27 +44,36 @@ from flamboyance_client import (
     Retries,
     SupportSet,
     TransportError,
+    Unavailable,
     UnexpectedReply,
 )
 
-# a longer delay is reported
+# a longer delay is reported, and one after each such number of tries
 LONG_DELAY = 60.0
+MANY_TRIES = 10
+# seconds at most after a delay that the server states, per try and at all, so that rejected queries are not sent together
+JITTER, MAX_JITTER = 0.1, 5.0
+# of a model's name in the name of a report
+MAX_NAME = 80
 # after this number of failures without any answer, the other queries would probably fail, too
 MAX_FIRST_FAILURES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patience(Retries):
-    """Retries after any delay that a server states, and says so if it is long."""
+    """Retries after any delay that a server states, as often as it states one, and says so if this takes long."""
 
     limit: int = 5
     max_delay: float = math.inf
 
     def delay(self, tries: int, error: FlamboyanceError, *, can_run_twice: bool = True) -> float | None:
-        seconds = super().delay(tries, error, can_run_twice=can_run_twice)
-        if seconds is not None and seconds > LONG_DELAY:
+        if not isinstance(error, Unavailable) or error.retry_after is None:
+            return super().delay(tries, error, can_run_twice=can_run_twice)
+        if (seconds := super().delay(1, error, can_run_twice=can_run_twice)) is None:
+            return None
+        if seconds > LONG_DELAY or tries % MANY_TRIES == 0:
             print(f"the next try is in {seconds:.0f} s, as the server asks: {error}", file=sys.stderr)
-        return seconds
+        return seconds + random.uniform(0, min(tries * JITTER, MAX_JITTER))
 
 
 RETRIES = Patience()
@@ -288,7 +299,7 @@ async def run(benchmark: Benchmark, options: Options) -> Report:
 def report_name(benchmark: Benchmark, options: Options, model: str) -> str:
     """Return the name of a report: those of the benchmark and the model, and the settings that are not the defaults."""
     words = [
-        re.sub(r"[^\w.-]+", "-", model),
+        _file_name(model),
         *([options.selection] if options.selection != "random" else []),
         *([options.wording] if options.wording != "paper" else []),
         *([options.split] if options.split != benchmark.split else []),
@@ -298,3 +309,9 @@ def report_name(benchmark: Benchmark, options: Options, model: str) -> str:
         *([f"seed-{options.seed}"] if options.seed else []),
     ]
     return "-".join([benchmark.name, *words])
+
+
+def _file_name(model: str) -> str:
+    """Return the name of a model as a part of a file's name, with a digest if it cannot have all of its characters."""
+    name = re.sub(r"[^\w.-]+", "-", model, flags=re.ASCII)[:MAX_NAME]
+    return name if name == model else f"{name}-{settings_digest({'model': model})}"

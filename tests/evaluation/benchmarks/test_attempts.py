@@ -15,10 +15,11 @@ from evaluation.benchmarks import attempts
 from evaluation.benchmarks.attempts import ServerLost
 from evaluation.benchmarks.benchmark import load
 from evaluation.benchmarks.report import Report
-from evaluation.benchmarks.runner import RETRIES, Options, Run
-from flamboyance_client import AsyncClient, NotAuthorised
+from evaluation.benchmarks.runner import RETRIES, Options, Patience, Run
+from flamboyance_client import AsyncClient, BadRequest, NotAuthorised, Unavailable
+from flamboyance_client.errors import Refusal
 from tests.evaluation.benchmarks.official_files import WRITERS, write_image, write_json
-from tests.evaluation.benchmarks.scripted_server import QUERIES, Body, Script, ScriptedServer, error
+from tests.evaluation.benchmarks.scripted_server import EXAMPLES, QUERIES, Body, Script, ScriptedServer, error
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +104,54 @@ def test_a_query_is_sent_again_after_a_fault_that_may_pass(fault: Script, tmp_pa
 
 def test_the_delay_that_the_server_states_is_waited_for(tmp_path: Path, delays: list[float]) -> None:
     run(ScriptedServer(first(lambda *_: error(429, "slow down", {"Retry-After": "600"}))), tmp_path)
-    assert delays == [600.0]
+    (delay,) = delays
+    assert 600.0 <= delay <= 600.1
+
+
+def test_a_long_delay_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    error = Unavailable(Refusal(message="busy", status=429, retry_after=3600.0))
+    assert 3600.0 <= (Patience().delay(1, error) or 0) <= 3600.1
+    assert "the next try is in 3600 s, as the server asks: 429: busy" in capsys.readouterr().err
+    delays = [
+        Patience().delay(tries, Unavailable(Refusal(message="busy", status=429, retry_after=9))) for tries in (9, 99)
+    ]
+    assert capsys.readouterr().err == ""
+    assert all(delay is not None and 9 <= delay <= 14 for delay in delays)
+    Patience().delay(100, Unavailable(Refusal(message="busy", status=429, retry_after=9)))
+    assert "the next try is in 9 s" in capsys.readouterr().err
+
+
+def test_a_query_is_sent_until_the_server_states_no_more_delays(tmp_path: Path, delays: list[float]) -> None:
+    def script(route: str, number: int, body: Body) -> httpx.Response | None:
+        return error(429, "slow down", {"Retry-After": "1"}) if route == QUERIES and number <= 20 else None
+
+    (result,) = run(ScriptedServer(script), tmp_path).results
+    assert (result.num_answers, result.num_failed, len(delays)) == (2, 0, 20)
+    assert len({*delays}) == 20  # rejected together, not sent together
+
+
+def test_a_rejection_without_a_delay_is_not_waited_for_without_end(tmp_path: Path, delays: list[float]) -> None:
+    (result,) = run(ScriptedServer(lambda route, *_: error(429, "no") if route == QUERIES else None), tmp_path).results
+    assert (result.num_failed, len(delays)) == (2, 2 * RETRIES.limit)
+
+
+def test_a_reply_without_an_answer_is_no_answer(tmp_path: Path) -> None:
+    (result,) = run(
+        ScriptedServer(lambda route, *_: httpx.Response(200, json={"choices": []}) if route == QUERIES else None),
+        tmp_path,
+    ).results
+    assert (result.num_answers, result.num_failed) == (0, 2)
+
+
+def test_an_error_whose_param_is_no_text_is_one_line(tmp_path: Path) -> None:
+    server = ScriptedServer(lambda route, *_: error(400, "no", param=[3]) if route == EXAMPLES else None)
+    with pytest.raises(BadRequest, match="400: no"):
+        run(server, tmp_path, shots=(1,))
+
+
+def test_a_model_name_does_not_break_the_table(tmp_path: Path) -> None:
+    report = run(ScriptedServer(models=[{"id": "a|b\nc", "object": "model"}]), tmp_path)
+    assert r"| **a\|b c** | test |" in report.markdown()
 
 
 @pytest.mark.parametrize("status", [404, 409, 500])

@@ -18,9 +18,8 @@ from PIL import Image
 
 from evaluation.benchmarks.__main__ import main
 from evaluation.benchmarks.benchmark import Wording, load, names
-from evaluation.benchmarks.runner import Options, Patience, report_name
-from flamboyance_client import Client, Query, Retries, Shot, Template, Unavailable
-from flamboyance_client.errors import Refusal
+from evaluation.benchmarks.runner import Options, report_name
+from flamboyance_client import Client, Query, Retries, Shot, Template
 from tests.clients.serving import KEY, tiny_server
 from tests.evaluation.benchmarks.official_files import WRITERS, write_image
 
@@ -291,17 +290,13 @@ def test_a_report_has_the_name_of_its_settings(tmp_path: Path) -> None:
         seed=0,
         concurrency=1,
     )
-    assert report_name(coco, options, "org/lite") == "coco-org-lite"
+    assert report_name(coco, options, "lite-1.5_b") == "coco-lite-1.5_b"
+    assert report_name(coco, options, "org/lite").rpartition("-")[0] == "coco-org-lite"
+    names = [report_name(coco, options, name) for name in ("a-b", "a/b", "a|b", "模型", "型", "\ud800", "m" * 250)]
+    assert len({*names}) == 7
+    assert max(map(len, names)) < 120
     other = replace(options, selection="rices", wording="openflamingo", split="val", support=9, limit=5, seed=1)
     assert report_name(coco, other, "lite") == "coco-lite-rices-openflamingo-val-support-9-limit-5-seed-1"
-
-
-def test_a_long_delay_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    error = Unavailable(Refusal(message="busy", status=429, retry_after=3600.0))
-    assert Patience().delay(1, error) == 3600.0
-    assert "the next try is in 3600 s, as the server asks: 429: busy" in capsys.readouterr().err
-    assert Patience().delay(1, Unavailable(Refusal(message="busy", status=429, retry_after=60.0))) == 60.0
-    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
