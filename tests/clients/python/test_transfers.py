@@ -27,6 +27,7 @@ from flamboyance_client import (
     SupportSet,
     TransportError,
     Unavailable,
+    UnexpectedReply,
     example,
     query,
 )
@@ -130,6 +131,24 @@ def archive(request: httpx.Request) -> httpx.Response:
     return httpx.Response(200, content=ARCHIVE)
 
 
+@pytest.mark.parametrize("content", [b"<html>log in</html>", b"", b"P", b"Px"])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_what_is_no_archive_is_not_saved(content: bytes, is_async: bool, tmp_path: Path) -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=content))
+
+    async def export_async() -> None:
+        async with AsyncClient("http://server", transport=transport) as client:
+            await client.support_sets.export("pets", tmp_path)
+
+    def export() -> None:
+        with Client("http://server", transport=transport) as client:
+            client.support_sets.export("pets", tmp_path)
+
+    with pytest.raises(UnexpectedReply, match="expected an archive"):
+        asyncio.run(export_async()) if is_async else export()
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_process_without_stderr_exports_and_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def handle(request: httpx.Request) -> httpx.Response:
         return archive(request) if request.method == "GET" else httpx.Response(200, json=SET)
@@ -152,7 +171,7 @@ def test_two_exports_to_one_path_do_not_disturb_each_other(tmp_path: Path) -> No
                 both_have_begun.wait(10)
                 yield self._content[start : start + 2]
 
-    contents = [b"abcd", b"wxyz"]
+    contents = [b"PKab", b"PKyz"]
     remaining = iter(contents)
     transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Slow(next(remaining))))
     (tmp_path / "pets.zip.part").write_bytes(b"of the user")

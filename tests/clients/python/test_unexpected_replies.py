@@ -39,6 +39,9 @@ CALLS: list[tuple[Callable[[Client], Any], httpx.Response]] = [
     (Client.models, httpx.Response(200, json={"data": ["a"]})),
     (classify, httpx.Response(200, json={**RANKED, "candidates": [{"label": "a"}]})),
     (classify, httpx.Response(200, json={**RANKED, "candidates": ["a"]})),
+    (lambda client: client.complete("a"), httpx.Response(200, json={"choices": []})),
+    (lambda client: client.fewshot.complete(b"a"), httpx.Response(200, json={"choices": []})),
+    (lambda client: client.support_sets.list(), httpx.Response(200, json={"data": [], "has_more": True})),
     (lambda client: client.embed("a"), httpx.Response(200, json={"data": [{}]})),
 ]
 

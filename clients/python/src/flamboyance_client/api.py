@@ -35,7 +35,7 @@ from flamboyance_client.options import (
 )
 from flamboyance_client.prompt import Part, Prompt, checked_list, checked_text, to_wire
 from flamboyance_client.records import Classification, Score, SupportSet, scores, vectors
-from flamboyance_client.replies import Completion, Health, Json, Model, parse_models
+from flamboyance_client.replies import Completion, Health, Json, Model, parse_completion, parse_models
 from flamboyance_client.retries import Retries, retry_after, should_retry
 from flamboyance_client.sse import EventParser
 
@@ -127,7 +127,7 @@ class Api:
 
     def _generate(self, path: str, fields: Json, options: Json, stream: bool) -> Call[Completion]:
         streaming = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
-        return self._post(path, fields, {**options, **streaming}, Completion.parse)
+        return self._post(path, fields, {**options, **streaming}, parse_completion)
 
     def _post(self, path: str, fields: Json, options: Json, parse: Callable[[Json], Reply]) -> Call[Reply]:
         model = {} if self.model is None else {"model": self.model}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeVar
 
 from flamboyance_client import notebook
+from flamboyance_client.errors import UnexpectedReply
 from flamboyance_client.fewshot import AnyQuery
 from flamboyance_client.prompt import Media
 from flamboyance_client.replies import Json, Usage, required
@@ -34,7 +35,10 @@ class Page(Generic[Item]):
     @classmethod
     def parse(cls, values: Json, item: Callable[[Json], Item]) -> Self:
         data = tuple(item(entry) for entry in required(values, "data", list, "page"))
-        return cls(data=data, has_more=bool(values.get("has_more")), last_id=values.get("last_id"))
+        has_more, last_id = bool(values.get("has_more")), values.get("last_id")
+        if has_more and last_id is None:
+            raise UnexpectedReply("page.last_id: expected an id, since has_more is true, got None")
+        return cls(data=data, has_more=has_more, last_id=last_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

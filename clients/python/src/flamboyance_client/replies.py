@@ -129,6 +129,14 @@ class Completion:
         )
 
 
+def parse_completion(values: Json) -> Completion:
+    """Return a completion. Raises `UnexpectedReply` if it has no choice, as only events of a stream may have none."""
+    completion = Completion.parse(values)
+    if not completion.choices:
+        raise UnexpectedReply("completion.choices: expected at least one, got none")
+    return completion
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A served model."""

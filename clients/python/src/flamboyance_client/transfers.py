@@ -13,9 +13,11 @@ from typing import BinaryIO
 from uuid import uuid4
 from zipfile import BadZipFile, ZipFile
 
+from flamboyance_client.errors import UnexpectedReply
 from flamboyance_client.progress import bar
 
 PIECE_BYTES = 2**18
+ARCHIVE_START = b"PK"
 ARCHIVE_TYPE = "application/zip"
 
 
@@ -47,17 +49,25 @@ async def read_file_async(path: Path, size: int | None) -> AsyncIterator[bytes]:
 
 @contextmanager
 def written_file(path: Path) -> Iterator[Callable[[bytes], None]]:
-    """Yield a function that writes pieces of a file, which has its name only when it is complete.
+    """Yield a function that writes pieces of an archive, which has its name only when it is complete.
 
-    A link stays, and the file that it leads to is replaced. A pipe or a device is written to as it is.
+    A link stays, and the file that it leads to is replaced. A pipe or a device is written to as it is. Raises
+    `UnexpectedReply` for what is no archive, such as the page of a proxy.
     """
+    start = b""
     with _opened(path) as file, bar(None, path.name, "B", unit_scale=True) as shown:
 
         def write(piece: bytes) -> None:
+            nonlocal start
+            start += piece[: len(ARCHIVE_START) - len(start)]
+            if not ARCHIVE_START.startswith(start):
+                raise UnexpectedReply(f"expected an archive, got {piece[:200]!r}")
             file.write(piece)
             shown.update(len(piece))
 
         yield write
+        if start != ARCHIVE_START:
+            raise UnexpectedReply(f"expected an archive, got {start!r}")
 
 
 @contextmanager
