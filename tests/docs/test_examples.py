@@ -18,7 +18,9 @@ import pytest
 
 from model.folder import save_folder
 from model.zoo.default import prepare
+from tests.server.conftest import data_url as png_url
 from tests.server.conftest import png
+from tests.server.test_docs import API, section
 from tests.server.test_main import ROOT, Server, running
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
@@ -30,6 +32,16 @@ ANSWER = re.compile(r'(\S.*): expected "(.*)", answered "(.*?)"(?: \(confidence 
 MIN_CONFIDENCE = 0.8
 MAX_BYTES = 30_000
 SECONDS = 120
+# the sections of docs/api.md with an example whose answer has a usage, and their routes
+ROUTES = {
+    "Completions": "/v1/completions",
+    "Chat": "/v1/chat/completions",
+    "Few-shot completions": "/v1/fewshot/completions",
+    "Classification": "/v1/classify",
+    "Decisions": "/v1/decisions",
+}
+# the set of these examples, with the texts of the written prompt
+PETS = {"a1": ("A sleeping cat.", "cat"), "a4": ("Two cats.", "cat"), "a7": ("A dog on a lawn.", "dog")}
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +174,59 @@ def test_the_tutorials_python_prints_what_the_tutorial_says(
             code = code.replace("http://127.0.0.1:8000", str(server.http.base_url))
             exec(compile(code, "teach.md", "exec"), names)
             assert capsys.readouterr().out == output
+
+
+@pytest.fixture(scope="module")
+def server_with_pets(default_server: Server) -> Server:
+    """The default model with the set `pets`, whose media are encoded."""
+    examples = [
+        {"id": name, "image": png_url(png(f"hsl({index}, 100%, 40%)")), "text": text, "label": label}
+        for index, (name, (text, label)) in enumerate(PETS.items())
+    ]
+    default_server.http.post("/v1/support_sets", json={"name": "pets", "examples": examples})
+    warm = default_server.http.post("/v1/support_sets/pets/warm", json={"wait": True}).json()
+    assert warm["status"] == "ready", warm
+    return default_server
+
+
+@pytest.mark.parametrize("title", ROUTES)
+def test_the_usage_of_an_example_in_the_reference_is_that_of_the_default_model(
+    title: str, server_with_pets: Server
+) -> None:
+    """Each request has images of its own, and the documented answer may have another length than this one."""
+    request, response = (documented(title, language) for language in ("sh", "json"))
+    urls = (png_url(png(f"hsl({60 * list(ROUTES).index(title) + index}, 100%, 60%)")) for index in (20, 40))
+    body = json.loads(re.sub(r"data:image/[a-z]+;base64,…", lambda _: next(urls), request.partition(" -d '")[2][:-1]))
+    answer = server_with_pets.http.post(ROUTES[title], json=body)
+    assert answer.is_success, answer.text
+    assert counts(answer.json()["usage"]) == counts(json.loads(response)["usage"])
+
+
+@pytest.mark.parametrize("title", ["Completions", "Chat", "Few-shot completions"])
+def test_the_tokens_of_a_documented_answer_are_those_of_its_text_and_its_end(
+    title: str, default_server: Server
+) -> None:
+    response = json.loads(documented(title, "json"))
+    (choice,), usage = response["choices"], response["usage"]
+    text = " " + (choice.get("text") or choice["message"]["content"]).strip()
+    tokens = default_server.http.post("/tokenize", json={"prompt": text}).json()["tokens"]
+    assert usage["completion_tokens"] == len(tokens) + 1
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def documented(title: str, language: str) -> str:
+    """Return the first block of code of a language in a section of the reference."""
+    return re.findall(rf"^```{language}\n(.*?)\n```", section(API, title), flags=re.DOTALL | re.MULTILINE)[0]
+
+
+def counts(usage: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers that do not depend on the length of the answer, and no id or version of the set."""
+    left_out = {"completion_tokens", "total_tokens", "support_set", "version"}
+    return {
+        name: counts(value) if isinstance(value, dict) else value
+        for name, value in usage.items()
+        if name not in left_out
+    }
 
 
 def test_a_support_set_of_a_folder_by_label(server: Server, tmp_path: Path) -> None:
