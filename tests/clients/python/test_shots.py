@@ -93,7 +93,7 @@ def test_examples_name_a_set() -> None:
 
 
 def test_a_recommendation_repeats_the_fields_of_its_evaluation() -> None:
-    repeated = {"template": "vqa", "candidates": ["cat"], "calibration": "contextual"}
+    repeated = {"model": "other", "template": "vqa", "candidates": ["cat"], "calibration": "contextual"}
     values = {"examples": {"support_set": "ss_1"}, "accuracy": 1.0, "accuracy_interval": [0.0, 1.0], **repeated}
     recommendation = Recommendation.parse({**values, "method": "in_context"})
     sent = Api().classify(DATA, {"examples": recommendation}).body or {}

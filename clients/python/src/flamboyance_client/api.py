@@ -43,7 +43,7 @@ Reply = TypeVar("Reply")
 
 DONE = "[DONE]"
 # the repeated fields of a recommendation that any method may have
-OF_EVERY_METHOD = ("template", "candidates")
+OF_EVERY_METHOD = ("model", "template", "candidates")
 NO_EXAMPLES = (
     "examples is None: leave it out, or pass a support set; the recommendation of an evaluation that recommends nothing is "
     "None, and then the support set can be passed itself: examples=evaluation.recommendation or support_set"
@@ -204,7 +204,8 @@ def _recommended_prompt(examples: Any) -> dict[str, Any]:
     """Return the fields of a recommendation that a completion has, too."""
     if not isinstance(examples, Recommendation):
         return {}
-    fields = {"shots_attend": examples.shots_attend, "template": examples.repeated.get("template")}
+    repeated = {name: examples.repeated.get(name) for name in ("model", "template")}
+    fields = {"shots_attend": examples.shots_attend, **repeated}
     return {name: value for name, value in fields.items() if value is not None}
 
 

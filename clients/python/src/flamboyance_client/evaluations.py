@@ -12,7 +12,7 @@ from flamboyance_client.replies import Json, required
 
 Item = TypeVar("Item")
 # fields of an evaluation's request that a recommendation has too
-REPEATED = ("template", "candidates", "normalisation", "calibration", "content_free", "permutations", "seed")
+REPEATED = ("model", "template", "candidates", "normalisation", "calibration", "content_free", "permutations", "seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
