@@ -3109,9 +3109,23 @@ export interface components {
             /** @description The increase of the weighted coverage of the pool, 0 to 1. */
             gain: number;
         };
-        /** Recommendation */
+        /**
+         * Recommendation
+         * @description The fields of a classification, with those of the evaluation's request that belong to it, if they were sent.
+         */
         Recommendation: {
             examples: components["schemas"]["RecommendedExamples"];
+            model?: string;
+            template?: string | components["schemas"]["TemplateFields"];
+            candidates?: (string | components["schemas"]["LabelledCandidate"])[];
+            /** @enum {string} */
+            normalisation?: "sum" | "mean";
+            /** @enum {string} */
+            calibration?: "none" | "contextual";
+            /** @enum {string} */
+            content_free?: "grey" | "no_media" | "both";
+            permutations?: number;
+            seed?: number;
             /**
              * @description The form of the prompt. Present if it is `alone`.
              * @enum {string}
