@@ -17,6 +17,7 @@ from server.schemas.fewshot import (
     WeighingFields,
 )
 from server.schemas.generation import MAX_MESSAGES
+from server.schemas.json_object import JsonObject
 from server.schemas.prompt import BREAKPOINT, DETAIL, CacheBreakpoint
 
 MAX_QUESTIONS = 400
@@ -52,7 +53,7 @@ class DecisionJsonPart(Schema):
 
     type: Literal["input_json"]
     data: Annotated[
-        Annotated[dict[str, Any], Tag("<object>")] | Annotated[list[dict[str, Any]], Tag("<list>")],
+        Annotated[JsonObject, Tag("<object>")] | Annotated[list[JsonObject], Tag("<list>")],
         Discriminator(lambda value: "<list>" if isinstance(value, list) else "<object>"),
     ]
 

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.schemas.base import ModelRequest, PrioritizedRequest, Schema, tag_of, with_example
+from server.schemas.json_object import JsonObject
 from server.schemas.prompt import AttentionFields, Prompts, TaggedMediaPart, TextPart, Written, text_or_parts
 
 MAX_LOGPROBS = 20
@@ -39,7 +40,10 @@ class StructuredOutputs(Schema):
 
     choice: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field([], max_length=1024)
     regex: str = Field("", max_length=4096, description="The answer matches this regular expression.")
-    json_schema: dict[str, Any] | str = Field("", alias="json", description="The answer conforms to this JSON schema.")
+    json_schema: Annotated[
+        Annotated[JsonObject, Tag("<object>")] | Annotated[str, Tag("<string>")],
+        Discriminator(lambda value: "<string>" if isinstance(value, str) else "<object>"),
+    ] = Field("", alias="json", description="The answer conforms to this JSON schema.")
 
 
 class GenerationFields(PrioritizedRequest):
@@ -221,7 +225,7 @@ class NamedSchema(Schema):
 
     name: str = Field(max_length=256)
     description: str = ""
-    json_schema: dict[str, Any] = Field(alias="schema")
+    json_schema: JsonObject = Field(alias="schema")
     strict: bool = True
 
 
@@ -241,7 +245,7 @@ ResponseFormat = Annotated[
 class Function(Schema):
     name: FunctionName
     description: str | None = None
-    parameters: dict[str, Any] = Field({}, description="A JSON schema of an object.")
+    parameters: JsonObject = Field({}, description="A JSON schema of an object.")
     strict: bool | None = Field(None, description="No effect: the arguments always conform to the schema.")
 
     @field_validator("parameters")

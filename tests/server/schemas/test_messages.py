@@ -9,6 +9,7 @@ import pytest
 
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.schemas.base import Schema, read
+from server.schemas.decisions import DecisionRequest
 from server.schemas.generation import ChatRequest, CompletionRequest
 from server.schemas.models import EmbeddingsRequest
 
@@ -36,6 +37,11 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
             'messages[0].content[0].image_url: must be an object such as {"url": "data:image/…"}',
         ),
         (EmbeddingsRequest, {"input": ["x", IMAGE]}, "input: texts and media cannot be in one request"),
+        (
+            CompletionRequest,
+            {"prompt": "x", "structured_outputs": {"json": 5}},
+            "structured_outputs.json: must be an object",
+        ),
     ],
 )
 def test_a_wrong_value_is_answered_with_what_it_must_be(
@@ -44,6 +50,37 @@ def test_a_wrong_value_is_answered_with_what_it_must_be(
     with pytest.raises(InvalidRequest) as refusal:
         read(schema, json.dumps(body).encode())
     assert (refusal.value.message, refusal.value.code) == (message, "invalid_value")
+
+
+def json_of_decision(data: object) -> dict[str, Any]:
+    message = {"role": "user", "content": [{"type": "input_json", "data": data}]}
+    return {"input": [message], "questions": [{"type": "predicate", "instructions": "x"}]}
+
+
+NUMBER = {"enum": [[0.5]]}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": NUMBER}}
+TOOL = {"type": "function", "function": {"name": "x", "parameters": NUMBER}}
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "Infinity"])
+@pytest.mark.parametrize(
+    ("schema", "body", "field"),
+    [
+        (CompletionRequest, {"prompt": "x", "structured_outputs": {"json": NUMBER}}, "structured_outputs.json"),
+        (ChatRequest, {"messages": [USER], "response_format": FORMAT}, "response_format.json_schema.schema"),
+        (ChatRequest, {"messages": [USER], "tools": [TOOL]}, "tools[0].function.parameters"),
+        (DecisionRequest, json_of_decision(NUMBER), "input[0].content[0].data"),
+        (DecisionRequest, json_of_decision([NUMBER]), "input[0].content[0].data[0]"),
+    ],
+)
+def test_a_number_of_json_that_is_not_finite_is_refused(
+    schema: type[Schema], body: dict[str, Any], field: str, number: str
+) -> None:
+    text = json.dumps(body)
+    read(schema, text.encode())
+    with pytest.raises(InvalidRequest) as refusal:
+        read(schema, text.replace("0.5", number).encode())
+    assert refusal.value.message == f"{field}: may not contain numbers that are not finite"
 
 
 @pytest.mark.parametrize(
