@@ -17,11 +17,12 @@ from itertools import count
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from model.prompt import PromptTokenizer
 from server.grammar import GrammarError, TrialUnavailable
-from server.grammar.json_schema import closed, words_of
+from server.grammar.json_schema import closed
 from server.grammar.matcher import Ending, Matcher
 from server.grammar.refusals import NAMES, refusal, sentence
 from server.grammar.schema_limits import check_regex
@@ -64,41 +65,57 @@ def num_bytes(grammar: Grammar) -> int:
     return sum(len(text.encode()) for text in (*grammar.choices, grammar.text))
 
 
-def source(grammar: Grammar) -> str:
-    """Return the grammar in llguidance's own language. Raises `GrammarError`."""
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """A grammar in llguidance's own language, and the bytes of memory that it takes when it is compiled, 0 if unknown.
+
+    `num_end_tokens`: the estimated number of tokens that end an answer in JSON.
+    """
+
+    text: str = ""
+    num_end_tokens: int = 0
+    num_bytes: int = 0
+
+
+def source(grammar: Grammar, table: LLTokenizer) -> Source:
+    """Return what is compiled for a grammar. Raises `GrammarError`."""
+    check(grammar)
     match grammar.kind:
         case "choice":
-            return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, grammar.choices)))
+            return Source(text=LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, grammar.choices))))
         case "regex":
-            return LLMatcher.grammar_from_regex(grammar.text)
+            return Source(text=LLMatcher.grammar_from_regex(grammar.text))
         case "json":
-            schema = closed(grammar.text)
+            schema, words = closed(grammar.text)
+            num_tokens = len(table.tokenize_str(json.dumps(words)))
             try:
-                return LLMatcher.grammar_from_json_schema(schema, defaults=COMPACT)
+                text = LLMatcher.grammar_from_json_schema(schema, defaults=COMPACT)
             except ValueError as error:
                 raise refusal(grammar.kind, str(error)) from None
+            return Source(text=text, num_end_tokens=num_tokens + PROPERTY_TOKENS * len(words) + OPEN_TOKENS)
 
 
-def begin(grammar: Grammar, table: LLTokenizer) -> LLMatcher:
-    """Return the state at the grammar's beginning, with its first mask, which is the slowest one. Raises `GrammarError`."""
-    check(grammar)
-    state = LLMatcher(table, source(grammar), log_level=0, limits=LIMITS)
+def begin(kind: str, text: str, table: LLTokenizer) -> LLMatcher:
+    """Return the state at the beginning of a source of a kind of grammar, with its first mask, which is the slowest one.
+
+    Raises `GrammarError`.
+    """
+    state = LLMatcher(table, text, log_level=0, limits=LIMITS)
     if not state.is_error():
         state.compute_bitmask()  # copies reuse its computed states
     if state.is_error():
-        raise refusal(grammar.kind, state.get_error())
+        raise refusal(kind, state.get_error())
     return state
 
 
 class Trier(Protocol):
-    """Tries a grammar where it can do no harm, and returns its bytes of memory.
+    """Tries a grammar where it can do no harm, and returns its source, so that Python need not read it once more.
 
     Raises its `GrammarError`, or `TrialUnavailable`.
     """
 
     def start(self) -> object: ...
 
-    def check(self, grammar: Grammar) -> int: ...
+    def check(self, grammar: Grammar) -> Source: ...
 
 
 class Compilation(Future[Matcher]):
@@ -194,19 +211,18 @@ class Grammars:
             compiling.set_exception(GrammarError(sentence(grammar.kind, "")))
 
     def _matcher(self, grammar: Grammar) -> Matcher:
-        num_bytes = 0 if self._trials is None else self._trials.check(grammar)
-        return Matcher(begin(grammar, self._table), self._table, self._ending(grammar), num_bytes)
+        made = source(grammar, self._table) if self._trials is None else self._trials.check(grammar)
+        ending = self._ending(made.num_end_tokens)
+        return Matcher(begin(grammar.kind, made.text, self._table), self._table, ending, made.num_bytes)
 
-    def _ending(self, grammar: Grammar) -> Ending | None:
+    def _ending(self, num_tokens: int) -> Ending | None:
         """Return how an answer in JSON is ended; other grammars have no unbounded parts that could be cut, so None."""
-        if grammar.kind != "json":
+        if not num_tokens:
             return None
         ends = [self._table.tokenize_bytes(end) for end in ENDS_OF_PARTS]
         if any(len(end) != 1 for end in ends):
             return None
         quote, brace, bracket, comma = (token_id for (token_id,) in ends)
-        words = words_of(grammar.text)
-        num_tokens = len(self._tokenizer.encode_plain(json.dumps(words))) + PROPERTY_TOKENS * len(words) + OPEN_TOKENS
         eos = self._tokenizer.eos_ids
         return Ending(num_tokens=num_tokens, eos=eos, quote=quote, brace=brace, bracket=bracket, comma=comma)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from server.grammar import GrammarError
-from server.grammar.schema_graph import ALTERNATIVES, DATA, SUBSCHEMAS_BY_NAME, Node, nodes_of
+from server.grammar.refusals import refusal
+from server.grammar.schema_graph import ALTERNATIVES, DATA, MAX_SHOWN, SUBSCHEMAS_BY_NAME, Node, nodes_of
 from server.grammar.schema_keywords import translate
 from server.grammar.schema_limits import LARGEST_NUMBER, LOWER_BOUNDS, limit_schemas
 
@@ -22,20 +24,21 @@ MAX_BOUNDED = 100
 UPPER_BOUNDS = ("maximum", "exclusiveMaximum")
 
 
-def closed(text: str) -> str:
-    """Return a JSON schema whose objects have only the named properties, and whose integers fit 64 bits.
+def closed(text: str) -> tuple[str, list[Any]]:
+    """Return a JSON schema whose objects have only the named properties, and whose integers fit 64 bits, and its words.
 
     Otherwise a model may invent properties or digits endlessly. Existing keywords about either stay, and integers of a
-    schema with very many stay unbounded. Raises `GrammarError` for a text that is no JSON schema, and what `translate`
-    and `limit_schemas` raise.
+    schema with very many stay unbounded. Words are texts that an answer may have to write before its end. Raises
+    `GrammarError` for a text that is no JSON schema, and what `translate` and `limit_schemas` raise.
     """
     nodes = _nodes(text)
     limit_schemas(nodes)
     schemas = [node.schema for node in nodes]
+    words = _words_of(schemas)
     # several parts of one object would forbid the properties of each other
     if not any(_num_parts(schema) > 1 for schema in schemas):
         _close(schemas)
-    return json.dumps(schemas[0])
+    return json.dumps(schemas[0]), words
 
 
 def _close(schemas: Sequence[dict[str, Any]]) -> None:
@@ -88,29 +91,37 @@ def _bound(schema: dict[str, Any]) -> None:
             schema[names[0]] = bound
 
 
-def words_of(text: str) -> list[Any]:
-    """Return the texts that an answer may have to write before its end: the properties' names and the longest constants."""
+def _words_of(schemas: Iterable[dict[str, Any]]) -> list[Any]:
+    """Return the names of the properties and the longest constants."""
     words: list[Any] = []
-    for node in _nodes(text):
-        if isinstance(properties := node.schema.get("properties"), dict):
+    for schema in schemas:
+        if isinstance(properties := schema.get("properties"), dict):
             words += properties
-        if isinstance(constants := node.schema.get("enum"), list) and constants:
+        if isinstance(constants := schema.get("enum"), list) and constants:
             words.append(max(constants, key=lambda constant: len(json.dumps(constant))))
-        words += [node.schema["const"]] if "const" in node.schema else []
+        words += [schema["const"]] if "const" in schema else []
     return words
 
 
 def _nodes(text: str) -> list[Node]:
     """Return the schemas that a JSON schema reaches, translated. Raises `GrammarError`."""
     try:
-        root = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        root = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except ValueError as error:
         raise GrammarError(f"not a JSON schema: {error}") from None
+    except RecursionError as error:
+        raise refusal("json", str(error)) from None
     if not isinstance(root, dict):
         raise GrammarError("not a JSON schema: it is an object")
     root.pop(OPTIONS, None)
     _remove_identifiers(root)
     return nodes_of(root, translate)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"the number {text[:MAX_SHOWN]} is not finite")
+    return number
 
 
 def _remove_identifiers(root: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -17,8 +17,8 @@ FORMATS = ("date-time", "date", "time", "duration", "email", "hostname", "ipv4",
 ANNOTATIONS = ("title", "description", "default", "examples", "$comment", "deprecated")
 # keywords that restrict values, with what may be done about each
 UNSUPPORTED = {
-    "propertyNames": "next to additionalProperties, without properties, it may have one of enum, const, pattern, or "
-    "minLength and maxLength",
+    "propertyNames": "next to additionalProperties, without properties, it may have one of enum with strings, "
+    "const with a string, pattern, or minLength and maxLength",
     "uniqueItems": "remove it and check the answer, unless maxItems is at most 1",
     "not": "only {} is, which no value matches",
     "unevaluatedProperties": "use additionalProperties",
@@ -70,13 +70,18 @@ def _require_tags(schema: dict[str, Any], root: dict[str, Any]) -> None:
     """Require the property by which alternatives differ, which libraries leave optional if it has a default."""
     for keyword in ALTERNATIVES:
         parts = schema.get(keyword)
-        resolved = [_resolved(part, root) for part in parts] if isinstance(parts, list) else []
+        resolved = _distinct(_resolved(part, root) for part in parts) if isinstance(parts, list) else []
         objects = [part for part in resolved if isinstance(part.get("properties"), dict)]
         tags = _tags(schema) or (_common_constants(objects) if keyword == "oneOf" and objects == resolved else set())
-        for part in objects:
+        for part in objects if tags else ():
             required = part.setdefault("required", [])
             if isinstance(required, list):
                 required += sorted(tags & part["properties"].keys() - set(map(str, required)))
+
+
+def _distinct(parts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return each object once: thousands of `$ref` may name the same one."""
+    return list({id(part): part for part in parts}.values())
 
 
 def _resolved(part: Any, root: dict[str, Any]) -> dict[str, Any]:
@@ -135,10 +140,10 @@ def _limits_of_names(names: Any, root: dict[str, Any]) -> dict[str, Any]:
 
 
 def _names_of(limits: dict[str, Any]) -> list[str]:
-    """Return the names within limits that name all of them, else an empty list."""
+    """Return the names within limits that name all of them, else an empty list. A constant that is no string is no name."""
     names = limits.get("enum", [limits.get("const")])
     is_exact = limits.keys() in ({"enum"}, {"const"}) and isinstance(names, list)
-    return names if is_exact and all(isinstance(name, str) for name in names) else []
+    return [name for name in names if isinstance(name, str)] if is_exact else []
 
 
 def _pattern_of(limits: dict[str, Any]) -> str | None:

@@ -16,8 +16,8 @@ from pathlib import Path
 import msgspec
 from llguidance import LLTokenizer
 
-from server.grammar import GrammarError, heap
-from server.grammar.compiler import begin
+from server.grammar import GrammarError, compiler, heap
+from server.grammar.compiler import Source
 from server.grammar.refusals import NAMES, sentence
 from server.wire import Grammar
 
@@ -38,13 +38,13 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a grammar is refused, "" if it is not, and the bytes that it holds otherwise.
+    """Why a grammar is refused, "" if it is not, and what the worker compiles otherwise.
 
     For the log: a library's reason, or the type of an unexpected error.
     """
 
     refusal: str = ""
-    num_bytes: int = 0
+    source: Source = Source()
     reason: str = ""
     unexpected: str = ""
 
@@ -56,12 +56,13 @@ decode_verdict = msgspec.msgpack.Decoder(Verdict)
 
 
 def verdict(grammar: Grammar, table: LLTokenizer) -> Verdict:
-    before = heap.num_bytes()
     try:
-        state = begin(grammar, table)
+        made = compiler.source(grammar, table)
+        before = heap.num_bytes()
+        state = compiler.begin(grammar.kind, made.text, table)
         num_bytes = heap.num_bytes() - before
         del state  # until here, it holds its memory
-        return Verdict(num_bytes=max(num_bytes, 0))
+        return Verdict(source=msgspec.structs.replace(made, num_bytes=max(num_bytes, 0)))
     except GrammarError as error:
         return Verdict(refusal=str(error), reason=error.reason)
     except MemoryError as error:

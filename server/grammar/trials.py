@@ -14,6 +14,7 @@ import msgspec
 
 from model.prompt import PromptTokenizer
 from server.grammar import GrammarError, TrialUnavailable
+from server.grammar.compiler import Source
 from server.grammar.refusals import NAMES
 from server.grammar.trial import MAX_SECONDS, TOO_LARGE, Setup, Verdict, decode_verdict, encode
 from server.settings import ROOT, child_environment
@@ -54,8 +55,8 @@ class Trials:
             self._process.exchange(self._setup)
         return self._process
 
-    def check(self, grammar: Grammar) -> int:
-        """Return the bytes of memory that a grammar holds when it is compiled.
+    def check(self, grammar: Grammar) -> Source:
+        """Return what is compiled for a grammar, with the bytes of memory that it holds then.
 
         Raises `GrammarError` for one that cannot be compiled within the limits, or `TrialUnavailable`.
         """
@@ -70,7 +71,7 @@ class Trials:
             logger.error("a grammar could not be compiled", extra={"kind": grammar.kind, "error": verdict.unexpected})
         if verdict.refusal:
             raise GrammarError(verdict.refusal, verdict.reason)
-        return verdict.num_bytes
+        return verdict.source
 
     def stop(self) -> None:
         if self._process is not None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from server.grammar import GrammarError
-from server.grammar.json_schema import words_of
-from server.grammar.schema_keywords import FORMATS, UNSUPPORTED
+from server.grammar.json_schema import closed
+from server.grammar.schema_graph import Node
+from server.grammar.schema_keywords import FORMATS, UNSUPPORTED, translate
 from tests.server.grammar.test_compiler import is_permitted, schema
 from tests.server.grammar.test_schema_limits import compile_schema
 
@@ -131,7 +132,14 @@ def test_the_values_of_an_enumeration_of_names_are_nested() -> None:
     assert is_permitted(grammar, '{"a":{"d":1},"b":{"c":1,"d":2}}')
     for text in ('{"c":', '{"a":{"a":', '{"b":{"b":', '{"b":{"c":"'):
         assert not is_permitted(grammar, text)
-    assert words_of(grammar.text) == ["a", "b", "c", "d"]
+    _, words = closed(grammar.text)
+    assert words == ["a", "b", "c", "d"]
+
+
+def test_constants_that_are_no_strings_are_no_names() -> None:
+    grammar = schema({"type": "object", "propertyNames": {"enum": ["a", "a", 1]}, "additionalProperties": NUMBER})
+    assert is_permitted(grammar, '{"a":1}')
+    assert not is_permitted(grammar, '{"1"')
 
 
 def test_one_name_and_any_value() -> None:
@@ -160,7 +168,7 @@ def test_names_of_a_pattern_or_of_a_length(names: object, permitted: str, refuse
     "names",
     [
         {"pattern": "a", "minLength": 2},
-        {"enum": ["a", 1]},
+        {"enum": [1]},
         {"enum": []},
         {"enum": "a"},
         {"minLength": -1},
@@ -175,6 +183,23 @@ def test_names_of_a_pattern_or_of_a_length(names: object, permitted: str, refuse
 def test_limits_of_names_that_are_not_exact_are_refused(names: object) -> None:
     with pytest.raises(GrammarError, match=r"^the schema has propertyNames, which is not supported: "):
         compile_schema({"type": "object", "propertyNames": names})
+
+
+class Counted(dict[str, object]):
+    """An object that counts how often a part of it is set unless it is there."""
+
+    count = 0
+
+    def setdefault(self, *arguments: Any) -> Any:
+        self.count += 1
+        return super().setdefault(*arguments)
+
+
+def test_an_object_that_many_references_name_is_read_once() -> None:
+    part = Counted(properties={"kind": {"const": "a"}}, required=[])
+    root = {"$defs": {"a": part}, "oneOf": [{"$ref": "#/$defs/a"}] * 9}
+    translate(Node(root), root)
+    assert (part["required"], part.count) == (["kind"], 1)
 
 
 def test_limits_of_the_names_of_properties_are_refused() -> None:

@@ -11,17 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from llguidance import LLTokenizer
 
 from server.grammar import GrammarError, TrialUnavailable
-from server.grammar.compiler import Grammars
+from server.grammar.compiler import Grammars, Source, source
 from server.grammar.trial import verdict
 from server.grammar.trials import Trials
 from server.wire import Grammar
 from tests.tiny_models import prompt_tokenizer
 
 CAT = Grammar(kind="regex", text="cats?")
+TABLE = LLTokenizer(prompt_tokenizer().to_json())
 
 
 @pytest.fixture
@@ -110,7 +112,7 @@ def test_grammars_are_tried_before_they_are_compiled(trials: Trials, monkeypatch
     grammars.start_trials()
     assert grammars.compile(CAT).result(60).copy().allowed(300).any()
 
-    def refuse(grammar: Grammar) -> int:
+    def refuse(grammar: Grammar) -> Source:
         raise GrammarError("refused")
 
     monkeypatch.setattr(trials, "check", refuse)
@@ -120,8 +122,20 @@ def test_grammars_are_tried_before_they_are_compiled(trials: Trials, monkeypatch
 
 def test_a_trial_measures_the_memory_of_a_grammar(trials: Trials) -> None:
     trials.check(CAT)
-    assert trials.check(schema({"const": "a" * 60_000})) > 10_000_000
-    assert trials.check(CAT) < 1_000_000
+    assert trials.check(schema({"const": "a" * 60_000})).num_bytes > 10_000_000
+    assert trials.check(CAT).num_bytes < 1_000_000
+
+
+def test_what_a_trial_has_read_is_not_read_again(trials: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("the worker reads a schema")
+
+    grammar = schema({"type": "object", "properties": {"name": {"type": "string"}}})
+    untried = Grammars(prompt_tokenizer()).compile(grammar).result(60)
+    monkeypatch.setattr("server.grammar.compiler.closed", fail)
+    tried = Grammars(prompt_tokenizer(), trials).compile(grammar).result(60)
+    assert (tried.copy().allowed(300) == untried.copy().allowed(300)).all()
+    assert [tried.must_end(num, 1000) for num in range(100)] == [untried.must_end(num, 1000) for num in range(100)]
 
 
 def used_memory(trials: Trials) -> int:
@@ -148,8 +162,8 @@ def test_a_grammar_for_which_python_has_not_enough_memory(monkeypatch: pytest.Mo
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("server.grammar.trial.begin", fail)
-    refused = verdict(CAT, LLTokenizer(prompt_tokenizer().to_json()))
+    monkeypatch.setattr("server.grammar.compiler.begin", fail)
+    refused = verdict(CAT, TABLE)
     assert refused.refusal == "this regular expression takes more than 64 MiB of memory to compile"
     assert not refused.unexpected
 
@@ -163,9 +177,9 @@ class Sized:
     def start(self) -> None:
         pass
 
-    def check(self, grammar: Grammar) -> int:
+    def check(self, grammar: Grammar) -> Source:
         self.tried.append(grammar.text)
-        return 60_000_000
+        return msgspec.structs.replace(source(grammar, TABLE), num_bytes=60_000_000)
 
 
 def test_the_kept_grammars_have_a_limit_of_memory() -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from multiprocessing.connection import Connection
 
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLTokenizer
 
 from server.grammar import compiler, trial
 from server.wire import Grammar
 
 
-def unlimited(grammar: Grammar) -> str:
-    return LLMatcher.grammar_from_json_schema(grammar.text)
+def unlimited(grammar: Grammar, table: LLTokenizer) -> compiler.Source:
+    return compiler.Source(text=LLMatcher.grammar_from_json_schema(grammar.text))
 
 
 if __name__ == "__main__":
