@@ -29,7 +29,8 @@ CAUSES = {
     "number of symbols": "the grammar has too many symbols, the limit is 20000",
     "schema too large": "the schema has too many combinations of allOf, anyOf and oneOf",
     "stack level": "the schema has too many combinations of allOf, anyOf and oneOf",
-    "recursion limit": "the JSON has too many lists and objects in each other",
+    # of llguidance, and of Python's reader of JSON
+    "recursion": "the schema is nested too deeply: about 60 nested objects are accepted",
     "Invalid type": "a type is null, boolean, integer, number, string, array or object",
     "type must be": "a type is null, boolean, integer, number, string, array or object",
     "if regex is empty": "the patterns, formats and lengths of a value take too long together",

@@ -184,7 +184,7 @@ def _num_dividing(schema: Any) -> int:
 
 
 def _significant(number: float) -> int:
-    """Return the digits of a number without its zeros at the end: 25 for 0.25 and for 2500; 1 for zero and infinity."""
+    """Return the digits of a number without its zeros at the end: 25 for 0.25 and for 2500; 1 for zero."""
     digits = Decimal(str(+number)).normalize().as_tuple().digits
     return int("".join(map(str, digits)) or 1) or 1
 

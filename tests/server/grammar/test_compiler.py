@@ -20,6 +20,7 @@ from tests.tiny_models import prompt_tokenizer
 
 TOKENIZER = prompt_tokenizer()
 VOCAB_SIZE = 300
+NESTED = "^the schema is nested too deeply: about 60 nested objects are accepted$"
 
 
 class Watched(Grammars):
@@ -90,6 +91,10 @@ def test_a_token_that_is_not_permitted_is_an_error_and_no_end() -> None:
         (schema({"type": "nothing"}), "a type is null, boolean, integer"),
         (Grammar(kind="json", text="{"), "line 1 column 2"),
         (Grammar(kind="json", text='{"items":' * 300 + "{}" + "}" * 300), "a depth of 301, the limit is 250"),
+        (Grammar(kind="json", text='{"a":' * 20_000 + "{}" + "}" * 20_000), NESTED),
+        (Grammar(kind="json", text='{"properties":{"a":' * 62 + "{}" + "}}" * 62), NESTED),
+        (Grammar(kind="json", text='{"const":[1e400]}'), "^not a JSON schema: the number 1e400 is not finite$"),
+        (Grammar(kind="json", text='{"minimum":-Infinity}'), "^not a JSON schema: the number -Infinity is not finite$"),
         (Grammar(kind="json", text="[]"), "not a JSON schema: it is an object"),
         (Grammar(kind="choice", choices=()), "at least one string"),
         (Grammar(kind="choice", choices=("a", "")), "no empty string"),
@@ -165,7 +170,7 @@ def test_a_grammar_that_all_requests_have_left_is_not_compiled(watched: Watched)
 
 
 def test_a_panic_of_the_compiler_refuses_the_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
-    def panic(grammar: Grammar) -> str:
+    def panic(*_: object) -> None:
         raise BaseException("panicked")
 
     monkeypatch.setattr("server.grammar.compiler.source", panic)
