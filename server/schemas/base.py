@@ -381,6 +381,8 @@ def _unsupported(param: str | None, context: Mapping[str, Any]) -> InvalidReques
 
 
 def _refusal(kind: str, param: str | None, message: str) -> InvalidRequest:
+    if kind == "json_invalid" and "recursion limit" in message:
+        return InvalidRequest("the body has too many lists and objects in each other")
     if kind == "json_invalid":
         return InvalidRequest(f"the body is not JSON: {message.removeprefix('Invalid JSON: ')}")
     return InvalidRequest(f"{param or 'the body'}: {message.removeprefix('Value error, ')}", param=param)
