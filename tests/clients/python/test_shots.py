@@ -100,8 +100,8 @@ def test_a_recommendation_repeats_the_fields_of_its_evaluation() -> None:
     assert {name: sent[name] for name in (*repeated, "method")} == {**repeated, "method": "in_context"}
     other = Api().classify(DATA, {"examples": recommendation, "method": "knn"}).body or {}
     assert {name: other.get(name) for name in repeated} == {**repeated, "calibration": None}
-    own = Api().classify(DATA, {"examples": recommendation, "method": "knn", "candidates": ["dog"]}).body or {}
-    assert own["candidates"] == ["dog"]
+    overridden = Api().classify(DATA, {"examples": recommendation, "method": "knn", "candidates": ["dog"]}).body or {}
+    assert overridden["candidates"] == ["dog"]
 
 
 def test_a_completion_has_the_form_and_the_template_of_a_recommendation() -> None:
@@ -120,9 +120,9 @@ def test_a_completion_has_the_form_and_the_template_of_a_recommendation() -> Non
         sent = Api().fewshot(b"GIF89a", {"examples": recommendation}, stream=stream).body or {}
         fields = {name: value for name, value in sent.items() if name not in ("query", "stream", "stream_options")}
         assert fields == {"examples": examples, "shots_attend": "alone", "template": "vqa"}
-    own: FewShotOptions = {"template": "caption", "shots_attend": "previous", "temperature": 0.0}
-    sent = Api().fewshot(b"GIF89a", {**own, "examples": recommendation}).body or {}
-    assert {name: sent[name] for name in own} == own
+    overrides: FewShotOptions = {"template": "caption", "shots_attend": "previous", "temperature": 0.0}
+    sent = Api().fewshot(b"GIF89a", {**overrides, "examples": recommendation}).body or {}
+    assert {name: sent[name] for name in overrides} == overrides
 
 
 def test_what_are_no_examples_is_refused_before_it_is_sent() -> None:

@@ -18,7 +18,7 @@ from typing import Literal
 
 from flamboyance_client.errors import ApiError, FlamboyanceError, NotAuthorised, NotConnected, NotFound, QueriesFailed
 from flamboyance_client.fewshot import AnyQuery
-from flamboyance_client.progress import bar
+from flamboyance_client.progress import visible_bar
 from flamboyance_client.prompt import checked_list
 from flamboyance_client.records import Classification
 
@@ -98,7 +98,7 @@ def run_all(
     remaining, done = deque(enumerate(queries)), Done()
     workers: list[Thread] = []
     try:
-        with bar(len(queries), "classification", "query") as shown:
+        with visible_bar(len(queries), "classification", "query") as bar:
             workers += [_worker(send, remaining, done) for _ in queries[:concurrency]]
             num_running = len(workers)
             while num_running:
@@ -109,7 +109,7 @@ def run_all(
                     num_running -= 1
                     continue
                 outcomes.add(*result)
-                shown.update()
+                bar.update()
     except Exception:
         remaining.clear()
         for worker in workers:
@@ -161,7 +161,7 @@ async def run_all_async(
     """Do the same as `run_all` with asyncio."""
     outcomes = Outcomes(len(queries), lambda outcome: None)
     remaining = deque(enumerate(queries))
-    with bar(len(queries), "classification", "query") as shown:
+    with visible_bar(len(queries), "classification", "query") as bar:
 
         async def work() -> None:
             while remaining:
@@ -172,7 +172,7 @@ async def run_all_async(
                     outcomes.add(index, error)
                 if outcomes.end is not None:
                     remaining.clear()
-                shown.update()
+                bar.update()
 
         workers = [asyncio.create_task(work()) for _ in range(concurrency)]
         try:

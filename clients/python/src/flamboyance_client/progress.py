@@ -17,7 +17,7 @@ POLL_SECONDS = 0.5
 LOST_SECONDS = (1.0, 4.0, 15.0)
 
 
-def bar(
+def visible_bar(
     total: int | None, description: str, unit: str, *, unit_scale: bool = False, is_hidden: bool = False
 ) -> tqdm[Never]:
     """Return a progress bar that is visible in a notebook or on a terminal and nowhere else."""
@@ -29,11 +29,11 @@ def bar(
 @contextmanager
 def progress_bar(evaluation: Evaluation) -> Iterator[Callable[[Evaluation], None]]:
     """Yield a function that shows the progress of an evaluation, in a notebook or on a terminal and nowhere else."""
-    with bar(evaluation.num_queries, "evaluation", "query") as shown:
+    with visible_bar(evaluation.num_queries, "evaluation", "query") as bar:
 
         def show(current: Evaluation) -> None:
-            shown.total = current.num_queries
-            shown.update(current.num_queries_done - shown.n)
+            bar.total = current.num_queries
+            bar.update(current.num_queries_done - bar.n)
 
         show(evaluation)
         yield show

@@ -14,7 +14,7 @@ from uuid import uuid4
 from zipfile import BadZipFile, ZipFile
 
 from flamboyance_client.errors import UnexpectedReply
-from flamboyance_client.progress import bar
+from flamboyance_client.progress import visible_bar
 
 PIECE_BYTES = 2**18
 ARCHIVE_START = b"PK"
@@ -29,13 +29,13 @@ def size_of(path: Path) -> int | None:
 def read_file(path: Path, size: int | None) -> Iterator[bytes]:
     """Yield a file in pieces. Raises `OSError` for a file that has another size than the stated one."""
     remaining = math.inf if size is None else size
-    with path.open("rb") as file, bar(size, path.name, "B", unit_scale=True) as shown:
+    with path.open("rb") as file, visible_bar(size, path.name, "B", unit_scale=True) as bar:
         while piece := file.read(PIECE_BYTES):
             remaining -= len(piece)
             if remaining < 0:
                 break
             yield piece
-            shown.update(len(piece))
+            bar.update(len(piece))
     if size is not None and remaining:
         raise OSError(f"{path} has changed while it was sent")
 
@@ -55,7 +55,7 @@ def written_file(path: Path) -> Iterator[Callable[[bytes], None]]:
     `UnexpectedReply` for what is no archive, such as the page of a proxy.
     """
     start = b""
-    with _opened(path) as file, bar(None, path.name, "B", unit_scale=True) as shown:
+    with _opened(path) as file, visible_bar(None, path.name, "B", unit_scale=True) as bar:
 
         def write(piece: bytes) -> None:
             nonlocal start
@@ -63,7 +63,7 @@ def written_file(path: Path) -> Iterator[Callable[[bytes], None]]:
             if not ARCHIVE_START.startswith(start):
                 raise UnexpectedReply(f"expected an archive, got {piece[:200]!r}")
             file.write(piece)
-            shown.update(len(piece))
+            bar.update(len(piece))
 
         yield write
         if start != ARCHIVE_START:

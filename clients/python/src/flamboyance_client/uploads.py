@@ -24,7 +24,7 @@ from flamboyance_client.labelled import LabelledMedia, with_ids, without_accents
 from flamboyance_client.notebook import MAX_PREVIEWS
 from flamboyance_client.options import SetChanges, SetFields
 from flamboyance_client.previews import spread
-from flamboyance_client.progress import bar
+from flamboyance_client.progress import visible_bar
 from flamboyance_client.records import Preview, SupportSet
 from flamboyance_client.steps import Steps
 from flamboyance_client.stored import NAME_TAKEN, SupportSetCalls
@@ -246,15 +246,15 @@ def _add(call: Call[SupportSet], batch: Batch) -> Steps[SupportSet]:
 def _batches(items: Sequence[LabelledMedia], name: str | None) -> Iterator[Batch]:
     """Yield the items in batches of a limited size, and show the progress in a notebook or on a terminal."""
     batch = Batch()
-    with bar(len(items), name or "support set", "example", is_hidden=not items) as shown:
+    with visible_bar(len(items), name or "support set", "example", is_hidden=not items) as bar:
         for item in items:
             example = item.example()
             num_bytes = len(json.dumps(example))
             if batch.is_full(num_bytes):
                 yield batch
-                shown.update(len(batch.examples))
+                bar.update(len(batch.examples))
                 batch = Batch()
             batch.add(item.name, example, num_bytes)
         if batch.examples:
             yield batch
-            shown.update(len(batch.examples))
+            bar.update(len(batch.examples))
