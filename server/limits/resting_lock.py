@@ -54,7 +54,8 @@ class RestingLock:
         return await asyncio.shield(working)
 
     def _end(self, working: asyncio.Task[Any], client: str, started: float) -> None:
-        working.exception()  # it is known, even if its request was cancelled
+        if not working.cancelled():
+            working.exception()  # it is known, even if its request was cancelled
         now = self._clock()
         self._rested = {name: rested for name, rested in self._rested.items() if rested > now}
         self._rested[client] = now + REST * (now - started)

@@ -196,7 +196,7 @@ class TestType:
 
 
 async def test_colons_in_texts_are_no_names(http: httpx.AsyncClient) -> None:
-    response = await http.post("/v1/embeddings", json={"input": ["10:00:01 12:30:00"] * 2048 + ["::::" * 4]})
+    response = await http.post("/v1/embeddings", json={"input": ["10:00:01 12:30:00 " * 4] * 2048 + ["::::" * 4]})
     assert "2048 entries" in response.json()["error"]["message"], "the number of texts is at fault, not their colons"
 
 

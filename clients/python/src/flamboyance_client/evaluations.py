@@ -81,9 +81,9 @@ class Recommendation:
     """The recommended method, and the selection of shots and the temperature if it has a prompt.
 
     As `examples` of a classification it sets all of them, and the fields that are `repeated` from the evaluation's request,
-    such as `template`. A classification with another method has only the selection, and `template` and `candidates` of
-    these. A completion has the selection, `shots_attend` and `template`. Fields of the request itself take precedence.
-    `examples` alone is the selection.
+    such as `template`. A classification with another method has only the selection, and `model`, `template` and
+    `candidates` of these. A completion has the selection, `shots_attend`, `model` and `template`. Fields of the request
+    itself take precedence. `examples` alone is the selection.
     """
 
     examples: Selection

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+import server.prompt
 from server.errors import EngineFailed
 from tests.server.api.routes.test_completions import complete, joined, post, stream, text_part
 from tests.server.conftest import image_part, png
@@ -104,3 +105,14 @@ async def test_several_prompts_are_refused_with_a_grammar_of_many_bytes(http: ht
     response = await post(http, prompt=["x"] * 200, structured_outputs=form)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "structured_outputs"
+
+
+async def test_only_the_beginning_of_a_text_that_is_too_long_is_encoded(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.prompt, "CHARACTERS_PER_TOKEN", 4)
+    limit = 64
+    for number, words in ((4 * limit, f"the prompt has {4 * limit} tokens"), (5 * limit, "the text has more than")):
+        error = (await post(http, prompt="a" * number)).json()["error"]
+        assert error["code"] == "context_length_exceeded"
+        assert error["message"].startswith(words)
