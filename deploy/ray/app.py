@@ -18,8 +18,8 @@ NAME = "flamboyance"
 ROUTER = "deploy.ray.router.AffinityRouter"
 # seconds in addition to the time of the server's own shutdown
 SHUTDOWN_MARGIN_SECONDS = 10.0
-# Ray replaces an actor after three checks without an answer in this time: a hung one after about 45 seconds. Loading and
-# computing do not delay the answer, which comes from another process than the engine's
+# Ray replaces an actor after three checks in a row without an answer in this time. Loading and computing do not delay the
+# answer, which comes from another process than the engine's
 HEALTH_CHECK = {"health_check_period_s": 5.0, "health_check_timeout_s": 10.0}
 # a gateway only passes requests on and waits, so no processor is reserved for it
 GATEWAY_REQUESTS = 1000

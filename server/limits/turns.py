@@ -32,14 +32,23 @@ class Turns:
             self._pass_on()
 
     async def _wait(self, client: str) -> None:
-        turn = asyncio.get_running_loop().create_future()
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(client, deque()).append(turn)
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # it got its turn at the same time
+            if turn.cancelled():
+                self._withdraw(client, turn)
+            else:  # the turn has come as well
                 self._pass_on()
             raise
+
+    def _withdraw(self, client: str, turn: asyncio.Future[None]) -> None:
+        turns = self._waiting.get(client, deque())
+        if turn in turns:
+            turns.remove(turn)
+        if not turns:
+            self._waiting.pop(client, None)
 
     def _pass_on(self) -> None:
         """Give a turn to the next client, which becomes the last one."""
@@ -48,7 +57,7 @@ class Turns:
             turn = turns.popleft()
             if turns:
                 self._waiting[client] = turns
-            if not turn.done():
+            if not turn.cancelled():
                 turn.set_result(None)
                 return
         self._num_free += 1
