@@ -24,6 +24,7 @@ from starlette.types import Lifespan, Message, Receive, Scope, Send
 from server.access.keys import Keys
 from server.access.pages import cors_options
 from server.access.tenants import DEFAULT_TENANT
+from server.api.body import check_parameters
 from server.api.guard import Guard, authorise
 from server.api.openapi import openapi_document, operation_id
 from server.api.responses import JSONResponse
@@ -211,7 +212,7 @@ def create_app(
     app = Application(lifespan=partial(_lifespan, tenants=tenants, runner=runner, maintenance=maintenance))
     app.state.services, app.state.tenants = services, tenants
     for router in ROUTERS:
-        app.include_router(router, dependencies=[Depends(authorise)])
+        app.include_router(router, dependencies=[Depends(authorise), Depends(check_parameters)])
     app.add_exception_handler(HTTPException, _refuse_http)
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, _report_bug)

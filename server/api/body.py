@@ -11,17 +11,19 @@ from operator import itemgetter
 from typing import BinaryIO
 
 import msgspec
+from fastapi.routing import APIRoute
 from starlette.requests import Request
 
 from server.access.callers import Caller
 from server.access.quotas import Quota
 from server.access.roles import may
+from server.api.guard import takes_any_query
 from server.api.responses import JSON
 from server.api.services import Services
 from server.api.sse import unless_disconnected
 from server.errors import BodyTimeout, BodyTooLarge, Forbidden, InvalidRequest, UnsupportedMediaType
 from server.limits.admission import Ticket
-from server.schemas.base import ModelRequest, PrioritizedRequest, SchemaType, TimedRequest, read
+from server.schemas.base import ModelRequest, PrioritizedRequest, Schema, SchemaType, TimedRequest, read
 from server.settings import Settings
 from server.telemetry.stages import current
 
@@ -89,6 +91,14 @@ def read_query(schema: type[SchemaType], request: Request) -> SchemaType:
     if number > 1:
         raise InvalidRequest(f"{name[:64]}: set more than once", param=name[:64])
     return read(schema, msgspec.json.encode(dict(query)), "the query string")
+
+
+async def check_parameters(request: Request) -> None:
+    """Refuse query parameters on a route that describes none: the other routes read theirs. Raises `InvalidRequest`."""
+    route: APIRoute = request.scope["route"]
+    described = (route.openapi_extra or {}).get("parameters", ())
+    if not (takes_any_query(route.path) or any(parameter["in"] == "query" for parameter in described)):
+        read_query(Schema, request)
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:

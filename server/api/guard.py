@@ -207,6 +207,11 @@ def is_health(path: str) -> bool:
     return path == "/health" or path.startswith("/health/")
 
 
+def takes_any_query(path: str) -> bool:
+    """Return whether probes, scrapers and browsers may add parameters that this server does not know to a path."""
+    return path in OPEN_PATHS or is_health(path) or is_playground(path)
+
+
 def is_playground(path: str) -> bool:
     """Return whether a path is a file of the playground, which is open; its requests to the API need a key."""
     return path in ("/", "/playground") or path.startswith("/playground/")

@@ -79,7 +79,7 @@ BODY = (
     ShuttingDown,
 )
 # errors of any request to a route that is not open; the last two, if its response is large
-NOT_OPEN = (Unauthorized, Forbidden, QuotaExceeded, ClientOverShare, Overloaded)
+NOT_OPEN = (Unauthorized, Forbidden, UnsupportedParameter, QuotaExceeded, ClientOverShare, Overloaded)
 # errors of any request
 ANY = (InvalidRequest, HostRefused, DeadlineExceeded, ServerError)
 
@@ -182,7 +182,7 @@ def describe(
         "status_code": statuses[0],
         "responses": {
             **{status: {**success, "description": _description(status, chunk)} for status in statuses},
-            **_error_responses([*_reading_errors(body, query), *errors, *ANY]),
+            **_error_responses([*_reading_errors(body), *errors, *ANY]),
         },
         "openapi_extra": operation,
     }
@@ -297,12 +297,10 @@ def _description(status: int, chunk: Any) -> str:
     return f"{HTTPStatus(status).phrase}.{'' if chunk is None else stream}"
 
 
-def _reading_errors(body: Any, query: type[Schema] | None) -> Iterator[type[ServerError]]:
-    """Yield the errors of `read_request` and `read_query`."""
+def _reading_errors(body: Any) -> Iterator[type[ServerError]]:
+    """Yield the errors of `read_request`."""
     if body is not None:
         yield from BODY
-    elif query is not None:
-        yield UnsupportedParameter
     if isinstance(body, type) and issubclass(body, ModelRequest):
         yield ModelNotFound
 

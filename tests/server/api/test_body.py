@@ -213,3 +213,26 @@ def test_a_query_with_too_many_names_is_called_so() -> None:
     request = Request({"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": query})
     with pytest.raises(BodyTooLarge, match="the query string has more than 16384 names"):
         read_query(ListImagesRequest, request)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/models"),
+        ("GET", "/v1/keys"),
+        ("GET", "/tokenizer_info"),
+        ("POST", "/v1/completions"),
+        ("DELETE", "/v1/evaluations/ev_1"),
+    ],
+)
+async def test_a_route_without_query_parameters_refuses_one_by_name(
+    http: httpx.AsyncClient, method: str, path: str
+) -> None:
+    response = await http.request(method, f"{path}?limit=1", **({"json": {"prompt": "x"}} if method == "POST" else {}))
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (422, "unsupported_parameter", "limit")
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/ready", "/metrics", "/openapi.json"])
+async def test_a_probe_may_add_query_parameters(http: httpx.AsyncClient, path: str) -> None:
+    assert (await http.get(f"{path}?name=1")).status_code == 200
