@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -88,6 +89,21 @@ class Evaluation:
     cells: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class Changes:
+    """The number of times that this process has begun or ended to change which evaluations are completed."""
+
+    number: int = 0
+
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        self.number += 1  # what is read from now on may be new, although the change may not have returned yet
+        try:
+            yield
+        finally:
+            self.number += 1
+
+
 class Evaluations:
     """The evaluations of a tenant in a database. `added` is set when this process has added one for any tenant.
 
@@ -97,6 +113,7 @@ class Evaluations:
 
     def __init__(self, database: Database, model: str | None = None, *, max_share: float = 1.0) -> None:
         self.added = asyncio.Event()
+        self.changes = Changes()
         self._database = database
         self._model = model
         self._max_share = max_share
@@ -212,7 +229,10 @@ class Evaluations:
 
     async def delete(self, evaluation_id: str) -> None:
         """Delete an evaluation with its cells. Raises `EvaluationNotFound`."""
-        await self._database.write(lambda session, now: session.delete(self._find(session, evaluation_id, lock=True)))
+        with self.changes.change():
+            await self._database.write(
+                lambda session, now: session.delete(self._find(session, evaluation_id, lock=True))
+            )
         self._refused.clear()
 
     def _find(self, session: Session, evaluation_id: str, *, lock: bool = False) -> EvaluationRow:
@@ -301,7 +321,10 @@ class Evaluations:
         The progress is written once more: a renewal with an earlier number may have been committed after the last cell.
         """
         end: dict[str, Any] = {"status": status, "error": error, "held_until": 0.0, "queries_done": queries_done}
-        await self._database.write(lambda session, now: _change(session, evaluation_id, holder, finished_at=now, **end))
+        with self.changes.change():
+            await self._database.write(
+                lambda session, now: _change(session, evaluation_id, holder, finished_at=now, **end)
+            )
         self._refused.clear()
 
     async def release(self, holder: str) -> None:

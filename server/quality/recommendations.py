@@ -74,7 +74,8 @@ class Recommendations:
             evaluation = await self.evaluations.latest(support_set.id, support_set.version)
             return Found(None if evaluation is None else _read(evaluation))
 
-        key = (support_set.id, support_set.version, int(time.monotonic() / KEPT_SECONDS))
+        period = int(time.monotonic() / KEPT_SECONDS)
+        key = (support_set.id, support_set.version, self.evaluations.changes.number, period)
         recommended = (await self.recent.get(key, build)).recommended
         return recommended if recommended and recommended.labels == set(labels) else None
 

@@ -10,7 +10,6 @@ import pytest
 from sqlalchemy import update
 
 from server.api.services import Services
-from server.quality import recommendations
 from server.quality.evaluation_store import CellRow
 from server.wire import Score
 from tests.server.evaluations import MEDIA, evaluate, logprobs_of, read, run_evaluation, running, wait_until_ended
@@ -23,9 +22,8 @@ IN_CONTEXT: dict[str, Any] = {"strategies": ["balanced"], "methods": ["in_contex
 
 
 @pytest.fixture(autouse=True)
-def better_alone(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def better_alone(client: FakeClient) -> None:
     """The model is right if each shot attends alone, and wrong otherwise."""
-    monkeypatch.setattr(recommendations, "KEPT_SECONDS", 1e-9)
 
     def logprobs(request: Score, candidate: list[int]) -> list[float]:
         return logprobs_of(0.9 if request.prompt.shots_attend == "alone" else 0.4, request, candidate)

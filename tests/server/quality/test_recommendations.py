@@ -14,7 +14,7 @@ from sqlalchemy import update
 
 from server.api.services import Services
 from server.quality import recommendations
-from server.quality.evaluation_store import CellRow, Evaluations
+from server.quality.evaluation_store import CellRow, Changes, Evaluations
 from server.quality.recommendations import KEPT_SECONDS, Recommendations
 from server.settings import Settings
 from server.store.records import NewExample, SupportSet
@@ -34,9 +34,8 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-async def services(app: FastAPI, client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> Services:
+async def services(app: FastAPI, client: FakeClient) -> Services:
     """The language model is always right, and likeness is of digests: it is worth nothing."""
-    monkeypatch.setattr(recommendations, "KEPT_SECONDS", 1e-9)
     client.logprobs = constant_share(0.9)
     services: Services = app.state.services
     await services.support_sets.create("colours", EXAMPLES)
@@ -202,7 +201,7 @@ async def test_what_was_found_in_periods_that_are_over_is_dropped(monkeypatch: p
         times_asked += 1
 
     monkeypatch.setattr(recommendations, "time", SimpleNamespace(monotonic=lambda: now))
-    recommended = Recommendations(cast(Evaluations, SimpleNamespace(latest=latest)))
+    recommended = Recommendations(cast(Evaluations, SimpleNamespace(latest=latest, changes=Changes())))
     support_set = SupportSet(id="ss_1", name=None, version=1, examples=())
     for period in (*range(2000), 0):
         now = period * KEPT_SECONDS
