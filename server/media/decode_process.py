@@ -15,6 +15,10 @@ from server.settings import ROOT, child_environment
 
 # seconds for a process to start; the time limit of decoding begins afterwards, so that a slow start refuses no media
 START_SECONDS = 60.0
+# Bytes of a reply that may be unread: all of it. A reader that is paused, and then cancelled, would not see the end of the
+# output, without which the process is never waited for.
+MAX_UNREAD = 2**40
+STOPPED = "the decode pool is stopped"
 # errors for a process that ended, or sent an invalid reply
 LOST = (OSError, asyncio.IncompleteReadError, msgspec.DecodeError)
 
@@ -63,16 +67,20 @@ class DecodeProcess:
     async def _start(self) -> Process:
         """Start a process and wait until it is ready."""
         if self._is_stopped:
-            raise BrokenPipeError("the decode pool is stopped")
+            raise BrokenPipeError(STOPPED)
         process = self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "server.media.decoder"),
             stdin=PIPE,
             stdout=PIPE,
+            limit=MAX_UNREAD,
             cwd=ROOT,
             env=child_environment(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1"),
             # not in a new session: Linux divides the processors between sessions first, whatever the priorities
             process_group=0,
         )
+        if self._is_stopped:  # meanwhile
+            await self.stop()
+            raise BrokenPipeError(STOPPED)
         with self._kills_at_failure():
             async with asyncio.timeout(START_SECONDS):
                 _stdin(process).write(with_length(self._setup))

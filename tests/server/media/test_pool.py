@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from model import heif
 from model.config import VisionConfig
 from model.media import MediaLimits, load_image, resize
 from server.errors import InvalidMedia, MediaNotFound
-from server.media.decoder import NICENESS
+from server.media.decoder import NICENESS, Decode
 from server.media.pool import DecodePool
 from server.media.source import EncodedMedia, Kind, encoded
 from server.media.turns import Job, Requester
@@ -305,3 +306,34 @@ async def test_the_pool_may_be_stopped_twice(pool: DecodePool) -> None:
     await pool.stop()
     await pool.stop()
     assert not pids(pool)
+
+
+async def test_a_pool_that_is_stopped_while_a_process_starts_leaves_none(
+    pool: DecodePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = asyncio.create_subprocess_exec
+
+    async def start_meanwhile(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        process = await start(*arguments, **options)
+        await pool.stop()
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_meanwhile)
+    with pytest.raises(InvalidMedia):
+        await pool.decode(media(png()))
+    assert not pids(pool)
+
+
+async def test_a_process_whose_reply_is_no_longer_read_can_be_stopped(settings: Settings) -> None:
+    pool = DecodePool(replace(VISION, image_size=1500), settings)
+    await pool.decode(media(png()))
+    process = pool._processes[0]._process
+    assert process is not None
+    assert process.stdout is not None
+    decoding = asyncio.create_task(pool._processes[0].decode(Decode(kind="image", data=png())))
+    while len(process.stdout._buffer) < 2**17:  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+    stopping = asyncio.create_task(pool.stop())
+    await asyncio.sleep(0)  # the process is killed, and the rest of its reply is still in the pipe
+    decoding.cancel()
+    await asyncio.wait_for(stopping, 60)
