@@ -48,8 +48,9 @@ class DecodeProcess:
             except TimeoutError:
                 raise
             except LOST:
-                if self._is_stopped:
-                    raise
+                pass
+        if self._is_stopped:
+            raise BrokenPipeError(STOPPED)
         return await self._exchange(await self._start(), request)
 
     async def stop(self) -> None:
@@ -66,8 +67,6 @@ class DecodeProcess:
 
     async def _start(self) -> Process:
         """Start a process and wait until it is ready."""
-        if self._is_stopped:
-            raise BrokenPipeError(STOPPED)
         process = self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "server.media.decoder"),
             stdin=PIPE,

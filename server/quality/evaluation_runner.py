@@ -25,7 +25,7 @@ from server.fewshot.classification import run_concurrently
 from server.fewshot.retrieval import SPACES, Space
 from server.limits.background import MAX_DEATHS, Background
 from server.quality.evaluation import Cell, EvaluationPlan, Outcome, PromptSetting, cell_result, failed_cell
-from server.quality.evaluation_store import Evaluation, Evaluations
+from server.quality.evaluation_store import Evaluation, Evaluations, Status
 from server.quality.learning_curve import Curve
 from server.quality.leave_one_out import LeaveOneOut, Query
 from server.telemetry.metrics import Metrics
@@ -122,6 +122,8 @@ class EvaluationRunner:
         renewal = asyncio.create_task(running.renew())
         try:
             await asyncio.wait({work, renewal}, return_when=asyncio.FIRST_COMPLETED)
+            if running.is_ending:  # which ends the lease, too
+                await asyncio.wait({work})
         finally:
             await _cancel(work, renewal)
         for task in (work, renewal):
@@ -151,6 +153,7 @@ class _RunningEvaluation:
     queries_done: int
     # the code of the error because of which the evaluation waits
     cause: str = ""
+    is_ending: bool = False
     embedded: set[Space] = field(default_factory=set)
 
     async def renew(self) -> None:
@@ -195,13 +198,15 @@ class _RunningEvaluation:
         if all(result["status"] == "failed" for result in results):
             await self._fail(**results[0]["error"])
         else:
-            await self.evaluations.finish(self.evaluation.id, self.holder, "completed", self.queries_done)
-            self.leave_one_out.metrics.count_evaluation("completed")
+            await self._finish("completed")
 
     async def _fail(self, code: str, message: str) -> None:
-        report = {"code": code, "message": message}
-        await self.evaluations.finish(self.evaluation.id, self.holder, "failed", self.queries_done, report)
-        self.leave_one_out.metrics.count_evaluation("failed")
+        await self._finish("failed", {"code": code, "message": message})
+
+    async def _finish(self, status: Status, error: dict[str, Any] | None = None) -> None:
+        self.is_ending = True
+        await self.evaluations.finish(self.evaluation.id, self.holder, status, self.queries_done, error)
+        self.leave_one_out.metrics.count_evaluation(status)
 
     def _result(
         self, cell: Cell, outcomes: Sequence[Outcome] | ServerError, curves: Mapping[str, Curve]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -112,6 +113,24 @@ class TestEmbedding:
         assert (evaluation["status"], num_deaths) == ("failed", 3)
         message = "3 workers died while they embedded the same examples, which may need too much memory"
         assert evaluation["error"] == {"code": "engine_died", "message": message}
+
+
+async def test_an_evaluation_whose_lease_has_ended_with_it_is_counted(
+    http: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation_runner, "RENEW_SECONDS", 0.02)
+    finish = Evaluations.finish
+
+    async def finish_slowly(*arguments: Any) -> None:
+        await finish(*arguments)
+        await asyncio.sleep(0.2)
+
+    monkeypatch.setattr(Evaluations, "finish", finish_slowly)
+    async with running(services):
+        await wait_until_ended(http, (await evaluate(http, methods=["nearest_mean"]))["id"])
+        await asyncio.sleep(0.4)
+    counted = 'flamboyance:evaluations_total{model_name="tiny",status="completed"} 1.0'
+    assert counted in (await http.get("/metrics")).text
 
 
 class TestServersThatEnd:
