@@ -26,6 +26,8 @@ from tests.server.conftest import data_url, png
 CLIENTS = 4
 # tokens of an answer that takes some seconds
 LONG = 1000
+# three checks without an answer, the start of another replica, and the end of a process that reads no messages
+HANGS_SECONDS = 180.0
 DONE = "data: [DONE]"
 API_KEY = "a-key-of-the-fleet"
 HEADERS = {"Authorization": f"Bearer {API_KEY}"}
@@ -122,9 +124,9 @@ class Stream:
         return next((event["error"] for event in events if "error" in event), None)
 
 
-def complete(url: str, max_tokens: int, statuses: list[int]) -> None:
+def complete(url: str, max_tokens: int, statuses: list[int], seconds: float = REQUEST_SECONDS) -> None:
     body = {"prompt": "a", "max_tokens": max_tokens, "ignore_eos": True}
-    response = httpx.post(f"{url}/v1/completions", json=body, headers=HEADERS, timeout=REQUEST_SECONDS)
+    response = httpx.post(f"{url}/v1/completions", json=body, headers=HEADERS, timeout=seconds)
     statuses.append(response.status_code)
 
 
@@ -260,6 +262,26 @@ def test_a_killed_replica_loses_no_request_and_begun_streams_end_with_an_error(
     errors = [error for stream in streams if (error := stream.error()) is not None]
     assert errors
     assert {error["code"] for error in errors} == {"replica_lost"}
+
+
+def test_a_replica_that_hangs_is_replaced_and_its_requests_are_sent_again(fleet: Fleet) -> None:
+    engines, statuses = fleet.engines(), list[int]()
+    hung, engine = next(iter(engines.items()))
+    process = psutil.Process(engine).parent()
+    assert process is not None
+    process.suspend()
+    began = time.monotonic()
+    threads = [threading.Thread(target=complete, args=(fleet.url, 1, statuses, HANGS_SECONDS)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    while hung in (replicas := fleet.replicas()) or len(replicas) < len(engines):
+        assert time.monotonic() - began < HANGS_SECONDS, replicas
+        time.sleep(1)
+    replaced = time.monotonic() - began
+    for thread in threads:
+        thread.join()
+    print(f"replaced after {replaced:.0f} s, requests answered after {time.monotonic() - began:.0f} s")
+    assert statuses == [200] * len(threads)
 
 
 def test_a_rolling_update_replaces_every_replica_and_loses_no_request(fleet: Fleet) -> None:
