@@ -25,7 +25,7 @@ class LimitedSet:
 
     def reply(self, request: httpx.Request) -> httpx.Response:
         if request.method == "GET" and request.url.path.endswith("/examples"):
-            data = [{"id": example_id} for example_id in self.ids]
+            data = [{"id": example_id, "label": "a"} for example_id in self.ids]
             return httpx.Response(200, json={"object": "list", "data": data, "has_more": False})
         if request.method == "POST":
             added = [example["id"] for example in json.loads(request.content)["examples"]]

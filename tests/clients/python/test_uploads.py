@@ -20,6 +20,7 @@ from flamboyance_client import (
     Retries,
     SupportSet,
     example,
+    stored,
     uploads,
 )
 from flamboyance_client.folders import labelled_files
@@ -102,6 +103,39 @@ def test_only_changes_of_the_folder_are_sent(upload: Upload, client: Client, fol
     assert upload(folder).version == changed.version
 
 
+def test_examples_that_no_upload_wrote_stay(upload: Upload, client: Client, folder: Path) -> None:
+    first = upload(folder)
+    hash_of_pixels = "0123456789abcdef"
+    foreign = [example(folder / "cold" / "blue.png", label="grey", id=id) for id in ("a:b", hash_of_pixels, "grey.png")]
+    client.support_sets.put(first.id, [*foreign, example(answer="no id")])
+    assert upload(folder).num_removed == 0
+    (folder / "cold" / "teal.png").unlink()
+    changed = upload(folder)
+    assert (changed.num_removed, changed.num_examples) == (1, 8)
+    assert changed.raw["label_counts"] == {"cold": 2, "warm": 2, "grey": 3}
+
+
+def test_a_label_that_was_changed_is_that_of_the_folder_again(upload: Upload, client: Client, folder: Path) -> None:
+    first = upload(folder)
+    before = [(item.id, item.label) for item in client.support_sets.examples(first.id)]
+    client.support_sets.put(first.id, [example(folder / "cold" / "blue.png", label="red", id=before[0][0])])
+    assert upload(folder).raw["label_counts"] == {"cold": 3, "warm": 2}
+    assert [(item.id, item.label) for item in client.support_sets.examples(first.id)] == before
+    client.support_sets.put(
+        first.id, [example(folder / "cold" / "blue.png", label="cold", question="?", id=before[0][0])]
+    )
+    upload(folder)
+    assert all(not item.question for item in client.support_sets.examples(first.id))
+
+
+def test_rows_without_paths_are_removed_with_their_data(client: Client) -> None:
+    frame = Frame(image=[picture("red"), picture("blue"), picture("blue")], label=["warm", "cold", "cold"])
+    client.support_sets.from_dataframe(frame, name="pixels")
+    smaller = Frame(image=[picture("red")], label=["warm"])
+    changed = client.support_sets.from_dataframe(smaller, name="pixels")
+    assert (changed.num_examples, changed.num_removed) == (1, 2)
+
+
 def test_a_set_that_another_client_has_made_meanwhile_is_updated(
     upload: Upload, client: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +160,7 @@ def test_a_large_folder_is_sent_in_batches(
     upload: Upload, client: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uploads, "BATCH_EXAMPLES", 2)
-    monkeypatch.setattr(uploads, "LISTED_AT_ONCE", 2)
+    monkeypatch.setattr(stored, "LISTED_AT_ONCE", 2)
     monkeypatch.setattr(uploads, "REMOVED_AT_ONCE", 1)
     first = upload(folder, name="batches")
     assert (first.version, first.num_examples, first.name) == (3, 5, "batches")

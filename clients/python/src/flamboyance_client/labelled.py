@@ -20,6 +20,8 @@ from flamboyance_client.prompt import Media, encode_media, is_url
 # An id has at most 128 characters.
 MAX_FILE = 80
 DIGEST_BYTES = 8
+# the form of these ids, which tells them from the ids of other examples: the colon and the digest
+CONTENT_ID = re.compile(rf"[A-Za-z0-9_.-]*:[0-9a-f]{{{2 * DIGEST_BYTES}}}(\.[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,11 @@ class LabelledMedia:
     answer: str | None = None
     question: str | None = None
     id: str | None = None
+
+    @property
+    def texts(self) -> tuple[str, str, str]:
+        """The label, answer and question of the stored example."""
+        return self.label or "", self.answer or "", self.question or ""
 
     def example(self) -> Example:
         """Return the example with the content of its media. Raises what reading the media raises."""
@@ -57,8 +64,16 @@ def with_ids(items: Sequence[LabelledMedia]) -> list[LabelledMedia]:
     return numbered
 
 
+def is_content_id(example_id: str) -> bool:
+    """Return whether an id has the form of those of `with_ids`."""
+    return CONTENT_ID.fullmatch(example_id) is not None
+
+
 def _content_id(item: LabelledMedia) -> str:
-    """Return the file's path in characters that an id may have, and a digest of everything in the example."""
+    """Return the file's path in characters that an id may have, and a digest of everything in the example.
+
+    Without a path, the id begins with the colon.
+    """
     fields = {"label": item.label, "answer": item.answer, "question": item.question}
     digest = hashlib.blake2b(json.dumps([item.file, *fields.values()]).encode(), digest_size=DIGEST_BYTES)
     try:
@@ -68,7 +83,7 @@ def _content_id(item: LabelledMedia) -> str:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{item.name}: {error}") from error
     file = re.sub(r"[^A-Za-z0-9_.]+", "-", without_accents(item.file))[-MAX_FILE:]
-    return f"{file}:{digest.hexdigest()}" if file else digest.hexdigest()
+    return f"{file}:{digest.hexdigest()}"
 
 
 def without_accents(text: str) -> str:

@@ -112,10 +112,11 @@ class SupportSets:
         """Return a set of the images and videos in the subfolders of a folder, whose names are the labels.
 
         `question` is the question of each example, which templates such as `vqa` need; the label is its answer. The set
-        has the folder's name, unless `name` is given. A set that exists is returned as it is if its examples are
-        those of the folder; otherwise it gets new versions, to which new files are added and from which the others are
-        removed. `fields` are set in both cases. Raises `ValueError` for a file that the server cannot read or that has no
-        label, and `Conflict` for a set that exists unless `exist_ok`.
+        has the folder's name, unless `name` is given. A set that exists is returned as it is if it has the examples of
+        the folder; otherwise it gets new versions. New files are added, and labels that were changed are those of the
+        folder again. Examples that an earlier upload wrote and whose files are gone are removed, and counted in
+        `num_removed`; other examples stay. `fields` are set in both cases. Raises `ValueError` for a file that the server
+        cannot read or that has no label, and `Conflict` for a set that exists unless `exist_ok`.
         """
         steps = upload_folder(self._calls, folder, question, name, exist_ok=exist_ok, fields=fields)
         return run(self._send, steps)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -16,14 +16,19 @@ from flamboyance_client.fewshot import AnyQuery, Example, QueryMedia, as_query, 
 from flamboyance_client.options import EvaluateOptions, NewSet, SearchOptions, SetChanges, SuggestOptions, WarmOptions
 from flamboyance_client.prompt import Media, checked_list, encode_media, is_url
 from flamboyance_client.records import Page, StoredExample, StoredMedia, SupportSet, is_deleted
+from flamboyance_client.steps import Steps
 from flamboyance_client.transfers import ARCHIVE_TYPE, size_of
 
 PAGE = 100
+# of the pages of a whole set
+LISTED_AT_ONCE = 1000
 # the options of an evaluation of which a single value stands for a list
 LISTS = frozenset({"k", "strategies", "methods", "controls", "seeds"})
 EXAMPLES = "examples must be a list, such as [example(...)]"
 # the code of the error for a name that another support set has
 NAME_TAKEN = "name_taken"
+
+Item = TypeVar("Item")
 
 
 class ImageCalls:
@@ -163,6 +168,20 @@ class EvaluationCalls:
 
     def delete(self, evaluation_id: str) -> Call[bool]:
         return Call(method="DELETE", path=resource_path("evaluations", evaluation_id), read=json_reader(is_deleted))
+
+
+def read_examples(
+    calls: SupportSetCalls, support_set: SupportSet, read: Callable[[StoredExample], Item]
+) -> Steps[list[Item]]:
+    """Return what `read` returns for each example of a version, in order."""
+    items: list[Item] = []
+    after: str | None = None
+    while True:
+        page = yield calls.examples(support_set.id, support_set.version, LISTED_AT_ONCE, after)
+        items += map(read, page)
+        if not page.has_more:
+            return items
+        after = page.last_id
 
 
 def _set_call(method: str, path: str, body: dict[str, Any]) -> Call[SupportSet]:

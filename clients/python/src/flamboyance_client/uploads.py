@@ -1,8 +1,9 @@
 """Uploads of labelled media to a support set, in requests of a limited size.
 
 A new set gets its name when it is complete: until then it has none, and expires if the upload is interrupted. An existing
-set is changed to have the examples of the source: new ones are added, missing ones are removed, and nothing else is sent.
-They are added first, unless the set is full.
+set is changed to have the examples of the source: new ones are added, those whose label or other text was changed are put
+again, and those that an earlier upload wrote and that the source no longer has are removed. Nothing else is sent, and
+examples that others put stay. New ones are added first, unless the set is full.
 """
 
 from __future__ import annotations
@@ -20,21 +21,20 @@ from flamboyance_client.errors import ApiError, Conflict, FlamboyanceError, NotF
 from flamboyance_client.fewshot import Example
 from flamboyance_client.folders import labelled_files
 from flamboyance_client.frames import Columns, Frame, labelled_rows
-from flamboyance_client.labelled import LabelledMedia, with_ids, without_accents
+from flamboyance_client.labelled import LabelledMedia, is_content_id, with_ids, without_accents
 from flamboyance_client.notebook import MAX_PREVIEWS
 from flamboyance_client.options import SetChanges, SetFields
 from flamboyance_client.previews import spread
 from flamboyance_client.progress import visible_bar
-from flamboyance_client.records import Preview, SupportSet
+from flamboyance_client.records import Preview, StoredExample, SupportSet
 from flamboyance_client.steps import Steps
-from flamboyance_client.stored import NAME_TAKEN, SupportSetCalls
+from flamboyance_client.stored import NAME_TAKEN, SupportSetCalls, read_examples
 
 # Far below the default limit of a request's body, 64 MiB. Larger media are sent alone.
 BATCH_BYTES = 8 * 2**20
 BATCH_EXAMPLES = 64
 # The ids are part of a URL, whose length is limited.
 REMOVED_AT_ONCE = 100
-LISTED_AT_ONCE = 1000
 # the code of the error for more examples than a set may have
 NO_ROOM = "too_many_examples"
 # The lifetime of a set whose upload was interrupted.
@@ -163,32 +163,28 @@ def _create(
 def _change(
     calls: SupportSetCalls, target: SupportSet, items: Sequence[LabelledMedia], options: SetChanges
 ) -> Steps[SupportSet]:
-    stored = yield from _ids(calls, target)
+    stored = dict((yield from read_examples(calls, target, _texts_by_id)))
     current = {item.id for item in items}
     if stored and not current & stored.keys():
         raise _name_taken(
             f"the support set {target.name!r} has {len(stored)} examples, and none of them is among these "
             "(another label or question makes another example)"
         )
-    new, gone = [item for item in items if item.id not in stored], [id for id in stored if id not in current]
+    new = [item for item in items if item.id not in stored]
+    changed = [item for item in items if item.id in stored and stored[item.id] != item.texts]
+    gone = [id for id in stored if id not in current and is_content_id(id)]
+    target = yield from _add_all(calls, target, _batches(changed, target.name))
     target = yield from _exchange(calls, target, _batches(new, target.name), len(new), gone)
-    return (yield calls.update(target.id, options)) if options else target
+    target = (yield calls.update(target.id, options)) if options else target
+    return replace(target, num_removed=len(gone))
 
 
 def _name_taken(message: str) -> Conflict:
     return Conflict(Refusal(message=message, param="name", code=NAME_TAKEN, status=409))
 
 
-def _ids(calls: SupportSetCalls, target: SupportSet) -> Steps[dict[str, None]]:
-    """Return the ids of the examples of a version, in order."""
-    ids: dict[str, None] = {}
-    after: str | None = None
-    while True:
-        page = yield calls.examples(target.id, target.version, LISTED_AT_ONCE, after)
-        ids.update(dict.fromkeys(example.id for example in page))
-        if not page.has_more:
-            return ids
-        after = page.last_id
+def _texts_by_id(stored: StoredExample) -> tuple[str, tuple[str, str, str]]:
+    return stored.id, (stored.label, stored.text, stored.question)
 
 
 def _add_all(calls: SupportSetCalls, target: SupportSet, batches: Iterator[Batch]) -> Steps[SupportSet]:

@@ -13,7 +13,7 @@ from flamboyance_client.api import checked_selection
 from flamboyance_client.batches import CONCURRENCY, run_all
 from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, message_of, print_json
 from flamboyance_client.cli.selection import K, Strategy, SupportSetOption, TargetAccuracy, TargetCoverage, selection
-from flamboyance_client.cli.sources import Source, Sources, media_sources, name_of
+from flamboyance_client.cli.sources import Source, Sources, media_sources, name_of, note_removed
 from flamboyance_client.cli.tables import print_table
 from flamboyance_client.client import Client
 from flamboyance_client.evaluations import Recommendation
@@ -74,7 +74,8 @@ def classify(
 ) -> None:
     """Classify images by the examples of a support set.
 
-    A folder of examples becomes a support set of the same name, which is updated if the folder has changed.
+    A folder of examples becomes a support set of the same name, which is updated if the folder has changed: new files are
+    added, and examples that an earlier upload wrote and whose files are gone are removed.
     """
     if recommended is not None and any(value is not None for value in (support_set, folder, k, strategy, method)):
         replaced = "it replaces --support-set, --folder, -k, --strategy and --method"
@@ -85,7 +86,9 @@ def classify(
     with connected(url, api_key, if_taken=OTHER_NAME) as client:
         sources = media_sources(images)
         if folder is not None:
-            support_set = client.support_sets.from_folder(folder, name=name_of(folder, OTHER_NAME)).id
+            uploaded = client.support_sets.from_folder(folder, name=name_of(folder, OTHER_NAME))
+            note_removed(uploaded)
+            support_set = uploaded.id
         examples: Examples
         if recommended is not None:
             examples = _recommendation(client, recommended)

@@ -11,6 +11,7 @@ import typer
 from flamboyance_client.cli.connection import note
 from flamboyance_client.folders import media_files
 from flamboyance_client.prompt import is_url
+from flamboyance_client.records import SupportSet
 from flamboyance_client.uploads import set_name
 
 Source = str | Path
@@ -30,6 +31,12 @@ def name_of(folder: Path, otherwise: str) -> str:
     if name != folder.resolve().name:
         note(f"the set of {folder} has the name {name}")
     return name
+
+
+def note_removed(support_set: SupportSet) -> None:
+    """Note how many examples the upload of a folder has removed, if any."""
+    if support_set.num_removed:
+        note(f"examples removed, which an earlier upload wrote and whose files are gone: {support_set.num_removed}")
 
 
 def media_sources(texts: Sequence[str]) -> list[Source]:

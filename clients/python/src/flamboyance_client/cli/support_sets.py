@@ -17,7 +17,7 @@ from flamboyance_client.cli.evaluations import finished, list_evaluations, print
 from flamboyance_client.cli.held_out import as_document, held_out, print_accuracies
 from flamboyance_client.cli.pages import all_items
 from flamboyance_client.cli.selection import Control, EvaluatedMethod, Strategy, TargetAccuracy, TargetCoverage, choices
-from flamboyance_client.cli.sources import Sources, media_sources, name_of
+from flamboyance_client.cli.sources import Sources, media_sources, name_of, note_removed
 from flamboyance_client.client import Client
 from flamboyance_client.errors import NotFound, QueriesFailed
 from flamboyance_client.folders import empty_subfolders, listed, other_files
@@ -55,13 +55,18 @@ def create(
     api_key: ApiKey = None,
     json: Json = False,
 ) -> None:
-    """Create a set of the images and videos in a folder, or update it."""
+    """Create a set of the images and videos in a folder, or update it.
+
+    An update adds new files, and removes examples that an earlier upload wrote and whose files are gone. Other examples
+    stay.
+    """
     fields: dict[str, Any] = {"pinned": True} if pinned else {}
     with connected(url, api_key, if_taken=OTHER_NAME) as client:
         name = name_of(folder, "give --name") if name is None else name
         earlier = _find(client, name)
         created = client.support_sets.from_folder(folder, question=question, name=name, exist_ok=update, **fields)
         _print(created, as_json=json)
+        note_removed(created)
         for text in _notes(folder, list(created.raw.get("label_counts") or {})):
             note(text)
         if earlier is not None and earlier.version == created.version and not json:
