@@ -41,6 +41,7 @@ def test_advice_is_for_a_code_of_the_server(code: str) -> None:
         (503, "503: no. Try again later."),
         (500, "500: no. The server's log has the cause."),
         (400, "400: no"),
+        (403, "403: no"),
     ],
 )
 def test_a_status_without_a_code_has_general_advice(status: int, text: str) -> None:

@@ -9,6 +9,9 @@ ADVICE: Mapping[str, str] = {
     "version_conflict": "Another client has changed the set: get it again, and repeat the change",
     "image_in_use": "Delete the support sets that show it first",
     "invalid_api_key": "Client(api_key=...) takes a key of this server",
+    "permission_denied": "Client(api_key=...) takes a key with the role and the tenant that the request needs",
+    "origin_not_allowed": "A request with a key is accepted from any page: Client(api_key=...)",
+    "too_many_support_sets": "Delete a support set first, or use a key whose limits permit more",
     "not_found": "Is this the address of a Flamboyance server of this version?",
     "model_not_found": "client.models() returns the served model",
     "support_set_not_found": "client.support_sets.list() returns the sets that exist",
@@ -39,7 +42,6 @@ OF_ROUTES: Mapping[tuple[str | None, str], str] = {
 # by status, for codes without advice
 GENERAL: Mapping[int, str] = {
     401: ADVICE["invalid_api_key"],
-    403: ADVICE["invalid_api_key"],
     408: "Try again later",
     429: "Try again later",
     500: "The server's log has the cause",

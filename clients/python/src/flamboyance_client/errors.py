@@ -6,7 +6,7 @@
     │   └── TimedOut          connected, but no reply in the time allowed
     ├── ApiError              the server answered with an error, see `status`, `type`, `param` and `code`
     │   ├── BadRequest        400, 413, 415, 422 and other 4xx: the request is invalid
-    │   ├── NotAuthorised     401, 403
+    │   ├── NotAuthorised     401: no valid key; 403: the server, or a limit of the key, does not permit the request
     │   ├── NotFound          404: no such model, image or route
     │   ├── Conflict          409: the name of a support set is taken, its version is another one, or a media item is in use
     │   ├── Unavailable       408, 429, 503: temporary; `retry_after` is set if the server states a delay, and

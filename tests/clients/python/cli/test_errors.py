@@ -19,6 +19,7 @@ from flamboyance_client import Client, NotConnected
 from flamboyance_client.cli import app as application
 from flamboyance_client.cli.connection import message_of
 from flamboyance_client.connection import checked_url, transport_errors
+from flamboyance_client.errors import NotAuthorised, Refusal
 from tests.clients.python.cli.commands import PACKAGE, process, run
 from tests.clients.serving import KEY
 
@@ -140,6 +141,13 @@ class TestErrors:
         _, errors = run("support-set", "list", "--api-key", "wrong", "--json", status=1)
         assert errors.startswith("error: 401: ")
         assert "--api-key or FLAMBOYANCE_API_KEY" in errors
+
+    def test_only_a_refusal_of_the_key_is_about_the_key(self) -> None:
+        codes = {"invalid_api_key": 401, "permission_denied": 403, "too_many_support_sets": 403, None: 403}
+        errors = [NotAuthorised(Refusal(message="no", code=code, status=status)) for code, status in codes.items()]
+        hint = " (--api-key or FLAMBOYANCE_API_KEY)"
+        messages = [message_of(error, "http://server") for error in errors]
+        assert messages == [f"401: no{hint}", f"403: no{hint}", "403: no", "403: no"]
 
     def test_a_key_that_cannot_be_sent_is_not_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FLAMBOYANCE_API_KEY", "secret\nkey")

@@ -13,7 +13,7 @@ import typer
 
 from flamboyance_client.client import BASE_URL, Client
 from flamboyance_client.connection import proxy_hint, shown_url
-from flamboyance_client.errors import ApiError, FlamboyanceError, NotAuthorised, NotConnected
+from flamboyance_client.errors import ApiError, FlamboyanceError, NotConnected
 from flamboyance_client.stored import NAME_TAKEN
 
 Url = Annotated[str, typer.Option("--url", envvar="FLAMBOYANCE_URL", help="The URL of the server.")]
@@ -87,7 +87,7 @@ def _file_message(error: OSError) -> str:
 def _server_message(error: ApiError, if_taken: str) -> str:
     """Return the message of the server, without the library's advice, which is about methods."""
     message = error.message if error.status is None else f"{error.status}: {error.message}"
-    if isinstance(error, NotAuthorised):
+    if error.status == 401 or error.code == "permission_denied":
         return f"{message} (--api-key or FLAMBOYANCE_API_KEY)"
     if error.code == NAME_TAKEN and if_taken:
         return f"{message}: {if_taken}"
