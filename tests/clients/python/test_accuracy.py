@@ -29,10 +29,13 @@ PAIRS = [(b"a1", "a"), (b"a2", "a"), (b"b1", "b"), (b"b2", "b")]
 
 
 def answer(request: httpx.Request) -> httpx.Response:
+    if request.url.path.endswith("/examples"):
+        data = [{"id": "1", "label": "a"}, {"id": "2", "text": "b"}, {"id": "3"}]
+        return httpx.Response(200, json={"data": data, "has_more": False})
     if request.method == "GET":
-        return httpx.Response(
-            200, json={"id": "ss_1", "version": 1, "name": "letters", "label_counts": {"a": 2, "b": 2}}
-        )
+        counts = {"a": 1} if request.url.path.endswith("texts") else {"a": 2, "b": 1}
+        fields = {"id": "ss_1", "version": 1, "num_examples": 3, "label_counts": counts}
+        return httpx.Response(200, json=fields)
     body = json.loads(request.content)
     content = base64.b64decode(body["query"]["image"].partition(",")[2]).decode()
     if content not in LABELS[body["method"]]:
@@ -92,10 +95,34 @@ def test_labels_of_a_folder_are_the_names_of_its_subfolders(
 
 
 def test_a_label_that_no_answer_can_have_is_refused(measure: Measure) -> None:
-    with pytest.raises(ValueError, match="'letters' does not have the labels c; it has a, b"):
-        measure([*PAIRS, (b"a1", "c")], methods=["knn"], examples="letters")
+    refusal = "^no answer can have the labels c; the possible ones are a, b$"
+    for options in (
+        {"examples": "letters"},
+        {"examples": "letters", "candidates": ["a", {"label": "b", "text": "c"}]},
+        {"shots": [{"image": b"a", "label": "a", "text": "c"}, {"image": b"b", "text": "b"}]},
+        {"shots": [{"image": b"a", "answer": "a"}, {"image": b"b", "label": "b"}]},
+        {"examples": "texts"},
+    ):
+        with pytest.raises(ValueError, match=refusal):
+            measure([*PAIRS, (b"a1", "c")], methods=["knn"], **options)
+        assert measure(PAIRS, methods=["knn"], **options)[0].correct == 3
     with pytest.raises(ValueError, match=r"the label of queries\[1\]: expected a text or a whole number, got 1.0"):
         measure([(b"a1", "a"), (b"a2", 1.0)], methods=["knn"])
+
+
+def test_labels_are_compared_in_one_unicode_form(measure: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
+    composed, decomposed = "\u00e9", "e\u0301"
+    monkeypatch.setitem(LABELS["knn"], "a1", composed)
+    monkeypatch.setitem(LABELS["knn"], "a2", decomposed)
+    pairs = [(b"a1", composed), (b"a1", decomposed), (b"a2", composed), (b"a2", decomposed), (b"b1", composed)]
+    (knn,) = measure(pairs, methods=["knn"], candidates=[composed, "b"])
+    assert (knn.correct, knn.mistakes) == (4, {(composed, "b"): 1})
+
+
+def test_unknown_labels_that_look_like_possible_ones_have_escapes(measure: Measure) -> None:
+    pairs = [(b"a1", "\u00e9 "), (b"a2", "c")]
+    with pytest.raises(ValueError, match=r"labels c, '\\xe9 '; the possible ones are '\\xe9', b$"):
+        measure(pairs, methods=["knn"], candidates=["\u00e9", "b"])
 
 
 def test_labels_may_be_whole_numbers(measure: Measure, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,16 @@ def test_texts_come_from_the_named_columns() -> None:
     assert item.example() == {"image": "img_1", "answer": "Two cats.", "question": "What?"}
 
 
+def test_labels_are_in_one_unicode_form_and_other_texts_as_they_are() -> None:
+    columns = Columns(image="path", label="label", answer="text", question=None)
+    decomposed = "cafe\u0301"
+    first, second = rows(
+        Frame(path=["img_1", "img_2"], label=["caf\u00e9", decomposed], text=[decomposed] * 2), columns
+    )
+    assert first.label == second.label == "caf\u00e9"
+    assert second.answer == decomposed
+
+
 def test_a_whole_number_is_a_label() -> None:
     items = rows(Frame(path=["img_1", "img_2"], label=[7, np.int64(8)]))
     assert [item.label for item in items] == ["7", "8"]

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import comb, sqrt
 from pathlib import Path
 from statistics import NormalDist
 from typing import Self
+from unicodedata import normalize
 
-from flamboyance_client.api import checked_selection
+from flamboyance_client.api import SHOTS, checked_selection, classification_fields
 from flamboyance_client.fewshot import AnyQuery
 from flamboyance_client.folders import labelled_files, listed
 from flamboyance_client.frames import text_of
 from flamboyance_client.options import ClassifyOptions, Method
-from flamboyance_client.records import Classification, SupportSet
+from flamboyance_client.prompt import checked_list
+from flamboyance_client.records import Classification
+from flamboyance_client.steps import Steps
+from flamboyance_client.stored import SupportSetCalls, read_examples
 
 # a folder whose subfolders are named after the labels, or pairs of a query and its label
 LabelledQueries = str | Path | Iterable[tuple[AnyQuery, str | int]]
@@ -29,7 +33,7 @@ class Accuracy:
 
     `method` is the requested one, or that of the answers if none was requested. `used` is that of the answers: for `auto`
     the server chooses it. `accuracy` is that of the queries with a label; a request with a target may leave some without.
-    `mistakes` counts pairs of an expected label and the label of the answer.
+    `mistakes` counts pairs of an expected label and the label of the answer. Labels are compared in the Unicode form NFC.
     """
 
     method: str
@@ -62,7 +66,8 @@ class Accuracy:
 
     @classmethod
     def of(cls, method: str | None, answers: Sequence[Classification], labels: Sequence[str]) -> Self:
-        pairs = [(label, answer.label) for label, answer in zip(labels, answers, strict=True)]
+        answered = [None if answer.label is None else _nfc(answer.label) for answer in answers]
+        pairs = list(zip(map(_nfc, labels), answered, strict=True))
         outcomes = tuple(None if answer is None else answer == label for label, answer in pairs)
         used = ", ".join(sorted({answer.method for answer in answers}))
         return cls(
@@ -119,12 +124,49 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
     return max(centre - half, 0.0) if correct else 0.0, min(centre + half, 1.0) if correct < count else 1.0
 
 
-def check_labels(labels: Sequence[str], support_set: SupportSet) -> None:
-    """Raise `ValueError` for an expected label that the set does not have, since no answer can have it."""
-    known = support_set.raw.get("label_counts") or {}
-    if known and (unknown := sorted(set(labels) - known.keys())):
-        name = support_set.name or support_set.id
-        raise ValueError(f"{name!r} does not have the labels {listed(unknown)}; it has {listed(list(known))}")
+def check_labels(calls: SupportSetCalls, labels: Sequence[str], options: ClassifyOptions) -> Steps[None]:
+    """Raise `ValueError` for expected labels that no answer to a classification with these options can have."""
+    known = dict.fromkeys(map(_nfc, (yield from _possible_labels(calls, options))))
+    if known and (unknown := sorted(set(map(_nfc, labels)) - known.keys())):
+        raise ValueError(
+            f"no answer can have the labels {listed(_distinct(unknown, known))}; "
+            f"the possible ones are {listed(_distinct(known, unknown))}"
+        )
+
+
+def _possible_labels(calls: SupportSetCalls, options: ClassifyOptions) -> Steps[list[str]]:
+    """Return the labels that the server weighs: of the candidates, or else the answers of the shots or of the set."""
+    fields = classification_fields(options)
+    if (candidates := fields.get("candidates")) is not None:
+        return [candidate if isinstance(candidate, str) else candidate["label"] for candidate in candidates]
+    if shots := checked_list(fields.get("shots", ()), SHOTS):
+        return [answer for shot in shots if (answer := shot.get("label") or shot.get("text") or shot.get("answer"))]
+    selection = fields.get("examples") or {}
+    if "support_set" not in selection:
+        return []
+    support_set = yield calls.get(selection["support_set"], selection.get("version"))
+    counts: Mapping[str, int] = support_set.raw.get("label_counts") or {}
+    if sum(counts.values()) >= support_set.num_examples:
+        return list(counts)
+    # the answer of an example without a label is its text
+    answers = yield from read_examples(calls, support_set, lambda stored: stored.label or stored.text)
+    return [answer for answer in answers if answer]
+
+
+def _nfc(label: str) -> str:
+    return normalize("NFC", label)
+
+
+def _distinct(labels: Collection[str], opposed: Collection[str]) -> list[str]:
+    """Return the labels as a message shows them: one that looks like an opposed label in ASCII, with escapes."""
+    visible = set(map(_visible, opposed))
+    return [ascii(label) if _visible(label) in visible else label for label in labels]
+
+
+def _visible(label: str) -> str:
+    """Return what people see of a label, by which labels that look the same are equal."""
+    letters = (letter for letter in normalize("NFKC", label) if letter.isprintable() and not letter.isspace())
+    return "".join(letters).casefold()
 
 
 def labelled_queries(source: LabelledQueries) -> tuple[list[AnyQuery], list[str]]:

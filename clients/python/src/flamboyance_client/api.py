@@ -155,12 +155,9 @@ def checked_selection(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return {**fields, "examples": _selection(options["examples"])} if "examples" in options else fields
 
 
-def set_of(options: ClassifyOptions) -> Selection | None:
-    """Return the selection from the support set whose labels are the candidates, or None for other candidates."""
-    if {**_recommended_fields(options), **checked_options(ClassifyOptions, options)}.get("candidates") is not None:
-        return None
-    selection: Selection | None = checked_selection(ClassifyOptions, options).get("examples")
-    return selection if selection and "support_set" in selection else None
+def classification_fields(options: ClassifyOptions) -> dict[str, Any]:
+    """Return the fields of a classification, with those of a recommendation and with media as they were passed."""
+    return {**_recommended_fields(options), **checked_selection(ClassifyOptions, options)}
 
 
 def _shot_options(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:

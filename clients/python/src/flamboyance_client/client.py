@@ -20,7 +20,7 @@ from weakref import finalize
 import httpx
 
 from flamboyance_client.accuracy import Accuracy, LabelledQueries, check_labels, labelled_queries, requests_by_method
-from flamboyance_client.api import Api, Call, api_error, checked_selection, set_of
+from flamboyance_client.api import Api, Call, api_error, checked_selection
 from flamboyance_client.async_resources import AsyncEvaluations, AsyncFewShot, AsyncImages, AsyncSupportSets
 from flamboyance_client.batches import CONCURRENCY, OnError, checked_queries, classifications, run_all, run_all_async
 from flamboyance_client.connection import async_events, client_settings, events, request_arguments, transport_errors
@@ -34,6 +34,8 @@ from flamboyance_client.records import Classification, Score
 from flamboyance_client.replies import Completion, Health, Json, Model
 from flamboyance_client.resources import Evaluations, FewShot, Images, SupportSets
 from flamboyance_client.retries import Retries
+from flamboyance_client.steps import run, run_async
+from flamboyance_client.stored import SupportSetCalls
 from flamboyance_client.traces import TracedClient, trace_async
 from flamboyance_client.transfers import read_file, read_file_async, written_file
 
@@ -149,13 +151,12 @@ class Client(MadeAgain):
 
         Without `methods`, the method is that of a classification with these options, such as a recommended one. `queries`
         is a folder whose subfolders are named after the labels, or pairs of a query and its label. Queries that are
-        examples of the set would be answered too well; leave them out. Raises `ValueError` for a label that the set does
-        not have, and what `classify_many` raises; `QueriesFailed` has the `accuracies` of the methods before.
+        examples of the set would be answered too well; leave them out. Raises `ValueError` for a label that no answer can
+        have, and what `classify_many` raises; `QueriesFailed` has the `accuracies` of the methods before.
         """
         requests = requests_by_method(methods, options)
         items, labels = labelled_queries(queries)
-        if (selection := set_of(options)) is not None:
-            check_labels(labels, self.support_sets.get(selection["support_set"], version=selection.get("version")))
+        run(self._send, check_labels(SupportSetCalls(), labels, options))
         with accuracies_kept() as accuracies:
             for method, fields in requests:
                 answers = self.classify_many(items, concurrency=concurrency, **fields)
@@ -326,9 +327,7 @@ class AsyncClient(MadeAgain):
         """Classify labelled queries by each method, as `Client.measure` does."""
         requests = requests_by_method(methods, options)
         items, labels = await asyncio.to_thread(labelled_queries, queries)
-        if (selection := set_of(options)) is not None:
-            support_set = await self.support_sets.get(selection["support_set"], version=selection.get("version"))
-            check_labels(labels, support_set)
+        await run_async(self._send, check_labels(SupportSetCalls(), labels, options))
         with accuracies_kept() as accuracies:
             for method, fields in requests:
                 answers = await self.classify_many(items, concurrency=concurrency, **fields)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
+from unicodedata import normalize
 
 from flamboyance_client.fewshot import is_stored
 from flamboyance_client.labelled import LabelledMedia
@@ -32,7 +33,7 @@ class Columns:
 
 
 def labelled_rows(frame: Frame, columns: Columns, root: str | Path) -> list[LabelledMedia]:
-    """Return the rows of a data frame. Relative paths of images are relative to `root`.
+    """Return the rows of a data frame, with labels in NFC. Relative paths of images are relative to `root`.
 
     Raises `ValueError` for a column that does not exist or that two columns may be, for columns of different lengths, for
     a value of another type and for a frame without rows.
@@ -42,6 +43,8 @@ def labelled_rows(frame: Frame, columns: Columns, root: str | Path) -> list[Labe
     if empty := [row for row, cell in enumerate(images) if isinstance(cell, str) and not cell]:
         raise ValueError(f"row {empty[0]}, column {columns.image!r}: expected a path, a URL or an image, got ''")
     texts = {field: _texts(frame, column) for field, column in named.items() if column is not None}
+    if "label" in texts:
+        texts["label"] = [normalize("NFC", label) for label in texts["label"]]
     for field, values in texts.items():
         if len(values) != len(images):
             lengths = f"{len(values)} values, and the column {columns.image!r} has {len(images)}"

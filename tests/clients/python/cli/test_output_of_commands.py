@@ -15,7 +15,8 @@ from PIL import Image
 
 from flamboyance_client import Client, NotConnected, TransportError, example
 from flamboyance_client.cli.ask import without_last_space
-from tests.clients.python.cli.commands import PACKAGE, run, words
+from tests.clients.python.cli.commands import PACKAGE, documents, run, words
+from tests.clients.serving import KEY
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -97,3 +98,30 @@ def test_a_set_whose_folder_has_no_change_is_unchanged(made: Client, folder: Pat
     (tmp_path / "Übungen" / "red" / "23.png").unlink()
     assert "unchanged" not in run(*arguments)[0]
     run("support-set", "delete", "Ubungen")
+
+
+def test_removed_examples_are_counted(url: str, folder: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(folder, tmp_path / "copied"))
+    run("support-set", "create", copied)
+    (copied / "red" / "23.png").unlink()
+    removed = "note: examples removed, which an earlier upload wrote and whose files are gone: 1\n"
+    assert run("support-set", "create", copied)[1] == removed
+    assert run("support-set", "create", copied)[1] == ""
+    (copied / "blue" / "23.png").unlink()
+    assert run("classify", folder / "red" / "23.png", "--folder", copied)[1] == removed
+    run("support-set", "delete", "copied")
+
+
+def test_a_set_of_texts_is_tested_by_its_texts(url: str, folder: Path, tmp_path: Path) -> None:
+    for colour in ("red", "blue"):
+        (tmp_path / colour).mkdir()
+        Image.new("RGB", (31, 7), colour).save(tmp_path / colour / "31.png")
+    examples = [example(file, file.parent.name) for file in folder.rglob("*.png")]
+    with Client(url, api_key=KEY) as client:
+        client.support_sets.create(name="texts", examples=examples)
+    (document,) = documents("support-set", "test", "texts", tmp_path, "--method", "nearest_mean")
+    assert (document["queries"], document["correct"]) == (2, 2)
+    (tmp_path / "red").rename(tmp_path / "rde")
+    _, errors = run("support-set", "test", "texts", tmp_path, status=1)
+    assert errors.startswith("error: no answer can have the labels rde; the possible ones are ")
+    run("support-set", "delete", "texts")

@@ -9,12 +9,14 @@ from typing import Any
 
 from rich.table import Table
 
-from flamboyance_client.accuracy import Accuracy
+from flamboyance_client.accuracy import Accuracy, check_labels
 from flamboyance_client.cli.tables import print_table
 from flamboyance_client.client import Client
 from flamboyance_client.errors import BadRequest
 from flamboyance_client.fewshot import AnyQuery
 from flamboyance_client.folders import labelled_files
+from flamboyance_client.steps import run
+from flamboyance_client.stored import SupportSetCalls
 
 MAX_MISTAKES = 10
 # of one request that looks for images which the set has: a body has at most 64 MiB by default, in base64
@@ -26,16 +28,11 @@ SIGNIFICANCE = 0.05
 def held_out(client: Client, name: str, folder: Path) -> tuple[list[tuple[AnyQuery, str]], int]:
     """Return the images of a folder with their labels, without examples of a set, and how many of those there were.
 
-    Raises `ValueError` for a label that the set does not have, and if no image is left.
+    Raises `ValueError` for a label that no answer by the set can have, and if no image is left.
     """
     files = [(Path(file.name), str(file.label)) for file in labelled_files(folder)]
-    labels = client.support_sets.get(name).raw.get("label_counts") or {}
-    if not labels:
-        raise ValueError(f"the examples of {name!r} have no labels, so no label can be expected of a test image")
-    if unknown := sorted({label for _, label in files} - set(labels)):
-        raise ValueError(
-            f"{folder} has labels that the set does not have: {', '.join(unknown)}; it has {', '.join(labels)}"
-        )
+    # before the images are sent
+    run(client._send, check_labels(SupportSetCalls(), [label for _, label in files], {"examples": name}))
     queries = [query for pool in _pools(files) for query in _unknown(client, name, pool)]
     if not queries:
         raise ValueError(f"all images of {folder} are examples of the set: a test needs others")
