@@ -228,7 +228,8 @@ def test_a_query_with_too_many_names_is_called_so() -> None:
 async def test_a_route_without_query_parameters_refuses_one_by_name(
     http: httpx.AsyncClient, method: str, path: str
 ) -> None:
-    response = await http.request(method, f"{path}?limit=1", **({"json": {"prompt": "x"}} if method == "POST" else {}))
+    body = {"prompt": "x"} if method == "POST" else None
+    response = await http.request(method, f"{path}?limit=1", json=body)
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (422, "unsupported_parameter", "limit")
 
