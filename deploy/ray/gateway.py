@@ -35,7 +35,7 @@ from server.access.callers import Caller
 from server.access.keys import Keys
 from server.access.pages import cors_options
 from server.access.tenants import DEFAULT_TENANT, qualified
-from server.api.body import content_type, read_body
+from server.api.body import LARGE_BODY, content_type, read_body
 from server.api.guard import Guard
 from server.api.responses import JSON, PIECE, JSONResponse
 from server.api.sse import DONE, EventStream, event, unless_disconnected
@@ -175,7 +175,7 @@ class Gateway:
         """Return the whole request, and the name of its model. Raises what `read_body` and `_fields` raise."""
         settings = self._import_settings if request.scope["path"] == IMPORT_PATH else self._settings
         body = await read_body(request, settings)
-        fields = _fields(request, body)
+        fields = _fields(request, body) if len(body) < LARGE_BODY else await asyncio.to_thread(_fields, request, body)
         # the replica checks a time limit in the body, but it applies already while the request waits for a replica
         request.state.deadline.shorten(_timeout(fields))
         call = with_key(Call.from_scope(request.scope, body, key=self._key(request, fields), routing=self._routing))

@@ -221,10 +221,12 @@ class TestLimits:
 
     @pytest.mark.parametrize("separator", MAX_SEPARATORS)
     def test_of_separators_is_one_for_all_lines(self, separator: bytes) -> None:
-        limits = replace(LIMITS, max_text_bytes=2**20, max_examples=100)
-        text = '":' if separator == b":" else separator.decode()  # a text with what looks like names
-        example = {"text": text * (2**14 + 1)}
-        num_examples = MAX_SEPARATORS[separator] // 2**14
+        limits = replace(LIMITS, max_bytes=2**23, max_text_bytes=2**22, max_examples=200)
+        number = {b",": 2**12, b":": 2**10}.get(separator, 2**11)
+        keys = dict.fromkeys(map(str, range(number)), 1)
+        values = {b",": [1] * (number + 2), b":": keys, b"[": [[]] * number, b"{": [{}] * number}[separator]
+        example = {"text": separator.decode() * 2**13, "metadata": {"a": values}}  # those in a text do not count
+        num_examples = MAX_SEPARATORS[separator] // number
         assert len(opened(archive([example] * (num_examples - 1)), limits).examples) == num_examples - 1
         message, _ = refused(archive([example] * num_examples), limits, error=BodyTooLarge)
         limit = MAX_SEPARATORS[separator]
