@@ -59,8 +59,8 @@ class UnknownField(ValueError):
     """A field that a schema does not have; `known` are those that it has, and `inner` the paths in its objects by name."""
 
     def __init__(self, name: str, known: Collection[str], inner: Mapping[str, str]) -> None:
-        super().__init__(name)
-        self.name = name
+        super().__init__(name[:MAX_NAME])
+        self.name = name[:MAX_NAME]
         self._known, self._inner = known, inner
 
     def advice(self) -> str:
@@ -110,6 +110,7 @@ NULL = {"type": "null"}
 NO_SUPPORT = "no_support"
 # the tag of an object without the field that tells the members of a union apart; no value of the field has it
 NO_TAG = "<"
+MAX_NAME = 64  # characters of a client's own name in a message
 
 
 def with_example(**fields: Any) -> ConfigDict:
@@ -376,7 +377,7 @@ def _unsupported(param: str | None, context: Mapping[str, Any]) -> InvalidReques
     at = f"{param}{field}" if field.startswith(".") else param
     if tag == NO_TAG:
         return InvalidRequest(f"{at}: is required, one of {known}", param=at)
-    name = (tag[1:-1] if tag.startswith("<") else tag)[:64] or "''"
+    name = (tag[1:-1] if tag.startswith("<") else tag)[:MAX_NAME] or "''"
     return UnsupportedParameter(f"{at}: no support for {name}, only {known}", param=at)
 
 
@@ -395,5 +396,5 @@ def _param(location: tuple[int | str, ...]) -> str | None:
         if isinstance(step, int):
             text += f"[{step}]"
         elif not step.startswith("<"):
-            text += f".{step}" if text else step
+            text += f".{step[:MAX_NAME]}" if text else step[:MAX_NAME]
     return text or None

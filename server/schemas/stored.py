@@ -44,6 +44,7 @@ from server.schemas.fewshot import (
     Version,
     WeighingFields,
 )
+from server.schemas.json_object import check_numbers
 from server.schemas.prompt import ATTEND
 from server.store.staging import ID_PREFIX
 
@@ -102,10 +103,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _small(metadata: dict[str, Any]) -> dict[str, Any]:
-    try:
-        size = len(json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode())
-    except ValueError:
-        raise ValueError("metadata may not contain numbers that are not finite") from None
+    size = len(json.dumps(check_numbers(metadata), ensure_ascii=False).encode())
     if size > MAX_METADATA_BYTES:
         raise ValueError(f"{size} bytes of metadata, the limit is {MAX_METADATA_BYTES}")
     return metadata

@@ -84,11 +84,14 @@ async def test_large_bodies_are_parsed_one_at_a_time(
     assert (await waiting).status_code < 500
 
 
-async def test_a_body_of_many_names_is_parsed_as_a_large_one(http: httpx.AsyncClient, app: FastAPI) -> None:
+@pytest.mark.parametrize("examples", [[{"text": "a"}] * 5000, [{"text": "\n" * 2**15}] * 2])
+async def test_a_body_of_many_names_or_escapes_is_parsed_as_a_large_one(
+    http: httpx.AsyncClient, app: FastAPI, examples: list[Any]
+) -> None:
     may_end = threading.Event()
     parsing = asyncio.create_task(app.state.services.parsing.run(may_end.wait, 20))
     await asyncio.sleep(0)
-    body = {"examples": [*[{"text": "a"}] * 5000, {}]}  # refused as soon as it is parsed
+    body = {"examples": [*examples, {}]}  # refused as soon as it is parsed
     waiting = asyncio.create_task(http.post("/v1/support_sets", json=body))
     done, _ = await asyncio.wait({waiting}, timeout=1.0)
     assert not done
@@ -230,6 +233,8 @@ async def test_a_route_without_query_parameters_refuses_one_by_name(
 ) -> None:
     body = {"prompt": "x"} if method == "POST" else None
     response = await http.request(method, f"{path}?limit=1", json=body)
+
+    response = await http.request(method, f"{path}?limit=1", json={"prompt": "x"} if method == "POST" else None)
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (422, "unsupported_parameter", "limit")
 

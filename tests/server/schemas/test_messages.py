@@ -12,6 +12,7 @@ from server.schemas.base import Schema, read
 from server.schemas.decisions import DecisionRequest
 from server.schemas.generation import ChatRequest, CompletionRequest
 from server.schemas.models import EmbeddingsRequest
+from server.schemas.stored import CreateRequest
 
 USER = {"role": "user", "content": "x"}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
@@ -71,6 +72,7 @@ TOOL = {"type": "function", "function": {"name": "x", "parameters": NUMBER}}
         (ChatRequest, {"messages": [USER], "tools": [TOOL]}, "tools[0].function.parameters"),
         (DecisionRequest, json_of_decision(NUMBER), "input[0].content[0].data"),
         (DecisionRequest, json_of_decision([NUMBER]), "input[0].content[0].data[0]"),
+        (CreateRequest, {"examples": [{"text": "x", "metadata": NUMBER}]}, "examples[0].metadata"),
     ],
 )
 def test_a_number_of_json_that_is_not_finite_is_refused(
@@ -81,6 +83,10 @@ def test_a_number_of_json_that_is_not_finite_is_refused(
     with pytest.raises(InvalidRequest) as refusal:
         read(schema, text.replace("0.5", number).encode())
     assert refusal.value.message == f"{field}: may not contain numbers that are not finite"
+    read(schema, text.replace("0.5", "-" + "9" * 300).encode())
+    with pytest.raises(InvalidRequest) as refusal:
+        read(schema, text.replace("0.5", "-1" + "0" * 300).encode())
+    assert refusal.value.message == f"{field}: may not contain integers of more than 300 digits"
 
 
 @pytest.mark.parametrize(
@@ -139,3 +145,18 @@ def test_a_field_of_another_server_is_refused_with_what_to_use(
     with pytest.raises(UnsupportedParameter) as refusal:
         read(schema, json.dumps(body).encode())
     assert refusal.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("schema", "body", "message"),
+    [
+        (CompletionRequest, {"NAME": 1}, "unknown parameter NAME"),
+        (EmbeddingsRequest, {"input": [{"type": "text", "text": "x", "NAME": 1}]}, "unknown parameter input[0].NAME"),
+        (CompletionRequest, {"prompt": "x", "logit_bias": {"NAME": "x"}}, "logit_bias.NAME: must be a number"),
+    ],
+)
+def test_a_name_of_a_client_is_cut_in_a_message(schema: type[Schema], body: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        read(schema, json.dumps(body).replace("NAME", "n" * 1000).encode())
+    assert refusal.value.message == message.replace("NAME", "n" * 64)
+    assert str(refusal.value.param) in refusal.value.message
