@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any, ParamSpec, TypeVar
 
 from server.limits.turns import client_in_turn
@@ -15,17 +17,24 @@ Result = TypeVar("Result")
 
 # pause of a client per time of its work: it gets at most a quarter of the time
 REST = 3.0
+# pause of all clients per time of any work: together they get at most half of the time, from however many addresses
+REST_OF_ALL = 1.0
 
 
 class RestingLock:
-    """A lock of one piece of work at a time. A client's work waits for a pause after the client's work before it."""
+    """A lock of one piece of work at a time. A client's work waits for a pause after the client's work before it.
+
+    After any work there is a shorter pause of all clients. The thread does nothing else, so that work does not wait for it.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="parsing")
         self._lock = asyncio.Lock()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._numbers: Counter[str] = Counter()  # of pieces of work, by client
         self._rested: dict[str, float] = {}
+        self._all_rested = 0.0
 
     async def run(
         self, work: Callable[Parameters, Result], *arguments: Parameters.args, **options: Parameters.kwargs
@@ -35,33 +44,44 @@ class RestingLock:
         If the request is cancelled while it waits, the work is not done. Once begun, it keeps the lock until it ends.
         """
         client = client_in_turn.get()
-        lock = self._locks[client]
-        self._numbers[client] += 1
-        try:
-            await lock.acquire()
+        seconds = 0.0
+
+        def measured() -> Result:
+            nonlocal seconds
+            started = self._clock()
             try:
-                await asyncio.sleep(max(self._rested.get(client, 0.0) - self._clock(), 0.0))
-                await self._lock.acquire()
-            except BaseException:
-                lock.release()
-                raise
-        except BaseException:
-            self._forget(client)
-            raise
-        started = self._clock()
-        working = asyncio.create_task(asyncio.to_thread(work, *arguments, **options))
-        working.add_done_callback(lambda task: self._end(task, client, started))
+                return work(*arguments, **options)
+            finally:
+                seconds = self._clock() - started
+
+        def end(working: asyncio.Future[Any]) -> None:
+            if not working.cancelled():
+                working.exception()  # it is known, even if its request was cancelled
+            self._rest(client, seconds)
+            held.close()
+
+        with ExitStack() as waiting:
+            self._numbers[client] += 1
+            waiting.callback(self._forget, client)
+            await self._hold(self._locks[client], waiting)
+            await asyncio.sleep(max(self._rested.get(client, 0.0) - self._clock(), 0.0))
+            await self._hold(self._lock, waiting)
+            await asyncio.sleep(max(self._all_rested - self._clock(), 0.0))
+            working = asyncio.get_running_loop().run_in_executor(self._thread, measured)
+            held = waiting.pop_all()
+        working.add_done_callback(end)
         return await asyncio.shield(working)
 
-    def _end(self, working: asyncio.Task[Any], client: str, started: float) -> None:
-        if not working.cancelled():
-            working.exception()  # it is known, even if its request was cancelled
+    async def _hold(self, lock: asyncio.Lock, held: ExitStack) -> None:
+        await lock.acquire()
+        held.callback(lock.release)
+
+    def _rest(self, client: str, seconds: float) -> None:
+        """Begin the pauses after work of so many seconds."""
         now = self._clock()
         self._rested = {name: rested for name, rested in self._rested.items() if rested > now}
-        self._rested[client] = now + REST * (now - started)
-        self._lock.release()
-        self._locks[client].release()
-        self._forget(client)
+        self._rested[client] = now + REST * seconds
+        self._all_rested = now + REST_OF_ALL * seconds
 
     def _forget(self, client: str) -> None:
         """Forget the lock of a client that has no work."""

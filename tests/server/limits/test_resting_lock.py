@@ -5,41 +5,74 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from server.limits import resting_lock
-from server.limits.resting_lock import REST, RestingLock
+from server.limits.resting_lock import REST, REST_OF_ALL, RestingLock
 from server.limits.turns import client_in_turn
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_the_first_work_begins_at_once_and_the_next_after_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, rests = 1000.0, []
+class Time:
+    """A clock that sleep and work move on."""
 
-    async def sleep(seconds: float) -> None:
-        nonlocal now
-        rests.append(seconds)
-        now += seconds
+    def __init__(self) -> None:
+        self.now, self.rests = 1000.0, list[float]()
 
-    def work(seconds: float, error: Exception | None = None) -> float:
-        nonlocal now
-        now += seconds
+    async def sleep(self, seconds: float) -> None:
+        self.rests += [seconds] if seconds else []
+        self.now += seconds
+
+    def work(self, seconds: float, error: Exception | None = None) -> float:
+        self.now += seconds
         if error is not None:
             raise error
         return seconds
 
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    lock = RestingLock(clock=lambda: now)
-    assert await lock.run(work, 2.0) == 2.0
-    now += 1.0  # a part of the rest is over
-    await lock.run(work, 0.5)
-    now += 100.0
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Time:
+    fake = Time()
+    monkeypatch.setattr(asyncio, "sleep", fake.sleep)
+    return fake
+
+
+async def test_the_first_work_begins_at_once_and_the_next_after_a_rest(fake: Time) -> None:
+    lock = RestingLock(clock=lambda: fake.now)
+    assert await lock.run(fake.work, 2.0) == 2.0
+    fake.now += 1.0  # a part of the rest is over
+    await lock.run(fake.work, 0.5)
+    fake.now += 100.0
     with pytest.raises(ValueError, match="a body that is refused"):
-        await lock.run(work, 4.0, error=ValueError("a body that is refused has taken time, too"))
-    await lock.run(work, 0.0)
-    assert rests == [0.0, REST * 2.0 - 1.0, 0.0, REST * 4.0]
+        await lock.run(fake.work, 4.0, error=ValueError("a body that is refused has taken time, too"))
+    await lock.run(fake.work, 0.0)
+    assert fake.rests == [REST * 2.0 - 1.0, REST * 4.0]
+
+
+async def test_all_clients_together_have_half_of_the_time(fake: Time) -> None:
+    lock = RestingLock(clock=lambda: fake.now)
+    for client in range(20):  # none waits for the longer pause of another
+        client_in_turn.set(f"10.0.0.{client}")
+        await lock.run(fake.work, 2.0)
+    assert fake.rests == [REST_OF_ALL * 2.0] * 19
+    assert REST_OF_ALL >= 1.0
+
+
+async def test_work_waits_for_no_thread_of_other_work() -> None:
+    """A busy pool would hold up the bodies of all clients, and the time would count as work."""
+    may_end = threading.Event()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    other = asyncio.create_task(asyncio.to_thread(may_end.wait, 20))
+    try:
+        await asyncio.sleep(0)
+        name = await asyncio.wait_for(RestingLock().run(lambda: threading.current_thread().name), timeout=10)
+        assert name.startswith("parsing")
+    finally:
+        may_end.set()
+        assert await other
 
 
 async def test_work_ends_before_the_next_begins() -> None:
@@ -91,16 +124,6 @@ async def test_work_that_waits_is_not_done_after_its_request_was_cancelled() -> 
     may_end.set()
     await asyncio.gather(first, second, return_exceptions=True)
     assert ended == []
-
-
-async def test_a_client_waits_for_no_pause_of_another() -> None:
-    lock = RestingLock()
-    await lock.run(time.sleep, 0.5)  # a pause of 1.5 s
-    client_in_turn.set("another")
-    began = time.monotonic()
-    for _ in range(3):
-        await lock.run(time.sleep, 0.0)
-    assert time.monotonic() - began < 1.0
 
 
 async def test_the_event_loop_runs_during_the_work() -> None:
