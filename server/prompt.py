@@ -132,7 +132,7 @@ def encode_segments(
     # before texts are joined: they may be long and share memory
     texts = [segment.text for segment in segments if isinstance(segment, Text)]
     check_texts(texts, model, param)
-    _check_beginnings(texts, model, param)
+    check_beginnings(texts, model, param)
     if joins_texts:
         segments = join_texts(segments)
     try:
@@ -159,23 +159,26 @@ def check_texts(texts: Iterable[str], model: ServedModel, param: str) -> None:
             raise ContextLengthExceeded(message, param=param)
 
 
-def _check_beginnings(texts: Iterable[str], model: ServedModel, param: str) -> None:
-    """Check that the beginning of a long text fits the model: to encode all of it takes a second.
+def check_beginnings(texts: Sequence[str], model: ServedModel, param: str) -> None:
+    """Check that the beginnings of long texts together may fit the model: to encode all of them takes a second.
 
-    A text may be cut within a word, so its beginning may have some tokens that the text does not have. Raises
-    `ContextLengthExceeded`.
+    A text may be cut within a word, and texts may be joined, so beginnings may have tokens that the prompt does not have.
+    Raises `ContextLengthExceeded`.
     """
-    limit = model.max_model_len
+    most, limit, num_tokens = CHARACTERS_PER_TOKEN * model.max_model_len, 2 * model.max_model_len, 0
+    if sum(map(len, texts)) <= most:
+        return
     for text in texts:
-        if len(text) > CHARACTERS_PER_TOKEN * limit:
-            beginning = text[: CHARACTERS_PER_TOKEN * limit]
-            if len(model.tokenizer.encode_plain(beginning)) > 2 * limit:
-                raise ContextLengthExceeded(f"the text has more than the model's limit of {limit} tokens", param=param)
+        num_tokens += len(model.tokenizer.encode_plain(text[:most]))
+        if num_tokens > limit:
+            message = f"the text has more than {limit} tokens, the model's limit is {model.max_model_len}"
+            raise ContextLengthExceeded(message, param=param)
 
 
 def encode_text(text: str, model: ServedModel, param: str) -> list[int]:
     """Return the ids of a text without markers. Raises `ContextLengthExceeded` for one that cannot fit the model."""
     check_texts([text], model, param)
+    check_beginnings([text], model, param)
     return model.tokenizer.encode_plain(text)
 
 

@@ -337,14 +337,16 @@ def _fit(
     """Write the prompt with all shots or, if requested, without the first shots that exceed the model's context."""
     fields, template, query = question.fields, question.template, question.query
     num_left_out, limit, attend = 0, model.max_model_len, fields.shots_attend
-    prompt = write(template, shots, query, media, model, attend)
-    if fields.truncate_shots and prompt.num_tokens + room > limit:
 
-        def fits(number: int) -> bool:
+    def fits(number: int) -> bool:
+        try:
             return write(template, shots[number:], query, media, model).num_tokens + room <= limit
+        except ContextLengthExceeded:  # so many tokens that not all of them are counted
+            return False
 
+    if fields.truncate_shots and not fits(0):
         num_left_out = bisect_left(range(len(shots)), True, key=fits)
-        prompt = write(template, shots[num_left_out:], query, media, model, attend)
+    prompt = write(template, shots[num_left_out:], query, media, model, attend)
     if prompt.num_tokens > limit:
         bare = write(template, [], query, media, model)
         of_shots = "shots" if fields.examples is None else "examples.k"

@@ -29,6 +29,7 @@ from server.api.sse import unless_disconnected
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedParameter
 from server.prompt import (
     PreparedPrompt,
+    check_beginnings,
     check_length,
     check_texts,
     check_token_ids,
@@ -98,8 +99,20 @@ async def tokenize(request: Request, services: GivenServices) -> Response:
         "max_model_len": services.model.max_model_len,
     }
     if fields.return_token_strs:
-        body["token_strs"] = [token_text(services.model.tokenizer, token_id) for token_id in encoded.token_ids]
+        body["token_strs"] = await services.model.tokenize(_token_texts, encoded.token_ids, services.model)
     return JSONResponse(body)
+
+
+def _token_texts(token_ids: list[int], model: ServedModel) -> list[str]:
+    return [token_text(model.tokenizer, token_id) for token_id in token_ids]
+
+
+def _encode_alone(text: str, model: ServedModel) -> EncodedPrompt:
+    """Encode a text without markers. Raises `InvalidRequest`."""
+    check_texts([text], model, "prompt")
+    check_beginnings([text], model, "prompt")
+    ids = model.tokenizer.encode_alone(text)
+    return EncodedPrompt(token_ids=ids, media_index=[-1] * len(ids), media=[])
 
 
 async def _encode(fields: TokenizeRequest, services: Services) -> EncodedPrompt:
@@ -111,9 +124,7 @@ async def _encode(fields: TokenizeRequest, services: Services) -> EncodedPrompt:
             raise UnsupportedParameter(
                 "add_special_tokens: false is accepted only for a text", param="add_special_tokens"
             )
-        check_texts([fields.prompt], model, "prompt")
-        ids = await model.tokenize(model.tokenizer.encode_alone, fields.prompt)
-        return EncodedPrompt(token_ids=ids, media_index=[-1] * len(ids), media=[])
+        return await model.tokenize(_encode_alone, fields.prompt, model)
     if fields.prompt is not None:
         return (await prepare_prompt(fields.prompt, model, intake)).encoded
     prompt, _ = await prepare_chat(fields.messages, fields.template, model, intake)

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+import server.prompt
 from model.prompt import Media, Segment, Text
 from server.settings import Settings
 from server.store.records import NewExample, SupportSetInfo
@@ -253,6 +254,16 @@ async def test_too_many_shots_are_refused_or_the_first_ones_left_out(
         "context_length_exceeded",
         "max_tokens",
     )
+
+
+async def test_shots_of_more_characters_than_are_encoded_are_left_out(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.prompt, "CHARACTERS_PER_TOKEN", 2)
+    shots = [{**SHOTS[0], "answer": "x" * 100}] * 3  # more than 256 characters, and tokens
+    assert refusal(await post(http, shots=shots)) == (400, "context_length_exceeded", "query")
+    body = await complete(http, shots=shots, truncate_shots=True, max_tokens=1)
+    assert body["fewshot"]["shots_left_out"] == 2
 
 
 async def test_a_labelled_set_shows_each_label_unless_a_strategy_is_named(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import httpx
 import pytest
 
+import server.prompt
+from model.prompt import PromptTokenizer
+from server.api.answer_text import token_text
+from server.api.routes import models
 from server.app import create_app
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
@@ -67,6 +72,31 @@ async def test_tokenize_returns_the_token_ids_of_a_chat(http: httpx.AsyncClient)
     body = (await http.post("/tokenize", json=fields)).json()
     assert body["tokens"] == [TOKENIZER.media_token_id, *TOKENIZER.encode_plain("ab")]
     assert body["token_strs"] == ["<image>", "a", "b"]
+
+
+async def test_the_texts_of_tokens_are_found_outside_the_event_loop(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = set[str]()
+
+    def text_of(tokenizer: PromptTokenizer, token_id: int) -> str:
+        names.add(threading.current_thread().name.partition("_")[0])
+        return token_text(tokenizer, token_id)
+
+    monkeypatch.setattr(models, "token_text", text_of)
+    await http.post("/tokenize", json={"prompt": "ab", "return_token_strs": True})
+    assert names == {"tokenizer"}
+
+
+@pytest.mark.parametrize("form", [{}, {"add_special_tokens": False}])
+async def test_a_text_of_any_form_has_one_limit(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, form: dict[str, bool]
+) -> None:
+    monkeypatch.setattr(server.prompt, "CHARACTERS_PER_TOKEN", 4)
+    limit = 4 * served_model().max_model_len
+    assert (await http.post("/tokenize", json={"prompt": "a" * limit, **form})).json()["count"] == limit
+    error = (await http.post("/tokenize", json={"prompt": "a" * (limit + 1), **form})).json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
 
 
 async def test_a_text_may_be_tokenized_without_special_tokens(http: httpx.AsyncClient) -> None:

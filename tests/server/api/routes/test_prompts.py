@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 import server.prompt
+from model.prompt import PromptTokenizer
 from server.errors import EngineFailed
 from tests.server.api.routes.test_completions import complete, joined, post, stream, text_part
 from tests.server.conftest import image_part, png
@@ -116,3 +117,21 @@ async def test_only_the_beginning_of_a_text_that_is_too_long_is_encoded(
         error = (await post(http, prompt="a" * number)).json()["error"]
         assert error["code"] == "context_length_exceeded"
         assert error["message"].startswith(words)
+
+
+async def test_no_more_is_encoded_of_many_texts_than_of_one(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.prompt, "CHARACTERS_PER_TOKEN", 4)
+    encoded, original = list[str](), PromptTokenizer.encode_plain
+
+    def encode_plain(self: PromptTokenizer, text: str) -> list[int]:
+        encoded.append(text)
+        return original(self, text)
+
+    monkeypatch.setattr(PromptTokenizer, "encode_plain", encode_plain)
+    for parts in ([text_part("a" * 256)] * 3, [text_part("a" * 100)] * 7):
+        error = (await post(http, prompt=parts)).json()["error"]
+        assert error["code"] == "context_length_exceeded"
+        assert error["message"] == "the text has more than 128 tokens, the model's limit is 64"
+    assert [len(text) for text in encoded] == [256, 100, 100]
