@@ -90,7 +90,7 @@ class Residents:
         if not self.num_admissible() or self._has_its_share(stem):
             return False
         while not self.fork(stem, child):
-            if stem.account.num_running > 1 or not stem.block_table or self.running[-1].order <= stem.order:
+            if stem.account.num_running or not stem.block_table or self.running[-1].order <= stem.order:
                 return False
             self.preempt(self.running[-1])
         return True
@@ -98,11 +98,11 @@ class Residents:
     def finish(self, sequence: Sequence) -> None:
         """End a sequence, running or waiting, and release what it holds."""
         sequence.is_finished = True
-        self.memory.release(sequence)
         if sequence.is_waiting:
             self.waiting.remove(sequence)
         else:
             self._end_running(sequence)
+        self.memory.release(sequence)
         self.shares.close(sequence.request_id)
 
     def _wait(self, sequence: Sequence) -> None:
@@ -114,8 +114,13 @@ class Residents:
         sequence.account.note_running(1)
         insort(self.running, sequence, key=lambda s: s.order)
 
+    def leave_seat(self, stem: Sequence) -> None:
+        """Note that a stem is computed. It has no seat any more, and its first candidate needs one like a new request."""
+        stem.account.note_running(-1)
+
     def _end_running(self, sequence: Sequence) -> None:
-        sequence.account.note_running(-1)
+        if not (sequence.is_stem and sequence.is_computed):
+            sequence.account.note_running(-1)
         self.running.remove(sequence)
 
     def _is_light(self, sequence: Sequence) -> bool:
@@ -200,20 +205,18 @@ class Residents:
         if newcomers:
             newcomer = min(newcomers, key=lambda s: (s.account.priority, _place_of(s), s.order))
             if (victim := self._last_that_yields(newcomer)) is not None:
+                victim.left_seat_at = victim.num_computed
                 self.preempt(victim)
 
     def _last_that_yields(self, newcomer: Sequence) -> Sequence | None:
         """Return one of the request with most seats; for a light newcomer, also of such a client, or with a larger need."""
-        # a beam that waits for the others keeps its seat, or a search of more beams than seats would never advance
-        seated = [sequence for sequence in self.running if not sequence.is_computed]
+        seated = [sequence for sequence in self.running if _may_yield(sequence, newcomer)]
         if not seated:
             return None
         most = max(seated, key=lambda s: (s.account.num_running, s.order, s.index))
         if most.account.num_running > 1:
             return most
-        # it would come first again, and would lose its work in every step
-        seated = [sequence for sequence in seated if sequence.account.priority >= newcomer.account.priority]
-        if not seated or not self._is_light(newcomer):
+        if not self._is_light(newcomer):
             return None  # if large requests took seats from each other, each would lose its work in turn
         if not newcomer.account.client.num_running:
             most = max(seated, key=lambda s: (s.account.client.num_running, s.order))
@@ -250,7 +253,7 @@ class Residents:
         """Return whether a request has at least its share of the seats while another request has none."""
         if all(sequence.account.num_running for sequence in self.waiting):
             return False
-        return stem.account.num_running > max(self.config.max_sequences // self.shares.num_requests, 1)
+        return stem.account.num_running >= max(self.config.max_sequences // self.shares.num_requests, 1)
 
     def preempt_blocker(self) -> bool:
         """Preempt the last running sequence if one before it waits, and return whether one was preempted.
@@ -274,3 +277,13 @@ class Residents:
 
 def _place_of(sequence: Sequence) -> float:
     return sequence.account.need(sequence.num_left) + sequence.account.age
+
+
+def _may_yield(sequence: Sequence, newcomer: Sequence) -> bool:
+    """Return whether a sequence may lose its seat to another request, of no lower priority, that may be unable to use it.
+
+    A beam that waits for the others keeps its seat, or a search of more beams than seats would never advance. A sequence
+    that has lost a seat keeps the next one until it has computed more than before, or it would lose its work for ever.
+    """
+    has_advanced = sequence.num_computed > sequence.left_seat_at
+    return has_advanced and not sequence.is_computed and sequence.account.priority >= newcomer.account.priority

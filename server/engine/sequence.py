@@ -71,6 +71,7 @@ class Sequence:
         self.num_missing: int | None = None  # tokens to compute when it is admitted; None: not known yet
         self.num_scored = 0  # positions whose log-probabilities have been reported
         self.turn = 0.0  # the order among sequences that can run, the smallest first
+        self.left_seat_at = -1  # the number of computed tokens when it last lost its seat to another request
         self.step = 0  # the last step in which it took part
         seed = sampling.seed
         self.random = random.Random(f"{seed}/{index}" if index and seed is not None else seed)

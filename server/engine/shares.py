@@ -48,7 +48,7 @@ class ClientAccount:
     served: float = 0.0
     surplus: float = 0.0
     num_requests: int = 0
-    num_running: int = 0  # sequences
+    num_running: int = 0  # sequences with a seat
 
 
 @dataclass(slots=True, eq=False)

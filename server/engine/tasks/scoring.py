@@ -58,6 +58,8 @@ class Scoring(SequenceTask):
         sequence = result.row.sequence
         if sequence is self._stem:
             self._first = next(iter(result.target_logprobs.values()), self._first)
+            if sequence.is_computed:
+                self._residents.leave_seat(sequence)
         else:
             later = self._later[sequence.index]
             later.update((position, logprobs[0]) for position, logprobs in result.target_logprobs.items())
