@@ -85,14 +85,14 @@ class Residents:
     def fork_stem(self, stem: Sequence, child: Sequence) -> bool:
         """Fork within the limit of running sequences, and within the request's share of them while others wait.
 
-        If no other candidate runs, requests that came after this one are preempted for it.
+        If there are no blocks, and no other candidate is left, it waits for blocks as other sequences do.
         """
         if not self.num_admissible() or self._has_its_share(stem):
             return False
-        while not self.fork(stem, child):
-            if stem.account.num_running or not stem.block_table or self.running[-1].order <= stem.order:
+        if not self.fork(stem, child):
+            if stem.account.num_sequences > 1:
                 return False
-            self.preempt(self.running[-1])
+            self.queue(child)
         return True
 
     def finish(self, sequence: Sequence) -> None:
@@ -115,8 +115,12 @@ class Residents:
         insort(self.running, sequence, key=lambda s: s.order)
 
     def leave_seat(self, stem: Sequence) -> None:
-        """Note that a stem is computed. It has no seat any more, and its first candidate needs one like a new request."""
+        """Note that a stem is computed. It has no seat any more, and its first candidate needs one like a new request.
+
+        It keeps its blocks, but no slots: a candidate that was preempted may need them for the media before the last.
+        """
         stem.account.note_running(-1)
+        self.memory.release_media(stem)
 
     def _end_running(self, sequence: Sequence) -> None:
         if not (sequence.is_stem and sequence.is_computed):
@@ -256,17 +260,25 @@ class Residents:
         return stem.account.num_running >= max(self.config.max_sequences // self.shares.num_requests, 1)
 
     def preempt_blocker(self) -> bool:
-        """Preempt the last running sequence if one before it waits, and return whether one was preempted.
+        """Take slots from sequences that are done for this step, or preempt the last one if one before it waits.
 
-        Beams that are done for this step, and stems, hold blocks and slots that an earlier request, or another beam, may
-        otherwise lack for ever. So do sequences that run and hold some of the pages that they read together.
+        Return whether that was possible. Beams that are done for this step, and stems, hold blocks and slots that an earlier
+        request, or another beam, may otherwise lack for ever. So do sequences that run and hold some of the pages that they
+        read together.
         """
-        lacks_slot = len(self.running) > 1 and not self.media.slots.num_available
-        before = [*self.waiting[:1], *(self.running[:1] if lacks_slot else [])]
-        if not self.running or all(self.running[-1].order < sequence.order for sequence in before):
+        if not self.running:
             return False
-        self.preempt(self.running[-1])
-        return True
+        last = self.running[-1]
+        lacks_slot = len(self.running) > 1 and not self.media.slots.num_available
+        done = [sequence for sequence in self.running if lacks_slot and sequence.is_computed and sequence.media_slots]
+        if done:
+            for sequence in done:
+                self.memory.release_media(sequence)
+            return True
+        if lacks_slot or (self.waiting and _blocks(last, self.waiting[0])):
+            self.preempt(last)
+            return True
+        return False
 
     def preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1
@@ -277,6 +289,15 @@ class Residents:
 
 def _place_of(sequence: Sequence) -> float:
     return sequence.account.need(sequence.num_left) + sequence.account.age
+
+
+def _blocks(last: Sequence, waiting: Sequence) -> bool:
+    """Return whether a sequence that runs gives way to one that waits: of an earlier request, or another beam of its own.
+
+    A beam that is not done goes on first, and the candidates of a stem share its blocks.
+    """
+    is_done_beam = last.is_computed and not last.is_stem
+    return waiting.order < last.order or (waiting.order == last.order and is_done_beam)
 
 
 def _may_yield(sequence: Sequence, newcomer: Sequence) -> bool:

@@ -230,6 +230,9 @@ class Memory:
         self.blocks.release(sequence.block_table)
         sequence.block_table = []
         sequence.num_computed = 0
+        self.release_media(sequence)
+
+    def release_media(self, sequence: Sequence) -> None:
         for key in sequence.media_slots:
             self.media.slots.release(key)
         sequence.media_slots.clear()
