@@ -73,7 +73,7 @@ class Sequence:
         self.turn = 0.0  # the order among sequences that can run, the smallest first
         self.left_seat_at = -1  # the number of computed tokens when it last lost its seat to another request
         self.step = 0  # the last step in which it took part
-        seed = sampling.seed
+        seed = None if sampling.seed is None else sampling.seed % 2**64  # `Random` ignores the sign
         self.random = random.Random(f"{seed}/{index}" if index and seed is not None else seed)
         self.logprobs: list[TokenLogprob] = []  # of generated tokens, in a beam search
         self.matcher: Matcher | None = None

@@ -51,6 +51,15 @@ def test_n_answers_share_the_prompt() -> None:
     assert_all_released(answer.engine)
 
 
+def test_a_negative_seed_is_another_seed() -> None:
+    answer, seeds = client("flamingo"), (7, -7)
+    for seed in seeds:
+        hot = Sampling(max_tokens=6, temperature=2.0, seed=seed, ignore_eos=True)
+        answer.engine.add(FEW_SHOT.request(str(seed), hot))
+    answer.run()
+    assert answer.ids("7") != answer.ids("-7")
+
+
 def test_the_blocks_of_a_prompt_are_hashed_once_for_all_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of 15 more answers to a prompt of 8,000 tokens took 0.13 seconds of one step."""
     answer, hashed = client("flamingo"), Counter[tuple[bytes, tuple[int, ...]]]()
