@@ -1,87 +1,108 @@
-"""Seats that are taken from a sequence for a request that waits: every request ends, though the seat may be of no use."""
+"""Few seats, slots and blocks: what a sequence loses is of use to another one, so that every request ends."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
-import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace as with_fields
 
 from server.engine.config import EngineConfig
-from server.wire import Request, Sampling, Score
+from server.wire import Sampling, Score
 from tests.engine_client import Prompt, assert_all_released
 from tests.engine_simulation import Simulation
 
-# a block holds more tokens than a step computes: a sequence that is preempted may begin with its first token again
 SMALL = EngineConfig(
-    block_size=32, num_blocks=8, num_media_slots=8, max_sequences=1, max_tokens_per_step=16, max_model_len=128
-)
-PROMPTS = st.builds(
-    Prompt,
-    st.lists(st.tuples(st.integers(-1, 4), st.integers(1, 12)), min_size=1, max_size=6).map(tuple),
-    shots_attend=st.sampled_from(["previous", "alone"]),
-)
-SAMPLINGS = st.builds(
-    lambda max_tokens, several: Sampling(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, **several),
-    st.integers(1, 8),
-    st.sampled_from([{}, {}, {"n": 3}, {"beam_width": 2}, {"beam_width": 3}]),
+    block_size=4, num_blocks=256, num_media_slots=8, max_sequences=1, max_tokens_per_step=512, max_model_len=128
 )
 
 
-def begin(simulation: Simulation, prompt: Prompt, sampling: Sampling, client: str = "", priority: int = 0) -> str:
-    request = msgspec.structs.replace(prompt.request(simulation._name(), sampling), client=client, priority=priority)
-    return add(simulation, request)
-
-
-def begin_score(simulation: Simulation, prompt: Prompt, lengths: list[int], client: str = "", priority: int = 0) -> str:
-    name = simulation._name()
-    candidates = [[i + 1] * length for i, length in enumerate(lengths)]
-    scored = prompt.request(name).prompt
-    return add(simulation, Score(request_id=name, prompt=scored, candidates=candidates, client=client, priority=priority))
-
-
-def add(simulation: Simulation, request: Request) -> str:
-    simulation.num_frames.update(dict.fromkeys(request.prompt.media, 1))
-    return simulation.add(request)
-
-
-def assert_all_end(simulation: Simulation, max_steps: int = 1000) -> None:
-    for _ in range(max_steps):
-        if not simulation.engine.has_work():
-            break
-        simulation.step()
-    assert_all_released(simulation.engine)
-    accounts = simulation.engine.residents.shares
-    assert not any(client.num_running for client in accounts._clients.values())
-
-
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(data=st.data())
-def test_any_mix_ends(data: st.DataObject) -> None:
-    """Prompts that share tokens and media, with very few seats, slots and blocks."""
-    block_size = data.draw(st.sampled_from([4, 16, 32]))
+def small_config(choices: random.Random) -> EngineConfig:
+    """Where a block holds more tokens than a step computes, a sequence that is preempted may lose all that it has."""
+    block_size = choices.choice([4, 16, 32])
     least = SMALL.max_model_len // block_size
-    config = replace(
+    return replace(
         SMALL,
         block_size=block_size,
-        num_blocks=data.draw(st.integers(least, 2 * least)),
-        num_media_slots=data.draw(st.integers(1, 3)),
-        max_sequences=data.draw(st.integers(1, 3)),
-        max_tokens_per_step=data.draw(st.sampled_from([16, 64, 512])),
-        max_light_tokens=data.draw(st.sampled_from([8, 64, 256])),
-        step_seconds=data.draw(st.sampled_from([0.05, float("inf")])),
+        num_blocks=choices.randint(least, 2 * least),
+        num_media_slots=choices.choice([1, 1, 2, 3, 8]),
+        max_sequences=choices.randint(1, 3),
+        max_tokens_per_step=choices.choice([16, 64, 512]),
+        max_light_tokens=choices.choice([8, 64, 256]),
+        step_seconds=choices.choice([0.05, float("inf")]),
     )
-    simulation = Simulation(config)
-    prompts = data.draw(st.lists(PROMPTS, min_size=1, max_size=3))
-    for _ in range(data.draw(st.integers(2, 9))):
-        prompt, client = data.draw(st.sampled_from(prompts)), data.draw(st.sampled_from(["", "a", "b"]))
-        priority = data.draw(st.sampled_from([0, 0, 0, -1, 1]))
-        if data.draw(st.integers(0, 2)):
-            begin(simulation, prompt, data.draw(SAMPLINGS), client, priority)
-        else:
-            begin_score(simulation, prompt, data.draw(st.lists(st.sampled_from([1, 5, 9]), min_size=1)), client, priority)
-        for _ in range(data.draw(st.integers(0, 5))):
+
+
+def small_prompt(choices: random.Random) -> Prompt:
+    shots = tuple((choices.randint(-1, 4), choices.randint(1, 12)) for _ in range(choices.randint(1, 6)))
+    return Prompt(shots, shots_attend=choices.choice(["previous", "alone"]))
+
+
+def begin(simulation: Simulation, prompt: Prompt, choices: random.Random) -> None:
+    """Add a request of any kind for a prompt."""
+    name, client, priority = simulation._name(), choices.choice(["", "a", "b"]), choices.choice([0, 0, 0, -1, 1])
+    if choices.random() < 0.66:
+        several = choices.choice([{}, {}, {"n": 3}, {"beam_width": 2}, {"beam_width": 3}])
+        sampling = Sampling(max_tokens=choices.randint(1, 8), temperature=0.0, ignore_eos=True, **several)
+        simulation.add(with_fields(prompt.request(name, sampling), client=client, priority=priority))
+    else:
+        candidates = [[i + 1] * choices.choice([1, 5, 9]) for i in range(choices.randint(1, 9))]
+        encoded = prompt.request(name).prompt
+        simulation.add(Score(request_id=name, prompt=encoded, candidates=candidates, client=client, priority=priority))
+
+
+# seeds of mixes that did not end: a seat was freed in every step for a request that could not use it; a stem, or a beam
+# that was done, held the only slot; siblings took the seat from each other; blocks were taken that were too few
+@example(62)
+@example(74)
+@example(197)
+@example(494)
+@example(534)
+@example(3702)
+@example(3906)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 2**32))
+def test_any_mix_of_prompts_that_share_tokens_and_media_ends(seed: int) -> None:
+    choices = random.Random(seed)
+    simulation = Simulation(small_config(choices))
+    prompts = [small_prompt(choices) for _ in range(choices.randint(1, 3))]
+    for prompt in prompts:
+        simulation.num_frames.update(dict.fromkeys(prompt.request("").prompt.media, 1))
+    for _ in range(choices.randint(2, 9)):
+        begin(simulation, choices.choice(prompts), choices)
+        for _ in range(choices.randint(0, 5)):
             simulation.step()
-    assert_all_end(simulation)
+    for _ in range(1000):
+        if simulation.engine.has_work():
+            simulation.step()
+    assert_all_released(simulation.engine)
+    clients = simulation.engine.residents.shares._clients.values()
+    assert not any(client.num_running for client in clients)
+
+
+def test_no_seat_is_taken_from_several_answers_for_a_request_of_a_lower_priority() -> None:
+    simulation = Simulation(replace(SMALL, max_sequences=2))
+    first = simulation.generate(20, 60, n=2)
+    simulation.run_until(simulation.now + 0.1)
+    yielding = simulation.generate(8, 4, client="other", priority=1)
+    simulation.run(first)
+    assert simulation.engine.residents.num_preemptions == 0
+    simulation.run(yielding)
+
+
+@pytest.mark.parametrize("max_sequences", [1, 2])
+def test_candidates_get_a_seat_although_new_requests_never_cease(max_sequences: int) -> None:
+    """A stem takes no seat, so its first candidate needs one as much as a new request does."""
+    simulation, active = Simulation(replace(SMALL, max_sequences=max_sequences, max_tokens_per_step=16)), set[str]()
+    scored = simulation.score(20, [100] * 2)
+    for _ in range(2000):
+        active.difference_update(set(simulation.ended))
+        while len(active) < 3 * max_sequences:
+            active.add(simulation.generate(8, 4, client=str(len(simulation.arrived) % 3)))
+        simulation.step()
+        if scored in simulation.ended:
+            return
+    raise AssertionError("the candidates have no seat")
