@@ -262,9 +262,9 @@ class Residents:
     def preempt_blocker(self) -> bool:
         """Take slots from sequences that are done for this step, or preempt the last one if one before it waits.
 
-        Return whether that was possible. Beams that are done for this step, and stems, hold blocks and slots that an earlier
-        request, or another beam, may otherwise lack for ever. So do sequences that run and hold some of the pages that they
-        read together.
+        Return whether that was possible. Beams that are done for this step, and stems, hold blocks and slots that an
+        earlier request, or another beam, may otherwise lack for ever. So do sequences that run and hold some of the pages
+        that they read together.
         """
         if not self.running:
             return False
