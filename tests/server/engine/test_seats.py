@@ -21,7 +21,7 @@ SMALL = EngineConfig(
 
 
 def small_config(choices: random.Random) -> EngineConfig:
-    """Where a block holds more tokens than a step computes, a sequence that is preempted may lose all that it has."""
+    """A sequence that is preempted may lose all that it has, if a block holds more tokens than a step computes."""
     block_size = choices.choice([4, 16, 32])
     least = SMALL.max_model_len // block_size
     return replace(
