@@ -45,8 +45,9 @@ def begin(simulation: Simulation, prompt: Prompt, choices: random.Random) -> Non
     """Add a request of any kind for a prompt."""
     name, client, priority = simulation._name(), choices.choice(["", "a", "b"]), choices.choice([0, 0, 0, -1, 1])
     if choices.random() < 0.66:
-        several = choices.choice([{}, {}, {"n": 3}, {"beam_width": 2}, {"beam_width": 3}])
-        sampling = Sampling(max_tokens=choices.randint(1, 8), temperature=0.0, ignore_eos=True, **several)
+        n, beam_width = choices.choice([(1, 0), (1, 0), (3, 0), (1, 2), (1, 3)])
+        max_tokens = choices.randint(1, 8)
+        sampling = Sampling(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, n=n, beam_width=beam_width)
         simulation.add(with_fields(prompt.request(name, sampling), client=client, priority=priority))
     else:
         candidates = [[i + 1] * choices.choice([1, 5, 9]) for i in range(choices.randint(1, 9))]
