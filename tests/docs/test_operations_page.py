@@ -135,6 +135,10 @@ ELSEWHERE = {
         "downloads; tests/model/hub does it from a stand-in",
         "python -m model.checkpoint import --help",
     ),
+    "python -m pytest -s deploy/tests/test_ray.py -k hangs_is_replaced": (
+        "takes minutes; `make test-deploy` runs it",
+        "python -m pytest --version",
+    ),
     "flamboyance keys": (NAME_ALONE, "flamboyance keys --help"),
     "flamboyance keys create": (NAME_ALONE, "flamboyance keys create --help"),
     "flamboyance keys list": (NAME_ALONE, "flamboyance keys list --help"),

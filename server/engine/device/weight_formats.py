@@ -50,7 +50,7 @@ class WeightFormats:
             return cls(name, packed=name)
         if name == "fp8":
             raise SettingsError(
-                "weight_format: fp8 is for a GPU, and the device is cpu; int4, int8 and native are accepted"
+                "weight_format: fp8 is for a GPU, and the device is cpu; auto, int4, int8 and native are accepted"
             )
         return cls(name, layers=(name, "bfloat16"))
 
