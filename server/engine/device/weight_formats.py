@@ -58,7 +58,7 @@ class WeightFormats:
 def _check_packed(name: WeightFormat, config: FlamingoConfig, device: torch.device, dtype: torch.dtype) -> None:
     """Raise `SettingsError` if the device, the dtype or the model cannot be combined with a format of packed weights."""
     if name == "fp8" and (obstacle := _fp8_obstacle(device)):
-        raise SettingsError(f"weight_format: fp8 {obstacle}; int4, int8 and native are accepted")
+        raise SettingsError(f"weight_format: fp8 {obstacle}; auto, int4, int8 and native are accepted")
     if dtype not in DTYPES[name]:
         accepted = " or ".join(str(accepted).removeprefix("torch.") for accepted in DTYPES[name])
         raise SettingsError(f"weight_format: {name} needs dtype {accepted}, not {str(dtype).removeprefix('torch.')}")

@@ -75,7 +75,7 @@ def test_a_cpu_keeps_the_four_bits_of_a_model_unless_a_dtype_is_set() -> None:
     [
         (
             (8, 0),
-            "weight_format: fp8 needs a GPU of compute capability 8.9, and this one has 8.0; int4, int8 and native",
+            "weight_format: fp8 needs a GPU of compute capability 8.9, and this one has 8.0; auto, int4, int8 and native",
         ),
         ((7, 5), "weight_format: fp8 needs a GPU of compute capability 8.9, and this one has 7.5"),
     ],
@@ -91,7 +91,7 @@ def test_fp8_is_refused_on_a_gpu_without_it(
 
 def test_fp8_is_refused_on_gpus_of_other_makers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.version.hip", "7.0")
-    with pytest.raises(SettingsError, match=r"^weight_format: fp8 is for GPUs of NVIDIA; int4, int8 and native"):
+    with pytest.raises(SettingsError, match=r"^weight_format: fp8 is for GPUs of NVIDIA; auto, int4, int8 and native"):
         formats(GPU, weight_format="fp8")
 
 
@@ -123,7 +123,9 @@ def test_a_model_that_is_too_narrow_is_refused() -> None:
 def test_fp8_is_refused_on_a_cpu(tmp_path: Path) -> None:
     save_folder(tmp_path / "model", WIDE, tiny_model(WIDE).state_dict().items(), byte_tokenizer().to_str())
     settings = Settings(model=str(tmp_path / "model"), cache_dir=tmp_path, device="cpu", weight_format="fp8")
-    with pytest.raises(SettingsError, match=r"^weight_format: fp8 is for a GPU, and the device is cpu; int4, int8 and"):
+    with pytest.raises(
+        SettingsError, match=r"^weight_format: fp8 is for a GPU, and the device is cpu; auto, int4, int8 and"
+    ):
         build(settings)
 
 
