@@ -113,10 +113,11 @@ async def restore_backup(file: Path, database: Database, store: MediaStore) -> M
     """
     with _opened(file) as archive, _damage():
         manifest = _read_manifest(archive)
+        media = _check_members(archive, manifest)
         await database.use_as_is(lambda session, now: _require_empty(session.connection()), is_writing=False)
         _restore_media(archive, store)
         await database.use_as_is(
-            lambda session, now: _restore_tables(session.connection(), archive, manifest), is_writing=True
+            lambda session, now: _restore_tables(session.connection(), archive, manifest, media), is_writing=True
         )
     return manifest
 
@@ -181,6 +182,18 @@ def _require_empty(connection: Connection) -> None:
             raise BackupError(f"database: it is not empty: the table {table.name} has rows")
 
 
+def _check_members(archive: tarfile.TarFile, manifest: Manifest) -> set[str]:
+    """Check that the file has the tables and media of its manifest, and return the ids of the media."""
+    names = {member.name for member in archive.getmembers()}
+    media = {name.removeprefix(MEDIA) for name in names if name.startswith(MEDIA)}
+    if len(media) != manifest.num_media:
+        raise BackupError(f"the backup is damaged: it has {len(media)} media, and should have {manifest.num_media}")
+    tables = {name.removeprefix(TABLES) for name in names if name.startswith(TABLES)}
+    if differing := sorted(tables ^ manifest.rows.keys()):
+        raise BackupError(f"the backup is damaged: its tables are not those of {MANIFEST}: {differing[0][:80]!r}")
+    return media
+
+
 def _restore_media(archive: tarfile.TarFile, store: MediaStore) -> None:
     for member in archive.getmembers():
         if member.name.startswith(MEDIA):
@@ -194,16 +207,23 @@ def _restore_media(archive: tarfile.TarFile, store: MediaStore) -> None:
                 raise BackupError(f"the backup is damaged: {media_id} does not have the bytes of its id") from None
 
 
-def _restore_tables(connection: Connection, archive: tarfile.TarFile, manifest: Manifest) -> None:
+def _restore_tables(connection: Connection, archive: tarfile.TarFile, manifest: Manifest, media: set[str]) -> None:
+    """Restore the rows, which must be complete and refer to `media` or to media that were missing."""
     lock_schema(connection)  # a server that starts meanwhile waits
     _require_empty(connection)
     if schema.read_revision(connection) is None:
         schema.upgrade(connection, manifest.schema)
-    for table in _tables(connection):
+    tables = {table.name: table for table in _tables(connection)}
+    is_older = manifest.schema != schema.read_revision(connection)  # then it lacks the tables that are newer
+    if differing := manifest.rows.keys() - tables.keys() if is_older else manifest.rows.keys() ^ tables.keys():
+        raise BackupError(f"the backup is damaged: it does not have the tables of a server: {min(differing)[:80]!r}")
+    for table in tables.values():
         if table.name in manifest.rows:
             count = _restore(connection, table, _content(archive, archive.getmember(TABLES + table.name)))
             if count != manifest.rows[table.name]:
                 raise BackupError(f"the backup is damaged: {table.name} lacks rows")
+    if lost := {*connection.scalars(select(tables["media"].c.media_id))} - media - {*manifest.missing}:
+        raise BackupError(f"the backup is damaged: it lacks the media item {min(lost)[:80]}")
     schema.upgrade(connection)
 
 

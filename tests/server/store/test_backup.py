@@ -296,6 +296,47 @@ async def test_a_damaged_picture_is_not_restored(
     )
 
 
+def rewrite(file: Path, target: Path, *left_out: str, **fields: object) -> None:
+    """Copy a backup without some members, and with other fields in its manifest."""
+    with tarfile.open(file) as source, tarfile.open(target, "w") as archive:
+        for member in source.getmembers():
+            content = source.extractfile(member)
+            assert content is not None
+            data = content.read()
+            if member.name == MANIFEST:
+                data = json.dumps(json.loads(data) | fields).encode()
+                member.size = len(data)
+            if member.name not in left_out:
+                archive.addfile(member, io.BytesIO(data))
+
+
+async def test_a_backup_that_lacks_media_or_tables_is_not_restored(
+    sets: SupportSets, database: Database, store: MediaStore, other: Database, other_store: MediaStore, tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "whole.tar", tmp_path / "cut.tar"
+    written = await write_backup(whole, database, store)
+    without = {name: number for name, number in written.rows.items() if name != "examples"}
+    for left_out, fields, message in (
+        ([f"media/{RED.id}"], {}, "it has 2 media, and should have 3"),
+        ([f"media/{RED.id}"], {"num_media": 2}, f"it lacks the media item {RED.id}"),
+        ([], {"rows": {}}, "its tables are not those of"),
+        (["tables/examples"], {}, "its tables are not those of backup.json: 'examples'"),
+        (["tables/examples"], {"rows": without}, "it does not have the tables of a server: 'examples'"),
+    ):
+        rewrite(whole, cut, *left_out, **fields)
+        with pytest.raises(BackupError, match=f"^the backup is damaged: {message}"):
+            await restore_backup(cut, other, other_store)
+        assert not await other.use_as_is(has_rows, is_writing=False)
+    rewrite(whole, cut, f"media/{RED.id}", num_media=2, missing=[RED.id])
+    await restore_backup(cut, other, other_store)
+
+
+def has_rows(session: Session, now: float) -> bool:
+    metadata = MetaData()
+    metadata.reflect(session.connection())
+    return any(session.execute(select(metadata.tables[name])).first() for name in STORED & metadata.tables.keys())
+
+
 async def test_an_archive_from_elsewhere_is_no_backup(other: Database, other_store: MediaStore, tmp_path: Path) -> None:
     file = tmp_path / "backup.tar"
     for manifest in (b"", b"[]", b'{"format": 1}'):
