@@ -162,8 +162,7 @@ class Maintenance:
         is_changed, is_due = self._support_sets.changed.is_set(), time.monotonic() >= self._next_sweep
         self._support_sets.changed.clear()
         if is_due:
-            with _logged():
-                await self._sweep()
+            await self._sweep()
         if is_due or is_changed:
             self._totals = await self._support_sets.totals()
         self._update_metrics()
@@ -191,8 +190,9 @@ class Maintenance:
         self._next_sweep = time.monotonic() + self._sweep_interval
         for warm_sets in self._warm_sets(()).values():
             warm_sets.forgive()
-        await self._support_sets.sweep()
-        await self._embeddings.sweep()
+        for sweep in (self._support_sets.sweep, self._embeddings.sweep):
+            with _logged():
+                await sweep()
 
     def _update_metrics(self) -> None:
         numbers = Counter[str](dict.fromkeys(get_args(Status), 0))

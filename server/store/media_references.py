@@ -8,6 +8,7 @@ that a client uploaded separately have a row that says so, and are not swept. If
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
@@ -17,7 +18,7 @@ from sqlalchemy import delete, exists, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from server.access.tenants import qualified, split
-from server.errors import MediaInUse, Unavailable
+from server.errors import MediaInUse, StorageUnavailable, Unavailable
 from server.media.pool import DecodePool
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore, not_found
@@ -29,10 +30,14 @@ from server.store.records import EmbeddingRow, ExampleMediaRow, LeaseRow, MediaR
 LEASE_SECONDS = 900.0
 MAX_LEASES = 3
 # media that are deleted in one transaction, for which other writers wait
-MEDIA_PER_SWEEP = 16
+MEDIA_PER_TRANSACTION = 16
+# media that a sweep fails to delete before it leaves the rest to the next one
+MAX_FAILURES = 16
 # media that are decoded concurrently: few, because after an invalid one the rest need not be decoded
 DECODE_BATCH = 16
 IS_REFERRED_TO = exists().where(ExampleMediaRow.media_id == MediaRow.media_id)
+
+logger = logging.getLogger(__name__)
 
 
 class LeaseLost(Exception):
@@ -49,6 +54,8 @@ class MediaReferences:
         self._database = database
         self._store = store
         self._decoder = decoder
+        # the last media item that a sweep could not delete
+        self._failed = ""
 
     def of(self, store: MediaStore) -> MediaReferences:
         """Return the references to the media of the tenant with this store."""
@@ -104,30 +111,53 @@ class MediaReferences:
         await self._database.write(remove)
 
     async def sweep(self) -> None:
-        """Delete the media (rows and bytes) of support sets that no longer exist, for all tenants."""
-        while await self._database.write(self._delete_unused):
-            pass
+        """Delete the media (rows and bytes) of support sets that no longer exist, for all tenants.
 
-    def _delete_unused(self, session: Session, now: float) -> int:
-        """Delete up to `MEDIA_PER_SWEEP` media, and return their number."""
+        A media item whose file cannot be deleted keeps its row, and the sweep goes on after it.
+        """
+        for _ in range(MAX_FAILURES):
+            failed = await self._sweep_until_failure()
+            self._failed = failed or ""  # the next sweep begins with the first media item again
+            if failed is None:
+                return
+            logger.warning("an unused media item cannot be deleted", extra={"media": failed})
+
+    async def _sweep_until_failure(self) -> str | None:
+        """Delete unused media, and return the first one that cannot be deleted."""
+        while True:
+            num_deleted, failed = await self._database.write(self._delete_unused)
+            if failed is not None or not num_deleted:
+                return failed
+
+    def _delete_unused(self, session: Session, now: float) -> tuple[int, str | None]:
+        """Delete up to `MEDIA_PER_TRANSACTION` media; return their number and the one that could not be deleted."""
         unused = (
             select(MediaRow.media_id)
             .where(
+                MediaRow.media_id > self._failed,
                 ~MediaRow.is_uploaded,
                 ~IS_REFERRED_TO,
                 ~exists().where(LeaseRow.media_id == MediaRow.media_id, LeaseRow.expires_at > now),
             )
             .order_by(MediaRow.media_id)
-            .limit(MEDIA_PER_SWEEP)
+            .limit(MEDIA_PER_TRANSACTION)
             .with_for_update(skip_locked=True)
         )
         row_ids = list(session.scalars(unused))
-        _delete_rows(session, row_ids, now)
-        for tenant, media_id in map(split, row_ids):
-            store = self._store.of(tenant)
-            if store.exists(media_id):
-                store.delete(media_id)
-        return len(row_ids)
+        for number, row_id in enumerate(row_ids):
+            try:
+                with session.begin_nested():  # without the file, the row stays
+                    _delete_rows(session, [row_id], now)
+                    self._delete_file(row_id)
+            except StorageUnavailable:
+                return number, row_id
+        return len(row_ids), None
+
+    def _delete_file(self, row_id: str) -> None:
+        tenant, media_id = split(row_id)
+        store = self._store.of(tenant)
+        if store.exists(media_id):
+            store.delete(media_id)
 
     def _row_id(self, media_id: str) -> str:
         return qualified(self._store.tenant, media_id)

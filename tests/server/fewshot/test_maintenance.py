@@ -148,10 +148,16 @@ async def test_a_sweep_that_fails_does_not_keep_sets_cold(
     async def fail() -> None:
         raise StorageUnavailable("a file cannot be deleted")
 
+    async def note() -> None:
+        swept.append("embeddings")
+
+    swept = list[str]()
     monkeypatch.setattr(app.state.services.support_sets, "sweep", fail)
+    monkeypatch.setattr(maintenance._embeddings, "sweep", note)
     await create(http, "s", examples=[example("a", "red")], pinned=True)
     await run_round(maintenance)
     assert client.pinned == digests("red")
+    assert swept == ["embeddings"]
     metrics = app.state.services.metrics.expose().decode()
     assert 'flamboyance:support_sets{model_name="tiny",status="ready"} 0.0' in metrics
     await run_round(maintenance)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -14,7 +15,8 @@ from server.errors import MediaInUse, MediaNotFound, SupportSetNotFound
 from server.media.source import EncodedMedia, encoded
 from server.media.store import MediaStore
 from server.store.database import Database
-from server.store.media_references import MediaReferences, is_used
+from server.store.media_references import MAX_FAILURES, MediaReferences, is_used
+from server.store.records import MediaRow
 from server.store.support_sets import SupportSets
 from tests.server.store.conftest import BLUE, GREEN, RED, Clock, example
 
@@ -175,3 +177,25 @@ async def test_stored_media_that_were_deleted_are_refused(support_sets: SupportS
         await support_sets.create("s", [example("a", stored)])
     with pytest.raises(SupportSetNotFound):
         await support_sets.get("s")
+
+
+async def test_a_sweep_goes_on_after_files_that_cannot_be_deleted(
+    support_sets: SupportSets, media_references: MediaReferences, database: Database, store: MediaStore
+) -> None:
+    many = [encoded(b"%d" % number, "image", "") for number in range(3 * MAX_FAILURES)]
+    await support_sets.create("s", [example("a", *many)])
+    stuck = sorted(media.id for media in many)[3 : MAX_FAILURES + 4]
+    files = [Path(store._path(media_id)) for media_id in stuck]
+    for file in files:
+        file.unlink()
+        file.mkdir()
+    await support_sets.delete("s")
+    await media_references.sweep()  # it ends after the last but one that cannot be deleted
+    await media_references.sweep()
+    rows = await database.read(lambda session, now: session.scalars(select(MediaRow.media_id)).all())
+    assert sorted(rows) == stuck
+    assert sorted(store.names()) == stuck
+    for file in files:
+        file.rmdir()
+    await media_references.sweep()
+    assert await database.read(lambda session, now: session.scalar(select(func.count()).select_from(MediaRow))) == 0
