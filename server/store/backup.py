@@ -286,8 +286,11 @@ def _read_manifest(archive: tarfile.TarFile) -> Manifest:
         manifest = msgspec.json.decode(_content(archive, archive.getmember(MANIFEST)).read(), type=Manifest)
     except (KeyError, tarfile.TarError, msgspec.DecodeError):
         raise BackupError(f"the file is not a complete backup: it has no readable {MANIFEST}") from None
-    if manifest.format > FORMAT or manifest.schema > schema.NEWEST:
-        raise BackupError(f"the backup was written by a newer server, of version {manifest.server}")
+    if manifest.format > FORMAT or manifest.schema not in schema.REVISIONS:
+        raise BackupError(
+            f"the backup was written by a newer server, of version {manifest.server[:80]}, or is damaged: "
+            f"its tables have version {manifest.schema[:80]!r}, this server supports {schema.FIRST} to {schema.NEWEST}"
+        )
     return manifest
 
 

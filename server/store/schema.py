@@ -14,9 +14,10 @@ from sqlalchemy import Connection, inspect, text
 
 from server.settings import SettingsError
 
-NEWEST = "0005"
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
+NEWEST = REVISIONS[-1]
 # the tables of databases that were created before there were migrations
-FIRST = "0001"
+FIRST = REVISIONS[0]
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +27,11 @@ class DatabaseError(SettingsError):
 
 
 def upgrade(connection: Connection, target: str = NEWEST) -> None:
-    """Run the migrations up to `target` within the connection's transaction. Raises `DatabaseError` for a newer one."""
+    """Run the migrations up to `target` within the connection's transaction. Raises `DatabaseError` for an unknown version."""
     revision = read_revision(connection)
-    if revision is not None and revision > NEWEST:
+    if revision is not None and revision not in REVISIONS:
         raise DatabaseError(
-            f"database: its schema has version {revision}, this server supports up to {NEWEST}: "
+            f"database: its schema has version {revision[:80]}, this server supports {FIRST} to {NEWEST}: "
             "run the server that upgraded it, or a later one"
         )
     if revision is None or revision < target:
