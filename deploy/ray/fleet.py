@@ -178,7 +178,7 @@ def _check_shared(settings: Settings) -> None:
         is_shared = settings.database is not None and make_url(settings.database_url).drivername.startswith(
             "postgresql"
         )
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         is_shared = False
     if not is_shared:
         raise SettingsError(

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from sqlalchemy import Connection, Double, Engine, create_engine, event, exc, text
+from sqlalchemy import Connection, Dialect, Double, Engine, create_engine, event, exc, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.orm import DeclarativeBase, Session
 
@@ -52,6 +52,7 @@ DAMAGE = (
 )
 # PostgreSQL's undefined_table, data_corrupted and index_corrupted, whose messages may be in any language
 DAMAGE_STATES = {"42P01", "XX001", "XX002"}
+MAX_PORT = 65535
 # parameters of one statement: SQLite accepts 32766
 MAX_PARAMETERS = 1000
 
@@ -206,10 +207,12 @@ def chunked(values: Sequence[Item]) -> Iterator[Sequence[Item]]:
 def _parsed(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except exc.ArgumentError:
+    except (exc.ArgumentError, ValueError):  # the latter for a port that is not a number
         raise DatabaseError(
-            "database: expected a URL of the form sqlite:///FILE or postgresql://USER@HOST/NAME"
+            "database: expected a URL of the form sqlite:///FILE or postgresql://USER@HOST:PORT/NAME"
         ) from None
+    if parsed.port is not None and not 1 <= parsed.port <= MAX_PORT:
+        raise DatabaseError(f"database: {parsed.port} is not a port: expected a number from 1 to {MAX_PORT}")
     if parsed.drivername in ("postgresql", "postgres"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in ("sqlite", "postgresql+psycopg"):
@@ -223,20 +226,35 @@ def _postgresql(url: URL) -> Engine:
     # the URL takes precedence
     options = {name: value for name, value in POSTGRESQL_CONNECTION.items() if name not in url.query}
     try:
-        engine = create_engine(url, isolation_level="READ COMMITTED", pool_pre_ping=True, connect_args=options, **POOL)
+        engine = _engine(url, isolation_level="READ COMMITTED", pool_pre_ping=True, connect_args=options)
     except (ImportError, exc.NoSuchModuleError):
         raise DatabaseError("database: PostgreSQL needs the package psycopg: pip install 'psycopg[binary]'") from None
+    event.listen(engine, "do_connect", _connect_postgresql)
     event.listen(engine, "connect", _open_postgresql)
     event.listen(engine, "begin", _begin_postgresql)
     return engine
 
 
 def _sqlite(url: URL, file: DatabaseFile) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **POOL)
+    engine = _engine(url, connect_args={"timeout": BUSY_SECONDS})
     event.listen(engine, "do_connect", lambda *_: file.create_folder())
     event.listen(engine, "connect", _open_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _engine(url: URL, **options: Any) -> Engine:
+    try:
+        return create_engine(url, **options, **POOL)
+    except (exc.ArgumentError, ValueError) as error:
+        raise DatabaseError(f"database: the URL has a wrong option: {error}") from None
+
+
+def _connect_postgresql(dialect: Dialect, _record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
+    try:
+        return dialect.connect(*arguments, **options)
+    except dialect.loaded_dbapi.ProgrammingError as error:  # before it connects
+        raise DatabaseError(f"database: the URL has a wrong option: {error}") from None
 
 
 def _open_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
