@@ -10,13 +10,14 @@ import os
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from model.cache import cache_folder
+from server.setting_values import AbsolutePath, DataFolder, Key, Origins
+from server.settings_file import read_file
 from server.spelling import advice
 from server.telemetry.logs import LogFormat
 
@@ -28,21 +29,6 @@ COLLECTOR_HEADERS = {"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HE
 PROGRAM = "python -m server"
 # where Python finds the modules of the processes that the server starts
 ROOT = Path(__file__).resolve().parents[1]
-
-# the processes that the server starts have another working directory
-AbsolutePath: TypeAlias = Annotated[Path, AfterValidator(Path.absolute)]
-MIN_KEY_LENGTH = 8
-
-
-def _sendable(key: SecretStr) -> SecretStr:
-    """Return a key without surrounding white space, because files with secrets often end with a line break."""
-    text = key.get_secret_value().strip()
-    if len(text) < MIN_KEY_LENGTH or not (text.isascii() and text.isprintable()):
-        raise ValueError(f"must have at least {MIN_KEY_LENGTH} characters, printable ones of ASCII")
-    return SecretStr(text)
-
-
-Key: TypeAlias = Annotated[SecretStr, AfterValidator(_sendable)]
 
 
 class SettingsError(ValueError):
@@ -68,7 +54,7 @@ class Settings(BaseModel):
     cache_dir: AbsolutePath | None = Field(
         None, description="folder for imported models and measured weight formats; none: ~/.cache/flamboyance"
     )
-    data_dir: AbsolutePath | None = Field(
+    data_dir: DataFolder | None = Field(
         None, description="folder for data that clients store; none: ~/.local/share/flamboyance"
     )
     media_store: str | None = Field(
@@ -168,7 +154,7 @@ class Settings(BaseModel):
         description="names that the header Host may have, comma-separated; none: any name, or only localhost if the server "
         "listens on a loopback address and has no api_key",
     )
-    cors_origins: str | None = Field(
+    cors_origins: Origins | None = Field(
         None,
         description="origins whose web pages may send requests, comma-separated (https://app.example.org); none: no page",
     )
@@ -261,7 +247,7 @@ class Settings(BaseModel):
 
     otlp_endpoint: str | None = Field(
         None,
-        pattern="^https?://",
+        pattern=r"^https?://[^/\s]",
         description="URL of an OpenTelemetry collector, which gets a trace of each request; none: no traces",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="minimum log level")
@@ -337,7 +323,7 @@ def read_settings(arguments: Sequence[str], prog: str = PROGRAM) -> Settings:
     _refuse_unknown_variables(os.environ)
     file = _config_file(arguments)
     try:
-        values: dict[str, Any] = {**_read_yaml(file), "_cli_settings_source": _read_flags(arguments, prog)}
+        values: dict[str, Any] = {**_read_file(file), "_cli_settings_source": _read_flags(arguments, prog)}
         sources = _Sources(**values)
     except ValidationError as error:
         first = error.errors()[0]
@@ -365,32 +351,25 @@ def _read_flags(arguments: Sequence[str], prog: str) -> CliSettingsSource[Any]:
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
     known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | CLIENT_VARIABLES
-    if unknown := sorted(name for name in environment if name.startswith(PREFIX) and name not in known):
+    # in any case of letters, like the variables that are read
+    if unknown := sorted(n for n in environment if n.upper().startswith(PREFIX) and n.upper() not in known):
         service = "; Kubernetes sets these for a Service of this name: set enableServiceLinks: false"
-        hint = service if f"{PREFIX}SERVICE_HOST" in unknown else advice(unknown[0], known)
+        hint = service if f"{PREFIX}SERVICE_HOST" in unknown else advice(unknown[0].upper(), known)
         raise SettingsError(f"unknown environment variable {', '.join(unknown)}{hint}")
 
 
 def _config_file(arguments: Sequence[str]) -> str | None:
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", default=os.environ.get(f"{PREFIX}CONFIG"))
+    of_environment = (value for name, value in os.environ.items() if name.upper() == f"{PREFIX}CONFIG")
+    parser.add_argument("--config", default=next(of_environment, None))
     return parser.parse_known_args(arguments)[0].config
 
 
-def _read_yaml(file: str | None) -> dict[str, Any]:
-    if file is None:
-        return {}
+def _read_file(file: str | None) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-        raise SettingsError(f"config: {file}: {reason}") from None
-    if not isinstance(values, dict):
-        raise SettingsError(f"config: {file} contains a {type(values).__name__}, not a mapping of settings")
-    if unknown := sorted(set(map(str, values)) - Settings.model_fields.keys()):
-        hint = advice(unknown[0], Settings.model_fields)
-        raise SettingsError(f"config: {file}: unknown key {', '.join(unknown)}{hint}")
-    return values
+        return {} if file is None else read_file(file, Settings.model_fields)
+    except ValueError as error:
+        raise SettingsError(f"config: {file}: {error}") from None
 
 
 def child_environment(**values: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from server.schemas.fewshot import ClassifyRequest
 from server.schemas.generation import StructuredOutputs
 from server.schemas.responses.evaluations import Recommendation
 from server.schemas.stored import EvaluateRequest
-from server.settings import MIN_KEY_LENGTH
+from server.setting_values import MIN_KEY_LENGTH
 from tests.server.grammar.test_compiler import TOKENIZER, schema
 from tests.server.test_docs import API, OPERATIONS, names, rows, section
 

@@ -46,11 +46,24 @@ def test_the_environment_may_name_the_file(tmp_path: Path, monkeypatch: pytest.M
         ("port: x", "port: "),
         ("a: [", "settings.yaml"),
         ("shutdown_timeout: .nan", "shutdown_timeout: "),
+        ("port: 1\nhost: a\nport: 2", "settings.yaml: the key port occurs twice"),
+        ("config: other.yaml", "settings.yaml: the key config is not permitted"),
+        ("host: 2026-13-45", "settings.yaml: it has a value that cannot be read: month must be in 1..12"),
+        ("port: !!int ''", "settings.yaml: it has a value that cannot be read"),
+        ("a: " + "[" * 3000, "settings.yaml: it is nested too deeply"),
     ],
 )
 def test_an_error_names_the_invalid_key_of_a_file(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         read_settings(["--config", yaml_file(tmp_path, text)])
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("host: café", encoding=encoding)
+    with pytest.raises(SettingsError, match=r"^config: .*settings\.yaml: it is not UTF-8$"):
+        read_settings(["--config", str(file)])
 
 
 def test_an_error_names_a_missing_file_once() -> None:
@@ -61,6 +74,16 @@ def test_an_error_names_a_missing_file_once() -> None:
 def test_an_error_names_an_unknown_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAMBOYANCE_PROT", "1")
     with pytest.raises(SettingsError, match=r"FLAMBOYANCE_PROT; did you mean FLAMBOYANCE_PORT\?$"):
+        read_settings([])
+
+
+def test_variables_count_in_any_case_of_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("flamboyance_config", yaml_file(tmp_path, "port: 5\nhost: file"))
+    monkeypatch.setenv("flamboyance_host", "environment")
+    settings = read_settings([])
+    assert (settings.port, settings.host) == (5, "environment")
+    monkeypatch.setenv("flamboyance_max_num_queud", "3")
+    with pytest.raises(SettingsError, match=r"flamboyance_max_num_queud; did you mean FLAMBOYANCE_MAX_NUM_QUEUED\?$"):
         read_settings([])
 
 
@@ -126,6 +149,36 @@ def test_paths_of_the_worker_are_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     assert settings.model == str(tmp_path / "tiny")
     assert settings.cache_folder == tmp_path / "cache"
     assert settings.data_folder == tmp_path / "data"
+
+
+def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_settings(["--data-dir=~/data"]).data_folder == tmp_path / "data"
+    assert read_settings(["--config", yaml_file(tmp_path, "cache_dir: ~/x")]).cache_folder == tmp_path / "x"
+    with pytest.raises(SettingsError, match="^data_dir: .*~nobody-at-all is the folder of no user"):
+        read_settings(["--data-dir=~nobody-at-all/data"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--data-dir=/tmp/a?b", "^data_dir: .*/tmp/a.b contains '?'"),
+        ("--data-dir=c::d", "^data_dir: .*/c::d contains '::'"),
+        ("--cors-origins=nonsense,*", "^cors_origins: .*'nonsense' is not an origin"),
+        ("--cors-origins=https://a.org/", "^cors_origins: .*'https://a.org/' is not an origin"),
+        ("--otlp-endpoint=http://", "^otlp_endpoint: "),
+    ],
+)
+def test_a_value_that_would_not_do_what_it_says_is_refused(flag: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message.replace("?", "[?]")):
+        read_settings([flag])
+
+
+@pytest.mark.parametrize(
+    "origins", ["", "*", "https://a.org, http://[::1]:3000", "app://obsidian.md,chrome-extension://abc,null"]
+)
+def test_origins_are_those_that_browsers_send(origins: str) -> None:
+    assert read_settings([f"--cors-origins={origins}"]).cors_origins == origins
 
 
 def test_the_program_exits_if_a_value_is_invalid(capsys: pytest.CaptureFixture[str]) -> None:

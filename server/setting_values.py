@@ -1,0 +1,51 @@
+"""The types of settings whose values need more than a type and bounds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+from pydantic import AfterValidator, SecretStr
+
+MIN_KEY_LENGTH = 8
+# of a page, as browsers send it, or of an application that is no web page, or all
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@]+|null|\*", re.ASCII | re.IGNORECASE)
+# they have a meaning in the URLs of the database and of the media store
+URL_PARTS = ("?", "::")
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()  # a shell does not expand `--data-dir=~/data`, and a file is read by none
+    except RuntimeError:
+        raise ValueError(f"{path.parts[0]} is the folder of no user") from None
+
+
+def _of_data(path: Path) -> Path:
+    for part in URL_PARTS:
+        if part in str(path):
+            raise ValueError(f"{path} contains {part!r}, which has another meaning in the URL of a database or of a store")
+    return path
+
+
+def _sendable(key: SecretStr) -> SecretStr:
+    """Return a key without surrounding white space, because files with secrets often end with a line break."""
+    text = key.get_secret_value().strip()
+    if len(text) < MIN_KEY_LENGTH or not (text.isascii() and text.isprintable()):
+        raise ValueError(f"must have at least {MIN_KEY_LENGTH} characters, printable ones of ASCII")
+    return SecretStr(text)
+
+
+def _of_origins(setting: str) -> str:
+    for part in filter(None, map(str.strip, setting.split(","))):
+        if ORIGIN.fullmatch(part) is None:
+            raise ValueError(f"{part!r} is not an origin, such as https://app.example.org, or * for all pages")
+    return setting
+
+
+# the processes that the server starts have another working directory
+AbsolutePath: TypeAlias = Annotated[Path, AfterValidator(_absolute)]
+DataFolder: TypeAlias = Annotated[AbsolutePath, AfterValidator(_of_data)]
+Key: TypeAlias = Annotated[SecretStr, AfterValidator(_sendable)]
+Origins: TypeAlias = Annotated[str, AfterValidator(_of_origins)]
