@@ -54,15 +54,22 @@ class KeyRow(Base):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Key:
-    """An API key without its secret."""
+class AnyKey:
+    """What each version of the server understands of an API key; its role may be that of a newer one."""
 
     id: str
     name: str
+    role: str
+    tenant: str = DEFAULT_TENANT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key(AnyKey):
+    """An API key without its secret."""
+
     role: Role
     limits: Limits
     created_at: float
-    tenant: str = DEFAULT_TENANT
 
 
 class Keys:
@@ -107,7 +114,7 @@ class Keys:
         keys = (await self._database.read(_load)).values()
         return [key for key in keys if key is not None and manages(tenant, key.tenant)]
 
-    async def revoke(self, key_id: str, *, may_be_last: bool, tenant: str = DEFAULT_TENANT) -> Key:
+    async def revoke(self, key_id: str, *, may_be_last: bool, tenant: str = DEFAULT_TENANT) -> AnyKey:
         """Delete a key that `tenant` manages, and return it.
 
         The last key is deleted only if it `may_be_last`, because a server without keys is open.
@@ -115,7 +122,7 @@ class Keys:
         Raises `KeyNotFound`, `LastKey` and `DatabaseUnavailable`.
         """
 
-        def delete(session: Session, now: float) -> Key:
+        def delete(session: Session, now: float) -> AnyKey:
             rows = session.scalars(select(KeyRow).order_by(KeyRow.id).with_for_update()).all()
             row = next((row for row in rows if row.id == key_id), None)
             if row is None or not manages(tenant, row.tenant):
@@ -124,7 +131,7 @@ class Keys:
                 raise LastKey("this is the last key, and a server without keys is open: create another one first")
             session.delete(row)
             digests.append(row.digest)
-            return _key(row)
+            return _known(row) or AnyKey(id=row.id, name=row.name, role=_role(row), tenant=row.tenant)
 
         digests: list[str] = []
         try:
@@ -187,7 +194,7 @@ def manages(tenant: str, other: str) -> bool:
     return tenant in (DEFAULT_TENANT, other)
 
 
-def log_change(change: Literal["made", "revoked"], key: Key, by: str) -> None:
+def log_change(change: Literal["made", "revoked"], key: AnyKey, by: str) -> None:
     """Log that a key was made or revoked; `by` is the id of the key that did it, or the name of a command."""
     fields = {"key": key.id, "role": key.role, "tenant": key.tenant or None, "by": by}
     logger.info("an API key was %s", change, extra=fields)
@@ -213,5 +220,9 @@ def _known(row: KeyRow) -> Key | None:
 
 def _key(row: KeyRow) -> Key:
     limits = msgspec.convert(row.limits, Limits)
-    role = msgspec.convert(row.role.removeprefix(OF_TENANT), Role)
+    role = msgspec.convert(_role(row), Role)
     return Key(id=row.id, name=row.name, role=role, limits=limits, created_at=row.created_at, tenant=row.tenant)
+
+
+def _role(row: KeyRow) -> str:
+    return row.role.removeprefix(OF_TENANT)

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select, text
 
 from server.access.callers import Callers
-from server.access.keys import MISSING_SECONDS, REFRESH_SECONDS, Key, KeyRow, Keys
+from server.access.keys import MISSING_SECONDS, REFRESH_SECONDS, AnyKey, Key, KeyRow, Keys
 from server.access.quotas import Limits
 from server.access.roles import ROLES, Role
 from server.errors import DatabaseUnavailable, KeyNotFound, LastKey
@@ -165,12 +165,14 @@ async def test_a_server_that_knows_no_tenants_does_not_understand_their_keys(
 
 
 async def test_a_key_that_only_a_newer_server_understands_permits_nothing(keys: Keys, database: Database) -> None:
-    _, secret = await keys.create("team", "admin")
-    await database.write(lambda session, now: session.execute(text("UPDATE api_keys SET role = 'emperor'")))
-    newer = Keys(database)
-    assert await newer.find(secret) is None
-    assert await newer.exist()
-    assert await newer.all() == []
+    key, secret = await keys.create("team", "admin", tenant="acme")
+    await database.write(lambda session, now: session.execute(text("UPDATE api_keys SET role = 'tenant/emperor'")))
+    older = Keys(database)
+    assert await older.find(secret) is None
+    assert await older.exist()
+    assert await older.all() == []
+    assert await older.revoke(key.id, may_be_last=True) == AnyKey(id=key.id, name="team", role="emperor", tenant="acme")
+    assert not await Keys(database).exist()
 
 
 async def test_callers(keys: Keys) -> None:
