@@ -25,7 +25,9 @@ def _absolute(path: Path) -> Path:
 def _of_data(path: Path) -> Path:
     for part in URL_PARTS:
         if part in str(path):
-            raise ValueError(f"{path} contains {part!r}, which has another meaning in the URL of a database or of a store")
+            raise ValueError(
+                f"{path} contains {part!r}, which has another meaning in the URL of a database or of a store"
+            )
     return path
 
 

@@ -27,7 +27,7 @@ class DatabaseError(SettingsError):
 
 
 def upgrade(connection: Connection, target: str = NEWEST) -> None:
-    """Run the migrations up to `target` within the connection's transaction. Raises `DatabaseError` for an unknown version."""
+    """Run the migrations up to `target` within the connection's transaction. Raises `DatabaseError` for unknown ones."""
     revision = read_revision(connection)
     if revision is not None and revision not in REVISIONS:
         raise DatabaseError(

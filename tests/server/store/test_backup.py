@@ -316,14 +316,15 @@ async def test_a_backup_with_a_wrong_manifest_is_not_restored(
     whole, cut = tmp_path / "whole.tar", tmp_path / "cut.tar"
     written = await write_backup(whole, database, store)
     without = {name: number for name, number in written.rows.items() if name != "examples"}
-    for left_out, fields, message in (
+    cases: list[tuple[list[str], dict[str, object], str]] = [
         ([f"media/{RED.id}"], {}, "damaged: it has 2 media, and should have 3"),
         ([f"media/{RED.id}"], {"num_media": 2}, f"damaged: it lacks the media item {RED.id}"),
         ([], {"rows": {}}, "damaged: its tables are not those of"),
         (["tables/examples"], {}, "damaged: its tables are not those of backup.json: 'examples'"),
         (["tables/examples"], {"rows": without}, "damaged: it does not have the tables of a server: 'examples'"),
         *(([], {"schema": version}, "newer server, .*, or is damaged") for version in ("9999", "00035", "0000", "")),
-    ):
+    ]
+    for left_out, fields, message in cases:
         rewrite(whole, cut, *left_out, **fields)
         with pytest.raises(BackupError, match=message):
             await restore_backup(cut, other, other_store)

@@ -94,7 +94,9 @@ async def test_a_database_of_an_unknown_version_is_refused(database: Database, d
 
     await database.write(set_version)
     other = Database(database_url)
-    with pytest.raises(schema.DatabaseError, match=f"^database: its schema has version {version}, this server supports"):
+    with pytest.raises(
+        schema.DatabaseError, match=f"^database: its schema has version {version}, this server supports"
+    ):
         await other.prepare()
     other.close()
 
