@@ -31,6 +31,7 @@ from server.errors import (
     InvalidRequest,
     OriginRefused,
     ServerError,
+    ShuttingDown,
     Unauthorized,
     UnsupportedMediaType,
 )
@@ -57,6 +58,7 @@ MAX_PARAMETERS = 64
 # headers that are read, and that a request may have once; of a repeated X-Request-Id, the first one is the request's
 SINGLE_HEADERS = (HEADER, "Authorization", "Content-Encoding", "Content-Type", "Idempotency-Key")
 REQUEST_ID = re.compile(ID)
+SHUTTING_DOWN = "the server is shutting down"
 
 
 class Guard:
@@ -108,6 +110,7 @@ class Guard:
             state["caller"] = caller = await self._identify(scope["path"], headers, address)
             client = caller.client
             _check_tenant(scope["path"], caller)
+            self._check_shutdown(scope["path"])
             if caller.quota is not None and not is_health(scope["path"]):
                 caller.quota.begin()
             state["deadline"] = deadline = Deadline(self._timeout)
@@ -126,6 +129,12 @@ class Guard:
             if has_begun:
                 raise
             refusal = error.with_traceback(None)  # the frames of the traceback hold the body
+        except asyncio.CancelledError:
+            if not self._admission.is_closed:
+                raise
+            if has_begun:
+                return
+            refusal = ShuttingDown(SHUTTING_DOWN)  # its time is up
         if isinstance(refusal, ClientOverShare):
             await self._admission.pacing.hold(client, partial(_disconnected, receive))
         response = await self._refuse(Request(scope), refusal)
@@ -149,6 +158,11 @@ class Guard:
             raise OriginRefused(
                 f"pages of {origin!r} may not send this request: the operator can add the origin to cors_origins"
             )
+
+    def _check_shutdown(self, path: str) -> None:
+        """Refuse a new request after the signal, unless it is about the server's state. Raises `ShuttingDown`."""
+        if self._admission.is_closed and not (self._is_open(path) or is_health(path) or path == METRICS_PATH):
+            raise ShuttingDown(SHUTTING_DOWN)
 
     def _is_open(self, path: str) -> bool:
         return path in self._open_paths or is_playground(path)

@@ -78,8 +78,8 @@ BODY = (
     Overloaded,
     ShuttingDown,
 )
-# errors of any request to a route that is not open; the last two, if its response is large
-NOT_OPEN = (Unauthorized, Forbidden, UnsupportedParameter, QuotaExceeded, ClientOverShare, Overloaded)
+# errors of any request to a route that is not open: `ClientOverShare` and `Overloaded`, if its response is large
+NOT_OPEN = (Unauthorized, Forbidden, UnsupportedParameter, QuotaExceeded, ClientOverShare, Overloaded, ShuttingDown)
 # errors of any request
 ANY = (InvalidRequest, HostRefused, DeadlineExceeded, ServerError)
 

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Literal
 
-from server.errors import ShuttingDown
 from server.limits.pacing import Pacing
 from server.limits.shared_limit import SharedLimit
 from server.telemetry.metrics import Metrics
@@ -64,9 +63,7 @@ class Ticket:
         self.num_bytes = 0
 
     def check(self) -> None:
-        """Check that the request may wait now. Raises `ShuttingDown`, `Overloaded` and `ClientOverShare`."""
-        if self._admission.is_closed:
-            raise ShuttingDown("the server is shutting down")
+        """Check that the request may wait now. Raises `Overloaded` and `ClientOverShare`."""
         self.check_share()
         self._admission.queue.check(self.client, retry_after=self._admission.retry_after())
 
@@ -118,6 +115,7 @@ class Ticket:
             self._state = "sending"
 
     def __enter__(self) -> Ticket:
+        self._admission.arrive()
         return self
 
     def __exit__(
@@ -145,6 +143,7 @@ class Admission:
     ) -> None:
         self.num_running = 0
         self.num_sending = 0
+        self.num_unfinished = 0  # in any of these states, or arriving
         self.is_closed = False
         self.pacing = Pacing(max_held, clock)
         self.queue = SharedLimit(max_num_queued, max_share, "requests that may wait")
@@ -172,7 +171,7 @@ class Admission:
         self.pacing.close()
 
     async def wait_until_empty(self) -> None:
-        """Wait until no request is waiting or running, and no response is being sent."""
+        """Wait until no request is arriving, waiting or running, and no response is being sent."""
         await self._is_empty.wait()
 
     @property
@@ -188,6 +187,10 @@ class Admission:
     def retry_after(self) -> int:
         """Return the seconds until the current queue is empty, at the rate at which requests have begun lately."""
         return min(max(math.ceil(self.queue.used * self._seconds_per_start), 1), MAX_RETRY_AFTER)
+
+    def arrive(self) -> None:
+        self.num_unfinished += 1
+        self._is_empty.clear()
 
     def enter(self, client: str) -> None:
         if not self.queue.used:
@@ -217,6 +220,9 @@ class Admission:
             self.num_running -= 1
         elif state == "sending":
             self.num_sending -= 1
+        self.num_unfinished -= 1
+        if not self.num_unfinished:
+            self._is_empty.set()
         self._report()
 
     def _report(self) -> None:
@@ -227,10 +233,6 @@ class Admission:
         elif not self._is_idle.is_set():
             self._is_idle.set()
             self._idle_since = self._clock()
-        if self._is_idle.is_set() and not self.num_sending:
-            self._is_empty.set()
-        else:
-            self._is_empty.clear()
 
     def _quiet_in(self) -> float:
         return self._idle_since + QUIET_SECONDS - self._clock()

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 
+import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from server import serving
 from server.engine_client.spare import Spare
-from server.serving import ACCEPTED_AT_ONCE, WAITING_CONNECTIONS, Server, serve
+from server.serving import ACCEPTED_AT_ONCE, WAITING_CONNECTIONS, Server, drain, serve
 from server.settings import Settings, SettingsError
+from tests.server.fakes import AS_JSON, FakeClient, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -61,3 +65,52 @@ async def test_a_burst_of_connections_waits_without_loss(app: FastAPI) -> None:
             connections.enter_context(socket.create_connection(listening.getsockname(), timeout=0.5))
     server.should_exit = True
     await running
+
+
+async def test_a_request_whose_body_still_arrives_is_finished(
+    app: FastAPI, http: httpx.AsyncClient, client: FakeClient
+) -> None:
+    admission, may_arrive = app.state.services.admission, asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"prompt": '
+        await may_arrive.wait()
+        yield b'"x"}'
+
+    sender = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
+    arriving = asyncio.create_task(sender.post("/v1/completions", headers=AS_JSON, content=body()))
+    await eventually(lambda: admission.bodies.used > 0)
+    draining = asyncio.create_task(drain(admission, client, 10))
+    await eventually(lambda: admission.is_closed)
+    for method, path, status in (("GET", "/v1/models", 503), ("GET", "/metrics", 200), ("GET", "/health/live", 200)):
+        assert (await http.request(method, path)).status_code == status
+    assert not draining.done()
+    may_arrive.set()
+    assert (await arriving).status_code == 200
+    await asyncio.wait_for(draining, 5)
+
+
+@pytest.mark.usefixtures("_unfrozen")
+async def test_a_request_that_does_not_arrive_in_time_gets_the_error_of_the_shutdown(
+    app: FastAPI, client: FakeClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(serving, "FINAL_EVENTS_SECONDS", 0.1)
+    monkeypatch.setattr(client, "fail_all", lambda error: None)
+    server = Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1))
+    running = asyncio.create_task(server.serve())
+    await eventually(lambda: server.started)
+    (listening,) = [listening for listener in server.servers for listening in listener.sockets]
+    reader, writer = await asyncio.open_connection(*listening.getsockname())
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    writer.write(head + b'Content-Length: 100\r\n\r\n{"prompt"')
+    admission = app.state.services.admission
+    await eventually(lambda: admission.bodies.used > 0)
+    await drain(admission, client, 0.1)
+    server.should_exit = True
+    answer = await asyncio.wait_for(reader.read(), 10)
+    await asyncio.wait_for(running, 10)
+    writer.close()
+    answer_head, _, answer_body = answer.partition(b"\r\n\r\n")
+    assert answer_head.startswith(b"HTTP/1.1 503 ")
+    assert json.loads(answer_body)["error"]["code"] == "shutting_down"
+    assert not [record for record in caplog.records if record.exc_info]

@@ -4672,7 +4672,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `storage_unavailable`, `overloaded`. */
+            /** @description Service Unavailable: `storage_unavailable`, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -4969,6 +4969,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Unprocessable Entity: `unsupported_parameter`. */
+            422: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
@@ -4992,7 +5003,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `storage_unavailable`, `overloaded`. */
+            /** @description Service Unavailable: `storage_unavailable`, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5110,6 +5121,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Unprocessable Entity: `unsupported_parameter`. */
+            422: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
@@ -5133,7 +5155,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `storage_unavailable`, `database_unavailable`, `overloaded`. */
+            /** @description Service Unavailable: `storage_unavailable`, `database_unavailable`, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5256,6 +5278,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Unprocessable Entity: `unsupported_parameter`. */
+            422: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
@@ -5279,7 +5312,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `storage_unavailable`, `overloaded`. */
+            /** @description Service Unavailable: `storage_unavailable`, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5372,6 +5405,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Unprocessable Entity: `unsupported_parameter`. */
+            422: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
@@ -5395,7 +5439,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `overloaded`. */
+            /** @description Service Unavailable: `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5502,6 +5546,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Unprocessable Entity: `unsupported_parameter`. */
+            422: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
@@ -5525,7 +5580,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `overloaded`. */
+            /** @description Service Unavailable: `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5804,6 +5859,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Unprocessable Entity: `unsupported_parameter`. */
+            422: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
@@ -5827,7 +5893,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `overloaded`. */
+            /** @description Service Unavailable: `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7255,7 +7321,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7362,6 +7428,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Unprocessable Entity: `unsupported_parameter`. */
+            422: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
@@ -7385,7 +7462,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7492,6 +7569,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Unprocessable Entity: `unsupported_parameter`. */
+            422: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
@@ -7515,7 +7603,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7622,6 +7710,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Unprocessable Entity: `unsupported_parameter`. */
+            422: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
@@ -7645,7 +7744,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7777,7 +7876,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -8109,7 +8208,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -8264,7 +8363,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -8599,7 +8698,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -8747,7 +8846,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9095,7 +9194,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9241,7 +9340,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9398,7 +9497,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -10267,7 +10366,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`, `storage_unavailable`, `overloaded`. */
+            /** @description Service Unavailable: `database_unavailable`, `storage_unavailable`, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -10552,6 +10651,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Unprocessable Entity: `unsupported_parameter`. */
+            422: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
@@ -10575,7 +10685,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -10857,6 +10967,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Unprocessable Entity: `unsupported_parameter`. */
+            422: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
@@ -10880,7 +11001,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`, `overloaded`. */
+            /** @description Service Unavailable: `database_unavailable`, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -11123,6 +11244,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Unprocessable Entity: `unsupported_parameter`. */
+            422: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
@@ -11146,7 +11278,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable, `overloaded`. */
+            /** @description Service Unavailable, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -11237,6 +11369,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Unprocessable Entity: `unsupported_parameter`. */
+            422: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
@@ -11260,7 +11403,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable, `overloaded`. */
+            /** @description Service Unavailable, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -11351,6 +11494,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Unprocessable Entity: `unsupported_parameter`. */
+            422: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
@@ -11374,7 +11528,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `overloaded`. */
+            /** @description Service Unavailable: `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -11467,6 +11621,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Unprocessable Entity: `unsupported_parameter`. */
+            422: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`, `client_over_share`. */
             429: {
                 headers: {
@@ -11490,7 +11655,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `overloaded`. */
+            /** @description Service Unavailable: `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
