@@ -242,6 +242,7 @@ async def _lifespan(
         stopping.push_async_callback(_cancel, asyncio.create_task(maintenance.run()))
         digesting = services.weights.compute(lambda: services.client.state == "ready")
         stopping.push_async_callback(_cancel, asyncio.create_task(digesting))
+        stopping.callback(services.database.end_soon)
         yield
 
 

@@ -24,7 +24,7 @@ from fastapi import FastAPI
 from threadpoolctl import threadpool_limits
 
 from server.app import create_app
-from server.engine_client.client import EngineClient
+from server.engine_client.client import Client, EngineClient
 from server.engine_client.spare import Spare
 from server.errors import DatabaseUnavailable, ShuttingDown
 from server.limits.admission import Admission
@@ -188,9 +188,7 @@ def _signals() -> asyncio.Queue[int]:
     return received
 
 
-async def drain(
-    admission: Admission, client: EngineClient, timeout: float, hurry: asyncio.Future[int] | None = None
-) -> None:
+async def drain(admission: Admission, client: Client, timeout: float, hurry: asyncio.Future[int] | None = None) -> None:
     """Refuse new requests, and let running ones finish for `timeout` seconds or until `hurry`; then they fail."""
     admission.close()
     logger.info("shutting down", extra={"waiting": admission.num_waiting, "running": admission.num_running})

@@ -78,7 +78,10 @@ class EvaluationRunner:
         """Release the running evaluation; it continues after its last finished cell at the next start."""
         if self._tasks:
             await _cancel(*self._tasks)
-            await self._evaluations.release(self._holder)
+            try:
+                await self._evaluations.release(self._holder)
+            except DatabaseUnavailable:
+                logger.warning("the running evaluation was not released: it continues when its lease has run out")
 
     async def _work(self) -> None:
         while True:

@@ -15,7 +15,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -27,6 +26,7 @@ from server.errors import DatabaseUnavailable
 from server.store import schema
 from server.store.database_file import DAMAGED, DatabaseFile
 from server.store.schema import DatabaseError
+from server.store.threads import Threads
 
 BUSY_SECONDS = 15
 MAX_ATTEMPTS = 8
@@ -38,6 +38,10 @@ MAX_TRANSACTIONS = 512
 # a PostgreSQL server that does not respond fails a transaction in this time
 POSTGRESQL_CONNECTION = {"connect_timeout": 10, "keepalives_idle": 10, "tcp_user_timeout": 60_000}
 POSTGRESQL_SESSION = "SET statement_timeout = '60s'; SET lock_timeout = '15s'"
+# the same for one that hangs with its connections: no timeout of its own or of the network ends the transaction
+TRANSACTION_SECONDS = 65
+# time for running transactions at the end of the process
+CLOSING_SECONDS = 3
 FIRST_PAUSE = 0.005
 # arbitrary numbers, the same in every process of this server
 SETUP_LOCK = 0x666C616D
@@ -79,7 +83,9 @@ class Database:
         parsed = _parsed(url)
         self._file = DatabaseFile(Path(str(parsed.database)), setting) if parsed.drivername == "sqlite" else None
         self._engine = _postgresql(parsed) if self._file is None else _sqlite(parsed, self._file)
-        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="database")
+        self._threads = Threads(NUM_THREADS, "database")
+        self._timeouts: set[asyncio.Timeout] = set()
+        self._closes_at = math.inf
         self._num_transactions = 0
         self._writing = self._engine.execution_options(is_writing=True)
         self._reading = self._engine.execution_options(is_writing=False)
@@ -102,19 +108,22 @@ class Database:
 
     async def read(self, transaction: Transaction[Result]) -> Result:
         """Run `transaction` on one snapshot. Raises `DatabaseUnavailable`."""
-        return await self._in_thread(self._run, self._reading, transaction)
+        return await self._bounded(self._reading, transaction)
 
     async def write(self, transaction: Transaction[Result]) -> Result:
         """Run `transaction` and commit it. Raises `DatabaseUnavailable`.
 
         It is retried if another process has changed the rows that it read, so it must have no effects outside the
-        session. If the caller is cancelled, a transaction that has begun is still completed.
+        session. If the caller is cancelled, a transaction that has begun is still completed. If PostgreSQL hangs, the
+        transaction may be committed later.
         """
-        writing = asyncio.ensure_future(self._in_thread(self._run, self._writing, transaction))
+        writing = asyncio.ensure_future(self._bounded(self._writing, transaction))
         try:
             return await asyncio.shield(writing)
         except asyncio.CancelledError:
             await asyncio.wait({writing})
+            if not writing.cancelled():
+                writing.exception()  # asyncio logs one that nobody has asked for
             raise
 
     async def use_as_is(self, transaction: Transaction[Result], *, is_writing: bool) -> Result:
@@ -122,11 +131,39 @@ class Database:
         engine = self._writing if is_writing else self._reading
         return await self._in_thread(self._attempt, engine, transaction)
 
+    def end_soon(self) -> None:
+        """Give all transactions on PostgreSQL a few seconds from now on: a server that hangs must not delay the end."""
+        self._closes_at = asyncio.get_running_loop().time() + CLOSING_SECONDS
+        for timeout in self._timeouts:
+            if not timeout.expired():
+                timeout.reschedule(self._closes_at)
+
     def close(self) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        """Close the connections; transactions that still run after a few seconds are left to the end of the process."""
+        self._threads.close(CLOSING_SECONDS)
         self._engine.dispose()
         if self._file is not None:
             self._file.unlock()
+
+    async def _bounded(self, engine: Engine, transaction: Transaction[Result]) -> Result:
+        """Run a transaction; on PostgreSQL within some time. Raises `DatabaseUnavailable`."""
+        if self._file is not None:
+            return await self._in_thread(self._run, engine, transaction)
+        if not self._is_prepared:  # an upgrade takes its time
+            await self.prepare()
+        end = asyncio.get_running_loop().time() + TRANSACTION_SECONDS
+        timeout = asyncio.timeout_at(min(end, self._closes_at))
+        self._timeouts.add(timeout)
+        try:
+            async with timeout:
+                return await self._in_thread(self._run, engine, transaction)
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            logger.error("the database does not respond")
+            raise DatabaseUnavailable("the database does not respond") from None
+        finally:
+            self._timeouts.discard(timeout)
 
     async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
         if self._num_transactions >= MAX_TRANSACTIONS:
