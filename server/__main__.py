@@ -26,6 +26,7 @@ from server.address import check_address
 from server.allocator import return_freed_memory
 from server.engine_client.spare import Spare
 from server.settings import PROGRAM, Settings, SettingsError, read_settings
+from server.signals import ending_signals
 from server.telemetry import logs
 from server.wire import ENGINE_FACTORY
 
@@ -33,9 +34,10 @@ logger = logging.getLogger("server")
 
 
 async def start(settings: Settings, *, factory: str = ENGINE_FACTORY) -> int:
-    """Spawn the worker, serve until a signal, and return the exit status. SIGTERM during startup cancels it."""
+    """Spawn the worker, serve until a signal, and return the exit status. SIGTERM or SIGHUP during startup cancels it."""
     if (starting := asyncio.current_task()) is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, _cancel, starting)
+        for number in set(ending_signals()) - {signal.SIGINT}:  # which asyncio handles
+            asyncio.get_running_loop().add_signal_handler(number, _cancel, starting)
     async with aclosing(Spare(factory, settings.max_restart_delay)) as spare:
         spare.prepare()
         # in a thread, so that the event loop can spawn the worker
@@ -86,8 +88,9 @@ def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
         settings = read_settings(arguments, prog)
         logs.configure(settings.log_level, settings.log_format)
         check_address(settings.host, settings.port)
-        # SIGTERM becomes an exception, so that `run_import` ends an import, which would otherwise outlive this process
-        signal.signal(signal.SIGTERM, _exit)
+        # signals become exceptions, so that `run_import` ends an import, which would otherwise outlive this process
+        for number in set(ending_signals()) - {signal.SIGINT}:
+            signal.signal(number, _exit)
         return asyncio.run(start(with_model(settings)))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -1,6 +1,6 @@
 """Serves the HTTP application of a model until a signal, and drains running requests.
 
-After SIGTERM or SIGINT, /health/ready returns 503 and new requests are refused. Running requests have
+After SIGTERM, SIGINT or SIGHUP, /health/ready returns 503 and new requests are refused. Running requests have
 `shutdown_timeout` seconds to finish, and then end with an error event. A second signal ends them at once.
 """
 
@@ -10,7 +10,6 @@ import asyncio
 import gc
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -32,6 +31,7 @@ from server.limits.connections import Connection, ConnectionLimits, permit_open_
 from server.media.pool import DecodePool
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError
+from server.signals import ending_signals
 from server.store.database import Database
 from server.store.schema import DatabaseError
 from server.telemetry.metrics import Metrics
@@ -183,7 +183,7 @@ async def _watch(server: Server, client: EngineClient, admission: Admission, tim
 
 def _signals() -> asyncio.Queue[int]:
     received: asyncio.Queue[int] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ending_signals():
         asyncio.get_running_loop().add_signal_handler(number, received.put_nowait, number)
     return received
 

@@ -302,11 +302,12 @@ def test_a_killed_worker_ends_its_streams_with_an_error_and_restarts(server: Ser
     assert server.complete(prompt="x", max_tokens=1)["usage"]["completion_tokens"] == 1
 
 
-def test_after_sigterm_a_running_request_finishes_and_new_ones_are_refused(scripted: Server) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_after_a_signal_a_running_request_finishes_and_new_ones_are_refused(scripted: Server, number: int) -> None:
     with scripted.http.stream("POST", "/v1/completions", json=LONG | {"max_tokens": 400}) as response:
         lines = response.iter_lines()
         next(lines)
-        scripted.process.send_signal(signal.SIGTERM)
+        scripted.process.send_signal(number)
         until(lambda: scripted.readiness() == 503)
         refused = scripted.http.post("/v1/completions", json={"prompt": "x"})
         assert refused.json()["error"]["code"] == "shutting_down"

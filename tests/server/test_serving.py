@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +21,7 @@ from server import serving
 from server.engine_client.spare import Spare
 from server.serving import ACCEPTED_AT_ONCE, WAITING_CONNECTIONS, Server, drain, serve
 from server.settings import Settings, SettingsError
+from server.signals import ending_signals
 from tests.server.fakes import AS_JSON, FakeClient, eventually
 
 pytestmark = pytest.mark.anyio
@@ -114,3 +116,13 @@ async def test_a_request_that_does_not_arrive_in_time_gets_the_error_of_the_shut
     assert answer_head.startswith(b"HTTP/1.1 503 ")
     assert json.loads(answer_body)["error"]["code"] == "shutting_down"
     assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    assert signal.SIGHUP in ending_signals()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert ending_signals() == [signal.SIGTERM, signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGHUP, before)
