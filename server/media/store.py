@@ -346,9 +346,11 @@ def _storage_errors(media_id: str = "", param: str = "") -> Iterator[None]:
     except OSError as error:
         if media_id and isinstance(error, FileNotFoundError):
             raise not_found(media_id, param) from None
-        logger.error("the media store does not work", exc_info=error)
         reason = REASONS.get(error.errno or 0)
         message = f"the media store is not writable: {reason}" if reason else "the media store does not work"
+        # an error of the operating system needs no traceback
+        trace = error if error.errno is None else None
+        logger.error(message, exc_info=trace, extra={"error": str(error)})
         raise StorageUnavailable(message) from None
 
 

@@ -89,9 +89,9 @@ class EvaluationRunner:
             try:
                 while (evaluation := await self._evaluations.claim(self._holder)) is not None:
                     await self._run(evaluation)
-            except Unavailable:
+            except Unavailable as error:
                 # probably the database; the evaluation is claimed again when it is back
-                logger.exception("running evaluations failed")
+                logger.warning("evaluations cannot run now", extra={"code": error.code, "error": error.message})
             except Exception:
                 # a bug: the lease runs out as if this server had died, and other evaluations get a turn
                 logger.exception("running evaluations failed")

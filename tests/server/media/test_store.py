@@ -224,7 +224,9 @@ def test_a_storage_error_states_no_path(tmp_path: Path) -> None:
     assert str(tmp_path) not in caught.value.message
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -234,6 +236,9 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         store.put(RED, "image")
     assert list(store.names()) == []
     assert list((tmp_path / UNFINISHED).iterdir()) == []
+    (record,) = caplog.records
+    assert record.exc_info is None
+    assert record.__dict__["error"] == "[Errno 28] No space left on device"
 
 
 def test_a_store_that_cannot_be_created_stops_no_start(tmp_path: Path) -> None:
