@@ -138,6 +138,7 @@ class ResamplerConfig:
 
     def __post_init__(self) -> None:
         _require_sizes("resampler", self)
+        _require(self.num_latents > 0, f"resampler.num_latents is {self.num_latents}, must be positive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

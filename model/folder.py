@@ -35,6 +35,8 @@ Shape: TypeAlias = tuple[int, ...]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SHARD_BYTES = 4 * 2**30
 MAX_LISTED = 20
+# how many batches a norm has seen: the only whole numbers among a model's tensors
+COUNTER = ".num_batches_tracked"
 NO_FILES: Mapping[str, str | bytes] = MappingProxyType({})
 
 
@@ -55,10 +57,11 @@ def save_folder(
     """Write a model folder; `tokenizer_json` is a file or its text, `files` maps names of further files to their contents.
 
     With `replaces`, the new folder replaces an existing one when it is complete. Otherwise, raises `CheckpointError` if
-    the folder is not empty.
+    the folder is not empty; for a tensor with values that are not finite; `ConfigError` for a config that cannot be read.
     """
     if not replaces and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} already exists and is not an empty folder")
+    from_dict(FlamingoConfig, json.loads(config.to_json()))
     with moved_when_complete(folder, replaces=replaces) as partial:
         (partial / CONFIG).write_text(config.to_json(), encoding="utf-8")
         text = tokenizer_json.read_text(encoding="utf-8") if isinstance(tokenizer_json, Path) else tokenizer_json
@@ -116,6 +119,8 @@ def load_vision_folder(folder: Path) -> VisionEncoder:
 
 def _check(module: nn.Module, folder: Path, stored: SafetensorsFiles) -> None:
     check_shapes(str(folder), shapes_of(module.state_dict()), {name: stored.shape(name) for name in stored})
+    for name in stored:
+        check_kind(f"{folder}: {name}", is_floating=stored.is_floating(name))
 
 
 def _assign(model: Flamingo, stored: SafetensorsFiles, dtype: torch.dtype, parts: Parts) -> None:
@@ -182,6 +187,7 @@ def _shards(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterator
     shard: dict[str, Tensor] = {}
     size = 0
     for name, tensor in tensors:
+        _check_values(name, tensor)
         if shard and size + tensor.nbytes > shard_bytes:
             yield shard
             shard, size = {}, 0
@@ -218,6 +224,24 @@ class SafetensorsFiles(Mapping[str, Tensor]):
 
     def shape(self, name: str) -> Shape:
         return tuple(self._file_of[name].get_slice(name).get_shape())
+
+    def is_floating(self, name: str) -> bool:
+        return str(self._file_of[name].get_slice(name).get_dtype()).startswith(("F", "BF"))
+
+
+def _check_values(name: str, tensor: Tensor) -> None:
+    check_kind(name, is_floating=tensor.is_floating_point())
+    if tensor.is_floating_point() and tensor.numel():
+        # one pass without a copy; types of 8 bits have no minimum
+        extremes = torch.stack(torch.aminmax(tensor if tensor.itemsize > 1 else tensor.float()))
+        if not extremes.isfinite().all():
+            raise CheckpointError(f"{name} has values that are infinite or no numbers")
+
+
+def check_kind(name: str, *, is_floating: bool) -> None:
+    """Raise `CheckpointError` for a tensor of other than floating-point numbers, unless it is a counter."""
+    if not is_floating and not name.endswith(COUNTER):
+        raise CheckpointError(f"{name} is not a tensor of floating-point numbers")
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:

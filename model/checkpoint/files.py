@@ -24,7 +24,7 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
 from model.checkpoint.layout import KINDS, STEMS, weights_name
-from model.folder import CheckpointError, SafetensorsFiles, Shape, check_shapes, read_json, weight_files
+from model.folder import CheckpointError, SafetensorsFiles, Shape, check_kind, check_shapes, read_json, weight_files
 from model.prompt import open_tokenizer
 
 # field -> its neutral values; any other value is a feature that is not implemented
@@ -64,10 +64,17 @@ def read_pickle(file: Path) -> dict[str, Any]:
 
 
 def only_tensors(values: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
-    """Return the values; `CheckpointError` names those that are not tensors."""
-    if unexpected := [str(name) for name, value in values.items() if not isinstance(value, Tensor)]:
+    """Return the values; `CheckpointError` names those that are not tensors with a name and with values in rows."""
+    if unexpected := [str(name) for name, value in values.items() if not isinstance(name, str) or not _is_dense(value)]:
         raise CheckpointError(f"{origin} holds entries that are not tensors: {', '.join(unexpected[:20])}")
     return dict(values)
+
+
+def _is_dense(value: Any) -> bool:
+    """Return whether the value is a tensor that is not sparse, quantised or without data."""
+    if not isinstance(value, Tensor):
+        return False
+    return value.layout == torch.strided and not value.is_quantized and not value.is_meta
 
 
 def _merged(files: list[Path]) -> dict[str, Tensor]:
@@ -112,6 +119,8 @@ class Recipe:
 
     def apply(self, tensors: Mapping[str, Tensor]) -> Tensor:
         parts = [tensors[source.name] for source in self.sources]
+        for source, part in zip(self.sources, parts, strict=True):
+            check_kind(source.name, is_floating=part.is_floating_point())
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         return (whole if self.rearrange is None else self.rearrange(whole)).reshape(self.shape)
 

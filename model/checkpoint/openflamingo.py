@@ -82,7 +82,9 @@ class Checkpoint:
         values = read_pickle(file)
         # a training run stores the optimizer's state too, and wraps the model in DistributedDataParallel
         state = values.get("model_state_dict", values)
-        tensors = only_tensors({name.removeprefix("module."): t for name, t in state.items()}, str(file))
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{file}: model_state_dict is a {type(state).__name__}, not a dictionary of tensors")
+        tensors = {name.removeprefix("module."): t for name, t in only_tensors(state, str(file)).items()}
         parts: dict[str, dict[str, Tensor]] = {"bridge": {}, "language_model": {}, "vision": {}}
         for name, tensor in tensors.items():
             if not DUPLICATES.match(name):

@@ -91,6 +91,13 @@ def test_one_error_lists_all_that_does_not_fit(folder: Path) -> None:
     assert "misshapen (1): resampler.latents: found [7, 16], expected [4, 16]" in message
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_tensors_of_other_numbers_are_refused(dtype: torch.dtype, folder: Path) -> None:
+    rewrite(folder, resampler__latents=torch.ones(4, 16, dtype=dtype))
+    with pytest.raises(CheckpointError, match=r"resampler\.latents is not a tensor of floating-point numbers"):
+        load_folder(folder, "cpu", torch.float32)
+
+
 @pytest.mark.parametrize(
     ("file", "text", "complaint"),
     [

@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,48 @@ def test_tensors_that_do_not_fit_are_named(
     torch.save(state, tmp_path / "checkpoint.pt")
     assert main(arguments("mpt", tmp_path / "out", checkpoint=tmp_path / "checkpoint.pt")) == 1
     assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("convert", "complaint"),
+    [
+        (lambda latents: latents.long(), "perceiver.latents is not a tensor of floating-point numbers"),
+        (lambda latents: latents > 0, "perceiver.latents is not a tensor of floating-point numbers"),
+        (lambda latents: latents.to(torch.complex64), "perceiver.latents is not a tensor of floating-point numbers"),
+        (lambda latents: latents / 0, "resampler.latents has values that are infinite or no numbers"),
+        (lambda latents: latents[:0], "resampler.num_latents is 0, must be positive"),
+        (Tensor.to_sparse, "holds entries that are not tensors: perceiver.latents"),
+        (lambda latents: latents.to("meta"), "holds entries that are not tensors: perceiver.latents"),
+    ],
+)
+def test_latents_that_no_model_can_use_are_refused(
+    convert: Callable[[Tensor], Tensor], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = read("mpt")
+    torch.save({**state, "perceiver.latents": convert(state["perceiver.latents"])}, tmp_path / "checkpoint.pt")
+    assert main(arguments("mpt", tmp_path / "out", checkpoint=tmp_path / "checkpoint.pt")) == 1
+    assert complaint in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("values", [{1: torch.zeros(1)}, {"model_state_dict": None}, {"model_state_dict": [1]}])
+def test_a_dictionary_of_other_things_is_refused(
+    values: dict[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(values, tmp_path / "checkpoint.pt")
+    assert main(arguments("mpt", tmp_path / "out", checkpoint=tmp_path / "checkpoint.pt")) == 1
+    assert "tensors" in capsys.readouterr().err
+
+
+def test_a_setting_that_the_model_folder_cannot_hold_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(GOLDENS / "llama" / "language_model", tmp_path / "lm")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "tie_word_embeddings": "yes"}))
+    assert main(arguments("llama", tmp_path / "out", language_model=folder)) == 1
+    assert "tied_head: expected bool, got 'yes'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
