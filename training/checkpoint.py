@@ -119,12 +119,13 @@ def gather_weights(model: Flamingo) -> Iterator[tuple[str, Tensor]]:
 
 
 def restore_stored_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Replace weights that equal the folder's in bfloat16 by the folder's, so that frozen weights stay exact."""
+    """Replace weights that equal the folder's, or these in bfloat16, by the folder's: frozen weights keep their format."""
     stored = SafetensorsFiles(weight_files(folder, WEIGHTS))
     for name, tensor in tensors:
         if name in stored and stored.shape(name) == tuple(tensor.shape):
             original = stored[name]
-            yield name, original if torch.equal(original.to(torch.bfloat16).to(tensor.dtype), tensor) else tensor
+            forms = (original.to(tensor.dtype), original.to(torch.bfloat16).to(tensor.dtype))
+            yield name, original if any(torch.equal(form, tensor) for form in forms) else tensor
         else:
             yield name, tensor
 

@@ -57,6 +57,7 @@ def prepare(name: str, cache: Path) -> Path:
         logger.warning("%s. The last imported version of %s is served", error, name)
         return folder
     if isinstance(source, LocalFolder) and _kind(source) == "model folder":
+        _check_model_folder(source)
         return source.path
     folder = locate(source, cache)
     if not is_ready(folder):
@@ -128,11 +129,15 @@ def _plan_idefics(source: Source) -> tuple[Idefics, Origin]:
     return Idefics(folder=str(fetch_model(source))), origin
 
 
-def _plan_model_folder(source: Source) -> tuple[ModelFolder, Origin]:
+def _check_model_folder(source: Source) -> None:
     try:
         load_config(source.fetch(METADATA))
     except ConfigError as error:
         raise ModelNameError(f"{source} is not a model that is supported ({error}). {supported()}") from None
+
+
+def _plan_model_folder(source: Source) -> tuple[ModelFolder, Origin]:
+    _check_model_folder(source)
     origin = describe({"model": source})
     return ModelFolder(folder=str(fetch_model(source))), origin
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from model.config import VisionConfig
@@ -14,6 +15,7 @@ from model.folder import load_folder
 from tests.tiny_models import byte_tokenizer, tiny_model
 from tests.training.toy import CONFIG, losses, make_run, make_trainer
 from training.bridge import freeze, frozen_digest, is_bridge, trained_parameters
+from training.checkpoint import restore_stored_weights
 from training.trainer import FrozenWeightsChanged, Trainer, run
 
 PARTS = [("bridge",), ("bridge", "vision"), ("vision",), ("bridge", "language_model"), ("language_model", "vision")]
@@ -127,6 +129,20 @@ def test_a_higher_resolution_trains_and_can_be_served(tmp_path: Path) -> None:
     served = load_folder(tmp_path / "out" / "model", "cpu", torch.float32)
     assert served.config.vision.image_size == 16
     assert served.encode_media(torch.zeros(1, 1, 3, 16, 16)).shape == (1, 4, 24)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("computed", [torch.bfloat16, torch.float32])
+def test_a_frozen_weight_keeps_the_format_in_which_it_is_stored(
+    stored: torch.dtype, computed: torch.dtype, tmp_path: Path
+) -> None:
+    original = torch.randn(100).to(stored)
+    save_file({"frozen": original, "trained": original.clone()}, tmp_path / "model.safetensors")
+    weights = {"frozen": original.to(computed).float(), "trained": original.float() + 1.0}
+    restored = dict(restore_stored_weights(iter(weights.items()), tmp_path))
+    assert restored["frozen"].dtype == stored
+    assert torch.equal(restored["frozen"], original)
+    assert restored["trained"] is weights["trained"]
 
 
 @pytest.mark.parametrize("trains", PARTS, ids="+".join)

@@ -117,6 +117,16 @@ def test_a_local_model_folder_is_served_where_it_lies(model_folder: Path, tmp_pa
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize("config", [None, "{}", '{"num_patches": 4}', '{"format_version": 1}'])
+def test_a_local_folder_that_is_no_model_is_refused(config: str | None, cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    if config is not None:
+        (folder / "config.json").write_text(config)
+    with pytest.raises(ModelNameError, match=r"folder is not a model that is supported \("):
+        prepare(str(folder), cache)
+
+
 def test_a_downloaded_idefics_is_imported_and_again_after_a_change(idefics: Path, cache: Path, tmp_path: Path) -> None:
     downloaded = shutil.copytree(idefics, tmp_path / "idefics-9b")
     folder = prepare(str(downloaded), cache)
