@@ -19,6 +19,8 @@ PIECE_BYTES = 256
 # no model has larger numbers: they come from a damaged file, and would take all memory or overflow in torch
 MAX_SIZE = 2**24
 MAX_LAYERS = 1000
+# whole numbers of more bits may not be floats
+MAX_BITS = 1000
 # a safetensors file begins with the length of its table of tensors
 LENGTH_BYTES = 8
 
@@ -320,6 +322,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if get_origin(hint) is tuple:
         return _items(get_args(hint), value, path)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        _require(value.bit_length() <= MAX_BITS, f"{path}: expected float, got a number of too many digits")
         return float(value)
     fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     _require(fits, f"{path}: expected {hint.__name__}, got {value!r}")

@@ -13,6 +13,7 @@ the smallest number of devices that is enough.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -211,6 +212,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m model.de
     size, weight_format = parsed.tensor_parallel, parsed.weight_format
     if size is None and weight_format is None and parsed.device_memory is not None:
         parser.error("--device-memory needs --tensor-parallel or --weight-format")
+    if parsed.device_memory is not None and not 0 < parsed.device_memory * GIB < math.inf:
+        parser.error(f"--device-memory is {parsed.device_memory:g}, must be a positive number")
     if size is not None and size < 1:
         parser.error(f"--tensor-parallel is {size}, must be at least 1")
     if size is not None and size > 1 and weight_format is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -47,6 +48,9 @@ def main() -> None:
         train(read_config(options.config), world, options.pause_file)
     except (CheckpointError, ConfigError, DefaultModelError, NonFiniteLoss, OSError, ShardError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues from the latest checkpoint", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     leave(world)
 
 

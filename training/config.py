@@ -75,12 +75,18 @@ RUN_MINIMA = {
 }
 # far above the sizes of encoders; position embeddings of the square of a size have to fit into memory
 MAX_IMAGE_SIZE = 4096
+# what fits into the integers of torch and itertools
+MAX_WHOLE = 2**63 - 1
+# an update by a larger rate is no number of float32
+MAX_RATE = 1e30
 
 
 def check_minima(prefix: str, config: Any, minima: Mapping[str, float]) -> None:
-    """Raise `ConfigError` for a field that is less than its minimum or not finite."""
+    """Raise `ConfigError` for a field that is less than its minimum, not finite or a number of too many digits."""
     for name, least in minima.items():
         value = getattr(config, name)
+        if isinstance(value, int) and abs(value) > MAX_WHOLE:
+            raise ConfigError(f"{prefix}{name} has too many digits, must be at most {MAX_WHOLE}")
         if not math.isfinite(value):
             raise ConfigError(f"{prefix}{name} is {value}, must be finite")
         if value < least:
@@ -171,6 +177,9 @@ class OptimConfig:
     def __post_init__(self) -> None:
         check_minima("optim.", self, OPTIM_MINIMA)
         check_betas(self.betas)
+        rate = self.learning_rate * max(1.0, self.gate_rate, self.resampler_rate, self.muon_rate)
+        if rate > MAX_RATE:
+            raise ConfigError(f"optim.learning_rate gives a rate of {rate:g}, must be at most {MAX_RATE:g}")
         if not 0.0 <= self.end <= 1.0:
             raise ConfigError(f"optim.end is {self.end}, must be between 0 and 1")
         if self.decay == "exponential" and not self.end:
@@ -299,12 +308,30 @@ def read_config(file: Path) -> TrainConfig:
     return parse_config(read_mapping(file))
 
 
+class _Loader(yaml.SafeLoader):
+    """A loader that refuses a key that a mapping has twice, and a text with a NUL, which no path can contain."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in keys:
+                    raise yaml.constructor.ConstructorError(None, None, f"more than one {key.value}", key.start_mark)
+                keys.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: Any) -> Any:
+        if "\0" in node.value:
+            raise yaml.constructor.ConstructorError(None, None, "a text with a NUL", node.start_mark)
+        return super().construct_scalar(node)
+
+
 def read_mapping(file: Path) -> dict[str, Any]:
     try:
-        values: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values: Any = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"there is no file {file}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file} must contain a YAML mapping")

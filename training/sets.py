@@ -22,6 +22,7 @@ from training.default.states import single_image_prompt
 from training.distributed import World
 from training.few_shot.clips import NamedClips
 from training.few_shot.images import TaughtImages
+from training.few_shot.motions import SIZE
 from training.forms import FormStream
 from training.mixture import DataSet, GeneratedStream, Mixture, PreparedExample, Stream, owned_streams
 
@@ -70,6 +71,10 @@ def _generated_streams(
     config: SetConfig, seed: int, model: Flamingo, tokenizer: PromptTokenizer
 ) -> Callable[[int], Stream]:
     if config.kind == "named_clips":
+        if (side := model.config.vision.image_size) != SIZE:
+            raise ConfigError(
+                f"set {config.name}: kind named_clips has images of {SIZE} pixels, but the encoder reads {side}"
+            )
         clips = NamedClips(tokenizer, seed)
         return lambda index: GeneratedStream(clips, index, config.streams)
     folder = Path(config.shards).expanduser()

@@ -5,6 +5,7 @@ Each returns a new model with a changed configuration, which the export contains
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from math import isqrt
 from pathlib import Path
@@ -25,6 +26,7 @@ from training.bridge import is_bridge
 from training.config import AblateConfig
 from training.default.discriminants import Discriminants, fit_discriminants
 
+log = logging.getLogger(__name__)
 FRAMES = "resampler.frame_embeddings"
 PROJECTION, BIAS = "resampler.input.weight", "resampler.input.bias"
 
@@ -158,9 +160,10 @@ def with_scaled_frames(model: Flamingo, scale: float) -> Flamingo:
 def at_resolution(model: Flamingo, image_size: int) -> Flamingo:
     """Return the model for square images of `image_size`: the encoder's and the resampler's positions are interpolated.
 
-    Raises ConfigError if the encoder's patches do not form a square.
+    Raises ConfigError if the encoder's patches do not form a square or the images are smaller than one.
     """
     before = model.config.vision
+    _check_patches(before, image_size)
     after = replace(before, image_size=image_size, num_patches=_num_patches(model, image_size))
     if (old := grid_side(before)) is None or (new := grid_side(after)) is None:
         raise ConfigError(
@@ -173,6 +176,22 @@ def at_resolution(model: Flamingo, image_size: int) -> Flamingo:
     if resampler.num_spatial:
         resampler = replace(resampler, num_spatial=after.num_patches)
     return rebuild(replace(model.config, vision=after, resampler=resampler), tensors)
+
+
+def _check_patches(config: VisionConfig, image_size: int) -> None:
+    """Raise ConfigError for images without a patch, and warn about pixels that are in none."""
+    side = config.patch_size
+    if config.architecture != "clip_vit" or image_size % side == 0:
+        return
+    if image_size < side:
+        raise ConfigError(f"image_size is {image_size}, must be at least {side}, the side of the encoder's patches")
+    log.warning(
+        "warning: image_size %d is no multiple of %d, the side of the encoder's patches: the encoder does not see the "
+        "last %d rows and columns of an image",
+        image_size,
+        side,
+        image_size % side,
+    )
 
 
 def _num_patches(model: Flamingo, image_size: int) -> int:

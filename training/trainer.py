@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from model.config import ConfigError
 from model.flamingo import Flamingo
 from model.folder import load_folder, load_vision_folder
 from model.hub.job import SOURCE, Origin, read_origin
@@ -115,9 +116,17 @@ def run(
     pause_file: Path | None = None,
     observe: Callable[[StepReport], None] = lambda report: None,
 ) -> None:
-    """Train to the end of the run, then export the served folder `out/model`; `observe` is called after each step."""
+    """Train to the end of the run, then export the served folder `out/model`; `observe` is called after each step.
+
+    Raises `ConfigError` if the run already has more steps.
+    """
     config, out, is_first = trainer.config, trainer.out, trainer.world.is_first
     num_steps_done = trainer.resume()
+    if num_steps_done > config.steps:
+        raise ConfigError(
+            f"steps is {config.steps}, but the run has done {num_steps_done}: the export would have their weights. Set "
+            f"steps to at least {num_steps_done}, or change out"
+        )
     if is_first:
         log.info("%s", describe_precision(config.precision, trainer.world.device))
     with ProgressReporter(out, config.steps, num_steps_done, enabled=is_first) as progress:

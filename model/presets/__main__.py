@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,7 +93,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _finite(text: str) -> float:
-    if not math.isfinite(number := float(text)):
+    if not abs(number := float(text)) <= torch.finfo(torch.bfloat16).max:
         raise argparse.ArgumentTypeError(f"{text} is not a valid value of a gate")
     return number
 

@@ -102,6 +102,13 @@ def test_the_default_model_has_its_names(name: str, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.startswith("flamboyance-lite: gated layers before [0, 4,")
 
 
+@pytest.mark.parametrize("memory", ["-1", "0", "nan", "inf", "1e300"])
+def test_a_memory_that_no_device_has_is_refused(memory: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["default", "--tensor-parallel", "1", "--device-memory", memory])
+    assert "--device-memory is " in capsys.readouterr().err
+
+
 def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(ConfigError, match="flamingo-3b, flamingo-9b, flamingo-80b, openflamingo-9b"):
         find("flamingo-4b")

@@ -48,6 +48,13 @@ def test_a_minimal_run_is_accepted() -> None:
         ({"sets": [{**SET, "name": " "}]}, "sets.name is empty, must be a text"),
         ({"model": ""}, "model is empty, must be a text"),
         ({"out": ""}, "out is empty, must be a text"),
+        ({"steps": 10**400}, f"steps has too many digits, must be at most {2**63 - 1}"),
+        ({"seed": 2**70}, "seed has too many digits"),
+        ({"sets": [{**SET, "window": 10**20}]}, "set a: window has too many digits"),
+        ({"optim": {"warmup_steps": 10**400}}, "optim.warmup_steps has too many digits"),
+        ({"optim": {"learning_rate": 10**400}}, "config.optim.learning_rate: expected float, got a number of too many"),
+        ({"optim": {"learning_rate": 1e38}}, r"optim.learning_rate gives a rate of 1e\+38, must be at most 1e\+30"),
+        ({"optim": {"learning_rate": 1e20, "gate_rate": 1e20}}, r"optim.learning_rate gives a rate of 1e\+40"),
         ({"image_size": 10**9}, "image_size is 1000000000, must be at most 4096"),
         ({"seed": -1}, "seed is -1, must be at least 0"),
         ({"optim": {"end": 1.5}}, "optim.end is 1.5, must be between 0 and 1"),
@@ -119,6 +126,31 @@ def test_a_file_that_is_no_yaml_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("model: m\nsets: [1\n")
     with pytest.raises(ConfigError, match=r"^\S+run.yaml is not YAML: .*line 3, column 1"):
         read_config(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: a\nout: o\nmodel: b\n", "more than one model in .*line 3"),
+        ("sets:\n  - {name: a, shards: x, name: b}\n", "more than one name in .*line 2"),
+        ('model: "a\\0b"\n', "a text with a NUL in .*line 1"),
+        (f"steps: {'9' * 5000}\n", "not YAML: Exceeds the limit"),
+        ("[" * 5000, "not YAML: maximum recursion"),
+    ],
+)
+def test_a_file_with_other_than_one_plain_value_per_key_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_config(tmp_path / "run.yaml")
+
+
+def test_merged_keys_may_be_replaced(tmp_path: Path) -> None:
+    sets = "sets:\n  - &first {name: a, kind: pairs, shards: x}\n  - {<<: *first, name: b}\n"
+    (tmp_path / "run.yaml").write_text(f"model: m\nout: o\nsteps: 1\n{sets}")
+    assert [(data_set.name, data_set.shards) for data_set in read_config(tmp_path / "run.yaml").sets] == [
+        ("a", "x"),
+        ("b", "x"),
+    ]
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:

@@ -104,6 +104,20 @@ def test_patches_that_do_not_form_a_square_are_refused() -> None:
         at_resolution(model, 16)
 
 
+def test_images_without_a_patch_are_refused_and_pixels_in_no_patch_are_warned_about(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = tiny_model(CONFIGS["flamingo"])
+    with pytest.raises(ConfigError, match="image_size is 3, must be at least 4, the side of the encoder's patches"):
+        at_resolution(model, 3)
+    at_resolution(model, 12)
+    assert not caplog.messages
+    assert at_resolution(model, 11).config.vision.num_patches == 4
+    (warning,) = caplog.messages
+    assert "image_size 11 is no multiple of 4" in warning
+    assert "does not see the last 3 rows and columns" in warning
+
+
 def test_free_weights_have_the_same_values() -> None:
     config = CONFIGS["flamingo"]
     model = tiny_model(replace(config, language_model=replace(config.language_model, weights="q4")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from glob import glob
 from pathlib import Path
 from random import Random
 from typing import Any, Generic, TypeVar
@@ -127,13 +128,12 @@ class ShardStream(RecordStream[PreparedExample]):
 
 
 def find_shards(pattern: str) -> list[Path]:
-    """Return the files that match a glob pattern, sorted.
+    """Return the files that match a glob pattern, which may begin with `~`, sorted.
 
     Raises ShardError if no file matches.
     """
-    path = Path(pattern)
-    base = Path(path.anchor) if path.is_absolute() else Path()
-    shards = sorted(base.glob(str(path.relative_to(path.anchor) if path.is_absolute() else path)))
+    matches = map(Path, glob(str(Path(pattern).expanduser()), recursive=True))
+    shards = sorted(path for path in matches if path.is_file())
     if not shards:
         raise ShardError(f"no shard matches {pattern}")
     return shards

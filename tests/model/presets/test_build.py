@@ -141,10 +141,13 @@ def test_what_cannot_be_built_gives_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_gate_that_is_no_number_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("gate", ["nan", "inf", "1e40"])
+def test_a_gate_that_no_weight_can_have_is_refused(
+    gate: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        main(["build", "flamingo-3b", "--scale", "tiny", "--gate", "nan", "--out", str(tmp_path / "out")])
-    assert "argument --gate: nan is not a valid value of a gate" in capsys.readouterr().err
+        main(["build", "flamingo-3b", "--scale", "tiny", "--gate", gate, "--out", str(tmp_path / "out")])
+    assert f"argument --gate: {gate} is not a valid value of a gate" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

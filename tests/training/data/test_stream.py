@@ -73,6 +73,22 @@ def test_a_pattern_without_shards_raises_an_error(tmp_path: Path) -> None:
         find_shards(str(tmp_path / "*.tar"))
 
 
+@pytest.mark.parametrize("pattern", ["", "/", "x**y", "."])
+def test_a_pattern_that_names_no_file_raises_an_error(pattern: str) -> None:
+    with pytest.raises(ShardError, match="no shard matches"):
+        find_shards(pattern)
+
+
+def test_a_pattern_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    files = [tmp_path / "a" / "b" / "1.tar", tmp_path / "a" / "0.tar"]
+    for file in files:
+        file.touch()
+    assert find_shards("~/a/*.tar") == files[1:]
+    assert find_shards("~/**/*.tar") == sorted(files)
+
+
 def clip(seconds: int) -> bytes:
     out = io.BytesIO()
     with av.open(out, "w", format="mp4") as container:
