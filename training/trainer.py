@@ -79,11 +79,15 @@ class Trainer:
     def resume(self) -> int:
         """Continue from the latest checkpoint, if one exists, and return the number of steps done.
 
-        Raises `ConfigError` if it is of a run with other settings.
+        Raises `ConfigError` if it is of a run with other settings, or of more steps than the run is to have.
         """
         if (checkpoint := latest(self.out / "checkpoints")) is not None:
             positions = load_positions(checkpoint)
             check_unchanged(checkpoint, positions.get("settings"), self.settings)
+            if positions["step"] > self.config.steps:
+                raise ConfigError(
+                    f"steps is {self.config.steps}, but {checkpoint} has more: raise steps, or change out"
+                )
             tensors = collect_tensors(self.stepper.named_parameters, self.stepper.optimizers)
             load(checkpoint, tensors, self.world)
             self.stepper.mixture.load_state(positions["streams"])
@@ -116,17 +120,9 @@ def run(
     pause_file: Path | None = None,
     observe: Callable[[StepReport], None] = lambda report: None,
 ) -> None:
-    """Train to the end of the run, then export the served folder `out/model`; `observe` is called after each step.
-
-    Raises `ConfigError` if the run already has more steps.
-    """
+    """Train to the end of the run, then export the served folder `out/model`; `observe` is called after each step."""
     config, out, is_first = trainer.config, trainer.out, trainer.world.is_first
     num_steps_done = trainer.resume()
-    if num_steps_done > config.steps:
-        raise ConfigError(
-            f"steps is {config.steps}, but the run has done {num_steps_done}: the export would have their weights. Set "
-            f"steps to at least {num_steps_done}, or change out"
-        )
     if is_first:
         log.info("%s", describe_precision(config.precision, trainer.world.device))
     with ProgressReporter(out, config.steps, num_steps_done, enabled=is_first) as progress:
