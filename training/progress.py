@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -95,9 +96,9 @@ class ProgressReporter:
         self._last_line = now
         return True
 
-    def report_gates(self, model: Flamingo, step: int) -> None:
+    def report_gates(self, gates: Mapping[str, float], step: int) -> None:
         if self._writer is not None:
-            for name, value in gate_values(model).items():
+            for name, value in gates.items():
                 self._writer.add_scalar(f"gates/{name}", value, step)
 
     def _write(self, writer: SummaryWriter, report: StepReport) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -130,8 +130,10 @@ def run(
             progress.report_step(report)
             observe(report)
             if trainer.num_steps_done % config.log_steps == 0:
-                progress.report_gates(trainer.model, report.step)
-                _log(out, report, trainer, is_first)
+                gates = gate_values(trainer.model)  # on all processes, which gather sharded gates together
+                progress.report_gates(gates, report.step)
+                if is_first:
+                    _log(out, report, gates)
             if trainer.num_steps_done % config.checkpoint_steps == 0 or trainer.num_steps_done == config.steps:
                 trainer.save()
             _wait_while_paused(pause_file)
@@ -160,13 +162,11 @@ def _source_file(folder: Path, config: TrainConfig) -> dict[str, str]:
     return {SOURCE: Origin(parts=parts).to_json()} if parts else {}
 
 
-def _log(out: Path, report: StepReport, trainer: Trainer, is_first: bool) -> None:
+def _log(out: Path, report: StepReport, gates: Mapping[str, float]) -> None:
     """Append a line of JSON, from which the model card's curves are drawn."""
-    gates = gate_values(trainer.model)
-    if is_first:
-        line = {**asdict(report), "gates": gates, "time": time.time()}
-        with (out / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    line = {**asdict(report), "gates": gates, "time": time.time()}
+    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def _wait_while_paused(pause_file: Path | None) -> None:

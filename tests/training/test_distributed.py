@@ -39,17 +39,25 @@ leave(world)
 """
 
 
-def torchrun(folder: Path, config: TrainConfig) -> list[dict[str, float]]:
-    (folder / "config.json").write_text(json.dumps(asdict(config)))
-    (folder / "worker.py").write_text(WORKER)
+def torchrun(*arguments: str | Path, timeout: float = 300) -> None:
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-        *(str(folder / "worker.py"), str(folder / "config.json"), str(folder / "losses.json")),
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        *map(str, arguments),
     ]
     finished = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=timeout
     )
     assert finished.returncode == 0, finished.stderr[-4000:]
+
+
+def losses_of_two(folder: Path, config: TrainConfig) -> list[dict[str, float]]:
+    (folder / "config.json").write_text(json.dumps(asdict(config)))
+    (folder / "worker.py").write_text(WORKER)
+    torchrun(folder / "worker.py", folder / "config.json", folder / "losses.json")
     step_losses: list[dict[str, float]] = json.loads((folder / "losses.json").read_text())
     return step_losses
 
@@ -64,7 +72,7 @@ def test_two_processes_have_the_losses_of_one_and_their_checkpoint_resumes_on_on
 ) -> None:
     config = make_run(tmp_path, steps=4, precision=precision, trains=trains)
     one_process = losses(make_trainer(replace(config, steps=6)))
-    two_processes = torchrun(tmp_path, config)
+    two_processes = losses_of_two(tmp_path, config)
     tolerance = 2e-5 if precision == "float32" else 2e-2
     for expected_losses, step_losses in zip(one_process[:4], two_processes, strict=True):
         assert step_losses == pytest.approx(expected_losses, rel=tolerance)
@@ -78,3 +86,12 @@ def test_two_processes_have_the_losses_of_one_and_their_checkpoint_resumes_on_on
     original = load_folder(tmp_path / "model", "cpu", torch.float32).state_dict()
     expected = {name: parameter.detach() for name, parameter in trained_parameters(trained.model)}
     assert all(torch.equal(tensor, expected.get(name, original[name])) for name, tensor in served.state_dict().items())
+
+
+def test_the_command_runs_in_two_processes_and_logs_every_step(tmp_path: Path) -> None:
+    config = make_run(tmp_path, steps=2)
+    (tmp_path / "run.yaml").write_text(json.dumps(asdict(config)))
+    torchrun("-m", "training", tmp_path / "run.yaml", timeout=120)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1]
+    assert load_folder(tmp_path / "out" / "model", "cpu", torch.float32).config.name == "out"
