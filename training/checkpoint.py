@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict_loader import load as load_state
-from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
 from model.flamingo import Flamingo
 from model.folder import NO_FILES, WEIGHTS, SafetensorsFiles, save_folder, weight_files
 from training.bridge import gather
 from training.distributed import World
+from training.state_files import read_state, write_state
 
 MAX_CHECKPOINTS = 2
 POSITIONS = "positions.json"
@@ -41,8 +38,7 @@ def save(
     """Save a checkpoint: each process's `tensors` are its shards, and the processes' `positions` are merged."""
     path, partial = folder / f"step-{step:08}", folder / f".step-{step:08}"
     streams = world.merge(positions)
-    with _without_single_process_warning():
-        save_state(tensors, checkpoint_id=partial, no_dist=world.size == 1)
+    write_state(partial, tensors, world)
     if world.is_first:
         values = {"step": step, "streams": streams, "settings": settings}
         (partial / POSITIONS).write_text(json.dumps(values), encoding="utf-8")
@@ -52,14 +48,6 @@ def save(
             shutil.rmtree(old)
     world.barrier()
     return path
-
-
-@contextmanager
-def _without_single_process_warning() -> Iterator[None]:
-    """Suppress torch's warning about a single process, which is intended here."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        yield
 
 
 def latest(folder: Path) -> Path | None:
@@ -79,9 +67,8 @@ def load_settings(folder: Path) -> dict[str, Any] | None:
 
 
 def load(path: Path, tensors: dict[str, Tensor], world: World) -> None:
-    """Load a checkpoint into the tensors, in place."""
-    with _without_single_process_warning():
-        load_state(tensors, checkpoint_id=path, no_dist=world.size == 1)
+    """Load a checkpoint into the tensors, in place; raises `CheckpointError` if it is damaged."""
+    read_state(path, tensors, world)
 
 
 def collect_tensors(

@@ -1,0 +1,99 @@
+"""Writes and reads tensors in torch.distributed.checkpoint's format, without its pickles and with errors of one line.
+
+The library reads `.metadata`, which is a pickle, with `pickle.load`, so a checkpoint of a stranger could run any code. Here
+only the classes that the library writes there are permitted; anything else makes the checkpoint a damaged one.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from model.folder import CheckpointError
+from training.distributed import World
+
+_LIBRARY = "torch.distributed.checkpoint"
+# everything that the metadata of float32 tensors names
+PERMITTED = {
+    *((f"{_LIBRARY}.metadata", name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")),
+    *(
+        (f"{_LIBRARY}.metadata", name)
+        for name in ("TensorStorageMetadata", "ChunkStorageMetadata", "_MEM_FORMAT_ENCODING")
+    ),
+    (f"{_LIBRARY}.filesystem", "_StorageInfo"),
+    ("torch", "Size"),
+    ("torch", "float32"),
+    ("torch.serialization", "_get_layout"),
+    ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),  # its name in Python 3.13
+}
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in PERMITTED:
+            raise pickle.UnpicklingError(f"its metadata names {module}.{name}, which no checkpoint needs")
+        return super().find_class(module, name)
+
+
+class _Reader(FileSystemReader):
+    def __init__(self, folder: Path, metadata: Metadata) -> None:
+        super().__init__(folder)
+        self._metadata = metadata
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return self._metadata
+
+
+def _read_metadata(folder: Path) -> Metadata:
+    try:
+        with (folder / ".metadata").open("rb") as file:
+            metadata = _MetadataUnpickler(file).load()
+    except Exception as error:  # unpickling may raise anything
+        raise CheckpointError(f"{folder} is damaged: {_first_line(error)}") from None
+    if not isinstance(metadata, Metadata):
+        raise CheckpointError(f"{folder} is damaged: its metadata is of another kind")
+    return metadata
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def write_state(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
+    """Write each process's `tensors` as its shards; raises `CheckpointError`, for example if the disk is full."""
+    with _one_line(f"{folder} cannot be written"):
+        save(tensors, checkpoint_id=folder, no_dist=world.size == 1)
+
+
+def read_state(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
+    """Read into the tensors, in place; raises `CheckpointError` for files that are missing, damaged or of other tensors."""
+    metadata = _read_metadata(folder)  # before the library reads it, which logs tracebacks of errors there
+    with _one_line(f"{folder} is damaged"):
+        load(tensors, storage_reader=_Reader(folder, metadata), no_dist=world.size == 1)
+
+
+@contextmanager
+def _one_line(message: str) -> Iterator[None]:
+    """Raise the library's error, which has a traceback per process, as a `CheckpointError` with the first process's reason.
+
+    A warning about a single process, which is intended here, is suppressed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            yield
+    except CheckpointException as error:
+        reason = next(reason for reason, _ in error.failures.values())
+        raise CheckpointError(f"{message}: {_first_line(reason)}") from None
