@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from model.config import ConfigError, fingerprint
-from training.config import TrainConfig
+from training.config import GENERATED_SETS, TrainConfig
 from training.contrastive.config import ContrastiveConfig
+from training.data.stream import find_shards
 from training.stored_runs import config_settings
 
 # a resumed run may change them; they affect neither the examples nor the definition of an update
@@ -24,23 +26,35 @@ FREE_FIELDS = (
     "checkpoint_steps",
     "log_steps",
 )
+# the shards of a set; older checkpoints do not have them
+SHARD_FILES = "shard_files"
 
 
 def resumed_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings on which a run depends; the initial model counts by its weights, wherever its folder is."""
-    settings = _settings_by_set(config_settings(config))
+    on_disk = {data_set.name: data_set.shards for data_set in config.sets if data_set.kind not in GENERATED_SETS}
+    settings = _settings_by_set(config_settings(config), on_disk)
     if config.model != "default":
         settings["model"] = fingerprint(Path(config.model).expanduser())
     return settings
 
 
 def resumed_contrastive_settings(config: ContrastiveConfig) -> dict[str, Any]:
-    return _settings_by_set(json.loads(json.dumps(asdict(config))))
+    return _settings_by_set(json.loads(json.dumps(asdict(config))), {pairs.name: pairs.shards for pairs in config.sets})
 
 
-def _settings_by_set(settings: dict[str, Any]) -> dict[str, Any]:
+def _settings_by_set(settings: dict[str, Any], on_disk: Mapping[str, str]) -> dict[str, Any]:
     kept = {name: value for name, value in settings.items() if name not in FREE_FIELDS}
-    return {**kept, "sets": {fields.pop("name"): fields for fields in kept["sets"]}}
+    sets = {fields.pop("name"): fields for fields in kept["sets"]}
+    for name, pattern in on_disk.items():
+        sets[name][SHARD_FILES] = describe_files(find_shards(pattern))
+    return {**kept, "sets": sets}
+
+
+def describe_files(files: Sequence[Path]) -> str:
+    """Return the number of the files and a digest of their names and sizes, which decide the order of the examples."""
+    listing = json.dumps([[str(file), file.stat().st_size] for file in files])
+    return f"{len(files)} files ({hashlib.sha256(listing.encode()).hexdigest()[:12]})"
 
 
 def check_unchanged(checkpoint: Path, before: dict[str, Any] | None, now: dict[str, Any]) -> None:
@@ -58,5 +72,5 @@ def _changes(before: dict[str, Any], now: dict[str, Any], path: str = "") -> Ite
             yield from _changes(old, new, f"{path}{name}.")
         elif isinstance(old, dict) or isinstance(new, dict):
             yield f"{path}{name} was {'removed' if new is None else 'added'}"
-        elif old != new:
+        elif old != new and (old is not None or name != SHARD_FILES):
             yield f"{path}{name} was {old} and is {new}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from model.hub.job import SOURCE, Origin, Part, read_origin
 from model.likeness import LIKENESS
 from model.prior import PRIOR
 from tests.tiny_models import byte_tokenizer, tiny_model
-from tests.training.toy import CONFIG, losses, make_run, make_trainer
+from tests.training.toy import CONFIG, losses, make_run, make_trainer, pairs
 from training.checkpoint import POSITIONS, export
 from training.config import TrainConfig
+from training.data.make import write_shards
 from training.distributed import World
 from training.step import NonFiniteLoss, Stepper
 from training.trainer import FrozenWeightsChanged, kept_files, run
@@ -171,6 +173,26 @@ def test_a_checkpoint_of_other_settings_is_refused(
         make_trainer(change(config)).resume()
 
 
+def test_a_checkpoint_of_other_shards_under_the_same_pattern_is_refused(tmp_path: Path) -> None:
+    config = make_run(tmp_path)
+    path = make_trainer(config).save()
+    shards = sorted((tmp_path / "shards").glob("*.tar"))
+    added = shutil.copy(shards[0], tmp_path / "shards" / "more.tar")
+    with pytest.raises(ConfigError, match=r"sets\.pairs\.shard_files was 4 files \(\w+\) and is 5 files .*sets\.again"):
+        make_trainer(config).resume()
+    Path(added).unlink()
+    assert make_trainer(config).resume() == 0
+    write_shards(pairs(9), tmp_path / "other", 9)
+    (tmp_path / "other" / shards[0].name).replace(shards[0])
+    with pytest.raises(ConfigError, match=r"shard_files was 4 files \(\w+\) and is 4 files"):
+        make_trainer(config).resume()
+    positions = json.loads((path / POSITIONS).read_text())
+    for fields in positions["settings"]["sets"].values():
+        del fields["shard_files"]
+    (path / POSITIONS).write_text(json.dumps(positions))
+    assert make_trainer(config).resume() == 0  # a checkpoint from before shards were compared
+
+
 def test_a_checkpoint_of_another_model_is_refused_but_its_folder_may_move(tmp_path: Path) -> None:
     config = make_run(tmp_path)
     make_trainer(config).save()
@@ -249,8 +271,8 @@ def test_activation_checkpointing_changes_no_gradient(tmp_path: Path, precision:
     config = make_run(tmp_path, steps=2, precision=precision, trains=("bridge", "vision", "language_model"))
     stored, recomputed = (make_trainer(replace(config, activation_checkpointing=on)) for on in (False, True))
     assert losses(stored) == losses(recomputed)
-    pairs = zip(stored.stepper.named_parameters, recomputed.stepper.named_parameters, strict=True)
-    for (name, expected), (_, parameter) in pairs:
+    both = zip(stored.stepper.named_parameters, recomputed.stepper.named_parameters, strict=True)
+    for (name, expected), (_, parameter) in both:
         assert expected.grad is not None
         assert parameter.grad is not None
         assert torch.equal(parameter.grad, expected.grad), name

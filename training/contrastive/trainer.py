@@ -45,6 +45,7 @@ class ContrastiveTrainer:
         vision = vision_config(config.image)
         self.reader = PairReader(tokenizer, vision, config.text.max_tokens, config.image.augment)
         self.streams = [PairStream(find_shards(pairs.shards), pairs, self.reader, config.seed) for pairs in config.sets]
+        self.settings = resumed_contrastive_settings(config)
         self.held_out = find_shards(config.held_out) if config.held_out else ()
         self.optimizer = build_optimizer(self.towers, config.optim)
         self.num_steps_done = 0
@@ -109,7 +110,7 @@ class ContrastiveTrainer:
             "step": self.num_steps_done,
             "towers": self.towers.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "settings": resumed_contrastive_settings(self.config),
+            "settings": self.settings,
             "streams": {stream.config.name: stream.state() for stream in self.streams},
         }
         torch.save(state, partial)
@@ -125,7 +126,7 @@ class ContrastiveTrainer:
         """
         if (path := self._latest()) is not None:
             state = torch.load(path, map_location=self.device, weights_only=True)
-            check_unchanged(path, state.get("settings"), resumed_contrastive_settings(self.config))
+            check_unchanged(path, state.get("settings"), self.settings)
             self.towers.load_state_dict(state["towers"])
             self.optimizer.load_state_dict(state["optimizer"])
             for stream in self.streams:

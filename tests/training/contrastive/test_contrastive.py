@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -104,6 +105,10 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     assert ContrastiveTrainer(replace(config, steps=3, held_out=""), CPU).resume() == 0
     with pytest.raises(ConfigError, match="cannot be continued with other settings: seed was 0 and is 3"):
         ContrastiveTrainer(replace(config, seed=3), CPU).resume()
+    first = find_shards(config.sets[0].shards)[0]
+    shutil.copy(first, first.with_name("more.tar"))
+    with pytest.raises(ConfigError, match=rf"sets\.{config.sets[0].name}\.shard_files was \d+ files"):
+        ContrastiveTrainer(config, CPU).resume()
 
 
 def test_missing_held_out_shards_are_refused_at_the_start(tmp_path: Path) -> None:
