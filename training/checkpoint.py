@@ -8,8 +8,10 @@ the folder that the server reads.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from model.flamingo import Flamingo
-from model.folder import NO_FILES, WEIGHTS, SafetensorsFiles, save_folder, weight_files
+from model.folder import NO_FILES, WEIGHTS, CheckpointError, SafetensorsFiles, save_folder, weight_files
 from training.bridge import gather
 from training.distributed import World
 from training.state_files import read_state, write_state
@@ -38,26 +40,51 @@ def save(
     """Save a checkpoint: each process's `tensors` are its shards, and the processes' `positions` are merged."""
     path, partial = folder / f"step-{step:08}", folder / f".step-{step:08}"
     streams = world.merge(positions)
-    write_state(partial, tensors, world)
+    try:
+        write_state(partial, tensors, world)
+    except CheckpointError:
+        if world.is_first:
+            shutil.rmtree(partial, ignore_errors=True)  # it may have filled the disk
+        raise
     if world.is_first:
         values = {"step": step, "streams": streams, "settings": settings}
         (partial / POSITIONS).write_text(json.dumps(values), encoding="utf-8")
         shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
-        for old in sorted(folder.glob("step-*"))[:-MAX_CHECKPOINTS]:
+        for old in list_checkpoints(folder)[:-MAX_CHECKPOINTS]:
             shutil.rmtree(old)
     world.barrier()
     return path
 
 
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints, the latest last; folders with other names, such as copies, are none."""
+    steps = {path: match[1] for path in folder.glob("step-*") if (match := re.fullmatch(r"step-(\d+)", path.name))}
+    return sorted(steps, key=lambda path: int(steps[path]))
+
+
 def latest(folder: Path) -> Path | None:
-    return max(folder.glob("step-*"), default=None)
+    return next(reversed(list_checkpoints(folder)), None)
 
 
 def load_positions(path: Path) -> dict[str, Any]:
     """Return a checkpoint's step, the positions of its streams and, except in old ones, the settings of its run."""
-    positions: dict[str, Any] = json.loads((path / POSITIONS).read_text(encoding="utf-8"))
+    with names_damage(path):
+        positions: dict[str, Any] = json.loads((path / POSITIONS).read_text(encoding="utf-8"))
+        positions["step"], positions["streams"] = int(positions["step"]), dict(positions["streams"])
     return positions
+
+
+@contextmanager
+def names_damage(path: Path) -> Iterator[None]:
+    """Raise `CheckpointError` for an error that damage of the latest checkpoint causes; it names the one before."""
+    try:
+        yield
+    except (CheckpointError, LookupError, OSError, TypeError, ValueError) as error:
+        others = [checkpoint.name for checkpoint in list_checkpoints(path.parent) if checkpoint != path]
+        instead = f"continue from {others[-1]}" if others else "start again"
+        reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else error
+        raise CheckpointError(f"{path} is damaged: {reason}; remove it to {instead}") from None
 
 
 def load_settings(folder: Path) -> dict[str, Any] | None:
@@ -68,7 +95,8 @@ def load_settings(folder: Path) -> dict[str, Any] | None:
 
 def load(path: Path, tensors: dict[str, Tensor], world: World) -> None:
     """Load a checkpoint into the tensors, in place; raises `CheckpointError` if it is damaged."""
-    read_state(path, tensors, world)
+    with names_damage(path):
+        read_state(path, tensors, world)
 
 
 def collect_tensors(

@@ -61,9 +61,9 @@ def _read_metadata(folder: Path) -> Metadata:
         with (folder / ".metadata").open("rb") as file:
             metadata = _MetadataUnpickler(file).load()
     except Exception as error:  # unpickling may raise anything
-        raise CheckpointError(f"{folder} is damaged: {_first_line(error)}") from None
+        raise CheckpointError(_first_line(error)) from None
     if not isinstance(metadata, Metadata):
-        raise CheckpointError(f"{folder} is damaged: its metadata is of another kind")
+        raise CheckpointError("its metadata is of another kind")
     return metadata
 
 
@@ -73,19 +73,19 @@ def _first_line(error: BaseException) -> str:
 
 def write_state(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
     """Write each process's `tensors` as its shards; raises `CheckpointError`, for example if the disk is full."""
-    with _one_line(f"{folder} cannot be written"):
+    with _one_line(f"{folder} cannot be written: "):
         save(tensors, checkpoint_id=folder, no_dist=world.size == 1)
 
 
 def read_state(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
     """Read into the tensors, in place; raises `CheckpointError` for files that are missing, damaged or of other tensors."""
     metadata = _read_metadata(folder)  # before the library reads it, which logs tracebacks of errors there
-    with _one_line(f"{folder} is damaged"):
+    with _one_line():
         load(tensors, storage_reader=_Reader(folder, metadata), no_dist=world.size == 1)
 
 
 @contextmanager
-def _one_line(message: str) -> Iterator[None]:
+def _one_line(prefix: str = "") -> Iterator[None]:
     """Raise the library's error, which has a traceback per process, as a `CheckpointError` with the first process's reason.
 
     A warning about a single process, which is intended here, is suppressed.
@@ -96,4 +96,4 @@ def _one_line(message: str) -> Iterator[None]:
             yield
     except CheckpointException as error:
         reason = next(reason for reason, _ in error.failures.values())
-        raise CheckpointError(f"{message}: {_first_line(reason)}") from None
+        raise CheckpointError(prefix + _first_line(reason)) from None

@@ -21,7 +21,7 @@ from model.hub.job import SOURCE, Origin, read_origin
 from model.likeness import LIKENESS
 from model.prior import PRIOR
 from training.bridge import BridgeLoss, freeze, frozen_digest
-from training.checkpoint import collect_tensors, export, latest, load, load_positions, load_settings, save
+from training.checkpoint import collect_tensors, export, latest, load, load_positions, load_settings, names_damage, save
 from training.config import TrainConfig
 from training.distributed import World, checkpoint_activations, shard
 from training.mixture import Mixture
@@ -90,7 +90,8 @@ class Trainer:
                 )
             tensors = collect_tensors(self.stepper.named_parameters, self.stepper.optimizers)
             load(checkpoint, tensors, self.world)
-            self.stepper.mixture.load_state(positions["streams"])
+            with names_damage(checkpoint):
+                self.stepper.mixture.load_state(positions["streams"])
             self.num_steps_done = positions["step"]
             log.info("resuming from %s", checkpoint)
         return self.num_steps_done
