@@ -178,7 +178,10 @@ def _write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_by
 
 
 def _write_shard(file: Path, shard: dict[str, Tensor]) -> dict[str, int]:
-    save_file(shard, file, metadata={"format": "pt"})
+    try:
+        save_file(shard, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} cannot be written: {error}") from None
     file.chmod(0o644)  # safetensors restricts it to the owner, but another user may serve the folder
     return {name: tensor.nbytes for name, tensor in shard.items()}
 

@@ -96,4 +96,12 @@ def _one_line(prefix: str = "") -> Iterator[None]:
             yield
     except CheckpointException as error:
         reason = next(reason for reason, _ in error.failures.values())
-        raise CheckpointError(prefix + _first_line(reason)) from None
+        raise CheckpointError(prefix + _first_line(_cause(reason))) from None
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the operating system's error that led to this one, if there is one: it says that the disk is full."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return cause or error

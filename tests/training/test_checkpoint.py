@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from model.folder import CheckpointError
 from tests.training.toy import losses, make_run, make_trainer
 from training.checkpoint import POSITIONS, latest, list_checkpoints, save
 from training.config import TrainConfig
 from training.distributed import World
+from training.trainer import run
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +92,22 @@ def test_a_copy_of_a_checkpoint_is_neither_resumed_nor_deleted(tmp_path: Path) -
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill(*args: object, **kwargs: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 704 vs 598")  # torch closes the file, which fails again
 
     monkeypatch.setattr("torch.distributed.checkpoint.filesystem.torch.save", fill)
     with pytest.raises(CheckpointError, match=r"^\S+/\.step-00000006 cannot be written: .*No space left on device$"):
         save(tmp_path, 6, {"a": torch.zeros(1)}, {}, {}, World())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_at_the_export_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*args: object, **kwargs: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    trainer = make_trainer(make_run(tmp_path, steps=1))
+    monkeypatch.setattr("model.folder.save_file", fill)
+    with pytest.raises(CheckpointError, match=r"^\S+/shard-0 cannot be written: .*No space left on device"):
+        run(trainer, tmp_path / "model" / "tokenizer.json")
