@@ -28,6 +28,7 @@ from training.mixture import Mixture
 from training.precision import describe_precision, with_precision
 from training.progress import ProgressReporter, gate_values
 from training.resumed import check_unchanged, resumed_settings
+from training.run_lock import only_run
 from training.start import (
     at_resolution,
     with_ablated_bridge,
@@ -121,7 +122,21 @@ def run(
     pause_file: Path | None = None,
     observe: Callable[[StepReport], None] = lambda report: None,
 ) -> None:
-    """Train to the end of the run, then export the served folder `out/model`; `observe` is called after each step."""
+    """Train to the end of the run, then export the served folder `out/model`; `observe` is called after each step.
+
+    Raises `ConfigError` while another run writes to the same `out`.
+    """
+    config, world = trainer.config, trainer.world
+    with only_run(trainer.out, enabled=world.is_first):
+        _train(trainer, pause_file, observe)
+        trainer.check_frozen()
+        files = kept_files(tokenizer_json.parent, config)
+        export(trainer.model, tokenizer_json, config.export_folder, world, config.export_name, files)
+    digest = trainer.digest[:12]
+    log.info("frozen weights unchanged (SHA-256 %s); %s is ready to serve", digest, config.export_folder)
+
+
+def _train(trainer: Trainer, pause_file: Path | None, observe: Callable[[StepReport], None]) -> None:
     config, out, is_first = trainer.config, trainer.out, trainer.world.is_first
     num_steps_done = trainer.resume()
     if is_first:
@@ -138,10 +153,6 @@ def run(
             if trainer.num_steps_done % config.checkpoint_steps == 0 or trainer.num_steps_done == config.steps:
                 trainer.save()
             _wait_while_paused(pause_file)
-    trainer.check_frozen()
-    files = kept_files(tokenizer_json.parent, config)
-    export(trainer.model, tokenizer_json, config.export_folder, trainer.world, config.export_name, files)
-    log.info("frozen weights unchanged (SHA-256 %s); %s is ready to serve", trainer.digest[:12], config.export_folder)
 
 
 def kept_files(folder: Path, config: TrainConfig) -> dict[str, str | bytes]:

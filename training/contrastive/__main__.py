@@ -23,6 +23,7 @@ from training.contrastive.trainer import ContrastiveTrainer
 from training.data.shards import ShardError
 from training.precision import describe_precision
 from training.progress import ProgressReporter
+from training.run_lock import only_run
 from training.step import NonFiniteLoss
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,17 @@ log = logging.getLogger(__name__)
 
 def train(trainer: ContrastiveTrainer) -> Path:
     """Train to the end of the run and return the encoder's folder."""
+    with only_run(trainer.out):
+        _train(trainer)
+        folder = trainer.export()
+    log.info("the encoder is in %s; set `vision` of a run to this folder", folder)
+    if trainer.held_out:
+        to_text, to_image = trainer.recall(trainer.held_out)
+        print(f"recall at 1 on held-out pairs: image to text {to_text:.3f}, text to image {to_image:.3f}")
+    return folder
+
+
+def _train(trainer: ContrastiveTrainer) -> None:
     config, out = trainer.config, trainer.out
     num_steps_done = trainer.resume()
     log.info("%s", describe_precision(config.precision, trainer.device))
@@ -41,12 +53,6 @@ def train(trainer: ContrastiveTrainer) -> Path:
                     file.write(json.dumps({**asdict(report), "scale": float(trainer.towers.scale.detach())}) + "\n")
             if trainer.num_steps_done % config.checkpoint_steps == 0 or trainer.num_steps_done == config.steps:
                 trainer.save()
-    folder = trainer.export()
-    log.info("the encoder is in %s; set `vision` of a run to this folder", folder)
-    if trainer.held_out:
-        to_text, to_image = trainer.recall(trainer.held_out)
-        print(f"recall at 1 on held-out pairs: image to text {to_text:.3f}, text to image {to_image:.3f}")
-    return folder
 
 
 def main() -> None:
