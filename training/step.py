@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
 from model.config import ConfigError
@@ -26,7 +27,7 @@ VISION = "flamingo.vision."
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or the gradient is not finite; no weight was changed."""
+    """The loss or the gradient is not finite, so no weight was changed; or a trained weight is not, so none is saved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,3 +150,17 @@ def check_finite(step: int, values: Mapping[str, float]) -> None:
     """Raise NonFiniteLoss if a value is infinite or not a number."""
     if bad := [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]:
         raise NonFiniteLoss(f"step {step}: {', '.join(bad)}; no weight was changed")
+
+
+def check_finite_weights(step: int, named: Iterable[tuple[str, nn.Parameter]], world: World) -> None:
+    """Raise NonFiniteLoss if a weight of any process is infinite or not a number; all processes must call this together."""
+    bad = {name: None for name, parameter in named if not _local(parameter).isfinite().all()}
+    if names := sorted(world.merge(bad)):
+        others = f" and {len(names) - 1} others" if len(names) > 1 else ""
+        raise NonFiniteLoss(f"after step {step}: the weights {names[0]}{others} are not finite; they are not saved")
+
+
+def _local(parameter: nn.Parameter) -> Tensor:
+    """Return this process's part of a parameter that FSDP sharded, else the parameter itself."""
+    local: Tensor = parameter.detach()
+    return local.to_local() if isinstance(local, DTensor) else local

@@ -40,7 +40,7 @@ from training.start import (
     with_scaled_frames,
     with_vision,
 )
-from training.step import Stepper, StepReport
+from training.step import Stepper, StepReport, check_finite_weights
 
 log = logging.getLogger(__name__)
 PAUSE_SECONDS = 2.0
@@ -103,7 +103,13 @@ class Trainer:
             self.num_steps_done += 1
             yield report
 
+    def check_weights(self) -> None:
+        """Raise NonFiniteLoss if a trained weight is not finite."""
+        check_finite_weights(self.num_steps_done, self.stepper.named_parameters, self.world)
+
     def save(self) -> Path:
+        """Save a checkpoint and return its folder; weights that are not finite raise NonFiniteLoss instead."""
+        self.check_weights()
         tensors = collect_tensors(self.stepper.named_parameters, self.stepper.optimizers)
         positions = self.stepper.mixture.state()
         return save(self.out / "checkpoints", self.num_steps_done, tensors, positions, self.settings, self.world)
@@ -129,6 +135,7 @@ def run(
     config, world = trainer.config, trainer.world
     with only_run(trainer.out, enabled=world.is_first):
         _train(trainer, pause_file, observe)
+        trainer.check_weights()  # again: an old checkpoint of a finished run may hold others
         trainer.check_frozen()
         files = kept_files(tokenizer_json.parent, config)
         export(trainer.model, tokenizer_json, config.export_folder, world, config.export_name, files)

@@ -235,6 +235,22 @@ def test_a_nonfinite_loss_stops_the_run_before_the_update(tmp_path: Path) -> Non
     assert torch.equal(trainer.model.resampler.norm.weight, before)
 
 
+def test_weights_that_are_not_finite_are_neither_saved_nor_exported(tmp_path: Path) -> None:
+    config = make_run(tmp_path, steps=2)
+    steep = replace(config, optim=replace(config.optim, learning_rate=1e10, weight_decay=1e30, warmup_steps=0), steps=1)
+    with pytest.raises(
+        NonFiniteLoss, match=r"^after step 1: the weights \S+ and \d+ others are not finite; they are not"
+    ):
+        run(make_trainer(steep), tmp_path / "model" / "tokenizer.json")
+    assert not list((tmp_path / "out").glob("checkpoints/*"))
+    trainer = make_trainer(replace(config, steps=0))
+    with torch.no_grad():
+        trainer.model.resampler.latents[0, 0] = torch.inf
+    with pytest.raises(NonFiniteLoss, match=r"the weights \S+resampler\.latents are not finite"):
+        run(trainer, tmp_path / "model" / "tokenizer.json")
+    assert not (tmp_path / "out" / "model").exists()
+
+
 def test_a_changed_frozen_weight_fails_the_run(tmp_path: Path) -> None:
     trainer = make_trainer(make_run(tmp_path))
     trainer.check_frozen()

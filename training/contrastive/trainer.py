@@ -28,7 +28,7 @@ from training.distributed import World
 from training.optim import learning_rate_at
 from training.precision import with_precision
 from training.resumed import check_unchanged, resumed_contrastive_settings
-from training.step import StepReport, check_finite
+from training.step import StepReport, check_finite, check_finite_weights
 
 log = logging.getLogger(__name__)
 BATCH = 64  # pairs per forward of the recall
@@ -102,7 +102,11 @@ class ContrastiveTrainer:
         return norm
 
     def save(self) -> Path:
-        """Save a checkpoint atomically and delete the oldest beyond `MAX_CHECKPOINTS`."""
+        """Save a checkpoint atomically and delete the oldest beyond `MAX_CHECKPOINTS`.
+
+        Weights that are not finite raise NonFiniteLoss instead.
+        """
+        check_finite_weights(self.num_steps_done, self.towers.named_parameters(), World(device=self.device))
         folder = self.out / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
         path, partial = folder / f"step-{self.num_steps_done:08}.pt", folder / "partial.pt"
