@@ -280,6 +280,11 @@ class TrainConfig:
         if not self.trains or set(self.trains) - set(TRAINABLE_PARTS) or len(set(self.trains)) != len(self.trains):
             parts = ", ".join(TRAINABLE_PARTS)
             raise ConfigError(f"trains is {list(self.trains)}, must list one or more of {parts}, each once")
+        closed = self.bridge == "start" and self.ablate.gate != "none"
+        if closed and "vision" in self.trains and "bridge" not in self.trains:
+            raise ConfigError(
+                "`bridge: start` closes the gates, so the encoder gets no gradient: trains must list bridge"
+            )
         if self.objective == "alignment" and "language_model" in self.trains:
             raise ConfigError("objective alignment needs a frozen language model: trains must not list language_model")
         if self.ablate != AblateConfig() and self.bridge != "start":

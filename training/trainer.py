@@ -44,6 +44,9 @@ from training.step import Stepper, StepReport, check_finite_weights
 
 log = logging.getLogger(__name__)
 PAUSE_SECONDS = 2.0
+NO_GRADIENT = (
+    "only weight decay changes weights. An encoder gets no gradient through closed gates: train the bridge too"
+)
 
 
 class FrozenWeightsChanged(RuntimeError):
@@ -146,12 +149,16 @@ def run(
 def _train(trainer: Trainer, pause_file: Path | None, observe: Callable[[StepReport], None]) -> None:
     config, out, is_first = trainer.config, trainer.out, trainer.world.is_first
     num_steps_done = trainer.resume()
+    is_warned = not is_first
     if is_first:
         log.info("%s", describe_precision(config.precision, trainer.world.device))
     with ProgressReporter(out, config.steps, num_steps_done, enabled=is_first) as progress:
         for report in trainer.steps():
             progress.report_step(report)
             observe(report)
+            if report.gradient_norm == 0 and not is_warned:
+                is_warned = True
+                log.warning("warning: the gradient of step %d is zero: %s", report.step, NO_GRADIENT)
             if trainer.num_steps_done % config.log_steps == 0:
                 gates = gate_values(trainer.model)  # on all processes, which gather sharded gates together
                 progress.report_gates(gates, report.step)

@@ -62,6 +62,10 @@ def test_a_minimal_run_is_accepted() -> None:
         ({"trains": []}, r"trains is \[\], must list one or more of bridge, vision, language_model"),
         ({"trains": ["bridge", "head"]}, r"trains is \['bridge', 'head'\]"),
         ({"trains": ["vision", "vision"]}, "each once"),
+        (
+            {"trains": ["vision"], "bridge": "start"},
+            "closes the gates, so the encoder gets no gradient: trains must list",
+        ),
         ({"trains": ["vision"], "sets": [EPISODES]}, "set e: kind episodes reads the default model's cached features"),
         ({"image_size": 480, "sets": [EPISODES]}, "vision or image_size"),
         ({"frame_scale": 2.0}, "frame_scale changes the untrained bridge and needs `bridge: start`"),

@@ -20,12 +20,13 @@ from model.likeness import LIKENESS
 from model.prior import PRIOR
 from tests.tiny_models import byte_tokenizer, tiny_model
 from tests.training.toy import CONFIG, losses, make_run, make_trainer, pairs
+from training.bridge import frozen_digest
 from training.checkpoint import POSITIONS, export
 from training.config import TrainConfig
 from training.data.make import write_shards
 from training.distributed import World
 from training.step import NonFiniteLoss, Stepper
-from training.trainer import FrozenWeightsChanged, kept_files, run
+from training.trainer import NO_GRADIENT, FrozenWeightsChanged, kept_files, run
 
 
 def test_a_run_lowers_the_loss(tmp_path: Path) -> None:
@@ -233,6 +234,19 @@ def test_a_nonfinite_loss_stops_the_run_before_the_update(tmp_path: Path) -> Non
     with pytest.raises(NonFiniteLoss, match="step 0: pairs is nan"):
         losses(trainer)
     assert torch.equal(trainer.model.resampler.norm.weight, before)
+
+
+def test_a_run_without_a_gradient_is_warned_about_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = make_run(tmp_path, steps=2, trains=("vision",))
+    trainer = make_trainer(config)
+    with torch.no_grad():
+        for gated in trainer.model.gated.values():
+            for name, gate in gated.named_parameters():
+                gate.mul_(0.0 if name.endswith("_gate") else 1.0)
+    trainer.digest = frozen_digest(trainer.model, config.trains)
+    run(trainer, tmp_path / "model" / "tokenizer.json")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [f"warning: the gradient of step 0 is zero: {NO_GRADIENT}"]
 
 
 def test_weights_that_are_not_finite_are_neither_saved_nor_exported(tmp_path: Path) -> None:
