@@ -81,8 +81,8 @@ def names_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (CheckpointError, LookupError, OSError, TypeError, ValueError) as error:
-        others = [checkpoint.name for checkpoint in list_checkpoints(path.parent) if checkpoint != path]
-        instead = f"continue from {others[-1]}" if others else "start again"
+        earlier = [checkpoint.name for checkpoint in list_checkpoints(path.parent) if checkpoint != path]
+        instead = f"continue from {earlier[-1]}" if earlier else "start again"
         reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else error
         raise CheckpointError(f"{path} is damaged: {reason}; remove it to {instead}") from None
 

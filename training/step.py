@@ -156,8 +156,8 @@ def check_finite_weights(step: int, named: Iterable[tuple[str, nn.Parameter]], w
     """Raise NonFiniteLoss if a weight of any process is infinite or not a number; all processes must call this together."""
     bad = {name: None for name, parameter in named if not _local(parameter).isfinite().all()}
     if names := sorted(world.merge(bad)):
-        others = f" and {len(names) - 1} others" if len(names) > 1 else ""
-        raise NonFiniteLoss(f"after step {step}: the weights {names[0]}{others} are not finite; they are not saved")
+        further = f" and {len(names) - 1} others" if len(names) > 1 else ""
+        raise NonFiniteLoss(f"after step {step}: the weights {names[0]}{further} are not finite; they are not saved")
 
 
 def _local(parameter: nn.Parameter) -> Tensor:

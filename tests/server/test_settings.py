@@ -155,8 +155,8 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HOME", str(tmp_path))
     assert read_settings(["--data-dir=~/data"]).data_folder == tmp_path / "data"
     assert read_settings(["--config", yaml_file(tmp_path, "cache_dir: ~/x")]).cache_folder == tmp_path / "x"
-    with pytest.raises(SettingsError, match=r"^data_dir: .*~nobody-at-all is the folder of no user"):
-        read_settings(["--data-dir=~nobody-at-all/data"])
+    with pytest.raises(SettingsError, match=r"^data_dir: .*~no-such-user is the folder of no user"):
+        read_settings(["--data-dir=~no-such-user/data"])
 
 
 @pytest.mark.parametrize(
