@@ -55,7 +55,7 @@ class KeyRow(Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnyKey:
-    """What each version of the server understands of an API key; its role may be that of a newer one."""
+    """The part of an API key that each version of the server understands; its role may be that of a newer one."""
 
     id: str
     name: str

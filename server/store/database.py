@@ -123,7 +123,7 @@ class Database:
         except asyncio.CancelledError:
             await asyncio.wait({writing})
             if not writing.cancelled():
-                writing.exception()  # asyncio logs one that nobody has asked for
+                writing.exception()  # otherwise asyncio would log it
             raise
 
     async def use_as_is(self, transaction: Transaction[Result], *, is_writing: bool) -> Result:
