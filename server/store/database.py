@@ -123,7 +123,7 @@ class Database:
         except asyncio.CancelledError:
             await asyncio.wait({writing})
             if not writing.cancelled():
-                writing.exception()  # otherwise asyncio would log it
+                writing.exception()  # asyncio would log it as not retrieved
             raise
 
     async def use_as_is(self, transaction: Transaction[Result], *, is_writing: bool) -> Result:
