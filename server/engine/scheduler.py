@@ -22,6 +22,7 @@ from server.engine.plan import Group, Plan, Row
 from server.engine.residents import Residents
 from server.engine.sequence import Sequence
 from server.engine.shares import CONTEXT_PER_TOKEN, TOKENS_PER_FRAME, Pace, count_within, rounded_piece, work_of
+from server.engine.step_length import StepLength
 
 # the time of heavy sequences relative to that of light ones, which should take at most three times as long as alone
 HEAVY_SHARE = 1 / 3
@@ -31,10 +32,6 @@ PROBE_EVERY = 4
 # smaller pieces wait for the media that follow them, if these are being encoded
 MIN_PIECE_BEFORE_MEDIA = 64
 YIELD_EVERY = 8
-# A server that has one request at a time takes longer steps, which cost a CPU less: the first request that arrives next to
-# another one waits for one such step, and ends them for as many seconds. Work in the background has short steps.
-LONE_STEPS = 4
-LONE_SECONDS = 2.0
 
 
 class Scheduler:
@@ -52,9 +49,8 @@ class Scheduler:
         self._memory, self._shares = residents.memory, residents.shares
         self._step = 0
         self.pace = Pace()
-        self._clock = clock
+        self._length = StepLength(self.config.step_seconds, clock)
         self._never_proposed = never_proposed  # ids that are never sampled, or end an answer
-        self._met = -inf  # the last time at which there were two requests
         self._credits = [0.0, 0.0]  # seconds left to heavy sequences next to light ones: decoding, prompts
 
     def schedule(self) -> Plan:
@@ -65,7 +61,7 @@ class Scheduler:
             self._fill_by_turns(plan)
         self._fill_at_last(plan)
         # side work encodes media next to the rows, in a share of the time: where frames are slow, not in each step
-        plan.max_seconds = (1 + HEAVY_SHARE) * plan.seconds if plan.rows else self.config.step_seconds
+        plan.max_seconds = (1 + HEAVY_SHARE) * plan.seconds if plan.rows else self._length.of_media(self.pace.fixed)
         plan.may_exceed = not plan.rows or self._step % plan.steps_per_frame(HEAVY_SHARE) == 0
         return plan
 
@@ -78,7 +74,7 @@ class Scheduler:
         if not rows or self._residents.starved or any(map(self._memory.resolve, self.waiting)):
             return None
         seconds = self.pace.fixed + self.pace.per_work * sum(work_of(1, row.start) for row in rows)
-        if seconds > self._short_step() or len(rows) > self.config.max_tokens_per_step:
+        if seconds > self._length.without_turns(self.pace.fixed) or len(rows) > self.config.max_tokens_per_step:
             return None
         # they preempt no other sequence
         if not all(self._residents.extend(row.sequence, row.end) for row in rows):
@@ -95,12 +91,11 @@ class Scheduler:
     def forget_steps(self) -> None:
         """Forget how long steps have taken, and that two requests met."""
         self.pace = Pace()
-        self._met = -inf
+        self._length.forget()
 
     def _begin_step(self) -> Plan:
         self._step += 1
-        if self._shares.expects_others:
-            self._met = self._clock()
+        self._length.note_requests(self._shares)
         self._shares.compare_clients()
         self._residents.free_seat()
         config = self.config
@@ -129,7 +124,7 @@ class Scheduler:
             if len(sequence.token_ids) - sequence.num_computed > 1 or sequence.account.priority != first:
                 return False
         work = len(self.running) * work_of(1, 0) + context / CONTEXT_PER_TOKEN
-        return plan.seconds + work * plan.pace.per_work <= self._short_step()
+        return plan.seconds + work * plan.pace.per_work <= self._length.without_turns(self.pace.fixed)
 
     def _fill_by_turns(self, plan: Plan) -> None:
         self._serve_starved(plan)
@@ -228,12 +223,7 @@ class Scheduler:
                 return
 
     def _limit(self) -> float:
-        """Return how long a step may take: at least twice the fixed cost of reading the weights."""
-        factor = LONE_STEPS if self._clock() - self._met >= LONE_SECONDS else 1
-        return max(factor * self.config.step_seconds, 2 * self.pace.fixed)
-
-    def _short_step(self) -> float:
-        return max(self.config.step_seconds / 4, 2 * self.pace.fixed)
+        return self._length.of_rows(self.pace.fixed)
 
     def commit(self, plan: Plan, failed: Collection[Sequence] = ()) -> None:
         """Note that the step's keys and values are computed: publish full blocks, release media that no later token reads.

@@ -8,8 +8,9 @@ from statistics import mean
 
 import pytest
 
-from server.engine.scheduler import HEAVY_SHARE, LONE_SECONDS, LONE_STEPS
+from server.engine.scheduler import HEAVY_SHARE
 from server.engine.shares import MIN_PIECE
+from server.engine.step_length import LONE_SECONDS, LONE_STEPS
 from server.wire import BACKGROUND_PRIORITY
 from tests.engine_simulation import Costs, Simulation
 from tests.server.engine.test_scheduler import CONFIG
@@ -80,6 +81,15 @@ def test_a_step_that_encodes_images_for_their_vectors_alone_is_short() -> None:
     simulation.embed(64)
     seconds = step_seconds(simulation, 0.5)
     assert max(seconds) < 2 * CONFIG.step_seconds < LONE_STEPS * CONFIG.step_seconds
+
+
+def test_a_step_that_encodes_images_next_to_other_requests_is_shorter() -> None:
+    simulation = Simulation(CONFIG)
+    for name in [simulation.generate(20, 4) for _ in range(2)]:
+        simulation.run(name)
+    simulation.embed(64)
+    seconds = step_seconds(simulation, 0.5)
+    assert max(seconds) < 0.75 * CONFIG.step_seconds
 
 
 @pytest.mark.parametrize("num_images", [0, 1])
