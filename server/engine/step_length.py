@@ -1,4 +1,4 @@
-"""How long a step may take: a request that arrives meanwhile waits for its end."""
+"""The longest time of a step: a request that arrives meanwhile waits for the step to end."""
 
 from __future__ import annotations
 
