@@ -137,7 +137,7 @@ ELSEWHERE = {
     ),
     "python -m pytest -s deploy/tests/test_ray.py -k hangs_is_replaced": (
         "takes minutes; `make test-deploy` runs it",
-        "python -m pytest --version",
+        "",
     ),
     "flamboyance keys": (NAME_ALONE, "flamboyance keys --help"),
     "flamboyance keys create": (NAME_ALONE, "flamboyance keys create --help"),
