@@ -19,7 +19,7 @@ PIECE_BYTES = 256
 # no model has larger numbers: they come from a damaged file, and would take all memory or overflow in torch
 MAX_SIZE = 2**24
 MAX_LAYERS = 1000
-# whole numbers of more bits may not be floats
+# a whole number of more bits may be too large for a float
 MAX_BITS = 1000
 # a safetensors file begins with the length of its table of tensors
 LENGTH_BYTES = 8

@@ -242,7 +242,7 @@ def _check_values(name: str, tensor: Tensor) -> None:
 
 
 def check_kind(name: str, *, is_floating: bool) -> None:
-    """Raise `CheckpointError` for a tensor of other than floating-point numbers, unless it is a counter."""
+    """Raise `CheckpointError` for a tensor whose values are not floating-point numbers, unless it is a counter."""
     if not is_floating and not name.endswith(COUNTER):
         raise CheckpointError(f"{name} is not a tensor of floating-point numbers")
 

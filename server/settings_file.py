@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from model.unique_keys import load_yaml
 from server.spelling import advice
 
 # what yaml raises for a value that its tag or its form does not permit, such as the date 2026-13-45
@@ -18,9 +18,7 @@ WRONG_VALUES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueEr
 def read_file(file: str, known: Collection[str]) -> dict[str, Any]:
     """Return the settings in a file. Raises `ValueError` if it cannot be read, or if its keys are not the `known` ones."""
     try:
-        text = Path(file).read_text(encoding="utf-8")
-        _refuse_duplicates(text)
-        values = yaml.safe_load(text) or {}
+        values = load_yaml(Path(file).read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise ValueError(error.strerror) from None
     except yaml.YAMLError as error:
@@ -38,12 +36,3 @@ def read_file(file: str, known: Collection[str]) -> dict[str, Any]:
     if unknown := sorted(set(map(str, values)).difference(known)):
         raise ValueError(f"unknown key {', '.join(unknown)}{advice(unknown[0], known)}")
     return values
-
-
-def _refuse_duplicates(text: str) -> None:
-    """Raise `yaml.YAMLError` if a key occurs twice: the last one would take precedence without a word."""
-    document = yaml.compose(text, Loader=yaml.SafeLoader)
-    if isinstance(document, yaml.MappingNode):
-        keys = Counter(key.value for key, _ in document.value if isinstance(key, yaml.ScalarNode))
-        if twice := [key for key, number in keys.items() if number > 1]:
-            raise yaml.YAMLError(f"the key {twice[0]} occurs twice")

@@ -134,7 +134,7 @@ def gather_weights(model: Flamingo) -> Iterator[tuple[str, Tensor]]:
 
 
 def restore_stored_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Replace weights that equal the folder's, or these in bfloat16, by the folder's: frozen weights keep their format."""
+    """Replace weights that equal the folder's, exactly or in bfloat16, by the folder's, so that formats stay."""
     stored = SafetensorsFiles(weight_files(folder, WEIGHTS))
     for name, tensor in tensors:
         if name in stored and stored.shape(name) == tuple(tensor.shape):

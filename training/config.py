@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from model.config import ConfigError, from_dict
+from model.unique_keys import load_yaml
 
 # The kinds after "videos" are generated from the folder of `python -m training.default_data`: episodes, turned (episodes
 # in generated domains) and alignment for the default model, sequences and captions for the ablations, taught_images for
@@ -77,12 +78,12 @@ RUN_MINIMA = {
 MAX_IMAGE_SIZE = 4096
 # what fits into the integers of torch and itertools
 MAX_WHOLE = 2**63 - 1
-# an update by a larger rate is no number of float32
+# updates by a larger rate overflow float32
 MAX_RATE = 1e30
 
 
 def check_minima(prefix: str, config: Any, minima: Mapping[str, float]) -> None:
-    """Raise `ConfigError` for a field that is less than its minimum, not finite or a number of too many digits."""
+    """Raise `ConfigError` for a field that is less than its minimum, is not finite, or has too many digits."""
     for name, least in minima.items():
         value = getattr(config, name)
         if isinstance(value, int) and abs(value) > MAX_WHOLE:
@@ -313,27 +314,9 @@ def read_config(file: Path) -> TrainConfig:
     return parse_config(read_mapping(file))
 
 
-class _Loader(yaml.SafeLoader):
-    """A loader that refuses a key that a mapping has twice, and a text with a NUL, which no path can contain."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in keys:
-                    raise yaml.constructor.ConstructorError(None, None, f"more than one {key.value}", key.start_mark)
-                keys.add(key.value)
-        return super().construct_mapping(node, deep)
-
-    def construct_scalar(self, node: Any) -> Any:
-        if "\0" in node.value:
-            raise yaml.constructor.ConstructorError(None, None, "a text with a NUL", node.start_mark)
-        return super().construct_scalar(node)
-
-
 def read_mapping(file: Path) -> dict[str, Any]:
     try:
-        values: Any = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        values: Any = load_yaml(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"there is no file {file}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Writes and reads tensors in torch.distributed.checkpoint's format, without its pickles and with errors of one line.
+"""Writes and reads tensors in torch.distributed.checkpoint's format; its pickle runs no code, and errors have one line.
 
 The library reads `.metadata`, which is a pickle, with `pickle.load`, so a checkpoint of a stranger could run any code. Here
 only the classes that the library writes there are permitted; anything else makes the checkpoint a damaged one.

@@ -64,7 +64,7 @@ def read_pickle(file: Path) -> dict[str, Any]:
 
 
 def only_tensors(values: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
-    """Return the values; `CheckpointError` names those that are not tensors with a name and with values in rows."""
+    """Return the values; `CheckpointError` names those that are not dense tensors with a text as name."""
     if unexpected := [str(name) for name, value in values.items() if not isinstance(name, str) or not _is_dense(value)]:
         raise CheckpointError(f"{origin} holds entries that are not tensors: {', '.join(unexpected[:20])}")
     return dict(values)

@@ -164,7 +164,7 @@ class Scheduler:
         num_seats = self._residents.num_seats_for_heavy(plan) if any(s.is_waiting for s in heavy.prompts) else 0
         plan.tokens_left -= num_tokens
         plan.seats_left -= num_seats
-        limit = self._limit()
+        limit = self._length.of_rows(self.pace.fixed)
         self._fill_group(plan, light, limit)
         plan.tokens_left += num_tokens
         plan.seats_left += num_seats
@@ -174,7 +174,7 @@ class Scheduler:
         # on a slow machine the smallest piece of a prompt takes many times its credit, which later steps have to earn first
         debts = [most, self.config.step_seconds]
         if not plan.rows or self.config.step_seconds == inf:
-            self._fill_group(plan, heavy, self._limit())
+            self._fill_group(plan, heavy, self._length.of_rows(self.pace.fixed))
             self._credits = [0.0, -debts[1] if any(s.step == self._step for s in heavy.prompts) else 0.0]
             return
         earned = HEAVY_SHARE * plan.seconds / max(sum(map(bool, kinds)), 1)
@@ -188,7 +188,8 @@ class Scheduler:
     def _fill_yielding(self, plan: Plan, yielding: Group) -> None:
         sequences = yielding.decoding + yielding.prompts
         if not plan.rows:
-            self._fill(plan, sorted(sequences, key=lambda s: (s.account.priority, s.turn)), self._limit())
+            sequences.sort(key=lambda s: (s.account.priority, s.turn))
+            self._fill(plan, sequences, self._length.of_rows(self.pace.fixed))
         elif self._step % YIELD_EVERY == 0:
             self._fill(plan, _in_turn(sequences), 2 * plan.seconds)
 
@@ -200,7 +201,7 @@ class Scheduler:
                 return
             num_preemptions, plan.is_last_resort = residents.num_preemptions, True
             self._note_running(plan)
-            self._fill(plan, self.running + self.waiting, self._limit())
+            self._fill(plan, self.running + self.waiting, self._length.of_rows(self.pace.fixed))
 
     def _fill_group(self, plan: Plan, group: Group, seconds: float) -> None:
         """Add rows of a group; decoding comes first, with at most half of the time if prompts can use the other half."""
@@ -221,9 +222,6 @@ class Scheduler:
                 self._run(plan, sequence)
             elif not self._try_to_admit(plan, sequence):
                 return
-
-    def _limit(self) -> float:
-        return self._length.of_rows(self.pace.fixed)
 
     def commit(self, plan: Plan, failed: Collection[Sequence] = ()) -> None:
         """Note that the step's keys and values are computed: publish full blocks, release media that no later token reads.
@@ -338,7 +336,7 @@ class Scheduler:
             return
         self._note_running(plan)
         plan.is_last_resort = True
-        self._fill(plan, [starved], self._limit())
+        self._fill(plan, [starved], self._length.of_rows(self.pace.fixed))
         plan.is_last_resort = False
 
     def _num_runnable(self, sequence: Sequence, plan: Plan) -> int:

@@ -11,7 +11,7 @@ from server.engine.shares import Shares
 # another one waits for one such step, and ends them for as many seconds.
 LONE_STEPS = 4.0
 LONE_SECONDS = 2.0
-# steps that only encode media are shorter than others, because fewer frames at a time cost hardly more
+# Steps that only encode media are shorter, since any request that arrives waits for one.
 MEDIA_STEPS, LONE_MEDIA_STEPS = 0.5, 1.0
 
 

@@ -91,7 +91,7 @@ class Evaluation:
 
 @dataclass(slots=True)
 class Changes:
-    """The number of times that this process has begun or ended to change which evaluations are completed."""
+    """A count of this process's changes to the completed evaluations: one when a change begins, one when it ends."""
 
     number: int = 0
 

@@ -135,8 +135,8 @@ def test_a_file_that_is_no_yaml_is_refused_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: a\nout: o\nmodel: b\n", "more than one model in .*line 3"),
-        ("sets:\n  - {name: a, shards: x, name: b}\n", "more than one name in .*line 2"),
+        ("model: a\nout: o\nmodel: b\n", "the key model occurs twice in .*line 3"),
+        ("sets:\n  - {name: a, shards: x, name: b}\n", "the key name occurs twice in .*line 2"),
         ('model: "a\\0b"\n', "a text with a NUL in .*line 1"),
         (f"steps: {'9' * 5000}\n", "not YAML: Exceeds the limit"),
         ("[" * 5000, "not YAML: maximum recursion"),

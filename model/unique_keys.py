@@ -1,0 +1,33 @@
+"""Reads YAML in which each key of a mapping occurs once: the library itself takes the last one, and says nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in keys:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value} occurs twice", key.start_mark
+                    )
+                keys.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: Any) -> Any:
+        if "\0" in node.value:  # no path can contain one
+            raise yaml.constructor.ConstructorError(None, None, "a text with a NUL", node.start_mark)
+        return super().construct_scalar(node)
+
+
+def load_yaml(text: str) -> Any:
+    """Return the value of a YAML document. Raises `yaml.YAMLError`, also for a repeated key or a NUL in a text.
+
+    A value that its tag does not permit, such as the date 2026-13-45, raises what its constructor raises.
+    """
+    return yaml.load(text, _Loader)
