@@ -73,12 +73,10 @@ class SimulatedRunner(Runner):
         return Launched(plan, Downloads(), reading, set())
 
     def _results(self, row: Row) -> list[Result]:
-        """Return the result of a row and, after proposed tokens, one for each that is the next token, and the last."""
-        results, first = [self._result(row)], row.sequence.num_output_tokens
-        while results[-1].is_proposed:
-            number = len(results)
-            results.append(Result(row, number, self.token_at(first + number)))
-        return results
+        """Return the result of a row's own tokens, and one for each proposed token."""
+        first = row.sequence.num_output_tokens
+        later = range(1, 1 + len(row.proposed))
+        return [self._result(row), *(Result(row, number, self.token_at(first + number)) for number in later)]
 
     def _result(self, row: Row) -> Result:
         sequence = row.sequence

@@ -230,10 +230,11 @@ class Scheduler:
         """
         for row in plan.rows:
             sequence = row.sequence
-            if sequence in failed or sequence.is_finished:
+            if sequence.is_finished or sequence in failed:
                 continue
             sequence.num_computed += row.count
-            sequence.num_scored = max(sequence.num_scored, sequence.num_computed)
+            if sequence.num_scored < sequence.num_computed:
+                sequence.num_scored = sequence.num_computed
             self._memory.publish(sequence, row.start)
             if row.start < sequence.num_prompt_tokens:  # later tokens read the same media as the prompt's last
                 self._memory.release_read_media(sequence)
@@ -250,12 +251,11 @@ class Scheduler:
             self._memory.skip_cached(sequence)
         count = self._num_runnable(sequence, plan)
         if count and self._residents.grow(plan, sequence, sequence.num_computed + count):
-            self._add_row(plan, Row.of(sequence, count, self._propose(plan, sequence)))
+            proposed = self._propose(plan, sequence) if self.config.speculative_tokens else ()
+            self._add_row(plan, Row.of(sequence, count, proposed))
 
     def _propose(self, plan: Plan, sequence: Sequence) -> list[int]:
         """Return tokens that probably follow a decoding sequence, as long as they save more time than they cost."""
-        if not self.config.speculative_tokens:
-            return []
         num_left = sequence.sampling.max_tokens - sequence.num_output_tokens
         limit = min(self.config.speculative_tokens, num_left - 1, plan.tokens_left - len(self.running))
         is_decoding = sequence.num_output_tokens > 0 and sequence.num_left == 1

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from random import Random
 from typing import NamedTuple
 
 from model.config import AlonePositions
@@ -30,6 +31,7 @@ class Order(NamedTuple):
         return max(time.monotonic() - self.arrived, 0) if self.arrived else 0.0
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Sequence:
     """Tokens [0, num_computed) have their K/V in `block_table`; the rest are to be computed, and the last is sampled from.
 
@@ -38,58 +40,60 @@ class Sequence:
     sampled: they map a position to the ids whose log-probabilities after it are reported.
     """
 
-    account: Account  # the account of its request, from the scheduler
+    request_id: str
+    prompt: EncodedPrompt
+    sampling: Sampling
+    order: Order
+    index: int = 0  # the index of the answer within its request
+    targets: Mapping[int, list[int]] = field(default_factory=dict)
 
-    def __init__(
-        self,
-        request_id: str,
-        prompt: EncodedPrompt,
-        sampling: Sampling,
-        order: Order,
-        index: int = 0,
-        targets: Mapping[int, list[int]] | None = None,
-    ) -> None:
-        self.request_id = request_id
-        self.prompt = prompt
-        self.sampling = sampling
-        self.order = order
-        self.index = index  # the index of the answer within its request
-        self.token_ids = list(prompt.token_ids)
-        self.media_index = list(prompt.media_index)
-        self.sources = list(prompt.media)
-        self.num_prompt_tokens = len(prompt.token_ids)
-        self.keys: list[bytes] = []  # content keys, complete once every source is known
-        self.block_table: list[int] = []
-        self.num_computed = 0
-        self.num_cached_tokens = 0  # tokens found in the prefix cache when it first ran
-        self.queue_seconds = 0.0  # seconds from its arrival to its first step
-        self.num_cached_media = 0  # media that needed no pixels at that time
-        self.media_slots: dict[bytes, int] = {}  # key -> slot, with one reference each
-        self.was_admitted = False
-        self.is_waiting = False
-        self.is_finished = False
-        self.num_missing: int | None = None  # tokens to compute when it is admitted; None: not known yet
-        self.num_scored = 0  # positions whose log-probabilities have been reported
-        self.turn = 0.0  # the order among sequences that can run, the smallest first
-        self.left_seat_at = -1  # the number of computed tokens when it last lost its seat to another request
-        self.step = 0  # the last step in which it took part
+    account: Account = field(init=False)  # of its request, once it is queued
+    token_ids: list[int] = field(init=False)
+    media_index: list[int] = field(init=False)
+    sources: list[bytes] = field(init=False)
+    keys: list[bytes] = field(init=False, default_factory=list)  # content keys, complete once every source is known
+    num_prompt_tokens: int = field(init=False)
+    num_computed: int = field(init=False, default=0)
+    block_table: list[int] = field(init=False, default_factory=list)
+    media_slots: dict[bytes, int] = field(init=False, default_factory=dict)  # key -> slot, with one reference each
+    num_missing: int | None = field(init=False, default=None)  # tokens to compute when it is admitted, if known
+    was_admitted: bool = field(init=False, default=False)
+    is_waiting: bool = field(init=False, default=False)
+    is_finished: bool = field(init=False, default=False)
+    is_stem: bool = field(init=False, default=False)  # it is computed only to be forked
+    step: int = field(init=False, default=0)  # the last step in which it took part
+    turn: float = field(init=False, default=0.0)  # the order among sequences that can run, the smallest first
+    left_seat_at: int = field(init=False, default=-1)  # `num_computed` when it last lost its seat to another request
+
+    # when it first ran: tokens found in the prefix cache, seconds since its arrival, media that needed no pixels
+    num_cached_tokens: int = field(init=False, default=0)
+    queue_seconds: float = field(init=False, default=0.0)
+    num_cached_media: int = field(init=False, default=0)
+
+    random: Random = field(init=False)
+    matcher: Matcher | None = field(init=False, default=None)
+    lookup: Lookup | None = field(init=False, default=None)  # from its second token on, if tokens are proposed for it
+    logprobs: list[TokenLogprob] = field(init=False, default_factory=list)  # of generated tokens, in a beam search
+    scored: range = field(init=False)  # positions after which log-probabilities are reported
+    num_scored: int = field(init=False, default=0)  # positions whose log-probabilities have been reported
+    wants_prompt_logprobs: bool = field(init=False)
+
+    spans: Spans | None = field(init=False, default=None)
+    layout: Layout | None = field(init=False, default=None)
+    order_of_shots: list[int] = field(init=False, default_factory=list)  # as computed; numbers are those of `spans`
+    _hashes: list[bytes] = field(init=False, default_factory=list)  # hashes of the full blocks, in order
+
+    def __post_init__(self) -> None:
+        prompt, sampling = self.prompt, self.sampling
+        self.token_ids, self.media_index = list(prompt.token_ids), list(prompt.media_index)
+        self.sources, self.num_prompt_tokens = list(prompt.media), len(prompt.token_ids)
         seed = None if sampling.seed is None else sampling.seed % 2**64  # `Random` ignores the sign
-        self.random = random.Random(f"{seed}/{index}" if index and seed is not None else seed)
-        self.logprobs: list[TokenLogprob] = []  # of generated tokens, in a beam search
-        self.matcher: Matcher | None = None
-        self.targets = targets or {}
-        # positions after which log-probabilities are reported
+        self.random = Random(f"{seed}/{self.index}" if self.index and seed is not None else seed)
         self.scored = range(min(self.targets), max(self.targets) + 1) if self.targets else range(0)
         # of several answers, the first reports the prompt's log-probabilities
-        self.wants_prompt_logprobs = sampling.prompt_logprobs is not None and index == 0
+        self.wants_prompt_logprobs = sampling.prompt_logprobs is not None and self.index == 0
         if self.wants_prompt_logprobs:
             self.scored = range(self.num_prompt_tokens - 1)
-        self.is_stem = False  # it is computed only to be forked
-        self.spans: Spans | None = None
-        self.layout: Layout | None = None
-        self.order_of_shots: list[int] = []  # in which they are computed; numbers are those of `spans`
-        self.lookup: Lookup | None = None  # set from its second token on, if tokens are proposed for it
-        self._hashes: list[bytes] = []  # hashes of the full blocks, in order
 
     @property
     def num_output_tokens(self) -> int:
@@ -180,7 +184,7 @@ class Sequence:
         self, index: int, token_ids: Iterable[int] = (), targets: Mapping[int, list[int]] | None = None
     ) -> Sequence:
         """Return a sequence with the same tokens, followed by `token_ids`, that holds nothing of the caches."""
-        child = Sequence(self.request_id, self.prompt, self.sampling, self.order, index, targets)
+        child = Sequence(self.request_id, self.prompt, self.sampling, self.order, index, targets or {})
         child.token_ids, child.media_index = list(self.token_ids), list(self.media_index)
         child.keys, child.logprobs, child._hashes = list(self.keys), list(self.logprobs), list(self._hashes)
         child.sources, child.spans, child.layout = list(self.sources), self.spans, self.layout

@@ -150,13 +150,7 @@ class Pace:
     WORK_SCALE = 64.0
 
     def __init__(self) -> None:
-        self.fixed = 0.0
-        self._per_scaled_work = 0.0
-        self.per_frame = 0.0
-
-    @property
-    def per_work(self) -> float:
-        return self._per_scaled_work / self.WORK_SCALE
+        self.fixed = self.per_work = self.per_frame = 0.0
 
     def smallest_piece(self, seconds: float, context: int) -> int:
         """Return the smallest length of a piece of a prompt; shorter where a step with it takes longer than `seconds`.
@@ -167,9 +161,9 @@ class Pace:
 
     def learn(self, work: float, num_frames: int, seconds: float) -> None:
         scaled = work / self.WORK_SCALE
-        expected = self.fixed + scaled * self._per_scaled_work + num_frames * self.per_frame
+        expected = self.fixed + work * self.per_work + num_frames * self.per_frame
         error = (min(seconds, self.MAX_SURPRISE * expected) if expected else seconds) - expected
         step = error * (self.RISE if error > 0 else self.FALL) / (1 + scaled * scaled + num_frames * num_frames)
         self.fixed = max(self.fixed + step, 0.0)
-        self._per_scaled_work = max(self._per_scaled_work + step * scaled, 0.0)
+        self.per_work = max(self.per_work + step * scaled / self.WORK_SCALE, 0.0)
         self.per_frame = max(self.per_frame + step * num_frames, 0.0)

@@ -53,17 +53,8 @@ class Result:
     candidates: list[tuple[int, float]] = field(default_factory=list)
     error: str = ""
     param: str = ""  # the request's field that caused the error
-
-    @property
-    def is_proposed(self) -> bool:
-        """True if the token is the one that was proposed."""
-        proposed = self.row.proposed
-        return self.number < len(proposed) and self.token_id == proposed[self.number]
-
-    @property
-    def num_rejected(self) -> int:
-        """The number of proposed tokens that the row's last result refutes, 0 for the others."""
-        return 0 if self.is_proposed else len(self.row.proposed) - self.number
+    is_proposed: bool = False  # the token is the one that was proposed
+    num_rejected: int = 0  # proposed tokens that the row's last result refutes
 
 
 def logit_positions(row: Row) -> range:
@@ -241,12 +232,16 @@ def _verified(results: list[Result]) -> list[Result]:
     """
     if len(results) == 1:
         return results
-    num_verified = 1 + next((i for i, result in enumerate(results) if not result.is_proposed), 0)
-    for result in results[:num_verified]:
+    proposed = results[0].row.proposed
+    for result in results:
         if result.error:
             results[0].error, results[0].param = result.error, result.param
             return results[:1]
-    return results[:num_verified]
+        result.is_proposed = result.number < len(proposed) and result.token_id == proposed[result.number]
+        if not result.is_proposed:
+            result.num_rejected = len(proposed) - result.number
+            return results[: result.number + 1]
+    return results
 
 
 def _refusal(sequence: Sequence) -> tuple[str, str]:
