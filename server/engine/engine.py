@@ -50,7 +50,6 @@ from server.wire import (
     MediaWanted,
     Outbound,
     Pin,
-    Queued,
     Request,
     Score,
 )
@@ -205,8 +204,10 @@ class Engine:
     def _create_task(self, request: Request) -> SequenceTask | SideTask:
         """Return the task of a request. Raises `RequestError` for a request that could never run."""
         match request:
-            case Generate():
-                order = self._order(request)
+            case Generate() | Score():
+                order = Order(request.priority, request.arrived, next(self._numbers), request.client)
+                if isinstance(request, Score):
+                    return Scoring(request, order, self.residents)
                 if request.sampling.beam_width:
                     return BeamAnswers(request, order, self.residents, self._eos_ids)
                 grammar = request.sampling.grammar
@@ -214,8 +215,6 @@ class Engine:
                     None if grammar is None else self.grammars.compile(grammar, request.prompt.salt, request.client)
                 )
                 return Answers(request, order, self.residents, self._eos_ids, compiling)
-            case Score():
-                return Scoring(request, self._order(request), self.residents)
             case Embed():
                 return MediaEmbedding(request, self.media)
             case EmbedText():
@@ -224,9 +223,6 @@ class Engine:
                 raise RequestError("attention cannot be inspected with tensor_parallel: a rank has some of the heads")
             case Inspect():
                 return Inspection(request, self.runner, self.media)
-
-    def _order(self, request: Queued) -> Order:
-        return Order(request.priority, request.arrived, next(self._numbers), request.client)
 
     def _schedule(self) -> Plan:
         for task in list(self._sequence_tasks.values()):
