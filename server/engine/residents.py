@@ -47,7 +47,7 @@ class Residents:
     def add(self, sequence: Sequence) -> list[bytes]:
         """Queue a sequence; return the sources to request."""
         self.queue(sequence)
-        return self.media.join(self.memory.missing_sources(sequence))
+        return self.media.request(self.memory.missing_sources(sequence), is_first=True)
 
     def lack(self, request_id: str, source: bytes) -> bool:
         """Return whether a sequence of a request has still to read a media item that is in no cache."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -197,13 +197,13 @@ class MediaCache:
         self.num_host_hits = 0  # pages from visual tokens in host memory
         self.num_joins = 0  # requests for a source that another request had already requested
 
-    def join(self, sources: Iterable[bytes]) -> list[bytes]:
-        """Request the sources of a new request; count those that are already requested."""
-        self.num_joins += len(self._requested.intersection(sources))
-        return self.request(sources)
+    def request(self, sources: Sequence[bytes], *, is_first: bool = False) -> list[bytes]:
+        """Return the sources that have not been requested yet, and note that they now are.
 
-    def request(self, sources: Iterable[bytes]) -> list[bytes]:
-        """Return the sources that have not been requested yet, and note that they now are."""
+        `is_first`: a new request needs them, so those that others have requested are counted.
+        """
+        if is_first:
+            self.num_joins += len(self._requested.intersection(sources))
         new = [source for source in dict.fromkeys(sources) if source not in self._requested]
         self._requested.update(new)
         return new
