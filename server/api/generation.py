@@ -75,11 +75,8 @@ def completion_requests(
         stop = [template.end]
     lead = template.lead if template else ""
     sampling = _sampling(fields, model, template, _grammar(fields, lead, form_field, len(prompts)))
-    if sampling.prompt_logprobs is not None and any(prompt.encoded.has_spans for prompt in prompts):
-        name = "echo" if fields.prompt_logprobs is None else "prompt_logprobs"
-        message = "a prompt whose shots attend alone has no log-probabilities: its tokens do not follow one another"
-        raise UnsupportedParameter(message, param=name)
-    _check_prompt_logprobs(fields, sampling, prompts)
+    if sampling.prompt_logprobs is not None:
+        _check_prompt_logprobs(fields, sampling.prompt_logprobs, prompts)
     return [
         GenerationRequest(
             prompt=prompt,
@@ -95,14 +92,15 @@ def completion_requests(
     ]
 
 
-def _check_prompt_logprobs(fields: CompletionFields, sampling: Sampling, prompts: Sequence[PreparedPrompt]) -> None:
-    """Check the number of log-probabilities of all prompts: each takes memory until the end of the request.
+def _check_prompt_logprobs(fields: CompletionFields, num_top: int, prompts: Sequence[PreparedPrompt]) -> None:
+    """Check that the prompts have log-probabilities, and their number: each takes memory until the end of the request.
 
     Each answer shows those of its prompt. Raises `InvalidRequest`.
     """
-    if sampling.prompt_logprobs is None:
-        return
-    count = sum(prompt.num_tokens for prompt in prompts) * (sampling.prompt_logprobs + 1) * fields.n
+    if any(prompt.encoded.has_spans for prompt in prompts):
+        message = "a prompt whose shots attend alone has no log-probabilities: its tokens do not follow one another"
+        raise UnsupportedParameter(message, param="echo" if fields.prompt_logprobs is None else "prompt_logprobs")
+    count = sum(prompt.num_tokens for prompt in prompts) * (num_top + 1) * fields.n
     if count > MAX_PROMPT_LOGPROBS:
         message = f"the prompts would have {count} log-probabilities, the limit is {MAX_PROMPT_LOGPROBS}"
         name = "logprobs" if fields.prompt_logprobs is None else "prompt_logprobs"
