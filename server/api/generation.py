@@ -71,10 +71,15 @@ def completion_requests(
     `structured_outputs`.
     """
     stop = [fields.stop] if isinstance(fields.stop, str) else fields.stop
-    if template and template.end and "stop" not in fields.model_fields_set:
-        stop = [template.end]
-    lead = template.lead if template else ""
-    sampling = _sampling(fields, model, template, _grammar(fields, lead, form_field, len(prompts)))
+    stop_token_ids = check_token_ids(fields.stop_token_ids, model, "stop_token_ids")
+    lead = ""
+    if template:
+        lead, end_of_chunk = template.lead, model.config.prompt.end_of_chunk
+        if template.end and "stop" not in fields.model_fields_set:
+            stop = [template.end]
+        if not template.end and end_of_chunk not in model.config.prompt.eos:
+            stop_token_ids = [*stop_token_ids, model.tokenizer.id_of(end_of_chunk)]
+    sampling = _sampling(fields, model, stop_token_ids, _grammar(fields, lead, form_field, len(prompts)))
     if sampling.prompt_logprobs is not None:
         _check_prompt_logprobs(fields, sampling.prompt_logprobs, prompts)
     return [
@@ -124,7 +129,7 @@ def _max_tokens(fields: CompletionFields, prompt: PreparedPrompt, model: ServedM
 
 
 def _sampling(
-    fields: CompletionFields, model: ServedModel, template: Template | None, grammar: Grammar | None
+    fields: CompletionFields, model: ServedModel, stop_token_ids: Sequence[int], grammar: Grammar | None
 ) -> Sampling:
     """Return the sampling parameters for the engine, the same for all prompts of a request. Raises `InvalidRequest`."""
     # an echoed prompt also shows its log-probabilities
@@ -142,7 +147,7 @@ def _sampling(
         logit_bias=_logit_bias(fields, model),
         seed=fields.seed,
         ignore_eos=fields.ignore_eos,
-        stop_token_ids=_stop_token_ids(fields, template, model),
+        stop_token_ids=tuple(stop_token_ids),
         logprobs=fields.logprobs,
         prompt_logprobs=max((count for count in counts if count is not None), default=None),
         n=fields.n,
@@ -151,15 +156,6 @@ def _sampling(
         early_stopping=fields.early_stopping,
         grammar=grammar,
     )
-
-
-def _stop_token_ids(fields: GenerationFields, template: Template | None, model: ServedModel) -> tuple[int, ...]:
-    """Return the ids of the request, and the end-of-chunk token if the template's shots end with it."""
-    ids = check_token_ids(fields.stop_token_ids, model, "stop_token_ids")
-    end = model.config.prompt.end_of_chunk
-    if template and not template.end and end not in model.config.prompt.eos:
-        return (*ids, model.tokenizer.id_of(end))
-    return tuple(ids)
 
 
 def _beam_width(fields: GenerationFields) -> int:
