@@ -166,9 +166,10 @@ async def score_prompts(
 
     Raises the engine's errors. The record stays open for further prompts of the request.
     """
-    record.add_candidates(len(prompts), sum(map(len, candidate_ids)))
+    num_tokens = sum(map(len, candidate_ids))
     for prompt in prompts:
-        record.add_prompt(prompt.num_tokens, prompt.encoded.media, prompt.encoded.shots_attend)
+        media, attend = prompt.encoded.media, prompt.encoded.shots_attend
+        record.add_prompt(prompt.num_tokens, media, attend, num_candidate_tokens=num_tokens)
     return await run_concurrently([_score(prompt, candidate_ids, record, client) for prompt in prompts])
 
 

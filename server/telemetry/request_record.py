@@ -64,27 +64,31 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         """Return a unique id for an engine request: a client may send the same `request_id` twice."""
         return f"{self.request_id}-{uuid.uuid4().hex[:8]}"
 
-    def add_prompt(self, num_tokens: int, media: Sequence[bytes] = (), shots_attend: ShotsAttend = "previous") -> None:
-        """Count a prompt that the engine is about to compute, and its media by digest; note another form."""
+    def add_prompt(
+        self,
+        num_tokens: int,
+        media: Sequence[bytes] = (),
+        shots_attend: ShotsAttend = "previous",
+        *,
+        num_candidate_tokens: int | None = None,
+    ) -> None:
+        """Count a prompt that the engine is about to compute, and its media by digest; note another form.
+
+        `num_candidate_tokens`: those of all candidates that are about to be scored after the prompt.
+        """
+        if num_candidate_tokens is not None:
+            for name, number in (("prompts", 1), ("candidate_tokens", num_candidate_tokens)):
+                self.details[name] = self.details.get(name, 0) + number
         if shots_attend != "previous":
             self.details["shots_attend"] = shots_attend
         self.prompt_tokens += num_tokens
         self.media += len(media)
         self.media_deduplicated += len(media) - len(set(media))
 
-    def add_candidates(self, num_prompts: int, num_tokens: int) -> None:
-        """Count the prompts after which candidates of `num_tokens` in all are about to be scored."""
-        self.count("prompts", num_prompts)
-        self.count("candidate_tokens", num_prompts * num_tokens)
-
     def classified(self, method: str) -> None:
         """Count a classification, or the answer to a question of a decision, by the method that was used."""
         if self._ticket is not None:
             self._metrics.count_classification(method)
-
-    def count(self, name: str, number: int) -> None:
-        """Add to a number of `usage.fewshot_details`."""
-        self.details[name] = self.details.get(name, 0) + number
 
     def admitted(self, event: Admitted | Scored, num_tokens: int) -> None:
         """Count the engine's cache hits for a prompt of `num_tokens`, whose first step has begun."""
