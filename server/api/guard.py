@@ -118,10 +118,9 @@ class Guard:
             with self._admission.ticket(client) as ticket:
                 state["ticket"] = ticket
                 client_in_turn.set(client)
-                if _has_body(headers):
-                    ticket.check()
-                elif not (self._is_open(scope["path"]) or is_health(scope["path"])):
-                    ticket.check_share()
+                has_body = _has_body(headers)
+                if has_body or not (self._is_open(scope["path"]) or is_health(scope["path"])):
+                    ticket.check(waits=has_body)
                 async with deadline.limit():
                     await self._app(scope, receive, send_with_id)
             return

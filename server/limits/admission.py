@@ -62,17 +62,16 @@ class Ticket:
         self._state: State = "arriving"
         self.num_bytes = 0
 
-    def check(self) -> None:
-        """Check that the request may wait now. Raises `Overloaded` and `ClientOverShare`."""
-        self.check_share()
-        self._admission.queue.check(self.client, retry_after=self._admission.retry_after())
+    def check(self, *, waits: bool = True) -> None:
+        """Check that the client reads its responses and, if the request `waits`, that it may do so now.
 
-    def check_share(self) -> None:
-        """Check that the client reads its responses: those that were not refused may be more than its share of bodies.
-
-        Raises `ClientOverShare`.
+        Responses that were not refused may be more than the client's share of bodies. Raises `Overloaded` and
+        `ClientOverShare`.
         """
-        self._admission.bodies.check_held(self.client, retry_after=self._admission.retry_after())
+        retry_after = self._admission.retry_after()
+        self._admission.bodies.check_held(self.client, retry_after=retry_after)
+        if waits:
+            self._admission.queue.check(self.client, retry_after=retry_after)
 
     def hold(self, num_bytes: int, *, is_unread: bool = True) -> None:
         """Count bytes of a body, if they are within the limits. Raises `Overloaded` and `ClientOverShare`.
