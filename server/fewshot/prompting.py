@@ -293,35 +293,28 @@ def find_template(choice: TemplateChoice, model: ServedModel) -> Template:
 def check_fields(fields: FewShotFields, template: Template) -> None:
     """Check the query and the request's own shots before any media is read. Raises `InvalidRequest`.
 
-    The query must have the fields of the template, and may have another field only if the strategy compares it.
+    With a prompt, the query must have the media and texts of the template, and the shots their media. The query may have
+    another field only if the strategy compares it.
     """
     query = fields.query
     if fields.has_prompt:
-        _check_values(fields, template)
+        has_media = bool(query.image or query.media)
+        param, remedy = ("query", "") if has_media else ("query.image", "set query.image or query.media, or ")
+        check_media(has_media, param, template, "the query", remedy=remedy)
     compares = fields.examples is not None and "text" in SPACES.get(fields.examples.strategy, ())
     for name, value in (("question", query.question), ("text", query.text)):
+        if fields.has_prompt and name in template.query_fields and not value:
+            message = f"the template {template.name!r} has {{{name}}}, but the query has none"
+            raise InvalidRequest(message, param=f"query.{name}")
         if value and name not in template.query_fields and not compares:
             raise InvalidRequest(f"the template {template.name!r} has no {{{name}}}", param=f"query.{name}")
     for number, shot in enumerate(fields.shots):
-        if shot.question and "question" not in template.shot_fields:
-            param = f"shots[{number}].question"
-            raise InvalidRequest(f"the template {template.name!r} has no {{question}}", param=param)
-
-
-def _check_values(fields: FewShotFields, template: Template) -> None:
-    """Check that the query has the media and texts of the template, and the request's own shots its media."""
-    query = fields.query
-    has_media = bool(query.image or query.media)
-    param, remedy = ("query", "") if has_media else ("query.image", "set query.image or query.media, or ")
-    check_media(has_media, param, template, "the query", remedy=remedy)
-    for name, value in (("question", query.question), ("text", query.text)):
-        if name in template.query_fields and not value:
-            message = f"the template {template.name!r} has {{{name}}}, but the query has none"
-            raise InvalidRequest(message, param=f"query.{name}")
-    for number, shot in enumerate([] if fields.zero_shot else fields.shots):
         param = f"shots[{number}]"
-        remedy = "set zero_shot, with which no shot has media, or "
-        check_media(bool(shot.image or shot.media), param, template, param, remedy=remedy)
+        if fields.has_prompt and not fields.zero_shot:
+            remedy = "set zero_shot, with which no shot has media, or "
+            check_media(bool(shot.image or shot.media), param, template, param, remedy=remedy)
+        if shot.question and "question" not in template.shot_fields:
+            raise InvalidRequest(f"the template {template.name!r} has no {{question}}", param=f"{param}.question")
 
 
 def _check_number(shots: Sequence[Shot], limit: int) -> None:
