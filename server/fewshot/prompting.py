@@ -71,15 +71,18 @@ class Question:
         form = {} if "shots_attend" in self.fields.model_fields_set else {"shots_attend": attend}
         return replace(self, fields=self.fields.model_copy(update={"examples": examples, **form}))
 
-    def with_each_label(self, num_labels: int) -> Question:
+    def with_each_label(self, num_labels: int | None = None) -> Question:
         """Return the question with a balanced number of examples per label, unless it names a strategy.
 
-        The first examples of a set may all have one label, which the language model would then prefer.
+        The first examples of a set may all have one label, which the language model would then prefer. `num_labels`: those
+        of the candidates, None for the labels of the examples.
         """
         source = self.fields.examples
         is_labelled = self.support_set is not None and are_labelled(self.support_set.examples)
         if source is None or not is_labelled or "strategy" in source.model_fields_set:
             return self
+        if num_labels is None:
+            num_labels = len({example.label for example in self.examples})
         k = min(max(DEFAULT_K, num_labels), MAX_DEFAULT_K, len(self.examples)) if source.k is None else source.k
         if self.fields.zero_shot or k >= len(self.examples):
             return self

@@ -61,5 +61,5 @@ async def create_fewshot_completion(request: Request, services: GivenServices, r
 
 async def _assemble(fields: FewShotCompletionRequest, services: Services) -> AssembledPrompt:
     question = await read_question(fields, services.model, services.shots)
-    question = question.with_each_label(len({example.label for example in question.examples}))
+    question = question.with_each_label()
     return await assemble(question, services.model, services.shots, room=fields.max_tokens)
