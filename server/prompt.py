@@ -132,7 +132,6 @@ def encode_segments(
     # before texts are joined: they may be long and share memory
     texts = [segment.text for segment in segments if isinstance(segment, Text)]
     check_texts(texts, model, param)
-    check_beginnings(texts, model, param)
     if joins_texts:
         segments = join_texts(segments)
     try:
@@ -142,43 +141,36 @@ def encode_segments(
     return PreparedPrompt(encoded, {digest: media[digest] for digest in encoded.media}, segments, param)
 
 
-def check_texts(texts: Iterable[str], model: ServedModel, param: str) -> None:
-    """Check texts before tokenization: they have few enough bytes to fit the model, and are no data URLs.
+def check_texts(texts: Sequence[str], model: ServedModel, param: str) -> None:
+    """Check texts before tokenization: they are no data URLs, and together they may fit the model.
 
+    They have few enough bytes, and the beginnings of long ones few enough tokens: to encode all of them takes a second. A
+    text may be cut within a word, and texts may be joined, so beginnings may have tokens that the prompt does not have.
     Raises `ContextLengthExceeded` or `InvalidRequest`.
     """
-    num_bytes, limit = 0, model.max_model_len * model.tokenizer.max_token_bytes
+    num_bytes, max_bytes = 0, model.max_model_len * model.tokenizer.max_token_bytes
     for text in texts:
         if DATA_URL.match(text):
             raise InvalidRequest("this text is a data URL: send an image or a video as a part of its own", param=param)
         num_bytes += len(text.encode(errors="replace"))
-        if num_bytes > limit:
+        if num_bytes > max_bytes:
             message = (
                 f"the text has at least {num_bytes} bytes, more than the model's {model.max_model_len} tokens can hold"
             )
             raise ContextLengthExceeded(message, param=param)
-
-
-def check_beginnings(texts: Sequence[str], model: ServedModel, param: str) -> None:
-    """Check that the beginnings of long texts together may fit the model: to encode all of them takes a second.
-
-    A text may be cut within a word, and texts may be joined, so beginnings may have tokens that the prompt does not have.
-    Raises `ContextLengthExceeded`.
-    """
-    most, limit, num_tokens = CHARACTERS_PER_TOKEN * model.max_model_len, 2 * model.max_model_len, 0
+    most, num_tokens, max_tokens = CHARACTERS_PER_TOKEN * model.max_model_len, 0, 2 * model.max_model_len
     if sum(map(len, texts)) <= most:
         return
     for text in texts:
         num_tokens += len(model.tokenizer.encode_plain(text[:most]))
-        if num_tokens > limit:
-            message = f"the text has more than {limit} tokens, the model's limit is {model.max_model_len}"
+        if num_tokens > max_tokens:
+            message = f"the text has more than {max_tokens} tokens, the model's limit is {model.max_model_len}"
             raise ContextLengthExceeded(message, param=param)
 
 
 def encode_text(text: str, model: ServedModel, param: str) -> list[int]:
     """Return the ids of a text without markers. Raises `ContextLengthExceeded` for one that cannot fit the model."""
     check_texts([text], model, param)
-    check_beginnings([text], model, param)
     return model.tokenizer.encode_plain(text)
 
 

@@ -29,7 +29,6 @@ from server.api.sse import unless_disconnected
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedParameter
 from server.prompt import (
     PreparedPrompt,
-    check_beginnings,
     check_length,
     check_texts,
     check_token_ids,
@@ -110,7 +109,6 @@ def _token_texts(token_ids: list[int], model: ServedModel) -> list[str]:
 def _encode_alone(text: str, model: ServedModel) -> EncodedPrompt:
     """Encode a text without markers. Raises `InvalidRequest`."""
     check_texts([text], model, "prompt")
-    check_beginnings([text], model, "prompt")
     ids = model.tokenizer.encode_alone(text)
     return EncodedPrompt(token_ids=ids, media_index=[-1] * len(ids), media=[])
 
