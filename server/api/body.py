@@ -111,49 +111,16 @@ def content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def stream_body(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:
+async def stream_body(request: Request, settings: Settings, *, is_import: bool = False) -> AsyncGenerator[bytes, None]:
     """Yield the body in pieces, within the limits of size and time; after the last piece, the request waits in the queue.
 
-    Raises `BodyTooLarge`, `BodyTimeout` and what `Ticket.wait` raises.
+    A large body pauses for other requests. An import has a larger limit of size, and a longer one of time in proportion; it
+    is not held in memory, and does not wait here. Raises `BodyTooLarge`, `BodyTimeout` and what `Ticket.wait` raises.
     """
-    ticket: Ticket = request.state.ticket
-    async with aclosing(_pieces(request, settings.max_body_bytes, settings.body_timeout)) as pieces:
-        async for piece in pieces:
-            ticket.hold(len(piece))
-            yield piece
-    ticket.wait()
-
-
-async def spool_body(request: Request, settings: Settings, file: BinaryIO) -> str:
-    """Write the body of an import to a file, wait in the queue, and return the body's SHA-256.
-
-    Its time limit is longer than that of other bodies in proportion to its size limit. Raises what `stream_body` raises,
-    and `OSError`.
-    """
-    ticket: Ticket = request.state.ticket
-    limit, digest, unwritten = settings.max_import_bytes, hashlib.sha256(), bytearray()
-
-    def write(data: bytes) -> None:
-        digest.update(data)
-        file.write(data)
-
-    seconds = settings.body_timeout * max(limit / settings.max_body_bytes, 1)
-    async with aclosing(_pieces(request, limit, seconds)) as pieces:
-        async for piece in pieces:
-            unwritten += piece
-            if len(unwritten) >= WRITE_BYTES:
-                await asyncio.to_thread(write, bytes(unwritten))
-                unwritten.clear()
-    await asyncio.to_thread(write, bytes(unwritten))
-    await asyncio.to_thread(file.flush)
-    ticket.wait()
-    return digest.hexdigest()
-
-
-async def _pieces(request: Request, limit: int, seconds: float) -> AsyncGenerator[bytes, None]:
-    """Yield the body in pieces; a large body pauses for other requests. Raises `BodyTooLarge` and `BodyTimeout`."""
     ticket: Ticket = request.state.ticket
     quota: Quota | None = request.state.caller.quota
+    limit = settings.max_import_bytes if is_import else settings.max_body_bytes
+    seconds = settings.body_timeout * max(limit / settings.max_body_bytes, 1)
     size, received = int(request.headers.get("content-length", 0)), 0
     stream, deadline = request.stream(), asyncio.get_running_loop().time() + seconds
     while size <= limit:
@@ -163,9 +130,13 @@ async def _pieces(request: Request, limit: int, seconds: float) -> AsyncGenerato
         except TimeoutError:
             raise BodyTimeout(f"the body did not arrive within {seconds:g} seconds") from None
         if not piece:  # the end of the body
+            if not is_import:
+                ticket.wait()
             return
         if quota is not None:
             quota.count("bytes", len(piece))
+        if not is_import:
+            ticket.hold(len(piece))
         yield piece
         received += len(piece)
         size = max(size, received)
@@ -173,3 +144,27 @@ async def _pieces(request: Request, limit: int, seconds: float) -> AsyncGenerato
             await asyncio.sleep(pause)
             deadline += pause
     raise BodyTooLarge(f"the body has {size} bytes or more, the limit is {limit}")
+
+
+async def spool_body(request: Request, settings: Settings, file: BinaryIO) -> str:
+    """Write the body of an import to a file, wait in the queue, and return the body's SHA-256.
+
+    Raises what `stream_body` raises, and `OSError`.
+    """
+    ticket: Ticket = request.state.ticket
+    digest, unwritten = hashlib.sha256(), bytearray()
+
+    def write(data: bytes) -> None:
+        digest.update(data)
+        file.write(data)
+
+    async with aclosing(stream_body(request, settings, is_import=True)) as pieces:
+        async for piece in pieces:
+            unwritten += piece
+            if len(unwritten) >= WRITE_BYTES:
+                await asyncio.to_thread(write, bytes(unwritten))
+                unwritten.clear()
+    await asyncio.to_thread(write, bytes(unwritten))
+    await asyncio.to_thread(file.flush)
+    ticket.wait()
+    return digest.hexdigest()
