@@ -15,7 +15,7 @@ from server.media.names import MediaNames
 from server.media.pool import DecodePool
 from server.media.source import EncodedMedia, Kind, kind_of, read_data_url, too_large_together
 from server.media.store import MediaStore, not_found
-from server.schemas.prompt import ImageIdPart, ImageUrlPart, MediaPartOrUrl, MediaUrl, VideoIdPart, VideoUrlPart
+from server.schemas.prompt import ImageIdPart, ImageUrlPart, MediaPartOrUrl, VideoIdPart, VideoUrlPart
 from server.settings import Settings
 
 # what a field may have instead of a data URL
@@ -56,17 +56,22 @@ class Intake:
         `param` is its path in the request, which errors name.
         """
         match part:
-            case ImageUrlPart():
-                return await self._read_sent(part.image_url, part.uuid, "image", param)
-            case VideoUrlPart():
-                return await self._read_sent(part.video_url, part.uuid, "video", param)
-            case ImageIdPart():
-                return await self._find(part.image_id, "image", f"{param}.image_id")
-            case VideoIdPart():
-                return await self._find(part.video_id, "video", f"{param}.video_id")
+            case ImageUrlPart(image_url=data) | VideoUrlPart(video_url=data):
+                kind: Kind = "image" if part.type == "image_url" else "video"
+                if data is None:
+                    assert part.uuid is not None  # a part has one of the two
+                    return self._names.find(part.uuid, kind, f"{param}.uuid", self.store.tenant)
+                media = await self.read_url(data.url, kind, f"{param}.{part.type}.url")
+                if part.uuid is not None:
+                    await self._names.keep(part.uuid, media, f"{param}.uuid", self.store.tenant)
+                return media
+            case ImageIdPart(image_id=media_id) | VideoIdPart(video_id=media_id):
+                kind = "image" if part.type == "image_id" else "video"
+                return await self._find(media_id, kind, f"{param}.{part.type}")
+            case str() if known := kind_of(part):
+                return await self._find(part, known, param)
             case str():
-                kind = kind_of(part)
-                return await (self._find(part, kind, param) if kind else self.read_url(part, "image", param, BY_ID))
+                return await self.read_url(part, "image", param, BY_ID)
 
     async def read_all(
         self, parts: Mapping[str, MediaPartOrUrl], param: str, *, remedy: str = ""
@@ -78,7 +83,12 @@ class Intake:
         """
         if len(parts) > self.settings.max_media_per_request:
             raise self._too_many(len(parts), param, remedy)
-        named = {path: part for path, part in parts.items() if _is_name(part)}
+        named = {
+            path: part
+            for path, part in parts.items()
+            # the field with the data has the name of the type
+            if isinstance(part, ImageUrlPart | VideoUrlPart) and getattr(part, part.type) is None
+        }
         read = await self._read_concurrently({path: part for path, part in parts.items() if path not in named})
         # an earlier part of the same request may define the name
         read |= {path: await self.read(part, path) for path, part in named.items()}
@@ -98,16 +108,6 @@ class Intake:
             for task in tasks.values():
                 task.cancel()
             await asyncio.gather(*tasks.values(), return_exceptions=True)
-
-    async def _read_sent(self, data: MediaUrl | None, name: str | None, kind: Kind, param: str) -> EncodedMedia:
-        """Read media with data in this request (and a name, if they have one), or media that were named before."""
-        if data is None:
-            assert name is not None  # a part has one of the two
-            return self._names.find(name, kind, f"{param}.uuid", self.store.tenant)
-        media = await self.read_url(data.url, kind, f"{param}.{kind}_url.url")
-        if name is not None:
-            await self._names.keep(name, media, f"{param}.uuid", self.store.tenant)
-        return media
 
     async def find_all(self, media_ids: Collection[str], param: str) -> list[EncodedMedia]:
         """Find stored media of a prompt. Raises `InvalidRequest` and `MediaNotFound`.
@@ -146,10 +146,3 @@ class Intake:
     def _too_many(self, number: int, param: str, remedy: str) -> InvalidRequest:
         message = f"{number} images and videos in one request, the limit is {self.settings.max_media_per_request}"
         return InvalidRequest(f"{message}: {remedy}" if remedy else message, param=param)
-
-
-def _is_name(part: MediaPartOrUrl) -> bool:
-    """Return whether a part has only a name, of media that were sent before."""
-    return (isinstance(part, ImageUrlPart) and part.image_url is None) or (
-        isinstance(part, VideoUrlPart) and part.video_url is None
-    )
