@@ -50,15 +50,15 @@ class PreparedPrompt:
     def num_tokens(self) -> int:
         return len(self.encoded.token_ids)
 
-    def with_shots(self, attend: ShotsAttend, model: ServedModel) -> PreparedPrompt:
-        """Return the prompt with this attention of shots. Raises `UnsupportedParameter` if the model has no such form."""
-        check_shots_attend(attend, model)
-        return replace(self, encoded=replace(self.encoded, shots_attend=attend))
+    def alone(self, model: ServedModel) -> PreparedPrompt:
+        """Return the prompt with shots that attend alone. Raises `UnsupportedParameter` if the model has no such form."""
+        check_may_attend_alone(model)
+        return replace(self, encoded=replace(self.encoded, shots_attend="alone"))
 
 
-def check_shots_attend(attend: ShotsAttend, model: ServedModel) -> None:
-    """Check that the model supports this attention of shots. Raises `UnsupportedParameter`."""
-    if attend == "alone" and model.config.gated.attends != "last":
+def check_may_attend_alone(model: ServedModel) -> None:
+    """Check that the shots of the model's prompts may attend alone. Raises `UnsupportedParameter`."""
+    if model.config.gated.attends != "last":
         message = "shots cannot attend alone: the text of this model reads the media of all shots before it"
         raise UnsupportedParameter(message, param="shots_attend")
 
@@ -68,13 +68,17 @@ def order_matters(attend: ShotsAttend, model: ServedModel) -> bool:
     return attend == "previous" or model.config.language_model.alone_positions == "in_a_row"
 
 
-async def prepare_prompt(prompt: Prompt, model: ServedModel, intake: Intake) -> PreparedPrompt:
+async def prepare_prompt(
+    prompt: Prompt, model: ServedModel, intake: Intake, attend: ShotsAttend = "previous"
+) -> PreparedPrompt:
     """Prepare the prompt of a request. Raises `InvalidRequest` or `MediaNotFound`, which name the invalid part."""
-    (prepared,) = await prepare_prompts(prompt, model, intake)
+    (prepared,) = await prepare_prompts(prompt, model, intake, attend)
     return prepared
 
 
-async def prepare_prompts(value: Prompts, model: ServedModel, intake: Intake) -> list[PreparedPrompt]:
+async def prepare_prompts(
+    value: Prompts, model: ServedModel, intake: Intake, attend: ShotsAttend = "previous"
+) -> list[PreparedPrompt]:
     """Prepare the field `prompt` of a request; the limits of media apply to all its prompts together."""
     if prompt_form(value) == "<list of prompts>":
         prompts = {f"prompt[{index}]": prompt for index, prompt in enumerate(cast(list[Prompt], value))}
@@ -88,7 +92,8 @@ async def prepare_prompts(value: Prompts, model: ServedModel, intake: Intake) ->
         if isinstance(part, MediaPart)
     }
     media = await intake.read_all(parts, next(iter(prompts)))
-    return [await _prepare(prompt, media, model, param) for param, prompt in prompts.items()]
+    prepared = [await _prepare(prompt, media, model, param) for param, prompt in prompts.items()]
+    return [prompt.alone(model) for prompt in prepared] if attend == "alone" else prepared
 
 
 async def _prepare(prompt: Prompt, media: Mapping[str, EncodedMedia], model: ServedModel, param: str) -> PreparedPrompt:

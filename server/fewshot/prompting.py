@@ -17,7 +17,7 @@ from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
 from server.fewshot.shots import DEFAULT_K, SUPPORT_SET, ShotSource, check_media
 from server.fewshot.templates import InvalidTemplate, Shot, Template, TemplateError, built_in, with_end
 from server.media.source import EncodedMedia
-from server.prompt import PreparedPrompt, check_shots_attend, encode_segments
+from server.prompt import PreparedPrompt, check_may_attend_alone, encode_segments
 from server.schemas.fewshot import (
     MAX_SHOTS,
     SELECTING,
@@ -255,14 +255,16 @@ def write(
         owner = f" (the example {shot.id!r})" if shot.param == SUPPORT_SET else ""
         raise InvalidRequest(f"{error}{owner}", param=shot.param) from None
     prompt = encode_segments(pieces, media, model, query.param, joins_texts=True)
-    if attend == "alone" and shots:
+    if attend == "previous":
+        return prompt
+    if shots:
         _check_alone(shots, template.render(shots[:1], query), template.render([], query), query.param)
-    return prompt.with_shots(attend, model)
+    return prompt.alone(model)
 
 
 def check_alone(examples: Sequence[Example], template: Template, model: ServedModel) -> None:
     """Check that each example can be a shot that attends alone, or a query. Raises `UnsupportedParameter`."""
-    check_shots_attend("alone", model)
+    check_may_attend_alone(model)
     begins = all(text.startswith("{media}") for text in (template.shot, template.beginning))
     if not begins or any(len(example.media) != 1 for example in examples):
         raise UnsupportedParameter(NOT_ALONE, param="shots_attend")

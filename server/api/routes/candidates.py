@@ -127,8 +127,7 @@ async def create_score(request: Request, services: GivenServices, record: GivenR
 
 async def _score(fields: ScoreRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
     model = services.model
-    prompt = await prepare_prompt(fields.prompt, model, services.intake)
-    prompt = prompt.with_shots(fields.shots_attend, model)
+    prompt = await prepare_prompt(fields.prompt, model, services.intake, fields.shots_attend)
     candidate_ids = [
         await model.tokenize(_ids, candidate, index, prompt, model) for index, candidate in enumerate(fields.candidates)
     ]

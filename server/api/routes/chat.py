@@ -34,7 +34,8 @@ async def create_chat_completion(request: Request, services: GivenServices, reco
     _check(fields)
     services = services.with_salt(fields.cache_salt)
     prompt, template = await prepare_chat(fields.messages, fields.template, services.model, services.intake)
-    prompt = prompt.with_shots(fields.shots_attend, services.model)
+    if fields.shots_attend == "alone":
+        prompt = prompt.alone(services.model)
     generations = completion_requests(
         fields.completion(), [prompt], services.model, template=template, form_field=fields.form.field
     )

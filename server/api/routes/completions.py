@@ -29,8 +29,7 @@ async def create_completion(request: Request, services: GivenServices, record: G
     """Continue one or more prompts."""
     fields = await read_request(CompletionRequest, request, services)
     services = services.with_salt(fields.cache_salt)
-    prompts = await prepare_prompts(fields.prompt, services.model, services.intake)
-    prompts = [prompt.with_shots(fields.shots_attend, services.model) for prompt in prompts]
+    prompts = await prepare_prompts(fields.prompt, services.model, services.intake, fields.shots_attend)
     generations = completion_requests(fields, prompts, services.model)
     return await respond(request, services, record, generations, CompletionShape(fields))
 
