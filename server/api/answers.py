@@ -54,14 +54,13 @@ class AnswerStream:
         """Yield pieces of all answers up to the last finish reason. Closed early, it aborts the request."""
         prompt, record, is_admitted = self.generation.prompt, self.record, False
         request = Generate(
-            request_id=record.new_engine_id(),
+            request_id=record.add_prompt(prompt.num_tokens, prompt.encoded.media, prompt.encoded.shots_attend),
             prompt=prompt.encoded,
             sampling=self.generation.sampling,
             priority=record.priority,
             client=record.client,
             arrived=record.arrived,
         )
-        record.add_prompt(prompt.num_tokens, prompt.encoded.media, prompt.encoded.shots_attend)
         async with aclosing(self.client.stream(request, prompt.media)) as events:
             async for event in events:
                 match event:

@@ -166,18 +166,20 @@ async def score_prompts(
 
     Raises the engine's errors. The record stays open for further prompts of the request.
     """
-    num_tokens = sum(map(len, candidate_ids))
-    for prompt in prompts:
-        media, attend = prompt.encoded.media, prompt.encoded.shots_attend
-        record.add_prompt(prompt.num_tokens, media, attend, num_candidate_tokens=num_tokens)
     return await run_concurrently([_score(prompt, candidate_ids, record, client) for prompt in prompts])
 
 
 async def _score(
     prompt: PreparedPrompt, candidate_ids: list[list[int]], record: RequestRecord, client: Client
 ) -> Scored:
+    request_id = record.add_prompt(
+        prompt.num_tokens,
+        prompt.encoded.media,
+        prompt.encoded.shots_attend,
+        num_candidate_tokens=sum(map(len, candidate_ids)),
+    )
     request = Score(
-        request_id=record.new_engine_id(),
+        request_id=request_id,
         prompt=prompt.encoded,
         candidates=candidate_ids,
         priority=record.priority,

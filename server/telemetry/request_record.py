@@ -60,10 +60,6 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         self._first_token: float | None = None
         self._last_token: dict[int, float] = {}
 
-    def new_engine_id(self) -> str:
-        """Return a unique id for an engine request: a client may send the same `request_id` twice."""
-        return f"{self.request_id}-{uuid.uuid4().hex[:8]}"
-
     def add_prompt(
         self,
         num_tokens: int,
@@ -71,10 +67,11 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         shots_attend: ShotsAttend = "previous",
         *,
         num_candidate_tokens: int | None = None,
-    ) -> None:
+    ) -> str:
         """Count a prompt that the engine is about to compute, and its media by digest; note another form.
 
-        `num_candidate_tokens`: those of all candidates that are about to be scored after the prompt.
+        `num_candidate_tokens`: those of all candidates that are about to be scored after the prompt. Returns a unique id
+        for the engine's request: a client may send the same `request_id` twice.
         """
         if num_candidate_tokens is not None:
             for name, number in (("prompts", 1), ("candidate_tokens", num_candidate_tokens)):
@@ -84,6 +81,7 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         self.prompt_tokens += num_tokens
         self.media += len(media)
         self.media_deduplicated += len(media) - len(set(media))
+        return f"{self.request_id}-{uuid.uuid4().hex[:8]}"
 
     def classified(self, method: str) -> None:
         """Count a classification, or the answer to a question of a decision, by the method that was used."""

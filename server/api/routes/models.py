@@ -242,9 +242,13 @@ async def inspect(request: Request, services: GivenServices, record: GivenRecord
 async def _inspect(fields: InspectRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
     model = services.model
     prompt = await prepare_prompt(fields.prompt, model, services.intake)
-    inspection = await model.tokenize(_inspection, fields, prompt, record, model)
-    tokens = inspection.prompt
-    record.add_prompt(len(tokens.token_ids), tokens.media)
+    tokens, token = await model.tokenize(_with_answer, fields, prompt, model)
+    inspection = Inspect(
+        request_id=record.add_prompt(len(tokens.token_ids), tokens.media),
+        prompt=tokens,
+        token=token,
+        layers=list(dict.fromkeys(fields.layers)),
+    )
     with record:
         inspected = await services.client.inspect(inspection, prompt.media)
         record.begun(record.prompt_tokens)
@@ -258,15 +262,15 @@ async def _inspect(fields: InspectRequest, record: RequestRecord, services: Serv
             for token_id, media in zip(tokens.token_ids, tokens.media_index, strict=True)
         ],
         "num_prompt_tokens": prompt.num_tokens,
-        "token": inspection.token,
+        "token": token,
         "gates": [msgspec.structs.asdict(gate) for gate in inspected.gates],
         "attention": [_attention(attention) for attention in inspected.maps],
         "usage": record.usage(),
     }
 
 
-def _inspection(fields: InspectRequest, prompt: PreparedPrompt, record: RequestRecord, model: ServedModel) -> Inspect:
-    """Return the request to the engine. Raises `InvalidRequest`."""
+def _with_answer(fields: InspectRequest, prompt: PreparedPrompt, model: ServedModel) -> tuple[EncodedPrompt, int]:
+    """Return the prompt with its answer, and the position of the token to inspect. Raises `InvalidRequest`."""
     check_texts([fields.answer], model, "answer")
     answer_ids = continuation_ids(prompt.segments, fields.answer, model.tokenizer) if fields.answer else []
     check_length(prompt.num_tokens, len(answer_ids), "the answer", "answer", model.max_model_len)
@@ -280,9 +284,7 @@ def _inspection(fields: InspectRequest, prompt: PreparedPrompt, record: RequestR
         if layer not in gated:
             message = f"layer {layer} does not follow a gated layer; accepted are {', '.join(map(str, gated))}"
             raise InvalidRequest(message, param=f"layers[{index}]")
-    return Inspect(
-        request_id=record.new_engine_id(), prompt=tokens, token=token, layers=list(dict.fromkeys(fields.layers))
-    )
+    return tokens, token
 
 
 def _attention(attention: AttentionMap) -> dict[str, Any]:
