@@ -59,7 +59,7 @@ class Ticket:
     def __init__(self, admission: Admission, client: str) -> None:
         self.client = client
         self._admission = admission
-        self._state: State = "arriving"
+        self.state: State = "left"  # until it is entered
         self.num_bytes = 0
 
     def check(self, *, waits: bool = True) -> None:
@@ -94,14 +94,12 @@ class Ticket:
     def wait(self) -> None:
         """Count the request as waiting: its body is complete. Raises what `check` raises."""
         self.check()
-        self._state = "waiting"
-        self._admission.enter(self.client)
+        self._admission.move(self, "waiting")
 
     def started(self) -> None:
         """Count the request as running: the engine has begun its prompt, or the response is complete."""
-        if self._state == "waiting":
-            self._state = "running"
-            self._admission.begin(self.client)
+        if self.state == "waiting":
+            self._admission.move(self, "running")
 
     def answered(self) -> None:
         """Count the request as sending: it waits only for its client to read the response, which may take for ever.
@@ -109,19 +107,19 @@ class Ticket:
         A refusal is sent after its ticket was released.
         """
         self.started()
-        if self._state != "left":
-            self._admission.send(self._state)
-            self._state = "sending"
+        if self.state != "left":
+            self._admission.move(self, "sending")
 
     def __enter__(self) -> Ticket:
-        self._admission.arrive()
+        self._admission.move(self, "arriving")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._admission.leave(self.client, self.num_bytes, self._state)
-        self._state, self.num_bytes = "left", 0
+        self._admission.bodies.release(self.client, self.num_bytes)
+        self.num_bytes = 0
+        self._admission.move(self, "left")
 
 
 class Admission:
@@ -187,51 +185,33 @@ class Admission:
         """Return the seconds until the current queue is empty, at the rate at which requests have begun lately."""
         return min(max(math.ceil(self.queue.used * self._seconds_per_start), 1), MAX_RETRY_AFTER)
 
-    def arrive(self) -> None:
-        self.num_unfinished += 1
-        self._is_empty.clear()
-
-    def enter(self, client: str) -> None:
-        if not self.queue.used:
-            self._waiting_since = self._clock()
-        self.queue.take(client)
-        self._report()
-
-    def begin(self, client: str) -> None:
+    def move(self, ticket: Ticket, state: State) -> None:
+        """Count the request of a ticket in another state."""
+        before, ticket.state = ticket.state, state
         now = self._clock()
-        interval = now - self._waiting_since
-        self._seconds_per_start += NEWEST * (interval - self._seconds_per_start)
-        self._waiting_since = now
-        self.queue.release(client)
-        self.num_running += 1
-        self._report()
-
-    def send(self, state: State) -> None:
-        self.num_running -= state == "running"
-        self.num_sending += state != "sending"
-        self._report()
-
-    def leave(self, client: str, num_bytes: int, state: State) -> None:
-        self.bodies.release(client, num_bytes)
         if state == "waiting":
-            self.queue.release(client)
-        elif state == "running":
-            self.num_running -= 1
-        elif state == "sending":
-            self.num_sending -= 1
-        self.num_unfinished -= 1
-        if not self.num_unfinished:
+            if not self.queue.used:
+                self._waiting_since = now
+            self.queue.take(ticket.client)
+        elif before == "waiting":
+            self.queue.release(ticket.client)
+        if state == "running":
+            self._seconds_per_start += NEWEST * (now - self._waiting_since - self._seconds_per_start)
+            self._waiting_since = now
+        self.num_running += (state == "running") - (before == "running")
+        self.num_sending += (state == "sending") - (before == "sending")
+        self.num_unfinished += (state == "arriving") - (state == "left")
+        if self.num_unfinished:
+            self._is_empty.clear()
+        else:
             self._is_empty.set()
-        self._report()
-
-    def _report(self) -> None:
         self._metrics.num_requests_waiting.set(self.queue.used)
         self._metrics.num_requests_running.set(self.num_running)
         if self.queue.used or self.num_running:
             self._is_idle.clear()
         elif not self._is_idle.is_set():
             self._is_idle.set()
-            self._idle_since = self._clock()
+            self._idle_since = now
 
     def _quiet_in(self) -> float:
         return self._idle_since + QUIET_SECONDS - self._clock()

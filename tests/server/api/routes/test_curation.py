@@ -174,7 +174,7 @@ class TestDiagnostics:
         metrics = (await http.get("/metrics")).text
         assert 'request_success_total{finished_reason="stop",model_name="tiny"} 1.0' in metrics
         for _ in range(services.settings.max_num_queued):
-            services.admission.enter("another")
+            services.admission.queue.take("another")
         answer = await http.get("/v1/support_sets/pets/diagnostics")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
 
