@@ -117,6 +117,9 @@ async def test_only_the_beginning_of_a_text_that_is_too_long_is_encoded(
         error = (await post(http, prompt="a" * number)).json()["error"]
         assert error["code"] == "context_length_exceeded"
         assert error["message"].startswith(words)
+    for path, field in (("inspect", {"answer": "a" * 5 * limit}), ("score", {"candidates": ["a" * 5 * limit]})):
+        error = (await http.post(f"/v1/{path}", json={"prompt": "a", **field})).json()["error"]
+        assert "the text has more than" in error["message"]
 
 
 async def test_no_more_is_encoded_of_many_texts_than_of_one(
