@@ -155,16 +155,13 @@ class Warming:
         return {status: counts[status] for status in get_args(Status)}
 
     async def warm(
-        self, support_set: SupportSet, requester: str, target: WarmTarget = MEDIA_ONLY, *, wait: bool = False
+        self, support_set: SupportSet, target: WarmTarget = MEDIA_ONLY, *, requester: str | None, wait: bool = False
     ) -> Warmth:
-        """Start warming for a client, unless a running task covers the target, and `wait` for its end.
+        """Start warming, unless a running task covers the target, and `wait` for its end.
 
-        Raises `EngineNotReady`, `Overloaded` and `ClientOverShare`.
+        `requester`: the client, whose task takes a slot; None for the maintenance of support sets. Raises
+        `EngineNotReady`, `Overloaded` and `ClientOverShare`.
         """
-        return await self._warm(support_set, target, requester, wait=wait)
-
-    async def _warm(self, support_set: SupportSet, target: WarmTarget, requester: str | None, *, wait: bool) -> Warmth:
-        """Warm for a client, or without a slot for the maintenance of support sets."""
         if self._client.state != "ready":
             raise EngineNotReady(f"the model is not ready: the engine is {self._client.state}")
         entry = self._entries.get((support_set.id, support_set.version))
@@ -192,7 +189,7 @@ class Warming:
         if entry is not None and entry.is_deadly:
             return entry.warmth
         target = MEDIA_ONLY if entry is None else entry.target
-        return await self._warm(support_set, target, None, wait=True)
+        return await self.warm(support_set, target, requester=None, wait=True)
 
     def shots(self, set_id: str, version: int) -> list[EncodedPrompt]:
         """Return a prompt per shot that attends alone and has been computed in this worker."""

@@ -266,7 +266,7 @@ async def _warm(name: str, fields: WarmRequest, ticket: Ticket, services: Servic
         prompts = await _prompts_to_warm(version, fields, services)
     target = WarmTarget(prompts=tuple(prompts), with_texts="text" in SPACES[fields.strategy])
     ticket.started()  # from now on, it waits for the warming, and not to begin
-    await services.warming.warm(version, ticket.client, target, wait=fields.wait)
+    await services.warming.warm(version, target, requester=ticket.client, wait=fields.wait)
     return version
 
 

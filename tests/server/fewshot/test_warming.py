@@ -237,7 +237,7 @@ async def test_unfinished_requests_to_warm_have_a_limit(
         response = await http.post("/v1/support_sets/colours/warm", json=requests[3])
         assert refusal(response) == (429, "client_over_share", None)
     support_set = await support_sets.get_version("colours")
-    await tasks.warm(support_set, "other", WarmTarget(with_texts=True))
+    await tasks.warm(support_set, WarmTarget(with_texts=True), requester="other")
     with pytest.raises(Overloaded):
         tasks.slots.check("third")
     # what is being warmed needs no slot, and neither does the maintenance of pinned sets
