@@ -38,7 +38,7 @@ from server.fewshot.methods.likeness import (
 from server.fewshot.prompting import Question
 from server.fewshot.recent import Recent
 from server.fewshot.retrieval import Retrieval, Vectors
-from server.fewshot.shots import SUPPORT_SET
+from server.fewshot.shots import place_of
 from server.fewshot.templates import Shot
 from server.schemas.fewshot import ConfidenceFields
 from server.store.records import Example, SupportSet
@@ -339,8 +339,8 @@ def can_compare(examples: Sequence[Example], candidates: Sequence[Candidate]) ->
 def _lack(examples: Sequence[Shot | Example], candidates: Sequence[Candidate]) -> Obstacle | None:
     """Return what examples lack for methods by likeness, None if nothing."""
     if (bare := next((example for example in examples if not example.media), None)) is not None:
-        fault = f"compares media, but {_name(bare)} has none: the method in_context supports examples without media"
-        return Obstacle(fault)
+        _, name = place_of(bare)
+        return Obstacle(f"compares media, but {name} has none: the method in_context supports examples without media")
     answered = set(_answered_candidates(examples, candidates).tolist())
     for index, candidate in enumerate(candidates):
         if index not in answered:
@@ -360,9 +360,5 @@ def _check_answers(question: Question) -> None:
     """Check that each example has an answer: others would be ignored silently. Raises `InvalidRequest`."""
     for example in question.examples:
         if not answer_of(example):
-            message = f"{_name(example)} has neither a label nor a text, so it has no answer"
-            raise InvalidRequest(message, param=example.param if isinstance(example, Shot) else SUPPORT_SET)
-
-
-def _name(example: Shot | Example) -> str:
-    return example.param if isinstance(example, Shot) else f"the example {example.id!r}"
+            path, name = place_of(example)
+            raise InvalidRequest(f"{name} has neither a label nor a text, so it has no answer", param=path)

@@ -24,7 +24,7 @@ from server.fewshot.candidates import Candidate, answer_of
 from server.fewshot.methods import IN_CONTEXT
 from server.fewshot.passages import Passage, read_input, read_instructions
 from server.fewshot.prompting import Question, as_shot, find_template, shots_by_param
-from server.fewshot.shots import SUPPORT_SET, ShotSource
+from server.fewshot.shots import SUPPORT_SET, ShotSource, place_of
 from server.fewshot.templates import LINE_END, Shot, Template
 from server.media.source import EncodedMedia
 from server.schemas.decisions import ChoiceQuestion, DecisionQuestion, DecisionRequest, ScoreQuestion
@@ -225,7 +225,6 @@ def _check_media(question: Question) -> None:
     has_media = bool(question.query.media)
     for example in question.examples:
         if bool(example.media) != has_media:
-            path = example.param if isinstance(example, Shot) else SUPPORT_SET
-            name = path if isinstance(example, Shot) else f"the example {example.id!r}"
+            path, name = place_of(example)
             shows, lacks = ("the input", name) if has_media else (name, "the input")
             raise InvalidRequest(f"{shows} has images, but {lacks} has none", param=path)

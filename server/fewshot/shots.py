@@ -60,6 +60,13 @@ class Selected:
     score: float | None = None
 
 
+def place_of(example: Shot | Example) -> tuple[str, str]:
+    """Return the path in the request of a shot, or of an example of its support set, and the name for a message."""
+    if isinstance(example, Shot):
+        return example.param, example.param
+    return SUPPORT_SET, f"the example {example.id!r}"
+
+
 @dataclass(frozen=True, slots=True)
 class ShotSource:
     """Reads the media of few-shot requests, and takes shots from support sets."""
