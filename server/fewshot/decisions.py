@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from dataclasses import fields as fields_of
 
 from model.prompt import Media, Segment, Text
 from server.errors import InvalidRequest
@@ -177,13 +178,8 @@ def _decision(
 
 def _instructed(question: Question, parsed: ParsedQuestion, media: Sequence[EncodedMedia]) -> Instructed:
     """Return the template of a question: its instructions and, if any is described, its candidates."""
-    template = question.template
     return Instructed(
-        name=template.name,
-        shot=template.shot,
-        query=template.query,
-        separator=template.separator,
-        end=template.end,
+        **{field.name: getattr(question.template, field.name) for field in fields_of(Template)},
         instructions=LINE_END.join([parsed.instructions.text, *_described(parsed)]),
         shows_media=bool(question.query.media),
         leading=tuple(Media(item.digest) for item in media),
