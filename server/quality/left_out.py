@@ -67,9 +67,7 @@ class LabelSums:
 
 def add_up(labelled: Labelled) -> LabelSums:
     """Return the sums of the labels' vectors."""
-    by_label = np.argsort(labelled.labels, kind="stable")
-    starts = np.searchsorted(labelled.labels[by_label], np.arange(labelled.num_labels))
-    sums = np.add.reduceat(labelled.vectors[by_label], starts, dtype=np.float64)
+    sums = labelled.sums()
     lengths = np.einsum("nd,nd->n", labelled.vectors, labelled.vectors, dtype=np.float64)
     squares = np.einsum("cd,cd->c", sums, sums)
     return LabelSums(labelled, labelled.counts(), sums.astype(np.float32), squares, lengths)

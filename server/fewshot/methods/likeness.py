@@ -41,6 +41,12 @@ class Labelled:
         """Return the number of examples per label."""
         return np.bincount(self.labels, minlength=self.num_labels)
 
+    def sums(self) -> Array:
+        """Return the sum of each label's vectors, [C, D]."""
+        by_label = np.argsort(self.labels, kind="stable")
+        starts = np.searchsorted(self.labels[by_label], np.arange(self.num_labels))
+        return np.add.reduceat(self.vectors[by_label], starts, dtype=np.float64)
+
     def compact(self) -> Labelled:
         """Return the vectors with at most as many coordinates as there are vectors; their inner products stay the same."""
         number, width = self.vectors.shape
@@ -82,11 +88,16 @@ def folds(labels: NDArray[np.int64], limit: float = float("inf")) -> NDArray[np.
     answer with that label.
     """
     counts = np.bincount(labels)
-    by_label = np.argsort(labels, kind="stable")
-    turns = np.empty_like(labels)
-    turns[by_label] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     num_folds = int(min(limit, counts.max()))
-    return np.where(counts[labels] == 1, KEPT, turns % num_folds)
+    return np.where(counts[labels] == 1, KEPT, turns(labels) % num_folds)
+
+
+def turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return for each example how many before it have the same label, [N]."""
+    counts, by_label = np.bincount(labels), np.argsort(labels, kind="stable")
+    numbers = np.empty_like(labels)
+    numbers[by_label] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return numbers
 
 
 def left_out_log_probabilities(method: LikenessMethod, labelled: Labelled, max_folds: int = MAX_FOLDS) -> Array:

@@ -17,9 +17,7 @@ class NearestMean:
     """The similarity of a query to the mean direction of each label's examples."""
 
     def fit(self, labelled: Labelled) -> Means:
-        by_label = np.argsort(labelled.labels, kind="stable")
-        starts = np.searchsorted(labelled.labels[by_label], np.arange(labelled.num_labels))
-        sums = np.add.reduceat(labelled.vectors[by_label], starts, dtype=np.float64)
+        sums = labelled.sums()
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)
         return Means(sums / np.maximum(lengths, np.finfo(np.float32).tiny))
 
