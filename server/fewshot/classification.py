@@ -31,6 +31,7 @@ from server.fewshot.templates import Shot
 from server.media.source import EncodedMedia, encoded
 from server.prompt import PreparedPrompt, check_length, continuation_ids, order_matters
 from server.schemas.fewshot import ContentFree, Normalisation, WeighingFields
+from server.schemas.responses.completions import WeighedCandidate
 from server.served_model import ServedModel
 from server.telemetry.request_record import RequestRecord
 from server.wire import Score, Scored
@@ -64,21 +65,6 @@ class ScoringPrompts:
     candidate_ids: list[list[int]]
     num_orders: int
     weighing: WeighingFields
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeighedCandidate:
-    """A candidate's probability, at the temperature of the method, and its log-probability by each of the method's parts.
-
-    `logprob` is the sum over its tokens, averaged over the orders of the shots; None without the language model.
-    """
-
-    label: str
-    text: str
-    logprob: float | None
-    num_tokens: int | None
-    probability: float
-    scores: dict[str, float]
 
 
 def weigh(

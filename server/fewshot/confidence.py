@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from server.fewshot.methods import BLEND, IN_CONTEXT
 from server.fewshot.methods.likeness import Array, log_softmax
+from server.schemas.responses.evaluations import CurvePoint
 
 # The temperatures with the lowest negative log-likelihood on new queries of many small sets, fitted by `python -m
 # evaluation.temperature`. The blend's comes from few images, for which it was 1.3 times that of the nearest mean. The
@@ -42,24 +43,11 @@ ALWAYS, NEVER = 0.0, 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """A threshold, and its effect on left-out examples: the share that is answered, and the accuracy on those.
-
-    `confidence` is the mean probability of those answers.
-    """
-
-    threshold: float
-    coverage: float
-    accuracy: float
-    confidence: float
-
-
-@dataclass(frozen=True, slots=True)
 class Confidence:
     """A temperature, and the curve of left-out examples at this temperature: empty if none could be left out."""
 
     temperature: float
-    curve: tuple[Point, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
     num_left_out: int = 0
 
     def threshold(self, name: str, target: float) -> float:
@@ -108,7 +96,7 @@ def _surprises(logs: Array, truth: NDArray[np.int64], temperatures: Array) -> Ar
     return np.stack([-log_softmax(logs / temperature)[rows, truth] for temperature in temperatures])
 
 
-def curve(probabilities: Array, truth: NDArray[np.int64], max_points: int) -> list[Point]:
+def curve(probabilities: Array, truth: NDArray[np.int64], max_points: int) -> list[CurvePoint]:
     """Return up to `max_points` points of growing coverage for probabilities [N, C]; the last point answers everything.
 
     Examples with equal confidence are answered together.
@@ -123,12 +111,12 @@ def curve(probabilities: Array, truth: NDArray[np.int64], max_points: int) -> li
     thresholds = np.append(np.nextafter(confidence[ends[:-1]], ALWAYS), ALWAYS)
     accuracy, mean = (np.cumsum(values) / counts for values in (is_correct, confidence))
     return [
-        Point(float(threshold), float(counts[end] / len(order)), float(accuracy[end]), float(mean[end]))
+        CurvePoint(float(threshold), float(counts[end] / len(order)), float(accuracy[end]), float(mean[end]))
         for threshold, end in zip(thresholds, ends, strict=True)
     ]
 
 
-def threshold_of_accuracy(points: Sequence[Point], target: float) -> float:
+def threshold_of_accuracy(points: Sequence[CurvePoint], target: float) -> float:
     """Return the lowest threshold above which answers are accurate enough, by two estimates; `NEVER` if there is none.
 
     Both the accuracy of the answers and their mean probability must reach the target. The first is coarse if few examples
@@ -138,7 +126,7 @@ def threshold_of_accuracy(points: Sequence[Point], target: float) -> float:
     return min(accurate, default=NEVER)
 
 
-def threshold_of_coverage(points: Sequence[Point], target: float, num_left_out: int) -> float:
+def threshold_of_coverage(points: Sequence[CurvePoint], target: float, num_left_out: int) -> float:
     """Return the highest threshold that new queries are expected to exceed in at least the target share.
 
     The confidence of a query that is like the examples exceeds that of k of N of them with the probability k / (N + 1).

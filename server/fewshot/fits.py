@@ -15,8 +15,9 @@ from safetensors.numpy import load, save
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from server.fewshot.confidence import Confidence, Point
+from server.fewshot.confidence import Confidence
 from server.fewshot.methods.likeness import Array
+from server.schemas.responses.evaluations import CurvePoint
 from server.store.database import Database
 from server.store.records import FitRow, VersionRow
 
@@ -113,5 +114,5 @@ def _from_bytes(data: bytes) -> Fit:
 
 def _left_out(arrays: Mapping[str, NDArray[np.generic]]) -> LeftOut:
     is_correct = arrays[IS_CORRECT].astype(np.bool_)
-    points = tuple(Point(*point) for point in arrays[CURVE].tolist())
+    points = tuple(CurvePoint(*point) for point in arrays[CURVE].tolist())
     return LeftOut(is_correct, Confidence(float(arrays[TEMPERATURE].item()), points, len(is_correct)))

@@ -25,6 +25,13 @@ from server.quality.left_out import (
     leave_each_out,
 )
 from server.quality.shapley import shapley_values
+from server.schemas.responses.curation import (
+    ConflictingPair,
+    ConfusedPair,
+    HarmfulExample,
+    MislabelledExample,
+    RedundantExample,
+)
 from server.store.records import Example
 
 # Near duplicates differ by at most this part of the difference, one minus the similarity, of two examples on average:
@@ -63,55 +70,6 @@ def read_labelled(examples: Sequence[Example]) -> LabelledExamples:
 
 
 @dataclass(frozen=True, slots=True)
-class Mislabelled:
-    """An example that has another label with confidence; `score` is by how much that label is more probable."""
-
-    id: str
-    label: str
-    looks_like: str
-    score: float
-
-
-@dataclass(frozen=True, slots=True)
-class Harmful:
-    """An example that makes others wrong: `value` is by how many right answers, as their nearest neighbour."""
-
-    id: str
-    label: str
-    value: float
-
-
-@dataclass(frozen=True, slots=True)
-class Redundant:
-    """An example that is a near duplicate of one with the same label, which is kept."""
-
-    id: str
-    label: str
-    duplicate_of: str
-    similarity: float
-    same_media: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Conflicting:
-    """Two near duplicates with different labels."""
-
-    ids: tuple[str, str]
-    labels: tuple[str, str]
-    similarity: float
-    same_media: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Confused:
-    """Two labels, and how many examples of either are most like the other label."""
-
-    labels: tuple[str, str]
-    count: int
-    counts: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
 class Diagnosis:
     """The findings on a version, each list with the most important first."""
 
@@ -123,11 +81,11 @@ class Diagnosis:
     num_judged: int
     num_right: int
     duplicate_similarity: float
-    mislabelled: list[Mislabelled]
-    harmful: list[Harmful]
-    redundant: list[Redundant]
-    conflicting: list[Conflicting]
-    confused: list[Confused]
+    mislabelled: list[MislabelledExample]
+    harmful: list[HarmfulExample]
+    redundant: list[RedundantExample]
+    conflicting: list[ConflictingPair]
+    confused: list[ConfusedPair]
 
     @property
     def num_bytes(self) -> int:
@@ -171,11 +129,11 @@ def duplicate_similarity(sums: LabelSums) -> float:
     return min(max(1 - NEAR * (1 - mean), MIN_SIMILARITY), MAX_SIMILARITY)
 
 
-def _mislabelled(labelled: LabelledExamples, sums: LabelSums, left_out: LeftOutScores) -> list[Mislabelled]:
+def _mislabelled(labelled: LabelledExamples, sums: LabelSums, left_out: LeftOutScores) -> list[MislabelledExample]:
     confident, margins = confident_labels(sums, left_out)
     (rows,) = np.nonzero(confident != labelled.indices)
     entries = [
-        Mislabelled(
+        MislabelledExample(
             labelled.examples[row].id, _label(labelled, row), labelled.names[confident[row]], float(margins[row])
         )
         for row in rows.tolist()
@@ -183,23 +141,25 @@ def _mislabelled(labelled: LabelledExamples, sums: LabelSums, left_out: LeftOutS
     return sorted(entries, key=lambda entry: -entry.score)
 
 
-def _harmful(labelled: LabelledExamples, sums: LabelSums, values: Array) -> list[Harmful]:
+def _harmful(labelled: LabelledExamples, sums: LabelSums, values: Array) -> list[HarmfulExample]:
     (rows,) = np.nonzero((values < 0) & sums.has_others)
-    entries = [Harmful(labelled.examples[row].id, _label(labelled, row), float(values[row])) for row in rows.tolist()]
+    entries = [
+        HarmfulExample(labelled.examples[row].id, _label(labelled, row), float(values[row])) for row in rows.tolist()
+    ]
     return sorted(entries, key=lambda entry: entry.value)
 
 
-def _confused(labelled: LabelledExamples, sums: LabelSums, left_out: LeftOutScores) -> list[Confused]:
+def _confused(labelled: LabelledExamples, sums: LabelSums, left_out: LeftOutScores) -> list[ConfusedPair]:
     (rows,) = np.nonzero(sums.has_others & (left_out.truth < left_out.best))
     counts = Counter(zip(labelled.indices[rows].tolist(), left_out.other[rows].tolist(), strict=True))
     entries = []
     for first, second in dict.fromkeys((min(pair), max(pair)) for pair in counts):
-        numbers = counts[first, second], counts[second, first]
-        entries.append(Confused((labelled.names[first], labelled.names[second]), sum(numbers), numbers))
+        numbers = [counts[first, second], counts[second, first]]
+        entries.append(ConfusedPair([labelled.names[first], labelled.names[second]], sum(numbers), numbers))
     return sorted(entries, key=lambda entry: -entry.count)
 
 
-def _most_similar_first(entry: Redundant | Conflicting) -> tuple[bool, float]:
+def _most_similar_first(entry: RedundantExample | ConflictingPair) -> tuple[bool, float]:
     return not entry.same_media, -entry.similarity
 
 
@@ -217,8 +177,8 @@ class Duplicates:
 
     labelled: LabelledExamples
     min_similarity: float
-    redundant: list[Redundant] = field(default_factory=list)
-    conflicting: list[Conflicting] = field(default_factory=list)
+    redundant: list[RedundantExample] = field(default_factory=list)
+    conflicting: list[ConflictingPair] = field(default_factory=list)
     is_kept: NDArray[np.bool_] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -237,15 +197,15 @@ class Duplicates:
         if len(duplicates):
             self.is_kept[row] = False
             kept = int(duplicates[similarities[duplicates].argmax()])
-            entry = Redundant(
+            entry = RedundantExample(
                 self._id(row), _label(self.labelled, row), self._id(kept), *self._compare(row, kept, similarities)
             )
             self.redundant.append(entry)
         if len(rivals):
             rival = int(rivals[similarities[rivals].argmax()])
-            labels = _label(self.labelled, rival), _label(self.labelled, row)
-            ids = self._id(rival), self._id(row)
-            self.conflicting.append(Conflicting(ids, labels, *self._compare(row, rival, similarities)))
+            labels = [_label(self.labelled, rival), _label(self.labelled, row)]
+            ids = [self._id(rival), self._id(row)]
+            self.conflicting.append(ConflictingPair(ids, labels, *self._compare(row, rival, similarities)))
 
     def _compare(self, row: int, other: int, similarities: Vectors) -> tuple[float, bool]:
         examples = self.labelled.examples

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from server.schemas.responses.evaluations import Bin
+
 Array = NDArray[np.float64]
 
 # two-sided 95% of the normal distribution
@@ -35,17 +37,6 @@ def standard_error(num_correct: float, total: int) -> float:
     """Return the standard error of a proportion, from its interval: never zero, even if all are correct."""
     low, high = wilson(num_correct, total)
     return (high - low) / (2 * Z)
-
-
-@dataclass(frozen=True, slots=True)
-class Bin:
-    """The predictions whose confidence lies in [low, high), or [low, high] in the last bin."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float | None
-    accuracy: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from model.prompt import ShotsAttend
-from server.fewshot.confidence import Confidence, Point
+from server.fewshot.confidence import Confidence
 from server.fewshot.methods import IN_CONTEXT, METHODS
 from server.fewshot.recent import Recent
 from server.quality.evaluation_store import Evaluation, Evaluations
 from server.quality.recommendation import baseline, recommend, summarise
 from server.schemas.fewshot import SELECTING, ClassifyRequest, ExamplesFields, Method, WeighingFields
+from server.schemas.responses.evaluations import CurvePoint
 from server.store.records import SupportSet
 
 # the template of evaluations whose prompts are recommended: that of a request which says nothing of its own
@@ -122,7 +123,7 @@ def _read(evaluation: Evaluation) -> Recommended | None:
     confidence = Confidence(row["temperature"])
     if not unjudged_labels(evaluation):
         confidence = replace(
-            confidence, curve=tuple(Point(**point) for point in row["curve"]), num_left_out=row["queries"]
+            confidence, curve=tuple(CurvePoint(**point) for point in row["curve"]), num_left_out=row["queries"]
         )
     return Recommended(method, examples, labels, confidence, attend)
 

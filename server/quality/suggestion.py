@@ -15,16 +15,11 @@ import numpy as np
 
 from server.fewshot.methods.likeness import Array, Vectors
 from server.quality.left_out import blocks
+from server.schemas.responses.curation import LabelProbability
 
 # what an image counts whose label is certain; one between two labels counts 1. On photographs, 0.5 to 1 did as well
 CERTAIN = 0.75
 NUM_LABELS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class LabelProbability:
-    label: str
-    probability: float
 
 
 @dataclass(frozen=True, slots=True)

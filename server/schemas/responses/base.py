@@ -5,6 +5,7 @@ Responses are documented and tested with these schemas, and are not validated ag
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,6 +19,13 @@ Absent = SkipJsonSchema[None]
 
 class ResponseSchema(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseRecord:
+    """A part of a response that the server also computes with: it is small, and is not validated."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
 
 class ListSchema(ResponseSchema):

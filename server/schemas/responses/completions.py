@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from server.schemas.fewshot import Calibration, Method, Normalisation
-from server.schemas.responses.base import Absent, ResponseSchema, Usage
+from server.schemas.responses.base import Absent, ResponseRecord, ResponseSchema, Usage
 from server.wire import FinishReason
 
 
@@ -181,15 +182,23 @@ class ChatCompletionChunk(ResponseSchema):
     usage: Usage | None = Field(None, description="The usage, if `stream_options` requests it for this chunk.")
 
 
-class WeighedCandidate(ResponseSchema):
+@dataclass(frozen=True, slots=True)
+class WeighedCandidate(ResponseRecord):
     label: str
     text: str
-    logprob: float | None = Field(
-        description="The sum over its tokens, before normalisation and calibration. Null if no prompt was computed."
-    )
+    logprob: Annotated[
+        float | None,
+        Field(
+            description="The sum over its tokens, before normalisation and calibration. Null if no prompt was computed."
+        ),
+    ]
     num_tokens: int | None
-    probability: float = Field(description="The softmax of the sum of its `scores`, divided by the temperature.")
-    scores: dict[str, float] = Field(description="Its log-probability in each part of the method; a `blend` has two.")
+    probability: Annotated[
+        float, Field(description="The softmax of the sum of its `scores`, divided by the temperature.")
+    ]
+    scores: Annotated[
+        dict[str, float], Field(description="Its log-probability in each part of the method; a `blend` has two.")
+    ]
 
 
 class ClassificationReport(FewShotReport):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from server.schemas.fewshot import Method
-from server.schemas.responses.base import ListSchema, ResponseSchema
+from server.schemas.responses.base import ListSchema, ResponseRecord, ResponseSchema
 from server.schemas.responses.evaluations import Interval
 
 Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
@@ -32,11 +33,12 @@ class SingleLabels(ResponseSchema):
     data: list[str]
 
 
-class MislabelledExample(ResponseSchema):
+@dataclass(frozen=True, slots=True)
+class MislabelledExample(ResponseRecord):
     id: str
     label: str
-    looks_like: str = Field(description="A more probable label.")
-    score: float = Field(description="The difference of the probabilities of the two labels, 0 to 1.")
+    looks_like: Annotated[str, Field(description="A more probable label.")]
+    score: Annotated[float, Field(description="The difference of the probabilities of the two labels, 0 to 1.")]
 
 
 class MislabelledExamples(ResponseSchema):
@@ -46,10 +48,13 @@ class MislabelledExamples(ResponseSchema):
     data: list[MislabelledExample]
 
 
-class HarmfulExample(ResponseSchema):
+@dataclass(frozen=True, slots=True)
+class HarmfulExample(ResponseRecord):
     id: str
     label: str
-    value: float = Field(description="Its Shapley value: the contribution to the number of correct answers, below 0.")
+    value: Annotated[
+        float, Field(description="Its Shapley value: the contribution to the number of correct answers, below 0.")
+    ]
 
 
 class HarmfulExamples(ResponseSchema):
@@ -59,10 +64,13 @@ class HarmfulExamples(ResponseSchema):
     data: list[HarmfulExample]
 
 
-class RedundantExample(ResponseSchema):
+@dataclass(frozen=True, slots=True)
+class RedundantExample(ResponseRecord):
     id: str
     label: str
-    duplicate_of: str = Field(description="The id of an earlier example with the same label. It is not in the list.")
+    duplicate_of: Annotated[
+        str, Field(description="The id of an earlier example with the same label. It is not in the list.")
+    ]
     similarity: float
     same_media: bool
 
@@ -74,7 +82,8 @@ class RedundantExamples(ResponseSchema):
     data: list[RedundantExample]
 
 
-class ConflictingPair(ResponseSchema):
+@dataclass(frozen=True, slots=True)
+class ConflictingPair(ResponseRecord):
     ids: Pair
     labels: Pair
     similarity: float
@@ -88,12 +97,18 @@ class ConflictingPairs(ResponseSchema):
     data: list[ConflictingPair]
 
 
-class ConfusedPair(ResponseSchema):
+@dataclass(frozen=True, slots=True)
+class ConfusedPair(ResponseRecord):
     labels: Pair
     count: int
-    counts: Annotated[list[int], Field(min_length=2, max_length=2)] = Field(
-        description="The number of examples of the first label that are most similar to the second, and the reverse."
-    )
+    counts: Annotated[
+        list[int],
+        Field(
+            min_length=2,
+            max_length=2,
+            description="The number of examples of the first label that are most similar to the second, and the reverse.",
+        ),
+    ]
 
 
 class ConfusedPairs(ResponseSchema):
@@ -123,7 +138,8 @@ class Diagnostics(ResponseSchema):
     confused: ConfusedPairs
 
 
-class LabelProbability(ResponseSchema):
+@dataclass(frozen=True, slots=True)
+class LabelProbability(ResponseRecord):
     label: str
     probability: float
 

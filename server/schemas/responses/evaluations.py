@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -17,7 +18,7 @@ from server.schemas.fewshot import (
     Strategy,
     TemplateChoice,
 )
-from server.schemas.responses.base import Absent, PageSchema, ResponseSchema
+from server.schemas.responses.base import Absent, PageSchema, ResponseRecord, ResponseSchema
 from server.schemas.stored import Control
 
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
@@ -64,7 +65,8 @@ class Baseline(ResponseSchema):
     accuracy: float
 
 
-class Bin(ResponseSchema):
+@dataclass(frozen=True, slots=True)
+class Bin(ResponseRecord):
     """The answers whose confidence is at least `low` and less than `high`."""
 
     low: float
@@ -89,13 +91,14 @@ class Latency(ResponseSchema):
     p90_seconds: float | None
 
 
-class CurvePoint(ResponseSchema):
+@dataclass(frozen=True, slots=True)
+class CurvePoint(ResponseRecord):
     """The left-out examples whose confidence exceeds `threshold`: their share of all examples, and their accuracy."""
 
     threshold: float
     coverage: float
     accuracy: float
-    confidence: float = Field(description="The mean confidence of these examples.")
+    confidence: Annotated[float, Field(description="The mean confidence of these examples.")]
 
 
 Curve = Annotated[

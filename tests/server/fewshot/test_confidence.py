@@ -10,7 +10,6 @@ from server.fewshot.confidence import (
     DEFAULT_TEMPERATURES,
     MAX_FITTED,
     NEVER,
-    Point,
     curve,
     fit_confidence,
     fit_temperatures,
@@ -19,6 +18,7 @@ from server.fewshot.confidence import (
     threshold_of_coverage,
 )
 from server.fewshot.methods.likeness import Array, log_softmax
+from server.schemas.responses.evaluations import CurvePoint
 
 METHOD = "nearest_mean"
 DEFAULT = DEFAULT_TEMPERATURES[METHOD]
@@ -122,7 +122,7 @@ def test_the_threshold_of_a_coverage_is_the_highest_that_new_queries_exceed_as_o
 
 def test_answers_with_a_probability_of_one_are_above_a_threshold() -> None:
     (point,) = curve(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 0]), 20)
-    assert point == Point(ALWAYS, 1.0, 1.0, 1.0)
+    assert point == CurvePoint(ALWAYS, 1.0, 1.0, 1.0)
     first, _ = curve(np.array([[1.0, 0.0], [0.5, 0.5]]), np.array([0, 1]), 20)
     assert first.threshold < 1.0
 

@@ -18,12 +18,13 @@ from sqlalchemy import func, select
 from server.errors import DatabaseUnavailable
 from server.fewshot import comparison as comparison_module
 from server.fewshot.comparison import Comparison
-from server.fewshot.confidence import Confidence, Point
+from server.fewshot.confidence import Confidence
 from server.fewshot.fits import RETENTION_SECONDS, Fit, FitStore, FittedVersion, LeftOut
 from server.fewshot.methods import METHODS, load_method
 from server.fewshot.methods.likeness import Labelled
 from server.fewshot.methods.linear import Linear
 from server.fewshot.methods.nearest import NearestMean, NearestNeighbours
+from server.schemas.responses.evaluations import CurvePoint
 from server.settings import Settings
 from server.store.database import Database
 from server.store.media_references import MediaReferences
@@ -181,7 +182,7 @@ def stored_sets(database: Database, media_references: MediaReferences) -> Suppor
 
 
 LEFT_OUT = LeftOut(
-    np.array([True, False, True]), Confidence(2.3, (Point(0.5, 0.4, 1.0, 0.9), Point(0.0, 1.0, 0.7, 0.8)), 3)
+    np.array([True, False, True]), Confidence(2.3, (CurvePoint(0.5, 0.4, 1.0, 0.9), CurvePoint(0.0, 1.0, 0.7, 0.8)), 3)
 )
 
 
