@@ -26,10 +26,13 @@ class Thresholds(ResponseSchema):
     similarity: float = Field(description="The similarity from which two images count as near duplicates.")
 
 
-class SingleLabels(ResponseSchema):
+class Counted(ResponseSchema):
+    count: int
+
+
+class SingleLabels(Counted):
     """Labels with a single example, which cannot be left out."""
 
-    count: int
     data: list[str]
 
 
@@ -41,10 +44,9 @@ class MislabelledExample(ResponseRecord):
     score: Annotated[float, Field(description="The difference of the probabilities of the two labels, 0 to 1.")]
 
 
-class MislabelledExamples(ResponseSchema):
+class MislabelledExamples(Counted):
     """Examples that probably have a wrong label, the most certain first."""
 
-    count: int
     data: list[MislabelledExample]
 
 
@@ -57,10 +59,9 @@ class HarmfulExample(ResponseRecord):
     ]
 
 
-class HarmfulExamples(ResponseSchema):
+class HarmfulExamples(Counted):
     """Examples that make the classification of others wrong, the worst first."""
 
-    count: int
     data: list[HarmfulExample]
 
 
@@ -75,10 +76,9 @@ class RedundantExample(ResponseRecord):
     same_media: bool
 
 
-class RedundantExamples(ResponseSchema):
+class RedundantExamples(Counted):
     """Near duplicates with the same label, the most similar first."""
 
-    count: int
     data: list[RedundantExample]
 
 
@@ -90,10 +90,9 @@ class ConflictingPair(ResponseRecord):
     same_media: bool
 
 
-class ConflictingPairs(ResponseSchema):
+class ConflictingPairs(Counted):
     """Near duplicates with different labels, the most similar first."""
 
-    count: int
     data: list[ConflictingPair]
 
 
@@ -111,10 +110,9 @@ class ConfusedPair(ResponseRecord):
     ]
 
 
-class ConfusedPairs(ResponseSchema):
+class ConfusedPairs(Counted):
     """Pairs of labels that are confused, the most frequent first."""
 
-    count: int
     data: list[ConfusedPair]
 
 
