@@ -49,6 +49,7 @@ from server.api.routes import (
 from server.api.services import Services, count_failure
 from server.api.tenants import Tenants
 from server.api.unknown_routes import no_route
+from server.concurrency import cancel
 from server.engine_client.client import Client
 from server.errors import InvalidRequest, ServerError
 from server.fewshot.comparison import Comparison
@@ -239,9 +240,9 @@ async def _lifespan(
         stopping.push_async_callback(_stop_warming, tenants)
         stopping.push_async_callback(runner.stop)
         await runner.start()
-        stopping.push_async_callback(_cancel, asyncio.create_task(maintenance.run()))
+        stopping.push_async_callback(cancel, [asyncio.create_task(maintenance.run())])
         digesting = services.weights.compute(lambda: services.client.state == "ready")
-        stopping.push_async_callback(_cancel, asyncio.create_task(digesting))
+        stopping.push_async_callback(cancel, [asyncio.create_task(digesting)])
         stopping.callback(services.database.end_soon)
         yield
 
@@ -254,11 +255,6 @@ def _leave_one_out(tenants: Tenants, tenant: str) -> LeaveOneOut:
 async def _stop_warming(tenants: Tenants) -> None:
     for services in tenants.known():
         await services.warming.stop()
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _refuse(request: Request, error: ServerError) -> Response:

@@ -20,11 +20,11 @@ from starlette.responses import Response
 from model.prompt import PromptTokenizer
 from server.api.answer_text import AnswerPiece, AnswerText, Echo, completion_logprobs, prompt_logprobs
 from server.api.generation import GenerationRequest
-from server.api.merging import merge
 from server.api.responses import JSONResponse
 from server.api.services import Services, count_failure
 from server.api.sse import EventStream, unless_disconnected
 from server.api.writer import Writer
+from server.concurrency import merge
 from server.engine_client.client import Client
 from server.schemas.generation import MAX_ANSWERS, CompletionFields, GenerationFields, StreamOptions
 from server.telemetry.request_record import RequestRecord

@@ -8,18 +8,17 @@ are averaged (the paper's ensembling, in log-probabilities). All sums are comput
 
 from __future__ import annotations
 
-import asyncio
 import io
 import math
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations, product
 from random import Random
-from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
+from server.concurrency import run_concurrently
 from server.engine_client.client import Client
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Candidate
@@ -40,8 +39,6 @@ NO_TEXT = "N/A"
 GREY = (128, 128, 128)
 # up to this number of orders, all are listed and sampled without repetition; with more, a random order rarely repeats
 MAX_LISTED_SHOTS = 6
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,16 +179,6 @@ def _content_free(query: Shot, media: ContentFree) -> list[Shot]:
     grey = replace(empty, media=(GREY_MEDIA.digest,) * len(query.media))
     no_media = replace(empty, media=())
     return list(dict.fromkeys({"grey": [grey], "no_media": [no_media], "both": [grey, no_media]}[media]))
-
-
-async def run_concurrently(coroutines: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Run coroutines concurrently; the first failure cancels the others and is raised, not an exception group."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(coroutine) for coroutine in coroutines]
-    except ExceptionGroup as group_error:
-        raise group_error.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 def scores(logprobs: Sequence[Sequence[float]], normalisation: Normalisation) -> Array:  # -> [candidates]

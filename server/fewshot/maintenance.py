@@ -17,6 +17,7 @@ from itertools import chain
 from typing import get_args
 
 from model.prompt import EncodedPrompt
+from server.concurrency import cancel
 from server.engine_client.client import Client
 from server.errors import ServerError, SupportSetNotFound
 from server.fewshot.retrieval import EmbeddingStore
@@ -152,10 +153,7 @@ class Maintenance:
                     async with asyncio.timeout(POLL_SECONDS):
                         await self._support_sets.changed.wait()
         finally:
-            tasks = list(self._tasks.values())
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel(self._tasks.values())
 
     async def run_once(self) -> list[asyncio.Task[None]]:
         """Sweep if a sweep is due, and warm sets if the worker is ready; return the running tasks that warm them."""

@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from model.prompt import EncodedPrompt, Media, encode
+from server.concurrency import cancel, run_concurrently
 from server.engine_client.client import Client
 from server.errors import EngineDied, EngineNotReady, ServerError
-from server.fewshot.classification import run_concurrently
 from server.fewshot.comparison import Comparison
 from server.fewshot.retrieval import Retrieval
 from server.limits.background import MAX_DEATHS
@@ -201,10 +201,7 @@ class Warming:
         self._entries.pop((set_id, version), None)
 
     async def stop(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(self._tasks)
 
     def _start(
         self,

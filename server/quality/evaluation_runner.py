@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from server.concurrency import run_concurrently
 from server.errors import DatabaseUnavailable, EngineDied, ServerError, SupportSetNotFound, Unavailable
-from server.fewshot.classification import run_concurrently
 from server.fewshot.retrieval import SPACES, Space
 from server.limits.background import MAX_DEATHS, Background
 from server.quality.evaluation import Cell, EvaluationPlan, Outcome, PromptSetting, cell_result, failed_cell

@@ -22,8 +22,9 @@ from server.api.openapi import PROMPT, SUPPORT_SET, describe
 from server.api.responses import JSONResponse
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
+from server.concurrency import run_concurrently
 from server.errors import ContextLengthExceeded
-from server.fewshot.classification import run_concurrently, weigh
+from server.fewshot.classification import weigh
 from server.fewshot.decisions import YES, Decision, read_decisions, text_of
 from server.fewshot.evidence import PreparedQuestion, gather, prepare
 from server.fewshot.methods import IN_CONTEXT, METHODS

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
-from server.api.merging import merge
+from server.concurrency import merge
 
 pytestmark = pytest.mark.anyio
 

@@ -1,14 +1,32 @@
-"""Merges the items of several asynchronous generators into one, of which a limited number run at once."""
+"""Runs several coroutines, tasks or generators as one: all end together, also after a failure or a cancellation."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Collection, Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 END = object()
+
+
+async def cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def run_concurrently(coroutines: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Run coroutines concurrently; the first failure cancels the others and is raised, not an exception group."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except ExceptionGroup as group_error:
+        raise group_error.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 async def merge(generators: Iterable[AsyncGenerator[Item, None]], limit: int) -> AsyncGenerator[Item, None]:
@@ -41,9 +59,7 @@ async def merge(generators: Iterable[AsyncGenerator[Item, None]], limit: int) ->
                     yield item  # type: ignore[misc]
                     run(generator)
     finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await cancel(running)
         for generator in begun:
             await generator.aclose()
 
