@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 
+from server.concurrency import run_concurrently
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.media.fetch import Fetcher
 from server.media.names import MediaNames
@@ -89,7 +90,8 @@ class Intake:
             # the field with the data has the name of the type
             if isinstance(part, ImageUrlPart | VideoUrlPart) and getattr(part, part.type) is None
         }
-        read = await self._read_concurrently({path: part for path, part in parts.items() if path not in named})
+        sent = [path for path in parts if path not in named]
+        read = dict(zip(sent, await run_concurrently([self.read(parts[path], path) for path in sent]), strict=True))
         # an earlier part of the same request may define the name
         read |= {path: await self.read(part, path) for path, part in named.items()}
         first: dict[bytes, EncodedMedia] = {}
@@ -99,15 +101,6 @@ class Intake:
         if total > self._max_bytes:
             raise too_large_together(total, self._max_bytes, param)
         return media
-
-    async def _read_concurrently(self, parts: Mapping[str, MediaPartOrUrl]) -> dict[str, EncodedMedia]:
-        tasks = {path: asyncio.ensure_future(self.read(part, path)) for path, part in parts.items()}
-        try:
-            return {path: await task for path, task in tasks.items()}
-        finally:
-            for task in tasks.values():
-                task.cancel()
-            await asyncio.gather(*tasks.values(), return_exceptions=True)
 
     async def find_all(self, media_ids: Collection[str], param: str) -> list[EncodedMedia]:
         """Find stored media of a prompt. Raises `InvalidRequest` and `MediaNotFound`.
