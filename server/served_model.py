@@ -5,27 +5,21 @@ This module does not load torch: the API process and the worker read the same fo
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from model.config import ConfigError, FlamingoConfig, fingerprint, load_config
 from model.hub.job import Origin, read_origin
 from model.likeness import Likeness, load_likeness, unit
 from model.prior import NEAREST_MEAN, Prior, load_prior
 from model.prompt import PromptTokenizer
-from server.limits.turns import Turns, client_in_turn
+from server.limits.turns import ThreadTurns
 from server.settings import Settings, SettingsError
 
 # more concurrent texts would take processors from the worker
 NUM_TOKENIZER_THREADS = 2
 NO_ORIGIN = Origin()
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +37,10 @@ class ServedModel:
     # identifies the folder's weights: stored results of the model are keyed by it
     fingerprint: str = ""
     origin: Origin = NO_ORIGIN
-    _threads: Executor = field(
-        default_factory=lambda: ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer"), repr=False
+    # runs a function that encodes texts: a long text takes a second
+    tokenize: ThreadTurns = field(
+        default_factory=partial(ThreadTurns, NUM_TOKENIZER_THREADS, "tokenizer"), repr=False, compare=False
     )
-
-    _turns: Turns = field(default_factory=partial(Turns, NUM_TOKENIZER_THREADS), repr=False)
-
-    async def tokenize(self, function: Callable[..., Result], *arguments: object) -> Result:
-        """Run a function that encodes texts in a thread, in the turn of the client: a long text takes a second."""
-        async with self._turns.hold(client_in_turn.get()):
-            return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *arguments))
 
     @classmethod
     def load(cls, settings: Settings) -> ServedModel:

@@ -12,8 +12,8 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -40,6 +40,7 @@ from server.fewshot.recent import Recent
 from server.fewshot.retrieval import Retrieval, Vectors
 from server.fewshot.shots import place_of
 from server.fewshot.templates import Shot
+from server.limits.turns import ThreadTurns
 from server.schemas.fewshot import ConfidenceFields
 from server.store.records import Example, SupportSet
 
@@ -184,7 +185,8 @@ class Comparison:
     retrieval: Retrieval
     fits: FitStore
     recent: Recent[ComparedExamples] = field(default_factory=Recent)
-    thread: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="likeness"), repr=False)
+    # runs functions that fit methods, so that they do not occupy threads of other work
+    _run: ThreadTurns = field(default_factory=partial(ThreadTurns, 1, "likeness"), repr=False)
 
     async def choose(
         self, question: Question, method: str, candidates: Sequence[Candidate], recommended: str | None = None
@@ -235,10 +237,6 @@ class Comparison:
         except DatabaseUnavailable as error:
             await self._run(examples.unsaved.update, fits)
             logger.warning("a fitted classifier of a support set could not be stored", extra={"error": error.message})
-
-    async def _run(self, function: Callable[..., Result], *arguments: object) -> Result:
-        """Run a function that fits methods in a dedicated thread, so that it does not occupy threads of other work."""
-        return await asyncio.get_running_loop().run_in_executor(self.thread, function, *arguments)
 
     async def compare(self, question: Question, chosen: Chosen) -> dict[str, Array]:
         """Return the log-probabilities [C] of the candidates by the name of the part by likeness, if there is one."""

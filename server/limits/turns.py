@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 # the client of the current request; "": work of the server itself
 client_in_turn: ContextVar[str] = ContextVar("client_in_turn", default="")
+
+Result = TypeVar("Result")
 
 
 class Turns:
@@ -61,3 +65,16 @@ class Turns:
                 turn.set_result(None)
                 return
         self._num_free += 1
+
+
+class ThreadTurns:
+    """Runs functions in `number` threads, which nothing else uses. Clients that wait take turns."""
+
+    def __init__(self, number: int, name: str) -> None:
+        self._threads = ThreadPoolExecutor(number, thread_name_prefix=name)
+        self._turns = Turns(number)
+
+    async def __call__(self, function: Callable[..., Result], *arguments: object, client: str | None = None) -> Result:
+        """Return the result of a function, in the turn of `client` or else of the current request's client."""
+        async with self._turns.hold(client_in_turn.get() if client is None else client):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

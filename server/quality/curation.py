@@ -5,11 +5,9 @@ The computations run in a thread of their own, one at a time, and what was compu
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from functools import partial
 
 import numpy as np
 
@@ -19,6 +17,7 @@ from server.fewshot.confidence import probabilities
 from server.fewshot.methods.likeness import Vectors
 from server.fewshot.recent import Recent
 from server.fewshot.retrieval import Retrieval
+from server.limits.turns import ThreadTurns
 from server.media.source import EncodedMedia
 from server.quality.diagnostics import Diagnosis, LabelledExamples, diagnose, read_labelled
 from server.quality.suggestion import Suggestion, suggest
@@ -26,8 +25,6 @@ from server.store.records import SupportSet
 
 # examples whose similarities to each other are computed: up to 25 s of one processor core
 MAX_EXAMPLES = 10_000
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +45,7 @@ class Curation:
     retrieval: Retrieval
     compared: Recent[ComparedExamples] = field(default_factory=Recent)
     diagnoses: Recent[Diagnosis] = field(default_factory=Recent)
-    thread: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="curation"), repr=False)
+    _run: ThreadTurns = field(default_factory=partial(ThreadTurns, 1, "curation"), repr=False)
 
     async def diagnose(self, support_set: SupportSet) -> Diagnosis:
         """Diagnose a version that `check_diagnosable` accepts. Raises the engine's errors."""
@@ -86,9 +83,6 @@ class Curation:
 
     def _key(self, support_set: SupportSet) -> tuple[str, ...]:
         return "labelled media", support_set.id, str(support_set.version), self.retrieval.embedder
-
-    async def _run(self, function: Callable[..., Result], *arguments: object) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self.thread, function, *arguments)
 
 
 def check_diagnosable(support_set: SupportSet) -> None:
