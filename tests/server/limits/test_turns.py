@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
-from server.limits.turns import Turns
+from server.limits.turns import ThreadTurns, Turns, client_in_turn
 
 pytestmark = pytest.mark.anyio
 
@@ -75,3 +76,20 @@ async def test_failed_work_passes_its_turn_on() -> None:
             raise ValueError("failed")
     async with asyncio.timeout(1), turns.hold("b"):
         pass
+
+
+async def test_threads_serve_the_clients_of_requests_in_turn() -> None:
+    run, may_begin, done = ThreadTurns(1, "test"), threading.Event(), list[str]()
+
+    def work(name: str) -> None:
+        may_begin.wait()
+        done.append(name)
+
+    tasks = []
+    for name in ("a1", "a2", "a3", "b1"):
+        client_in_turn.set(name[0])
+        tasks.append(asyncio.create_task(run(work, name)))
+        await asyncio.sleep(0)
+    may_begin.set()
+    await asyncio.gather(*tasks)
+    assert done == ["a1", "a2", "b1", "a3"]
