@@ -17,12 +17,10 @@ from simpy import Environment, Event, Interrupt
 from bench.fleet.caches import Caches, Misses
 from bench.fleet.costs import Costs
 from bench.fleet.processors import Processors
+from server.engine.pace import LONE_SECONDS, LONE_STEPS, MIN_PIECE
+from server.engine.shares import TOKENS_PER_FRAME, WORK_PER_TOKEN_OF_AGE
 
-# constants of the engine: scheduler.py, shares.py and config.py in server/engine
-MIN_PIECE = 16
-LONE_STEPS, LONE_SECONDS = 4, 2.0
-TOKENS_PER_FRAME = 32
-WORK_PER_TOKEN_OF_AGE = 256
+# constants of the engine: config.py in server/engine
 MAX_FRAMES, MAX_FRAMES_IDLE = 2, 16
 
 Steps = Generator[Event, Any, None]

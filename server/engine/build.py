@@ -332,7 +332,7 @@ def warm_up(engine: Engine, media_token_id: int, image_size: int) -> None:
             if isinstance(event, MediaWanted):
                 engine.supply(pixels)
     engine.blocks.clear_cache()
-    engine.scheduler.forget_steps()
+    engine.scheduler.pace.forget()
 
 
 def _warm_up_request(name: str, media_token_id: int, length: int, sampling: Sampling) -> Generate:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from math import ceil, inf
 
 from server.engine.caches.media import Piece
+from server.engine.pace import Pace
 from server.engine.sequence import Sequence
-from server.engine.shares import Pace
 
 # stands for a token that only the device knows
 UNKNOWN = 0

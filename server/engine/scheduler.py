@@ -18,11 +18,11 @@ from operator import attrgetter
 
 from server.engine.ahead import rows_after
 from server.engine.lookup import num_worthwhile
+from server.engine.pace import Pace
 from server.engine.plan import Group, Plan, Row
 from server.engine.residents import Residents
 from server.engine.sequence import Sequence
-from server.engine.shares import CONTEXT_PER_TOKEN, TOKENS_PER_FRAME, Pace, count_within, rounded_piece, work_of
-from server.engine.step_length import StepLength
+from server.engine.shares import CONTEXT_PER_TOKEN, TOKENS_PER_FRAME, count_within, rounded_piece, work_of
 
 # the time of heavy sequences relative to that of light ones, which should take at most three times as long as alone
 HEAVY_SHARE = 1 / 3
@@ -48,8 +48,7 @@ class Scheduler:
         self._media = residents.media
         self._memory, self._shares = residents.memory, residents.shares
         self._step = 0
-        self.pace = Pace()
-        self._length = StepLength(self.config.step_seconds, clock)
+        self.pace = Pace(self.config.step_seconds, clock)
         self._never_proposed = never_proposed  # ids that are never sampled, or end an answer
         self._credits = [0.0, 0.0]  # seconds left to heavy sequences next to light ones: decoding, prompts
 
@@ -61,7 +60,7 @@ class Scheduler:
             self._fill_by_turns(plan)
         self._fill_at_last(plan)
         # side work encodes media next to the rows, in a share of the time: where frames are slow, not in each step
-        plan.max_seconds = (1 + HEAVY_SHARE) * plan.seconds if plan.rows else self._length.of_media(self.pace.fixed)
+        plan.max_seconds = (1 + HEAVY_SHARE) * plan.seconds if plan.rows else self.pace.longest_of_media()
         plan.may_exceed = not plan.rows or self._step % plan.steps_per_frame(HEAVY_SHARE) == 0
         return plan
 
@@ -74,7 +73,7 @@ class Scheduler:
         if not rows or self._residents.starved or any(map(self._memory.resolve, self.waiting)):
             return None
         seconds = self.pace.fixed + self.pace.per_work * sum(work_of(1, row.start) for row in rows)
-        if seconds > self._length.without_turns(self.pace.fixed) or len(rows) > self.config.max_tokens_per_step:
+        if seconds > self.pace.longest_without_turns() or len(rows) > self.config.max_tokens_per_step:
             return None
         # they preempt no other sequence
         if not all(self._residents.extend(row.sequence, row.end) for row in rows):
@@ -88,14 +87,9 @@ class Scheduler:
         """Note how long a step has taken."""
         self.pace.learn(plan.work, plan.num_frames, seconds)
 
-    def forget_steps(self) -> None:
-        """Forget how long steps have taken, and that two requests met."""
-        self.pace = Pace()
-        self._length.forget()
-
     def _begin_step(self) -> Plan:
         self._step += 1
-        self._length.note_requests(self._shares)
+        self.pace.note_requests(self._shares)
         self._shares.compare_clients()
         self._residents.free_seat()
         config = self.config
@@ -124,7 +118,7 @@ class Scheduler:
             if len(sequence.token_ids) - sequence.num_computed > 1 or sequence.account.priority != first:
                 return False
         work = len(self.running) * work_of(1, 0) + context / CONTEXT_PER_TOKEN
-        return plan.seconds + work * plan.pace.per_work <= self._length.without_turns(self.pace.fixed)
+        return plan.seconds + work * plan.pace.per_work <= self.pace.longest_without_turns()
 
     def _fill_by_turns(self, plan: Plan) -> None:
         self._serve_starved(plan)
@@ -164,7 +158,7 @@ class Scheduler:
         num_seats = self._residents.num_seats_for_heavy(plan) if any(s.is_waiting for s in heavy.prompts) else 0
         plan.tokens_left -= num_tokens
         plan.seats_left -= num_seats
-        limit = self._length.of_rows(self.pace.fixed)
+        limit = self.pace.longest()
         self._fill_group(plan, light, limit)
         plan.tokens_left += num_tokens
         plan.seats_left += num_seats
@@ -174,7 +168,7 @@ class Scheduler:
         # on a slow machine the smallest piece of a prompt takes many times its credit, which later steps have to earn first
         debts = [most, self.config.step_seconds]
         if not plan.rows or self.config.step_seconds == inf:
-            self._fill_group(plan, heavy, self._length.of_rows(self.pace.fixed))
+            self._fill_group(plan, heavy, self.pace.longest())
             self._credits = [0.0, -debts[1] if any(s.step == self._step for s in heavy.prompts) else 0.0]
             return
         earned = HEAVY_SHARE * plan.seconds / max(sum(map(bool, kinds)), 1)
@@ -189,7 +183,7 @@ class Scheduler:
         sequences = yielding.decoding + yielding.prompts
         if not plan.rows:
             sequences.sort(key=lambda s: (s.account.priority, s.turn))
-            self._fill(plan, sequences, self._length.of_rows(self.pace.fixed))
+            self._fill(plan, sequences, self.pace.longest())
         elif self._step % YIELD_EVERY == 0:
             self._fill(plan, _in_turn(sequences), 2 * plan.seconds)
 
@@ -201,7 +195,7 @@ class Scheduler:
                 return
             num_preemptions, plan.is_last_resort = residents.num_preemptions, True
             self._note_running(plan)
-            self._fill(plan, self.running + self.waiting, self._length.of_rows(self.pace.fixed))
+            self._fill(plan, self.running + self.waiting, self.pace.longest())
 
     def _fill_group(self, plan: Plan, group: Group, seconds: float) -> None:
         """Add rows of a group; decoding comes first, with at most half of the time if prompts can use the other half."""
@@ -336,7 +330,7 @@ class Scheduler:
             return
         self._note_running(plan)
         plan.is_last_resort = True
-        self._fill(plan, [starved], self._length.of_rows(self.pace.fixed))
+        self._fill(plan, [starved], self.pace.longest())
         plan.is_last_resort = False
 
     def _num_runnable(self, sequence: Sequence, plan: Plan) -> int:

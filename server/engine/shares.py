@@ -15,8 +15,6 @@ CONTEXT_PER_TOKEN = 256
 # the number of a piece's tokens that together read their context at about the cost of one token
 TOKENS_PER_READ = 16
 TOKENS_PER_FRAME = 32
-# the smallest piece of a prompt, unless a step with it takes too long
-MIN_PIECE = 16
 # lengths of pieces that end before a prompt's end are multiples of the first of these that is at most half as long
 PIECE_MULTIPLES = (64, 32, 16)
 # the total work after which a request that waits is ahead of later ones by one more token
@@ -135,35 +133,3 @@ class Shares:
             for name, client in self._clients.items()
             if client.num_requests or (self._accounts and client.served > least)
         }
-
-
-class Pace:
-    """An estimate of a step's seconds, from its work and its frames, that learns from each step.
-
-    It is a normalised least-mean-squares filter: cheap, and slow to believe a step that a busy machine has delayed. The
-    scale of work decides what a surprise is blamed on: the fixed part in steps of less work, else the work. If short steps
-    were blamed on their work, they would be cut shorter still, and never be seen to be slow for another reason.
-    """
-
-    RISE, FALL = 0.25, 0.5
-    MAX_SURPRISE = 3.0
-    WORK_SCALE = 64.0
-
-    def __init__(self) -> None:
-        self.fixed = self.per_work = self.per_frame = 0.0
-
-    def smallest_piece(self, seconds: float, context: int) -> int:
-        """Return the smallest length of a piece of a prompt; shorter where a step with it takes longer than `seconds`.
-
-        The piece follows `context` other tokens. Short pieces read these, and the weights, more often.
-        """
-        return MIN_PIECE if self.fixed + work_of(MIN_PIECE, context) * self.per_work <= seconds else MIN_PIECE // 2
-
-    def learn(self, work: float, num_frames: int, seconds: float) -> None:
-        scaled = work / self.WORK_SCALE
-        expected = self.fixed + work * self.per_work + num_frames * self.per_frame
-        error = (min(seconds, self.MAX_SURPRISE * expected) if expected else seconds) - expected
-        step = error * (self.RISE if error > 0 else self.FALL) / (1 + scaled * scaled + num_frames * num_frames)
-        self.fixed = max(self.fixed + step, 0.0)
-        self.per_work = max(self.per_work + step * scaled / self.WORK_SCALE, 0.0)
-        self.per_frame = max(self.per_frame + step * num_frames, 0.0)

@@ -183,7 +183,7 @@ def test_the_warm_up_ends_and_leaves_nothing(
     assert engine.blocks.find(b"") is None
     assert not engine.blocks._hash_of
     assert engine.scheduler.pace.fixed == 0, "the first steps compile, and later ones would be expected to take as long"
-    assert engine.scheduler._length._met == -inf, "the first request of a client would take short steps"
+    assert engine.scheduler.pace._met == -inf, "the first request of a client would take short steps"
     assert_all_released(engine)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from server.engine.pace import LONE_STEPS, MIN_PIECE
 from server.engine.scheduler import MIN_PIECE_BEFORE_MEDIA
-from server.engine.shares import MIN_PIECE
-from server.engine.step_length import LONE_STEPS
 from server.wire import Generate, Sampling
 from tests.engine_simulation import Costs, Simulation
 from tests.server.engine.test_scheduler import CONFIG

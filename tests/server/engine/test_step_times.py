@@ -8,9 +8,8 @@ from statistics import mean
 
 import pytest
 
+from server.engine.pace import LONE_SECONDS, LONE_STEPS, MIN_PIECE
 from server.engine.scheduler import HEAVY_SHARE
-from server.engine.shares import MIN_PIECE
-from server.engine.step_length import LONE_SECONDS, LONE_STEPS
 from server.wire import BACKGROUND_PRIORITY
 from tests.engine_simulation import Costs, Simulation
 from tests.server.engine.test_scheduler import CONFIG

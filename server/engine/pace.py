@@ -1,0 +1,80 @@
+"""How long steps take, and how long they should: a request that arrives meanwhile waits for the step to end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from math import inf
+
+from server.engine.shares import Shares, work_of
+
+# the smallest piece of a prompt, unless a step with it takes too long
+MIN_PIECE = 16
+# A server that has one request at a time takes longer steps, which cost a CPU less: the first request that arrives next to
+# another one waits for one such step, and ends them for as many seconds.
+LONE_STEPS = 4.0
+LONE_SECONDS = 2.0
+# Steps that only encode media are shorter, since any request that arrives waits for one.
+MEDIA_STEPS, LONE_MEDIA_STEPS = 0.5, 1.0
+
+
+class Pace:
+    """An estimate of a step's seconds, from its work and its frames, that learns from each step.
+
+    It is a normalised least-mean-squares filter: cheap, and slow to believe a step that a busy machine has delayed. The
+    scale of work decides what a surprise is blamed on: the fixed part in steps of less work, else the work. If short steps
+    were blamed on their work, they would be cut shorter still, and never be seen to be slow for another reason.
+    """
+
+    RISE, FALL = 0.25, 0.5
+    MAX_SURPRISE = 3.0
+    WORK_SCALE = 64.0
+
+    def __init__(self, usual: float = inf, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Begin without steps. `usual` is the longest time of a step, in seconds, where requests meet."""
+        self._usual = usual
+        self._clock = clock
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget how long steps have taken, and that two requests met."""
+        self.fixed = self.per_work = self.per_frame = 0.0
+        self._met = -inf  # the last time at which there were two requests
+
+    def smallest_piece(self, seconds: float, context: int) -> int:
+        """Return the smallest length of a piece of a prompt; shorter where a step with it takes longer than `seconds`.
+
+        The piece follows `context` other tokens. Short pieces read these, and the weights, more often.
+        """
+        return MIN_PIECE if self.fixed + work_of(MIN_PIECE, context) * self.per_work <= seconds else MIN_PIECE // 2
+
+    def learn(self, work: float, num_frames: int, seconds: float) -> None:
+        scaled = work / self.WORK_SCALE
+        expected = self.fixed + work * self.per_work + num_frames * self.per_frame
+        error = (min(seconds, self.MAX_SURPRISE * expected) if expected else seconds) - expected
+        step = error * (self.RISE if error > 0 else self.FALL) / (1 + scaled * scaled + num_frames * num_frames)
+        self.fixed = max(self.fixed + step, 0.0)
+        self.per_work = max(self.per_work + step * scaled / self.WORK_SCALE, 0.0)
+        self.per_frame = max(self.per_frame + step * num_frames, 0.0)
+
+    def note_requests(self, shares: Shares) -> None:
+        if shares.expects_others:
+            self._met = self._clock()
+
+    def longest(self) -> float:
+        """Return the longest time of a step, in seconds: at least twice that of reading the weights, like all of these."""
+        return self._seconds(LONE_STEPS if self._is_alone() else 1.0)
+
+    def longest_of_media(self) -> float:
+        """Return the longest time of a step that only encodes media."""
+        return self._seconds(LONE_MEDIA_STEPS if self._is_alone() else MEDIA_STEPS)
+
+    def longest_without_turns(self) -> float:
+        """Return the time below which turns of the sequences would gain nothing."""
+        return self._seconds(1 / 4)
+
+    def _seconds(self, factor: float) -> float:
+        return max(factor * self._usual, 2 * self.fixed)
+
+    def _is_alone(self) -> bool:
+        return self._clock() - self._met >= LONE_SECONDS
