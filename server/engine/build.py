@@ -224,18 +224,16 @@ def engine_limits(served: ServedModel, settings: Settings) -> EngineConfig:
     """Return the limits of the settings, or else of the device, with blocks for one request of max_model_len."""
     defaults = DEVICE_LIMITS[_device(settings).type]
     block_size = settings.block_size or defaults.block_size
-    return EngineConfig(
+    return replace(
+        defaults,
         block_size=block_size,
         num_blocks=-(-served.max_model_len // block_size),
         host_media_bytes=settings.host_media_mb * MIB,
         max_sequences=settings.max_num_seqs or defaults.max_sequences,
         max_tokens_per_step=settings.max_num_batched_tokens or defaults.max_tokens_per_step,
-        max_frames_per_step=defaults.max_frames_per_step,
-        max_frames_idle=defaults.max_frames_idle,
         step_seconds=settings.step_time_target,
         speculative_tokens=settings.speculative_tokens,
         reports_encoding=settings.otlp_endpoint is not None,
-        overlaps=defaults.overlaps,
         max_model_len=served.max_model_len,
     )
 

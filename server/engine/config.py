@@ -7,43 +7,6 @@ from math import inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceLimits:
-    """The limits that fit a kind of device, where the settings name no others.
-
-    Each request that shares a prompt computes the rest after its last full block again: expensive on a CPU, where small
-    blocks cost nothing; a GPU reads large blocks faster, and computes many tokens and frames in the time of a few. It also
-    `overlaps`: it works while the host does, and encodes media next to a forward.
-    """
-
-    block_size: int
-    max_sequences: int
-    max_tokens_per_step: int
-    max_frames_per_step: int
-    max_frames_idle: int
-    overlaps: bool
-
-
-DEVICE_LIMITS = {
-    "cpu": DeviceLimits(
-        block_size=4,
-        max_sequences=64,
-        max_tokens_per_step=512,
-        max_frames_per_step=2,
-        max_frames_idle=16,
-        overlaps=False,
-    ),
-    "cuda": DeviceLimits(
-        block_size=16,
-        max_sequences=256,
-        max_tokens_per_step=2048,
-        max_frames_per_step=16,
-        max_frames_idle=64,
-        overlaps=True,
-    ),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """The limits of an engine.
 
@@ -82,3 +45,27 @@ class EngineConfig:
                 f"{self.num_blocks} blocks of {self.block_size} tokens hold {max_tokens} tokens, "
                 f"fewer than max_model_len {self.max_model_len}"
             )
+
+
+# The limits that fit a kind of device, where the settings name no others. Each request that shares a prompt computes the
+# rest after its last full block again: expensive on a CPU, where small blocks cost nothing. A GPU reads large blocks
+# faster, and computes many tokens and frames in the time of a few; it works while the host does, and encodes media next to
+# a forward.
+DEVICE_LIMITS = {
+    "cpu": EngineConfig(
+        block_size=4,
+        max_sequences=64,
+        max_tokens_per_step=512,
+        max_frames_per_step=2,
+        max_frames_idle=16,
+        overlaps=False,
+    ),
+    "cuda": EngineConfig(
+        block_size=16,
+        max_sequences=256,
+        max_tokens_per_step=2048,
+        max_frames_per_step=16,
+        max_frames_idle=64,
+        overlaps=True,
+    ),
+}
