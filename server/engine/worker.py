@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import zmq
@@ -26,6 +26,9 @@ from server import wire
 from server.settings import Settings, SettingsError
 from server.telemetry import logs
 
+if TYPE_CHECKING:  # the factory's module imports it, and torch with it
+    from server.engine.engine import Engine
+
 BEAT_SECONDS = 0.5
 # seconds for the API process to read why a start was refused
 REFUSED_SECONDS = 10.0
@@ -33,33 +36,11 @@ REFUSED_SECONDS = 10.0
 logger = logging.getLogger(__name__)
 
 
-class EngineLike(Protocol):
-    def add(self, request: wire.Request) -> None: ...
-
-    def abort(self, abort: wire.Abort) -> None: ...
-
-    def supply(self, media: wire.MediaPixels) -> None: ...
-
-    def fail_media(self, failure: wire.MediaFailed) -> None: ...
-
-    def pin(self, pin: wire.Pin) -> None: ...
-
-    def step(self) -> list[wire.Outbound]: ...
-
-    def has_work(self) -> bool: ...
-
-    def is_waiting_for_media(self) -> bool: ...
-
-    def gauges(self) -> dict[str, float]: ...
-
-    def histograms(self) -> dict[str, dict[str, list[float]]]: ...
-
-
-Factory = Callable[[Settings], tuple[EngineLike, dict[str, Any]]]
+Factory = Callable[[Settings], tuple["Engine", dict[str, Any]]]
 
 
 class Worker:
-    def __init__(self, engine: EngineLike, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, engine: Engine, socket: zmq.Socket[bytes]) -> None:
         self._engine = engine
         self._socket = socket
         self._last_step = time.monotonic()
