@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.likeness import ClassLikeness, Likeness, load_likeness
-from server.fewshot.methods.likeness import Labelled, Vectors
+from model.likeness import ClassLikeness, Likeness, Vectors, load_likeness
+from server.fewshot.methods.likeness import Labelled
 from training.default.catalogue import Catalogue, Rows
 from training.default.discriminants import NUM_FAMILIAR, compute_discriminants, familiar_directions
 from training.default_data.classes import read_classes

@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from model.likeness import Likeness
+from model.likeness import Likeness, Vectors
 from model.prior import NEAREST_MEAN, Prior
 from server.errors import DatabaseUnavailable, InvalidRequest, UnsupportedParameter
 from server.fewshot.candidates import Answered, Candidate, answer_of, are_labelled, candidates_of
@@ -37,7 +37,7 @@ from server.fewshot.methods.likeness import (
 )
 from server.fewshot.prompting import Question
 from server.fewshot.recent import Recent
-from server.fewshot.retrieval import Retrieval, Vectors
+from server.fewshot.retrieval import Retrieval
 from server.fewshot.shots import place_of
 from server.fewshot.templates import Shot
 from server.limits.turns import ThreadTurns

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
-from model.likeness import Likeness, unit
+from model.likeness import Likeness, Vectors, unit
 from model.media import DECODING
 from server.access.tenants import DEFAULT_TENANT, qualified, split
 from server.engine_client.client import Client
@@ -36,7 +36,6 @@ from server.store.database import Database, chunked
 from server.store.records import EmbeddingRow, Example, SupportSet
 
 Space = Literal["media", "text"]
-Vectors = NDArray[np.float32]
 
 # the score over several spaces is the mean
 SPACES: dict[Strategy, tuple[Space, ...]] = {

@@ -11,10 +11,10 @@ from functools import partial
 
 import numpy as np
 
+from model.likeness import Vectors
 from server.errors import InvalidRequest
 from server.fewshot.comparison import ComparedExamples
 from server.fewshot.confidence import probabilities
-from server.fewshot.methods.likeness import Vectors
 from server.fewshot.recent import Recent
 from server.fewshot.retrieval import Retrieval
 from server.limits.turns import ThreadTurns

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from model.likeness import Vectors
 from server.fewshot.candidates import answer_of
-from server.fewshot.methods.likeness import Array, Labelled, Vectors
+from server.fewshot.methods.likeness import Array, Labelled
 from server.quality.left_out import (
     Indices,
     LabelSums,

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from model.likeness import Vectors
 from server.fewshot.methods.likeness import SCALE as CLASSIFICATION_SCALE
-from server.fewshot.methods.likeness import Array, Labelled, Vectors
+from server.fewshot.methods.likeness import Array, Labelled
 
 # Similarity in nats. With that of a classification, most examples are certain of a label, and confidence says less: on
 # photographs with a tenth of wrong labels, 54% of the named examples had one, instead of 59%.

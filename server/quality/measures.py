@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from server.fewshot.methods.likeness import Array
 from server.schemas.responses.evaluations import Bin
-
-Array = NDArray[np.float64]
 
 # two-sided 95% of the normal distribution
 Z = 1.959963984540054

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from server.fewshot.methods.likeness import Array, Vectors
+from model.likeness import Vectors
+from server.fewshot.methods.likeness import Array
 from server.quality.left_out import Indices
 
 # more neighbours find fewer of the wrong labels in small sets

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from server.fewshot.methods.likeness import Array, Vectors
+from model.likeness import Vectors
+from server.fewshot.methods.likeness import Array
 from server.quality.left_out import blocks
 from server.schemas.responses.curation import LabelProbability
 

@@ -8,9 +8,9 @@ from model.config import ConfigError, FlamingoConfig
 from model.footprint import MAX_SIZE, Footprint, smallest_size
 from model.quantised import WeightFormat
 from model.ranks import Rank, rank_config, sizes_of
+from server.engine.device.memory import GIB
 from server.settings import Settings, SettingsError
 
-GIB = 2**30
 # settings of formats that pack whole matrices
 PACKED = {"weight_format": ("fp8", "int8", "int4"), "vision_format": ("bfloat16",)}
 

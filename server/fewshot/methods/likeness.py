@@ -13,9 +13,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from model.likeness import Vectors
 from server.fewshot.methods.paired import Paired
 
-Vectors = NDArray[np.float32]
 Array = NDArray[np.float64]
 
 # Converts similarity to nats: if a query is more similar to one label than to another by 1 / SCALE, it is e times as likely

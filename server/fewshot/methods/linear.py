@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from server.fewshot.methods.likeness import Array, Labelled, Vectors, log_softmax
+from model.likeness import Vectors
+from server.fewshot.methods.likeness import Array, Labelled, log_softmax
 
 # inverse strength of the regularisation, for vectors of length one
 STRENGTH = 30.0

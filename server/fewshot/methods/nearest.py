@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from server.fewshot.methods.likeness import SCALE, Array, Labelled, Vectors, log_softmax
+from model.likeness import Vectors
+from server.fewshot.methods.likeness import SCALE, Array, Labelled, log_softmax
 
 NUM_NEIGHBOURS = 5
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.likeness import Vectors
 from server.fewshot.recent import Recent
-from server.fewshot.retrieval import VectorIndex, Vectors
+from server.fewshot.retrieval import VectorIndex
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from server.fewshot.methods.likeness import Vectors
+from model.likeness import Vectors
 from server.quality import left_out
 from server.quality.diagnostics import Diagnosis, diagnose, read_labelled
 from server.store.records import Example

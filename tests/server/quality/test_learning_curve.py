@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model.likeness import Vectors
 from server.fewshot.methods import METHODS, load_method
-from server.fewshot.methods.likeness import Array, Fitted, Labelled, Vectors, left_out_log_probabilities
+from server.fewshot.methods.likeness import Array, Fitted, Labelled, left_out_log_probabilities
 from server.quality.learning_curve import learning_curve, outlook, report_curve
 from server.quality.measures import Predictions
 

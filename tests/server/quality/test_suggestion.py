@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from server.fewshot.methods.likeness import Vectors
+from model.likeness import Vectors
 from server.quality.suggestion import label_margins, nearest_similarities, suggest
 
 

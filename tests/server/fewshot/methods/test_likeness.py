@@ -9,6 +9,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
+from model.likeness import Vectors
 from server.fewshot.methods import METHODS, load_method
 from server.fewshot.methods.likeness import (
     CHOICE_FOLDS,
@@ -18,7 +19,6 @@ from server.fewshot.methods.likeness import (
     Array,
     Fitted,
     Labelled,
-    Vectors,
     best_method,
     folds,
     left_out_log_probabilities,
