@@ -345,7 +345,7 @@ def cell_result(
             name: fmean(getattr(outcome, name) for outcome in outcomes)
             for name in ("prompt_tokens", "cached_tokens", "media", "media_encoded")
         },
-        "latency": _latency([outcome.seconds for outcome in outcomes if outcome.seconds is not None]),
+        "latency": _measured_latency([outcome.seconds for outcome in outcomes if outcome.seconds is not None]),
         **({"learning_curve": learning} if learning else {}),
         "error": None,
     }
@@ -356,7 +356,7 @@ def failed_cell(cell: Cell, code: str, message: str) -> dict[str, Any]:
     return {**asdict(cell), "status": "failed", "error": {"code": code, "message": message}}
 
 
-def _latency(seconds: Sequence[float]) -> dict[str, Any]:
+def _measured_latency(seconds: Sequence[float]) -> dict[str, Any]:
     if not seconds:
         return {"queries": 0, "median_seconds": None, "p90_seconds": None}
     median, p90 = np.quantile(seconds, [0.5, 0.9])

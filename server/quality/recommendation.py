@@ -66,11 +66,11 @@ def _row(cells: list[dict[str, Any]]) -> dict[str, Any]:
         **{name: fmean(cell[name] for cell in cells) for name in ("expected_calibration_error", "brier", "nll")},
         **{name: best[name] for name in ("temperature", "curve")},
         "prompt_tokens": fmean(cell["cost"]["prompt_tokens"] for cell in cells),
-        "latency": _latency([cell["latency"] for cell in cells]),
+        "latency": _mean_latency([cell["latency"] for cell in cells]),
     }
 
 
-def _latency(latencies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _mean_latency(latencies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the number of timed queries, and the mean over the seeds; methods without a prompt have no timed query."""
     timed = [latency for latency in latencies if latency["queries"]]
     means = {name: fmean(each[name] for each in timed) if timed else None for name in ("median_seconds", "p90_seconds")}
