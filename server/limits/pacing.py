@@ -32,10 +32,6 @@ class Pacing:
         self._pauses: set[asyncio.Timeout] = set()
         self._is_closed = False
 
-    @property
-    def num_held(self) -> int:
-        return len(self._pauses)
-
     def pause(self, client: str) -> float:
         """Count a refusal, and return the seconds until its turn."""
         now = self._clock()

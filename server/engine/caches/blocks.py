@@ -108,9 +108,6 @@ class BlockPool:
             self._pinned.remove(digest)
             _move(self._block_of[digest], self._kept, self._cached)
 
-    def references(self, block: int) -> int:
-        return self._references[block]
-
     def clear_cache(self) -> None:
         """Forget every published block."""
         for queue in (self._cached, self._kept):

@@ -165,7 +165,7 @@ async def refused(connection: Connection, keys: Keys) -> AsyncIterator[asyncio.T
         pass
     scope: Scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "client": ("a", 1)}
     task = asyncio.create_task(Guard(over_share, admission, refuse, keys, Settings())(scope, connection.receive, send))
-    await eventually(lambda: admission.pacing.num_held == 1)
+    await eventually(lambda: len(admission.pacing._pauses) == 1)
     yield task
     admission.close()
     await task

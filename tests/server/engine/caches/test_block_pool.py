@@ -14,7 +14,7 @@ from server.engine.caches.blocks import BlockPool, block_hash
 
 def assert_is_whole(pool: BlockPool, held: list[list[int]]) -> None:
     owners = {block: sum(blocks.count(block) for blocks in held) for block in range(pool.num_blocks)}
-    assert [pool.references(block) for block in range(pool.num_blocks)] == [owners[b] for b in range(pool.num_blocks)]
+    assert pool._references == [owners[b] for b in range(pool.num_blocks)]
     assert pool.num_available == sum(count == 0 for count in owners.values())
 
 

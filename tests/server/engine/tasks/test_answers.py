@@ -39,7 +39,7 @@ def test_n_answers_share_the_prompt() -> None:
     while answer.engine.has_work():
         answer.step()
         used = {block for sequence in answer.engine.scheduler.running for block in sequence.block_table}
-        most_shared = max(most_shared, sum(answer.engine.blocks.references(block) == 3 for block in used))
+        most_shared = max(most_shared, sum(answer.engine.blocks._references[block] == 3 for block in used))
     assert most_shared == (len(FEW_SHOT.request("x").prompt.token_ids) - 1) // CONFIG.block_size
     by_index = {i: [t.token_id for t in answer.tokens["a"] if t.index == i] for i in range(3)}
     assert all(len(tokens) == 6 for tokens in by_index.values())
