@@ -11,7 +11,6 @@ share, and always advance. Requests of a lower priority *yield*: they run when n
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection
 from math import inf
 from operator import attrgetter
@@ -40,8 +39,8 @@ class Scheduler:
     def __init__(
         self,
         residents: Residents,
-        clock: Callable[[], float] = time.perf_counter,
-        never_proposed: Collection[int] = (),
+        clock: Callable[[], float],
+        never_proposed: Collection[int],
     ) -> None:
         self.config, self.running, self.waiting = residents.config, residents.running, residents.waiting
         self._residents = residents

@@ -74,7 +74,7 @@ class Shares:
     `credit` is the most work that a client saves up while it is idle and others are served.
     """
 
-    def __init__(self, credit: float = 0.0) -> None:
+    def __init__(self, credit: float) -> None:
         self.total = 0.0  # work done for all
         self._credit = credit
         self._accounts: dict[str, Account] = {}

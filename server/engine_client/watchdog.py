@@ -38,7 +38,7 @@ class Watchdog:
         """Note that the worker made progress `age` seconds ago, or has no work."""
         self._last, self._silence = self._clock(), age
 
-    def tick(self, waited: float = 0.0) -> bool:
+    def tick(self, waited: float) -> bool:
         """Count the time since the last tick, and return whether the worker has stalled.
 
         `waited`: the seconds of this time for which the worker waited for a processor.

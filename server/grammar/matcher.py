@@ -45,9 +45,7 @@ class Matcher:
     `ending` is None if the answer is never ended early.
     """
 
-    def __init__(
-        self, matcher: LLMatcher, table: LLTokenizer, ending: Ending | None = None, num_bytes: int = 0
-    ) -> None:
+    def __init__(self, matcher: LLMatcher, table: LLTokenizer, ending: Ending | None, num_bytes: int = 0) -> None:
         self.num_bytes = num_bytes
         self._matcher = matcher
         self._table = table

@@ -43,7 +43,7 @@ class SharedLimit:
         if not is_first and held + amount > self._max_share * (held + free):
             raise self._over_share(retry_after, closes=closes)
 
-    def check_held(self, client: str, *, retry_after: int = 1) -> None:
+    def check_held(self, client: str, *, retry_after: int) -> None:
         """Check that `client` does not hold more than its share of the total. Raises `ClientOverShare`."""
         if self._held[client] > self._max_share * self.total:
             raise self._over_share(retry_after)

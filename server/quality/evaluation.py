@@ -322,7 +322,7 @@ def left_out_together(answers: Sequence[str]) -> Callable[[int], list[int]]:
 
 
 def cell_result(
-    cell: Cell, outcomes: Sequence[Outcome], labels: Sequence[str], learning: Curve | None = None
+    cell: Cell, outcomes: Sequence[Outcome], labels: Sequence[str], learning: Curve | None
 ) -> dict[str, Any]:
     """Return the record of a finished cell. Costs are means over its queries.
 

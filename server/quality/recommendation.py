@@ -97,7 +97,7 @@ def recommend(
     version: int,
     order: Order | None,
     always: Baseline,
-    prior: str | None = None,
+    prior: str | None,
 ) -> dict[str, Any] | None:
     """Return the cheapest setting that is as accurate as the best one within the standard error of the difference.
 
@@ -155,7 +155,7 @@ def _shares(row: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> Array
 
 
 def explain(
-    rows: Sequence[dict[str, Any]], always: Baseline, single: Sequence[str], lacks_likeness: bool = False
+    rows: Sequence[dict[str, Any]], always: Baseline, single: Sequence[str], *, lacks_likeness: bool
 ) -> str | None:
     """Return why nothing is recommended, and what was not judged: the only examples of the labels `single` were kept.
 

@@ -128,7 +128,8 @@ def _card(evaluation: Evaluation) -> dict[str, Any]:
     head["progress"]["cells_done"] = len(cells)
     commonest, rows = baseline(answers), summarise(cells)
     recommendation, without_controls = recommendation_of(evaluation), [row for row in rows if row["control"] is None]
-    reasons = explain(without_controls, commonest, unjudged_labels(evaluation), lacks_likeness(evaluation))
+    unjudged = unjudged_labels(evaluation)
+    reasons = explain(without_controls, commonest, unjudged, lacks_likeness=lacks_likeness(evaluation))
     notes = [reasons, *judge_controls(rows, cells)]
     return {
         **head,

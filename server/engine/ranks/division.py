@@ -20,7 +20,7 @@ def check_division(
     config: FlamingoConfig,
     device: torch.device,
     dtype: torch.dtype,
-    weight_format: WeightFormat | None = None,
+    weight_format: WeightFormat | None,
 ) -> None:
     """Check the settings of a divided model, and that the weights of each part (or of a whole model) fit into a GPU.
 
@@ -45,7 +45,7 @@ def check_memory(
     dtype: torch.dtype,
     size: int,
     device_bytes: int,
-    weight_format: WeightFormat | None = None,
+    weight_format: WeightFormat | None,
 ) -> None:
     """Raise `SettingsError` if the weights alone exceed the memory.
 

@@ -36,7 +36,7 @@ class Task:
     Once it `is_finished`, it has returned its last event, and the engine forgets it.
     """
 
-    def __init__(self, request_id: str, media: Collection[bytes] = ()) -> None:
+    def __init__(self, request_id: str, media: Collection[bytes]) -> None:
         self.request_id = request_id
         self.media = media
         self.is_finished = False
@@ -63,9 +63,9 @@ class SequenceTask(Task, ABC):
 
     first_sequence: Sequence
 
+    @abstractmethod
     def prepare(self) -> list[Outbound]:
         """Prepare for a step that is about to be scheduled."""
-        return []
 
     @abstractmethod
     def handle_admission(self, sequence: Sequence) -> Iterable[Outbound]:

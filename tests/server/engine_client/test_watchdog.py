@@ -29,7 +29,7 @@ def ticks(watchdog: Watchdog, clock: Clock, count: int, seconds: float = 1.0) ->
     decided = []
     for _ in range(count):
         clock.now += seconds
-        decided.append(watchdog.tick())
+        decided.append(watchdog.tick(0.0))
     return decided
 
 
@@ -60,7 +60,7 @@ def test_time_in_which_this_process_was_stopped_is_not_the_workers(
     assert not any(ticks(watchdog, clock, 4))
     clock.now += seconds
     assert watchdog.silence == 6.0
-    assert not watchdog.tick()
+    assert not watchdog.tick(0.0)
     assert ticks(watchdog, clock, 5) == [False] * 4 + [True]
 
 

@@ -61,9 +61,9 @@ def test_a_client_with_more_than_its_share_is_refused_before_it_takes_more() -> 
     limit = SharedLimit(8, 0.5, "bytes")
     limit.take("a", 20)
     with pytest.raises(ClientOverShare):
-        limit.check_held("a")
+        limit.check_held("a", retry_after=1)
     limit.take("b")
-    limit.check_held("b")
+    limit.check_held("b", retry_after=1)
     with pytest.raises(Overloaded, match="the limit of 8 bytes is reached"):
         limit.check("b", 1)
 

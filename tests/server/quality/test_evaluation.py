@@ -82,7 +82,7 @@ def outcome(truth: int, probabilities: list[float], seconds: float | None = None
 
 def test_the_record_of_a_cell_has_cost_and_latency() -> None:
     outcomes = [outcome(0, [0.7, 0.3]), outcome(1, [0.4, 0.6], 0.25), outcome(1, [0.8, 0.2], 0.75)]
-    result = cell_result(Cell("random", 2, 7), outcomes, ["cat", "dog"])
+    result = cell_result(Cell("random", 2, 7), outcomes, ["cat", "dog"], None)
     assert (result["strategy"], result["k"], result["seed"], result["status"]) == ("random", 2, 7, "completed")
     assert result["accuracy"] == pytest.approx(2 / 3)
     assert result["is_correct"] == [True, True, False]
@@ -102,7 +102,7 @@ def test_the_measures_of_a_cell_are_of_examples_that_its_temperature_was_not_fit
         Outcome(int(label), {"in_context": logs[0, index], "nearest_mean": logs[1, index]})
         for index, label in enumerate(truth)
     ]
-    result = cell_result(Cell("random", 2, 7, "blend"), outcomes, labels)
+    result = cell_result(Cell("random", 2, 7, "blend"), outcomes, labels, None)
     blended = log_softmax(logs.sum(0))  # the parts have fixed weights: none is fitted
     seeming = Predictions(probabilities(blended, result["temperature"]), truth)
     assert result["nll"] > seeming.nll() + 0.05

@@ -81,9 +81,9 @@ async def test_a_full_queue_refuses_without_the_database(
         with pytest.raises(Overloaded):
             await evaluations.create("a", 1, {})
         with pytest.raises(Overloaded):
-            evaluations.check_room()
+            evaluations.check_room("")
     await evaluations.cancel(first.id)
-    evaluations.check_room()
+    evaluations.check_room("")
     await evaluations.create("a", 1, {})
 
 

@@ -146,19 +146,19 @@ def test_the_reason_compares_with_the_most_frequent_label() -> None:
 def test_failed_cells_are_left_out() -> None:
     failed = failed_cell(Cell("random", 64, 0), "context_length_exceeded", "too long")
     assert recommended([failed, cell_record("random", 2, 0.5)])["examples"]["k"] == 2
-    assert recommend([failed], "set_1", 3, None, ALWAYS) is None
+    assert recommend([failed], "set_1", 3, None, ALWAYS, None) is None
 
 
 def test_the_recommendation_has_the_order_that_was_measured() -> None:
-    recommendation = recommend([cell_record("random", 2, 0.5)], "set_1", 3, "shuffled", ALWAYS)
+    recommendation = recommend([cell_record("random", 2, 0.5)], "set_1", 3, "shuffled", ALWAYS, None)
     assert recommendation is not None
     assert recommendation["examples"]["order"] == "shuffled"
 
 
 def test_no_setting_below_the_most_frequent_label_is_recommended() -> None:
     cells = [cell_record("random", 2, 0.2), likeness_record("knn", 0.29)]
-    assert recommend(cells, "set_1", 3, None, ALWAYS) is None
-    assert explain(summarise(cells), ALWAYS, []) == (
+    assert recommend(cells, "set_1", 3, None, ALWAYS, None) is None
+    assert explain(summarise(cells), ALWAYS, [], lacks_likeness=False) == (
         "No setting is recommended: the most accurate one, knn, has an accuracy of 0.290 on 100 left-out examples, less "
         "than always answering 'cat', whose accuracy is 0.300."
     )
@@ -168,15 +168,15 @@ def test_a_cheap_setting_below_the_most_frequent_label_is_passed_over() -> None:
     """Although it is within one standard error of the most accurate setting."""
     cells = [cell_record("random", 4, 0.31), likeness_record("knn", 0.29)]
     assert recommended(cells)["method"] == "in_context"
-    assert explain(summarise(cells), ALWAYS, []) is None
+    assert explain(summarise(cells), ALWAYS, [], lacks_likeness=False) is None
 
 
 def test_a_label_of_one_example_is_named() -> None:
     rows = summarise([cell_record("random", 2, 0.5)])
-    assert explain(rows, ALWAYS, ["dog"]) == (
+    assert explain(rows, ALWAYS, ["dog"], lacks_likeness=False) == (
         "The label 'dog' has a single example, so leave-one-out cannot judge it: add a second example."
     )
-    assert explain([], ALWAYS, ["dog", "emu", "fox"]) == (
+    assert explain([], ALWAYS, ["dog", "emu", "fox"], lacks_likeness=False) == (
         "3 labels, 'dog' among them, have a single example each, so leave-one-out cannot judge them: add a second example "
         "of each."
     )

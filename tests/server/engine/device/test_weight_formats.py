@@ -168,13 +168,13 @@ def test_the_engine_is_built_with_packed_weights_where_the_formats_say_so(
 def test_the_check_of_a_gpus_memory_counts_packed_weights() -> None:
     config = MODELS["openflamingo-9b"]
     with pytest.raises(SettingsError, match=r"must hold 15.* GiB of weights, and the first has 12.0 GiB"):
-        check_memory(config, torch.bfloat16, 1, 12 * GIB)
+        check_memory(config, torch.bfloat16, 1, 12 * GIB, None)
     check_memory(config, torch.bfloat16, 1, 12 * GIB, "fp8")
 
 
 def test_more_gpus_are_no_advice_with_a_format_that_they_refuse() -> None:
     config = MODELS["openflamingo-9b"]
     with pytest.raises(SettingsError, match=r"the first has 7\.0 GiB; 4 are enough$"):
-        check_memory(config, torch.bfloat16, 1, 7 * GIB)
+        check_memory(config, torch.bfloat16, 1, 7 * GIB, None)
     with pytest.raises(SettingsError, match=r"and the first has 7\.0 GiB$"):
         check_memory(config, torch.bfloat16, 1, 7 * GIB, "int8")

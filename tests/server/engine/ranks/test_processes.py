@@ -169,5 +169,5 @@ def test_a_model_that_exceeds_a_gpu_names_the_number_that_is_enough() -> None:
     config, size = MODELS["idefics-80b"], 80 * 2**30
     message = "then each device must hold 149.0 GiB of weights, and the first has 80.0 GiB; 4 are enough"
     with pytest.raises(SettingsError, match=f"^tensor_parallel: 1, but {message}$"):
-        check_memory(config, torch.bfloat16, 1, size)
-    check_memory(config, torch.bfloat16, 4, size)
+        check_memory(config, torch.bfloat16, 1, size, None)
+    check_memory(config, torch.bfloat16, 4, size, None)
