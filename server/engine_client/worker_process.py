@@ -23,7 +23,8 @@ from server.settings import ROOT, Settings, child_environment
 from server.wire import MAX_MESSAGE_BYTES, WORKER_MODULE, Inbound, Outbound, Start, decode_outbound, encode
 
 STOP_SECONDS = 5.0
-# indices of the flags and of the pending signals in /proc/PID/stat
+# indices of two fields of /proc/PID/stat after the name, the flags and the pending signals, and a bit of each
+FLAGS, SIGNALS = 6, 28
 PF_EXITING = 0x4
 PENDING_SIGKILL = 1 << 8
 STOPPED_STATES = ("T", "t")
@@ -97,7 +98,7 @@ class WorkerProcess:
             return True
         if (fields := self._read_stat()) is None:
             return sys.platform == "linux"
-        return bool(int(fields[6]) & PF_EXITING or int(fields[28]) & PENDING_SIGKILL)
+        return bool(int(fields[FLAGS]) & PF_EXITING or int(fields[SIGNALS]) & PENDING_SIGKILL)
 
     @property
     def is_stopped(self) -> bool:

@@ -21,9 +21,9 @@ Strategy = Literal["first", "random", "balanced", Comparing]
 Order = Literal["as_selected", "similar_last", "stored", "shuffled"]
 Normalisation = Literal["sum", "mean"]
 Calibration = Literal["none", "contextual"]
-# how a classification uses the examples
 # the methods in which the language model takes no part
 ByLikeness = Literal["nearest_mean", "knn", "linear"]
+# how a classification uses the examples
 Method = Literal["in_context", ByLikeness, "blend"]
 MethodChoice = Literal[Method, "auto"]
 # the media of a content-free query
