@@ -20,14 +20,21 @@ ASSETS = {
     "swagger-ui-bundle.js": SWAGGER_UI / "swagger-ui-bundle.js",
     "swagger-ui.css": SWAGGER_UI / "swagger-ui.css",
 }
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
+
+
+def page_headers(media: str) -> dict[str, str]:
+    """Return the headers of a page and of its files; the directives of `media` say whence it may show images and videos."""
+    return {
+        "Content-Security-Policy": (
+            f"default-src 'none'; script-src 'self'; style-src 'self'; {media}; connect-src 'self'; "
+            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        ),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+
+
+HEADERS = page_headers("img-src 'self' data:")
 
 router = APIRouter(include_in_schema=False)
 

@@ -8,21 +8,14 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends
 from starlette.responses import FileResponse, RedirectResponse, Response
 
-from server.api.routes.docs import STATIC
+from server.api.routes.docs import STATIC, page_headers
 from server.api.services import GivenServices
 from server.errors import NotFound
 
 PAGE = STATIC / "playground"
 PREFIX = "/playground/"
 FILES = {path.relative_to(PAGE).as_posix(): path for path in PAGE.rglob("*") if path.is_file()}
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src 'self' blob:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
+HEADERS = page_headers("img-src 'self' blob:; media-src 'self' blob:")
 # the names of these files contain a hash of their content
 HASHED = "assets/"
 FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}
