@@ -17,7 +17,7 @@ from server.engine_client.worker_process import WorkerProcess
 from server.errors import EngineFailed, InvalidMedia, InvalidRequest, MediaNotFound, Overloaded, ServerError
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
-from server.media.turns import Job, Requester, Turns
+from server.media.turns import DecodeTurns, Job, Requester
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
 from server.telemetry.stages import Stages, current
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class MediaDecoder(Protocol):
-    turns: Turns[Any]
+    turns: DecodeTurns[Any]
 
     async def decode(self, media: EncodedMedia, job: Job | None = None) -> Frames: ...
 

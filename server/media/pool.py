@@ -17,7 +17,7 @@ from server.errors import InvalidMedia
 from server.media.decode_process import LOST, DecodeProcess
 from server.media.decoder import Decode, Frames, Refused, Setup
 from server.media.source import EncodedMedia
-from server.media.turns import Job, Requester, Turns
+from server.media.turns import DecodeTurns, Job, Requester
 from server.settings import Settings
 
 # about the time in which a process starts
@@ -45,7 +45,7 @@ class DecodePool:
         )
         self._timeout = settings.decode_timeout
         self._processes = [DecodeProcess(setup, self._timeout) for _ in range(settings.decode_processes)]
-        self.turns = Turns(self._processes)
+        self.turns = DecodeTurns(self._processes)
 
     async def decode(self, media: EncodedMedia, job: Job | None = None) -> Frames:
         """Decode an image or video when it is the turn of its job; None: a job of its own.

@@ -49,7 +49,7 @@ class Job:
     def __init__(self, *requesters: Requester) -> None:
         self.requesters = set(requesters)
         self.is_long = False
-        self._queue: Turns[Any] | None = None
+        self._queue: DecodeTurns[Any] | None = None
 
     def pixels_before(self, digest: bytes) -> int:
         """Return the pixels of the other media that were decoded for the same request; the minimum over its requests."""
@@ -70,7 +70,7 @@ class Job:
         if self._queue is not None:
             self._queue.leave(self, requester)
 
-    def wait_in(self, queue: Turns[Any] | None) -> None:
+    def wait_in(self, queue: DecodeTurns[Any] | None) -> None:
         """Enter a queue for all requests of the job, or leave the current one."""
         if self._queue is not None:
             for requester in self.requesters:
@@ -81,7 +81,7 @@ class Job:
                 queue.enter(self, requester)
 
 
-class Turns(Generic[Resource]):
+class DecodeTurns(Generic[Resource]):
     """Lends resources, each to one job at a time; the last returned one is lent first.
 
     One of several resources is never lent to a long job, so that short jobs need not wait for long ones.

@@ -10,7 +10,7 @@ from model.prompt import EncodedPrompt
 from server.engine_client.client import EngineClient
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
-from server.media.turns import Job, Requester, Turns
+from server.media.turns import DecodeTurns, Job, Requester
 from server.wire import Event, Generate, Sampling, Score, Token
 from tests.server.fakes import TOKENIZER
 
@@ -26,7 +26,7 @@ class FakeDecoder:
         self.opened = asyncio.Event()
         self.opened.set()
         self.error: Exception | None = None
-        self.turns = Turns(range(64))
+        self.turns = DecodeTurns(range(64))
 
     async def decode(self, media: EncodedMedia, job: Job | None = None) -> Frames:
         turn = await self.turns.take(job or Job(Requester()))

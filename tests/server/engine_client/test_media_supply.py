@@ -16,7 +16,7 @@ from server.engine_client.media_supply import OpenRequest
 from server.errors import EngineDied, EngineFailed, InvalidMedia, MediaNotFound, Overloaded
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
-from server.media.turns import Job, Turns
+from server.media.turns import DecodeTurns, Job
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
 from server.wire import Finished
@@ -98,7 +98,7 @@ async def test_the_frames_of_a_request_have_a_limit(decoder: FakeDecoder, metric
 async def test_the_frames_of_all_open_requests_have_a_limit(decoder: FakeDecoder, metrics: Metrics) -> None:
     """Above it, the longest open request is completed first."""
     async with running(Settings(max_open_frames_mb=mib(1.5)), decoder, metrics) as engine:
-        decoder.turns = Turns([0])
+        decoder.turns = DecodeTurns([0])
         decoder.opened.clear()
         first = asyncio.create_task(read_tokens(stream(engine, "1", *map(image, "abc")), 1))
         await eventually(lambda: decoder.decoded == [b"a"])
@@ -112,7 +112,7 @@ async def test_the_frames_of_all_open_requests_have_a_limit(decoder: FakeDecoder
 async def test_a_request_without_media_does_not_pause_the_others(decoder: FakeDecoder, metrics: Metrics) -> None:
     """It has no frames to release, and may take long: those that have some would wait for it."""
     async with running(Settings(max_open_frames_mb=mib(1.5)), decoder, metrics) as engine:
-        decoder.turns = Turns([0])
+        decoder.turns = DecodeTurns([0])
         decoder.opened.clear()
         without = engine._open_requests["0"] = OpenRequest({})
         first = asyncio.create_task(read_tokens(stream(engine, "1", *map(image, "abcd")), 1))

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from server.media.turns import NEWCOMER_LEAD, Job, Requester, Turns
+from server.media.turns import NEWCOMER_LEAD, DecodeTurns, Job, Requester
 
 pytestmark = pytest.mark.anyio
 
@@ -15,7 +15,7 @@ class Queue:
     """One resource, and the names of those that had it, in order."""
 
     def __init__(self) -> None:
-        self.turns = Turns(["resource"])
+        self.turns = DecodeTurns(["resource"])
         self.served: list[str] = []
 
     async def use(self, name: str, job: Job) -> None:
@@ -137,7 +137,7 @@ async def test_media_count_once_for_each_request() -> None:
 
 
 async def test_one_of_several_resources_is_never_lent_to_a_long_job() -> None:
-    turns, videos = Turns(["a", "b", "c"]), Requester()
+    turns, videos = DecodeTurns(["a", "b", "c"]), Requester()
     long = [asyncio.create_task(turns.take(Job(videos), is_long=True)) for _ in range(3)]
     await asyncio.sleep(0)
     assert [task.done() for task in long] == [True, True, False]
@@ -150,7 +150,7 @@ async def test_one_of_several_resources_is_never_lent_to_a_long_job() -> None:
 
 
 async def test_a_short_job_passes_a_long_one_of_its_request_that_has_to_wait() -> None:
-    turns, request = Turns(["a", "b"]), Requester()
+    turns, request = DecodeTurns(["a", "b"]), Requester()
     first = await turns.take(Job(request), is_long=True)
     second = asyncio.create_task(turns.take(Job(request), is_long=True))
     await asyncio.sleep(0)
@@ -160,4 +160,4 @@ async def test_a_short_job_passes_a_long_one_of_its_request_that_has_to_wait() -
 
 
 async def test_a_single_resource_is_lent_to_long_jobs() -> None:
-    await asyncio.wait_for(Turns(["a"]).take(Job(Requester()), is_long=True), 5)
+    await asyncio.wait_for(DecodeTurns(["a"]).take(Job(Requester()), is_long=True), 5)
