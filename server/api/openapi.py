@@ -68,7 +68,7 @@ MEDIA = (
     StorageUnavailable,
 )
 PROMPT = (*ENGINE, *MEDIA, ContextLengthExceeded)
-SUPPORT_SET = (SupportSetNotFound, DatabaseUnavailable)
+SUPPORT_SET_ERRORS = (SupportSetNotFound, DatabaseUnavailable)
 BODY = (
     UnsupportedParameter,
     UnsupportedMediaType,

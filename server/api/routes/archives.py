@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from server.api.body import content_type, read_query, spool_body
 from server.api.examples import new_examples
-from server.api.openapi import BODY, SUPPORT_SET, describe
+from server.api.openapi import BODY, SUPPORT_SET_ERRORS, describe
 from server.api.responses import JSONResponse, download
 from server.api.routes.support_sets import CREATE, KEY, changed_card, idempotency_key
 from server.api.services import GivenServices, Services
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
         "Support sets",
         query=VersionRequest,
         response={ZIP: bytes},
-        errors=(*SUPPORT_SET, MediaNotFound, StorageUnavailable),
+        errors=(*SUPPORT_SET_ERRORS, MediaNotFound, StorageUnavailable),
         response_headers=["Content-Disposition"],
     ),
 )

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from server.api.answer_text import token_text
 from server.api.body import read_request
-from server.api.openapi import PROMPT, SUPPORT_SET, describe
+from server.api.openapi import PROMPT, SUPPORT_SET_ERRORS, describe
 from server.api.responses import JSONResponse
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
@@ -24,7 +24,7 @@ from server.fewshot.classification import check_candidates, score_prompts, weigh
 from server.fewshot.comparison import Chosen
 from server.fewshot.evidence import gather, prepare
 from server.fewshot.prompting import Question, fewshot_report, read_question
-from server.fewshot.shots import SUPPORT_SET as SUPPORT_SET_FIELD
+from server.fewshot.shots import SUPPORT_SET
 from server.prompt import PreparedPrompt, check_texts, check_token_ids, continuation_ids, prepare_prompt
 from server.schemas.fewshot import ClassifyRequest, ScoreRequest
 from server.schemas.responses.completions import Classification, Scores
@@ -36,7 +36,7 @@ router = APIRouter()
 
 @router.post(
     "/v1/classify",
-    **describe("Few-shot", body=ClassifyRequest, response=Classification, errors=(*PROMPT, *SUPPORT_SET)),
+    **describe("Few-shot", body=ClassifyRequest, response=Classification, errors=(*PROMPT, *SUPPORT_SET_ERRORS)),
 )
 async def create_classification(request: Request, services: GivenServices, record: GivenRecord) -> Response:
     """Rank candidate answers to a few-shot query by probability."""
@@ -111,7 +111,7 @@ def _answers(question: Question) -> list[Candidate]:
         return candidates
     if question.support_set is not None:
         message = "no example of the support set has a label or a text: add some, or give candidates"
-        raise InvalidRequest(message, param=SUPPORT_SET_FIELD)
+        raise InvalidRequest(message, param=SUPPORT_SET)
     if question.shots:
         raise InvalidRequest("no shot has a label or a text: add some, or give candidates", param="shots")
     raise InvalidRequest("without shots or a support set there are no labels: give candidates", param="candidates")

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from server.api.answers import CompletionShape, respond
 from server.api.body import read_request
 from server.api.generation import completion_requests
-from server.api.openapi import PROMPT, SUPPORT_SET, describe
+from server.api.openapi import PROMPT, SUPPORT_SET_ERRORS, describe
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.fewshot.prompting import AssembledPrompt, assemble, fewshot_report, read_question
@@ -41,7 +41,7 @@ async def create_completion(request: Request, services: GivenServices, record: G
         body=FewShotCompletionRequest,
         response=FewShotCompletion,
         chunk=FewShotCompletionChunk,
-        errors=(*PROMPT, *SUPPORT_SET),
+        errors=(*PROMPT, *SUPPORT_SET_ERRORS),
     ),
 )
 async def create_fewshot_completion(request: Request, services: GivenServices, record: GivenRecord) -> Response:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from server.api.body import read_query, read_request
 from server.api.examples import read_groups
-from server.api.openapi import PROMPT, SUPPORT_SET, describe
+from server.api.openapi import PROMPT, SUPPORT_SET_ERRORS, describe
 from server.api.responses import JSONResponse
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
@@ -39,7 +39,7 @@ WAITING = (Overloaded, ClientOverShare, ShuttingDown)
         "Support sets",
         query=DiagnosticsRequest,
         response=responses.Diagnostics,
-        errors=(*SUPPORT_SET, *PROMPT, *WAITING),
+        errors=(*SUPPORT_SET_ERRORS, *PROMPT, *WAITING),
     ),
 )
 async def diagnose_support_set(
@@ -90,7 +90,9 @@ def _report(diagnosis: Diagnosis, limit: int) -> dict[str, Any]:
 
 @router.post(
     "/v1/support_sets/{support_set}/suggest",
-    **describe("Support sets", body=SuggestRequest, response=responses.Suggestions, errors=(*SUPPORT_SET, *PROMPT)),
+    **describe(
+        "Support sets", body=SuggestRequest, response=responses.Suggestions, errors=(*SUPPORT_SET_ERRORS, *PROMPT)
+    ),
 )
 async def suggest_media(support_set: str, request: Request, services: GivenServices, record: GivenRecord) -> Response:
     """Suggest which images of a pool to label next."""

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import read_request
-from server.api.openapi import PROMPT, SUPPORT_SET, describe
+from server.api.openapi import PROMPT, SUPPORT_SET_ERRORS, describe
 from server.api.responses import JSONResponse
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
@@ -42,7 +42,7 @@ router = APIRouter()
 
 @router.post(
     "/v1/decisions",
-    **describe("Few-shot", body=DecisionRequest, response=DecisionResponse, errors=(*PROMPT, *SUPPORT_SET)),
+    **describe("Few-shot", body=DecisionRequest, response=DecisionResponse, errors=(*PROMPT, *SUPPORT_SET_ERRORS)),
 )
 async def create_decision(request: Request, services: GivenServices, record: GivenRecord) -> Response:
     """Answer questions about an input with probabilities: predicates, choices and scores."""

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import read_query, read_request
-from server.api.openapi import SUPPORT_SET, describe
+from server.api.openapi import SUPPORT_SET_ERRORS, describe
 from server.api.responses import JSONResponse
 from server.api.services import GivenServices
 from server.errors import DatabaseUnavailable, EvaluationNotFound
@@ -41,7 +41,7 @@ EVALUATION = (EvaluationNotFound, DatabaseUnavailable)
         body=EvaluateRequest,
         is_body_required=False,
         response=EvaluationReport,
-        errors=SUPPORT_SET,
+        errors=SUPPORT_SET_ERRORS,
         statuses=(202,),
     ),
 )
@@ -67,7 +67,7 @@ async def create_evaluation(support_set: str, request: Request, services: GivenS
 
 @router.get(
     "/v1/evaluations",
-    **describe("Evaluations", query=ListEvaluationsRequest, response=EvaluationHeads, errors=SUPPORT_SET),
+    **describe("Evaluations", query=ListEvaluationsRequest, response=EvaluationHeads, errors=SUPPORT_SET_ERRORS),
 )
 async def list_evaluations(request: Request, services: GivenServices) -> Response:
     """List evaluations without their results, the oldest first."""

@@ -23,7 +23,7 @@ from starlette.responses import Response
 
 from server.api.body import read_json, read_query, read_request
 from server.api.examples import read_examples
-from server.api.openapi import MEDIA, PROMPT, SUPPORT_SET, describe
+from server.api.openapi import MEDIA, PROMPT, SUPPORT_SET_ERRORS, describe
 from server.api.responses import JSONResponse
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
@@ -67,7 +67,7 @@ from server.telemetry.request_record import RequestRecord
 
 router = APIRouter()
 
-CHANGE = (*SUPPORT_SET, VersionConflict)
+CHANGE = (*SUPPORT_SET_ERRORS, VersionConflict)
 EXAMPLES = (*MEDIA, TooManyExamples, IdempotencyConflict, Unavailable)
 CREATE = (*CHANGE, *EXAMPLES, NameTaken, TooManySupportSets)
 KEY = ("Idempotency-Key",)
@@ -116,7 +116,7 @@ async def list_support_sets(request: Request, services: GivenServices) -> Respon
 
 @router.get(
     "/v1/support_sets/{support_set}",
-    **describe("Support sets", query=VersionRequest, response=responses.SupportSet, errors=SUPPORT_SET),
+    **describe("Support sets", query=VersionRequest, response=responses.SupportSet, errors=SUPPORT_SET_ERRORS),
 )
 async def show_support_set(support_set: str, request: Request, services: GivenServices) -> Response:
     """Describe a version of a support set, by default the latest."""
@@ -148,7 +148,7 @@ async def delete_support_set(support_set: str, request: Request, services: Given
 
 @router.get(
     "/v1/support_sets/{support_set}/versions",
-    **describe("Support sets", query=ListVersionsRequest, response=responses.Versions, errors=SUPPORT_SET),
+    **describe("Support sets", query=ListVersionsRequest, response=responses.Versions, errors=SUPPORT_SET_ERRORS),
 )
 async def list_versions(support_set: str, request: Request, services: GivenServices) -> Response:
     """List the versions of a support set and what each of them changed."""
@@ -182,7 +182,7 @@ async def put_examples(support_set: str, request: Request, services: GivenServic
 
 @router.get(
     "/v1/support_sets/{support_set}/examples",
-    **describe("Support sets", query=ListExamplesRequest, response=responses.StoredExamples, errors=SUPPORT_SET),
+    **describe("Support sets", query=ListExamplesRequest, response=responses.StoredExamples, errors=SUPPORT_SET_ERRORS),
 )
 async def list_examples(support_set: str, request: Request, services: GivenServices) -> Response:
     """List the examples of a version in the order of the set."""
@@ -199,7 +199,10 @@ async def list_examples(support_set: str, request: Request, services: GivenServi
 @router.get(
     "/v1/support_sets/{support_set}/examples/{example_id}",
     **describe(
-        "Support sets", query=VersionRequest, response=responses.StoredExample, errors=(*SUPPORT_SET, ExampleNotFound)
+        "Support sets",
+        query=VersionRequest,
+        response=responses.StoredExample,
+        errors=(*SUPPORT_SET_ERRORS, ExampleNotFound),
     ),
 )
 async def show_example(support_set: str, example_id: str, request: Request, services: GivenServices) -> Response:
@@ -244,7 +247,7 @@ async def delete_examples(support_set: str, request: Request, services: GivenSer
         body=WarmRequest,
         is_body_required=False,
         response=responses.SupportSet,
-        errors=(*SUPPORT_SET, *PROMPT),
+        errors=(*SUPPORT_SET_ERRORS, *PROMPT),
     ),
 )
 async def warm_support_set(support_set: str, request: Request, services: GivenServices) -> Response:
@@ -281,7 +284,9 @@ async def _prompts_to_warm(version: SupportSet, fields: WarmRequest, services: S
 
 @router.post(
     "/v1/support_sets/{support_set}/search",
-    **describe("Support sets", body=SearchRequest, response=responses.SimilarExamples, errors=(*SUPPORT_SET, *PROMPT)),
+    **describe(
+        "Support sets", body=SearchRequest, response=responses.SimilarExamples, errors=(*SUPPORT_SET_ERRORS, *PROMPT)
+    ),
 )
 async def search_support_set(
     support_set: str, request: Request, services: GivenServices, record: GivenRecord
