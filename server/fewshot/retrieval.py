@@ -295,13 +295,13 @@ class EmbeddingStore:
     async def get(self, keys: Iterable[str], model: str) -> dict[str, Vectors]:
         """Return the stored vectors [D] of these keys."""
         unique = list(dict.fromkeys(qualified(self._tenant, key) for key in keys))
-        return await self._database.read(lambda session, now: _vectors(session, unique, model))
+        return await self._database.read(lambda session, now: _stored_vectors(session, unique, model))
 
     async def put(self, vectors: Mapping[str, Vectors], model: str) -> None:
         """Store vectors [D] whose keys are not stored yet."""
 
         def add(session: Session, now: float) -> None:
-            stored = _vectors(session, [qualified(self._tenant, key) for key in vectors], model)
+            stored = _stored_vectors(session, [qualified(self._tenant, key) for key in vectors], model)
             rows = [
                 {
                     "key": qualified(self._tenant, key),
@@ -326,7 +326,7 @@ class EmbeddingStore:
         )
 
 
-def _vectors(session: Session, keys: Sequence[str], model: str) -> dict[str, Vectors]:
+def _stored_vectors(session: Session, keys: Sequence[str], model: str) -> dict[str, Vectors]:
     """Return the stored vectors of qualified keys, by the tenant's own keys."""
     vectors: dict[str, Vectors] = {}
     for chunk in chunked(keys):

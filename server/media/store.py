@@ -239,7 +239,7 @@ class MediaStore:
         """Remove the unfinished files of writers that were killed."""
         if self._folder is None or not self._folder.unfinished.is_dir():
             return
-        with _storage_errors():
+        with _file_errors():
             for file in self._folder.unfinished.iterdir():
                 if file.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
                     file.unlink(missing_ok=True)
@@ -253,13 +253,13 @@ class MediaStore:
 
     def _create(self) -> None:
         if self._folder is not None:
-            with _storage_errors():
+            with _file_errors():
                 self._folder.create()
 
     @contextmanager
     def _storage_errors(self, media_id: str = "", param: str = "") -> Iterator[None]:
         """Convert errors of the store, and a missing file. Raises `StorageUnavailable` and `MediaNotFound`."""
-        with _storage_errors(media_id, param):
+        with _file_errors(media_id, param):
             if self._folder is not None:
                 self._folder.require()
             yield
@@ -336,7 +336,7 @@ def _check_id(media_id: str, param: str) -> None:
 
 
 @contextmanager
-def _storage_errors(media_id: str = "", param: str = "") -> Iterator[None]:
+def _file_errors(media_id: str = "", param: str = "") -> Iterator[None]:
     """Convert errors of the file system (full disk, missing permissions, unreachable store) to messages without paths.
 
     With `media_id`, a missing file means that this media item does not exist.
