@@ -20,9 +20,9 @@ from server.quality.left_out import (
     Indices,
     LabelSums,
     LeftOutScores,
-    add_up,
     blocks,
     confident_labels,
+    label_sums,
     leave_each_out,
 )
 from server.quality.shapley import shapley_values
@@ -97,7 +97,7 @@ class Diagnosis:
 
 def diagnose(labelled: LabelledExamples, vectors: Vectors) -> Diagnosis:
     """Diagnose examples with their vectors [N, D]; takes time in N x N and memory in N."""
-    sums = add_up(labelled.labelled(vectors))
+    sums = label_sums(labelled.labelled(vectors))
     left_out = leave_each_out(sums)
     values, duplicates = np.zeros(len(vectors)), Duplicates(labelled, duplicate_similarity(sums))
     for rows in blocks(len(vectors), len(vectors)):

@@ -66,7 +66,7 @@ class LabelSums:
         return scores
 
 
-def add_up(labelled: Labelled) -> LabelSums:
+def label_sums(labelled: Labelled) -> LabelSums:
     """Return the sums of the labels' vectors."""
     sums = labelled.sums()
     lengths = np.einsum("nd,nd->n", labelled.vectors, labelled.vectors, dtype=np.float64)

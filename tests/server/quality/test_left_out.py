@@ -8,7 +8,7 @@ import pytest
 from server.fewshot.methods import load_method
 from server.fewshot.methods.likeness import SCALE, Array, Labelled, log_softmax
 from server.quality import left_out
-from server.quality.left_out import add_up, blocks, confident_labels, leave_each_out, self_confidence
+from server.quality.left_out import blocks, confident_labels, label_sums, leave_each_out, self_confidence
 
 WIDTH = 12
 # the label 3 has a single example, and the label 2 has two
@@ -43,7 +43,7 @@ def test_blocks_cover_all_rows_within_the_limit() -> None:
 
 
 def test_each_example_is_scored_by_the_others(labelled: Labelled) -> None:
-    scores = leave_each_out(add_up(labelled))
+    scores = leave_each_out(label_sums(labelled))
     for index, label in enumerate(LABELS):
         if label == 3:
             assert scores.truth[index] == -np.inf
@@ -57,7 +57,7 @@ def test_each_example_is_scored_by_the_others(labelled: Labelled) -> None:
 
 
 def test_a_confident_label_is_as_probable_as_for_its_own_examples(labelled: Labelled) -> None:
-    sums = add_up(labelled)
+    sums = label_sums(labelled)
     scores = leave_each_out(sums)
     thresholds = self_confidence(sums, scores)
     probabilities = np.stack(
@@ -84,7 +84,7 @@ def test_a_confident_label_is_as_probable_as_for_its_own_examples(labelled: Labe
 def test_sets_that_hardly_have_others_are_scored_without_warnings(labels: list[int]) -> None:
     vectors = np.eye(len(labels), WIDTH, dtype=np.float32)
     labelled = Labelled(vectors, np.array(labels), max(labels) + 1)
-    sums = add_up(labelled)
+    sums = label_sums(labelled)
     confident, margins = confident_labels(sums, leave_each_out(sums))
     assert len(confident) == len(labels)
     assert np.isfinite(margins).all()
@@ -93,7 +93,7 @@ def test_sets_that_hardly_have_others_are_scored_without_warnings(labels: list[i
 def test_a_vector_of_zeros_is_like_nothing() -> None:
     vectors = np.array([[1, 0], [1, 0], [0, 1], [0, 1], [0, 0]], np.float32)
     labelled = Labelled(vectors, np.array([0, 0, 1, 1, 1]), 2)
-    scores = leave_each_out(add_up(labelled))
+    scores = leave_each_out(label_sums(labelled))
     assert (scores.truth[4], scores.best[4]) == (0, 0)
 
 
@@ -103,6 +103,6 @@ def test_labels_that_fit_equally_well_are_not_confused_by_rounding() -> None:
     vectors = rng.standard_normal((20, 400))
     for vector in vectors / np.linalg.norm(vectors, axis=1, keepdims=True):
         labelled = Labelled(np.stack([vector.astype(np.float32)] * 4), np.array([0, 0, 1, 1]), 2)
-        sums = add_up(labelled)
+        sums = label_sums(labelled)
         confident, margins = confident_labels(sums, leave_each_out(sums))
         assert (confident.tolist(), margins.tolist()) == ([0, 0, 1, 1], [0, 0, 0, 0])
