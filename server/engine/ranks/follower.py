@@ -13,6 +13,8 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
 import torch
@@ -21,7 +23,7 @@ from model.layered import LayeredForward
 from model.ranks import Rank
 from server.engine.build import build_rank
 from server.engine.device.runner import Runner
-from server.engine.ranks.group import FAILED, read_message
+from server.engine.ranks.group import FAILED
 from server.engine.ranks.messages import (
     Begin,
     BeginTexts,
@@ -79,9 +81,10 @@ def _pieces(runner: Runner, token_ids: list[list[int]], max_tokens: int) -> Iter
 
 def _receive(messages: SimpleQueue[bytes]) -> None:
     """Put messages into the queue, and end the process at the end of the input."""
-    with os.fdopen(os.dup(sys.stdin.fileno()), "rb") as file:
-        while (data := read_message(file)) is not None:
-            messages.put(data)
+    connection = Connection(sys.stdin.fileno(), writable=False)
+    with suppress(EOFError, OSError):  # the latter if a message is cut
+        while True:
+            messages.put(connection.recv_bytes())
     os._exit(0)
 
 

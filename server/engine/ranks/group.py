@@ -11,11 +11,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,8 +30,6 @@ from server.settings import ROOT, Settings, child_environment
 MODULE = "server.engine.ranks.follower"
 # long, because a rank may still load its weights while another one waits; the end of a process is noticed at once
 TIMEOUT = timedelta(hours=1)
-# bytes of the length before each message
-LENGTH = 8
 FAILED = 1
 
 logger = logging.getLogger(__name__)
@@ -42,9 +42,8 @@ def leading(settings: Settings) -> Iterator[tuple[Followers, str]]:
         store, size = f"{folder}/store", settings.tensor_parallel
         sends = []
         for number in range(1, size):
-            process = _start()
-            assert process.stdin is not None
-            sends.append(_sender(process.stdin))
+            process, connection = _start()
+            sends.append(connection.send_bytes)
             sends[-1](encode(Begin(settings.to_worker(), number, size, store)))
             threading.Thread(target=_end_with, args=(process, number), daemon=True).start()
         yield Followers(sends), store
@@ -74,23 +73,12 @@ def _nccl(file: Any, rank: Rank) -> Any:
     return kind(file, rank.number, rank.size, options)
 
 
-def read_message(file: IO[bytes]) -> bytes | None:
-    """Return the next message, or None at the end of the input."""
-    head = file.read(LENGTH)
-    data = file.read(int.from_bytes(head, "little"))
-    return data if len(head) == LENGTH and len(data) == int.from_bytes(head, "little") else None
-
-
-def _start() -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", MODULE], stdin=subprocess.PIPE, cwd=ROOT, env=child_environment())
-
-
-def _sender(pipe: IO[bytes]) -> Callable[[bytes], None]:
-    def send(data: bytes) -> None:
-        pipe.write(len(data).to_bytes(LENGTH, "little") + data)
-        pipe.flush()
-
-    return send
+def _start() -> tuple[subprocess.Popen[bytes], Connection]:
+    """Start a rank; return its process and the connection to its standard input."""
+    theirs, ours = Pipe(duplex=False)
+    with theirs:
+        command = [sys.executable, "-m", MODULE]
+        return subprocess.Popen(command, stdin=theirs.fileno(), cwd=ROOT, env=child_environment()), ours
 
 
 def _end_with(process: subprocess.Popen[bytes], number: int) -> None:

@@ -21,7 +21,7 @@ from model.ranks import Rank
 from model.reference import generate
 from server.engine.build import _device, build
 from server.engine.ranks.division import check_memory
-from server.engine.ranks.group import LENGTH, MODULE, read_message
+from server.engine.ranks.group import MODULE
 from server.settings import Settings, SettingsError
 from tests.server.test_main import CONFIG, LONG, ROOT, TOKENIZER, Server, is_alive, pixels, running, shots, until
 from tests.tiny_models import byte_tokenizer, tiny_model
@@ -124,18 +124,6 @@ def test_an_inspection_is_refused_by_name(server: Server) -> None:
     response = server.http.post("/v1/inspect", json={"prompt": shots()[0]})
     assert "attention cannot be inspected with tensor_parallel" in response.text
     assert (response.status_code, response.json()["error"]["code"]) == (422, "unsupported_parameter")
-
-
-def test_a_message_that_is_cut_is_the_end(tmp_path: Path) -> None:
-    file = tmp_path / "messages"
-    message = (3).to_bytes(LENGTH, "little") + b"abc"
-    file.write_bytes(message + message[:-1])
-    with file.open("rb") as messages:
-        assert read_message(messages) == b"abc"
-        assert read_message(messages) is None
-    file.write_bytes(b"")
-    with file.open("rb") as messages:
-        assert read_message(messages) is None
 
 
 @pytest.mark.parametrize(
