@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import BinaryIO, cast
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
@@ -54,44 +54,18 @@ ZIP_ERRORS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArchiveLimits:
-    """The limits of an archive, equal to those of requests that create the same set."""
-
-    max_bytes: int
-    max_text_bytes: int
-    max_media_bytes: int
-    max_examples: int
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> ArchiveLimits:
-        return cls(
-            max_bytes=settings.max_import_bytes,
-            max_text_bytes=settings.max_body_bytes,
-            max_media_bytes=settings.max_media_bytes,
-            max_examples=settings.max_set_examples,
-        )
-
-    @property
-    def max_separators(self) -> dict[bytes, int]:
-        """The limits of separators in all examples together."""
-        return {
-            separator: max(MAX_SEPARATORS[separator], self.max_examples * number)
-            for separator, number in SEPARATORS_PER_EXAMPLE.items()
-        }
-
-
 class Archive:
     """An open archive whose manifest and examples have been read. All calls block; any thread may make them.
 
+    Its limits in the `settings` are those of requests that create the same set.
     `media` are the media of the examples, each with the path of the first reference to it.
     """
 
-    def __init__(self, file: BinaryIO, limits: ArchiveLimits) -> None:
+    def __init__(self, file: BinaryIO, settings: Settings) -> None:
         """Read the manifest and the examples. Raises `InvalidArchive`, `TooManyExamples` and `BodyTooLarge`."""
-        self._limits = limits
+        self._settings = settings
         with _zip_errors():
-            self._zip = ZipFile(cast(BinaryIO, _LimitedFile(file, limits)))
+            self._zip = ZipFile(cast(BinaryIO, _LimitedFile(file, settings)))
         self._entries = {entry.filename: entry for entry in self._zip.infolist() if entry.filename != MEDIA_FOLDER}
         self._check_entries()
         self.manifest = self._read_manifest()
@@ -105,8 +79,8 @@ class Archive:
         Raises `InvalidMedia` for too many bytes, and `InvalidArchive` for bytes of another digest.
         """
         entry = self._entries[item.file]
-        if entry.file_size > self._limits.max_media_bytes:
-            raise too_large(entry.file_size, self._limits.max_media_bytes, param)
+        if entry.file_size > self._settings.max_media_bytes:
+            raise too_large(entry.file_size, self._settings.max_media_bytes, param)
         data = self._read(entry)
         if not data:
             raise InvalidMedia("the media's data is empty", param=param)
@@ -131,8 +105,10 @@ class Archive:
         if missing := next((name for name in (MANIFEST, EXAMPLES) if name not in self._entries), None):
             raise InvalidArchive(f"the archive has no file {missing}: it is not an exported support set")
         size = sum(entry.file_size for entry in self._entries.values())
-        if size > self._limits.max_bytes:
-            raise InvalidArchive(f"the archive has {size} bytes unpacked, the limit is {self._limits.max_bytes}")
+        if size > self._settings.max_import_bytes:
+            raise InvalidArchive(
+                f"the archive has {size} bytes unpacked, the limit is {self._settings.max_import_bytes}"
+            )
 
     def _read_manifest(self) -> Manifest:
         entry = self._entries[MANIFEST]
@@ -157,15 +133,16 @@ class Archive:
 
     def _read_lines(self) -> Iterator[bytes]:
         """Yield the lines of the examples. Their number and that of all separators are limited."""
-        entry, limits, counted = self._entries[EXAMPLES], self._limits, Counter[bytes]()
-        if entry.file_size > limits.max_text_bytes:
-            raise InvalidArchive(f"{EXAMPLES} has {entry.file_size} bytes, the limit is {limits.max_text_bytes}")
+        entry, settings, counted = self._entries[EXAMPLES], self._settings, Counter[bytes]()
+        if entry.file_size > settings.max_body_bytes:
+            raise InvalidArchive(f"{EXAMPLES} has {entry.file_size} bytes, the limit is {settings.max_body_bytes}")
+        max_separators = _max_separators(settings)
         with _zip_errors(EXAMPLES), self._zip.open(entry) as file:
             for index, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 1), b"")):
-                if index >= limits.max_examples:
-                    message = f"the archive has more than {limits.max_examples} examples, which is the limit"
+                if index >= settings.max_set_examples:
+                    message = f"the archive has more than {settings.max_set_examples} examples, which is the limit"
                     raise TooManyExamples(message, param="examples")
-                check_separators(line, limits.max_separators, EXAMPLES, counted)
+                check_separators(line, max_separators, EXAMPLES, counted)
                 yield line
 
     def _check_files(self) -> None:
@@ -191,12 +168,20 @@ def _media(examples: Sequence[ArchivedExample]) -> dict[ArchivedMedia, str]:
     return references
 
 
+def _max_separators(settings: Settings) -> dict[bytes, int]:
+    """Return the limits of separators in all examples together."""
+    return {
+        separator: max(MAX_SEPARATORS[separator], settings.max_set_examples * number)
+        for separator, number in SEPARATORS_PER_EXAMPLE.items()
+    }
+
+
 class _LimitedFile:
     """A file that refuses a single read of more than a ZIP file's directory may have."""
 
-    def __init__(self, file: BinaryIO, limits: ArchiveLimits) -> None:
+    def __init__(self, file: BinaryIO, settings: Settings) -> None:
         self._file = file
-        self._max_read = max(MAX_DIRECTORY_BYTES, limits.max_examples * DIRECTORY_BYTES_PER_EXAMPLE)
+        self._max_read = max(MAX_DIRECTORY_BYTES, settings.max_set_examples * DIRECTORY_BYTES_PER_EXAMPLE)
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, size: int = -1) -> bytes:

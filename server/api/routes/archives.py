@@ -34,7 +34,7 @@ from server.errors import (
 from server.schemas.responses.stored import ChangedSupportSet
 from server.schemas.stored import ImportRequest, VersionRequest
 from server.settings import Settings
-from server.store.archive_reader import Archive, ArchiveLimits
+from server.store.archive_reader import Archive
 from server.store.archive_writer import write_archive
 from server.store.records import NewExample
 
@@ -100,7 +100,7 @@ async def import_support_set(request: Request, services: GivenServices) -> Respo
 
 
 async def _import(file: BinaryIO, digest: str, fields: ImportRequest, request: Request, services: Services) -> Response:
-    archive = await asyncio.to_thread(Archive, file, ArchiveLimits.from_settings(services.settings))
+    archive = await asyncio.to_thread(Archive, file, services.settings)
     name = fields.name or archive.manifest.name
     info = await services.support_sets.create(
         name,

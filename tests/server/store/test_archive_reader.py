@@ -10,7 +10,6 @@ import tempfile
 import tracemalloc
 import zipfile
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, BinaryIO
 
 import pytest
@@ -21,23 +20,23 @@ from server.media.store import MediaStore
 from server.schemas.separators import MAX_SEPARATORS, WORDS
 from server.settings import Settings
 from server.store import archive_reader
-from server.store.archive_reader import Archive, ArchiveLimits
+from server.store.archive_reader import Archive
 from server.store.archive_writer import write_archive
 from server.store.records import Example, SupportSet
 from tests.server.archives import archive, reference
 from tests.server.conftest import png
 
-LIMITS = ArchiveLimits(max_bytes=2**20, max_text_bytes=2**16, max_media_bytes=2**17, max_examples=5)
+LIMITS = Settings(max_import_mb=1, max_body_mb=1 / 16, max_media_mb=1 / 8, max_set_examples=5)
 RED = png("red")
 EXAMPLE = {"id": "a", "text": "t", "media": [reference(RED)]}
 FILES = {"media/a.png": RED}
 
 
-def opened(data: bytes, limits: ArchiveLimits = LIMITS) -> Archive:
+def opened(data: bytes, limits: Settings = LIMITS) -> Archive:
     return Archive(io.BytesIO(data), limits)
 
 
-def refused(data: bytes, limits: ArchiveLimits = LIMITS, error: type[ServerError] = InvalidArchive) -> tuple[str, Any]:
+def refused(data: bytes, limits: Settings = LIMITS, error: type[ServerError] = InvalidArchive) -> tuple[str, Any]:
     """Return the message and the parameter with which reading an archive and its media is refused."""
     with tempfile.TemporaryFile() as file:
         file.write(data)
@@ -46,7 +45,7 @@ def refused(data: bytes, limits: ArchiveLimits = LIMITS, error: type[ServerError
     return caught.value.message, caught.value.param
 
 
-def read_all(file: BinaryIO, limits: ArchiveLimits = LIMITS) -> Archive:
+def read_all(file: BinaryIO, limits: Settings = LIMITS) -> Archive:
     """Read an archive and its media. A real file refuses other calls than bytes in memory, and with other errors."""
     opened_archive = Archive(file, limits)
     for item, param in opened_archive.media.items():
@@ -221,7 +220,7 @@ class TestLimits:
 
     @pytest.mark.parametrize("separator", MAX_SEPARATORS)
     def test_of_separators_is_one_for_all_lines(self, separator: bytes) -> None:
-        limits = replace(LIMITS, max_bytes=2**23, max_text_bytes=2**22, max_examples=200)
+        limits = LIMITS.model_copy(update={"max_import_mb": 8, "max_body_mb": 4, "max_set_examples": 200})
         number = {b",": 2**12, b":": 2**10}.get(separator, 2**11)
         keys = dict.fromkeys(map(str, range(number)), 1)
         values = {b",": [1] * (number + 2), b":": keys, b"[": [[]] * number, b"{": [{}] * number}[separator]
@@ -236,7 +235,7 @@ class TestLimits:
         settings = Settings()
         example = {"label": "l", "question": "a: b", "text": "a, b", "metadata": {"x": [1, 2], "y": {}}}
         examples = [{**example, "media": [reference(RED)]}] * settings.max_set_examples
-        assert opened(archive(examples, FILES), ArchiveLimits.from_settings(settings)).examples
+        assert opened(archive(examples, FILES), settings).examples
 
     def test_of_everything_unpacked(self) -> None:
         files = {f"media/{index}": bytes(2**17) for index in range(9)}
@@ -272,13 +271,6 @@ class TestLimits:
         finally:
             tracemalloc.stop()
         assert peak < 2**21
-
-
-def test_limits_are_those_of_ordinary_creation() -> None:
-    settings = Settings(max_set_examples=7, max_body_mb=2, max_media_mb=1, max_import_mb=3)
-    assert ArchiveLimits.from_settings(settings) == ArchiveLimits(
-        max_bytes=3 * 2**20, max_text_bytes=2 * 2**20, max_media_bytes=2**20, max_examples=7
-    )
 
 
 def test_damaged_archives_are_refused_or_read_and_nothing_else() -> None:
