@@ -27,7 +27,7 @@ from server.engine_client.client import Client, EngineClient
 from server.engine_client.spare import Spare
 from server.errors import DatabaseUnavailable, ShuttingDown
 from server.limits.admission import Admission
-from server.limits.connections import Connection, ConnectionLimits, permit_open_files
+from server.limits.connections import Connection, permit_open_files
 from server.media.pool import DecodePool
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError
@@ -83,14 +83,13 @@ async def serve(settings: Settings, spare: Spare) -> int:
     """
     set_up_process()
     app, client = await assemble(settings, spare)
-    limits = ConnectionLimits(settings.max_connections, settings.header_timeout)
-    permit_open_files(limits)
+    permit_open_files(settings)
     server = Server(
         uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
-            http=partial(Connection, limits=limits),  # type: ignore[arg-type]  # it is called like a class
+            http=partial(Connection, settings=settings),  # type: ignore[arg-type]  # it is called like a class
             ws="none",
             backlog=ACCEPTED_AT_ONCE,
             log_config=None,

@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import resource
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.limits.framing import Framing
+from server.settings import Settings
 
 # file descriptors of the process besides its connections: listener, database, media files, pipes to other processes
 OTHER_FILES = 256
@@ -30,14 +30,6 @@ READ_BYTES = 2**18
 SLOW_READ_BYTES = 2**16
 # where all connections read: what one has read is parsed, and copied, before the next one reads
 _BUFFER = memoryview(bytearray(READ_BYTES))
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    """Limits of the listener: `header_timeout` is the seconds in which the head of a request must arrive."""
-
-    max_connections: int
-    header_timeout: float
 
 
 class _LingeringTransport:
@@ -68,14 +60,17 @@ class _LingeringTransport:
 
 
 class Connection(H11Protocol, asyncio.BufferedProtocol):
-    """Uvicorn's HTTP connection, within `limits`. asyncio lets a buffered protocol say how much it reads at once."""
+    """Uvicorn's HTTP connection, within the limits of the `settings`.
+
+    asyncio lets a buffered protocol say how much it reads at once.
+    """
 
     conn: Framing
 
-    def __init__(self, *arguments: Any, limits: ConnectionLimits, **keywords: Any) -> None:
+    def __init__(self, *arguments: Any, settings: Settings, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.conn = Framing()
-        self._limits = limits
+        self._settings = settings
         self._last_active = self.loop.time()  # when its client last sent or read something
         self._timer: asyncio.TimerHandle | None = None  # closes the connection
 
@@ -83,8 +78,8 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         self._lingering = _LingeringTransport(transport, lambda: self.conn.their_state is h11.SEND_BODY, self._linger)
         super().connection_made(cast(asyncio.Transport, self._lingering))
         self._last_active = self.loop.time()
-        self._start_timer(self._limits.header_timeout)
-        if len(self.connections) > self._limits.max_connections:
+        self._start_timer(self._settings.header_timeout)
+        if len(self.connections) > self._settings.max_connections:
             self._most_silent().close()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -101,7 +96,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         if self.transport.is_closing():
             return
         if self.conn.their_state is h11.IDLE:
-            self._start_timer(self._limits.header_timeout)
+            self._start_timer(self._settings.header_timeout)
         else:
             self._stop_timer()
 
@@ -161,10 +156,10 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
             self._timer = None
 
 
-def permit_open_files(limits: ConnectionLimits) -> None:
+def permit_open_files(settings: Settings) -> None:
     """Raise the soft limit of open files, which is often 1024, as far as the hard limit permits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = limits.max_connections + OTHER_FILES
+    needed = settings.max_connections + OTHER_FILES
     if soft < needed:
         resource.setrlimit(
             resource.RLIMIT_NOFILE, (needed if hard == resource.RLIM_INFINITY else min(needed, hard), hard)

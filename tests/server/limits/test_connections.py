@@ -14,8 +14,9 @@ import pytest
 import uvicorn
 
 from server.limits import connections
-from server.limits.connections import Connection, ConnectionLimits
+from server.limits.connections import Connection
 from server.limits.framing import CHUNK_BYTES, FREE_CHUNKS, MAX_LINES, SHORT_BODY
+from server.settings import Settings
 
 pytestmark = pytest.mark.anyio
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -85,8 +86,8 @@ class Listener:
 
 @asynccontextmanager
 async def listening(max_connections: int = 100, header_timeout: float = 60.0) -> AsyncIterator[Listener]:
-    limits = ConnectionLimits(max_connections, header_timeout)
-    http: Any = partial(Connection, limits=limits)
+    settings = Settings(max_connections=max_connections, header_timeout=header_timeout)
+    http: Any = partial(Connection, settings=settings)
     server = uvicorn.Server(uvicorn.Config(application, port=0, http=http, lifespan="off", log_config=None))
     serving = asyncio.create_task(server.serve())
     while not server.started:
