@@ -1,4 +1,4 @@
-"""How long steps take, and how long they should: a request that arrives meanwhile waits for the step to end."""
+"""The seconds that steps take and may take: a request that arrives meanwhile waits for the step to end."""
 
 from __future__ import annotations
 
