@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -47,6 +48,10 @@ router = APIRouter()
 
 FORM = "multipart/form-data"
 FORM_FIELD = "file"
+# Python also has charsets that take a time in the square of the bytes, or that decode to what is no Unicode
+FORM_CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
+# bytes of a field that is no file, which is refused: a form has only a file
+MAX_FIELD_BYTES = 256
 BYTES = "application/octet-stream"
 RAW = ("image/", "video/", BYTES)
 
@@ -201,12 +206,17 @@ async def _from_json(fields: UploadRequest, settings: Settings, intake: Intake) 
 
 async def _from_form(request: Request, settings: Settings) -> tuple[bytes, str]:
     """Return the file's bytes and the content type that the form states."""
-    parser = MultiPartParser(request.headers, stream_body(request, settings), max_files=1, max_fields=1)
+    _, parameters = parse_options_header(request.headers["Content-Type"])
+    if (charset := parameters.get(b"charset", b"utf-8").lower()) not in FORM_CHARSETS:
+        message = f"a form in the charset {charset[:64].decode('latin-1')!r}: the names in a form are UTF-8"
+        raise UnsupportedMediaType(message, param="Content-Type")
+    body = stream_body(request, settings)
+    parser = MultiPartParser(request.headers, body, max_files=1, max_fields=1, max_part_size=MAX_FIELD_BYTES)
     parser.spool_max_size = settings.max_body_bytes  # in memory, which the request's ticket counts, not on disk
     try:
         form = await parser.parse()
-    except (MultiPartException, UnicodeError):  # the form may declare a charset that cannot decode it
-        message = f"the body is not a form with one file, named {FORM_FIELD}, and at most one other field"
+    except MultiPartException:
+        message = f"the body is not a form with one file, named {FORM_FIELD}, and nothing else"
         raise InvalidRequest(message, param=FORM_FIELD) from None
     try:
         if unknown := next((name for name in form if name != FORM_FIELD), None):

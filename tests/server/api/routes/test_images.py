@@ -184,10 +184,7 @@ BAD_FORMS = {
     "no parts": {"content": b"x", "headers": FORM},
     "no name": {"content": b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n", "headers": FORM},
     "two files": {"files": [("file", RED), ("file", RED)]},
-    "a charset that cannot decode": {
-        "content": b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nx\r\n--b--\r\n',
-        "headers": {"Content-Type": "multipart/form-data; boundary=b; charset=undefined"},
-    },
+    "a long text": {"data": {"purpose": "x" * 257}, "files": {"file": RED}},
 }
 
 
@@ -196,6 +193,15 @@ async def test_a_form_that_cannot_be_read_is_refused_in_our_words(http: httpx.As
     response = await http.post("/v1/images", **BAD_FORMS[name])  # type: ignore[arg-type]
     assert_refused(response, 400, "invalid_value", "file")
     assert response.json()["error"]["message"].startswith("the body is not a form with one file, named file")
+
+
+@pytest.mark.parametrize("charset", ["punycode", "unicode_escape", "utf-7", "undefined", "UTF-8"])
+async def test_a_form_in_another_charset_than_utf_8_is_refused_unread(http: httpx.AsyncClient, charset: str) -> None:
+    form = b'--b\r\nContent-Disposition: form-data; name="\\ud800+2AA-"\r\n\r\nx\r\n--b--\r\n'
+    headers = {"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"}
+    response = await http.post("/v1/images", content=form, headers=headers)
+    assert response.json()["error"]["param"] == ("\\ud800+2AA-" if charset == "UTF-8" else "Content-Type")
+    assert response.status_code == (422 if charset == "UTF-8" else 415)
 
 
 async def test_a_decoder_that_died_while_idle_costs_no_upload(http: httpx.AsyncClient, services: Services) -> None:
