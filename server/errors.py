@@ -15,7 +15,7 @@ MAX_LENGTH = 2000
 class ServerError(Exception):
     """An internal error, or one of those below: a message for the client; `param` is the path of the field at fault.
 
-    Both are shortened, so that a refusal is a small response whatever the request was.
+    Both are shortened and have no lone surrogates, so that a refusal is a small response whatever the request was.
     """
 
     status: ClassVar[int] = 500
@@ -302,4 +302,5 @@ class EngineFailed(ServerError, code="engine_failed"):
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]}..."
+    short = text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]}..."
+    return short.encode(errors="replace").decode()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from server.errors import ServerError
+import msgspec
+
+from server.errors import InvalidRequest, ServerError
 
 
 def subclasses(root: type[ServerError]) -> list[type[ServerError]]:
@@ -17,3 +19,8 @@ def test_each_error_says_when_it_occurs() -> None:
 def test_each_error_has_a_different_code() -> None:
     every = subclasses(ServerError)
     assert len({kind.code for kind in every}) == len(every)
+
+
+def test_a_refusal_can_be_sent_whatever_text_it_repeats() -> None:
+    body = InvalidRequest("unknown \ud800", param="a\udfff" * 10_000).body()
+    assert msgspec.json.decode(msgspec.json.encode(body))["error"]["message"] == "unknown ?"
