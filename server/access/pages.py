@@ -11,7 +11,6 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Collection, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from server.settings import Settings
 
@@ -65,7 +64,7 @@ def may_change(headers: Mapping[str, str], origins: Collection[str]) -> bool:
         return True
     if site is not None:
         return site in OWN_SITES
-    return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    return origin is None or origin.partition("://")[2].lower() == headers.get("host", "").lower()
 
 
 def cors_options(origins: str) -> dict[str, Any]:

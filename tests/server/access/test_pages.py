@@ -83,6 +83,7 @@ async def test_a_page_whose_name_leads_to_this_machine_reads_no_metrics(host: st
         ({}, False),
         ({"Origin": PAGE}, True),
         ({"Origin": "null"}, True),
+        ({"Origin": "http://["}, True),
         ({"Origin": "http://localhost:8000"}, False),
         ({"Origin": "http://localhost:9000"}, True),
         ({"Origin": PAGE, "Sec-Fetch-Site": "cross-site"}, True),
