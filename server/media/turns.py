@@ -1,7 +1,8 @@
-"""Shares a few resources between requests, which take turns, however many media of each are waiting.
+"""Shares a few resources between clients, which take turns, however many requests and media of each are waiting.
 
-The request whose last turn was longest ago is next. A new request is treated as if its last turn was `NEWCOMER_LEAD` turns
-ago: it precedes requests that have just had a turn, but new requests cannot block them for ever.
+The client whose last turn was longest ago is next, with that of its requests whose last turn was longest ago. A new client or
+request is treated as if its last turn was `NEWCOMER_LEAD` turns ago: it precedes those that have just had a turn, but new
+ones cannot block them for ever.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, Generic, TypeVar
+
+from server.limits.turns import client_in_turn
 
 NEWCOMER_LEAD = 64
 
@@ -35,11 +38,15 @@ class Tally:
 
 @dataclass(slots=True, eq=False)
 class Requester:
-    """A request that needs media decoded, and the sizes of those that were. It has no turns while it is paused."""
+    """A request that needs media decoded, and the sizes of those that were. It has no turns while it is paused.
+
+    Its client is by default that of the current request.
+    """
 
     pixels: Tally = field(default_factory=Tally)
     frame_bytes: Tally = field(default_factory=Tally)
     is_paused: bool = False
+    client: str = field(default_factory=client_in_turn.get)
     last_turn: int | None = None
 
 
@@ -93,6 +100,7 @@ class DecodeTurns(Generic[Resource]):
         self._lent_for_long: list[Resource] = []
         self._waiting: dict[Requester, dict[Job, None]] = {}
         self._granted: dict[Job, asyncio.Future[Resource]] = {}
+        self._last_turns: dict[str, int] = {}  # of the clients that wait, and of those that have just had a turn
         self._turn = 0
 
     async def take(self, job: Job, *, is_long: bool = False) -> Resource:
@@ -118,8 +126,10 @@ class DecodeTurns(Generic[Resource]):
         self.grant()
 
     def enter(self, job: Job, requester: Requester) -> None:
+        newcomer = self._turn - NEWCOMER_LEAD
         if requester.last_turn is None:
-            requester.last_turn = self._turn - NEWCOMER_LEAD
+            requester.last_turn = newcomer
+        self._last_turns.setdefault(requester.client, newcomer)
         self._waiting.setdefault(requester, {})[job] = None
 
     def leave(self, job: Job, requester: Requester) -> None:
@@ -140,7 +150,7 @@ class DecodeTurns(Generic[Resource]):
 
     def _next(self) -> Job | None:
         ready = [
-            (requester.last_turn or 0, job)
+            ((self._last_turns[requester.client], requester.last_turn or 0), job)
             for requester, jobs in self._waiting.items()
             if not requester.is_paused and (job := next(filter(self._may_run, jobs), None)) is not None
         ]
@@ -149,8 +159,17 @@ class DecodeTurns(Generic[Resource]):
         _, job = min(ready, key=itemgetter(0))
         self._turn += 1
         for sharer in job.requesters:
-            sharer.last_turn = self._turn
+            sharer.last_turn = self._last_turns[sharer.client] = self._turn
+        self._forget()
         return job
+
+    def _forget(self) -> None:
+        """Forget the clients that would not come later than new ones."""
+        waiting = {requester.client for requester in self._waiting}
+        newcomer = self._turn - NEWCOMER_LEAD
+        self._last_turns = {
+            client: turn for client, turn in self._last_turns.items() if turn > newcomer or client in waiting
+        }
 
     def _may_run(self, job: Job) -> bool:
         return not job.is_long or len(self._lent_for_long) < self._num_for_long

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from server.limits.turns import client_in_turn
 from server.media.turns import NEWCOMER_LEAD, DecodeTurns, Job, Requester
 
 pytestmark = pytest.mark.anyio
@@ -64,6 +65,31 @@ async def test_new_requests_cannot_hold_up_a_request_for_good(queue: Queue) -> N
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_clients_take_turns_however_many_requests_each_has(queue: Queue) -> None:
+    tasks = [queue.start("many", Requester(client="a")) for _ in range(9)]
+    tasks += [queue.start("one", Requester(client="b")) for _ in range(3)]
+    await asyncio.gather(*tasks)
+    assert queue.served == ["many", "one"] * 3 + ["many"] * 6
+
+
+async def test_requests_of_a_client_take_turns_between_those_of_others(queue: Queue) -> None:
+    requesters = {name: Requester(client=name.lower()) for name in "aAb"}
+    await asyncio.gather(*(queue.start(name, requesters[name]) for name in "aaaAAbbb"))
+    assert "".join(queue.served) == "abAbabAa"
+
+
+async def test_a_client_that_has_no_request_for_a_while_is_forgotten(queue: Queue) -> None:
+    for number in range(3 * NEWCOMER_LEAD):
+        await queue.start("", Requester(client=str(number)))
+    assert len(queue.turns._last_turns) == NEWCOMER_LEAD
+
+
+async def test_a_request_is_of_the_client_that_sent_it() -> None:
+    before = client_in_turn.set("a")
+    assert Requester().client == "a"
+    client_in_turn.reset(before)
 
 
 async def test_a_job_has_the_turns_of_all_who_share_it(queue: Queue) -> None:
