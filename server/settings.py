@@ -231,7 +231,7 @@ class Settings(BaseModel):
     video_fps: float = Field(1.0, gt=0, le=60, description="frames sampled per second of video")
     decode_processes: int = Field(2, ge=1, le=64, description="processes that decode media")
     decode_memory_mb: int = Field(2048, ge=256, description="address space of each decode process, in MiB")
-    decode_timeout: float = Field(20.0, gt=0, description="seconds to decode one media item")
+    decode_timeout: float = Field(20.0, gt=0, description="seconds of processor time to decode one media item")
 
     stall_timeout: float = Field(
         120.0,

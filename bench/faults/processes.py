@@ -11,6 +11,7 @@ import psutil
 
 from bench.faults.scenario import Fault, Trial, is_serving, wait_for_status
 from bench.target import get, image_request, wait_until
+from server.media.pool import WAIT_FACTOR
 
 # short, so that a stopped worker soon counts as stalled
 STALL_SECONDS = 4.0
@@ -18,6 +19,7 @@ ORPHAN_SECONDS = 10.0
 READY_SECONDS = 1.0
 END_SECONDS = 60.0
 SPARE_SECONDS = 30.0
+# in which a stopped decoder is noticed
 DECODE_SECONDS = 3.0
 
 
@@ -148,7 +150,7 @@ FAULTS = (
     Fault(name="API stopped for 3 s", make=_stop_api),
     Fault(name="idle decoders killed", make=_kill_idle_decoders),
     Fault(name="decoders killed", make=_kill_decoders),
-    Fault(name="decoders stopped", make=_stop_decoders, settings={"decode_timeout": DECODE_SECONDS}),
+    Fault(name="decoders stopped", make=_stop_decoders, settings={"decode_timeout": DECODE_SECONDS / WAIT_FACTOR}),
     Fault(name="no file descriptors", make=_exhaust_descriptors),
     Fault(name="terminated under load", make=_terminate, settings={"shutdown_timeout": 20.0}),
 )

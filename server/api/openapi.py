@@ -66,6 +66,7 @@ MEDIA = (
     NamedMediaNotFound,
     MediaNameTaken,
     StorageUnavailable,
+    Unavailable,
 )
 PROMPT = (*ENGINE, *MEDIA, ContextLengthExceeded)
 SUPPORT_SET_ERRORS = (SupportSetNotFound, DatabaseUnavailable)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterator
@@ -23,8 +24,15 @@ STOPPED = "the decode pool is stopped"
 LOST = (OSError, asyncio.IncompleteReadError, msgspec.DecodeError)
 
 
+class TookTooLong(Exception):
+    """The process has used the processor time of a media item."""
+
+
 class DecodeProcess:
-    """Decodes one media item at a time, for at most `timeout` seconds each."""
+    """Decodes one media item at a time.
+
+    For each, it waits at most `timeout` seconds, in which even a loaded machine gives it the processor time of `setup`.
+    """
 
     def __init__(self, setup: Setup, timeout: float) -> None:
         self._setup = setup
@@ -38,7 +46,7 @@ class DecodeProcess:
         return None if self._process is None else self._process.pid
 
     async def decode(self, request: Decode) -> Frames | Refused:
-        """Return the reply. Raises `TimeoutError` and the errors of `LOST`.
+        """Return the reply. Raises `TookTooLong`, `TimeoutError` and the errors of `LOST`.
 
         A process that was idle may have died meanwhile, so if it is lost, the request is sent to a new one.
         """
@@ -92,7 +100,12 @@ class DecodeProcess:
             async with asyncio.timeout(self._timeout):
                 _stdin(process).write(with_length(request))
                 await _stdin(process).drain()
-                return decode_reply.decode(await _read(process))
+                try:
+                    return decode_reply.decode(await _read(process))
+                except asyncio.IncompleteReadError:
+                    if await process.wait() == -signal.SIGPROF:
+                        raise TookTooLong from None
+                    raise
 
     @contextmanager
     def _kills_at_failure(self) -> Iterator[None]:

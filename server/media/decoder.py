@@ -1,6 +1,6 @@
 """The decode process turns encoded media into frames in isolation, so that a malicious file cannot harm the server.
 
-It has a memory limit, can be killed, and holds a single media item. Messages on its standard streams are a length of
+It has a memory limit, holds a single media item, and ends if one takes too much processor time. Messages on its standard streams are a length of
 four bytes, then msgpack. The first message is `Setup`, answered by an empty one; each `Decode` is answered by `Frames` or
 `Refused`, one at a time, until the input ends.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -32,9 +33,12 @@ NICENESS = 5
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
+    """The limits of a process; `max_seconds` are of processor time per media item."""
+
     vision: dict[str, Any]
     limits: dict[str, Any]
     max_memory_bytes: int
+    max_seconds: float
 
 
 class Decode(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,7 +120,12 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
     limits: MediaLimits = from_dict(MediaLimits, setup.limits, "limits")
     _send(sink, READY)
     while (body := _read(source)) is not None:
-        _send(sink, with_length(frames_of(decode_request.decode(body), vision, limits)))
+        request = decode_request.decode(body)
+        # without a handler, the signal ends the process, also while native code runs
+        signal.setitimer(signal.ITIMER_PROF, setup.max_seconds)
+        reply = frames_of(request, vision, limits)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _send(sink, with_length(reply))
 
 
 def _send(sink: BinaryIO, message: bytes) -> None:

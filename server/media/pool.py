@@ -13,13 +13,15 @@ import logging
 
 from model.config import VisionConfig
 from model.media import MediaLimits
-from server.errors import InvalidMedia
-from server.media.decode_process import LOST, DecodeProcess
+from server.errors import InvalidMedia, Unavailable
+from server.media.decode_process import LOST, DecodeProcess, TookTooLong
 from server.media.decoder import Decode, Frames, Refused, Setup
 from server.media.source import EncodedMedia
 from server.media.turns import DecodeTurns, Job, Requester
 from server.settings import Settings
 
+# a loaded machine gives a process its processor time within this number of times as long
+WAIT_FACTOR = 10
 # about the time in which a process starts
 ABANDONED_SECONDS = 0.5
 
@@ -42,16 +44,18 @@ class DecodePool:
             vision=dataclasses.asdict(vision),
             limits=dataclasses.asdict(limits),
             max_memory_bytes=settings.decode_memory_mb * 2**20,
+            max_seconds=settings.decode_timeout,
         )
         self._timeout = settings.decode_timeout
-        self._processes = [DecodeProcess(setup, self._timeout) for _ in range(settings.decode_processes)]
+        wait = WAIT_FACTOR * self._timeout
+        self._processes = [DecodeProcess(setup, wait) for _ in range(settings.decode_processes)]
         self.turns = DecodeTurns(self._processes)
 
     async def decode(self, media: EncodedMedia, job: Job | None = None) -> Frames:
         """Decode an image or video when it is the turn of its job; None: a job of its own.
 
-        Raises `InvalidMedia`, which names its path in the request, and `MediaNotFound` if its stored bytes have been
-        deleted.
+        Raises `InvalidMedia`, which names its path in the request, `Unavailable` if the process did not get the time for
+        it, and `MediaNotFound` if its stored bytes have been deleted.
         """
         job = job or Job(Requester())
         process = await self.turns.take(job, is_long=media.kind == "video")
@@ -61,9 +65,9 @@ class DecodePool:
         except asyncio.CancelledError:
             _abandon(decoding)
             raise
-        except (*LOST, TimeoutError) as error:
+        except (*LOST, TookTooLong) as error:
             logger.warning("a decode process was lost", extra={"error": type(error).__name__, "media": media.id})
-            raise InvalidMedia(self._reason(media, error), param=media.param) from None
+            raise self._failure(media, error) from None
         if isinstance(reply, Refused):
             if reply.unexpected:
                 logger.error("decoding failed", extra={"error": reply.unexpected, "media": media.id})
@@ -85,10 +89,14 @@ class DecodePool:
         finally:
             self.turns.give_back(process)
 
-    def _reason(self, media: EncodedMedia, error: Exception) -> str:
+    def _failure(self, media: EncodedMedia, error: Exception) -> InvalidMedia | Unavailable:
         if isinstance(error, TimeoutError):
-            return f"decoding this {media.kind} took longer than {self._timeout:g} seconds"
-        return f"this {media.kind} cannot be decoded"
+            message = f"this {media.kind} cannot be decoded now: the server has too much other work"
+            return Unavailable(message, param=media.param)
+        if isinstance(error, TookTooLong):
+            message = f"decoding this {media.kind} took longer than {self._timeout:g} seconds of processor time"
+            return InvalidMedia(message, param=media.param)
+        return InvalidMedia(f"this {media.kind} cannot be decoded", param=media.param)
 
 
 def _abandon(decoding: asyncio.Task[Frames | Refused]) -> None:

@@ -105,12 +105,17 @@ def test_an_unexpected_error_is_a_refusal_that_names_its_type(monkeypatch: pytes
     assert reply == Refused(message="this image cannot be decoded", unexpected="AttributeError")
 
 
+def setup_with(max_memory_bytes: int) -> decoder.Setup:
+    limits = dataclasses.asdict(MediaLimits())
+    return decoder.Setup(
+        vision=dataclasses.asdict(VISION), limits=limits, max_memory_bytes=max_memory_bytes, max_seconds=60
+    )
+
+
 def test_requests_are_answered_in_order_until_the_input_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resource.setrlimit", lambda *_: None)
     monkeypatch.setattr("os.nice", lambda _: 0)  # otherwise all later tests have this priority
-    setup = decoder.Setup(
-        vision=dataclasses.asdict(VISION), limits=dataclasses.asdict(MediaLimits()), max_memory_bytes=1
-    )
+    setup = setup_with(max_memory_bytes=1)
     requests = [Decode(kind="image", data=png()), Decode(kind="image", data=b"no")]
     source, sink = io.BytesIO(b"".join(map(with_length, [setup, *requests]))), io.BytesIO()
     decoder.serve(source, sink)
@@ -133,9 +138,7 @@ def test_libraries_write_nothing_to_the_log() -> None:
     damaged = fax[:500] + b"\x55" * 200 + fax[700:]
     num_samples = b"\x15\x01\x03\0\x01\0\0\0"
     too_many = colour.replace(num_samples + b"\x03\0", num_samples + b"\xff\xff")
-    setup = decoder.Setup(
-        vision=dataclasses.asdict(VISION), limits=dataclasses.asdict(MediaLimits()), max_memory_bytes=2**31
-    )
+    setup = setup_with(max_memory_bytes=2**31)
     requests = [Decode(kind="image", data=data) for data in (damaged, too_many)]
     process = subprocess.run(
         [sys.executable, "-m", "server.media.decoder"],

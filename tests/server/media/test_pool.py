@@ -20,7 +20,7 @@ from PIL import Image
 from model import heif
 from model.config import VisionConfig
 from model.media import MediaLimits, load_image, resize
-from server.errors import InvalidMedia, MediaNotFound
+from server.errors import InvalidMedia, MediaNotFound, Unavailable
 from server.media.decoder import NICENESS, Decode
 from server.media.pool import DecodePool
 from server.media.source import EncodedMedia, Kind, encoded
@@ -210,10 +210,27 @@ async def test_a_stuck_process_is_killed_after_the_timeout(pool: DecodePool) -> 
     (pid,) = pids(pool)
     os.kill(pid, signal.SIGSTOP)
     pool._processes[0]._timeout = 0.2
-    with pytest.raises(InvalidMedia, match="took longer than"):
+    with pytest.raises(Unavailable, match="too much other work") as caught:
         await pool.decode(media(png()))
+    assert caught.value.param == "prompt[0]"
     assert pids(pool) == set()
     await eventually(lambda: not is_alive(pid))
+
+
+async def test_the_time_of_decoding_is_that_of_the_processor(settings: Settings) -> None:
+    updates = {"decode_timeout": 0.25, "max_media_pixels": 10**8, "max_request_pixels": 10**8}
+    pool = DecodePool(VISION, settings.model_copy(update=updates))
+    await pool.decode(media(png()))
+    (pid,) = pids(pool)
+    os.kill(pid, signal.SIGSTOP)
+    decoding = asyncio.create_task(pool.decode(media(png("blue"))))
+    await asyncio.sleep(0.5)
+    os.kill(pid, signal.SIGCONT)
+    await decoding
+    with pytest.raises(InvalidMedia, match=r"took longer than 0\.25 seconds of processor time"):
+        await pool.decode(media(png("red", size=(9999, 9999))))
+    await eventually(lambda: not is_alive(pid))
+    assert pids(pool) == set()
 
 
 def is_alive(pid: int) -> bool:
