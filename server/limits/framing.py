@@ -23,8 +23,8 @@ COARSE_BYTES = 4096
 SHORT_BODY = 2**16
 
 BLANK_LINE = re.compile(rb"\n\r?\n")
-# the header of a body's last chunk, after the end of the chunk before it
-LAST_CHUNK = re.compile(rb"(?:\r\n)?0+[ \t\r]*(?:;[^\n]*)?\n")
+# the header of a body's last chunk, after the end of the chunk before it, whose beginning h11 may have read
+LAST_CHUNK = re.compile(rb"(?:\r?\n)?0+[ \t\r]*(?:;[^\n]*)?\n")
 ABSOLUTE_FORM = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE)
 
 

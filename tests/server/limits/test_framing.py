@@ -67,6 +67,18 @@ def test_a_trailer_of_many_lines_is_refused(
         assert isinstance(event, h11.EndOfMessage)
 
 
+def test_a_trailer_of_many_lines_is_refused_after_any_part_of_a_chunk() -> None:
+    data = b"3\r\nabc\r\n0\r\n" + LINE * 202 + b"\r\n"
+    for end in range(1, 14):
+        framing, _ = received(CHUNKED)
+        with pytest.raises(h11.RemoteProtocolError):
+            for piece in (data[:end], data[end:]):
+                framing.receive_data(piece)
+                while (event := framing.next_event()) is not h11.NEED_DATA:
+                    assert isinstance(event, h11.Data)
+        assert framing.fault == "The body has more than 200 trailer lines.", end
+
+
 def test_a_chunk_that_looks_like_a_trailer_is_read() -> None:
     text = b"0\r\n" + LINE * 1000
     framing, _ = received(CHUNKED + b"%x\r\n" % len(text) + text[:100])
