@@ -14,6 +14,8 @@ import h11
 
 # header lines of a request, and trailer lines of its body; other servers have limits of about 100
 MAX_LINES = 200
+# Bytes of either, with the blank line at its end. h11 has this limit only for those that do not arrive at once.
+MAX_BYTES = 2**14
 # Chunks of a body: at most FREE_CHUNKS at once, and in the long run at most one per CHUNK_BYTES bytes of data.
 FREE_CHUNKS = 1024
 CHUNK_BYTES = 256
@@ -22,7 +24,7 @@ COARSE_BYTES = 4096
 # A body of this declared length is read although its response has begun: the connection can carry the next request.
 SHORT_BODY = 2**16
 
-BLANK_LINE = re.compile(rb"\n\r?\n")
+BLANK_LINE = re.compile(rb"(?:\A|\n)\r?\n")
 # the header of a body's last chunk, after the end of the chunk before it, whose beginning h11 may have read
 LAST_CHUNK = re.compile(rb"(?:\r?\n)?0+[ \t\r]*(?:;[^\n]*)?\n")
 ABSOLUTE_FORM = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE)
@@ -35,7 +37,7 @@ class Framing(h11.Connection):
     """
 
     def __init__(self) -> None:
-        super().__init__(h11.SERVER)
+        super().__init__(h11.SERVER, max_incomplete_event_size=MAX_BYTES)
         self.fault = ""
         self.is_coarse = False
         self._is_short = True
@@ -51,7 +53,7 @@ class Framing(h11.Connection):
     def next_event(self) -> Any:
         """Return the next event, as h11 does. Raises `h11.RemoteProtocolError` also for a limit."""
         if self.their_state is h11.IDLE:
-            self._check_lines("head", "header")
+            self._check_part("head", "header")
         elif self.their_state is h11.SEND_BODY and self._is_chunk_next:
             self._check_trailer()
         event = super().next_event()
@@ -71,20 +73,23 @@ class Framing(h11.Connection):
             )
         return super().send(event)
 
-    def _check_lines(self, part: str, kind: str, first: int = 0) -> None:
-        """Check the number of lines of the head or trailer that arrives, before h11 reads them."""
+    def _check_part(self, part: str, kind: str, first: int = 0) -> None:
+        """Check the size and the number of lines of the head or trailer that arrives, before h11 reads them."""
         received, _ = self.trailing_data
         if received.count(b"\n", first) > MAX_LINES:
             end = BLANK_LINE.search(received, max(first - 1, 0))
             if received.count(b"\n", first, end.start() if end else len(received)) > MAX_LINES:
                 raise self._refused(f"The {part} has more than {MAX_LINES} {kind} lines.")
+        last = first + MAX_BYTES
+        if len(received) > last and not BLANK_LINE.search(received, max(first - 1, 0), last):
+            raise self._refused(f"The {part} has more than {MAX_BYTES} bytes of {kind} lines.")
 
     def _check_trailer(self) -> None:
         received, _ = self.trailing_data
         last_chunk = None if self._is_trailer_next else LAST_CHUNK.match(received)
         if last_chunk or self._is_trailer_next:
             self._is_trailer_next = True
-            self._check_lines("body", "trailer", last_chunk.end() if last_chunk else 0)
+            self._check_part("body", "trailer", last_chunk.end() if last_chunk else 0)
 
     def _begin(self, request: h11.Request) -> None:
         headers = dict(request.headers)

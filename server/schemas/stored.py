@@ -283,7 +283,7 @@ class ExpectedRequest(Schema):
 
 class RemoveExamplesRequest(ExpectedRequest):
     id: Annotated[
-        str, Field(min_length=1, max_length=2**20, description="The ids of the examples, separated by commas.")
+        str, Field(min_length=1, max_length=2**13, description="The ids of the examples, separated by commas.")
     ]
 
     @property

@@ -7,7 +7,7 @@ import itertools
 import h11
 import pytest
 
-from server.limits.framing import CHUNK_BYTES, FREE_CHUNKS, Framing
+from server.limits.framing import CHUNK_BYTES, FREE_CHUNKS, MAX_BYTES, Framing
 
 CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 ONE_BYTE = b"1\r\n \r\n"
@@ -77,6 +77,33 @@ def test_a_trailer_of_many_lines_is_refused_after_any_part_of_a_chunk() -> None:
                 while (event := framing.next_event()) is not h11.NEED_DATA:
                     assert isinstance(event, h11.Data)
         assert framing.fault == "The body has more than 200 trailer lines.", end
+
+
+@pytest.mark.parametrize("piece", [2**20, 1400, 1])
+@pytest.mark.parametrize("extra", [0, 1])
+def test_the_size_of_a_head_has_a_limit_however_it_is_divided(piece: int, extra: int) -> None:
+    end = b" HTTP/1.1\r\nHost: a\r\n\r\n"
+    data = b"GET /?id=".ljust(MAX_BYTES - len(end) + extra, b"a") + end
+    framing = Framing()
+    event: object = h11.NEED_DATA
+    try:
+        for first in range(0, len(data), piece):
+            framing.receive_data(data[first : first + piece])
+            event = framing.next_event()
+    except h11.RemoteProtocolError:
+        assert extra
+        assert framing.fault == "The head has more than 16384 bytes of header lines."
+    else:
+        assert not extra
+        assert isinstance(event, h11.Request)
+
+
+def test_the_head_after_an_empty_trailer_is_none() -> None:
+    framing, _ = received(CHUNKED)
+    framing.receive_data(b"0\r\n")
+    assert framing.next_event() is h11.NEED_DATA
+    framing.receive_data(b"\r\n" + CHUNKED[:-2] + LINE * 199)
+    assert isinstance(framing.next_event(), h11.EndOfMessage)
 
 
 def test_a_chunk_that_looks_like_a_trailer_is_read() -> None:
