@@ -20,6 +20,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 from threadpoolctl import threadpool_limits
 
 from server.app import create_app
@@ -84,25 +85,30 @@ async def serve(settings: Settings, spare: Spare) -> int:
     set_up_process()
     app, client = await assemble(settings, spare)
     permit_open_files(settings)
-    server = Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            http=partial(Connection, settings=settings),  # type: ignore[arg-type]  # it is called like a class
-            ws="none",
-            backlog=ACCEPTED_AT_ONCE,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=FINAL_EVENTS_SECONDS,
-        )
-    )
+    server = Server(listener(app, settings))
     watcher = asyncio.create_task(_watch(server, client, app.state.services.admission, settings.shutdown_timeout))
     await server.serve()
     if not server.started:
         watcher.cancel()
         return 1
     return await watcher
+
+
+def listener(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    """Return how uvicorn listens and reads requests."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=partial(Connection, settings=settings),  # type: ignore[arg-type]  # it is called like a class
+        ws="none",
+        backlog=ACCEPTED_AT_ONCE,
+        log_config=None,
+        access_log=False,
+        # by default, uvicorn lets any program of this machine say for whom its requests are
+        forwarded_allow_ips=os.environ.get("FORWARDED_ALLOW_IPS", ""),
+        timeout_graceful_shutdown=FINAL_EVENTS_SECONDS,
+    )
 
 
 def set_up_process() -> None:

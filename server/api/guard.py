@@ -51,6 +51,8 @@ METRICS_PATH = "/metrics"
 PROBE_PATHS = frozenset({"/health/live", "/health/ready"})
 OPEN_PATHS = PROBE_PATHS | DOCS_PATHS | {METRICS_PATH}
 IPV6_PREFIX = 64
+# of a client whose proxy names it by no address: a name could be that of a key
+UNKNOWN_ADDRESS = "unknown"
 # bytes of a refused body that are read and dropped: a disconnection can be noticed only after the body
 MAX_DROPPED = 2**16
 # parameters of a query: no route knows as many
@@ -246,7 +248,7 @@ def _address(scope: Scope) -> str:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return host
+        return UNKNOWN_ADDRESS
     if isinstance(address, ipaddress.IPv4Address):
         return host
     network = ipaddress.ip_network((int(address), IPV6_PREFIX), strict=False)

@@ -15,11 +15,13 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from server import serving
 from server.engine_client.spare import Spare
-from server.serving import ACCEPTED_AT_ONCE, WAITING_CONNECTIONS, Server, drain, serve
+from server.serving import ACCEPTED_AT_ONCE, WAITING_CONNECTIONS, Server, drain, listener, serve
 from server.settings import Settings, SettingsError
 from server.signals import ending_signals
 from tests.server.fakes import AS_JSON, FakeClient, eventually
@@ -67,6 +69,23 @@ async def test_a_burst_of_connections_waits_without_loss(app: FastAPI) -> None:
             connections.enter_context(socket.create_connection(listening.getsockname(), timeout=0.5))
     server.should_exit = True
     await running
+
+
+@pytest.mark.parametrize(("trusted", "address"), [(None, "127.0.0.1"), ("127.0.0.1", "9.9.9.9")])
+async def test_only_a_proxy_that_the_operator_names_says_for_whom_a_request_is(
+    trusted: str | None, address: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    if trusted is not None:
+        monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
+
+    async def show_client(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse(scope["client"][0])(scope, receive, send)
+
+    config = listener(show_client, settings)
+    config.load()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(config.loaded_app), base_url="http://a") as http:
+        assert (await http.get("/", headers={"X-Forwarded-For": "9.9.9.9"})).text == address
 
 
 async def test_a_request_whose_body_still_arrives_is_finished(

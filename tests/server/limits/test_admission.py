@@ -120,6 +120,7 @@ async def test_a_client_over_its_share_is_refused_and_another_one_is_served(
         ("::ffff:10.0.0.1", "::ffff:10.0.0.2", 200),
         ("2001:db8::1", "2001:db8::2", 429),
         ("2001:db8::1", "2001:db8:0:1::1", 200),
+        ("key_0001", "key_0002", 429),  # of a proxy that passes on what a client wrote
     ],
 )
 async def test_a_client_is_an_address_or_a_network_of_ipv6(

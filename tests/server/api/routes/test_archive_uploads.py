@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 class Upload:
     """An import on the ASGI interface, whose client can send piece by piece, and disconnect."""
 
-    def __init__(self, app: FastAPI, client: str = "test") -> None:
+    def __init__(self, app: FastAPI, client: str = "10.0.0.9") -> None:
         self.messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.sent: list[dict[str, Any]] = []
         scope = {
@@ -86,12 +86,12 @@ async def test_an_import_ends_with_its_client(
 async def test_few_archives_arrive_at_once(app: FastAPI, http: httpx.AsyncClient) -> None:
     """They take disk space while they arrive, which may be for long."""
     imports = app.state.services.imports
-    uploads = [Upload(app, "one") for _ in range(3)]
+    uploads = [Upload(app, "10.0.0.1") for _ in range(3)]
     await eventually(lambda: imports.used == 3)
-    assert await Upload(app, "one").error() == (429, "client_over_share")
-    uploads.append(Upload(app, "two"))
+    assert await Upload(app, "10.0.0.1").error() == (429, "client_over_share")
+    uploads.append(Upload(app, "10.0.0.2"))
     await eventually(lambda: imports.used == 4)
-    assert await Upload(app, "three").error() == (503, "overloaded")
+    assert await Upload(app, "10.0.0.3").error() == (503, "overloaded")
     for upload in uploads:
         upload.disconnect()
         await upload.task
