@@ -11,6 +11,8 @@ from server.errors import BodyTooLarge
 # request has as many. A colon stands for a name.
 MAX_SEPARATORS = {b",": 2**19, b":": 2**16, b"[": 2**16, b"{": 2**16}
 WORDS = {b",": "commas", b":": "names of fields", b"[": "lists", b"{": "objects"}
+# Parsing a text takes much longer per escape than per byte, and no other thread runs meanwhile.
+MAX_ESCAPES = 2**22
 # bytes that are read in one call of a few milliseconds, after which other threads run
 SLICE = 2**18
 
@@ -22,11 +24,7 @@ def check_separators(
 
     `counted`: the numbers in earlier data of the same part, to which those in `data` are added.
     """
-    starts = range(0, len(data), SLICE)
-    if counted is None and not any(
-        sum(data.count(separator, start, start + SLICE) for start in starts) > limit
-        for separator, limit in limits.items()
-    ):
+    if counted is None and not any(_number(separator, data) > limit for separator, limit in limits.items()):
         return  # even with those in texts, which takes less time
     numbers = Counter[bytes]() if counted is None else counted
     for piece in _without_texts(data):
@@ -34,6 +32,16 @@ def check_separators(
             numbers[separator] += piece.count(separator)
             if numbers[separator] > limit:
                 raise BodyTooLarge(f"{name} has more than {limit} {WORDS[separator]}")
+
+
+def check_escapes(data: bytes, name: str) -> None:
+    """Check the number of backslashes in a request, which `name` stands for. Raises `BodyTooLarge`."""
+    if _number(b"\\", data) > MAX_ESCAPES:
+        raise BodyTooLarge(f"{name} has more than {MAX_ESCAPES} backslashes")
+
+
+def _number(separator: bytes, data: bytes) -> int:
+    return sum(data.count(separator, start, start + SLICE) for start in range(0, len(data), SLICE))
 
 
 def _without_texts(data: bytes) -> Iterator[bytes]:

@@ -18,6 +18,7 @@ from server.access.callers import Caller
 from server.api.body import read_query, spool_body
 from server.errors import BodyTimeout, BodyTooLarge, UnsupportedParameter
 from server.schemas.base import Schema
+from server.schemas import separators
 from server.schemas.separators import MAX_SEPARATORS
 from server.schemas.stored import ListImagesRequest
 from server.settings import Settings
@@ -66,6 +67,14 @@ class TestManyValues:
         body = b'{"prompt": ' + text * (MAX_SEPARATORS[separator] + 1)
         response = await http.post("/v1/completions", headers=AS_JSON, content=body)
         assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+
+    async def test_a_text_of_more_escapes_than_any_request_needs_is_refused_unparsed(
+        self, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(separators, "MAX_ESCAPES", 1000)
+        refused = await http.post("/v1/completions", json={"prompt": "\n" * 1001})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large")
+        assert (await http.post("/v1/completions", json={"prompt": "\n" * 1000})).status_code != 413
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/support_sets", "/v1/support_sets/s/examples"])
