@@ -103,7 +103,10 @@ async def check_parameters(request: Request) -> None:
 
 async def read_body(request: Request, settings: Settings) -> bytes:
     """Return the whole body. Raises what `stream_body` raises."""
-    return b"".join([piece async for piece in stream_body(request, settings)])
+    pieces = [piece async for piece in stream_body(request, settings)]
+    if sum(map(len, pieces)) < LARGE_BODY:
+        return b"".join(pieces)
+    return await asyncio.to_thread(b"".join, pieces)
 
 
 def content_type(request: Request) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
+from functools import partial
 
 from server.concurrency import run_concurrently
 from server.errors import InvalidRequest, UnsupportedParameter
@@ -19,6 +20,8 @@ from server.media.store import MediaStore, not_found
 from server.schemas.prompt import ImageIdPart, ImageUrlPart, MediaPartOrUrl, VideoIdPart, VideoUrlPart
 from server.settings import Settings
 
+# characters of a data URL that is decoded in a thread
+LARGE_URL = 2**16
 # what a field may have instead of a data URL
 ALLOWED_URL = "an https URL of a host in media_url_hosts"
 BY_ID = ("the id of an uploaded image or video",)
@@ -120,7 +123,8 @@ class Intake:
         """
         match url.partition(":")[0].lower():
             case "data":
-                return read_data_url(url, kind, max_bytes=self._max_media_bytes, param=param)
+                reading = partial(read_data_url, url, kind, max_bytes=self._max_media_bytes, param=param)
+                return reading() if len(url) < LARGE_URL else await asyncio.to_thread(reading)
             case "http" | "https" if self._fetcher.is_enabled:
                 return await self._fetcher.fetch(url, kind, param)
             case "http" | "https":

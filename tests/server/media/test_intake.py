@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from server.app import create_app
 from server.errors import InvalidMedia, InvalidRequest, MediaNotFetched, MediaNotFound
 from server.media.intake import Intake
-from server.media.source import encoded
+from server.media.source import EncodedMedia, encoded, read_data_url
 from server.media.store import MediaStore
 from server.schemas.prompt import ImageIdPart, ImageUrlPart
 from server.settings import Settings
@@ -54,6 +55,20 @@ def url_part(web: Web, path: str) -> dict[str, Any]:
 
 async def complete(http: httpx.AsyncClient, *parts: dict[str, Any]) -> httpx.Response:
     return await http.post("/v1/completions", json={"prompt": [*parts, {"type": "text", "text": "x"}]})
+
+
+async def test_large_data_are_decoded_while_the_loop_runs(intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoders: list[threading.Thread] = []
+
+    def decode(*arguments: Any, **options: Any) -> EncodedMedia:
+        decoders.append(threading.current_thread())
+        return read_data_url(*arguments, **options)
+
+    monkeypatch.setattr("server.media.intake.read_data_url", decode)
+    data = RED + bytes(2**16)
+    assert (await intake.read_url(data_url(data), "image", "prompt")).data == data
+    await intake.read_url(data_url(RED), "image", "prompt")
+    assert [thread is threading.main_thread() for thread in decoders] == [False, True]
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://a", "picture.png", "datas:;base64,eA==", ""])
