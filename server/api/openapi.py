@@ -19,6 +19,7 @@ from pydantic_core.core_schema import NullableSchema, TaggedUnionSchema, WithDef
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from server.access.pages import SAFE_METHODS
 from server.api.guard import METRICS_PATH, OPEN_PATHS
 from server.api.responses import JSON
 from server.errors import (
@@ -42,6 +43,7 @@ from server.errors import (
     MediaUrlRefused,
     ModelNotFound,
     NamedMediaNotFound,
+    OriginRefused,
     Overloaded,
     QuotaExceeded,
     ServerError,
@@ -124,6 +126,7 @@ RESPONSE_HEADERS = {
     "Content-Disposition": "The suggested name of the file.",
     "ETag": "Identifies the content, which never changes.",
     "Retry-After": "Seconds to wait before repeating the request.",
+    "WWW-Authenticate": "`Bearer`.",
     "X-Request-Id": "The id of the request.",
     "X-Should-Retry": "`true` if the same request may succeed later, else `false`.",
 }
@@ -198,8 +201,9 @@ def openapi_document(routes: Sequence[BaseRoute], title: str, version: str) -> d
     tags = [{"name": name, "description": text} for name, text in TAGS.items()]
     document = get_openapi(title=title, version=version, description=DESCRIPTION, routes=routes, tags=tags)
     for path, operations in document["paths"].items():
-        for operation in operations.values():
-            _complete(operation, is_open=path in OPEN_PATHS - {METRICS_PATH})
+        for method, operation in operations.items():
+            is_open, is_safe = path in OPEN_PATHS - {METRICS_PATH}, method.upper() in SAFE_METHODS
+            _complete(operation, is_open=is_open, errors=NOT_OPEN if is_safe else (*NOT_OPEN, OriginRefused))
     schemas = _schemas(node["$ref"] for node in _objects(document["paths"]) if "$ref" in node)
     for node in _objects(schemas):
         if "oneOf" in node:
@@ -213,8 +217,11 @@ def openapi_document(routes: Sequence[BaseRoute], title: str, version: str) -> d
     return document
 
 
-def _complete(operation: dict[str, Any], *, is_open: bool) -> None:
-    """Add what every operation has: the request id and the key. The docstring's first line becomes the summary."""
+def _complete(operation: dict[str, Any], *, is_open: bool, errors: Sequence[type[ServerError]]) -> None:
+    """Add what every operation has: the request id, the key, and `errors` unless it is open.
+
+    The docstring's first line becomes the summary.
+    """
     summary, _, details = operation.pop("description").partition("\n\n")
     operation["summary"] = summary.removesuffix(".")
     if details:
@@ -228,9 +235,9 @@ def _complete(operation: dict[str, Any], *, is_open: bool) -> None:
     if "HTTPValidationError" in str(operation["responses"].get("422")):
         del operation["responses"]["422"]  # FastAPI adds it for path parameters, but all their values are valid
     if not is_open:
-        for status, response in _error_responses(NOT_OPEN).items():
+        for status, response in _error_responses(errors).items():
             same = operation["responses"].setdefault(str(status), response)
-            if codes := _codes([error for error in NOT_OPEN if error.code not in same["description"]], status):
+            if codes := _codes([error for error in errors if error.code not in same["description"]], status):
                 same["description"] = f"{same['description'].removesuffix('.')}, {codes}."
     operation["responses"] = dict(sorted(operation["responses"].items()))
     for response in operation["responses"].values():
@@ -316,9 +323,10 @@ def _error_responses(errors: Iterable[type[ServerError]]) -> dict[int, dict[str,
 
 def _error_response(status: int, errors: Sequence[type[ServerError]]) -> dict[str, Any]:
     retry = ["Retry-After"] if any(issubclass(error, Unavailable) for error in errors) else []
+    key = ["WWW-Authenticate"] if Unauthorized in errors else []
     return {
         "description": f"{HTTPStatus(status).phrase}: {_codes(errors, status)}.",
-        "headers": _header_references(["X-Should-Retry", *retry]),
+        "headers": _header_references(["X-Should-Retry", *retry, *key]),
         "content": _content(Error),
     }
 

@@ -85,6 +85,12 @@ def test_only_open_paths_need_no_key() -> None:
         assert ("401" in operation["responses"]) == (not is_open)
 
 
+def test_only_requests_that_change_something_are_refused_to_pages_of_other_sites() -> None:
+    for (method, path), operation in operations().items():
+        is_documented = "`origin_not_allowed`" in str(operation["responses"].get("403"))
+        assert is_documented == (method in ("post", "patch", "delete")), path
+
+
 def test_streams_are_of_chunks() -> None:
     streamed = {
         path: content["text/event-stream"]["schema"]["anyOf"][0]["$ref"].rpartition("/")[2]
