@@ -36,13 +36,14 @@ class TextFormatter(logging.Formatter):
         super().__init__("{asctime} {levelname:<7} {name}: {message}", style="{", datefmt="%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        fields = " ".join(f"{name}={_on_one_line(value)}" for name, value in _fields(record).items())
+        fields = " ".join(f"{name}={_quoted(value)}" for name, value in _fields(record).items())
         return f"{super().formatMessage(record)}  {fields}".rstrip()
 
 
-def _on_one_line(value: object) -> str:
-    """Escape line breaks, so that a value from a client, such as a path, cannot forge a log line."""
-    return str(value) if str(value).isprintable() else repr(value)
+def _quoted(value: object) -> str:
+    """Quote a text of several words or lines, so that one from a client, such as a path, cannot forge a field or a line."""
+    text = str(value)
+    return text if text.isprintable() and not set(" ='\"") & set(text) else repr(text)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:

@@ -64,6 +64,13 @@ def test_a_line_break_in_a_field_is_escaped(capsys: pytest.CaptureFixture[str]) 
     assert line.endswith(r"path='/v1/models/x\n10:00:00 INFO server: forged'")
 
 
+def test_a_path_cannot_forge_a_field(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "text")
+    logging.getLogger("server.test").info("refused", extra={"path": "/x status=200", "query": "a='", "status": 404})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("""refused  path='/x status=200' query="a='" status=404""")
+
+
 class TestContents:
     @pytest.fixture
     def settings(self) -> Settings:
