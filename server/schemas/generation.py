@@ -119,7 +119,7 @@ class InputImagePart(Schema):
 
     type: Literal["input_image"]
     image_url: str = Field(description="The URL of an image, or the id of an uploaded image or video.")
-    detail: Literal["auto", "low", "high"] = "auto"
+    detail: Literal["auto", "low", "high", "original"] = "auto"
 
 
 UserPart = Annotated[

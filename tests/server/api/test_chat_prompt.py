@@ -109,7 +109,7 @@ def test_without_an_end_of_chunk_token_a_line_break_ends_a_shot() -> None:
         ((A, B), "<img_a><img_b>"),
         (("one", "two"), "onetwo"),
         (({"type": "input_text", "text": "one"},), "one"),
-        (({"type": "input_image", "image_url": "data:,"}, "one"), "<<url>>one"),
+        (({"type": "input_image", "image_url": "data:,", "detail": "original"}, "one"), "<<url>>one"),
     ],
 )
 def test_parts_keep_their_order_but_media_precede_the_last_text(content: tuple[Any, ...], text: str) -> None:

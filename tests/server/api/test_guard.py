@@ -163,7 +163,13 @@ async def refused(connection: Connection, keys: Keys) -> AsyncIterator[asyncio.T
     admission = Admission(1, Metrics("tiny"))
     while admission.pacing.pause("10.0.0.1") < MAX_PAUSE:
         pass
-    scope: Scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "client": ("10.0.0.1", 1)}
+    scope: Scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/completions",
+        "headers": [],
+        "client": ("10.0.0.1", 1),
+    }
     task = asyncio.create_task(Guard(over_share, admission, refuse, keys, Settings())(scope, connection.receive, send))
     await eventually(lambda: len(admission.pacing._pauses) == 1)
     yield task
