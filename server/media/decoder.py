@@ -1,8 +1,8 @@
 """The decode process turns encoded media into frames in isolation, so that a malicious file cannot harm the server.
 
-It has a memory limit, holds a single media item, and ends if one takes too much processor time. Messages on its standard streams are a length of
-four bytes, then msgpack. The first message is `Setup`, answered by an empty one; each `Decode` is answered by `Frames` or
-`Refused`, one at a time, until the input ends.
+It has a memory limit, holds a single media item, and ends if one takes too much processor time. Messages on its standard
+streams are a length of four bytes, then msgpack. The first message is `Setup`, answered by an empty one; each `Decode` is
+answered by `Frames` or `Refused`, one at a time, until the input ends.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Shares a few resources between clients, which take turns, however many requests and media of each are waiting.
 
-The client whose last turn was longest ago is next, with that of its requests whose last turn was longest ago. A new client or
-request is treated as if its last turn was `NEWCOMER_LEAD` turns ago: it precedes those that have just had a turn, but new
-ones cannot block them for ever.
+The client whose last turn was longest ago is next, with that of its requests whose last turn was longest ago. A new client
+or request is treated as if its last turn was `NEWCOMER_LEAD` turns ago: it precedes those that have just had a turn, but
+new ones cannot block them for ever.
 """
 
 from __future__ import annotations

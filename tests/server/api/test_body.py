@@ -17,8 +17,8 @@ from starlette.requests import Request
 from server.access.callers import Caller
 from server.api.body import read_query, spool_body
 from server.errors import BodyTimeout, BodyTooLarge, UnsupportedParameter
-from server.schemas.base import Schema
 from server.schemas import separators
+from server.schemas.base import Schema
 from server.schemas.separators import MAX_SEPARATORS
 from server.schemas.stored import ListImagesRequest
 from server.settings import Settings
