@@ -3,7 +3,7 @@
 Of the settings within one standard error of the most accurate one, the cheapest is recommended: a method without a prompt
 costs least, then few shots. Of methods without a prompt, the one that the model's prior expects to be best comes first. The
 most accurate of many settings owes a part of its lead to chance. A control is never recommended, and neither is a setting
-that is worse than always giving the most frequent answer.
+that is no more accurate than always giving the most frequent answer.
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ def recommend(
     """Return the cheapest setting that is as accurate as the best one within the standard error of the difference.
 
     `prior`: the method by likeness that the model's own evaluation found best with as many examples. None if no cell has
-    finished, or if all settings are less accurate than always giving the most frequent answer.
+    finished, or if no setting is more accurate than always giving the most frequent answer.
     """
     rows = [row for row in summarise(cells) if row["control"] is None]
-    useful = [row for row in rows if row["accuracy"] >= always.accuracy]
+    useful = [row for row in rows if row["accuracy"] > always.accuracy]
     if not useful:
         return None
     best = _most_accurate(useful)
@@ -168,11 +168,11 @@ def explain(
             "second example of a label to leave one out. Add a second example of each label. To choose among the settings "
             "of in_context, evaluate this method alone."
         )
-    elif rows and (best := _most_accurate(rows))["accuracy"] < always.accuracy:
+    elif rows and (best := _most_accurate(rows))["accuracy"] <= always.accuracy:
         sentences.append(
             f"No setting is recommended: the most accurate one, {name_of(best)}, has an accuracy of {best['accuracy']:.3f} "
-            f"on {best['queries']} left-out examples, less than always answering {always.label!r}, whose accuracy is "
-            f"{always.accuracy:.3f}."
+            f"on {best['queries']} left-out examples, no more than always answering {always.label!r}, whose "
+            f"accuracy is {always.accuracy:.3f}."
         )
     if single:
         is_one = len(single) == 1
@@ -219,7 +219,7 @@ def _reason(
     if rival is not None and (paired := compare(chosen, rival, cells)) is not None:
         sentences.append(
             f"{name_of(chosen)} alone is right on {paired.wins} of them, {name_of(rival)} alone on {paired.losses}: "
-            f"{_verdict(paired)}."
+            f"{_verdict(paired, 'more than chance', 'this may be chance')}."
             if paired.wins or paired.losses
             else "Both classify the same examples correctly."
         )
@@ -235,16 +235,16 @@ def _rival(chosen: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> dict[st
     return _most_accurate([row for row in rivals if row["method"] != chosen["method"]] or rivals) if rivals else None
 
 
-def _verdict(paired: Paired) -> str:
-    chance = "more than chance" if paired.p_value < MAX_P_VALUE else "this may be chance"
+def _verdict(paired: Paired, clear: str, unclear: str) -> str:
+    chance = clear if paired.p_value < MAX_P_VALUE else unclear
     return f"{chance} (p = {paired.p_value:.2g} by a sign test)"
 
 
 def _against(always: Baseline, paired: Paired | None, low: float) -> str:
     """Return a sentence on the lead over always giving the most frequent answer; none if it is clear from the interval."""
-    answer = f"always answering {always.label!r}, whose accuracy is {always.accuracy:.3f}"
+    answer = f"always answering {always.label!r} ({always.accuracy:.3f})"
     if paired is not None:
-        return f"Compared with {answer}: {_verdict(paired)}."
+        return f"Its lead over {answer} {_verdict(paired, 'is more than chance', 'may be chance')}."
     return f"This is not significantly better than {answer}." if low <= always.accuracy else ""
 
 

@@ -31,7 +31,8 @@ MAX_BYTES = 2**20
 class Recommended:
     """A method, with the shots of its prompt if it has one; both were evaluated for classifications with these labels.
 
-    `confidence` is what the evaluation fitted.
+    `confidence` is what the evaluation fitted. `is_compared` is False if requests could use methods by likeness and none
+    was measured.
     """
 
     method: Method
@@ -39,10 +40,11 @@ class Recommended:
     labels: frozenset[str]
     confidence: Confidence
     shots_attend: ShotsAttend = "previous"
+    is_compared: bool = True
 
     def suits(self, fields: ClassifyRequest) -> bool:
-        """Return whether `auto` may follow it: the method has no prompt, or the template of a request was evaluated."""
-        return self.method in METHODS or fields.template == EVALUATED_TEMPLATE
+        """Return whether `auto` may follow it: the method has no prompt, or was compared in the template of a request."""
+        return self.method in METHODS or (self.is_compared and fields.template == EVALUATED_TEMPLATE)
 
     def is_of(self, method: str, examples: ExamplesFields | None, attend: ShotsAttend, fields: ClassifyRequest) -> bool:
         """Return whether a request has the method and the prompts that were evaluated, given its selection of shots."""
@@ -102,10 +104,14 @@ def _repeated(request: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str
 
 def lacks_likeness(evaluation: Evaluation) -> bool:
     """Return whether methods by likeness could not be measured, although requests can use them."""
+    return not evaluation.plan["request"].get("methods") and _is_of_prompts_alone(evaluation)
+
+
+def _is_of_prompts_alone(evaluation: Evaluation) -> bool:
+    """Return whether no method by likeness was measured, although requests can use them."""
     plan = evaluation.plan
     # an earlier version of the server stored neither this field nor the methods of cells
-    is_wanted = plan.get("comparable", False) and not plan["request"].get("methods")
-    return is_wanted and all(cell["method"] == IN_CONTEXT for cell in plan["settled"]["cells"])
+    return plan.get("comparable", False) and all(cell["method"] == IN_CONTEXT for cell in plan["settled"]["cells"])
 
 
 def _read(evaluation: Evaluation) -> Recommended | None:
@@ -125,7 +131,7 @@ def _read(evaluation: Evaluation) -> Recommended | None:
         confidence = replace(
             confidence, curve=tuple(CurvePoint(**point) for point in row["curve"]), num_left_out=row["queries"]
         )
-    return Recommended(method, examples, labels, confidence, attend)
+    return Recommended(method, examples, labels, confidence, attend, not _is_of_prompts_alone(evaluation))
 
 
 def unjudged_labels(evaluation: Evaluation) -> list[str]:

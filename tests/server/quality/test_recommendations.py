@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -64,11 +65,11 @@ async def test_auto_is_what_the_latest_evaluation_recommends(http: httpx.AsyncCl
     assert (await classify(http))[0] != "in_context"
     await run_evaluation(http, services, k=[2], strategies=["balanced"])
     assert await classify(http) == ("in_context", "balanced", 2)
-    await run_evaluation(http, services, k=[1], strategies=["random"], methods=["in_context"])
+    await run_evaluation(http, services, k=[1], strategies=["random"], methods=["in_context", "knn"])
     assert await classify(http) == ("in_context", "random", 1)
 
 
-async def test_auto_does_not_follow_an_evaluation_that_could_not_measure_likeness(
+async def test_auto_does_not_follow_an_evaluation_that_did_not_measure_likeness(
     http: httpx.AsyncClient, services: Services
 ) -> None:
     """With a single example per label, leave-one-out measures only what the model knows without an example."""
@@ -78,8 +79,9 @@ async def test_auto_does_not_follow_an_evaluation_that_could_not_measure_likenes
     assert [row["method"] for row in evaluation["summary"]] == ["in_context"]
     assert evaluation["recommendation"] is None
     assert (await classify(http))[0] == "nearest_mean"
-    await run_evaluation(http, services, k=[1], strategies=["first"], methods=["in_context"])
-    assert (await classify(http))[0] == "in_context", "the evaluation was meant for it"
+    evaluation = await run_evaluation(http, services, k=[1], strategies=["first"], methods=["in_context"])
+    assert evaluation["recommendation"]["method"] == "in_context", "the evaluation was meant for it"
+    assert (await classify(http))[0] == "nearest_mean"
 
 
 async def test_one_label_that_can_be_left_out_recommends_nothing(
@@ -160,7 +162,7 @@ async def test_a_request_that_selects_shots_keeps_its_selection(http: httpx.Asyn
 
 
 async def test_a_recommendation_is_for_its_labels_and_its_version(http: httpx.AsyncClient, services: Services) -> None:
-    await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context"])
+    await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context", "knn"])
     assert (await classify(http, candidates=["cold", "warm"]))[0] == "in_context"
     # "hot" has no example, so likeness cannot answer
     assert await classify(http, candidates=["cold", "warm", "hot"]) == ("in_context", "balanced", 4)
@@ -177,18 +179,22 @@ async def test_an_evaluation_of_other_prompts_recommends_none_of_them(
     http: httpx.AsyncClient, services: Services
 ) -> None:
     """A request that says nothing of its prompts would not have those that were evaluated."""
-    await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context"], seed=5)
+    await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context", "knn"], seed=5)
     assert (await classify(http))[0] == "in_context"
-    await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context"], normalisation="mean")
+    await run_evaluation(
+        http, services, k=[2], strategies=["balanced"], methods=["in_context", "knn"], normalisation="mean"
+    )
     assert (await classify(http))[0] != "in_context"
 
 
 async def test_a_request_with_another_template_has_no_recommended_prompt(
     http: httpx.AsyncClient, services: Services
 ) -> None:
-    await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context"])
+    await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context", "knn"])
     assert (await classify(http, template="classification"))[0] == "in_context"
     assert (await classify(http, template={"shot": "{media}It is {label}."}))[0] != "in_context"
+    twins = [replace(example, id=f"{example.id}-twin") for example in EXAMPLES]
+    await services.support_sets.put_examples("colours", twins)
     await run_evaluation(http, services, methods=["knn"])
     assert (await classify(http, template={"shot": "{media}It is {label}."}))[0] == "knn"
 
@@ -220,14 +226,14 @@ async def test_auto_has_the_temperature_and_the_threshold_of_the_evaluation(
     http: httpx.AsyncClient, client: FakeClient, services: Services
 ) -> None:
     client.logprobs = share_by_colour
-    evaluation = await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context"])
+    evaluation = await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context", "knn"])
     recommended = evaluation["recommendation"]
-    (row,) = evaluation["summary"]
+    row = evaluation["summary"][1]
     assert [(point["coverage"], point["accuracy"]) for point in row["curve"]] == [
         (pytest.approx(5 / 6), 1.0),
         (1.0, pytest.approx(5 / 6)),
     ]
-    assert recommended["temperature"] == row["temperature"] == evaluation["cells"][0]["temperature"] != 1.0
+    assert recommended["temperature"] == row["temperature"] == evaluation["cells"][1]["temperature"] != 1.0
     sent = {name: recommended[name] for name in ("examples", "method", "temperature")}
     for fields in ({}, sent):
         assert (await answer_to(http, **fields))["temperature"] == row["temperature"]
@@ -259,11 +265,13 @@ async def test_an_evaluation_has_no_threshold_for_other_prompts(http: httpx.Asyn
 
 async def test_an_evaluation_without_a_curve_has_no_threshold(http: httpx.AsyncClient, services: Services) -> None:
     """It was stored before there were any."""
-    evaluation = await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context"])
-    (cell,) = evaluation["cells"]
+    evaluation = await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context", "knn"])
+    cell = evaluation["cells"][1]
     old = {name: value for name, value in cell.items() if name not in ("temperature", "curve")}
-    await services.database.write(lambda session, now: session.execute(update(CellRow).values(result=old)))
-    (row,) = (await read(http, evaluation["id"]))["summary"]
+    await services.database.write(
+        lambda session, now: session.execute(update(CellRow).where(CellRow.index == 1).values(result=old))
+    )
+    row = (await read(http, evaluation["id"]))["summary"][1]
     assert (row["temperature"], row["curve"]) == (1.0, [])
     assert (await answer_to(http))["temperature"] == 1.0
     assert (await post(http, target_accuracy=0.5)).status_code == 422
