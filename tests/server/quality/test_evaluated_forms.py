@@ -54,7 +54,8 @@ async def test_a_method_without_a_prompt_has_no_form(http: httpx.AsyncClient, se
 
 
 async def test_auto_follows_the_form_that_is_recommended(http: httpx.AsyncClient, services: Services) -> None:
-    evaluation = await run_evaluation(http, services, **IN_CONTEXT, k=[2], shots_attend=BOTH)
+    compared = {**IN_CONTEXT, "methods": ["in_context", "knn"]}
+    evaluation = await run_evaluation(http, services, **compared, k=[2], shots_attend=BOTH)
     recommended = evaluation["recommendation"]
     assert (recommended["shots_attend"], recommended["accuracy"]) == ("alone", 1.0)
     assert "in_context by balanced with k=2 and shots that attend alone has" in recommended["reason"]
