@@ -5,6 +5,7 @@ import { execFileSync } from 'node:child_process'
 import { mkdtempSync, rmSync, writeFileSync, cpSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { percent } from '../src/charts/format'
 
 const TEXTURES = '../../docs/examples/textures'
 const LABELS = ['brick', 'grass', 'gravel']
@@ -61,6 +62,43 @@ test('a folder becomes a set whose labels are the subfolders, and a file that is
   await expect(page.getByRole('heading', { level: 1 })).toHaveText('textures')
   for (const label of LABELS) await expect(pictures(page.getByRole('region', { name: label }))).toHaveCount(2)
   await expectAccessible(page)
+})
+
+test('labels and names are those of the Python client, and a single example of a label allows all methods', async ({
+  page,
+}) => {
+  const folder = mkdtempSync(join(tmpdir(), 'playground-'))
+  const root = join(folder, 'Vögel & Bäume')
+  const files = { brick: ['old/1.jpg', 'new/2.jpg'], grass: ['1.jpg', '2.jpg'], ['Käfer'.normalize('NFD')]: ['1.jpg'] }
+  for (const [label, names] of Object.entries(files))
+    for (const name of names) cpSync(`${TEXTURES}/shots/brick/1.jpg`, join(root, label, name), { recursive: true })
+  cpSync(`${TEXTURES}/queries/grass/3.jpg`, join(root, 'loose.jpg'))
+
+  await page.goto('/#/sets')
+  await page.getByTestId('folder').setInputFiles(root)
+  await expect(page.getByLabel('Name')).toHaveValue('Vogel-Baume')
+  const labels = page.getByRole('list', { name: 'Labels' }).getByRole('listitem')
+  await expect(labels.filter({ hasText: 'brick' })).toHaveText(/brick\s*2/)
+  await expect(labels.filter({ hasText: 'Käfer'.normalize('NFC') })).toHaveCount(1)
+  await expect(labels.filter({ hasText: 'no label' })).toHaveText(/no label\s*1/)
+  await expect(page.getByText('Pictures in no subfolder get no label.')).toBeVisible()
+
+  rmSync(join(root, 'loose.jpg'))
+  await page.getByRole('button', { name: 'Cancel' }).click()
+  await page.getByTestId('folder').setInputFiles(root)
+  await page.getByRole('button', { name: 'Create set' }).click()
+  await expect(page.getByRole('heading', { level: 1 })).toHaveText('Vogel-Baume')
+  rmSync(folder, { recursive: true })
+  await tab(page, 'Evaluate').click()
+  await expect(page.getByRole('checkbox', { name: /^Nearest mean/ })).toBeChecked()
+  await page.route('**/evaluate', (route) => route.abort())
+  const requests = page.waitForRequest('**/evaluate')
+  await page.getByRole('button', { name: 'Evaluate' }).click()
+  expect((await requests).postDataJSON()).not.toHaveProperty('methods')
+  await page.getByRole('checkbox', { name: /^Blend/ }).uncheck()
+  const named = page.waitForRequest('**/evaluate')
+  await page.getByRole('button', { name: 'Evaluate' }).click()
+  expect((await named).postDataJSON().methods).toEqual(['nearest_mean', 'knn', 'linear', 'in_context'])
 })
 
 test('an example is edited, filtered, found by a picture and removed, and versions are compared', async ({ page }) => {
@@ -194,6 +232,18 @@ test('a target withholds the label of a query that is not sure enough', async ({
   await expect(page.getByTestId('label')).toBeVisible()
   await page.getByLabel('Give a label only if').selectOption({ label: 'so that 99% of the labels are right' })
   await expect(page.getByText('threshold')).toBeVisible()
+  await page.route('/v1/classify', async (route) => {
+    const response = await route.fetch()
+    await route.fulfill({ response, json: { ...(await response.json()), label: null, threshold: 1 } })
+  })
+  await page.getByLabel('Give a label only if').selectOption({ label: 'so that 95% of the labels are right' })
+  await expect(page.getByText('Even the surest examples do not reach the target')).toBeVisible()
+})
+
+test('a share that is not all is not 100%', () => {
+  expect([1, 199 / 200, 0.99996, 0.5, 1 / 300, 1e-6, 0].map((share) => percent(share))).toEqual([
+    ...['100%', '99.5%', '> 99.9%', '50%', '0.3%', '< 0.1%', '0%'],
+  ])
 })
 
 test('diagnostics find a wrong label, and a button mends it', async ({ page }) => {

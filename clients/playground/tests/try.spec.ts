@@ -161,6 +161,21 @@ test('captions are typed one after the other, and an answer that is too long end
   await expect(texts.nth(1)).toHaveValue('a blue bicycle')
 })
 
+test('an answer with a full stop is not cut at it, and the place of the answer is used once', async ({ page }) => {
+  const choice = { text: ' St. Bernard.', index: 0, logprobs: null, finish_reason: 'stop' }
+  const events = [JSON.stringify({ choices: [choice] }), '[DONE]']
+  await page.route('/v1/completions', (route) =>
+    route.fulfill({ contentType: 'text/event-stream', body: events.map((data) => `data: ${data}\n\n`).join('') }),
+  )
+  await openExample(page, 'Drawings with made-up words')
+  const request = page.waitForRequest((request) => request.postData()?.includes('St. Bernard') ?? false)
+  await page.getByRole('textbox', { name: 'Text of shot 1' }).fill('St. Bernard')
+  expect((await request).postDataJSON()).not.toHaveProperty('stop')
+  await expect(answer(page)).toHaveText('St. Bernard')
+  await page.getByLabel('Sentence').fill('{answer} or {answer}')
+  await expect(page.getByText('Use {answer} once.')).toBeVisible()
+})
+
 test('a picture in a format that browsers do not show is used like any other', async ({ page }) => {
   await page.goto('/')
   const tiff = { name: 'red.tiff', mimeType: 'image/tiff', buffer: Buffer.from(TIFF, 'base64') }

@@ -1,6 +1,18 @@
 // Numbers as people read them.
 
-export const percent = (share: number, digits = 0) => `${(100 * share).toFixed(digits)}%`
+const TOLERANCE = 1e-9 // of sums of floating-point numbers
+
+/** A share in percents. It is 0% or 100% only if it is exactly none or all; a share near them has one decimal. */
+export function percent(share: number, digits = 0): string {
+  const text = (100 * share).toFixed(digits)
+  const isSome = share > TOLERANCE && share < 1 - TOLERANCE
+  if (!isSome || (Number(text) > 0 && Number(text) < 100)) return `${text}%`
+  if (!digits) return percent(share, 1)
+  return share < 0.5 ? '< 0.1%' : '> 99.9%'
+}
+
+/** A place along an axis of a drawing, as SVG reads it. */
+export const place = (share: number) => `${(100 * share).toFixed(2)}%`
 
 /** A probability in whole percents. It is none of 0% and 100%, which would be certain. */
 export function probable(probability: number): string {

@@ -4,20 +4,28 @@ import type { Schemas } from '../api/client'
 import { ApiError } from '../api/errors'
 import { send } from '../api/request'
 
-/** An uploaded image or video. `folder` is the name of the folder that it came from, '' without one. */
+/** An uploaded image or video. `folder` is the name of the subfolder that it came from, '' without one. */
 export type Picture = { id: string; name: string; folder: string; isVideo: boolean; frames: number }
 
-/** A file, and the name of its folder: the label, where a person has sorted files into folders. */
-export type Dropped = { file: File; folder: string }
+/** A file, the folder that was dropped, and the subfolder that it is in: the label, if pictures are sorted by label. */
+export type Dropped = { file: File; root: string; folder: string }
 
-/** Returns the files of a drop or of a file input, folders included, without hidden files, in the order of their paths. */
+/**
+ * Returns the files of a drop or of a file input, folders included, without hidden files, in the order of their paths.
+ * A subfolder is directly below the folder that was dropped, as in `from_folder` of the Python client. Several folders that
+ * are dropped together are the subfolders.
+ */
 export async function filesOf(event: Event): Promise<Dropped[]> {
   const items = (await fromEvent(event)) as (File & { path?: string; relativePath?: string })[]
-  return items
+  const files = items
     .map((file) => ({ file, path: (file.relativePath ?? file.path ?? file.name).replace(/^\.?\//, '') }))
     .filter(({ path }) => !path.split('/').some((part) => part.startsWith('.')))
     .sort((a, b) => a.path.localeCompare(b.path, undefined, { numeric: true }))
-    .map(({ file, path }) => ({ file, folder: path.split('/').at(-2) ?? '' }))
+    .map(({ file, path }) => ({ file, folders: path.split('/').slice(0, -1) }))
+  const outermost = new Set(files.map(({ folders }) => folders[0] ?? ''))
+  const isOne = outermost.size === 1
+  const root = isOne ? [...outermost][0]! : ''
+  return files.map(({ file, folders }) => ({ file, root, folder: (folders[isOne ? 1 : 0] ?? '').normalize('NFC') }))
 }
 
 /** Uploads a file. Throws an `ApiError` that names the file if it is no image or video. */

@@ -70,7 +70,7 @@ export function stored({ id, media, text, question, label, metadata }: Example):
   return { id, media, text, question, label, metadata }
 }
 
-/** Returns an example of each picture. The label is the name of its folder, or else the given one. */
+/** Returns an example of each picture. The label is the name of its subfolder, or else the given one. */
 export function asExamples(pictures: Picture[], label = ''): NewExample[] {
   return pictures.map((picture) => ({ media: [part(picture)], label: picture.folder || label }))
 }

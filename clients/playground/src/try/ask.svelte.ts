@@ -40,7 +40,7 @@ export function stopAsking() {
   Object.assign(asking, { isRunning: false, partial: null, error: null })
 }
 
-async function write({ path, body }: Request, shots: number, signal: AbortSignal): Promise<Answer> {
+async function write({ path, body, end }: Request, shots: number, signal: AbortSignal): Promise<Answer> {
   const start = performance.now()
   let firstToken = 0
   let answer = emptyAnswer(shots)
@@ -49,7 +49,8 @@ async function write({ path, body }: Request, shots: number, signal: AbortSignal
     answer = addChunk(answer, chunk, firstToken)
     if (!signal.aborted) asking.partial = answer
   }
-  return answer
+  const text = answer.text.trimEnd()
+  return end && text.endsWith(end) ? { ...answer, text: text.slice(0, -end.length) } : answer
 }
 
 async function choose({ body }: Request, shots: number, signal: AbortSignal): Promise<Answer> {

@@ -5,8 +5,8 @@ import { part } from '../media/pictures'
 import type { Shot, Workspace } from './workspace.svelte'
 
 export type Part = ReturnType<typeof part> | { type: 'text'; text: string } | { type: 'end_of_chunk' }
-/** A request to the server. `key` is equal for equal requests to the same model. */
-export type Request = CopiedRequest & { key: string }
+/** A request to the server. `key` is equal for equal requests to the same model, `end` is what follows an answer. */
+export type Request = CopiedRequest & { key: string; end: string }
 
 const ANSWER = '{answer}'
 const LINE_END = '\n'
@@ -49,11 +49,15 @@ export function requestOf(workspace: Workspace, shots: number): Request {
     workspace.task === 'write'
       ? { path: '/v1/completions', body: completionBody(workspace, shots) }
       : { path: '/v1/classify', body: classifyBody(workspace, shots) }
-  return { path, body, key: `${server.model} ${path} ${JSON.stringify(body)}` }
+  const end = splitPattern(workspace.pattern)[1].trim()
+  return { path, body, end, key: `${server.model} ${path} ${JSON.stringify(body)}` }
 }
 
 function completionBody(workspace: Workspace, shots: number) {
-  const after = splitPattern(workspace.pattern)[1].trim() || (server.hasEndOfChunk ? '' : LINE_END)
+  const end = splitPattern(workspace.pattern)[1].trim()
+  // "St. Bernard" would end at a full stop
+  const isInAnswers = workspace.shots.some((shot) => shot.text.includes(end))
+  const after = end && !isInAnswers ? end : server.hasEndOfChunk ? '' : LINE_END
   return {
     prompt: promptParts(workspace, shots),
     max_tokens: MAX_TOKENS,
@@ -88,6 +92,7 @@ export function whatIsMissing(workspace: Workspace, missing: Record<string, true
   if (missing[query.id]) return 'The picture to ask about is no longer on the server. Remove it.'
   if (gone >= 0) return `The picture of shot ${gone + 1} is no longer on the server. Remove it.`
   if (untold >= 0) return `Type the text of shot ${untold + 1}.`
+  if (workspace.pattern.split(ANSWER).length > 2) return `Use ${ANSWER} once.`
   if (workspace.task === 'choose' && labels(workspace).length < 2)
     return 'Choosing needs shots with two different labels.'
   return null

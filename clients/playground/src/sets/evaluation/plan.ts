@@ -20,7 +20,11 @@ export type Plan = {
 export function obstacle(method: Method, examples: Example[]): string | null {
   if (method === 'in_context') return null
   if (examples.some(({ media }) => !media.length)) return 'needs a picture in each example'
-  if ([...groupByLabel(examples).values()].some(({ length }) => length < 2)) return 'needs two examples of each label'
+  const counts = [...groupByLabel(examples).values()].map(({ length }) => length)
+  // texts may be answers of their own, and labels are classes
+  const areLabelled = examples.every(({ label }) => label)
+  if (!areLabelled && counts.some((count) => count < 2)) return 'needs two examples of each text'
+  if (counts.filter((count) => count > 1).length < 2) return 'needs two labels with two examples each'
   return method === 'linear' && examples.length > MAX_LINEAR ? `takes at most ${MAX_LINEAR} examples` : null
 }
 
@@ -68,11 +72,16 @@ export function size(plan: Plan, examples: Example[]): { settings: number; answe
   return { settings, answers: settings * Math.min(examples.length, plan.maxQueries) }
 }
 
-export function request(plan: Plan, version: number): EvaluateFields {
+/**
+ * Methods are named only if possible ones are left out. Without names, the server recommends nothing if it cannot measure
+ * those that compare pictures.
+ */
+export function request(plan: Plan, version: number, examples: Example[]): EvaluateFields {
+  const hasAll = possibleMethods(examples).every((method) => plan.methods.includes(method))
   const isPrompted = plan.methods.some((method) => method === 'in_context' || method === 'blend')
   return {
     version,
-    methods: plan.methods,
+    ...(!hasAll && { methods: plan.methods }),
     max_queries: plan.maxQueries,
     seeds: Array.from({ length: plan.numSeeds }, (_, seed) => seed),
     controls: chosenControls(plan),
