@@ -101,7 +101,7 @@ def save_vision_folder(folder: Path, config: VisionConfig, tensors: Mapping[str,
     """Write the folder of a vision encoder; an existing folder is replaced."""
     with moved_when_complete(folder, replaces=True) as partial:
         (partial / CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / WEIGHTS)
+        _write_shard(partial / WEIGHTS, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 
 def load_vision_folder(folder: Path) -> VisionEncoder:

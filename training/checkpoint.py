@@ -57,14 +57,15 @@ def save(
     return path
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints, the latest last; folders with other names, such as copies, are none."""
-    steps = {path: match[1] for path in folder.glob("step-*") if (match := re.fullmatch(r"step-(\d+)", path.name))}
-    return sorted(steps, key=lambda path: int(steps[path]))
+def list_checkpoints(folder: Path, suffix: str = "") -> list[Path]:
+    """Return the checkpoints, the latest last; those with other names, such as copies, are none."""
+    name = re.compile(rf"step-([0-9]+){re.escape(suffix)}")
+    steps = {path: int(match[1]) for path in folder.glob("step-*") if (match := name.fullmatch(path.name))}
+    return sorted(steps, key=lambda path: steps[path])
 
 
-def latest(folder: Path) -> Path | None:
-    return next(reversed(list_checkpoints(folder)), None)
+def latest(folder: Path, suffix: str = "") -> Path | None:
+    return next(reversed(list_checkpoints(folder, suffix)), None)
 
 
 def load_positions(path: Path) -> dict[str, Any]:
@@ -80,8 +81,8 @@ def names_damage(path: Path) -> Iterator[None]:
     """Raise `CheckpointError` for an error that damage of the latest checkpoint causes; it names the one before."""
     try:
         yield
-    except (CheckpointError, LookupError, OSError, TypeError, ValueError) as error:
-        earlier = [checkpoint.name for checkpoint in list_checkpoints(path.parent) if checkpoint != path]
+    except (AttributeError, CheckpointError, LookupError, OSError, TypeError, ValueError) as error:
+        earlier = [checkpoint.name for checkpoint in list_checkpoints(path.parent, path.suffix) if checkpoint != path]
         instead = f"continue from {earlier[-1]}" if earlier else "start again"
         reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else error
         raise CheckpointError(f"{path} is damaged: {reason}; remove it to {instead}") from None

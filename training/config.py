@@ -94,6 +94,11 @@ def check_minima(prefix: str, config: Any, minima: Mapping[str, float]) -> None:
             raise ConfigError(f"{prefix}{name} is {value}, must be at least {least}")
 
 
+def check_image_size(name: str, size: int) -> None:
+    if size > MAX_IMAGE_SIZE:
+        raise ConfigError(f"{name} is {size}, must be at most {MAX_IMAGE_SIZE}")
+
+
 def check_not_empty(prefix: str, config: Any, names: Sequence[str]) -> None:
     """Raise `ConfigError` for a field that is an empty text."""
     for name in names:
@@ -244,8 +249,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_minima("", self, RUN_MINIMA)
         check_not_empty("", self, ["model", "out"])
-        if self.image_size > MAX_IMAGE_SIZE:
-            raise ConfigError(f"image_size is {self.image_size}, must be at most {MAX_IMAGE_SIZE}")
+        check_image_size("image_size", self.image_size)
         if not self.sets:
             raise ConfigError("sets is empty, must list at least one data set")
         names = [data_set.name for data_set in self.sets]

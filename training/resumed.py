@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from model.config import ConfigError, fingerprint
+from model.folder import CONFIG, WEIGHTS
 from training.config import GENERATED_SETS, TrainConfig
 from training.contrastive.config import ContrastiveConfig
 from training.data.stream import find_shards
@@ -26,8 +27,9 @@ FREE_FIELDS = (
     "checkpoint_steps",
     "log_steps",
 )
-# the shards of a set; older checkpoints do not have them
-SHARD_FILES = "shard_files"
+# the shards of a set, and the digests of files that a setting names by their path
+SHARD_FILES, VISION_DIGEST, TOKENIZER_DIGEST = "shard_files", "vision_sha256", "tokenizer_sha256"
+ABSENT_IN_OLD_CHECKPOINTS = (SHARD_FILES, VISION_DIGEST, TOKENIZER_DIGEST)
 
 
 def resumed_settings(config: TrainConfig) -> dict[str, Any]:
@@ -36,11 +38,24 @@ def resumed_settings(config: TrainConfig) -> dict[str, Any]:
     settings = _settings_by_set(config_settings(config), on_disk)
     if config.model != "default":
         settings["model"] = fingerprint(Path(config.model).expanduser())
+    if config.vision:
+        settings[VISION_DIGEST] = _digest(*(Path(config.vision).expanduser() / name for name in (CONFIG, WEIGHTS)))
     return settings
 
 
 def resumed_contrastive_settings(config: ContrastiveConfig) -> dict[str, Any]:
-    return _settings_by_set(json.loads(json.dumps(asdict(config))), {pairs.name: pairs.shards for pairs in config.sets})
+    settings = json.loads(json.dumps(asdict(config)))
+    settings["text"][TOKENIZER_DIGEST] = _digest(Path(config.text.tokenizer).expanduser())
+    return _settings_by_set(settings, {pairs.name: pairs.shards for pairs in config.sets})
+
+
+def _digest(*files: Path) -> str:
+    """Return the first digits of a digest of the files' contents, which a path does not identify."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:12]
 
 
 def _settings_by_set(settings: dict[str, Any], on_disk: Mapping[str, str]) -> dict[str, Any]:
@@ -65,6 +80,12 @@ def check_unchanged(checkpoint: Path, before: dict[str, Any] | None, now: dict[s
         )
 
 
+def check_steps(checkpoint: Path, num_steps_done: int, steps: int) -> None:
+    """Raise `ConfigError` if the checkpoint has more steps than the run is to have."""
+    if num_steps_done > steps:
+        raise ConfigError(f"steps is {steps}, but {checkpoint} has more: raise steps, or change out")
+
+
 def _changes(before: dict[str, Any], now: dict[str, Any], path: str = "") -> Iterator[str]:
     for name in [*before, *(now.keys() - before.keys())]:
         old, new = before.get(name), now.get(name)
@@ -72,5 +93,5 @@ def _changes(before: dict[str, Any], now: dict[str, Any], path: str = "") -> Ite
             yield from _changes(old, new, f"{path}{name}.")
         elif isinstance(old, dict) or isinstance(new, dict):
             yield f"{path}{name} was {'removed' if new is None else 'added'}"
-        elif old != new and (old is not None or name != SHARD_FILES):
+        elif old != new and (old is not None or name not in ABSENT_IN_OLD_CHECKPOINTS):
             yield f"{path}{name} was {old} and is {new}"

@@ -61,14 +61,16 @@ def _read_metadata(folder: Path) -> Metadata:
         with (folder / ".metadata").open("rb") as file:
             metadata = _MetadataUnpickler(file).load()
     except Exception as error:  # unpickling may raise anything
-        raise CheckpointError(_first_line(error)) from None
+        raise CheckpointError(first_line(error)) from None
     if not isinstance(metadata, Metadata):
         raise CheckpointError("its metadata is of another kind")
     return metadata
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def first_line(error: BaseException) -> str:
+    """Return the first line of the error, or of the operating system's error that led to it: the disk is full."""
+    cause = _cause(error)
+    return next(iter(str(cause).splitlines()), type(cause).__name__)
 
 
 def write_state(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
@@ -96,7 +98,7 @@ def _one_line(prefix: str = "") -> Iterator[None]:
             yield
     except CheckpointException as error:
         reason = next(reason for reason, _ in error.failures.values())
-        raise CheckpointError(prefix + _first_line(_cause(reason))) from None
+        raise CheckpointError(prefix + first_line(reason)) from None
 
 
 def _cause(error: BaseException) -> BaseException:

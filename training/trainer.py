@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from model.config import ConfigError
 from model.flamingo import Flamingo
 from model.folder import load_folder, load_vision_folder
 from model.hub.job import SOURCE, Origin, read_origin
@@ -27,7 +26,7 @@ from training.distributed import World, checkpoint_activations, shard
 from training.mixture import Mixture
 from training.precision import describe_precision, with_precision
 from training.progress import ProgressReporter, gate_values
-from training.resumed import check_unchanged, resumed_settings
+from training.resumed import check_steps, check_unchanged, resumed_settings
 from training.run_lock import only_run
 from training.start import (
     at_resolution,
@@ -88,10 +87,7 @@ class Trainer:
         if (checkpoint := latest(self.out / "checkpoints")) is not None:
             positions = load_positions(checkpoint)
             check_unchanged(checkpoint, positions.get("settings"), self.settings)
-            if positions["step"] > self.config.steps:
-                raise ConfigError(
-                    f"steps is {self.config.steps}, but {checkpoint} has more: raise steps, or change out"
-                )
+            check_steps(checkpoint, positions["step"], self.config.steps)
             tensors = collect_tensors(self.stepper.named_parameters, self.stepper.optimizers)
             load(checkpoint, tensors, self.world)
             with names_damage(checkpoint):

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 
 from model.config import ConfigError
-from model.folder import load_folder, save_folder
+from model.folder import load_folder, save_folder, save_vision_folder
 from model.hub.job import SOURCE, Origin, Part, read_origin
 from model.likeness import LIKENESS
 from model.prior import PRIOR
@@ -202,6 +202,17 @@ def test_a_checkpoint_of_another_model_is_refused_but_its_folder_may_move(tmp_pa
     other = tiny_model(CONFIG, seed=9).state_dict()
     save_folder(tmp_path / "model", CONFIG, other.items(), byte_tokenizer().to_str())
     with pytest.raises(ConfigError, match="with other settings: model was"):
+        make_trainer(config).resume()
+
+
+def test_a_checkpoint_of_another_encoder_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    config = replace(make_run(tmp_path), bridge="start", vision=str(tmp_path / "vision"))
+    encoder = tiny_model(CONFIG, seed=1).vision
+    save_vision_folder(tmp_path / "vision", encoder.config, encoder.state_dict())
+    make_trainer(config).save()
+    assert make_trainer(config).resume() == 0
+    save_vision_folder(tmp_path / "vision", encoder.config, tiny_model(CONFIG, seed=2).vision.state_dict())
+    with pytest.raises(ConfigError, match="with other settings: vision_sha256 was"):
         make_trainer(config).resume()
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from model.config import ConfigError
+from model.folder import CheckpointError
 from training.contrastive.config import read_config
 from training.contrastive.trainer import ContrastiveTrainer
 from training.data.shards import ShardError
@@ -65,7 +66,7 @@ def main() -> None:
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         train(ContrastiveTrainer(read_config(options.config), device))
-    except (ConfigError, NonFiniteLoss, OSError, ShardError) as error:
+    except (CheckpointError, ConfigError, NonFiniteLoss, OSError, ShardError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("interrupted: the same command continues from the latest checkpoint", file=sys.stderr)

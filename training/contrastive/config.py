@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.config import ConfigError, Resize, from_dict
-from training.config import OptimConfig, Precision, check_betas, check_minima, read_mapping
+from training.config import OptimConfig, Precision, check_betas, check_image_size, check_minima, read_mapping
 
 # the least values of fields
 TEXT_MINIMA = {"dim": 1, "num_layers": 1, "num_heads": 1, "ffn_dim": 1, "max_tokens": 1}
 PAIRS_MINIMA = {"weight": 0, "batch_size": 2, "window": 1}
 OPTIM_MINIMA = {"learning_rate": 0, "warmup_steps": 0, "weight_decay": 0, "image_clip": 0, "text_clip": 0}
-RUN_MINIMA = {"steps": 0, "joint_dim": 1, "checkpoint_steps": 1, "log_steps": 1}
+RUN_MINIMA = {"steps": 0, "joint_dim": 1, "checkpoint_steps": 1, "log_steps": 1, "seed": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,7 @@ class ImageConfig:
 
     def __post_init__(self) -> None:
         check_minima("image.", self, {"image_size": 1})
+        check_image_size("image.image_size", self.image_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

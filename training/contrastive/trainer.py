@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from timm.optim.lamb import Lamb
 from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor
 
-from model.folder import save_vision_folder
+from model.checkpoint.files import read_pickle
+from model.folder import CheckpointError, save_vision_folder
 from model.prompt import open_tokenizer
-from training.checkpoint import MAX_CHECKPOINTS
+from training.checkpoint import MAX_CHECKPOINTS, latest, list_checkpoints, names_damage
 from training.contrastive.config import ContrastiveConfig, ContrastiveOptimConfig
 from training.contrastive.data import PairReader, Pairs, PairStream, collate_pairs, read_all_pairs
 from training.contrastive.towers import Towers, contrastive_loss, recall, vision_config
@@ -27,10 +29,13 @@ from training.data.stream import find_shards
 from training.distributed import World
 from training.optim import learning_rate_at
 from training.precision import with_precision
-from training.resumed import check_unchanged, resumed_contrastive_settings
+from training.resumed import check_steps, check_unchanged, resumed_contrastive_settings
+from training.state_files import first_line
 from training.step import StepReport, check_finite, check_finite_weights
 
 log = logging.getLogger(__name__)
+# of a checkpoint's file
+SUFFIX = ".pt"
 BATCH = 64  # pairs per forward of the recall
 
 
@@ -104,12 +109,12 @@ class ContrastiveTrainer:
     def save(self) -> Path:
         """Save a checkpoint atomically and delete the oldest beyond `MAX_CHECKPOINTS`.
 
-        Weights that are not finite raise NonFiniteLoss instead.
+        Weights that are not finite raise NonFiniteLoss instead, and a full disk CheckpointError.
         """
         check_finite_weights(self.num_steps_done, self.towers.named_parameters(), World(device=self.device))
         folder = self.out / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
-        path, partial = folder / f"step-{self.num_steps_done:08}.pt", folder / "partial.pt"
+        path, partial = folder / f"step-{self.num_steps_done:08}{SUFFIX}", folder / "partial.pt"
         state = {
             "step": self.num_steps_done,
             "towers": self.towers.state_dict(),
@@ -117,37 +122,47 @@ class ContrastiveTrainer:
             "settings": self.settings,
             "streams": {stream.config.name: stream.state() for stream in self.streams},
         }
-        torch.save(state, partial)
+        try:
+            with partial.open("wb") as file:
+                torch.save(state, file)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)  # it may have filled the disk
+            raise CheckpointError(f"{path} cannot be written: {first_line(error)}") from None
         partial.rename(path)
-        for old in sorted(folder.glob("step-*.pt"))[:-MAX_CHECKPOINTS]:
+        for old in list_checkpoints(folder, SUFFIX)[:-MAX_CHECKPOINTS]:
             old.unlink()
         return path
 
     def resume(self) -> int:
         """Continue from the latest checkpoint, if one exists, and return the number of steps done.
 
-        Raises `ConfigError` if it is of a run with other settings.
+        Raises `ConfigError` if it is of a run with other settings, or of more steps than the run is to have, and
+        `CheckpointError` if it is damaged.
         """
-        if (path := self._latest()) is not None:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+        if (path := latest(self.out / "checkpoints", SUFFIX)) is not None:
+            state = _read(path)
             check_unchanged(path, state.get("settings"), self.settings)
-            self.towers.load_state_dict(state["towers"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            for stream in self.streams:
-                stream.load_state(state["streams"][stream.config.name])
+            check_steps(path, state["step"], self.config.steps)
+            with names_damage(path):
+                self._load(state)
             self.num_steps_done = state["step"]
             log.info("resuming from %s", path)
         return self.num_steps_done
 
-    def _latest(self) -> Path | None:
-        return max((self.out / "checkpoints").glob("step-*.pt"), default=None)
+    def _load(self, state: dict[str, Any]) -> None:
+        try:
+            self.towers.load_state_dict(state["towers"])
+        except RuntimeError as error:  # other names or shapes
+            raise CheckpointError(f"{' '.join(str(error).split()):.200}") from None
+        # a copy, because the tensors of the file are mapped
+        self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
+        for stream in self.streams:
+            stream.load_state(state["streams"][stream.config.name])
 
     def _load_settings(self) -> dict[str, Any] | None:
         """Return the settings of the latest checkpoint; its tensors are not read."""
-        path = self._latest()
-        return (
-            None if path is None else torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("settings")
-        )
+        path = latest(self.out / "checkpoints", SUFFIX)
+        return None if path is None else _read(path).get("settings")
 
     def export(self) -> Path:
         """Write the image tower without its projection to `out/vision`, as the encoder for the bridge's training."""
@@ -173,6 +188,13 @@ class ContrastiveTrainer:
         ]
         self.towers.train()
         return recall(torch.cat([images for images, _ in parts]), torch.cat([texts for _, texts in parts]))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with names_damage(path):
+        state = read_pickle(path)
+        state["step"] = int(state["step"])
+    return state
 
 
 def build_optimizer(towers: Towers, config: ContrastiveOptimConfig) -> torch.optim.Optimizer:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame
 from torch import Tensor
 
@@ -109,6 +113,92 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     shutil.copy(first, first.with_name("more.tar"))
     with pytest.raises(ConfigError, match=rf"sets\.{config.sets[0].name}\.shard_files was \d+ files"):
         ContrastiveTrainer(config, CPU).resume()
+
+
+def test_a_checkpoint_of_another_tokenizer_in_the_same_file_is_refused(tmp_path: Path) -> None:
+    config = make_run(tmp_path, steps=1, batch_size=6)
+    ContrastiveTrainer(config, CPU).save()
+    file = Path(config.text.tokenizer)
+    file.write_text(json.dumps(json.loads(file.read_text())))  # other bytes
+    with pytest.raises(ConfigError, match=r"with other settings: text\.tokenizer_sha256 was"):
+        ContrastiveTrainer(config, CPU).resume()
+
+
+def test_a_checkpoint_of_more_steps_is_refused(tmp_path: Path) -> None:
+    trainer = ContrastiveTrainer(make_run(tmp_path, steps=1, batch_size=6), CPU)
+    trainer.num_steps_done = 2
+    trainer.save()
+    with pytest.raises(ConfigError, match=r"^steps is 1, but \S+/step-00000002\.pt has more"):
+        ContrastiveTrainer(trainer.config, CPU).resume()
+
+
+def test_copies_of_checkpoints_are_neither_resumed_nor_deleted(tmp_path: Path) -> None:
+    trainer = ContrastiveTrainer(make_run(tmp_path, steps=3, batch_size=6), CPU)
+    copies = {"step-00000001 (copy).pt", "step-00000009-best.pt", "step-mine.pt"}
+    trainer.save()
+    folder = tmp_path / "out" / "checkpoints"
+    for name in copies:
+        (folder / name).write_bytes(b"")
+    for trainer.num_steps_done in (1, 2):
+        trainer.save()
+    assert {file.name for file in folder.iterdir()} == {*copies, "step-00000001.pt", "step-00000002.pt"}
+    assert ContrastiveTrainer(trainer.config, CPU).resume() == 2
+
+
+def without(state: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda state: b"", "cannot be read"),
+        (lambda state: saved_bytes(state)[:5000], "cannot be read"),
+        (lambda state: saved_bytes([1]), "holds a list"),
+        (lambda state: saved_bytes(without(state, "step")), "KeyError: 'step'"),
+        (lambda state: saved_bytes(without(state, "towers")), "KeyError: 'towers'"),
+        (lambda state: saved_bytes({**state, "towers": {}}), "Missing key"),
+        (lambda state: saved_bytes({**state, "optimizer": 5}), "object"),
+        (lambda state: saved_bytes(without(state, "streams")), "KeyError: 'streams'"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_with_the_older_one(
+    damage: Callable[[dict[str, Any]], bytes], reason: str, tmp_path: Path
+) -> None:
+    trainer = ContrastiveTrainer(make_run(tmp_path, steps=3, batch_size=6), CPU)
+    trainer.save()
+    trainer.num_steps_done = 1
+    path = trainer.save()
+    path.write_bytes(damage(torch.load(path, weights_only=True)))
+    with pytest.raises(CheckpointError, match=rf"step-00000001\.pt is damaged: .*{reason}.*step-00000000\.pt$"):
+        ContrastiveTrainer(trainer.config, CPU).resume()
+
+
+def saved_bytes(value: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_a_full_disk_is_one_line_and_is_not_kept_full(tmp_path: Path) -> None:
+    trainer = ContrastiveTrainer(make_run(tmp_path, steps=1, batch_size=6), CPU)
+    (tmp_path / "out" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "out" / "checkpoints" / "partial.pt").symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match=r"step-00000000\.pt cannot be written: .*No space left on device$"):
+        trainer.save()
+    assert not list((tmp_path / "out" / "checkpoints").iterdir())
+
+
+def test_a_disk_that_is_full_at_the_export_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*args: object, **kwargs: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    trainer = ContrastiveTrainer(make_run(tmp_path, steps=1, batch_size=6), CPU)
+    monkeypatch.setattr("model.folder.save_file", fill)
+    with pytest.raises(CheckpointError, match=r"cannot be written: .*No space left on device"):
+        trainer.export()
+    assert not (tmp_path / "out" / "vision").exists()
 
 
 def test_missing_held_out_shards_are_refused_at_the_start(tmp_path: Path) -> None:
@@ -264,6 +354,8 @@ def test_a_minimal_run_has_the_papers_defaults() -> None:
         ({"sets": None}, "config.sets: expected a list, got NoneType"),
         ({"checkpoint_steps": 0}, "checkpoint_steps is 0, must be at least 1"),
         ({"optim": {"text_clip": -1.0}}, "optim.text_clip is -1.0, must be at least 0"),
+        ({"seed": 2**70}, "seed has too many digits"),
+        ({"image": {"architecture": "a", "image_size": 4097}}, "image.image_size is 4097, must be at most 4096"),
         ({"temperature": 0}, "temperature is 0.0, must be positive"),
         ({"label_smoothing": 1}, "label_smoothing is 1.0"),
         ({"text": {"tokenizer": "t", "dim": 10, "num_heads": 3}}, "text.dim 10 is not a multiple of text.num_heads 3"),
