@@ -52,6 +52,11 @@ DEFAULT_REVISION = "main"
 # of a path that is no name of a repository
 PATH_STARTS = (".", "/", "~")
 UNSTATED = "not stated"
+# a model card begins with its metadata as YAML
+CARD_METADATA = re.compile(r"\s*---\n(.*?)\n---[ \t]*$", re.DOTALL | re.MULTILINE)
+NULL = "tag:yaml.org,2002:null"
+# characters of a licence's name, far above those in use
+MAX_LICENSE = 200
 
 
 class ModelNameError(RuntimeError):
@@ -180,16 +185,29 @@ def weight_names(source: Source, stems: tuple[str, ...] = STEMS) -> list[str]:
 
 
 def license_of(source: Source) -> str:
-    """Return the licence that the model card states in its metadata, or `not stated`."""
+    """Return the licence that the model card states in its metadata, or `not stated`.
+
+    The metadata are parsed and not constructed: a few aliases in YAML can stand for more values than fit into memory.
+    """
     if CARD not in source.names:
         return UNSTATED
     try:
-        card = huggingface_hub.metadata_load(source.fetch([CARD]) / CARD) or {}
-    except (ValueError, yaml.YAMLError):
+        match = CARD_METADATA.match((source.fetch([CARD]) / CARD).read_text(encoding="utf-8-sig"))
+        root = yaml.compose(match[1], Loader=yaml.SafeLoader) if match else None
+    except (ValueError, yaml.YAMLError, RecursionError):
         return UNSTATED
-    stated = card.get("license")
-    named = card.get("license_name") if stated in (None, "other") else None
-    return str(named or (", ".join(map(str, stated)) if isinstance(stated, list) else stated) or UNSTATED)
+    entries = root.value if isinstance(root, yaml.MappingNode) else []
+    stated = {key.value: _texts(value) for key, value in entries if key.value in ("license", "license_name")}
+    license = stated.get("license", "")
+    return (stated.get("license_name") if license in ("", "other") else "") or license or UNSTATED
+
+
+def _texts(node: yaml.Node) -> str:
+    """Return a text, or a flat list of texts, in one line; "" for other values, and for more than a licence needs."""
+    nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    texts = [item.value for item in nodes if isinstance(item, yaml.ScalarNode) and item.tag != NULL]
+    fits = len(texts) == len(nodes) and sum(map(len, texts)) <= MAX_LICENSE and all(map(str.isprintable, texts))
+    return ", ".join(texts) if fits else ""
 
 
 @contextmanager

@@ -17,6 +17,12 @@ from model.hub.sources import ModelNameError, license_of, open_source
 from tests.model.hub.repositories import LLAMA, REDPAJAMA
 from tests.model.hub.stand_in import TOKEN, StandIn
 
+# each list and each mapping stands for ten of the one before it
+BOMB = "a0: &a0 [x]\nm0: &m0 {x: 1}\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\nm{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 10)}]}}\n"
+    for i in range(1, 9)
+)
+
 
 @pytest.mark.parametrize(
     ("metadata", "expected"),
@@ -27,6 +33,16 @@ from tests.model.hub.stand_in import TOKEN, StandIn
         ("---\nlicense:\n- mit\n- cc-by-4.0\n---\n", "mit, cc-by-4.0"),
         ("---\nlanguage: en\n---\n", "not stated"),
         ("---\nlicense: [\n---\n", "not stated"),
+        ("---\nlicense: null\nlicense_name: idefics\n---\n", "idefics"),
+        ("---\nlicense: {name: mit}\n---\n", "not stated"),
+        ("---\n- license\n---\n", "not stated"),
+        ("---\n[a]: [b]\nlicense: mit\n---\n", "mit"),
+        pytest.param(f"---\n{BOMB}license: *a8\n---\n", "not stated", id="aliases"),
+        pytest.param(f"---\n{BOMB}license: mit\nx: {{<<: [*m8]}}\n---\n", "mit", id="merged aliases"),
+        pytest.param(f"---\nlicense: {'[' * 3000}\n---\n", "not stated", id="deep"),
+        pytest.param(f"---\nlicense: {'x' * 300}\n---\n", "not stated", id="long"),
+        ('---\nlicense: "mit\\nERROR a line"\n---\n', "not stated"),
+        ('---\nlicense: ["mit", "\\ud800"]\n---\n', "not stated"),
         ("# no metadata\n", "not stated"),
         (None, "not stated"),
     ],
