@@ -21,7 +21,7 @@ from training.config import SetConfig
 from training.contrastive.config import PairsConfig
 from training.data.bad_record_log import BadRecord, BadRecordLog
 from training.data.records import parse
-from training.data.shards import RawRecord, read_shard
+from training.data.shards import RawRecord, read_shard, seeded
 from training.data.stream import RecordStream
 
 MAX_SHADE = 0.25  # the maximum relative change of brightness and of contrast
@@ -110,6 +110,6 @@ def read_all_pairs(shards: Sequence[Path], reader: PairReader) -> Iterator[Pair]
     for shard in shards:
         for record in read_shard(shard):
             try:
-                yield reader.pair(record, held_out, Random(record.name))
+                yield reader.pair(record, held_out, seeded(record.name))
             except BadRecord as error:
                 bad_records.add(record.name, error)

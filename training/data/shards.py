@@ -57,6 +57,8 @@ def _records(archive: tarfile.TarFile, shard: str, skip: int) -> Iterator[RawRec
         if not member.isfile():
             continue
         member_key, extension = _split(member.name)
+        if member_key.endswith("/") or not member_key:
+            continue  # it begins with a dot, as the files that macOS adds for each other file do
         if member_key != key:
             if files:
                 yield RawRecord(f"{shard}/{key}", files)
@@ -111,6 +113,11 @@ def stream_records(
         start = Position(start.epoch + 1)
 
 
+def seeded(label: str) -> Random:
+    """Return a generator for a label, which may have bytes of a file's name that are not UTF-8."""
+    return Random(label.encode("utf-8", "surrogateescape"))
+
+
 def _epoch_order(shards: Sequence[Path], seed: int, epoch: int) -> list[Path]:
     order = sorted(shards)
     Random(f"{seed}/{epoch}").shuffle(order)
@@ -122,6 +129,6 @@ def _shuffle(file: Path, label: str, window: int, skip: int) -> Iterator[RawReco
     number, num_skipped = divmod(skip, window)
     records = read_shard(file, number * window)
     while batch := list(islice(records, window)):
-        Random(f"{label}/{number}").shuffle(batch)
+        seeded(f"{label}/{number}").shuffle(batch)
         yield from batch[num_skipped:]
         number, num_skipped = number + 1, 0

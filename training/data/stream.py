@@ -21,7 +21,7 @@ from model.vision import normalise
 from training.config import SetConfig
 from training.data.bad_record_log import BadRecord, BadRecordLog
 from training.data.records import parse
-from training.data.shards import Position, RawRecord, ShardError, stream_records
+from training.data.shards import Position, RawRecord, ShardError, seeded, stream_records
 from training.examples import Limits, tokenize
 from training.mixture import PreparedExample
 
@@ -58,7 +58,7 @@ class RecordStream(ABC, Generic[ExampleT]):
         for _ in range(MAX_BAD_IN_A_ROW):
             self._position, record = next(self._records)
             # seeded by the position rather than drawn from a running generator, so a resumed run draws the same
-            rng = Random(f"{self._seed}/{self._position}/{record.name}")
+            rng = seeded(f"{self._seed}/{self._position}/{record.name}")
             try:
                 return self._prepare(record, rng)
             except BadRecord as error:

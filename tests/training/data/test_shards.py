@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Literal
 import pytest
 
 from training.data.make import write_shards
-from training.data.shards import Position, RawRecord, ShardError, read_shard, stream_records
+from training.data.shards import Position, RawRecord, ShardError, read_shard, seeded, stream_records
 
 COUNT = 23
 
@@ -36,6 +37,35 @@ def test_files_with_the_same_name_form_one_record(shards: list[Path]) -> None:
     assert first == RawRecord("000000.tar/000000000", {"txt": b"0", "0.png": b"x", "json": b"{}"})
     assert len(list(read_shard(shards[-1]))) == COUNT % 5
     assert [record.files.get("txt") for record in read_shard(shards[0], skip=3)] == [b"3", b"4"]
+
+
+def write_tar(file: bytes, names: list[str]) -> None:
+    with tarfile.open(os.fsdecode(file), "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name))
+
+
+def test_files_that_begin_with_a_dot_belong_to_no_record(tmp_path: Path) -> None:
+    write_tar(bytes(tmp_path / "a.tar"), ["._0.png", "0.png", "._0.txt", "0.txt", "x/.1.png", "x/1.png", ".x/2.png"])
+    assert [(record.name, list(record.files)) for record in read_shard(tmp_path / "a.tar")] == [
+        ("a.tar/0", ["png", "txt"]),
+        ("a.tar/x/1", ["png"]),
+        ("a.tar/.x/2", ["png"]),
+    ]
+
+
+def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
+    file = bytes(tmp_path) + b"/caf\xe9.tar"
+    write_tar(file, ["0.png", "caf\xe9.png"])
+    shards = [Path(os.fsdecode(file))]
+    stream = stream_records(shards, seed=7, window=3, index=0, num_streams=1, start=Position())
+    names = {record.name for _, record in islice(stream, 2)}
+    assert names == {"caf\udce9.tar/0", "caf\udce9.tar/caf\udce9"}
+    assert len({seeded(name).random() for name in names}) == 2
+
+
+def test_a_label_gives_the_numbers_that_python_gives_it() -> None:
+    assert all(seeded(label).random() == Random(label).random() for label in ("", "7/0/000000.tar/0", "ä/日本"))
 
 
 def test_an_epoch_yields_every_record_once_in_an_order_of_its_own(shards: list[Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -60,6 +61,13 @@ def test_a_stream_resumes_after_bad_records(tmp_path: Path) -> None:
     resumed = stream(tmp_path / "b2", mixed, window=4)
     resumed.load_state(state)
     assert first + [resumed.take().tokens for _ in range(8)] == expected
+
+
+def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
+    records = stream(tmp_path, [GOOD])
+    (shard,) = tmp_path.glob("*.tar")
+    renamed = shard.rename(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.tar"))
+    assert ShardStream([renamed], records.config, prompt_tokenizer(), VISION, seed=0).take().media
 
 
 def test_too_many_bad_records_in_a_row_raise_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
