@@ -23,7 +23,7 @@ from typing import Any
 from training.data.records import IMAGES, VIDEOS, check_lists, is_url
 from training.data.shards import RawRecord
 
-TEXT = ".txt"
+TEXT, SHARDS = ".txt", "*.tar"
 
 
 class SourceError(ValueError):
@@ -45,11 +45,16 @@ def from_folder(folder: Path) -> Iterator[RawRecord]:
         yield RawRecord(str(file.relative_to(folder)), {extension: file.read_bytes(), "txt": text.read_bytes()})
 
 
-def passed_over(folder: Path) -> list[Path]:
-    """Return the files of a folder that are in no record: of other formats, without a text, or texts alone."""
+def passed_over(folder: Path, out: Path) -> list[Path]:
+    """Return the files of a folder that are in no record: of other formats, without a text, or texts alone.
+
+    The shards in `out`, which may be below the folder, are not among them.
+    """
     labelled = _labelled(folder)
     used = {*labelled, *(file.with_suffix(TEXT) for file in labelled)}
-    return [file for file in sorted(folder.rglob("*")) if file.is_file() and file not in used]
+    written = {file.resolve() for file in out.glob(SHARDS)}
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file not in used]
+    return [file for file in files if file.resolve() not in written]
 
 
 def _labelled(folder: Path) -> list[Path]:
@@ -117,7 +122,7 @@ def write_shards(records: Iterable[RawRecord], folder: Path, per_shard: int) -> 
     The folder gets all shards at the end, or none. Raises TargetError for a folder that has shards: a run would read both.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if old := sorted(folder.glob("*.tar")):
+    if old := sorted(folder.glob(SHARDS)):
         raise TargetError(
             f"{folder} has {len(old)} .tar files, such as {old[0].name}: remove them or name another folder"
         )
@@ -171,12 +176,14 @@ def main() -> None:
     source: Path = options.source
     try:
         records = from_folder(source) if source.is_dir() else from_jsonl(source)
-        print(f"{write_shards(records, options.out, options.per_shard)} records in {options.out}")
+        if not (num_written := write_shards(records, options.out, options.per_shard)):
+            raise SourceError(f"{source} has no record: no line, or no image or video with a text of the same name")
+        print(f"{num_written} records in {options.out}")
     except FileNotFoundError as error:
         sys.exit(f"error: there is no file {error.filename}")
     except (SourceError, TargetError, OSError) as error:
         sys.exit(f"error: {error}")
-    if source.is_dir() and (files := passed_over(source)):
+    if source.is_dir() and (files := passed_over(source, options.out)):
         print(f"{len(files)} files are in no record, such as {files[0]}")
 
 

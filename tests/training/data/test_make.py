@@ -180,6 +180,25 @@ def test_a_folder_with_shards_is_refused(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["000000.tar", "000001.tar"]
 
 
+def test_shards_below_the_source_are_not_called_files_without_a_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(png(COLOURS["red"]))
+    (tmp_path / "a.txt").write_text("red")
+    monkeypatch.setattr(sys, "argv", ["make", str(tmp_path), "--out", str(tmp_path / "shards")])
+    main()
+    assert capsys.readouterr().out == f"1 records in {tmp_path / 'shards'}\n"
+
+
+def test_a_source_without_records_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source.jsonl").write_text("\n\n")
+    for name in ("source", "source.jsonl"):
+        monkeypatch.setattr(sys, "argv", ["make", str(tmp_path / name), "--out", str(tmp_path / "shards")])
+        with pytest.raises(SystemExit, match=rf"^error: \S+/{name} has no record"):
+            main()
+
+
 def test_an_error_leaves_no_shards(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(COLOURS["red"]))
     lines = tmp_path / "source.jsonl"
