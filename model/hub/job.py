@@ -28,10 +28,6 @@ class Origin(msgspec.Struct, frozen=True):
     # the first one has the model's name
     parts: tuple[Part, ...] = ()
 
-    def is_of(self, repository: str, revision: str) -> bool:
-        """Return whether the model itself comes from this repository and revision."""
-        return self.revision == revision and any(part.repository == repository for part in self.parts[:1])
-
     def to_json(self) -> str:
         return msgspec.json.format(msgspec.json.encode(self), indent=2).decode() + "\n"
 

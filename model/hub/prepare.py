@@ -8,10 +8,12 @@ gets another folder.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from urllib.parse import quote
 
 import msgspec
 
@@ -20,13 +22,11 @@ from model.config import ConfigError, load_config
 from model.hub.inputs import describe, fetch_checkpoint, fetch_model, fetch_vision_model
 from model.hub.job import (
     CONVERTER_VERSION,
-    SOURCE,
     Idefics,
     Job,
     ModelFolder,
     OpenFlamingo,
     Origin,
-    read_origin,
 )
 from model.hub.published import CLIP_VIT_L_14, Experts, experts_of, experts_of_folder, supported
 from model.hub.sources import (
@@ -36,6 +36,7 @@ from model.hub.sources import (
     HubUnreachable,
     LocalFolder,
     ModelNameError,
+    Repository,
     Source,
     open_source,
     read_object,
@@ -62,6 +63,8 @@ def prepare(name: str, cache: Path) -> Path:
     folder = locate(source, cache)
     if not is_ready(folder):
         _run(plan(source, folder))
+    if isinstance(source, Repository):
+        _store_commit(source, cache)
     return folder
 
 
@@ -70,12 +73,32 @@ def locate(source: Source, cache: Path) -> Path:
     return cache.absolute() / f"{source.name.replace('/', '--')}-{source.key[:12]}-{CONVERTER_VERSION}"
 
 
+def _commit_file(name: str, revision: str, cache: Path) -> Path:
+    """Return the file with the commit that a revision of a repository had when it was last prepared."""
+    return cache.absolute() / f".{name.replace('/', '--')}@{quote(revision, safe='')}"
+
+
+def _store_commit(source: Repository, cache: Path) -> None:
+    file = _commit_file(source.name, source.revision, cache)
+    try:
+        if not file.is_file() or file.read_bytes() != source.commit.encode():
+            partial = file.with_name(f"{file.name}.{os.getpid()}")
+            partial.write_text(source.commit, encoding="utf-8")
+            partial.replace(file)
+    except OSError as error:
+        logger.warning("a start without a hub may not find %s: %s", source, error)
+
+
 def _last_import(text: str, cache: Path) -> Path | None:
-    """Return the newest folder that was imported from the same repository and revision."""
+    """Return the folder that was last prepared for the same repository and revision, if it is still there."""
     name, _, revision = text.partition("@")
-    folders = [file.parent for file in cache.absolute().glob(f"*-{CONVERTER_VERSION}/{SOURCE}")]
-    same = [folder for folder in folders if read_origin(folder).is_of(name, revision or DEFAULT_REVISION)]
-    return max(same, key=lambda folder: folder.stat().st_mtime, default=None)
+    revision = revision or DEFAULT_REVISION
+    try:
+        commit = _commit_file(name, revision, cache).read_bytes().decode("ascii", "replace")
+    except OSError:
+        return None
+    folder = locate(Repository(name, revision, commit), cache)
+    return folder if is_ready(folder) else None
 
 
 def plan(source: Source, folder: Path) -> Job:

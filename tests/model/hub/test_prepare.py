@@ -249,6 +249,46 @@ def test_without_a_hub_the_last_import_is_served(
         prepare("me/idefics@other", cache)
 
 
+def test_without_a_hub_the_commit_is_served_to_which_a_branch_was_moved_back(
+    hub: StandIn, idefics: Path, cache: Path, tmp_path: Path
+) -> None:
+    hub.publish("me/idefics", idefics)
+    folder = prepare("me/idefics", cache)
+    changed = shutil.copytree(idefics, tmp_path / "changed")
+    (changed / "README.md").write_text("---\nlicense: mit\n---\n")
+    hub.publish("me/idefics", changed)
+    assert prepare("me/idefics", cache) != folder
+    hub.publish("me/idefics", idefics)
+    assert prepare("me/idefics", cache) == folder
+    shutil.rmtree(tmp_path / "hf")
+    hub.is_down = True
+    assert prepare("me/idefics", cache) == folder
+
+
+def test_without_a_hub_a_commit_that_was_imported_by_its_tag_is_served_as_a_branch(
+    hub: StandIn, idefics: Path, cache: Path, tmp_path: Path
+) -> None:
+    for branch in ("v1", "main"):
+        hub.publish("me/idefics", idefics, branch=branch)
+    folder = prepare("me/idefics@v1", cache)
+    assert prepare("me/idefics", cache) == folder
+    shutil.rmtree(tmp_path / "hf")
+    hub.is_down = True
+    assert prepare("me/idefics", cache) == prepare("me/idefics@v1", cache) == folder
+
+
+def test_a_cache_that_cannot_be_written_serves_what_it_has(
+    hub: StandIn, idefics: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.publish("me/idefics", idefics)
+    folder = prepare("me/idefics", cache)
+    (file,) = cache.glob(".me--idefics@*")
+    file.unlink()
+    file.mkdir()
+    assert prepare("me/idefics", cache) == folder
+    assert "a start without a hub may not find me/idefics" in caplog.text
+
+
 def test_without_a_hub_no_other_repository_is_served(hub: StandIn, idefics: Path, cache: Path, tmp_path: Path) -> None:
     hub.publish("me/idefics", idefics)
     hub.publish("me/idefics-instruct", idefics)
