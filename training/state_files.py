@@ -1,17 +1,20 @@
 """Writes and reads tensors in torch.distributed.checkpoint's format; its pickle runs no code, and errors have one line.
 
 The library reads `.metadata`, which is a pickle, with `pickle.load`, so a checkpoint of a stranger could run any code. Here
-only the classes that the library writes there are permitted; anything else makes the checkpoint a damaged one.
+only the classes that the library writes there are permitted, and only files of the checkpoint; anything else makes the
+checkpoint a damaged one.
 """
 
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
@@ -39,12 +42,25 @@ PERMITTED = {
     ("pathlib._local", "PosixPath"),  # its name in Python 3.13
 }
 
+# the name of a file with tensors
+DATA_FILE = re.compile(r"[\w-]+\.distcp", re.ASCII)
 
-class _MetadataUnpickler(pickle.Unpickler):
+
+class _MetadataUnpickler(pickle._Unpickler):  # in Python, whose operations can be replaced
+    stack: list[Any]
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in PERMITTED:
             raise pickle.UnpicklingError(f"its metadata names {module}.{name}, which no checkpoint needs")
         return super().find_class(module, name)
+
+    def load_build(self) -> None:
+        """Set attributes of a dataclass's instance: those of a class would change it for the whole process."""
+        if isinstance(self.stack[-2], type) or not is_dataclass(self.stack[-2]):
+            raise pickle.UnpicklingError("its metadata changes a class or a function")
+        super().load_build()  # type: ignore[misc]  # the types leave it out
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
 
 
 class _Reader(FileSystemReader):
@@ -60,10 +76,13 @@ def _read_metadata(folder: Path) -> Metadata:
     try:
         with (folder / ".metadata").open("rb") as file:
             metadata = _MetadataUnpickler(file).load()
+        paths = [str(info.relative_path) for info in metadata.storage_data.values()]
     except Exception as error:  # unpickling may raise anything
         raise CheckpointError(first_line(error)) from None
     if not isinstance(metadata, Metadata):
         raise CheckpointError("its metadata is of another kind")
+    if others := [path for path in paths if not DATA_FILE.fullmatch(path)]:
+        raise CheckpointError(f"its metadata names the file {others[0]!r:.60}, which is none of a checkpoint")
     return metadata
 
 

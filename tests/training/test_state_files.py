@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint import metadata
 
 from model.folder import CheckpointError
 from training.distributed import World
@@ -45,6 +46,26 @@ def test_code_in_the_metadata_of_a_checkpoint_is_not_run(folder: Path, tmp_path:
     with pytest.raises(CheckpointError, match=r"^its metadata names io\.open, which no checkpoint"):
         read(folder)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["Metadata", "MetadataIndex", "_MEM_FORMAT_ENCODING"])
+def test_metadata_cannot_change_a_class(name: str, folder: Path) -> None:
+    # the state of an object whose attributes are slots: no dictionary, and foo = 1
+    state = b"N}X\x03\x00\x00\x00fooK\x01s\x86b."
+    (folder / ".metadata").write_bytes(b"\x80\x02c" + f"{metadata.__name__}\n{name}\n".encode() + state)
+    with pytest.raises(CheckpointError, match=r"^its metadata changes a class or a function$"):
+        read(folder)
+    assert not hasattr(getattr(metadata, name), "foo")
+
+
+@pytest.mark.parametrize("path", ["../outside.distcp", "/etc/passwd", "..", "a/b.distcp"])
+def test_metadata_cannot_name_a_file_outside_the_checkpoint(path: str, folder: Path) -> None:
+    stored = pickle.loads((folder / ".metadata").read_bytes())
+    for info in stored.storage_data.values():
+        info.relative_path = path
+    (folder / ".metadata").write_bytes(pickle.dumps(stored))
+    with pytest.raises(CheckpointError, match=f"^its metadata names the file '{path}', which is none"):
+        read(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"no pickle", pickle.dumps([1])])
