@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -100,6 +101,11 @@ class VisionConfig:
     def __post_init__(self) -> None:
         _require_sizes("vision", self)
         _require(self.image_size > 0, f"vision.image_size is {self.image_size}, must be positive")
+        _require(all(map(math.isfinite, self.mean)), f"vision.mean is {list(self.mean)}, must be finite")
+        _require(
+            all(0 < value < math.inf for value in self.std),
+            f"vision.std is {list(self.std)}, must be positive and finite",
+        )
         if self.architecture == "clip_vit":
             _require(self.patch_size > 0, f"vision.patch_size is {self.patch_size}, must be positive")
             _require(

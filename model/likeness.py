@@ -16,7 +16,10 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
+
+from model.config import ConfigError
 
 Vectors = NDArray[np.float32]
 
@@ -99,17 +102,43 @@ def to_tensors(
     return {**stored, "ancestors": packed, SHARES: np.array(shares, np.float32)}
 
 
-def load_likeness(folder: Path) -> Likeness:
-    """Return the likeness of a model folder."""
+def load_likeness(folder: Path, dim: int | None = None) -> Likeness:
+    """Return the likeness of a model folder.
+
+    Raises `ConfigError` for a file that is damaged or for features of another width than `dim`.
+    """
     if not (folder / LIKENESS).is_file():
         return unit
-    tensors = load_file(folder / LIKENESS)
-    return ClassLikeness(
-        **{name: tensors[name].astype(np.float32) for name in MATRICES},
-        ancestors=unpack_ancestors(tensors),
-        familiar=tensors.get(FAMILIAR, tensors["directions"][:0]).astype(np.float32),
-        shares=tensors.get(SHARES, np.array(FIRST_SHARES, np.float32)),
-    )
+    try:
+        tensors = load_file(folder / LIKENESS)
+        likeness = ClassLikeness(
+            **{name: tensors[name].astype(np.float32) for name in MATRICES},
+            ancestors=unpack_ancestors(tensors),
+            familiar=tensors.get(FAMILIAR, tensors["directions"][:0]).astype(np.float32),
+            shares=tensors.get(SHARES, np.array(FIRST_SHARES, np.float32)),
+        )
+        _check_shapes(likeness, len(likeness.mean) if dim is None else dim)
+    except KeyError as error:
+        raise ConfigError(f"{folder / LIKENESS} has no tensor {error}") from None
+    except (SafetensorError, IndexError, TypeError, ValueError) as error:
+        raise ConfigError(f"{folder / LIKENESS} cannot be read as a likeness: {error}") from None
+    return likeness
+
+
+def _check_shapes(likeness: ClassLikeness, dim: int) -> None:
+    """Raise `ConfigError` for a matrix that does not fit the others and features of width `dim`."""
+    num_classes = len(likeness.bias)
+    shapes = {
+        "mean": (dim,),
+        "directions": (len(likeness.directions), dim),
+        "weight": (num_classes, dim),
+        "bias": (num_classes,),
+        FAMILIAR: (len(likeness.familiar), dim),
+        SHARES: (len(FIRST_SHARES),),
+    }
+    for name, shape in shapes.items():
+        if (found := getattr(likeness, name).shape) != shape:
+            raise ConfigError(f"{name} has shape {list(found)}, expected {list(shape)}")
 
 
 def unpack_ancestors(tensors: Mapping[str, NDArray[np.generic]]) -> Vectors:  # -> [A, C]

@@ -52,6 +52,7 @@ class ServedModel:
             config = load_config(folder)
             tokenizer = PromptTokenizer.load(folder, config.prompt)
             weights, prior = fingerprint(folder), load_prior(folder)
+            likeness = load_likeness(folder, config.vision.feature_dim)
         except (ConfigError, OSError) as error:
             raise SettingsError(f"model: {error}") from None
         return cls(
@@ -59,7 +60,7 @@ class ServedModel:
             config=config,
             tokenizer=tokenizer,
             max_model_len=_max_model_len(config, settings),
-            likeness=load_likeness(folder),
+            likeness=likeness,
             prior=prior,
             fingerprint=weights,
             origin=read_origin(folder),

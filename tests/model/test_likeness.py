@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from model.config import ConfigError
 from model.likeness import (
     FAMILIAR,
     FIRST_SHARES,
@@ -84,6 +85,35 @@ def test_a_folder_has_the_likeness_that_was_stored(likeness: ClassLikeness, tmp_
     save_file(tensors, tmp_path / LIKENESS)
     first = replace(likeness, shares=np.array(FIRST_SHARES, np.float32))
     assert load_likeness(tmp_path)(images) == pytest.approx(first(images), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"weight": None}, "has no tensor 'weight'"),
+        ({"ancestors": None}, "has no tensor 'ancestors'"),
+        ({"ancestors": np.zeros(4, np.uint8)}, "cannot be read as a likeness: axis 1"),
+        ({"mean": random(1)}, rf"mean has shape \[1\], expected \[{WIDTH}\]"),
+        ({"bias": random(NUM_CLASSES - 1)}, r"weight has shape \[7, 12\], expected \[6, 12\]"),
+        ({"directions": random(2, 5)}, r"directions has shape \[2, 5\], expected \[2, 12\]"),
+        ({FAMILIAR: random(3, 4)}, r"familiar has shape \[3, 4\], expected \[3, 12\]"),
+        ({SHARES: random(3)}, r"shares has shape \[3\], expected \[4\]"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(
+    damage: dict[str, np.ndarray | None], message: str, likeness: ClassLikeness, tmp_path: Path
+) -> None:
+    matrices = {name: getattr(likeness, name) for name in (*MATRICES, FAMILIAR)}
+    tensors = to_tensors(likeness.ancestors, likeness.shares, **matrices) | damage
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, tmp_path / LIKENESS)
+    with pytest.raises(ConfigError, match=rf"likeness\.safetensors .*{message}"):
+        load_likeness(tmp_path, WIDTH)
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / LIKENESS).write_bytes(b"x" * 100)
+    with pytest.raises(ConfigError, match=r"likeness\.safetensors cannot be read as a likeness: "):
+        load_likeness(tmp_path)
 
 
 def test_a_model_without_a_classifier_compares_features(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from model.folder import WEIGHTS, save_folder
+from model.likeness import LIKENESS
 from model.zoo.default import DEFAULT
 from server.__main__ import main
 from server.engine.build import build, engine_config
@@ -159,6 +160,8 @@ async def test_the_api_process_refuses_a_wrong_setting(
         (cut(WEIGHTS, 4), "model.safetensors cannot be read as safetensors"),
         (with_config("language_model", num_layers=9), "missing"),
         (with_config("vision", architecture="resnet_of_dreams"), "'resnet_of_dreams'"),
+        (with_config("vision", std=[0.0, 0.0, 0.0]), r"vision\.std is \[0\.0, 0\.0, 0\.0\], must be positive"),
+        (lambda folder: (folder / LIKENESS).write_bytes(b"x" * 100), "likeness.safetensors cannot be read"),
     ],
 )
 def test_the_worker_refuses_a_broken_model(change: Change, message: str, folder: Path) -> None:
