@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +25,7 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
 from model.checkpoint.layout import KINDS, STEMS, weights_name
+from model.config import MAX_SIZE, ConfigError
 from model.folder import CheckpointError, SafetensorsFiles, Shape, check_kind, check_shapes, read_json, weight_files
 from model.prompt import open_tokenizer
 
@@ -99,6 +101,19 @@ def check_positive(prefix: str, fields: Mapping[str, Any], names: NumberTypes) -
         if isinstance(value, bool) or not isinstance(value, (int, kind)) or not value > 0:
             raise CheckpointError(f"{prefix}{name} = {value!r} is not implemented, it must be one positive number")
     return present
+
+
+@contextmanager
+def refuse_wrong_types(prefix: str) -> Iterator[None]:
+    """Raise `CheckpointError` for a setting that is missing, or has a type or value that no check expected."""
+    try:
+        yield
+    except (CheckpointError, ConfigError):
+        raise
+    except LookupError as error:
+        raise CheckpointError(f"{prefix}it has no {error.args[0]}") from None
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{prefix}a setting has a wrong type or value: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +253,9 @@ def _token(tokenizer: Tokenizer, settings: Mapping[str, Any], config: Mapping[st
     if spelling and tokenizer.token_to_id(spelling) is not None:
         return spelling
     token_id = config.get(f"{kind}_token_id")
-    return (tokenizer.id_to_token(token_id) or "") if isinstance(token_id, int) else ""
+    if not isinstance(token_id, int) or not 0 <= token_id < MAX_SIZE:
+        return ""
+    return tokenizer.id_to_token(token_id) or ""
 
 
 def _spelling(token: Any) -> str:

@@ -19,14 +19,17 @@ from model.checkpoint.files import (
     FolderTokenizer,
     Names,
     Neutral,
+    NumberTypes,
     Plan,
+    check_positive,
     convert,
     open_folder,
     plan,
     read_tokenizer,
     refuse_fields,
+    refuse_wrong_types,
 )
-from model.checkpoint.language_models import convert_language_model, language_model_config
+from model.checkpoint.language_models import activation, convert_language_model, language_model_config
 from model.checkpoint.vision_models import HUGGING_FACE, clip_config, convert_clip, read_preprocessor, with_colours
 from model.config import (
     FlamingoConfig,
@@ -73,6 +76,21 @@ VISION_DEFAULTS = {
     "num_attention_heads": 16,
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-5,
+}
+# positive numbers of the model and of its perceiver
+NUMBERS: NumberTypes = {
+    "vocab_size": int,
+    "hidden_size": int,
+    "intermediate_size": int,
+    "num_hidden_layers": int,
+    "num_attention_heads": int,
+    "rms_norm_eps": float,
+    "cross_layer_interval": int,
+    "max_position_embeddings": int,
+    "resampler_n_latents": int,
+    "resampler_depth": int,
+    "resampler_n_heads": int,
+    "resampler_head_dim": int,
 }
 PREPROCESSOR_NEUTRAL: Neutral = {
     "do_convert_rgb": (True, None),
@@ -139,16 +157,26 @@ class Folder:
         config = read_json(path / "config.json")
         if (kind := config.get("model_type")) != "idefics":
             raise CheckpointError(f"{path} is a {kind!r} model, not 'idefics'")
-        model = {**DEFAULTS, **config}
+        parts = {part: config.get(part) or {} for part in ("vision_config", "perceiver_config")}
+        for part, values in parts.items():
+            if not isinstance(values, dict):
+                raise CheckpointError(f"{path}: {part} is {values!r:.60}, must be an object")
+        model = check_positive(f"{path}: ", {**DEFAULTS, **config}, NUMBERS)
+        perceiver = {**PERCEIVER_DEFAULTS, **parts["perceiver_config"]}
+        num_new = model["additional_vocab_size"]
+        if type(num_new) is not int or num_new < 0:
+            raise CheckpointError(
+                f"{path}: additional_vocab_size is {num_new!r:.60}, must be a whole number, 0 or more"
+            )
         if not model["use_resampler"]:
             raise CheckpointError(f"{path}: use_resampler is false, IDEFICS is supported only with a resampler")
-        if model["alpha_type"] not in GATES:
+        if model["alpha_type"] not in tuple(GATES):
             raise CheckpointError(f"{path}: alpha_type is {model['alpha_type']!r}, must be one of {', '.join(GATES)}")
         return cls(
             path,
             model,
-            {**VISION_DEFAULTS, **(config.get("vision_config") or {})},
-            {**PERCEIVER_DEFAULTS, **(config.get("perceiver_config") or {})},
+            {**VISION_DEFAULTS, **parts["vision_config"]},
+            check_positive(f"{path}: perceiver_config.", perceiver, NUMBERS),
         )
 
 
@@ -166,15 +194,16 @@ def import_idefics(
     """
     folder = Folder.open(source)
     tokenizer = read_tokenizer(source, folder.model)
-    config = FlamingoConfig(
-        name=name or out.resolve().name,
-        family="idefics",
-        vision=_vision_config(folder),
-        resampler=_resampler_config(folder),
-        gated=_gated_config(folder),
-        language_model=_language_model_config(folder, tokenizer),
-        prompt=_prompt_config(tokenizer),
-    )
+    with refuse_wrong_types(f"{source / 'config.json'}: "):
+        config = FlamingoConfig(
+            name=name or out.resolve().name,
+            family="idefics",
+            vision=_vision_config(folder),
+            resampler=_resampler_config(folder),
+            gated=_gated_config(folder),
+            language_model=_language_model_config(folder, tokenizer),
+            prompt=_prompt_config(tokenizer),
+        )
     tensors = _tensors(folder, config, open_folder(source))
     cast = ((name, tensor if dtype is None else tensor.to(dtype)) for name, tensor in tensors)
     save_folder(out, config, cast, tokenizer.tokenizer.to_str(), files=files)
@@ -187,7 +216,8 @@ def _vision_config(folder: Folder) -> VisionConfig:
     config = replace(config, resize="squash", keep_class_token=True, num_patches=config.num_patches + 1)
     settings = read_preprocessor(folder.path)
     refuse_fields(f"{folder.path}: the image processor's ", settings, PREPROCESSOR_NEUTRAL)
-    size = settings.get("image_size") or settings.get("size", {}).get("height", config.image_size)
+    stated = settings.get("image_size") or settings.get("size") or {}
+    size = stated.get("height", config.image_size) if isinstance(stated, dict) else stated
     if size != config.image_size:
         raise CheckpointError(
             f"{folder.path}: the image processor's size is {size}, the vision model's is {config.image_size}"
@@ -221,7 +251,7 @@ def _gated_config(folder: Folder) -> GatedConfig:
         num_heads=settings["num_attention_heads"],
         head_dim=settings["hidden_size"] // settings["num_attention_heads"],
         ffn_dim=settings["intermediate_size"],
-        activation=settings["hidden_act"],
+        activation=activation(settings["hidden_act"]),
         gated_ffn=True,
         norm="rms_norm",
         norm_eps=settings["rms_norm_eps"],

@@ -26,6 +26,7 @@ from model.checkpoint.files import (
     convert,
     plan,
     refuse_fields,
+    refuse_wrong_types,
 )
 from model.config import Activation, LanguageModelConfig
 from model.folder import CheckpointError, shapes_of
@@ -102,8 +103,8 @@ NEUTRAL_MOSAIC: Neutral = {
 }
 
 
-def activation(name: str) -> Activation:
-    if name not in ACTIVATIONS:
+def activation(name: Any) -> Activation:
+    if name not in tuple(ACTIVATIONS):
         raise CheckpointError(f"activation {name!r} is not one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
@@ -357,20 +358,18 @@ FAMILIES = {
 }
 
 
+@refuse_wrong_types(CONFIG)
 def language_model_config(config: HuggingFaceConfig) -> LanguageModelConfig:
     """Read the values of a `config.json`; `CheckpointError` names a feature that is not implemented."""
     refuse_fields(CONFIG, config, NEUTRAL_ANYWHERE)
-    try:
-        return family_of(config).read(check_positive(CONFIG, config, NUMBERS))
-    except KeyError as error:
-        raise CheckpointError(f"the language model's config has no {error.args[0]}") from None
+    return family_of(config).read(check_positive(CONFIG, config, NUMBERS))
 
 
 def family_of(config: HuggingFaceConfig) -> Family:
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if kind not in tuple(FAMILIES):
         raise CheckpointError(f"the language model's model_type {kind!r} is not one of {', '.join(FAMILIES)}")
-    return FAMILIES[kind]
+    return FAMILIES[str(kind)]
 
 
 def convert_language_model(config: HuggingFaceConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

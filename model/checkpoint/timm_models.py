@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from model.checkpoint.files import Recipe, Source, convert, open_folder, refuse_fields
+from model.checkpoint.files import Recipe, Source, convert, open_folder, refuse_fields, refuse_wrong_types
 from model.checkpoint.vision_models import CONFIG, encoder_shapes
 from model.config import Resize, VisionConfig
 from model.folder import CheckpointError, read_json
@@ -29,6 +29,7 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 
+@refuse_wrong_types(CONFIG)
 def timm_config(config: Mapping[str, Any]) -> VisionConfig:
     """Read the `config.json` of timm; older files have the image settings next to the architecture."""
     if changes := {n: v for n, v in (config.get("model_args") or {}).items() if n not in NEUTRAL_ARGUMENTS}:

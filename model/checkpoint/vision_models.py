@@ -26,6 +26,7 @@ from model.checkpoint.files import (
     open_folder,
     plan,
     refuse_fields,
+    refuse_wrong_types,
 )
 from model.checkpoint.language_models import activation
 from model.checkpoint.layout import OPEN_CLIP_CONFIG, OPEN_CLIP_STEMS
@@ -144,6 +145,7 @@ LITE_BLOCK = {
 LITE_UNUSED = re.compile(r"^_fc\.")
 
 
+@refuse_wrong_types(CONFIG)
 def clip_config(config: Mapping[str, Any]) -> VisionConfig:
     """Read a `config.json` of CLIP or of its vision model; features are patches alone, and images are cropped."""
     if (kind := config.get("model_type")) not in ("clip", "clip_vision_model"):
@@ -163,6 +165,7 @@ def clip_config(config: Mapping[str, Any]) -> VisionConfig:
     )
 
 
+@refuse_wrong_types(CONFIG)
 def open_clip_config(config: Mapping[str, Any]) -> VisionConfig:
     """Read an `open_clip_config.json`, including `quick_gelu`, which open_clip's model names alone do not imply."""
     model, preprocess = config.get("model_cfg") or {}, config.get("preprocess_cfg") or {}
@@ -195,7 +198,13 @@ def _clip(**sizes: Any) -> VisionConfig:
 
 
 def with_colours(config: VisionConfig, mean: Any, std: Any) -> VisionConfig:
-    return replace(config, mean=tuple(mean or config.mean), std=tuple(std or config.std))
+    return replace(config, mean=_colours("mean", mean) or config.mean, std=_colours("std", std) or config.std)
+
+
+def _colours(name: str, values: Any) -> Any:
+    if values and not (isinstance(values, list) and len(values) == 3 and all(type(v) in (int, float) for v in values)):
+        raise CheckpointError(f"the image settings: {name} is {values!r:.60}, must be three numbers")
+    return tuple(values or ())
 
 
 def load_clip_folder(folder: Path) -> tuple[VisionConfig, dict[str, Tensor]]:
@@ -215,7 +224,10 @@ def read_preprocessor(folder: Path) -> dict[str, Any]:
     if (file := folder / "preprocessor_config.json").is_file():
         return read_json(file)
     file = folder / "processor_config.json"
-    return read_json(file).get("image_processor", {}) if file.is_file() else {}
+    settings = (read_json(file).get("image_processor") if file.is_file() else None) or {}
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{file}: image_processor is {settings!r:.60}, must be an object")
+    return settings
 
 
 def convert_clip(config: VisionConfig, tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:

@@ -112,7 +112,7 @@ def _kind(source: Source) -> str:
     if CHECKPOINT in source.names and "format_version" not in config:
         return "openflamingo"
     kind = config.get("model_type", "model folder")
-    if kind not in PLANS:
+    if kind not in tuple(PLANS):
         raise ModelNameError(f"{source} is a model of the type {kind!r}, which is not supported. {supported()}")
     return str(kind)
 

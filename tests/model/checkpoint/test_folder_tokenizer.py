@@ -68,6 +68,11 @@ def test_settings_that_are_nested_too_deeply_are_refused_by_name(folder: Path) -
         read_tokenizer(folder, {})
 
 
+@pytest.mark.parametrize("token_id", [-1, 2**70, None, "1"])
+def test_ids_that_no_tokenizer_has_name_no_token(token_id: object, folder: Path) -> None:
+    assert read_tokenizer(folder, {"eos_token_id": token_id}).eos == ""
+
+
 def test_a_folder_without_a_fast_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
         read_tokenizer(tmp_path, {})

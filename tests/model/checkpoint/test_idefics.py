@@ -243,6 +243,21 @@ def test_pytorch_files_in_shards_give_the_same_model(source: Path, tmp_path: Pat
         ({"use_resampler": False}, "use_resampler is false"),
         ({"alpha_type": "matrix"}, "alpha_type is 'matrix'"),
         ({"additional_vocab_size": 1}, "the tokenizer has 280 tokens"),
+        ({"additional_vocab_size": None}, "additional_vocab_size is None, must be a whole number"),
+        ({"num_attention_heads": 0}, "num_attention_heads = 0 is not implemented"),
+        ({"num_attention_heads": None}, "it has no num_attention_heads"),
+        ({"num_attention_heads": "2"}, "num_attention_heads = '2' is not implemented"),
+        ({"cross_layer_interval": None}, "it has no cross_layer_interval"),
+        ({"cross_layer_interval": 2.5}, "cross_layer_interval = 2.5 is not implemented"),
+        ({"hidden_act": ["silu"]}, "activation ['silu'] is not one of"),
+        ({"alpha_type": ["float"]}, "alpha_type is ['float']"),
+        ({"vision_config": 5}, "vision_config is 5, must be an object"),
+        ({"perceiver_config": {"resampler_n_latents": "8"}}, "perceiver_config.resampler_n_latents = '8' is not"),
+        (
+            {"vision_config": {"embed_dim": None, "image_size": 32}},
+            "config.json: a setting has a wrong type or value: ",
+        ),
+        ({"rope_parameters": 2}, "the language model's config: a setting has a wrong type or value: argument of type"),
         ({"intermediate_size": 49}, "mlp.down_proj.weight: found [32, 48], expected [32, 49]"),
     ],
 )
@@ -254,6 +269,31 @@ def test_unsupported_settings_are_refused_by_name(
     assert run(source, tmp_path / "out") == 1
     assert complaint in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"image_size": None, "size": 224}, "the image processor's size is 224, the vision model's is"),
+        ({"image_size": None, "size": [32]}, "the image processor's size is [32], the vision model's is"),
+        ({"image_mean": 0.5}, "the image settings: mean is 0.5, must be three numbers"),
+        ({"image_std": [1, 2, "x"]}, "the image settings: std is [1, 2, 'x'], must be three numbers"),
+        ({"image_std": [0, 0, 0]}, "vision.std is [0, 0, 0], must be positive and finite"),
+    ],
+)
+def test_wrong_settings_of_images_are_refused_by_name(
+    changes: dict[str, Any], complaint: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source / "preprocessor_config.json").write_text(json.dumps(changes))
+    assert run(source, tmp_path / "out") == 1
+    assert complaint in capsys.readouterr().err
+
+
+def test_other_names_of_an_activation_are_known(source: Path, tmp_path: Path) -> None:
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "hidden_act": "swish"}))
+    assert run(source, tmp_path / "out") == 0
+    assert load_config(tmp_path / "out").gated.activation == "silu"
 
 
 LATENTS = "model.perceiver_resampler.latents"

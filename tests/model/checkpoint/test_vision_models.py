@@ -183,6 +183,8 @@ def test_unsupported_open_clip_settings_are_named(
         ({"num_channels": 1}, "num_channels = 1"),
         ({"image_size": [224, 336]}, "image_size"),
         ({"patch_size": 0}, "patch_size = 0"),
+        ({"vision_config": 3}, "a setting has a wrong type or value"),
+        ({"hidden_act": ["gelu"]}, "activation ['gelu']"),
     ],
 )
 def test_unsupported_clip_settings_are_named(changes: dict[str, Any], named: str) -> None:

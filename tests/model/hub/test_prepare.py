@@ -127,6 +127,12 @@ def test_a_local_folder_that_is_no_model_is_refused(config: str | None, cache: P
         prepare(str(folder), cache)
 
 
+def test_a_type_that_is_no_text_is_refused(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": ["idefics"]}')
+    with pytest.raises(ModelNameError, match=r"is a model of the type \['idefics'\], which is not supported"):
+        prepare(str(tmp_path), cache)
+
+
 def test_a_downloaded_idefics_is_imported_and_again_after_a_change(idefics: Path, cache: Path, tmp_path: Path) -> None:
     downloaded = shutil.copytree(idefics, tmp_path / "idefics-9b")
     folder = prepare(str(downloaded), cache)
