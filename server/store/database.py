@@ -24,7 +24,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 
 from server.errors import DatabaseUnavailable
 from server.store import schema
-from server.store.database_file import DAMAGED, DatabaseFile
+from server.store.database_file import DAMAGED, DatabaseFile, Identity
 from server.store.schema import DatabaseError
 from server.store.threads import Threads
 
@@ -89,6 +89,8 @@ class Database:
         self._num_transactions = 0
         self._writing = self._engine.execution_options(is_writing=True)
         self._reading = self._engine.execution_options(is_writing=False)
+        # the file to which the connections belong
+        self._identity: Identity | None = None
         self._is_prepared = False
         self._preparing = threading.Lock()
 
@@ -175,32 +177,28 @@ class Database:
             self._num_transactions -= 1
 
     def _run(self, engine: Engine, transaction: Transaction[Result]) -> Result:
-        if self._is_file_replaced():
-            self._reopen()
-        if self._file is not None:
-            self._file.require_undamaged()
-        self._prepare()
-        result = self._attempt(engine, transaction)
-        if self._is_file_replaced():
-            self._reopen()
+        identity = self._prepare()
+        result = self._attempt(engine, transaction, identity)
+        # each transaction asks for itself: another one may have opened the new file meanwhile
+        if self._file is not None and self._file.identity() != identity:
             raise DatabaseUnavailable("the database file was replaced")
         return result
 
-    def _is_file_replaced(self) -> bool:
-        return self._file is not None and self._file.is_replaced()
-
-    def _reopen(self) -> None:
+    def _prepare(self) -> Identity | None:
+        """Open a file that has replaced the previous one, upgrade the tables once, and return the identity of the file."""
         with self._preparing:
-            self._engine.dispose()
-            self._is_prepared = False
-
-    def _prepare(self) -> None:
-        with self._preparing:
+            if self._file is not None:
+                identity = self._file.identity()
+                if identity != self._identity:
+                    self._engine.dispose()
+                    self._identity, self._is_prepared = identity, False
+                self._file.require_undamaged(identity)
             if not self._is_prepared:
-                self._attempt(self._writing, _upgrade)
+                self._attempt(self._writing, _upgrade, self._identity)
                 self._is_prepared = True
+            return self._identity
 
-    def _attempt(self, engine: Engine, transaction: Transaction[Result]) -> Result:
+    def _attempt(self, engine: Engine, transaction: Transaction[Result], identity: Identity | None = None) -> Result:
         pause = FIRST_PAUSE
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
@@ -209,7 +207,7 @@ class Database:
             except exc.DBAPIError as error:
                 if not _is_contention(error):
                     if self._file is not None and _is_damage(error):
-                        self._file.mark_damaged()
+                        self._file.mark_damaged(identity)
                     raise _refusal(error) from error
                 if attempt == MAX_ATTEMPTS:
                     if isinstance(error, exc.IntegrityError):  # concurrent transactions do not cause it that often

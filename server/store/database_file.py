@@ -17,6 +17,7 @@ from server.errors import DatabaseUnavailable
 from server.settings import SettingsError
 
 DAMAGED = "the database is damaged"
+Identity = tuple[int, int]
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,8 @@ class DatabaseFile:
         self._path = path
         self._setting = setting
         self._lock = ExitStack()
-        self._identity: tuple[int, int] | None = None
-        self._is_damaged = False
+        self._is_created = False
+        self._damaged: Identity | None = None
 
     def create_folder(self) -> None:
         """Create the folder of the file. Raises `SettingsError` if that is impossible."""
@@ -74,32 +75,45 @@ class DatabaseFile:
     def unlock(self) -> None:
         self._lock.close()
 
-    def mark_damaged(self) -> None:
-        """Refuse every transaction until the file is replaced."""
-        self._is_damaged = True
+    def mark_damaged(self, identity: Identity | None) -> None:
+        """Refuse every transaction until the file with this identity is replaced."""
+        self._damaged = identity
 
-    def require_undamaged(self) -> None:
+    def require_undamaged(self, identity: Identity) -> None:
         """Raise `DatabaseUnavailable` for a damaged file.
 
         A connection with cached pages could still read, and would acknowledge writes that later connections do not find.
         """
-        if self._is_damaged:
+        if identity == self._damaged:
             raise DatabaseUnavailable(DAMAGED)
 
-    def is_replaced(self) -> bool:
-        """Return whether the file at the path was replaced since the last call. Raises `DatabaseUnavailable` if missing."""
-        before = self._identity  # read first: another thread may create the file at any time
+    def identity(self) -> Identity:
+        """Return the device and the inode of the file; the first call creates it. Raises `DatabaseUnavailable` if missing.
+
+        Raises `SettingsError` if the file cannot be created.
+        """
+        if not self._is_created:
+            self._create()
+            self._is_created = True
         try:
             status = self._path.stat()
         except OSError:
-            if before is None:
-                return False  # it is created at the first connection
             logger.error("the database file is missing", extra={"file": str(self._path)})
             raise DatabaseUnavailable("the database file is missing") from None
-        self._identity = (status.st_dev, status.st_ino)
-        is_replaced = before not in (None, self._identity)
-        self._is_damaged = self._is_damaged and not is_replaced
-        return is_replaced
+        return status.st_dev, status.st_ino
+
+    def _create(self) -> None:
+        """Create an empty file, which is an empty database, if there is none."""
+        self.create_folder()
+        try:
+            # never an existing file: to close it would release SQLite's locks of this process
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o644))
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise SettingsError(
+                f"{self._setting}: the database {self._path} cannot be created: {error.strerror}"
+            ) from None
 
 
 def _holder(lock: TextIO) -> str:

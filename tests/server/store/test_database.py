@@ -8,7 +8,6 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import delete, func, insert, select, text
@@ -21,7 +20,6 @@ from server.errors import DatabaseUnavailable
 from server.settings import Settings
 from server.store import database as module
 from server.store.database import Database
-from server.store.database_file import DatabaseFile
 from server.store.records import EmbeddingRow
 from server.store.schema import DatabaseError
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
@@ -347,21 +345,6 @@ async def test_a_damaged_file_is_named_and_refused_until_it_is_replaced(
     (tmp_path / "other.db").rename(file)
     await sqlite.write(put_a)
     assert await sqlite.read(count) == 1
-
-
-def test_a_file_that_another_thread_creates_is_not_missing(tmp_path: Path) -> None:
-    class Created(type(tmp_path)):  # type: ignore[misc]
-        """A file that does not exist when it is looked for, and is created and seen right after."""
-
-        def stat(self, **_: Any) -> os.stat_result:
-            if not os.path.exists(self):
-                self.touch()
-                file.is_replaced()
-                raise FileNotFoundError
-            return os.stat(self)
-
-    file = DatabaseFile(Created(tmp_path / "data.db"), "database")
-    assert not file.is_replaced()
 
 
 async def test_a_missing_table_is_reported_as_damage(database: Database) -> None:

@@ -1,13 +1,18 @@
-"""The lock of a SQLite database: one server has it, until it ends in whatever way."""
+"""The file of a SQLite database: one server locks it, until it ends in whatever way, and notices if it is replaced."""
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session
 
+from server.errors import DatabaseUnavailable
 from server.settings import SettingsError
 from server.store.database import Database
 from server.store.database_file import DatabaseFile
@@ -67,3 +72,38 @@ def test_servers_share_a_postgresql_database(tmp_path: Path) -> None:
     for database in databases:
         database.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_created_is_a_wrong_setting(tmp_path: Path) -> None:
+    file = DatabaseFile(tmp_path / ("long" * 100), "database")
+    with pytest.raises(SettingsError, match=r"^database: the database .* cannot be created: File name too long$"):
+        file.identity()
+
+
+@pytest.mark.anyio
+async def test_no_write_into_a_replaced_file_is_acknowledged(tmp_path: Path) -> None:
+    """It is not, although other transactions have already found the new file and opened it."""
+    file, copy = tmp_path / "data.db", tmp_path / "copy.db"
+    for path in (file, copy):
+        made = Database(f"sqlite:///{path}")
+        await made.prepare()
+        made.close()
+    database = Database(f"sqlite:///{file}")
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def write(session: Session, now: float) -> None:
+        session.execute(text("CREATE TABLE written (x INTEGER)"))
+        has_begun.set()
+        may_end.wait(20)
+
+    writing = asyncio.create_task(database.write(write))
+    await asyncio.to_thread(has_begun.wait, 20)
+    for suffix in ("-wal", "-shm"):  # as SQLite asks of a restore
+        Path(f"{file}{suffix}").unlink()
+    copy.rename(file)
+    count = text("SELECT count(*) FROM sqlite_master WHERE name = 'written'")
+    assert await database.read(lambda session, now: session.scalar(count)) == 0
+    may_end.set()
+    with pytest.raises(DatabaseUnavailable, match=r"^the database file was replaced$"):
+        await writing
+    database.close()
