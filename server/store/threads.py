@@ -31,16 +31,25 @@ class Threads(Executor):
     def submit(
         self, function: Callable[Parameters, Result], /, *arguments: Parameters.args, **named: Parameters.kwargs
     ) -> Future[Result]:
+        """Queue a call. Raises `RuntimeError`, and never runs it, after `close` or if no thread can be started."""
         future: Future[Result] = Future()
         with self._lock:
             if self._is_closed:
                 raise RuntimeError(f"the {self._name} takes no calls after shutdown")
-            self._calls.put((future, lambda: function(*arguments, **named)))
             if len(self._threads) < self._max_threads:
-                thread = threading.Thread(target=_work, args=(self._calls,), name=self._name, daemon=True)
-                self._threads.append(thread)
-                thread.start()
+                self._start_thread()
+            self._calls.put((future, lambda: function(*arguments, **named)))
         return future
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=_work, args=(self._calls,), name=self._name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no more threads, but those that run will take the call
+            if not self._threads:
+                raise
+        else:
+            self._threads.append(thread)
 
     def close(self, seconds: float) -> None:
         """Cancel the calls that wait, and give those that run up to `seconds` to end."""

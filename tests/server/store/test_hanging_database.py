@@ -116,3 +116,20 @@ def test_calls_that_wait_are_cancelled_and_those_that_run_end() -> None:
     assert waiting.cancelled()
     with pytest.raises(RuntimeError, match="after shutdown"):
         threads.submit(int)
+
+
+def test_a_call_is_refused_or_run_once_if_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    threads, calls = Threads(16, "test"), list[str]()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="can't start"):
+            threads.submit(calls.append, "refused")
+    threads.submit(calls.append, "first").result(20)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        threads.submit(calls.append, "in the same thread").result(20)
+    assert calls == ["first", "in the same thread"]
+    threads.close(20)
