@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from sqlalchemy import Connection, Dialect, Double, Engine, create_engine, event, exc, text
+from sqlalchemy import Connection, Dialect, Double, Engine, ExceptionContext, create_engine, event, exc, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from server.errors import DatabaseUnavailable
 from server.store import schema
-from server.store.database_file import DAMAGED, DatabaseFile, Identity
+from server.store.database_file import DatabaseFile, Identity
+from server.store.failures import is_contention, is_damage, is_read_only, refusal
 from server.store.schema import DatabaseError
 from server.store.threads import Threads
 
@@ -46,16 +47,6 @@ FIRST_PAUSE = 0.005
 # arbitrary numbers, the same in every process of this server
 SETUP_LOCK = 0x666C616D
 TENANT_LOCK = 0x666C6174
-# PostgreSQL's serialization_failure, deadlock_detected, foreign_key_violation and unique_violation: another transaction
-# committed first; a retry sees its result, and then succeeds or is finally refused
-RETRIED_STATES = {"40001", "40P01", "23503", "23505"}
-# messages of SQLite and PostgreSQL for damaged files; tables exist from the first transaction on
-DAMAGE = (
-    *("disk image is malformed", "malformed database schema", "is not a database", "no such table"),
-    *("invalid page in block", "could not read block"),
-)
-# PostgreSQL's undefined_table, data_corrupted and index_corrupted, whose messages may be in any language
-DAMAGE_STATES = {"42P01", "XX001", "XX002"}
 MAX_PORT = 65535
 # parameters of one statement: SQLite accepts 32766
 MAX_PARAMETERS = 1000
@@ -205,10 +196,10 @@ class Database:
                 with Session(engine, expire_on_commit=False) as session, session.begin():
                     return transaction(session, time.time())
             except exc.DBAPIError as error:
-                if not _is_contention(error):
-                    if self._file is not None and _is_damage(error):
+                if not is_contention(error):
+                    if self._file is not None and is_damage(error):
                         self._file.mark_damaged(identity)
-                    raise _refusal(error) from error
+                    raise refusal(error) from error
                 if attempt == MAX_ATTEMPTS:
                     if isinstance(error, exc.IntegrityError):  # concurrent transactions do not cause it that often
                         raise
@@ -267,6 +258,7 @@ def _postgresql(url: URL) -> Engine:
     event.listen(engine, "do_connect", _connect_postgresql)
     event.listen(engine, "connect", _open_postgresql)
     event.listen(engine, "begin", _begin_postgresql)
+    event.listen(engine, "handle_error", _replace_connections)
     return engine
 
 
@@ -320,6 +312,11 @@ def _open_postgresql(connection: Any, _record: Any) -> None:
     connection.commit()
 
 
+def _replace_connections(context: ExceptionContext) -> None:
+    """Replace all pooled connections if one can only read: it keeps the setting that its database had when it was made."""
+    context.is_disconnect = context.is_disconnect or is_read_only(context.original_exception)
+
+
 def _begin_sqlite(connection: Connection) -> None:
     # a writer that began as a reader would fail if another writer committed in between
     is_writing = connection.get_execution_options().get("is_writing", True)
@@ -345,47 +342,8 @@ def lock_schema(connection: Connection) -> None:
         connection.execute(text("SET LOCAL statement_timeout = 0"))  # a large table takes its time
 
 
-def _is_contention(error: exc.DBAPIError) -> bool:
-    return _state(error) in RETRIED_STATES or "FOREIGN KEY" in str(error.orig) or "UNIQUE constraint" in str(error.orig)
-
-
 def lock_tenant(session: Session, tenant: str) -> None:
     """Make other transactions of the tenant that call this wait until this one ends; SQLite has one writer at a time."""
     if session.get_bind().dialect.name == "postgresql":
         lock = text("SELECT pg_advisory_xact_lock(:lock, hashtext(:tenant))")
         session.execute(lock, {"lock": TENANT_LOCK, "tenant": tenant})
-
-
-def _refusal(error: exc.DBAPIError) -> Exception:
-    message = str(error.orig)
-    is_failure = isinstance(error, exc.OperationalError | exc.InterfaceError) or error.connection_invalidated
-    if is_failure or _is_damage(error):
-        reason = _reason(error)
-        logger.error(reason, extra={"error": message.strip()})
-        return DatabaseUnavailable(reason)
-    return error
-
-
-def _is_damage(error: exc.DBAPIError) -> bool:
-    return _state(error) in DAMAGE_STATES or any(part in str(error.orig) for part in DAMAGE)
-
-
-def _state(error: exc.DBAPIError) -> str | None:
-    """Return PostgreSQL's code of an error."""
-    return getattr(error.orig, "sqlstate", None)
-
-
-def _reason(error: exc.DBAPIError) -> str:
-    """Return a message for a driver's error, without its text."""
-    message = str(error.orig)
-    if _is_damage(error):
-        return DAMAGED
-    if "disk is full" in message or "No space left" in message or "could not extend" in message:
-        return "the database cannot be written: its disk is full"
-    if "readonly" in message or "read-only" in message:
-        return "the database cannot be written: it is read-only"
-    if "locked" in message or "lock timeout" in message:
-        return "the database is locked by another transaction"
-    if "disk I/O error" in message:
-        return "the database cannot be read or written: its disk fails"
-    return "the database does not respond"

@@ -1,0 +1,71 @@
+"""The meaning of the errors of SQLite and of PostgreSQL's driver."""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy import exc
+
+from server.errors import DatabaseUnavailable
+from server.store.database_file import DAMAGED
+
+# PostgreSQL's serialization_failure, deadlock_detected, foreign_key_violation and unique_violation: another transaction
+# committed first; a retry sees its result, and then succeeds or is finally refused
+RETRIED_STATES = {"40001", "40P01", "23503", "23505"}
+# messages of SQLite and PostgreSQL for damaged files; tables exist from the first transaction on
+DAMAGE = (
+    *("disk image is malformed", "malformed database schema", "is not a database", "no such table"),
+    *("invalid page in block", "could not read block"),
+)
+# PostgreSQL's undefined_table, data_corrupted and index_corrupted, whose messages may be in any language
+DAMAGE_STATES = {"42P01", "XX001", "XX002"}
+# PostgreSQL's read_only_sql_transaction, for which its driver has no class of errors
+READ_ONLY_STATE = "25006"
+
+logger = logging.getLogger(__name__)
+
+
+def is_contention(error: exc.DBAPIError) -> bool:
+    """Return whether another transaction was the cause, so that a retry may succeed."""
+    return _state(error) in RETRIED_STATES or "FOREIGN KEY" in str(error.orig) or "UNIQUE constraint" in str(error.orig)
+
+
+def refusal(error: exc.DBAPIError) -> Exception:
+    """Return what to raise for an error: `DatabaseUnavailable` if the database is the cause, which is logged."""
+    message = str(error.orig)
+    is_failure = isinstance(error, exc.OperationalError | exc.InterfaceError) or error.connection_invalidated
+    if is_failure or is_damage(error) or is_read_only(error.orig):
+        reason = _reason(error)
+        logger.error(reason, extra={"error": message.strip()})
+        return DatabaseUnavailable(reason)
+    return error
+
+
+def is_damage(error: exc.DBAPIError) -> bool:
+    return _state(error) in DAMAGE_STATES or any(part in str(error.orig) for part in DAMAGE)
+
+
+def is_read_only(error: BaseException | None) -> bool:
+    """Return whether PostgreSQL has refused a write because it, or the connection, only reads."""
+    return getattr(error, "sqlstate", None) == READ_ONLY_STATE
+
+
+def _state(error: exc.DBAPIError) -> str | None:
+    """Return PostgreSQL's code of an error."""
+    return getattr(error.orig, "sqlstate", None)
+
+
+def _reason(error: exc.DBAPIError) -> str:
+    """Return a message for a driver's error, without its text."""
+    message = str(error.orig)
+    if is_damage(error):
+        return DAMAGED
+    if "disk is full" in message or "No space left" in message or "could not extend" in message:
+        return "the database cannot be written: its disk is full"
+    if is_read_only(error.orig) or "readonly" in message or "read-only" in message:
+        return "the database cannot be written: it is read-only"
+    if "locked" in message or "lock timeout" in message:
+        return "the database is locked by another transaction"
+    if "disk I/O error" in message:
+        return "the database cannot be read or written: its disk fails"
+    return "the database does not respond"
