@@ -20,6 +20,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from sqlalchemy.exc import DBAPIError
 from starlette.types import ASGIApp
 from threadpoolctl import threadpool_limits
 
@@ -133,7 +134,7 @@ async def assemble(
     app = create_app(client, model, settings, metrics, decoder, catalog)
     if settings.otlp_endpoint is not None:
         _trace_requests(app, settings.otlp_endpoint, model.name)
-    await _open_database(app.state.services.database)
+    await open_database(app.state.services.database)
     return app, client
 
 
@@ -147,10 +148,10 @@ def _trace_requests(app: FastAPI, endpoint: str, model_name: str) -> None:
     tracing.trace_requests(app, endpoint, model_name)
 
 
-async def _open_database(database: Database) -> None:
+async def open_database(database: Database) -> None:
     """Lock and check the database before the model is loaded.
 
-    Raises `SettingsError` if another server uses it, if it is unavailable, or of another version.
+    Raises `SettingsError` if another server uses it, if it is unavailable or cannot be used, or of another version.
     """
     database.lock()
     try:
@@ -159,6 +160,9 @@ async def _open_database(database: Database) -> None:
         database.close()
         if isinstance(error, DatabaseUnavailable):
             raise DatabaseError(f"database: {error.message}") from None
+        if isinstance(error, DBAPIError):  # such as a missing permission
+            reason, _, _ = str(error.orig).partition("\n")
+            raise DatabaseError(f"database: {reason}") from None
         raise
 
 

@@ -279,9 +279,13 @@ def _engine(url: URL, **options: Any) -> Engine:
 
 def _connect_postgresql(dialect: Dialect, _record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
     try:
-        return dialect.connect(*arguments, **options)
+        connection = dialect.connect(*arguments, **options)
     except dialect.loaded_dbapi.ProgrammingError as error:  # before it connects
         raise DatabaseError(f"database: the URL has a wrong option: {error}") from None
+    if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
+        connection.close()
+        raise DatabaseError(f"database: its encoding is {encoding}; create one with ENCODING 'UTF8' TEMPLATE template0")
+    return connection
 
 
 def _open_sqlite(connection: sqlite3.Connection, _record: Any) -> None:

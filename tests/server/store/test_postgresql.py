@@ -1,14 +1,17 @@
-"""What only PostgreSQL has: connections that only read."""
+"""What only PostgreSQL has: connections that only read, permissions and encodings."""
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 from sqlalchemy import insert, text
 from sqlalchemy.orm import Session
 
 from server.errors import DatabaseUnavailable
+from server.serving import open_database
 from server.store.database import Database
 from server.store.records import EmbeddingRow
+from server.store.schema import DatabaseError
 
 pytestmark = pytest.mark.anyio
 
@@ -29,3 +32,31 @@ async def test_a_connection_that_only_reads_is_unavailable_and_replaced(another_
         await database.write(put)
     await database.write(put)
     database.close()
+
+
+async def test_a_user_who_may_not_create_tables_is_refused_in_one_line(another_schema: str) -> None:
+    with psycopg.connect(another_schema, autocommit=True) as connection:
+        connection.execute("CREATE ROLE visitor LOGIN")
+    try:
+        with pytest.raises(DatabaseError, match=r"^database: no schema has been selected to create in$"):
+            await open_database(Database(another_schema.replace("flamboyance@", "visitor@")))
+    finally:
+        with psycopg.connect(another_schema, autocommit=True) as connection:
+            connection.execute("DROP ROLE visitor")
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+async def test_a_database_that_cannot_store_every_text_is_refused(encoding: str, postgresql_url: str) -> None:
+    name = encoding.lower()
+    with psycopg.connect(postgresql_url, autocommit=True) as connection:
+        connection.execute(
+            f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+        )
+    try:
+        with pytest.raises(
+            DatabaseError, match=rf"^database: its encoding is {encoding}; create one with ENCODING 'UTF8'"
+        ):
+            await open_database(Database(postgresql_url.replace("/postgres?", f"/{name}?")))
+    finally:
+        with psycopg.connect(postgresql_url, autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {name}")
