@@ -31,10 +31,10 @@ from server.store.threads import Threads
 
 BUSY_SECONDS = 15
 MAX_ATTEMPTS = 8
-# connections of one process: transactions beyond these wait
-POOL = {"pool_size": 8, "max_overflow": 8, "pool_timeout": 30}
 # transactions run in dedicated threads, so a slow database delays no other work; if more than these wait, they fail
 NUM_THREADS = 16
+# one connection for each thread: those of SQLite's writers are additional
+POOL = {"pool_size": 8, "max_overflow": 2 * NUM_THREADS - 8, "pool_timeout": 30}
 MAX_TRANSACTIONS = 512
 # a PostgreSQL server that does not respond fails a transaction in this time
 POSTGRESQL_CONNECTION = {"connect_timeout": 10, "keepalives_idle": 10, "tcp_user_timeout": 60_000}
@@ -75,6 +75,8 @@ class Database:
         self._file = DatabaseFile(Path(str(parsed.database)), setting) if parsed.drivername == "sqlite" else None
         self._engine = _postgresql(parsed) if self._file is None else _sqlite(parsed, self._file)
         self._threads = Threads(NUM_THREADS, "database")
+        # SQLite's writers wait for each other and for other processes, which its readers need not
+        self._writers = self._threads if self._file is None else Threads(NUM_THREADS, "database writer")
         self._timeouts: set[asyncio.Timeout] = set()
         self._closes_at = math.inf
         self._num_transactions = 0
@@ -97,7 +99,7 @@ class Database:
 
     async def prepare(self) -> None:
         """Create or upgrade the tables. Raises `DatabaseError` for a newer server's database, and `DatabaseUnavailable`."""
-        await self._in_thread(self._prepare)
+        await self._in_thread(self._writers, self._prepare)
 
     async def read(self, transaction: Transaction[Result]) -> Result:
         """Run `transaction` on one snapshot. Raises `DatabaseUnavailable`."""
@@ -122,7 +124,7 @@ class Database:
     async def use_as_is(self, transaction: Transaction[Result], *, is_writing: bool) -> Result:
         """Run `transaction` on the tables as they are, of any version or missing. Raises `DatabaseUnavailable`."""
         engine = self._writing if is_writing else self._reading
-        return await self._in_thread(self._attempt, engine, transaction)
+        return await self._in_thread(self._threads, self._attempt, engine, transaction)
 
     def end_soon(self) -> None:
         """Give all transactions on PostgreSQL a few seconds from now on: a server that hangs must not delay the end."""
@@ -133,7 +135,9 @@ class Database:
 
     def close(self) -> None:
         """Close the connections; transactions that still run after a few seconds are left to the end of the process."""
-        self._threads.close(CLOSING_SECONDS)
+        end = time.monotonic() + CLOSING_SECONDS
+        for threads in (self._threads, self._writers):
+            threads.close(end - time.monotonic())
         self._engine.dispose()
         if self._file is not None:
             self._file.unlock()
@@ -141,7 +145,8 @@ class Database:
     async def _bounded(self, engine: Engine, transaction: Transaction[Result]) -> Result:
         """Run a transaction; on PostgreSQL within some time. Raises `DatabaseUnavailable`."""
         if self._file is not None:
-            return await self._in_thread(self._run, engine, transaction)
+            threads = self._writers if engine is self._writing else self._threads
+            return await self._in_thread(threads, self._run, engine, transaction)
         if not self._is_prepared:  # an upgrade takes its time
             await self.prepare()
         end = asyncio.get_running_loop().time() + TRANSACTION_SECONDS
@@ -149,7 +154,7 @@ class Database:
         self._timeouts.add(timeout)
         try:
             async with timeout:
-                return await self._in_thread(self._run, engine, transaction)
+                return await self._in_thread(self._threads, self._run, engine, transaction)
         except TimeoutError:
             if not timeout.expired():
                 raise
@@ -158,12 +163,12 @@ class Database:
         finally:
             self._timeouts.discard(timeout)
 
-    async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
+    async def _in_thread(self, threads: Threads, function: Callable[..., Result], *arguments: Any) -> Result:
         if self._num_transactions >= MAX_TRANSACTIONS:
             raise DatabaseUnavailable("the database is busy: too many transactions at once")
         self._num_transactions += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
         finally:
             self._num_transactions -= 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from server.errors import DatabaseUnavailable
 from server.settings import SettingsError
+from server.store import database as module
 from server.store.database import Database
 from server.store.database_file import DatabaseFile
 
@@ -106,4 +108,27 @@ async def test_no_write_into_a_replaced_file_is_acknowledged(tmp_path: Path) -> 
     may_end.set()
     with pytest.raises(DatabaseUnavailable, match=r"^the database file was replaced$"):
         await writing
+    database.close()
+
+
+@pytest.mark.anyio
+async def test_reads_do_not_wait_for_writers_that_wait_for_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "NUM_THREADS", 2)
+    database = Database(f"sqlite:///{tmp_path / 'data.db'}")
+    await database.prepare()
+    other = sqlite3.connect(tmp_path / "data.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    def select(session: Session, now: float) -> int:
+        return session.scalar(text("SELECT 1")) or 0
+
+    writing = [asyncio.create_task(database.write(select)) for _ in range(5)]
+    await asyncio.sleep(0.1)  # they have begun
+    assert await asyncio.wait_for(database.read(select), 5) == 1
+    assert not any(write.done() for write in writing)
+    other.execute("ROLLBACK")
+    other.close()
+    assert await asyncio.gather(*writing) == [1] * 5
     database.close()
