@@ -27,6 +27,7 @@ from server.access.tenants import DEFAULT_TENANT
 from server.api.body import check_parameters
 from server.api.guard import Guard, authorise
 from server.api.openapi import openapi_document, operation_id
+from server.api.paths import without_slash
 from server.api.responses import JSONResponse
 from server.api.routes import (
     archives,
@@ -85,9 +86,6 @@ CLIENT_CLOSED_REQUEST = 499
 
 # statuses of the web framework's errors if it finds no route
 NO_ROUTE = (404, 405)
-
-# the folders of pages, whose relative links would be others without the slash
-PAGE_FOLDERS = ("/docs/", "/playground/")
 TITLE = "Flamboyance"
 ROUTERS = (
     completions.router,
@@ -129,8 +127,8 @@ class Application(FastAPI):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in PAGE_FOLDERS:
-            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+        if scope["type"] == "http":
+            scope = {**scope, "path": without_slash(scope["path"])}
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await super().__call__(scope, receive, send)
             return

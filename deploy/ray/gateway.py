@@ -37,6 +37,7 @@ from server.access.pages import cors_options
 from server.access.tenants import DEFAULT_TENANT, qualified
 from server.api.body import LARGE_BODY, content_type, read_body
 from server.api.guard import Guard
+from server.api.paths import without_slash
 from server.api.responses import JSON, PIECE, JSONResponse
 from server.api.sse import DONE, EventStream, event, unless_disconnected
 from server.errors import Overloaded, ServerError
@@ -251,7 +252,10 @@ async def _answer_of(result: Any) -> Any:
 
 
 class _HTTPOnly:
-    """Refuses other protocols than HTTP, and removes the header with the request's id, which Ray's proxy adds itself."""
+    """Refuses other protocols than HTTP, and makes paths those of routes.
+
+    It removes the header with the request's id, which Ray's proxy adds itself.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -270,7 +274,7 @@ class _HTTPOnly:
                 del headers["X-Request-Id"]
             await send(message)
 
-        await self._app(scope, receive, send_without_id)
+        await self._app({**scope, "path": without_slash(scope["path"])}, receive, send_without_id)
 
 
 async def _run_lifespan(receive: Receive, send: Send) -> None:

@@ -11,11 +11,15 @@ from __future__ import annotations
 import re
 import uuid
 from dataclasses import replace
+from urllib.parse import parse_qs
+
+import msgspec
 
 from deploy.ray.call import Call
 from server.errors import EngineNotReady, ServerError, ShuttingDown, Unavailable
 
 KEY = b"idempotency-key"
+EXPECTED_VERSION = "expected_version"
 # routes of POST that honour an Idempotency-Key
 KEYED = re.compile(r"/v1/support_sets(/import|/[^/]+/examples)?")
 # routes of POST that create something, and do not support such a key
@@ -47,8 +51,19 @@ def may_repeat(call: Call) -> bool:
     nothing. With an expected version, the second request would be refused although the first one succeeded.
     """
     if call.method in ("PATCH", "DELETE"):
-        return b"expected_version" not in call.body + call.query_string
+        return not _may_expect_version(call)
     return not (call.method == "POST" and UNSAFE.fullmatch(call.path))
+
+
+def _may_expect_version(call: Call) -> bool:
+    """Return whether a request names the version that it expects, in whatever spelling, or has an unreadable body."""
+    if EXPECTED_VERSION in parse_qs(call.query_string.decode("latin-1"), keep_blank_values=True):
+        return True
+    try:
+        fields = msgspec.json.decode(call.body or b"{}")
+    except (msgspec.DecodeError, RecursionError):
+        return True
+    return isinstance(fields, dict) and EXPECTED_VERSION in fields
 
 
 def lost(call: Call) -> ServerError:

@@ -381,7 +381,7 @@ class TestAReplicaThatHangs:
         ready = await (await fleet.client("")).get("/health/ready")
         assert (ready.status_code, ready.json()) == (503, {"status": "restarting"})
         fleet.replicas.states["b"] = "hung"
-        ready = await (await fleet.client("")).get("/health/ready")
+        ready = await (await fleet.client("")).get("/health/ready/")
         assert (ready.status_code, ready.json()) == (503, {"status": "starting"})
 
 

@@ -141,7 +141,11 @@ def test_prompts_that_share_most_of_their_pictures_mostly_have_the_same_key() ->
         ("POST", "/v1/support_sets/birds/evaluate", {}, False),
         ("DELETE", "/v1/support_sets/birds", {}, True),
         ("DELETE", "/v1/support_sets/birds", {"query_string": b"expected_version=2"}, False),
+        ("DELETE", "/v1/support_sets/birds", {"query_string": b"expected%5Fversion=2"}, False),
         ("PATCH", "/v1/support_sets/birds", {"body": b'{"expected_version": 2}'}, False),
+        ("PATCH", "/v1/support_sets/birds", {"body": b'{"expected\\u005fversion": 2}'}, False),
+        ("PATCH", "/v1/support_sets/birds", {"body": b'{"name": "expected_version"}'}, True),
+        ("PATCH", "/v1/support_sets/birds", {"body": b"not JSON"}, False),
     ],
 )
 def test_a_request_may_be_repeated_unless_that_could_do_it_twice(
