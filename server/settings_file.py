@@ -15,10 +15,10 @@ from server.spelling import advice
 WRONG_VALUES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
-def read_file(file: str, known: Collection[str]) -> dict[str, Any]:
-    """Return the settings in a file. Raises `ValueError` if it cannot be read, or if its keys are not the `known` ones."""
+def read_yaml(file: Path) -> Any:
+    """Return the value of a YAML file. Raises `ValueError` if it cannot be read."""
     try:
-        values = load_yaml(Path(file).read_text(encoding="utf-8")) or {}
+        return load_yaml(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(error.strerror) from None
     except yaml.YAMLError as error:
@@ -29,6 +29,11 @@ def read_file(file: str, known: Collection[str]) -> dict[str, Any]:
         raise ValueError("it is not UTF-8") from None
     except WRONG_VALUES as error:
         raise ValueError(f"it has a value that cannot be read: {error}") from None
+
+
+def read_file(file: str, known: Collection[str]) -> dict[str, Any]:
+    """Return the settings in a file. Raises `ValueError` if it cannot be read, or if its keys are not the `known` ones."""
+    values = read_yaml(Path(file)) or {}
     if not isinstance(values, dict):
         raise ValueError(f"it contains a {type(values).__name__}, not a mapping of settings")
     if "config" in values:

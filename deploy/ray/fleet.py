@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import ValidationError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -24,6 +23,7 @@ from model.config import fingerprint
 from server.__main__ import with_model
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError, read_settings
+from server.settings_file import read_yaml
 from server.version import VERSION
 
 PROGRAM = "python -m deploy.ray"
@@ -145,12 +145,12 @@ def _models(settings: Settings, file: Path | None) -> dict[str, Settings]:
         name = ServedModel.load(prepared).name
         return {name: prepared.model_copy(update={"served_model_name": name})}
     try:
-        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise SettingsError(f"--models: {file}: {' '.join(str(error).split())}") from None
+        entries = read_yaml(file)
+    except ValueError as error:
+        raise SettingsError(f"--models: {file}: {error}") from None
     if not isinstance(entries, dict) or not entries:
         raise SettingsError(f"--models: {file} is not a mapping of names to settings")
-    return {str(name): _model(str(name), entry or {}, settings) for name, entry in entries.items()}
+    return {str(name): _model(str(name), {} if entry is None else entry, settings) for name, entry in entries.items()}
 
 
 def _model(name: str, entry: Any, settings: Settings) -> Settings:

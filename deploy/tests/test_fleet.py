@@ -93,6 +93,26 @@ def test_a_model_has_no_limits_of_gateways(folder: Path, tmp_path: Path) -> None
         read_fleet(["--database", DATABASE, "--models", str(file)])
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: {dtype: float32}\na: {}\n", "the key a occurs twice"),
+        (b"a: {max_model_len: 64, max_model_len: 32}\n", "the key max_model_len occurs twice"),
+        (b"1: {}\n'1': {}\n", "the key 1 occurs twice"),
+        (b"a: {dtype: 2026-13-45}\n", "it has a value that cannot be read"),
+        (b'a: {model: "\xff"}\n', "it is not UTF-8"),
+        (b"[" * 3000, "it is nested too deeply"),
+        (b"a: false\n", "a: False is not a mapping of settings"),
+        (b"a: 0\n", "a: 0 is not a mapping of settings"),
+    ],
+)
+def test_a_wrong_file_of_models_is_refused(folder: Path, tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_bytes(content)
+    with pytest.raises(SettingsError, match=f"^--models: .*{message}"):
+        fleet(folder, "--models", str(file))
+
+
 def test_the_help_has_the_flags_of_the_fleet_and_of_the_servers(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         read_fleet(["--help"])
