@@ -10,6 +10,7 @@ import logging
 import resource
 import signal
 import sys
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -72,17 +73,19 @@ def verdict(grammar: Grammar, table: LLTokenizer) -> Verdict:
 
 
 def serve(connection: Connection) -> None:
-    """Answer grammars until the other end is closed."""
+    """Answer grammars until the other end is closed, which it may be before this process is ready."""
+    with suppress(EOFError, ConnectionError):
+        _answer_all(connection)
+
+
+def _answer_all(connection: Connection) -> None:
     setup = decode_setup.decode(connection.recv_bytes())
     table = LLTokenizer(setup.tokenizer, eos_token=list(setup.eos_ids))
     verdict(FIRST, table)  # what the first use allocates is not a grammar's
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection.send_bytes(READY)
     while True:
-        try:
-            grammar = decode_grammar.decode(connection.recv_bytes())
-        except EOFError:
-            return
+        grammar = decode_grammar.decode(connection.recv_bytes())
         _limit_memory()
         # without a handler, the signal ends the process, also while native code runs
         signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)

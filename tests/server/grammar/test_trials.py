@@ -7,7 +7,10 @@ import os
 import re
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,8 @@ from llguidance import LLTokenizer
 
 from server.grammar import GrammarError, TrialUnavailable
 from server.grammar.compiler import Grammars, Source, source
-from server.grammar.trial import verdict
-from server.grammar.trials import Trials
+from server.grammar.trial import Setup, encode, verdict
+from server.grammar.trials import MODULE, Trials
 from server.wire import Grammar
 from tests.tiny_models import prompt_tokenizer
 
@@ -188,3 +191,15 @@ def test_the_kept_grammars_have_a_limit_of_memory() -> None:
     for text in ("a", "b", "a", "c", "c", "a", "b"):  # b is forgotten when c is used again
         grammars.compile(Grammar(kind="regex", text=text)).result(60)
     assert sized.tried == ["a", "b", "c", "b"]
+
+
+@pytest.mark.parametrize("sends_setup", [True, False])
+def test_a_process_whose_server_stops_before_it_is_ready_ends_silently(sends_setup: bool) -> None:
+    ours, theirs = Pipe()
+    command = [sys.executable, "-m", MODULE, str(theirs.fileno())]
+    with theirs, ours:
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE)
+        if sends_setup:
+            ours.send_bytes(encode(Setup(tokenizer=prompt_tokenizer().to_json(), eos_ids=(0,))))
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, b"")
