@@ -22,6 +22,10 @@ def _absolute(path: Path) -> Path:
         raise ValueError(f"{path.parts[0]} is the folder of no user") from None
 
 
+def _expanded(model: str) -> str:
+    return str(_absolute(Path(model))) if model.startswith("~") else model
+
+
 def _of_data(path: Path) -> Path:
     for part in URL_PARTS:
         if part in str(path):
@@ -48,6 +52,7 @@ def _of_origins(setting: str) -> str:
 
 # the processes that the server starts have another working directory
 AbsolutePath: TypeAlias = Annotated[Path, AfterValidator(_absolute)]
+Model: TypeAlias = Annotated[str, AfterValidator(_expanded)]
 DataFolder: TypeAlias = Annotated[AbsolutePath, AfterValidator(_of_data)]
 Key: TypeAlias = Annotated[SecretStr, AfterValidator(_sendable)]
 Origins: TypeAlias = Annotated[str, AfterValidator(_of_origins)]

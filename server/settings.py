@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from model.cache import cache_folder
-from server.setting_values import AbsolutePath, DataFolder, Key, Origins
+from server.setting_values import AbsolutePath, DataFolder, Key, Model, Origins
 from server.settings_file import read_file
 from server.spelling import advice
 from server.telemetry.logs import LogFormat
@@ -40,8 +40,8 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    config: Path | None = Field(None, description="YAML file with settings")
-    model: str | None = Field(
+    config: AbsolutePath | None = Field(None, description="YAML file with settings")
+    model: Model | None = Field(
         None,
         description="model folder, or OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face Hub; none: the default model",
     )

@@ -33,7 +33,11 @@ def read_yaml(file: Path) -> Any:
 
 def read_file(file: str, known: Collection[str]) -> dict[str, Any]:
     """Return the settings in a file. Raises `ValueError` if it cannot be read, or if its keys are not the `known` ones."""
-    values = read_yaml(Path(file)) or {}
+    try:
+        path = Path(file).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{Path(file).parts[0]} is the folder of no user") from None
+    values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"it contains a {type(values).__name__}, not a mapping of settings")
     if "config" in values:

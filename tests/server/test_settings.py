@@ -155,6 +155,13 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HOME", str(tmp_path))
     assert read_settings(["--data-dir=~/data"]).data_folder == tmp_path / "data"
     assert read_settings(["--config", yaml_file(tmp_path, "cache_dir: ~/x")]).cache_folder == tmp_path / "x"
+    settings = read_settings(["--config=~/settings.yaml", "--model=~/model"])
+    assert (settings.config, settings.model) == (tmp_path / "settings.yaml", str(tmp_path / "model"))
+    assert settings.cache_folder == tmp_path / "x"
+    with pytest.raises(
+        SettingsError, match=r"^config: ~nobody-of-that-name/x: ~nobody-of-that-name is the folder of no"
+    ):
+        read_settings(["--config=~nobody-of-that-name/x"])
     with pytest.raises(SettingsError, match=r"^data_dir: .*~no-such-user is the folder of no user"):
         read_settings(["--data-dir=~no-such-user/data"])
 
