@@ -19,6 +19,7 @@ from server.errors import QuotaExceeded
 
 Measure = Literal["requests", "tokens", "bytes", "media"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
+MINUTE = 60
 MAX_LIMIT = 2**53  # JSON has no larger integer that every client reads
 
 
@@ -67,6 +68,9 @@ class Quota:
             if not self._limiter.test(item, self._key):
                 end = self._limiter.get_window_stats(item, self._key).reset_time
                 retry_after = max(math.ceil(end - time.time()), 1)
+                if retry_after > MINUTE:  # the clock was set back
+                    self._limiter.clear(item, self._key)
+                    continue
                 raise QuotaExceeded(f"this key may use {limit} {measure} per minute", retry_after=retry_after)
         self.count("requests", 1)
 

@@ -53,6 +53,17 @@ def test_a_minute_later_the_quota_is_whole(monkeypatch: pytest.MonkeyPatch) -> N
     quota.begin()
 
 
+def test_a_clock_that_is_set_back_makes_no_minute_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    quota = Quotas().of("key", Limits(requests=1))
+    quota.begin()
+    earlier = time.time() - 3600
+    monkeypatch.setattr(time, "time", lambda: earlier)
+    quota.begin()
+    with pytest.raises(QuotaExceeded) as caught:
+        quota.begin()
+    assert caught.value.retry_after <= 60
+
+
 def test_without_limits_nothing_is_counted() -> None:
     quota = Quotas().of("key", Limits())
     for _ in range(1000):

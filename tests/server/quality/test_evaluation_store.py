@@ -59,6 +59,21 @@ async def test_an_interrupted_evaluation_is_next(evaluations: Evaluations, monke
     assert claimed.id == interrupted.id
 
 
+async def test_a_lease_from_before_a_clock_was_set_back_is_free(
+    evaluations: Evaluations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = await evaluations.create("a", 1, {})
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 86400)
+    assert await evaluations.claim("server that dies") is not None
+    monkeypatch.setattr(time, "time", lambda: now + 86395)  # servers' clocks may differ a little
+    assert await evaluations.claim("another") is None
+    monkeypatch.setattr(time, "time", lambda: now)
+    claimed = await evaluations.claim("another")
+    assert claimed is not None
+    assert claimed.id == created.id
+
+
 async def test_a_renewal_that_is_committed_late_leaves_the_progress_complete(evaluations: Evaluations) -> None:
     evaluation = await evaluations.create("a", 1, {})
     assert await evaluations.claim("server") is not None
