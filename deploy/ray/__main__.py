@@ -7,6 +7,7 @@ restart nothing.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import sys
@@ -21,7 +22,10 @@ from deploy.ray.app import NAME, ROOT, application, http_options
 from deploy.ray.fleet import Fleet, read_fleet
 from model.zoo.fetch import DefaultModelError
 from server.address import check_address
-from server.settings import SettingsError
+from server.serving import open_database
+from server.settings import Settings, SettingsError
+from server.signals import ending_signals
+from server.store.database import Database
 from server.telemetry import logs
 from server.wire import ENGINE_FACTORY
 
@@ -37,21 +41,57 @@ def main(arguments: Sequence[str], factory: str = ENGINE_FACTORY) -> int:
         fleet = read_fleet(rest)
         if not is_update:
             check_address(fleet.settings.host, fleet.settings.port)
+            asyncio.run(check_database(fleet.settings))
     except (SettingsError, DefaultModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     logs.configure(fleet.settings.log_level, fleet.settings.log_format)
     connect(address or ("auto" if is_update else None))
-    if not is_update:
-        serve.start(http_options=http_options(fleet))
-    deploy(fleet, factory)
-    url = f"http://{fleet.settings.host}:{fleet.settings.port}"
-    logger.info("the fleet is ready", extra={"url": url, "address": ray.get_runtime_context().gcs_address})
-    if not is_update:
-        wait_for_signal()
-        serve.shutdown()
+    if is_update:
+        deploy(fleet, factory)
+        _log_ready(fleet)
+    else:
+        serve_until_signal(fleet, factory)
     ray.shutdown()
     return 0
+
+
+def serve_until_signal(fleet: Fleet, factory: str) -> None:
+    """Deploy a fleet, and end it after a signal, which may arrive before it serves."""
+    received = threading.Event()
+
+    def end(*_: object) -> None:
+        if not received.is_set():  # a second signal must not cancel the end
+            received.set()
+            raise _Ended
+
+    for number in ending_signals():
+        signal.signal(number, end)
+    try:
+        serve.start(http_options=http_options(fleet))
+        deploy(fleet, factory)
+        _log_ready(fleet)
+        received.wait()
+    except _Ended:
+        logger.info("the fleet ends")
+    finally:
+        serve.shutdown()
+
+
+class _Ended(BaseException):
+    """A signal to end has arrived."""
+
+
+def _log_ready(fleet: Fleet) -> None:
+    url = f"http://{fleet.settings.host}:{fleet.settings.port}"
+    logger.info("the fleet is ready", extra={"url": url, "address": ray.get_runtime_context().gcs_address})
+
+
+async def check_database(settings: Settings) -> None:
+    """Open the database once, before anything is started. Raises `SettingsError` if it cannot be used."""
+    database = Database(settings.database_url, settings.database_setting)
+    await open_database(database)
+    database.close()
 
 
 def connect(address: str | None) -> None:
@@ -63,13 +103,6 @@ def connect(address: str | None) -> None:
 def deploy(fleet: Fleet, factory: str = ENGINE_FACTORY) -> None:
     """Deploy a fleet, and return when it serves."""
     serve.run(application(fleet, factory), name=NAME, route_prefix="/")
-
-
-def wait_for_signal() -> None:
-    received = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: received.set())
-    received.wait()
 
 
 def _command(arguments: Sequence[str]) -> tuple[bool, str | None, list[str]]:

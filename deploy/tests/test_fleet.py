@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,14 @@ import pytest
 from deploy.ray.fleet import Fleet, read_fleet
 from model.folder import save_folder
 from server.settings import SettingsError
+from server.signals import ending_signals
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
+
+with warnings.catch_warnings():  # of Ray's own modules
+    warnings.simplefilter("ignore")
+    from ray import serve
+
+    from deploy.ray import __main__ as program
 
 CONFIG = CONFIGS["openflamingo"]
 DATABASE = "postgresql://flamboyance@db.internal/flamboyance"
@@ -111,6 +121,43 @@ def test_a_wrong_file_of_models_is_refused(folder: Path, tmp_path: Path, content
     file.write_bytes(content)
     with pytest.raises(SettingsError, match=f"^--models: .*{message}"):
         fleet(folder, "--models", str(file))
+
+
+def test_a_fleet_without_its_database_does_not_start(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "connect", lambda address: pytest.fail("Ray was started"))
+    database = f"postgresql://user:secret-word@/name?host={tmp_path}"
+    assert program.main(["--database", database, "--model", str(folder), "--port", "0"]) == 2
+    output = capsys.readouterr().err
+    assert "error: database: the database does not respond" in output
+    assert "Traceback" not in output
+    assert "secret" not in output
+
+
+@pytest.mark.parametrize("number", ending_signals())
+def test_a_signal_ends_a_fleet_that_does_not_serve_yet(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    calls: list[str] = []
+
+    def interrupted(name: str) -> Callable[..., None]:
+        def call(*_: object) -> None:
+            signal.raise_signal(number)
+            calls.append(name)
+
+        return call
+
+    monkeypatch.setattr(serve, "start", lambda **_: calls.append("start"))
+    monkeypatch.setattr(serve, "shutdown", interrupted("shutdown"))
+    monkeypatch.setattr(program, "deploy", interrupted("deploy"))
+    before = {other: signal.getsignal(other) for other in ending_signals()}
+    try:
+        program.serve_until_signal(fleet(folder), "")
+    finally:
+        for other, handler in before.items():
+            signal.signal(other, handler)
+    assert calls == ["start", "shutdown"]
 
 
 def test_the_help_has_the_flags_of_the_fleet_and_of_the_servers(capsys: pytest.CaptureFixture[str]) -> None:
