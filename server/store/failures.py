@@ -66,6 +66,8 @@ def _reason(error: exc.DBAPIError) -> str:
         return "the database cannot be written: it is read-only"
     if "locked" in message or "lock timeout" in message:
         return "the database is locked by another transaction"
+    if "unable to open database file" in message:
+        return "the database file cannot be opened: this user must be able to read it and to write in its folder"
     if "disk I/O error" in message:
         return "the database cannot be read or written: its disk fails"
     return "the database does not respond"

@@ -132,3 +132,11 @@ async def test_reads_do_not_wait_for_writers_that_wait_for_another_process(
     other.close()
     assert await asyncio.gather(*writing) == [1] * 5
     database.close()
+
+
+@pytest.mark.anyio
+async def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}")
+    with pytest.raises(DatabaseUnavailable, match="the database file cannot be opened: this user must be able to"):
+        await database.prepare()
+    database.close()
