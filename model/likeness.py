@@ -137,8 +137,8 @@ def _check_shapes(likeness: ClassLikeness, dim: int) -> None:
         SHARES: (len(FIRST_SHARES),),
     }
     for name, shape in shapes.items():
-        if (found := getattr(likeness, name).shape) != shape:
-            raise ConfigError(f"{name} has shape {list(found)}, expected {list(shape)}")
+        if (actual := getattr(likeness, name).shape) != shape:
+            raise ConfigError(f"{name} has shape {list(actual)}, expected {list(shape)}")
 
 
 def unpack_ancestors(tensors: Mapping[str, NDArray[np.generic]]) -> Vectors:  # -> [A, C]

@@ -81,8 +81,8 @@ def _read_metadata(folder: Path) -> Metadata:
         raise CheckpointError(first_line(error)) from None
     if not isinstance(metadata, Metadata):
         raise CheckpointError("its metadata is of another kind")
-    if others := [path for path in paths if not DATA_FILE.fullmatch(path)]:
-        raise CheckpointError(f"its metadata names the file {others[0]!r:.60}, which is none of a checkpoint")
+    if foreign := [path for path in paths if not DATA_FILE.fullmatch(path)]:
+        raise CheckpointError(f"its metadata names the file {foreign[0]!r:.60}, which is none of a checkpoint")
     return metadata
 
 

@@ -125,7 +125,9 @@ class DecodeProcess:
             env=child_environment(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1"),
         )
         vision = dataclasses.asdict(config("tiny", SIZES["tiny"]).vision)
-        self._send(with_length(Setup(vision=vision, limits=dataclasses.asdict(LIMITS), max_memory_bytes=MEMORY_BYTES)))
+        limits = dataclasses.asdict(LIMITS)
+        setup = Setup(vision=vision, limits=limits, max_memory_bytes=MEMORY_BYTES, max_seconds=HANG_SECONDS)
+        self._send(with_length(setup))
         _read(self._process.stdout, len(READY))
 
     def attempt(self, kind: Kind, data: bytes, *, is_valid: bool) -> str | None:

@@ -46,7 +46,7 @@ OUTBOUND: tuple[wire.Outbound, ...] = (
     wire.Beat(gauges={"a": 1.0}, last_step_age=0.0),
 )
 DECODING: tuple[msgspec.Struct, ...] = (
-    decoder.Setup(vision={"a": 1}, limits={"b": 2.0}, max_memory_bytes=1),
+    decoder.Setup(vision={"a": 1}, limits={"b": 2.0}, max_memory_bytes=1, max_seconds=1.0),
     decoder.Decode(kind="image", data=b"abc"),
     decoder.Frames(shape=(1, 1, 1, 3), data=b"abc", size=(1, 1)),
     decoder.Refused(message="no"),

@@ -270,10 +270,7 @@ def tag_of(field: str) -> Callable[[Any], str]:
 
 
 def read(schema: type[SchemaType], body: bytes, name: str = "the body") -> SchemaType:
-    """Validate a JSON body, or other JSON with this name.
-
-    Raises `InvalidRequest` that names the field at fault, unknown fields first, and `BodyTooLarge`.
-    """
+    """Validate JSON. Raises `InvalidRequest` that names the field at fault, unknown fields first, and `BodyTooLarge`."""
     check_escapes(body, name)
     check_separators(body, {**MAX_SEPARATORS, b":": schema.max_names}, name)
     _is_reported.set(False)

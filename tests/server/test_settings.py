@@ -158,10 +158,8 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pyte
     settings = read_settings(["--config=~/settings.yaml", "--model=~/model"])
     assert (settings.config, settings.model) == (tmp_path / "settings.yaml", str(tmp_path / "model"))
     assert settings.cache_folder == tmp_path / "x"
-    with pytest.raises(
-        SettingsError, match=r"^config: ~nobody-of-that-name/x: ~nobody-of-that-name is the folder of no"
-    ):
-        read_settings(["--config=~nobody-of-that-name/x"])
+    with pytest.raises(SettingsError, match=r"^config: ~no-such-user/x: ~no-such-user is the folder of no"):
+        read_settings(["--config=~no-such-user/x"])
     with pytest.raises(SettingsError, match=r"^data_dir: .*~no-such-user is the folder of no user"):
         read_settings(["--data-dir=~no-such-user/data"])
 

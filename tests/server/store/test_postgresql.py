@@ -1,4 +1,4 @@
-"""What only PostgreSQL has: connections that only read, permissions and encodings."""
+"""PostgreSQL alone: connections that only read, permissions and encodings."""
 
 from __future__ import annotations
 
