@@ -32,7 +32,7 @@ from server.limits.admission import Admission
 from server.limits.connections import Connection, permit_open_files
 from server.media.pool import DecodePool
 from server.served_model import ServedModel
-from server.settings import Settings, SettingsError
+from server.settings import Settings, SettingsError, trusted_proxies
 from server.signals import ending_signals
 from server.store.database import Database
 from server.store.schema import DatabaseError
@@ -107,7 +107,7 @@ def listener(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         # by default, uvicorn lets any program of this machine say for whom its requests are
-        forwarded_allow_ips=os.environ.get("FORWARDED_ALLOW_IPS", ""),
+        forwarded_allow_ips=trusted_proxies(),
         timeout_graceful_shutdown=FINAL_EVENTS_SECONDS,
     )
 

@@ -372,6 +372,11 @@ def _read_file(file: str | None) -> dict[str, Any]:
         raise SettingsError(f"config: {file}: {error}") from None
 
 
+def trusted_proxies() -> str:
+    """Return the addresses whose `X-Forwarded-For` is believed, none by default, in the variable that uvicorn reads."""
+    return os.environ.get("FORWARDED_ALLOW_IPS", "")
+
+
 def child_environment(**values: str) -> dict[str, str]:
     """Return the environment for a child process: this process's without secrets, with these values added."""
     secrets = {f"{PREFIX}API_KEY", f"{PREFIX}DATABASE", *COLLECTOR_HEADERS}

@@ -25,7 +25,7 @@ from server.access.tenants import TENANT_NAME
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.limits.deadline import MAX_SECONDS
 from server.schemas.lists import stop_at_first_error
-from server.schemas.separators import MAX_SEPARATORS, check_escapes, check_separators
+from server.schemas.separators import MAX_SEPARATORS, check_separators
 from server.spelling import advice
 
 
@@ -270,8 +270,10 @@ def tag_of(field: str) -> Callable[[Any], str]:
 
 
 def read(schema: type[SchemaType], body: bytes, name: str = "the body") -> SchemaType:
-    """Validate JSON. Raises `InvalidRequest` that names the field at fault, unknown fields first, and `BodyTooLarge`."""
-    check_escapes(body, name)
+    """Validate a JSON body, or other JSON with this name.
+
+    Raises `InvalidRequest` that names the field at fault, unknown fields first, and `BodyTooLarge`.
+    """
     check_separators(body, {**MAX_SEPARATORS, b":": schema.max_names}, name)
     _is_reported.set(False)
     try:

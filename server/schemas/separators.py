@@ -22,8 +22,12 @@ def check_separators(
 ) -> None:
     """Check the numbers of separators in a part of a request, which `name` stands for. Raises `BodyTooLarge`.
 
+    A request in one part is also checked for its escapes.
+
     `counted`: the numbers in earlier data of the same part, to which those in `data` are added.
     """
+    if counted is None:
+        _check_escapes(data, name)
     if counted is None and not any(_number(separator, data) > limit for separator, limit in limits.items()):
         return  # even with those in texts, which takes less time
     numbers = Counter[bytes]() if counted is None else counted
@@ -34,7 +38,7 @@ def check_separators(
                 raise BodyTooLarge(f"{name} has more than {limit} {WORDS[separator]}")
 
 
-def check_escapes(data: bytes, name: str) -> None:
+def _check_escapes(data: bytes, name: str) -> None:
     """Check the number of backslashes in a request, which `name` stands for. Raises `BodyTooLarge`."""
     if _number(b"\\", data) > MAX_ESCAPES:
         raise BodyTooLarge(f"{name} has more than {MAX_ESCAPES} backslashes")
