@@ -24,7 +24,7 @@ from server.engine.caches.spans import Spans
 from server.engine.config import EngineConfig
 from server.engine.device.graphs import Recorder
 from server.engine.device.runner import Launched, Runner
-from server.engine.device.sampler import Result, Sampler
+from server.engine.device.sampler import NOT_FINITE, Result, Sampler
 from server.engine.plan import Plan
 from server.engine.ranks.messages import NO_FOLLOWERS, Followers
 from server.engine.residents import Residents
@@ -273,10 +273,19 @@ class Engine:
                 self._emit_result(result)
         side_tasks = [] if self._ahead else self._next_side_tasks()
         self._run_side_tasks(side_tasks)
-        self.media.discard(self.media.nonfinite)
-        self.media.nonfinite.clear()
+        if self.media.nonfinite:
+            self._discard_nonfinite_media()
         self._is_stuck = not (plan.rows or plan.pieces or side_tasks or self._await_grammars())
         return self._take_events()
+
+    def _discard_nonfinite_media(self) -> None:
+        """Discard media whose encoding was not finite, and end the requests that have not read their pages yet."""
+        keys = self.media.nonfinite
+        readers = {s.request_id: None for s in self.scheduler.running if not keys.isdisjoint(s.media_slots)}
+        for task in map(self._sequence_tasks.__getitem__, readers):
+            self._handle(task, task.end("error", NOT_FINITE))
+        self.media.discard(keys)
+        keys.clear()
 
     def _run_side_tasks(self, tasks: Iterable[SideTask]) -> None:
         began = self._clock()

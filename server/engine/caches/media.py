@@ -115,6 +115,7 @@ class MediaSlots:
         self._references: dict[bytes, int] = {}
         self._idle: OrderedDict[bytes, None] = OrderedDict()
         self._pinned: set[bytes] = set()
+        self._discarded: set[bytes] = set()  # media that leave their slots with their last references
         self.num_evictions = 0
 
     @property
@@ -158,13 +159,18 @@ class MediaSlots:
         if not self._references[key]:
             del self._references[key]
             self._idle[key] = None
+            if key in self._discarded:
+                self._discarded.remove(key)
+                self.discard(key)
 
     def discard(self, key: bytes) -> None:
-        """Empty the slot of a media item without references."""
+        """Empty the slot of a media item, once it has no references."""
         self.unpin(key)
         if key in self._idle:
             del self._idle[key]
             self._free.append(self._slot_of.pop(key))
+        elif key in self._references:
+            self._discarded.add(key)
 
     def pin(self, key: bytes) -> None:
         """Keep a media item in its slot, if it has one, and if less than a quarter of all slots is pinned."""
@@ -275,7 +281,7 @@ class MediaCache:
         return encoding in begun[:1] or sum(other.num_begun for other in begun) < self._max_kept_frames
 
     def discard(self, keys: Iterable[bytes]) -> None:
-        """Drop the visual tokens and pages of media without references: they may be wrong."""
+        """Drop the visual tokens and pages of media, which may be wrong; pages only once they have no references."""
         for key in keys:
             self.slots.discard(key)
             self.host.discard(key)

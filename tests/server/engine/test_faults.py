@@ -11,7 +11,7 @@ from torch import Tensor
 from model.batch import Batch
 from model.inference import prepare_for_inference
 from server.engine.engine import Engine
-from server.wire import MediaFailed, MediaWanted, Sampling
+from server.wire import Abort, MediaFailed, MediaWanted, Sampling
 from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
@@ -124,6 +124,29 @@ def test_an_image_with_nonfinite_encoding_is_encoded_again(part: str, monkeypatc
     answer.engine.add(FEW_SHOT.request("b"))
     answer.run()
     assert_equals_reference("openflamingo", FEW_SHOT, answer, "b")
+    assert_all_released(answer.engine)
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+@pytest.mark.parametrize("is_aborted", [False, True])
+def test_an_image_with_nonfinite_encoding_fails_no_request_that_comes_later(
+    is_aborted: bool, overlaps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the request for which it was encoded has not read it yet, or never does."""
+    answer = client("openflamingo", replace(CONFIG, overlaps=overlaps, max_frames_per_step=1, max_frames_idle=1))
+    model, prompt = answer.engine.runner.model, Prompt(((-1, 3), (0, 5)))
+    answer.engine.add(Prompt(((0, 5), (1, 4))).request("a"))
+    with monkeypatch.context() as patched:
+        right = model.features
+        patched.setattr(model, "features", lambda pixels: right(pixels) * torch.nan)
+        while not ("a" in answer.finished or answer.engine.media.slots.num_in_use):
+            answer.step()
+    if is_aborted:
+        answer.engine.abort(Abort("a"))
+    answer.engine.add(prompt.request("b"))
+    answer.run()
+    assert is_aborted or answer.finished["a"].error == NOT_FINITE
+    assert_equals_reference("openflamingo", prompt, answer, "b")
     assert_all_released(answer.engine)
 
 

@@ -116,7 +116,7 @@ def test_the_least_recently_used_value_is_dropped_first() -> None:
     assert pooled.get(B) is None
 
 
-def test_discarding_media_frees_slots_without_references() -> None:
+def test_discarding_media_frees_slots_at_once_or_with_the_last_reference() -> None:
     media = MediaCache(num_slots=4, host_bytes=1 << 20, salt=b"")
     for key in (A, B, C):
         media.slots.assign(key)
@@ -127,6 +127,8 @@ def test_discarding_media_frees_slots_without_references() -> None:
     media.discard([A, B, C, D])
     assert [media.slots.find(key) is None for key in (A, B, C)] == [True, True, False]
     assert (media.slots.num_free, media.slots.num_pinned, media.host.size) == (3, 0, 0)
+    media.slots.release(C)
+    assert (media.slots.num_free, media.slots.find(C)) == (4, None)
 
 
 def pooling(media: MediaCache, image: int) -> tuple[bytes, int | None]:
