@@ -23,11 +23,15 @@ LENGTH, LONGER_THAN_A_STEP = 9, 150
 ONCE = Sampling(max_tokens=2, temperature=0.0, ignore_eos=True)
 
 
+def digest_of(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=32).digest()
+
+
 def ask(simulation: Simulation, shots: Sequence[int], priority: int = 0, length: int = LENGTH) -> str:
     """Add a request with these shots and a query of its own, of `length` tokens each."""
     name = simulation._name()
     media = [*(f"shot {shot}" for shot in shots), f"query {name}"]
-    digests = [hashlib.blake2b(text.encode(), digest_size=32).digest() for text in media]
+    digests = list(map(digest_of, media))
     simulation.num_frames.update(dict.fromkeys(digests, 1))
     token_ids, media_index = list(PREFIX), [-1] * len(PREFIX)
     for index, text in enumerate(media):
@@ -101,6 +105,25 @@ def test_a_small_request_does_not_wait_for_the_last_shots_of_a_large_one() -> No
     assert large not in simulation.ended
     simulation.run(large)
     assert num_computed(simulation) - before == LENGTH * num_shots
+    assert_all_released(simulation.engine)
+
+
+def test_a_request_does_not_wait_for_a_shot_that_one_of_a_lower_priority_computes() -> None:
+    """It computes its last shot itself, although another one has begun with that, and rarely goes on."""
+    simulation, shots = Simulation(CONFIG), range(5)
+    urgent, first = ask(simulation, shots, length=LONGER_THAN_A_STEP), len(simulation.runner.plans)
+    while not (running := simulation.engine.scheduler.running):
+        simulation.step()
+    (sequence,) = running
+    assert sequence.spans is not None
+    last = sequence.spans.shots[sequence.order_of_shots[-1]].source
+    (shot,) = (shot for shot in shots if digest_of(f"shot {shot}") == last)
+    background = ask(simulation, [shot], BACKGROUND_PRIORITY, LONGER_THAN_A_STEP)
+    simulation.run(urgent)
+    rows = [row for plan in simulation.runner.plans[first:] for row in plan.rows]
+    assert {row.sequence.request_id for row in rows} == {urgent, background}
+    assert sum(row.count for row in rows if row.sequence is sequence) == len(sequence.token_ids) - 1
+    simulation.run(background)
     assert_all_released(simulation.engine)
 
 
