@@ -127,6 +127,8 @@ async def _with_keep_alives(bodies: AsyncGenerator[Any, None], seconds: float) -
                 if not coming.done():
                     coming.cancel()
                     await asyncio.wait({coming})
+                if not coming.cancelled():
+                    coming.exception()  # once seen, it is not logged if the client leaves at the same time
             if (body := coming.result()) is end:
                 return
             yield body

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 
+from server.api.sse import _with_keep_alives
 from server.errors import EngineDied
 from server.limits.admission import Admission
 from tests.server.fakes import FakeClient, eventually
@@ -117,3 +120,24 @@ async def test_a_client_that_disconnects_aborts_its_request(
     assert client.aborted == [client.requests[0].request_id]
     assert (admission.num_waiting, admission.num_running) == (0, 0)
     assert b"[DONE]" not in caller.text
+
+
+async def test_an_error_is_not_logged_as_unseen_if_the_client_leaves_at_the_same_time() -> None:
+    failing, unseen = asyncio.Event(), list[dict[str, Any]]()
+
+    async def bodies() -> AsyncGenerator[Any, None]:
+        await failing.wait()
+        raise ValueError
+        yield
+
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
+    reading = asyncio.ensure_future(anext(_with_keep_alives(bodies(), 60)))
+    await asyncio.sleep(0.01)
+    failing.set()
+    await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.wait({reading})
+    assert reading.cancelled()
+    del reading
+    gc.collect()
+    assert not unseen
