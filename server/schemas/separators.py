@@ -22,7 +22,8 @@ def check_separators(
 ) -> None:
     """Check the numbers of separators in a part of a request, which `name` stands for. Raises `BodyTooLarge`.
 
-    A request in one part is also checked for its escapes. `counted`: the numbers in earlier data of the same part, to which those in `data` are added.
+    A request in one part is also checked for its escapes. `counted`: the numbers in earlier data of the same part, to
+    which those in `data` are added.
     """
     if counted is None:
         _check_escapes(data, name)
