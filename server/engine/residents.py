@@ -1,7 +1,7 @@
 """The running and the waiting sequences, and their seats and blocks: which sequences get them, and which release them.
 
 When blocks run out, the last sequence releases its blocks and waits again. Seats are taken from a request that has several
-for one that has none, and from large requests for a small one.
+for one that has none, and from large requests for a small one. Beam searches begin while those before them leave a seat.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from server.engine.caches.media import MediaCache
 from server.engine.caches.memory import Memory
 from server.engine.config import EngineConfig
 from server.engine.plan import Plan
-from server.engine.sequence import Sequence
-from server.engine.shares import Shares
+from server.engine.sequence import Order, Sequence
+from server.engine.shares import Account, Shares
 
 # the work done for other requests after which a sequence that lacks blocks may preempt later requests
 PATIENCE = 2048
@@ -40,6 +40,7 @@ class Residents:
         self.max_media = config.num_media_slots - config.num_media_slots // 4 if model.gated.attends != "last" else inf
         # blocks to copy in the next step: target -> source; a target may have been released and taken again since
         self.copies: dict[int, int] = {}
+        self.held_back: set[Account] = set()  # of beam searches that wait until those before them leave a seat
         self.starved: Sequence | None = None  # the oldest sequence that lacks blocks
         self._starved_at = 0.0  # the total work at the time when it began to lack blocks
         self._num_kept_blocks = config.num_blocks // 16  # blocks that heavy sequences leave to light ones
@@ -201,16 +202,39 @@ class Residents:
         if self.starved is None or self.starved.is_finished or sequence.order < self.starved.order:
             self.starved, self._starved_at = sequence, self.shares.total
 
+    def hold_back_searches(self) -> None:
+        """Note which beam searches may not begin: those before them, which run or come first, need all seats.
+
+        Searches that took seats from each other would compute their beams again and again. Only a light one of a client
+        without a seat may begin next to heavy ones.
+        """
+        self.held_back, num_seats, has_light = set(), 0, False
+        searches = {s.account: s for s in chain(self.waiting, self.running) if s.sampling.beam_width and self.waiting}
+        for s in sorted(searches.values(), key=lambda s: (s.account.priority, not s.account.num_running, *_rank(s))):
+            is_light, is_seated = self._is_light(s), s.account.num_running > 0
+            may_join = num_seats < self.config.max_sequences or (
+                is_light and not has_light and not s.account.client.num_running
+            )
+            if not (is_seated or may_join):
+                self.held_back.add(s.account)
+            elif self.memory.resolve(s):
+                num_seats += s.sampling.beam_width
+                has_light = has_light or is_light
+
     def free_seat(self) -> None:
         """If all seats are taken, free a seat of the request with the most seats for a request without any."""
         if not self.waiting or self.num_admissible():
             return
-        newcomers = [s for s in self.waiting if not s.account.num_running and self.memory.resolve(s)]
+        newcomers = [s for s in self.known() if not s.account.num_running]
         if newcomers:
-            newcomer = min(newcomers, key=lambda s: (s.account.priority, _place_of(s), s.order))
+            newcomer = min(newcomers, key=lambda s: (s.account.priority, *_rank(s)))
             if (victim := self._last_that_yields(newcomer)) is not None:
                 victim.left_seat_at = victim.num_computed
                 self.preempt(victim)
+
+    def known(self) -> list[Sequence]:
+        """Return the waiting sequences that may run: their media are known, and no search before them needs all seats."""
+        return [s for s in self.waiting if s.account not in self.held_back and self.memory.resolve(s)]
 
     def _last_that_yields(self, newcomer: Sequence) -> Sequence | None:
         """Return one of the request with most seats; for a light newcomer, also of such a client, or with a larger need."""
@@ -289,6 +313,10 @@ class Residents:
 
 def _place_of(sequence: Sequence) -> float:
     return sequence.account.need(sequence.num_left) + sequence.account.age
+
+
+def _rank(sequence: Sequence) -> tuple[float, Order]:
+    return _place_of(sequence), sequence.order
 
 
 def _blocks(last: Sequence, waiting: Sequence) -> bool:

@@ -90,6 +90,7 @@ class Scheduler:
         self._step += 1
         self.pace.note_requests(self._shares)
         self._shares.compare_clients()
+        self._residents.hold_back_searches()
         self._residents.free_seat()
         config = self.config
         budgets = config.max_tokens_per_step, config.max_frames_per_step, config.max_frames_idle
@@ -144,7 +145,7 @@ class Scheduler:
 
     def _admissible(self, plan: Plan) -> list[Sequence]:
         """Return the waiting sequences whose media are known; the last seat is for a request that has none."""
-        known = [sequence for sequence in self.waiting if self._memory.resolve(sequence)]
+        known = self._residents.known()
         for sequence in known:
             if sequence.num_missing is None:
                 sequence.num_missing = len(sequence.token_ids) - self._memory.find_cached(sequence).num_tokens

@@ -107,3 +107,30 @@ def test_candidates_get_a_seat_although_new_requests_never_cease(max_sequences: 
         if scored in simulation.ended:
             return
     raise AssertionError("the candidates have no seat")
+
+
+@pytest.mark.parametrize(("num_clients", "preemptions_per_step"), [(1, 0), (10, 0.25)])
+def test_searches_that_need_more_seats_than_there_are_follow_each_other(
+    num_clients: int, preemptions_per_step: float
+) -> None:
+    """They are not slower than one after the other, and beams are not computed again in every step."""
+    simulation = Simulation(replace(SMALL, num_blocks=4096, max_sequences=6))
+    searches = [simulation.generate(20, 60, client=str(i % num_clients), beam_width=4) for i in range(10)]
+    before = len(simulation.runner.plans)
+    for search in searches:
+        simulation.run(search)
+    num_steps = len(simulation.runner.plans) - before
+    assert num_steps <= 10 * 60
+    assert simulation.engine.residents.num_preemptions <= preemptions_per_step * num_steps
+
+
+def test_a_small_search_of_another_client_does_not_wait_for_large_ones() -> None:
+    config = replace(SMALL, num_blocks=8192, max_sequences=32, max_model_len=1024, step_seconds=0.07)
+    simulation = Simulation(config)
+    alone = simulation.run(simulation.generate(20, 4, client="other", beam_width=3))
+    for _ in range(10):
+        simulation.generate(400, 400, client="crowd", beam_width=8)
+    simulation.run_until(simulation.now + 1)
+    for _ in range(3):
+        assert simulation.run(simulation.generate(20, 4, client="other", beam_width=3)) <= 3 * alone
+    assert len(simulation.engine.residents.held_back) > 1
