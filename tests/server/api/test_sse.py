@@ -126,7 +126,8 @@ async def test_an_error_is_not_logged_as_unseen_if_the_client_leaves_at_the_same
     failing, unseen = asyncio.Event(), list[dict[str, Any]]()
 
     async def bodies() -> AsyncGenerator[Any, None]:
-        if await failing.wait():
+        await failing.wait()
+        if failing.is_set():
             raise ValueError
         yield
 
