@@ -276,9 +276,9 @@ class MediaCache:
         return encoding.next_piece(count)
 
     def _may_keep_features(self, encoding: Encoding) -> bool:
-        """Return whether there is room for features. The first encoding that has begun always continues."""
+        """Return whether there is room for features. One encoding may always begin and continue."""
         begun = [other for other in self._encodings.values() if other.num_begun]
-        return encoding in begun[:1] or sum(other.num_begun for other in begun) < self._max_kept_frames
+        return not begun or encoding in begun[:1] or sum(other.num_begun for other in begun) < self._max_kept_frames
 
     def discard(self, keys: Iterable[bytes]) -> None:
         """Drop the visual tokens and pages of media, which may be wrong; pages only once they have no references."""

@@ -216,6 +216,15 @@ def test_features_are_kept_of_a_few_frames_and_the_first_video_goes_on() -> None
     assert media.encode(second, max_frames=2) is not None
 
 
+def test_one_video_is_encoded_even_if_no_features_may_be_kept() -> None:
+    media = MediaCache(num_slots=2, host_bytes=0, salt=b"", max_kept_frames=0)
+    first, second = supplied(media, A, 4), supplied(media, B, 4)
+    assert media.encode(first, max_frames=2) is not None
+    assert media.encode(second, max_frames=2) is None
+    assert media.encode(first, max_frames=2) is not None
+    assert media.encode(second, max_frames=2) is not None
+
+
 def test_features_of_media_that_no_request_needs_are_dropped() -> None:
     media = MediaCache(num_slots=2, host_bytes=0, salt=b"", max_kept_frames=2)
     first, second = supplied(media, A, 6), supplied(media, B, 6)
