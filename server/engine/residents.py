@@ -209,7 +209,8 @@ class Residents:
         without a seat may begin next to heavy ones.
         """
         self.held_back, num_seats, has_light = set(), 0, False
-        searches = {s.account: s for s in chain(self.waiting, self.running) if s.sampling.beam_width and self.waiting}
+        sequences = chain(self.waiting, self.running) if self.waiting else ()
+        searches = {s.account: s for s in sequences if s.sampling.beam_width}
         for s in sorted(searches.values(), key=lambda s: (s.account.priority, not s.account.num_running, *_rank(s))):
             is_light, is_seated = self._is_light(s), s.account.num_running > 0
             may_join = num_seats < self.config.max_sequences or (
@@ -288,18 +289,19 @@ class Residents:
 
         Return whether that was possible. Beams that are done for this step, and stems, hold blocks and slots that an
         earlier request, or another beam, may otherwise lack for ever. So do sequences that run and hold some of the pages
-        that they read together.
+        that they read together. A stem that runs alone may hold a block that its own candidate lacks.
         """
         if not self.running:
             return False
         last = self.running[-1]
+        is_lone_stem = last.is_stem and last.is_computed and len(self.running) == 1
         lacks_slot = len(self.running) > 1 and not self.media.slots.num_available
         done = [sequence for sequence in self.running if lacks_slot and sequence.is_computed and sequence.media_slots]
         if done:
             for sequence in done:
                 self.memory.release_media(sequence)
             return True
-        if lacks_slot or (self.waiting and _blocks(last, self.waiting[0])):
+        if lacks_slot or (self.waiting and (is_lone_stem or _blocks(last, self.waiting[0]))):
             self.preempt(last)
             return True
         return False
