@@ -2664,7 +2664,7 @@ export interface components {
              * @default auto
              * @enum {string|null}
              */
-            detail: "auto" | "low" | "high" | null;
+            detail: "auto" | "low" | "high" | "original" | null;
         };
         /** InputTextPart */
         InputTextPart: {
@@ -3993,6 +3993,8 @@ export interface components {
         ETag: string;
         /** @description Seconds to wait before repeating the request. */
         "Retry-After": string;
+        /** @description `Bearer`. */
+        "WWW-Authenticate": string;
         /** @description The id of the request. */
         "X-Request-Id": string;
         /** @description `true` if the same request may succeed later, else `false`. */
@@ -4046,6 +4048,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -4053,7 +4056,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -4164,7 +4167,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `overloaded`, `shutting_down`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`. */
+            /** @description Service Unavailable: `overloaded`, `shutting_down`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`, `unavailable`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -4233,6 +4236,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -4240,7 +4244,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -4351,7 +4355,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `overloaded`, `shutting_down`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`, `database_unavailable`. */
+            /** @description Service Unavailable: `overloaded`, `shutting_down`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`, `unavailable`, `database_unavailable`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -4420,6 +4424,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -4427,7 +4432,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -4538,7 +4543,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `overloaded`, `shutting_down`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`. */
+            /** @description Service Unavailable: `overloaded`, `shutting_down`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`, `unavailable`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -4609,6 +4614,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -4744,6 +4750,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -4751,7 +4758,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -4862,7 +4869,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `overloaded`, `shutting_down`, `storage_unavailable`. */
+            /** @description Service Unavailable: `overloaded`, `shutting_down`, `storage_unavailable`, `unavailable`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -4929,6 +4936,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -5070,6 +5078,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -5077,7 +5086,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5238,6 +5247,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -5376,6 +5386,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -5506,6 +5517,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -5648,6 +5660,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -5655,7 +5668,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5766,7 +5779,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `overloaded`, `shutting_down`, `storage_unavailable`. */
+            /** @description Service Unavailable: `overloaded`, `shutting_down`, `storage_unavailable`, `unavailable`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5830,6 +5843,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -5961,6 +5975,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -5968,7 +5983,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -6136,6 +6151,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -6143,7 +6159,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -6254,7 +6270,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `overloaded`, `shutting_down`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`. */
+            /** @description Service Unavailable: `overloaded`, `shutting_down`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`, `unavailable`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -6322,6 +6338,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -6329,7 +6346,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -6440,7 +6457,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `overloaded`, `shutting_down`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`. */
+            /** @description Service Unavailable: `overloaded`, `shutting_down`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`, `unavailable`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -6508,6 +6525,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -6515,7 +6533,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -6626,7 +6644,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `overloaded`, `shutting_down`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`, `database_unavailable`. */
+            /** @description Service Unavailable: `overloaded`, `shutting_down`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`, `unavailable`, `database_unavailable`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -6694,6 +6712,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -6701,7 +6720,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -6812,7 +6831,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `overloaded`, `shutting_down`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`. */
+            /** @description Service Unavailable: `overloaded`, `shutting_down`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`, `unavailable`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -6880,6 +6899,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -6887,7 +6907,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -6998,7 +7018,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `overloaded`, `shutting_down`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`, `database_unavailable`. */
+            /** @description Service Unavailable: `overloaded`, `shutting_down`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`, `unavailable`, `database_unavailable`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7069,6 +7089,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -7076,7 +7097,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7247,6 +7268,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -7388,6 +7410,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -7529,6 +7552,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -7536,7 +7560,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7670,6 +7694,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -7677,7 +7702,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7813,6 +7838,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -7946,6 +7972,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -7953,7 +7980,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `too_many_support_sets`, `permission_denied`. */
+            /** @description Forbidden: `too_many_support_sets`, `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -8134,6 +8161,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -8278,6 +8306,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -8285,7 +8314,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -8434,6 +8463,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -8441,7 +8471,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -8624,6 +8654,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -8772,6 +8803,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -8919,6 +8951,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -8926,7 +8959,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9109,6 +9142,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -9116,7 +9150,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9266,6 +9300,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -9412,6 +9447,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -9419,7 +9455,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9568,6 +9604,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -9575,7 +9612,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9686,7 +9723,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `overloaded`, `shutting_down`, `database_unavailable`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`. */
+            /** @description Service Unavailable: `overloaded`, `shutting_down`, `database_unavailable`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`, `unavailable`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9757,6 +9794,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -9764,7 +9802,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9875,7 +9913,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `overloaded`, `shutting_down`, `database_unavailable`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`. */
+            /** @description Service Unavailable: `overloaded`, `shutting_down`, `database_unavailable`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`, `unavailable`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9947,6 +9985,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -10032,7 +10071,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `database_unavailable`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`, `overloaded`, `shutting_down`. */
+            /** @description Service Unavailable: `database_unavailable`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`, `unavailable`, `overloaded`, `shutting_down`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -10103,6 +10142,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -10110,7 +10150,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -10221,7 +10261,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Service Unavailable: `overloaded`, `shutting_down`, `database_unavailable`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`. */
+            /** @description Service Unavailable: `overloaded`, `shutting_down`, `database_unavailable`, `engine_not_ready`, `engine_died`, `engine_stalled`, `storage_unavailable`, `unavailable`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -10292,6 +10332,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -10440,6 +10481,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -10447,7 +10489,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `too_many_support_sets`, `permission_denied`. */
+            /** @description Forbidden: `too_many_support_sets`, `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -10622,6 +10664,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -10753,6 +10796,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -10760,7 +10804,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -10916,6 +10960,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -10923,7 +10968,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `permission_denied`, `origin_not_allowed`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -11215,6 +11260,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -11340,6 +11386,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -11465,6 +11512,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -11592,6 +11640,7 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
