@@ -21,7 +21,7 @@ from server.media.turns import DecodeTurns, Job, Requester
 from server.settings import Settings
 
 # a loaded machine gives a process its processor time within this number of times as long
-WAIT_FACTOR = 10
+WAIT_FACTOR = 3
 # about the time in which a process starts
 ABANDONED_SECONDS = 0.5
 
