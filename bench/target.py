@@ -35,8 +35,6 @@ START_SECONDS = 300.0
 REQUEST_SECONDS = 60.0
 # text that an answer to a client must not contain: an address in memory, a stack trace, a path of the server
 LEAK = re.compile(rb"0x[0-9a-f]{6,}|Traceback \(most|File \\?\"/|site-packages")
-# the web server's own refusal of bytes that are not a request
-NOT_HTTP = b"Invalid HTTP request received."
 JSON_HEADERS = {"Content-Type": "application/json"}
 
 
@@ -63,8 +61,6 @@ class Answer:
         """A success, or a refusal that says why in the server's own words."""
         if 200 <= self.status < 300:
             return True
-        if self.body.startswith(NOT_HTTP):
-            return self.status == 400
         is_refusal = 400 <= self.status < 500 or self.status in (503, 504)
         return is_refusal and self._names_its_error() and LEAK.search(self.body) is None
 

@@ -294,14 +294,15 @@ class Residents:
         if not self.running:
             return False
         last = self.running[-1]
-        is_lone_stem = last.is_stem and last.is_computed and len(self.running) == 1
         lacks_slot = len(self.running) > 1 and not self.media.slots.num_available
         done = [sequence for sequence in self.running if lacks_slot and sequence.is_computed and sequence.media_slots]
         if done:
             for sequence in done:
                 self.memory.release_media(sequence)
             return True
-        if lacks_slot or (self.waiting and (is_lone_stem or _blocks(last, self.waiting[0]))):
+        is_lone_stem = last.is_stem and last.is_computed and len(self.running) == 1
+        lacks_block = is_lone_stem and self.starved in self.waiting[:1]
+        if lacks_slot or lacks_block or (self.waiting and _blocks(last, self.waiting[0])):
             self.preempt(last)
             return True
         return False

@@ -14,8 +14,10 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import h11
+import msgspec
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from server.errors import InvalidRequest
 from server.limits.framing import Framing
 from server.settings import Settings
 
@@ -110,9 +112,14 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            super().send_400_response(f"{msg} {self.conn.fault}".rstrip())
-        else:
-            self.transport.close()
+            refusal = InvalidRequest(f"{msg} {self.conn.fault}".rstrip())
+            body = msgspec.json.encode(refusal.body())
+            headers = {**refusal.headers(), "Content-Type": "application/json", "Content-Length": str(len(body))}
+            lines = [*headers.items(), ("Connection", "close")]
+            response = h11.Response(status_code=refusal.status, headers=lines, reason=b"Bad Request")
+            for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def pause_writing(self) -> None:
         self._last_active = self.loop.time()  # until now it read what was sent

@@ -168,14 +168,17 @@ def test_scores_embeddings_and_inspections(client: Client) -> None:
     assert client.inspect([image(png("red")), "a"])["object"] == "inspection"
 
 
-def test_an_evaluation_completes_with_a_recommendation(client: Client, colours: SupportSet) -> None:
-    methods = ["in_context"]  # the others cannot leave out a label's only example
-    evaluation = client.support_sets.evaluate("colours", wait=True, k=[0, 1], strategies=["random"], methods=methods)
+def test_an_evaluation_completes_with_a_recommendation(client: Client) -> None:
+    pairs = [example(png(colour, width), label=colour) for colour in COLOURS[:2] for width in (30, 31)]
+    colours = client.support_sets.create(name="pairs", examples=pairs)
+    methods = ["in_context", "knn"]
+    evaluation = client.support_sets.evaluate("pairs", wait=True, k=[0, 1], strategies=["random"], methods=methods)
     assert evaluation.status == "completed", evaluation.raw
-    assert evaluation.num_queries_done == evaluation.num_queries == 8
-    assert len(evaluation.cells) == 2
+    assert evaluation.num_queries_done == evaluation.num_queries == 12
+    assert len(evaluation.cells) == 3
     assert evaluation.recommendation is not None
-    assert [(row.strategy, row.k) for row in evaluation.summary] == [("first", 0), ("random", 1)]
+    rows = {(row.method, row.strategy, row.k) for row in evaluation.summary}
+    assert rows == {("in_context", "first", 0), ("in_context", "random", 1), ("knn", None, None)}
     low, high = evaluation.summary[0].accuracy_interval
     assert low <= evaluation.summary[0].accuracy <= high
     answer = client.classify(png("red"), examples=evaluation.recommendation)
