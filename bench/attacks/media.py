@@ -56,6 +56,18 @@ def _new_pictures(session: Session) -> None:
     session.send_all(requests, 4)
 
 
+def _pictures_in_requests_of_their_own(session: Session) -> None:
+    """Send large pictures, each in a request of its own, on many connections."""
+    # bytes after its end make each a new media item
+    pictures = [_large_jpeg() + random.randbytes(8) for _ in range(40)]
+    session.send_all([text_request(1, prompt=[image_part(picture)]) for picture in pictures], 40)
+
+
+@cache
+def _large_jpeg() -> bytes:
+    return jpeg(0, 2400)
+
+
 @cache
 def video(seconds: int, frames_per_second: int, side: int) -> bytes:
     """Return an MP4 of random frames, of which few are sampled but all are decoded."""
@@ -101,6 +113,7 @@ ATTACKS = (
     Attack(name="64 images of 8,000 x 8,000", severity="high", run=_send_bombs),
     Attack(name="384 abandoned images", severity="high", run=_abandon),
     Attack(name="256 new images", severity="medium", run=_new_pictures),
+    Attack(name="40 requests with a large picture", severity="high", run=_pictures_in_requests_of_their_own),
     Attack(name="16 videos of 3,600 frames", severity="medium", run=_videos),
     Attack(name="broken images", severity="high", run=repeated(_broken, _broken_jpeg), is_refused=True),
     Attack(

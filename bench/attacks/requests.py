@@ -177,6 +177,13 @@ def _form_of_many_parts() -> Request:
     return Request(path="/v1/images", body=part * 200_000 + b"--b--\r\n", headers=headers)
 
 
+def _form_in_punycode() -> Request:
+    """Return a form whose charset takes a time that grows with the square of a field's length to decode."""
+    part = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n' + b"a" * 2**20 + b"\r\n"
+    headers = {"Content-Type": "multipart/form-data; charset=punycode; boundary=b"}
+    return Request(path="/v1/images", body=part + b"--b--\r\n", headers=headers)
+
+
 def _scores(seed: int, num_candidates: int, length: int) -> Request:
     candidates = [[(seed + i) % 250 + 4] * length for i in range(num_candidates)]
     return post("/v1/score", prompt="a", candidates=candidates)
@@ -328,5 +335,6 @@ ATTACKS = (
         run=repeated(lambda: post("/detokenize", tokens=list(range(4, 260)) * 4000)),
     ),
     Attack(name="form of 200,000 parts", severity="medium", run=repeated(_form_of_many_parts)),
+    Attack(name="form in punycode", severity="critical", run=repeated(_form_in_punycode), is_refused=True),
     Attack(name="JSON sent as text", severity="low", run=repeated(_text_as_json), is_refused=True),
 )
