@@ -54,7 +54,7 @@ class AnswerStream:
         """Yield pieces of all answers up to the last finish reason. Closed early, it aborts the request."""
         prompt, record, is_admitted = self.generation.prompt, self.record, False
         request = Generate(
-            request_id=record.add_prompt(prompt.num_tokens, prompt.encoded.media, prompt.encoded.shots_attend),
+            request_id=record.begin_prompt(prompt.num_tokens, prompt.encoded.media, prompt.encoded.shots_attend),
             prompt=prompt.encoded,
             sampling=self.generation.sampling,
             priority=record.priority,

@@ -155,7 +155,7 @@ async def score_prompts(
 async def _score(
     prompt: PreparedPrompt, candidate_ids: list[list[int]], record: RequestRecord, client: Client
 ) -> Scored:
-    request_id = record.add_prompt(
+    request_id = record.begin_prompt(
         prompt.num_tokens,
         prompt.encoded.media,
         prompt.encoded.shots_attend,

@@ -56,7 +56,7 @@ async def gather(
     if prepared.prompts is not None:
         likeness = await comparison.compare(question, chosen)
         return await score_in_context(prepared.prompts, record, client), likeness
-    record.add_prompt(0, question.query.media)
+    record.begin_prompt(0, question.query.media)
     likeness = await comparison.compare(question, chosen)
     record.begun(0)
     return None, likeness

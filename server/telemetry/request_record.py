@@ -60,7 +60,7 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         self._first_token: float | None = None
         self._last_token: dict[int, float] = {}
 
-    def add_prompt(
+    def begin_prompt(
         self,
         num_tokens: int,
         media: Sequence[bytes] = (),

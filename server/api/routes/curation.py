@@ -107,7 +107,7 @@ async def _suggest(name: str, fields: SuggestRequest, record: RequestRecord, ser
     known = _known(support_set, pool)
     repeated = _repeated(pool, known)
     open_indices = [index for index in range(len(pool)) if index not in known and index not in repeated]
-    record.add_prompt(0, [item.digest for index in open_indices for item in pool[index]])
+    record.begin_prompt(0, [item.digest for index in open_indices for item in pool[index]])
     with record:
         suggestions = await services.curation.suggest(
             support_set, [pool[index] for index in open_indices], fields.count

@@ -23,7 +23,7 @@ ASSETS = {
 
 
 def page_headers(media: str) -> dict[str, str]:
-    """Return the headers of a page and of its files; the directives of `media` say whence it may show images and videos."""
+    """Return the headers of a page and of its files; `media` has the directives for its images and videos."""
     return {
         "Content-Security-Policy": (
             f"default-src 'none'; script-src 'self'; style-src 'self'; {media}; connect-src 'self'; "

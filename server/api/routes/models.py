@@ -169,11 +169,11 @@ async def _embed(fields: EmbeddingsRequest, record: RequestRecord, services: Ser
         raise UnsupportedParameter("a text has no likeness", param="media_vector")
     if parts:
         media = list((await services.intake.read_all(parts, "input")).values())
-        record.add_prompt(0, [item.digest for item in media])
+        record.begin_prompt(0, [item.digest for item in media])
         embedding = services.client.embed(media)
     else:
         texts = await _texts(fields.input, services.model)
-        record.add_prompt(sum(map(len, texts)))
+        record.begin_prompt(sum(map(len, texts)))
         embedding = services.client.embed_text(texts)
     with record:
         vectors = await embedding
@@ -244,7 +244,7 @@ async def _inspect(fields: InspectRequest, record: RequestRecord, services: Serv
     prompt = await prepare_prompt(fields.prompt, model, services.intake)
     tokens, token = await model.tokenize(_with_answer, fields, prompt, model)
     inspection = Inspect(
-        request_id=record.add_prompt(len(tokens.token_ids), tokens.media),
+        request_id=record.begin_prompt(len(tokens.token_ids), tokens.media),
         prompt=tokens,
         token=token,
         layers=list(dict.fromkeys(fields.layers)),

@@ -301,7 +301,7 @@ async def _search(name: str, fields: SearchRequest, record: RequestRecord, servi
     media = (await services.shots.read_media({"query": fields.query}))["query"]
     query = SimilarityQuery(media=media, text=compared_text(fields.query.question, fields.query.text))
     check_comparable(support_set, fields.strategy, query)  # refused requests are not counted as finished
-    record.add_prompt(0, [item.digest for item in media])
+    record.begin_prompt(0, [item.digest for item in media])
     with record:
         similar = await services.shots.retrieval.most_similar(support_set, fields.strategy, query, fields.k)
         record.begun(0)
