@@ -56,17 +56,14 @@ class ClassLikeness:
 
     def __call__(self, features: Vectors) -> Vectors:
         discriminants = (features - self.mean) @ self.directions.T
-        evidence = unit(features) @ self._centred_weight.T
-        probabilities = _softmax(features @ self.weight.T + self.bias)
+        logits = features @ self.weight.T
+        evidence = logits - logits.mean(-1, keepdims=True)
+        probabilities = _softmax(logits + self.bias)
         nodes = np.sqrt(self._sums_below(probabilities)) - self._expected
         of_discriminants, of_classes, of_familiar, of_strange = self.shares
         of_ancestors = of_familiar + (of_strange - of_familiar) * self.strangeness(features)[:, None]
         parts = ((of_discriminants, discriminants), (of_classes, evidence), (of_ancestors, nodes))
         return unit(np.concatenate([np.sqrt(share) * unit(part) for share, part in parts], axis=-1))
-
-    @cached_property
-    def _centred_weight(self) -> Vectors:  # [C, Dv]
-        return self.weight - self.weight.mean(0)
 
     @cached_property
     def _expected(self) -> Vectors:  # [A], with all classes alike
