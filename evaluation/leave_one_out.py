@@ -159,8 +159,9 @@ def compare(server: Server, split: ImageSplit) -> tuple[list[Comparison], Follow
     best = max(row.truth.value for row in rows)
     if recommended is None:
         return rows, FollowedRecommendation(None, best, auto, "nothing")
-    followed = by_setting[_setting({**recommended["examples"], "method": recommended["method"]})]
-    return rows, FollowedRecommendation(followed.truth.value, best, auto, recommended["method"])
+    request = recommended["request"]
+    followed = by_setting[_setting({**request["examples"], "method": request["method"]})]
+    return rows, FollowedRecommendation(followed.truth.value, best, auto, request["method"])
 
 
 def _setting(fields: Mapping[str, Any]) -> tuple[Any, ...]:

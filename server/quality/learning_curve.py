@@ -76,12 +76,11 @@ def _mean_with_error(differences: Array) -> dict[str, float]:
     return {"mean": float(differences.mean()), "standard_error": float(error)}
 
 
-def report_curve(cells: Sequence[Mapping[str, Any]], recommendation: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def report_curve(cells: Sequence[Mapping[str, Any]], recommended: str | None) -> dict[str, Any] | None:
     """Return the curve of the recommended method or, without one, of the most accurate method that has a curve."""
     with_curve = [cell for cell in cells if cell.get("learning_curve")]
     if not with_curve:
         return None
-    recommended = None if recommendation is None else recommendation["method"]
     cell = max(with_curve, key=lambda cell: (cell["method"] == recommended, cell["accuracy"]))
     points = cell["learning_curve"]
     return {"method": cell["method"], "points": points, "outlook": outlook(cell["method"], points)}

@@ -118,11 +118,14 @@ def recommend(
     if chosen["k"] is not None:
         examples |= {"k": chosen["k"], "strategy": chosen["strategy"], "seed": chosen["best_seed"]}
         examples |= {"order": order} if order else {}
-    return {
+    request = {
         "examples": examples,
         **({"shots_attend": "alone"} if _is_alone(chosen) else {}),
         "method": chosen["method"],
-        "temperature": None if chosen["k"] is None else chosen["temperature"],
+        **({} if chosen["k"] is None else {"temperature": chosen["temperature"]}),
+    }
+    return {
+        "request": request,
         "accuracy": chosen["accuracy"],
         "accuracy_interval": chosen["accuracy_interval"],
         "reason": " ".join(_reason(chosen, best, rows, cells, always)),

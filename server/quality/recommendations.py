@@ -90,7 +90,9 @@ def recommendation_of(evaluation: Evaluation) -> dict[str, Any] | None:
         return None
     always, settled = baseline(plan["truths"]), plan["settled"]
     chosen = recommend(cells, evaluation.support_set, evaluation.version, settled["order"], always, plan.get("prior"))
-    return None if chosen is None else chosen | _repeated(plan["request"], chosen)
+    if chosen is None:
+        return None
+    return chosen | {"request": chosen["request"] | _repeated(plan["request"], chosen["request"])}
 
 
 def _repeated(request: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,12 +118,15 @@ def _is_of_prompts_alone(evaluation: Evaluation) -> bool:
 
 def _read(evaluation: Evaluation) -> Recommended | None:
     recommendation, plan = recommendation_of(evaluation), evaluation.plan["settled"]
-    if recommendation is None or not (recommendation["method"] in METHODS or _has_default_prompt(plan)):
+    if recommendation is None:
         return None
-    method, examples = recommendation["method"], ExamplesFields(**recommendation["examples"])
+    request = recommendation["request"]
+    if not (request["method"] in METHODS or _has_default_prompt(plan)):
+        return None
+    method, examples = request["method"], ExamplesFields(**request["examples"])
     labels = frozenset(candidate["label"] for candidate in plan["candidates"])
-    attend: ShotsAttend = recommendation.get("shots_attend", "previous")
-    k, strategy = (recommendation["examples"].get(name) for name in ("k", "strategy"))
+    attend: ShotsAttend = request.get("shots_attend", "previous")
+    k, strategy = (request["examples"].get(name) for name in ("k", "strategy"))
     form = None if k is None else attend
     setting = {"method": method, "k": k, "strategy": strategy, "shots_attend": form, "control": None}
     rows = summarise(list(evaluation.cells.values()))

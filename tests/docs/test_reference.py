@@ -15,7 +15,7 @@ from server.grammar.compiler import MAX_BYTES, MAX_SYMBOLS, Grammars
 from server.grammar.schema_limits import MAX_DEPTH, MAX_REPETITIONS
 from server.schemas.fewshot import ClassifyRequest
 from server.schemas.generation import StructuredOutputs
-from server.schemas.responses.evaluations import Recommendation
+from server.schemas.responses.evaluations import Recommendation, RecommendedRequest
 from server.schemas.stored import EvaluateRequest
 from server.setting_values import MIN_KEY_LENGTH
 from tests.server.grammar.test_compiler import TOKENIZER, schema
@@ -36,19 +36,18 @@ def max_length(model: type[BaseModel], name: str) -> int:
     return length
 
 
-def test_the_fields_of_a_recommendation_are_divided_into_those_of_a_request_and_a_description() -> None:
+def test_the_fields_of_a_recommendation_are_those_of_its_request_and_a_description() -> None:
     sent = {
         name
-        for line in listed(RECOMMENDATION, "can be sent to `/v1/classify` unchanged").splitlines()
+        for line in listed(RECOMMENDATION, "It has these fields").splitlines()
         for name in names(line.partition(":")[0])
     }
     described = {
-        name
-        for line in listed(RECOMMENDATION, "These fields only describe").splitlines()
-        for name in names(line.partition(":")[0])
+        name for line in listed(RECOMMENDATION, "describe it").splitlines() for name in names(line.partition(":")[0])
     }
-    assert sent == Recommendation.model_fields.keys() & ClassifyRequest.model_fields.keys()
-    assert described == Recommendation.model_fields.keys() - ClassifyRequest.model_fields.keys()
+    assert sent == RecommendedRequest.model_fields.keys()
+    assert sent <= ClassifyRequest.model_fields.keys()
+    assert described == Recommendation.model_fields.keys() - {"request"}
 
 
 def test_the_limits_of_structured_outputs_are_listed() -> None:

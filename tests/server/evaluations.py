@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
+import numpy as np
+from numpy.typing import NDArray
 
 from server.api.services import Services
 from server.limits.background import Background
@@ -83,3 +85,8 @@ async def run_evaluation(http: httpx.AsyncClient, services: Services, **fields: 
     """Request an evaluation, run it to its end and return it."""
     async with running(services):
         return await wait_until_ended(http, (await evaluate(http, **fields))["id"])
+
+
+def vectors_by_label() -> dict[bytes | tuple[int, ...], NDArray[np.float32]]:
+    """Return vectors of media by which likeness tells the labels apart."""
+    return {digest: np.eye(2, dtype=np.float32)[int(label == "warm")] + 0.1 for digest, label in LABEL_OF.items()}

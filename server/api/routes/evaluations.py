@@ -128,6 +128,7 @@ def _card(evaluation: Evaluation) -> dict[str, Any]:
     head["progress"]["cells_done"] = len(cells)
     commonest, rows = baseline(answers), summarise(cells)
     recommendation, without_controls = recommendation_of(evaluation), [row for row in rows if row["control"] is None]
+    method = None if recommendation is None else recommendation["request"]["method"]
     unjudged = unjudged_labels(evaluation)
     reasons = explain(without_controls, commonest, unjudged, lacks_likeness=lacks_likeness(evaluation))
     notes = [reasons, *judge_controls(rows, cells)]
@@ -142,6 +143,6 @@ def _card(evaluation: Evaluation) -> dict[str, Any]:
         "cells": cells,
         "summary": rows,
         "recommendation": recommendation,
-        "learning_curve": report_curve(cells, recommendation),
+        "learning_curve": report_curve(cells, method),
         "note": " ".join(filter(None, notes)) or None,
     }

@@ -216,7 +216,7 @@ class RecommendedExamples(ResponseSchema):
     order: Order | Absent = None
 
 
-class Recommendation(ResponseSchema):
+class RecommendedRequest(ResponseSchema):
     """The fields of a classification, with those of the evaluation's request that belong to it, if they were sent."""
 
     examples: RecommendedExamples
@@ -230,9 +230,13 @@ class Recommendation(ResponseSchema):
     seed: int | Absent = None
     shots_attend: ShotsAttend | Absent = Field(None, description="The form of the prompt. Present if it is `alone`.")
     method: Method
-    temperature: float | None = Field(
-        description="Null for methods without a prompt, whose temperature each request fits to the examples."
+    temperature: float | Absent = Field(
+        None, description="Absent for methods without a prompt: each request fits their temperature to the examples."
     )
+
+
+class Recommendation(ResponseSchema):
+    request: RecommendedRequest = Field(description="What to send to `/v1/classify`, with a query.")
     accuracy: float
     accuracy_interval: Interval
     reason: str

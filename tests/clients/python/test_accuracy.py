@@ -151,7 +151,8 @@ def test_a_query_that_fails_loses_no_finished_method(measure: Measure, monkeypat
 
 def test_without_methods_the_options_have_the_method(measure: Measure) -> None:
     examples: Selection = {"support_set": "letters"}
-    recommendation = Recommendation(examples=examples, method="knn", accuracy=0.9, accuracy_interval=(0.8, 1.0))
+    request = {"examples": examples, "method": "knn"}
+    recommendation = Recommendation(request=request, accuracy=0.9, accuracy_interval=(0.8, 1.0))
     valid: list[dict[str, Any]] = [{"method": "knn"}, {"examples": recommendation}]
     for options in valid:
         (knn,) = measure(PAIRS, **options)
@@ -164,13 +165,8 @@ def test_without_methods_the_options_have_the_method(measure: Measure) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"methods": ["knn"]}, {"methods": ["auto", "knn"]}])
 def test_the_candidates_of_a_recommendation_may_be_other_labels(measure: Measure, options: dict[str, Any]) -> None:
-    recommendation = Recommendation(
-        examples={"support_set": "letters"},
-        method="knn",
-        accuracy=0.9,
-        accuracy_interval=(0.8, 1.0),
-        repeated={"candidates": ["a", "c"]},
-    )
+    request = {"examples": {"support_set": "letters"}, "method": "knn", "candidates": ["a", "c"]}
+    recommendation = Recommendation(request=request, accuracy=0.9, accuracy_interval=(0.8, 1.0))
     *_, knn = measure([(b"a1", "a"), (b"a2", "c")], examples=recommendation, **options)
     assert knn.correct == 1
 

@@ -98,7 +98,12 @@ def evaluation(label: str) -> Evaluation:
             "progress": {"queries": 32, "queries_done": 32},
             "summary": rows,
             "baseline": {"label": label, "accuracy": 0.25},
-            "recommendation": {"examples": {}, "accuracy": 0.8, "accuracy_interval": [0.7, 0.9], "reason": label},
+            "recommendation": {
+                "request": {"examples": {}},
+                "accuracy": 0.8,
+                "accuracy_interval": [0.7, 0.9],
+                "reason": label,
+            },
         }
     )
 
@@ -236,10 +241,7 @@ def test_representations_are_short() -> None:
     for record in (support_set("pets", ()), classification("cat", 500), evaluation("rices_image")):
         assert len(repr(record)) < 300
     assert repr(classification("cat")) == "Classification(label='cat', confidence=0.75)"
-    assert (
-        repr(evaluation("rices_image").recommendation)
-        == "Recommendation(examples={}, method='', shots_attend=None, accuracy=0.8)"
-    )
+    assert repr(evaluation("rices_image").recommendation) == "Recommendation(request={'examples': {}}, accuracy=0.8)"
     pets = "SupportSet(id='ss_1', version=2, name='pets', num_examples=3, status='pending')"
     assert repr(support_set("pets", ())) == pets
 

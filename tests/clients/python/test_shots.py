@@ -80,7 +80,7 @@ def test_a_shot_without_an_image_is_sent_as_it_is() -> None:
 
 def test_examples_name_a_set() -> None:
     recommendation = Recommendation(
-        examples={"support_set": "ss_1", "version": 2}, accuracy=1, accuracy_interval=(0, 1)
+        request={"examples": {"support_set": "ss_1", "version": 2}}, accuracy=1, accuracy_interval=(0, 1)
     )
     for source, sent in (
         ("pets", {"support_set": "pets"}),
@@ -94,8 +94,8 @@ def test_examples_name_a_set() -> None:
 
 def test_a_recommendation_repeats_the_fields_of_its_evaluation() -> None:
     repeated = {"model": "other", "template": "vqa", "candidates": ["cat"], "calibration": "contextual"}
-    values = {"examples": {"support_set": "ss_1"}, "accuracy": 1.0, "accuracy_interval": [0.0, 1.0], **repeated}
-    recommendation = Recommendation.parse({**values, "method": "in_context"})
+    request = {"examples": {"support_set": "ss_1"}, "method": "in_context", **repeated}
+    recommendation = Recommendation.parse({"request": request, "accuracy": 1.0, "accuracy_interval": [0.0, 1.0]})
     sent = Api().classify(DATA, {"examples": recommendation}).body or {}
     assert {name: sent[name] for name in (*repeated, "method")} == {**repeated, "method": "in_context"}
     other = Api().classify(DATA, {"examples": recommendation, "method": "knn"}).body or {}
@@ -106,16 +106,9 @@ def test_a_recommendation_repeats_the_fields_of_its_evaluation() -> None:
 
 def test_a_completion_has_the_form_and_the_template_of_a_recommendation() -> None:
     repeated: Any = {"template": "vqa", "candidates": ["cat"], "calibration": "contextual", "seed": 3}
-    recommendation = Recommendation(
-        examples={"support_set": "ss_1"},
-        method="in_context",
-        shots_attend="alone",
-        temperature=2.5,
-        accuracy=1.0,
-        accuracy_interval=(0.0, 1.0),
-        repeated=repeated,
-    )
     examples = {"support_set": "ss_1"}
+    request = {"examples": examples, "method": "in_context", "shots_attend": "alone", "temperature": 2.5, **repeated}
+    recommendation = Recommendation(request=request, accuracy=1.0, accuracy_interval=(0.0, 1.0))
     for stream in (False, True):
         sent = Api().fewshot(b"GIF89a", {"examples": recommendation}, stream=stream).body or {}
         fields = {name: value for name, value in sent.items() if name not in ("query", "stream", "stream_options")}
@@ -147,8 +140,11 @@ def test_several_queries_are_no_media_of_one(file: Path) -> None:
 
 
 def test_a_recommendation_sets_the_method_and_its_temperature() -> None:
-    values = {"examples": {"support_set": "ss_1"}, "method": "blend", "accuracy": 1.0, "accuracy_interval": [0, 1]}
-    warm, plain = (Recommendation.parse({**values, "temperature": number}) for number in (2.5, None))
+    request = {"examples": {"support_set": "ss_1"}, "method": "blend"}
+    values = {"accuracy": 1.0, "accuracy_interval": [0, 1]}
+    warm, plain = (
+        Recommendation.parse({**values, "request": fields}) for fields in ({**request, "temperature": 2.5}, request)
+    )
     sent = [Api().classify(DATA, {"examples": recommended}).body or {} for recommended in (warm, plain)]
     assert [(body["method"], body.get("temperature")) for body in sent] == [("blend", 2.5), ("blend", None)]
     hot = Api().classify(DATA, {"examples": warm, "temperature": 4.0}).body or {}

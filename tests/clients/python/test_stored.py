@@ -47,9 +47,9 @@ CLASSIFICATION = {
 }
 MEDIA = {"id": "img_1", "object": "image", "bytes": 9, "width": 2, "height": 1, "frames": 1}
 ROW = {"strategy": "random", "k": 4, "accuracy": 0.75, "accuracy_interval": [0.5, 0.875], "queries": 8}
+RECOMMENDED = {"examples": {"k": 4}, "method": "in_context"}
 RECOMMENDATION = {
-    "examples": {"k": 4},
-    "method": "in_context",
+    "request": RECOMMENDED,
     "accuracy": 0.75,
     "accuracy_interval": [0.5, 0.875],
     "reason": "random is best",
@@ -101,7 +101,7 @@ CASES: list[tuple[Send, str, str, Any, dict[str, Any]]] = [
         COMPLETION,
     ),
     (
-        lambda c: c.classify("img_1", examples=RECOMMENDATION["examples"]),
+        lambda c: c.classify("img_1", examples=RECOMMENDED["examples"]),
         "POST",
         "/v1/classify",
         {"query": {"image": "img_1"}, "examples": {"k": 4}},

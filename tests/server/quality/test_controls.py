@@ -114,7 +114,7 @@ async def test_methods_without_a_prompt_have_a_learning_curve(
     client.vectors = {digest: by_label[int(label == "warm")] for digest, label in LABEL_OF.items()}
     evaluation = await run_evaluation(http, services, methods=["knn", "nearest_mean"])
     curve = evaluation["learning_curve"]
-    assert curve["method"] == evaluation["recommendation"]["method"]
+    assert curve["method"] == evaluation["recommendation"]["request"]["method"]
     assert [(point["examples_per_label"], point["accuracy"]) for point in curve["points"]] == [(1, 1.0), (2, 1.0)]
     assert "from 1 to 2 examples per label" in curve["outlook"]
     in_context = await run_evaluation(http, services, k=[1], methods=["in_context"])

@@ -57,11 +57,12 @@ async def test_auto_follows_the_form_that_is_recommended(http: httpx.AsyncClient
     compared = {**IN_CONTEXT, "methods": ["in_context", "knn"]}
     evaluation = await run_evaluation(http, services, **compared, k=[2], shots_attend=BOTH)
     recommended = evaluation["recommendation"]
-    assert (recommended["shots_attend"], recommended["accuracy"]) == ("alone", 1.0)
+    request = recommended["request"]
+    assert (request["shots_attend"], recommended["accuracy"]) == ("alone", 1.0)
     assert "in_context by balanced with k=2 and shots that attend alone has" in recommended["reason"]
     (alone,) = (row for row in evaluation["summary"] if row["shots_attend"] == "alone")
     query = {"image": MEDIA["red"].id}
-    sent = {name: recommended[name] for name in ("examples", "method", "shots_attend")}
+    sent = {name: request[name] for name in ("examples", "method", "shots_attend")}
     for fields in ({"examples": {"support_set": "colours"}}, sent):
         response = await http.post("/v1/classify", json={**fields, "query": query, "target_accuracy": 0.9})
         assert response.status_code == 200, response.text
@@ -112,7 +113,7 @@ async def test_an_old_evaluation_has_the_form_of_its_plan(
     )
     report = await read(http, old.id)
     assert [(row["k"], row["shots_attend"]) for row in report["summary"]] == [(0, "previous"), (2, "alone")]
-    assert report["recommendation"]["shots_attend"] == "alone"
+    assert report["recommendation"]["request"]["shots_attend"] == "alone"
 
 
 @pytest.mark.parametrize(

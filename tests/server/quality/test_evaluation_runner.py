@@ -13,7 +13,6 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
-from numpy.typing import NDArray
 
 from server.api.services import Services
 from server.app import create_app
@@ -35,6 +34,7 @@ from tests.server.evaluations import (
     read,
     run_evaluation,
     running,
+    vectors_by_label,
     wait_until_ended,
 )
 from tests.server.fakes import TOKENIZER, FakeClient, eventually, served_model
@@ -116,14 +116,9 @@ async def test_the_recommendation_can_be_sent_unchanged(
         ("rices_image", 4, 1.0),
     ]
     recommended = evaluation["recommendation"]
-    assert (recommended["examples"]["k"], recommended["accuracy"]) == (2, 1.0)
+    assert (recommended["request"]["examples"]["k"], recommended["accuracy"]) == (2, 1.0)
     assert recommended["reason"]
-    body = {
-        "examples": recommended["examples"],
-        "method": recommended["method"],
-        "query": {"image": MEDIA["red"].id},
-        "template": "classification",
-    }
+    body = {**recommended["request"], "query": {"image": MEDIA["red"].id}}
     response = await http.post("/v1/classify", json=body)
     assert response.status_code == 200, response.text
     assert response.json()["label"] == "warm"
@@ -167,11 +162,6 @@ async def test_max_queries_samples_labels_equally(
     assert (evaluation["queries"], evaluation["examples"]) == (4, 6)
 
 
-def vectors_by_label() -> dict[bytes | tuple[int, ...], NDArray[np.float32]]:
-    """Return vectors of media by which likeness tells the labels apart."""
-    return {digest: np.eye(2, dtype=np.float32)[int(label == "warm")] + 0.1 for digest, label in LABEL_OF.items()}
-
-
 async def test_methods_are_evaluated_on_the_same_prompts(
     http: httpx.AsyncClient, client: FakeClient, services: Services
 ) -> None:
@@ -197,8 +187,8 @@ async def test_a_recommended_method_without_a_prompt_can_be_sent_unchanged(
 ) -> None:
     client.logprobs = constant_share(0.2)
     client.vectors = vectors_by_label()
-    recommended = (await run_evaluation(http, services, k=[2]))["recommendation"]
-    body = {name: recommended[name] for name in ("examples", "method")} | {"query": {"image": MEDIA["red"].id}}
+    recommended = (await run_evaluation(http, services, k=[2]))["recommendation"]["request"]
+    body = {**recommended, "query": {"image": MEDIA["red"].id}}
     response = await http.post("/v1/classify", json=body)
     assert recommended["examples"] == {"support_set": recommended["examples"]["support_set"], "version": 1}
     assert (response.status_code, response.json()["label"]) == (200, "warm")
@@ -263,7 +253,7 @@ async def test_an_error_fails_only_its_cell(http: httpx.AsyncClient, client: Fak
         ("blend", 2, "failed"),
     ]
     assert evaluation["cells"][3]["error"] == {"code": "invalid_media", "message": "broken image"}
-    assert evaluation["recommendation"]["examples"]["k"] == 1
+    assert evaluation["recommendation"]["request"]["examples"]["k"] == 1
 
 
 async def test_an_evaluation_fails_if_all_of_its_cells_do(

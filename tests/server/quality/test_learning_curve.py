@@ -96,6 +96,6 @@ def test_the_curve_of_the_recommended_method_is_reported_or_else_that_of_the_bes
         {"method": "linear", "accuracy": 0.8, "learning_curve": points(0.8, 0.8, 0.02)},
         {"method": "in_context", "accuracy": 1.0},
     ]
-    assert (report_curve(cells, {"method": "linear"}) or {})["method"] == "linear"
-    assert (report_curve(cells, {"method": "in_context"}) or {})["method"] == "knn"
+    assert (report_curve(cells, "linear") or {})["method"] == "linear"
+    assert (report_curve(cells, "in_context") or {})["method"] == "knn"
     assert report_curve(cells[2:], None) is None

@@ -87,14 +87,14 @@ def test_the_smallest_k_within_a_standard_error_is_recommended() -> None:
         cell_record("first", 2, 0.8),
     ]
     recommendation = recommended(cells)
-    assert recommendation["examples"] == {
+    assert recommendation["request"]["examples"] == {
         "support_set": "set_1",
         "version": 3,
         "k": 4,
         "strategy": "rices_image",
         "seed": 0,
     }
-    assert recommendation["method"] == "in_context"
+    assert recommendation["request"]["method"] == "in_context"
     assert recommendation["reason"] == (
         "in_context by rices_image with k=4 has an accuracy of 0.875 on 100 left-out examples (95% interval 0.796 to "
         "0.926), with 40 prompt tokens per query. The most accurate setting, in_context by random with k=16, has 0.900 "
@@ -104,7 +104,7 @@ def test_the_smallest_k_within_a_standard_error_is_recommended() -> None:
 
 def test_a_clear_winner_is_recommended_with_all_its_shots() -> None:
     recommendation = recommended([cell_record("random", 16, 0.95), cell_record("random", 8, 0.7)])
-    assert recommendation["examples"]["k"] == 16
+    assert recommendation["request"]["examples"]["k"] == 16
     assert "No other setting" in recommendation["reason"]
 
 
@@ -115,20 +115,21 @@ def test_the_most_accurate_strategy_of_a_k_and_its_best_seed_are_recommended() -
         cell_record("first", 4, 0.85),
         cell_record("random", 8, 0.86),
     ]
-    assert recommended(cells)["examples"]["strategy"] == "random"
-    assert recommended(cells)["examples"]["seed"] == 1
-    assert recommended(cells)["temperature"] == 2.0
+    assert recommended(cells)["request"]["examples"]["strategy"] == "random"
+    assert recommended(cells)["request"]["examples"]["seed"] == 1
+    assert recommended(cells)["request"]["temperature"] == 2.0
 
 
 def test_of_two_forms_of_a_prompt_the_more_accurate_one_is_recommended() -> None:
     cells = [cell_record("random", 4, 0.85), alone(cell_record("random", 4, 0.86))]
     recommendation = recommended(cells)
-    assert (recommendation["shots_attend"], recommendation["examples"]["k"]) == ("alone", 4)
+    assert (recommendation["request"]["shots_attend"], recommendation["request"]["examples"]["k"]) == ("alone", 4)
     assert recommendation["reason"].startswith(
         "in_context by random with k=4 and shots that attend alone has an accuracy"
     )
     assert "in_context by random with k=4 has 0.850" in recommendation["reason"]
-    assert "shots_attend" not in recommended([cell_record("random", 4, 0.86), alone(cell_record("random", 4, 0.85))])
+    cells = [cell_record("random", 4, 0.86), alone(cell_record("random", 4, 0.85))]
+    assert "shots_attend" not in recommended(cells)["request"]
 
 
 def test_forms_are_compared_on_their_own_answers() -> None:
@@ -145,14 +146,14 @@ def test_the_reason_compares_with_the_most_frequent_label() -> None:
 
 def test_failed_cells_are_left_out() -> None:
     failed = failed_cell(Cell("random", 64, 0), "context_length_exceeded", "too long")
-    assert recommended([failed, cell_record("random", 2, 0.5)])["examples"]["k"] == 2
+    assert recommended([failed, cell_record("random", 2, 0.5)])["request"]["examples"]["k"] == 2
     assert recommend([failed], "set_1", 3, None, ALWAYS, None) is None
 
 
 def test_the_recommendation_has_the_order_that_was_measured() -> None:
     recommendation = recommend([cell_record("random", 2, 0.5)], "set_1", 3, "shuffled", ALWAYS, None)
     assert recommendation is not None
-    assert recommendation["examples"]["order"] == "shuffled"
+    assert recommendation["request"]["examples"]["order"] == "shuffled"
 
 
 def test_no_setting_without_a_lead_over_the_most_frequent_label_is_recommended() -> None:
@@ -168,7 +169,7 @@ def test_no_setting_without_a_lead_over_the_most_frequent_label_is_recommended()
 def test_a_cheap_setting_below_the_most_frequent_label_is_passed_over() -> None:
     """Although it is within one standard error of the most accurate setting."""
     cells = [cell_record("random", 4, 0.31), likeness_record("knn", 0.29)]
-    assert recommended(cells)["method"] == "in_context"
+    assert recommended(cells)["request"]["method"] == "in_context"
     assert explain(summarise(cells), ALWAYS, [], lacks_likeness=False) is None
 
 
@@ -190,16 +191,16 @@ def test_baseline() -> None:
 def test_a_method_without_a_prompt_is_recommended_unless_a_prompt_is_clearly_better() -> None:
     by_likeness = [likeness_record("nearest_mean", 0.91), likeness_record("knn", 0.90)]
     close = recommended([*by_likeness, cell_record("random", 4, 0.92), cell_record("random", 4, 0.93, method="blend")])
-    assert close["method"] == "nearest_mean"
-    assert close["examples"] == {"support_set": "set_1", "version": 3}
-    assert close["temperature"] is None
+    assert close["request"]["method"] == "nearest_mean"
+    assert close["request"]["examples"] == {"support_set": "set_1", "version": 3}
+    assert "temperature" not in close["request"]
     assert close["reason"] == (
         "nearest_mean has an accuracy of 0.910 on 100 left-out examples (95% interval 0.838 to 0.952), without a prompt. "
         "The most accurate setting, blend by random with k=4, has 0.930 with 40 prompt tokens per query; the difference is "
         "within one standard error. Of the other methods, the best settings have: in_context 0.920, knn 0.900."
     )
     clear = recommended([*by_likeness, cell_record("random", 4, 0.99, method="blend")])
-    assert (clear["method"], clear["examples"]["k"]) == ("blend", 4)
+    assert (clear["request"]["method"], clear["request"]["examples"]["k"]) == ("blend", 4)
     assert "No other setting is more accurate; nearest_mean has 0.910." in clear["reason"]
 
 
@@ -215,8 +216,8 @@ def test_settings_are_compared_on_the_same_examples() -> None:
     knn = answered(likeness_record("knn", 0), "-----" + "+" * 15)
     clear = answered(cell_record("random", 4, 0), "+++--" + "+" * 15)
     open_ = answered(cell_record("random", 4, 0), "+++++" + "+" * 13 + "--")
-    assert recommended([knn, clear])["method"] == "in_context"
-    assert recommended([knn, open_])["method"] == "knn"
+    assert recommended([knn, clear])["request"]["method"] == "in_context"
+    assert recommended([knn, open_])["request"]["method"] == "knn"
 
 
 def test_the_reason_says_whether_a_lead_is_more_than_chance() -> None:
@@ -238,11 +239,11 @@ def test_the_reason_says_whether_a_lead_is_more_than_chance() -> None:
 def test_of_methods_without_a_prompt_the_expected_one_is_recommended_unless_another_is_clearly_better() -> None:
     knn = answered(likeness_record("knn", 0), "++" + "+" * 18)
     linear = answered(likeness_record("linear", 0), "--" + "+" * 18)
-    assert recommended([knn, linear])["method"] == "knn"
-    assert recommended([knn, linear], prior="linear")["method"] == "linear"
+    assert recommended([knn, linear])["request"]["method"] == "knn"
+    assert recommended([knn, linear], prior="linear")["request"]["method"] == "linear"
     assert "The most accurate setting, knn, has 1.000" in recommended([knn, linear], prior="linear")["reason"]
     worse = answered(likeness_record("linear", 0), "-" * 5 + "+" * 15)
-    assert recommended([knn, worse], prior="linear")["method"] == "knn"
+    assert recommended([knn, worse], prior="linear")["request"]["method"] == "knn"
 
 
 def test_answers_are_compared_over_all_seeds() -> None:

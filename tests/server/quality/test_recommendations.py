@@ -20,13 +20,20 @@ from server.quality.recommendations import KEPT_SECONDS, Recommendations
 from server.settings import Settings
 from server.store.records import NewExample, SupportSet
 from server.wire import Score
-from tests.server.evaluations import EXAMPLES, MEDIA, constant_share, logprobs_of, read, run_evaluation
+from tests.server.evaluations import (
+    EXAMPLES,
+    MEDIA,
+    constant_share,
+    logprobs_of,
+    read,
+    run_evaluation,
+    vectors_by_label,
+)
 from tests.server.fakes import TOKENIZER, FakeClient
 
 pytestmark = pytest.mark.anyio
 
 # fields of a recommendation that are not those of a classification
-REPORTED = ("accuracy", "accuracy_interval", "reason")
 
 
 @pytest.fixture
@@ -80,7 +87,7 @@ async def test_auto_does_not_follow_an_evaluation_that_did_not_measure_likeness(
     assert evaluation["recommendation"] is None
     assert (await classify(http))[0] == "nearest_mean"
     evaluation = await run_evaluation(http, services, k=[1], strategies=["first"], methods=["in_context"])
-    assert evaluation["recommendation"]["method"] == "in_context", "the evaluation was meant for it"
+    assert evaluation["recommendation"]["request"]["method"] == "in_context", "the evaluation was meant for it"
     assert (await classify(http))[0] == "nearest_mean"
 
 
@@ -108,7 +115,7 @@ async def test_no_threshold_is_fitted_without_examples_of_each_label(
     hot = NewExample(id="new", media=(MEDIA["red"],), label="hot")
     await services.support_sets.put_examples("colours", [hot])
     evaluation = await run_evaluation(http, services, k=[2], strategies=["balanced"])
-    assert (evaluation["queries"], evaluation["recommendation"]["method"]) == (6, "in_context")
+    assert (evaluation["queries"], evaluation["recommendation"]["request"]["method"]) == (6, "in_context")
     assert (await classify(http))[0] == "in_context"
     for target in ("target_accuracy", "target_coverage"):
         response = await post(http, **{target: 0.5})
@@ -120,7 +127,7 @@ async def test_auto_follows_the_form_of_the_prompts_that_were_evaluated(
     http: httpx.AsyncClient, client: FakeClient, services: Services
 ) -> None:
     evaluated = await run_evaluation(http, services, k=[2], strategies=["balanced"], shots_attend="alone")
-    recommendation = evaluated["recommendation"]
+    recommendation = evaluated["recommendation"]["request"]
     assert (recommendation["method"], recommendation["shots_attend"]) == ("in_context", "alone")
     assert {score.prompt.shots_attend for score in client.scores} == {"alone"}
     answer = await answer_to(http)
@@ -136,23 +143,23 @@ async def test_a_recommendation_repeats_how_its_prompts_were_written_and_weighed
     template = {"shot": "{media}{label}", "query": "{media}"}
     repeated = {"template": template, "normalisation": "mean", "permutations": 2, "candidates": ["warm", "cold"]}
     evaluated = await run_evaluation(http, services, k=[2], strategies=["balanced"], seeds=[7], **repeated)
-    fields = evaluated["recommendation"]
+    fields = evaluated["recommendation"]["request"]
     assert {name: fields[name] for name in repeated} == repeated
     assert (fields["method"], fields["seed"]) == ("in_context", 7)
     of_evaluation, client.scores = client.scores, []
-    await answer_to(http, **{name: fields[name] for name in fields if name not in REPORTED})
+    await answer_to(http, **fields)
     assert client.scores[0].prompt.token_ids in [score.prompt.token_ids for score in of_evaluation]
 
 
 async def test_a_recommendation_of_a_method_without_a_prompt_can_be_sent_as_it_is(
-    http: httpx.AsyncClient, services: Services
+    http: httpx.AsyncClient, client: FakeClient, services: Services
 ) -> None:
+    client.vectors = vectors_by_label()
     repeated = {"candidates": ["warm", "cold"], "template": "vqa"}
     evaluated = await run_evaluation(http, services, methods=["knn"], normalisation="mean", **repeated)
-    fields = evaluated["recommendation"] or {**repeated, "method": "knn"}
+    fields = evaluated["recommendation"]["request"]
     assert "normalisation" not in fields
-    sent = {name: value for name, value in fields.items() if name not in REPORTED and value is not None}
-    assert (await answer_to(http, **sent))["method"] == "knn"
+    assert (await answer_to(http, **fields))["method"] == "knn"
 
 
 async def test_a_request_that_selects_shots_keeps_its_selection(http: httpx.AsyncClient, services: Services) -> None:
@@ -227,15 +234,14 @@ async def test_auto_has_the_temperature_and_the_threshold_of_the_evaluation(
 ) -> None:
     client.logprobs = share_by_colour
     evaluation = await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context", "knn"])
-    recommended = evaluation["recommendation"]
+    recommended = evaluation["recommendation"]["request"]
     row = evaluation["summary"][1]
     assert [(point["coverage"], point["accuracy"]) for point in row["curve"]] == [
         (pytest.approx(5 / 6), 1.0),
         (1.0, pytest.approx(5 / 6)),
     ]
     assert recommended["temperature"] == row["temperature"] == evaluation["cells"][1]["temperature"] != 1.0
-    sent = {name: recommended[name] for name in ("examples", "method", "temperature")}
-    for fields in ({}, sent):
+    for fields in dict[str, Any](), recommended:
         assert (await answer_to(http, **fields))["temperature"] == row["temperature"]
         for target in ({"target_accuracy": 0.85}, {"target_coverage": 0.7}):
             answer = await answer_to(http, **fields, **target)
@@ -246,7 +252,7 @@ async def test_auto_has_the_temperature_and_the_threshold_of_the_evaluation(
 
 async def test_an_evaluation_has_no_threshold_for_other_prompts(http: httpx.AsyncClient, services: Services) -> None:
     evaluation = await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context"])
-    recommended = evaluation["recommendation"]
+    recommended = evaluation["recommendation"]["request"]
     sent = {name: recommended[name] for name in ("examples", "method")} | {"target_accuracy": 0.7}
     assert (await answer_to(http, **sent))["label"] == "warm"
     changes: list[dict[str, Any]] = [

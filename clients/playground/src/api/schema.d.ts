@@ -3109,11 +3109,33 @@ export interface components {
             /** @description The increase of the weighted coverage of the pool, 0 to 1. */
             gain: number;
         };
+        /** Recommendation */
+        Recommendation: {
+            /** @description What to send to `/v1/classify`, with a query. */
+            request: components["schemas"]["RecommendedRequest"];
+            accuracy: number;
+            accuracy_interval: number[];
+            reason: string;
+        };
         /**
-         * Recommendation
+         * RecommendedExamples
+         * @description The field `examples` of a few-shot request.
+         */
+        RecommendedExamples: {
+            support_set: string;
+            version: number;
+            k?: number;
+            /** @enum {string} */
+            strategy?: "first" | "random" | "balanced" | "rices_image" | "rices_text" | "mixed";
+            seed?: number;
+            /** @enum {string} */
+            order?: "as_selected" | "similar_last" | "stored" | "shuffled";
+        };
+        /**
+         * RecommendedRequest
          * @description The fields of a classification, with those of the evaluation's request that belong to it, if they were sent.
          */
-        Recommendation: {
+        RecommendedRequest: {
             examples: components["schemas"]["RecommendedExamples"];
             model?: string;
             template?: string | components["schemas"]["TemplateFields"];
@@ -3133,25 +3155,8 @@ export interface components {
             shots_attend?: "previous" | "alone";
             /** @enum {string} */
             method: "in_context" | "nearest_mean" | "knn" | "linear" | "blend";
-            /** @description Null for methods without a prompt, whose temperature each request fits to the examples. */
-            temperature: number | null;
-            accuracy: number;
-            accuracy_interval: number[];
-            reason: string;
-        };
-        /**
-         * RecommendedExamples
-         * @description The field `examples` of a few-shot request.
-         */
-        RecommendedExamples: {
-            support_set: string;
-            version: number;
-            k?: number;
-            /** @enum {string} */
-            strategy?: "first" | "random" | "balanced" | "rices_image" | "rices_text" | "mixed";
-            seed?: number;
-            /** @enum {string} */
-            order?: "as_selected" | "similar_last" | "stored" | "shuffled";
+            /** @description Absent for methods without a prompt: each request fits their temperature to the examples. */
+            temperature?: number;
         };
         /** RedundantExample */
         RedundantExample: {

@@ -6,7 +6,7 @@ Both clients, the blocking one and the async one, are thin senders of these call
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -42,7 +42,7 @@ from flamboyance_client.sse import EventParser
 Reply = TypeVar("Reply")
 
 DONE = "[DONE]"
-# the repeated fields of a recommendation that any method may have
+# the fields of a recommended request that any method may have
 OF_EVERY_METHOD = ("model", "template", "candidates")
 NO_EXAMPLES = (
     "examples is None: leave it out, or pass a support set; the recommendation of an evaluation that recommends nothing is "
@@ -186,24 +186,21 @@ def _recommended_fields(options: ClassifyOptions) -> dict[str, Any]:
     examples = options.get("examples")
     if not isinstance(examples, Recommendation):
         return {}
-    if options.get("method") not in (None, examples.method):
-        return {name: value for name, value in examples.repeated.items() if name in OF_EVERY_METHOD}
-    fields = {
-        "method": examples.method or None,
-        "temperature": examples.temperature,
-        "shots_attend": examples.shots_attend,
-        **examples.repeated,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
+    is_followed = options.get("method") in (None, examples.method)
+    return _fields_of(examples, [*examples.request] if is_followed else OF_EVERY_METHOD)
 
 
 def _recommended_prompt(examples: Any) -> dict[str, Any]:
     """Return the fields of a recommendation that a completion has, too."""
     if not isinstance(examples, Recommendation):
         return {}
-    repeated = {name: examples.repeated.get(name) for name in ("model", "template")}
-    fields = {"shots_attend": examples.shots_attend, **repeated}
-    return {name: value for name, value in fields.items() if value is not None}
+    return _fields_of(examples, ("shots_attend", "model", "template"))
+
+
+def _fields_of(recommendation: Recommendation, names: Iterable[str]) -> dict[str, Any]:
+    """Return those of these fields that the recommended request has, apart from its selection of shots."""
+    fields = recommendation.request
+    return {name: fields[name] for name in names if name != "examples" and fields.get(name) is not None}
 
 
 def json_reader(parse: Callable[[Json], Reply]) -> Callable[[int, bytes], Reply]:

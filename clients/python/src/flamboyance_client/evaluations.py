@@ -11,8 +11,6 @@ from flamboyance_client.fewshot import Selection
 from flamboyance_client.replies import Json, required
 
 Item = TypeVar("Item")
-# fields of an evaluation's request that a recommendation has too
-REPEATED = ("model", "template", "candidates", "normalisation", "calibration", "content_free", "permutations", "seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,35 +76,36 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
-    """The recommended method, and the selection of shots and the temperature if it has a prompt.
+    """The recommended setting: `request` has the fields of a classification by it, without the query.
 
-    As `examples` of a classification it sets all of them, and the fields that are `repeated` from the evaluation's request,
-    such as `template`. A classification with another method has only the selection, and `model`, `template` and
-    `candidates` of these. A completion has the selection, `shots_attend`, `model` and `template`. Fields of the request
-    itself take precedence. `examples` alone is the selection.
+    As `examples` of a classification, it sets all of these fields. A classification with another method has only the
+    selection of shots, `model`, `template` and `candidates`. A completion has the selection, `shots_attend`, `model` and
+    `template`. Fields of the request itself take precedence. `examples` alone is the selection.
     """
 
-    examples: Selection
-    method: str = ""
-    shots_attend: str | None = None  # the form of the prompt, if it is not "previous"
-    temperature: float | None = field(default=None, repr=False)
+    request: Json
     accuracy: float
     accuracy_interval: tuple[float, float] = field(repr=False)  # 95%
     reason: str = field(default="", repr=False)
-    repeated: Json = field(default_factory=dict, repr=False)
     raw: Json = field(default_factory=dict, repr=False)
+
+    @property
+    def method(self) -> str:
+        return self.request.get("method") or ""
+
+    @property
+    def examples(self) -> Selection:
+        return self.request["examples"]
 
     @classmethod
     def parse(cls, values: Json) -> Self:
+        request = required(values, "request", dict, "recommendation")
+        required(request, "examples", dict, "recommendation.request")
         return cls(
-            examples=required(values, "examples", dict, "recommendation"),
-            method=values.get("method") or "",
-            shots_attend=values.get("shots_attend"),
-            temperature=values.get("temperature"),
+            request=request,
             accuracy=required(values, "accuracy", float, "recommendation"),
             accuracy_interval=_interval(values, "recommendation"),
             reason=values.get("reason") or "",
-            repeated={name: values[name] for name in REPEATED if name in values},
             raw=values,
         )
 

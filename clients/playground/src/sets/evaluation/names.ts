@@ -68,7 +68,7 @@ export function describeShots({ k, strategy, shots_attend, control }: Setting): 
 }
 
 /** Returns how the prompt of a recommendation is made. */
-export const settingOf = ({ examples, shots_attend }: Recommendation): Setting => ({
+export const settingOf = ({ request: { examples, shots_attend } }: Recommendation): Setting => ({
   k: examples.k ?? null,
   strategy: examples.strategy ?? null,
   shots_attend: examples.k === undefined ? null : (shots_attend ?? 'previous'),

@@ -32,7 +32,8 @@ export function bestRows({ summary }: Evaluation): Row[] {
 /** Returns the recommended row, or the most accurate one if none is recommended. */
 export function recommendedRow(report: Evaluation): Row | undefined {
   const chosen = report.recommendation
-  const row = chosen && report.summary.find((row) => row.method === chosen.method && isSame(row, settingOf(chosen)))
+  const row =
+    chosen && report.summary.find((row) => row.method === chosen.request.method && isSame(row, settingOf(chosen)))
   return row ?? bestRows(report)[0]
 }
 

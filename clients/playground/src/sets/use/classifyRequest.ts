@@ -9,15 +9,8 @@ export function classifyRequest(
   targetAccuracy: number | null,
 ): ClassifyFields {
   return {
-    ...how(name, recommendation),
+    ...(recommendation?.request ?? { examples: { support_set: name } }),
     query: { media: [part(query)] },
     ...(targetAccuracy !== null && { target_accuracy: targetAccuracy }),
   }
-}
-
-/** A method without a prompt has no temperature to send: each request fits its own. */
-function how(name: string, recommendation: Evaluation['recommendation']): ClassifyFields {
-  if (!recommendation) return { examples: { support_set: name } }
-  const { accuracy, accuracy_interval, reason, temperature, ...fields } = recommendation
-  return { ...fields, ...(temperature !== null && { temperature }) }
 }
