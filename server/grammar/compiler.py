@@ -119,9 +119,15 @@ class Trier(Protocol):
 
 
 class Compilation(Future[Matcher]):
-    """The state at a grammar's beginning, which `num_users` requests wait for. It is cancelled when all of them leave."""
+    """The state at a grammar's beginning, which `num_users` requests wait for. It is cancelled when all of them leave.
 
-    num_users = 0
+    It waits in the turns of all `clients` that have asked for it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_users = 0
+        self.clients: set[str] = set()
 
     @property
     def is_void(self) -> bool:
@@ -179,14 +185,15 @@ class Grammars:
         """
         key = salt, grammar
         self._compiled = OrderedDict(item for item in self._compiled.items() if not item[1].is_void)
-        if key not in self._compiled:
-            self._compiled[key] = Compilation()
-            self._waiting.add(client, grammar, self._compiled[key])
+        compiling = self._compiled.setdefault(key, Compilation())
+        if client not in compiling.clients and not compiling.done():
+            compiling.clients.add(client)
+            self._waiting.add(client, grammar, compiling)
             self._thread.submit(self._compile_next)
         self._compiled.move_to_end(key)
         self._evict()
-        self._compiled[key].num_users += 1
-        return self._compiled[key]
+        compiling.num_users += 1
+        return compiling
 
     def _evict(self) -> None:
         """Forget the grammars used longest ago, but not the last one."""
@@ -197,8 +204,8 @@ class Grammars:
 
     def _compile_next(self) -> None:
         grammar, compiling = self._waiting.take()
-        if not compiling.set_running_or_notify_cancel():
-            return
+        if compiling.done() or not compiling.set_running_or_notify_cancel():
+            return  # it was cancelled, or compiled in the turn of another client
         try:
             compiling.set_result(self._matcher(grammar))
         except GrammarError as error:

@@ -147,6 +147,16 @@ def test_clients_take_turns(watched: Watched) -> None:
     assert order in (["bb", "cccc", "bbb", "ccccc"], ["cccc", "bb", "ccccc", "bbb"])
 
 
+def test_a_grammar_that_a_busy_client_waits_for_too_is_compiled_in_the_turn_of_another(watched: Watched) -> None:
+    futures = [watched.compile(regex("a" * length), client="many") for length in range(1, 9)]
+    shared = [watched.compile(regex("shared grammar"), client=client) for client in ("many", "one", "one")]
+    watched.may_compile.set()
+    for future in [*futures, *shared]:
+        future.result(60)
+    assert watched.compiled.index("shared grammar") <= 2
+    assert len(watched.compiled) == 9
+
+
 def test_the_grammars_used_last_are_kept(watched: Watched) -> None:
     watched.may_compile.set()
     for number in range(MAX_COMPILED):
