@@ -1,7 +1,7 @@
 """The running and the waiting sequences, and their seats and blocks: which sequences get them, and which release them.
 
 When blocks run out, the last sequence releases its blocks and waits again. Seats are taken from a request that has several
-for one that has none, and from large requests for a small one. Beam searches begin while those before them leave a seat.
+for one that has none, and from large requests for a small one. The beams of a search share one seat.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ class Residents:
         self.max_media = config.num_media_slots - config.num_media_slots // 4 if model.gated.attends != "last" else inf
         # blocks to copy in the next step: target -> source; a target may have been released and taken again since
         self.copies: dict[int, int] = {}
-        self.held_back: set[Account] = set()  # of beam searches that wait until those before them leave a seat
         self.starved: Sequence | None = None  # the oldest sequence that lacks blocks
         self._starved_at = 0.0  # the total work at the time when it began to lack blocks
         self._num_kept_blocks = config.num_blocks // 16  # blocks that heavy sequences leave to light ones
@@ -57,8 +56,12 @@ class Residents:
 
     def queue(self, sequence: Sequence) -> None:
         """Queue a sequence that is not known yet."""
-        sequence.account = self.shares.open(sequence.request_id, sequence.order.client, sequence.order.priority)
+        sequence.account = self._open_account(sequence)
         self._wait(sequence)
+
+    def _open_account(self, sequence: Sequence) -> Account:
+        order, is_search = sequence.order, sequence.sampling.beam_width > 0
+        return self.shares.open(sequence.request_id, order.client, order.priority, is_search=is_search)
 
     def fork(self, parent: Sequence, child: Sequence) -> bool:
         """Let `child` continue from its parent's last token; without blocks for its tokens, return False and do nothing.
@@ -67,7 +70,7 @@ class Residents:
         """
         num_full = self.memory.num_full_blocks(parent)
         num_new = self.memory.num_blocks_for(child, len(child.token_ids)) - num_full
-        child.account = self.shares.open(child.request_id, child.order.client, child.order.priority)
+        child.account = self._open_account(child)
         child.num_computed = parent.num_computed
         new_blocks = self._allocate(child, num_new) if parent.block_table else None
         if new_blocks is None:
@@ -132,9 +135,8 @@ class Residents:
         return sequence.account.need(sequence.num_left) <= self.config.max_light_tokens
 
     def num_admissible(self) -> int:
-        """Return how many more sequences may run. Computed stems do not count, because they take no part in steps."""
-        num_stems = sum(sequence.is_stem and sequence.is_computed for sequence in self.running)
-        return max(self.config.max_sequences - len(self.running) + num_stems, 0)
+        """Return the number of free seats."""
+        return max(self.config.max_sequences - self.shares.num_seats, 0)
 
     def reserve(self, plan: Plan, sequence: Sequence) -> bool:
         """Assign blocks to a sequence for all of its tokens: shared ones for what is cached, new ones for the rest."""
@@ -202,60 +204,40 @@ class Residents:
         if self.starved is None or self.starved.is_finished or sequence.order < self.starved.order:
             self.starved, self._starved_at = sequence, self.shares.total
 
-    def hold_back_searches(self) -> None:
-        """Note which beam searches may not begin: those before them, which run or come first, need all seats.
-
-        Searches that took seats from each other would compute their beams again and again. Only a light one of a client
-        without a seat may begin next to heavy ones.
-        """
-        self.held_back, num_seats, has_light = set(), 0, False
-        sequences = chain(self.waiting, self.running) if self.waiting else ()
-        searches = {s.account: s for s in sequences if s.sampling.beam_width}
-        for s in sorted(searches.values(), key=lambda s: (s.account.priority, not s.account.num_running, *_rank(s))):
-            is_light, is_seated = self._is_light(s), s.account.num_running > 0
-            may_join = num_seats < self.config.max_sequences or (
-                is_light and not has_light and not s.account.client.num_running
-            )
-            if not (is_seated or may_join):
-                self.held_back.add(s.account)
-            elif self.memory.resolve(s):
-                num_seats += s.sampling.beam_width
-                has_light = has_light or is_light
-
     def free_seat(self) -> None:
         """If all seats are taken, free a seat of the request with the most seats for a request without any."""
         if not self.waiting or self.num_admissible():
             return
-        newcomers = [s for s in self.known() if not s.account.num_running]
+        newcomers = [s for s in self.waiting if not s.account.num_running and self.memory.resolve(s)]
         if newcomers:
             newcomer = min(newcomers, key=lambda s: (s.account.priority, *_rank(s)))
             if (victim := self._last_that_yields(newcomer)) is not None:
-                victim.left_seat_at = victim.num_computed
-                self.preempt(victim)
-
-    def known(self) -> list[Sequence]:
-        """Return the waiting sequences that may run: their media are known, and no search before them needs all seats."""
-        return [s for s in self.waiting if s.account not in self.held_back and self.memory.resolve(s)]
+                beams = [s for s in self.running if victim.account.is_search and s.account is victim.account]
+                for sequence in beams or [victim]:
+                    sequence.left_seat_at = sequence.num_computed
+                    self.preempt(sequence)
 
     def _last_that_yields(self, newcomer: Sequence) -> Sequence | None:
         """Return one of the request with most seats; for a light newcomer, also of such a client, or with a larger need."""
         seated = [sequence for sequence in self.running if _may_yield(sequence, newcomer)]
         if not seated:
             return None
-        most = max(seated, key=lambda s: (s.account.num_running, s.order, s.index))
-        if most.account.num_running > 1:
+        most = max(seated, key=lambda s: (s.account.num_seats, s.order, s.index))
+        if most.account.num_seats > 1:
             return most
         if not self._is_light(newcomer):
             return None  # if large requests took seats from each other, each would lose its work in turn
-        if not newcomer.account.client.num_running:
-            most = max(seated, key=lambda s: (s.account.client.num_running, s.order))
-            if most.account.client.num_running > 1:
+        if not newcomer.account.client.num_seats:
+            most = max(seated, key=lambda s: (s.account.client.num_seats, s.order))
+            if most.account.client.num_seats > 1:
                 return most
-        num_heavy = sum(not self._is_light(s) for s in seated)
-        if num_heavy <= self.config.max_sequences // 4:
+        if self._num_seats_of_heavy() <= self.config.max_sequences // 4:
             seated = list(filter(self._is_light, seated))
         most = max(seated, key=_place_of, default=newcomer)
         return most if _place_of(most) - _place_of(newcomer) > self.config.max_light_tokens / 4 else None
+
+    def _num_seats_of_heavy(self) -> int:
+        return sum(account.num_seats for account in {s.account for s in self.running if not self._is_light(s)})
 
     def make_room(self) -> Sequence | None:
         """Preempt later sequences for the oldest one that lacks blocks, once it has waited long enough; return it."""
@@ -275,14 +257,13 @@ class Residents:
 
     def num_seats_for_heavy(self, plan: Plan) -> int:
         """Return how many of the free seats are not for light sequences: heavy ones may have a quarter of all."""
-        num_heavy = sum(not self._is_light(sequence) for sequence in self.running)
-        return min(max(self.config.max_sequences // 4 - num_heavy, 0), plan.seats_left)
+        return min(max(self.config.max_sequences // 4 - self._num_seats_of_heavy(), 0), plan.seats_left)
 
     def _has_its_share(self, stem: Sequence) -> bool:
         """Return whether a request has at least its share of the seats while another request has none."""
         if all(sequence.account.num_running for sequence in self.waiting):
             return False
-        return stem.account.num_running >= max(self.config.max_sequences // self.shares.num_requests, 1)
+        return stem.account.num_seats >= max(self.config.max_sequences // self.shares.num_requests, 1)
 
     def preempt_blocker(self) -> bool:
         """Take slots from sequences that are done for this step, or preempt the last one if one before it waits.
@@ -334,8 +315,9 @@ def _blocks(last: Sequence, waiting: Sequence) -> bool:
 def _may_yield(sequence: Sequence, newcomer: Sequence) -> bool:
     """Return whether a sequence may lose its seat to another request, of no lower priority, that may be unable to use it.
 
-    A beam that waits for the others keeps its seat, or a search of more beams than seats would never advance. A sequence
-    that has lost a seat keeps the next one until it has computed more than before, or it would lose its work for ever.
+    A sequence that has lost a seat keeps the next one until it has computed more than before, or it would lose its work for
+    ever. A computed stem has none.
     """
     has_advanced = sequence.num_computed > sequence.left_seat_at
-    return has_advanced and not sequence.is_computed and sequence.account.priority >= newcomer.account.priority
+    has_seat = not (sequence.is_stem and sequence.is_computed)
+    return has_advanced and has_seat and sequence.account.priority >= newcomer.account.priority

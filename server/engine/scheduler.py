@@ -90,7 +90,6 @@ class Scheduler:
         self._step += 1
         self.pace.note_requests(self._shares)
         self._shares.compare_clients()
-        self._residents.hold_back_searches()
         self._residents.free_seat()
         config = self.config
         budgets = config.max_tokens_per_step, config.max_frames_per_step, config.max_frames_idle
@@ -108,9 +107,9 @@ class Scheduler:
 
     def _can_run_together(self, plan: Plan) -> bool:
         """Return whether all that can run decode, with one priority, in a step so short that turns would gain nothing."""
-        if not self.running or self._residents.starved or (self.waiting and plan.seats_left):
+        if not self.running or self._residents.starved or len(self.running) > plan.tokens_left:
             return False
-        if len(self.running) > plan.tokens_left:
+        if any(plan.seats_left or not self._needs_free_seat(sequence) for sequence in self.waiting):
             return False
         context, first = 0, self.running[0].account.priority
         for sequence in self.running:
@@ -130,8 +129,7 @@ class Scheduler:
     def _groups(self, plan: Plan) -> tuple[Group, Group, Group]:
         """Return the light sequences, the heavy ones, and those with a lower priority than others."""
         able = [s for s in self.running if s.num_computed < len(s.token_ids) and s.step < self._step]
-        if plan.seats_left:
-            able += self._admissible(plan)
+        able += self._admissible(plan)
         first = min((sequence.account.priority for sequence in able), default=0)
         light, heavy, yielding = Group(), Group(), Group()
         for sequence in able:
@@ -144,8 +142,12 @@ class Scheduler:
         return light, heavy, yielding
 
     def _admissible(self, plan: Plan) -> list[Sequence]:
-        """Return the waiting sequences whose media are known; the last seat is for a request that has none."""
-        known = self._residents.known()
+        """Return the waiting sequences whose media are known, and for which there may be a seat.
+
+        The last seat is for a request that has none.
+        """
+        waiting = self.waiting if plan.seats_left else [s for s in self.waiting if not self._needs_free_seat(s)]
+        known = list(filter(self._memory.resolve, waiting))
         for sequence in known:
             if sequence.num_missing is None:
                 sequence.num_missing = len(sequence.token_ids) - self._memory.find_cached(sequence).num_tokens
@@ -241,11 +243,14 @@ class Scheduler:
 
     def _run(self, plan: Plan, sequence: Sequence) -> None:
         """Add a row of a running sequence, if it can run."""
+        if not self._has_seat(plan, sequence):
+            return
         if sequence.layout is not None:
             self._memory.skip_cached(sequence)
         count = self._num_runnable(sequence, plan)
         if count and self._residents.grow(plan, sequence, sequence.num_computed + count):
             proposed = self._propose(plan, sequence) if self.config.speculative_tokens else ()
+            plan.seats_left -= self._needs_free_seat(sequence)
             self._add_row(plan, Row.of(sequence, count, proposed))
 
     def _propose(self, plan: Plan, sequence: Sequence) -> list[int]:
@@ -268,12 +273,7 @@ class Scheduler:
 
     def _try_to_admit(self, plan: Plan, sequence: Sequence) -> bool:
         """Admit a waiting sequence if it can run; return False if those after it must wait for it."""
-        if plan.seats_left <= 0:
-            return False
-        if not self._memory.resolve(sequence):
-            return True
-        is_newcomer = not sequence.account.num_running
-        if plan.seats_left <= plan.num_newcomer_seats and not (is_newcomer or plan.is_last_resort):
+        if not (self._has_seat(plan, sequence) and self._memory.resolve(sequence)):
             return True
         if plan.in_progress and self._memory.awaits(sequence, plan.in_progress):
             sequence.num_missing = None
@@ -292,6 +292,18 @@ class Scheduler:
             self._memory.release(sequence)
         return True
 
+    def _has_seat(self, plan: Plan, sequence: Sequence) -> bool:
+        """Return whether a sequence has a seat in this step, or may take a free one."""
+        if not self._needs_free_seat(sequence):
+            return True
+        is_newcomer = not sequence.account.num_running
+        return plan.seats_left > (0 if is_newcomer or plan.is_last_resort else plan.num_newcomer_seats)
+
+    def _needs_free_seat(self, sequence: Sequence) -> bool:
+        """Return whether a sequence waits for a seat, or shares one with another beam that runs in this step already."""
+        account = sequence.account
+        return account.step == self._step if account.is_search and account.num_running else sequence.is_waiting
+
     def _add_row(self, plan: Plan, row: Row) -> None:
         sequence, start, count, proposed = row.sequence, row.start, row.count, row.proposed
         if count == 1:
@@ -309,14 +321,14 @@ class Scheduler:
         plan.work += work
         plan.seconds += work * plan.pace.per_work
         plan.may_exceed = False
-        sequence.step = self._step
+        sequence.step = sequence.account.step = self._step
         self._shares.charge(sequence.account, work, num_tokens)
 
     def _admit(self, plan: Plan, sequence: Sequence, num_cached_media: int) -> None:
+        plan.seats_left -= self._needs_free_seat(sequence)
         self.waiting.remove(sequence)
         sequence.is_waiting = False
         self._residents.begin_running(sequence)
-        plan.seats_left -= 1
         if not sequence.was_admitted:
             sequence.was_admitted = True
             sequence.queue_seconds = sequence.order.seconds_since_arrival()

@@ -46,12 +46,15 @@ class ClientAccount:
     served: float = 0.0
     surplus: float = 0.0
     num_requests: int = 0
-    num_running: int = 0  # sequences with a seat
+    num_seats: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class Account:
-    """The work that a request has had. `age` is the time of its arrival, in tokens."""
+    """The work that a request has had. `age` is the time of its arrival, in tokens, `step` the last in which it took part.
+
+    Each sequence that runs has a seat, but the beams of a search share one.
+    """
 
     client: ClientAccount
     priority: int = 0
@@ -59,13 +62,20 @@ class Account:
     served: float = 0.0
     num_sequences: int = 0
     num_running: int = 0
+    is_search: bool = False
+    step: int = 0
 
     def need(self, num_left: int) -> float:
         return self.served + num_left + self.client.surplus
 
+    @property
+    def num_seats(self) -> int:
+        return min(self.num_running, 1) if self.is_search else self.num_running
+
     def note_running(self, change: int) -> None:
+        before = self.num_seats
         self.num_running += change
-        self.client.num_running += change
+        self.client.num_seats += self.num_seats - before
 
 
 class Shares:
@@ -89,7 +99,11 @@ class Shares:
         """True if there are several requests, or if the only one yields to requests that may arrive."""
         return len(self._accounts) > 1 or any(account.priority > 0 for account in self._accounts.values())
 
-    def open(self, request_id: str, client: str, priority: int) -> Account:
+    @property
+    def num_seats(self) -> int:
+        return sum(client.num_seats for client in self._clients.values())
+
+    def open(self, request_id: str, client: str, priority: int, *, is_search: bool) -> Account:
         """Return the account of a request for one more of its sequences."""
         account = self._accounts.get(request_id)
         if account is None:
@@ -97,7 +111,7 @@ class Shares:
             if not of_client.num_requests:  # an idle client saves up at most the credit
                 of_client.served = max(of_client.served, self._least_served() - self._credit)
             of_client.num_requests += 1
-            account = Account(of_client, priority, self.total / WORK_PER_TOKEN_OF_AGE)
+            account = Account(of_client, priority, self.total / WORK_PER_TOKEN_OF_AGE, is_search=is_search)
             self._accounts[request_id] = account
         account.num_sequences += 1
         return account

@@ -84,7 +84,7 @@ def test_any_mix_of_prompts_that_share_tokens_and_media_ends(seed: int) -> None:
             simulation.step()
     assert_all_released(simulation.engine)
     clients = simulation.engine.residents.shares._clients.values()
-    assert not any(client.num_running for client in clients)
+    assert not any(client.num_seats for client in clients)
 
 
 def test_no_seat_is_taken_from_several_answers_for_a_request_of_a_lower_priority() -> None:
@@ -112,19 +112,32 @@ def test_candidates_get_a_seat_although_new_requests_never_cease(max_sequences: 
     raise AssertionError("the candidates have no seat")
 
 
-@pytest.mark.parametrize(("num_clients", "preemptions_per_step"), [(1, 0), (10, 0.25)])
-def test_searches_that_need_more_seats_than_there_are_follow_each_other(
-    num_clients: int, preemptions_per_step: float
-) -> None:
+@pytest.mark.parametrize("num_clients", [1, 10])
+def test_searches_with_more_beams_than_seats_run_together(num_clients: int) -> None:
     """They are not slower than one after the other, and beams are not computed again in every step."""
     simulation = Simulation(replace(SMALL, num_blocks=4096, max_sequences=6))
     searches = [simulation.generate(20, 60, client=str(i % num_clients), beam_width=4) for i in range(10)]
     before = len(simulation.runner.plans)
     for search in searches:
         simulation.run(search)
-    num_steps = len(simulation.runner.plans) - before
-    assert num_steps <= 10 * 60
-    assert simulation.engine.residents.num_preemptions <= preemptions_per_step * num_steps
+    rows = [len(plan.rows) for plan in simulation.runner.plans[before:]]
+    assert max(rows) == 6
+    assert len(rows) <= 10 * 60 * 4 / 5
+    assert simulation.engine.residents.num_preemptions <= len(rows) / 3
+
+
+@pytest.mark.parametrize(("max_sequences", "beam_width"), [(3, 4), (4, 3), (16, 8)])
+def test_a_search_advances_next_to_requests_that_never_cease(max_sequences: int, beam_width: int) -> None:
+    """One beam lost its seat to them, and the others waited for it with theirs."""
+    simulation, active = Simulation(replace(SMALL, num_blocks=4096, max_sequences=max_sequences)), set[str]()
+    search = simulation.generate(20, 20, client="search", beam_width=beam_width)
+    for _ in range(20 * beam_width * 2):
+        active.difference_update(simulation.ended)
+        while len(active) < 2 * max_sequences:
+            active.add(simulation.generate(8, 4, client=str(len(simulation.arrived) % 3)))
+        simulation.step()
+    assert search in simulation.ended
+    assert max(len(plan.rows) for plan in simulation.runner.plans) <= max_sequences
 
 
 def test_a_small_search_of_another_client_does_not_wait_for_large_ones() -> None:
@@ -136,4 +149,3 @@ def test_a_small_search_of_another_client_does_not_wait_for_large_ones() -> None
     simulation.run_until(simulation.now + 1)
     for _ in range(3):
         assert simulation.run(simulation.generate(20, 4, client="other", beam_width=3)) <= 3 * alone
-    assert len(simulation.engine.residents.held_back) > 1

@@ -153,7 +153,7 @@ def test_beams_that_never_fit_are_refused() -> None:
 @pytest.mark.parametrize("seed", [0, 1, 3])
 def test_a_beam_that_is_preempted_while_it_waits_for_the_others_counts_once(seed: int) -> None:
     draw = random.Random(seed)
-    config = dataclasses.replace(CONFIG, max_sequences=4)
+    config = dataclasses.replace(CONFIG, num_blocks=20, max_model_len=48)
     answer, alone = client("flamingo", config), client("flamingo")
     for number in range(4):
         prompt = Prompt(tuple((draw.randint(0, 4), draw.randint(2, 7)) for _ in range(2)))
