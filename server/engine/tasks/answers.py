@@ -96,10 +96,9 @@ class Answers(SequenceTask):
         return events
 
     def end_answer(self, index: int) -> Iterable[Outbound]:
-        events = self._begin_others() if self._live else []  # without a live answer, none has begun
-        if index in self._live:
-            events += self._end_early(self._live[index], "abort")
-        return events
+        """Abort one of several answers, once the prompt is computed: until then its sequence is that of all answers."""
+        has_begun = index in self._live and not self._held_back
+        return self._end_early(self._live[index], "abort") if has_begun else []
 
     def _unfinished_answers(self) -> Iterable[int]:
         return sorted([*self._live, *(sequence.index for sequence in self._held_back)])

@@ -76,7 +76,7 @@ class SequenceTask(Task, ABC):
         """Turn the result of one of the sequences' rows into events."""
 
     def end_answer(self, index: int) -> Iterable[Outbound]:
-        """Abort one of several answers."""
+        """Abort one of several answers, if it has begun."""
         return []
 
     @abstractmethod
