@@ -140,6 +140,24 @@ def test_a_search_advances_next_to_requests_that_never_cease(max_sequences: int,
     assert max(len(plan.rows) for plan in simulation.runner.plans) <= max_sequences
 
 
+def test_the_beams_of_a_search_leave_a_seat_to_a_new_request() -> None:
+    simulation = Simulation(replace(SMALL, max_sequences=4))
+    alone = simulation.run(simulation.generate(8, 4))
+    simulation.generate(20, 100, beam_width=8)
+    simulation.run_until(simulation.now + 0.2)
+    assert simulation.run(simulation.generate(8, 4)) <= 3 * alone
+
+
+def test_a_search_loses_its_seat_with_all_of_its_beams() -> None:
+    simulation = Simulation(replace(SMALL, max_sequences=1))
+    search = simulation.generate(20, 100, beam_width=4)
+    simulation.run_until(simulation.now + 1)
+    small = simulation.generate(8, 4)
+    simulation.step()
+    assert [row.sequence.request_id for row in simulation.runner.plans[-1].rows] == [small]
+    simulation.run(search)
+
+
 def test_a_small_search_of_another_client_does_not_wait_for_large_ones() -> None:
     config = replace(SMALL, num_blocks=8192, max_sequences=32, max_model_len=1024, step_seconds=0.07)
     simulation = Simulation(config)
