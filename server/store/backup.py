@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import msgspec
-from sqlalchemy import Connection, LargeBinary, MetaData, Table, func, insert, select, text
+from sqlalchemy import Connection, LargeBinary, MetaData, Select, Table, func, insert, or_, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from server.access.tenants import TENANT_NAME, split
@@ -155,15 +155,18 @@ def _export_tables(connection: Connection, folder: Path) -> tuple[str, dict[str,
     if revision is None:
         raise BackupError("the database is empty: there is nothing to back up")
     tables = {table.name: table for table in _tables(connection)}
-    rows = {name: _export(connection, table, folder / name) for name, table in tables.items()}
-    media = tables["media"].c.media_id
-    return revision, rows, list(connection.scalars(select(media).order_by(media)))
+    # media that only a request in progress has leased are not stored yet, or never will be
+    media, references = tables["media"], tables["example_media"].c.media_id
+    stored = select(media).where(or_(media.c.is_uploaded, media.c.media_id.in_(select(references))))
+    queries = {name: stored if name == "media" else select(table) for name, table in tables.items()}
+    rows = {name: _export(connection, query, folder / name) for name, query in queries.items()}
+    return revision, rows, list(connection.scalars(stored.order_by(media.c.media_id)))
 
 
-def _export(connection: Connection, table: Table, file: Path) -> int:
+def _export(connection: Connection, query: Select[Any], file: Path) -> int:
     count = 0
     with file.open("wb") as lines:
-        for row in connection.execute(select(table), execution_options={"yield_per": ROWS_PER_STATEMENT}).mappings():
+        for row in connection.execute(query, execution_options={"yield_per": ROWS_PER_STATEMENT}).mappings():
             lines.write(encode(dict(row)) + b"\n")
             count += 1
     return count
