@@ -269,7 +269,7 @@ def _postgresql(url: URL) -> Engine:
 
 def _sqlite(url: URL, file: DatabaseFile) -> Engine:
     engine = _engine(url, connect_args={"timeout": BUSY_SECONDS})
-    event.listen(engine, "do_connect", lambda *_: file.create_folder())
+    event.listen(engine, "do_connect", lambda *arguments: _connect_sqlite(file, *arguments))
     event.listen(engine, "connect", _open_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -291,6 +291,15 @@ def _connect_postgresql(dialect: Dialect, _record: Any, arguments: list[Any], op
         connection.close()
         raise DatabaseError(f"database: its encoding is {encoding}; create one with ENCODING 'UTF8' TEMPLATE template0")
     return connection
+
+
+def _connect_sqlite(
+    file: DatabaseFile, _dialect: Dialect, _record: Any, _arguments: list[Any], options: dict[str, Any]
+) -> sqlite3.Connection | None:
+    if file.frozen_uri is not None:
+        return sqlite3.connect(file.frozen_uri, uri=True, **options)
+    file.create_folder()
+    return None  # SQLAlchemy connects
 
 
 def _open_sqlite(connection: sqlite3.Connection, _record: Any) -> None:

@@ -10,8 +10,8 @@ import fcntl
 import logging
 import os
 from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
-from typing import TextIO
 
 from server.errors import DatabaseUnavailable
 from server.settings import SettingsError
@@ -33,6 +33,8 @@ class DatabaseFile:
         self._setting = setting
         self._lock = ExitStack()
         self._is_created = False
+        # the URI of a file that SQLite may read without writing next to it
+        self.frozen_uri: str | None = None
         self._damaged: Identity | None = None
 
     def create_folder(self) -> None:
@@ -47,9 +49,15 @@ class DatabaseFile:
             ) from None
 
     def require(self) -> None:
-        """Check that the file exists, and create none. Raises `SettingsError`."""
+        """Check that the file exists, and create none. Raises `SettingsError`.
+
+        Without a write-ahead log in a folder where this user cannot write, the file can be read only if it is frozen.
+        """
         if not self._path.is_file():
             raise SettingsError(f"{self._setting}: the database {self._path} does not exist")
+        has_log = self._path.with_name(f"{self._path.name}-wal").exists()
+        if not has_log and not os.access(self._path.parent, os.W_OK):
+            self.frozen_uri = f"{self._path.absolute().as_uri()}?immutable=1"
 
     def lock(self) -> None:
         """Lock the file against other servers until `unlock`, or until this process ends in any way.
@@ -60,16 +68,15 @@ class DatabaseFile:
         path = self._path.with_name(f"{self._path.name}.lock")
         with ExitStack() as stack:
             try:
-                lock = stack.enter_context(path.open("a+", encoding="ascii"))
+                lock = stack.enter_context(path.open("a+b", buffering=0))  # whose errors do not wait for its end
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock.truncate(0)
+                lock.write(str(os.getpid()).encode())
             except BlockingIOError:
                 remedy = f"stop it, or choose another --{self._setting.replace('_', '-')}"
                 raise SettingsError(f"{self._setting}: {self._path} is in use by {_holder(lock)}; {remedy}") from None
             except OSError as error:
                 raise SettingsError(f"{self._setting}: {path} cannot be locked: {error.strerror}") from None
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
             self._lock = stack.pop_all()
 
     def unlock(self) -> None:
@@ -116,8 +123,8 @@ class DatabaseFile:
             ) from None
 
 
-def _holder(lock: TextIO) -> str:
+def _holder(lock: FileIO) -> str:
     """Return the holder of a lock in words; it writes its process id into the file."""
     lock.seek(0)
-    process_id = lock.read()
+    process_id = lock.read().decode()
     return f"another server (process {process_id})" if process_id else "another server"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -65,6 +67,34 @@ def test_a_lock_that_cannot_be_written_is_a_wrong_setting(tmp_path: Path) -> Non
     (tmp_path / "data.db.lock").mkdir()
     with pytest.raises(SettingsError, match=r"^data_dir: .*data\.db\.lock cannot be locked: Is a directory$"):
         DatabaseFile(tmp_path / "data.db", "data_dir").lock()
+
+
+def test_a_lock_that_the_disk_cannot_hold_is_a_wrong_setting(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(SettingsError, match=r"^data_dir: .*data\.db\.lock cannot be locked: File too large$"):
+            DatabaseFile(tmp_path / "data.db", "data_dir").lock()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.anyio
+async def test_nothing_is_written_next_to_a_file_in_a_folder_that_can_only_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite would fail there, because it writes a log even to read."""
+    file = tmp_path / "a #b" / "data.db"
+    made = Database(f"sqlite:///{file}")
+    await made.prepare()
+    made.close()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # which root always has
+    count = text("SELECT count(*) FROM support_sets")
+    database = Database(f"sqlite:///{file}")
+    database.require()
+    assert await database.use_as_is(lambda session, now: session.scalar(count), is_writing=False) == 0
+    assert list(file.parent.iterdir()) == [file]
+    database.close()
 
 
 def test_servers_share_a_postgresql_database(tmp_path: Path) -> None:
