@@ -242,6 +242,8 @@ def _parsed(url: str) -> URL:
         raise DatabaseError(
             "database: expected a URL of the form sqlite:///FILE or postgresql://USER@HOST:PORT/NAME"
         ) from None
+    if "@" in (parsed.host or ""):  # the end of a password: an error of the driver would have it
+        raise DatabaseError("database: the URL has more than one @: write one in a user or a password as %40")
     if parsed.port is not None and not 1 <= parsed.port <= MAX_PORT:
         raise DatabaseError(f"database: {parsed.port} is not a port: expected a number from 1 to {MAX_PORT}")
     if parsed.drivername in ("postgresql", "postgres"):
@@ -286,7 +288,7 @@ def _connect_postgresql(dialect: Dialect, _record: Any, arguments: list[Any], op
     try:
         connection = dialect.connect(*arguments, **options)
     except dialect.loaded_dbapi.ProgrammingError as error:  # before it connects
-        raise DatabaseError(f"database: the URL has a wrong option: {error}") from None
+        raise DatabaseError(f"database: the URL has a wrong option: {str(error).strip()}") from None
     if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
         connection.close()
         raise DatabaseError(f"database: its encoding is {encoding}; create one with ENCODING 'UTF8' TEMPLATE template0")
