@@ -119,12 +119,12 @@ class Gateway:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        match scope["path"]:
-            case "/health/live":
+        match scope["path"], scope["method"]:
+            case "/health/live", "GET" | "HEAD":
                 response: Response = JSONResponse({"status": "live"})
-            case "/health/ready":
+            case "/health/ready", "GET" | "HEAD":
                 response = await self._ready()
-            case "/metrics":
+            case "/metrics", "GET" | "HEAD":
                 response = Response(await self._metrics_of_all(), media_type=CONTENT_TYPE)
             case _:
                 await self._forward(request, send)

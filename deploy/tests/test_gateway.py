@@ -326,6 +326,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "/v1/models": {"headers": {"Authorization": "Bearer unknown"}},
     "/v1/models?a=b": {"headers": {"X-Request-Timeout": "soon"}},
     "/v1/models#host": {"headers": {"Host": "evil.example"}},
+    **{path: {"method": "POST"} for path in ("/health/live", "/health/ready", "/metrics")},
     "/v1/support_sets": {"method": "POST", "json": {"name": "x"}},
     "/v1/keys": {},
     "/v1/support_sets/nowhere": {},
