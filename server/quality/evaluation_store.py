@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import JSON, ColumnElement, ForeignKey, String, Update, func, insert, or_, select, true, update
+from sqlalchemy import JSON, ColumnElement, ForeignKey, String, Update, func, or_, select, true, update
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 from server.access.tenants import DEFAULT_TENANT
@@ -297,12 +297,15 @@ class Evaluations:
     async def finish_cell(
         self, evaluation_id: str, holder: str, index: int, result: Mapping[str, Any], queries_done: int
     ) -> bool:
-        """Store the result of a cell; return False, and store nothing, if this holder no longer has the lease."""
+        """Store the result of a cell; return False, and store nothing, if this holder no longer has the lease.
+
+        The cell may be there: a transaction on a PostgreSQL that hung may be committed after its evaluation was claimed again.
+        """
 
         def store(session: Session, now: float) -> bool:
             is_held = _renew(session, evaluation_id, holder, queries_done, now, interruptions=0)
             if is_held:
-                session.execute(insert(CellRow).values(evaluation_id=evaluation_id, index=index, result=dict(result)))
+                session.merge(CellRow(evaluation_id=evaluation_id, index=index, result=dict(result)))
             return is_held
 
         is_held = await self._database.write(store)

@@ -84,6 +84,15 @@ async def test_a_renewal_that_is_committed_late_leaves_the_progress_complete(eva
     assert (await evaluations.get(evaluation.id)).queries_done == 30
 
 
+async def test_a_cell_that_was_committed_late_is_finished_once_more(evaluations: Evaluations) -> None:
+    evaluation = await evaluations.create("a", 1, {})
+    assert await evaluations.claim("server") is not None
+    for error in ("of the transaction that was given up", "of the next one"):
+        assert await evaluations.finish_cell(evaluation.id, "server", 0, {"status": "failed", "error": error}, 3)
+    (cell,) = (await evaluations.get(evaluation.id)).cells.values()
+    assert cell["error"] == "of the next one"
+
+
 async def test_a_full_queue_refuses_without_the_database(
     evaluations: Evaluations, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
