@@ -95,9 +95,9 @@ class Replica:
                 yield [self._signed(message) for message in messages]
 
     async def readiness(self) -> str:
-        """Return the state of the default model's engine."""
-        loaded = self._loaded.get(next(iter(self._configs)))
-        return "starting" if loaded is None else loaded.application.engine_state
+        """Return the state of the default model's engine; if others have replaced it, "ready" if one of them is."""
+        states = {name: loaded.application.engine_state for name, loaded in self._loaded.items()}
+        return states.get(next(iter(self._configs)), "ready" if "ready" in states.values() else "starting")
 
     async def metrics(self) -> bytes:
         """Return the metrics of the models and the replica's own in the text format of Prometheus, with its name."""
