@@ -146,8 +146,11 @@ class Gateway:
         answers = await asyncio.gather(*chain(*calls))
         registry = CollectorRegistry()
         silent = Gauge(PREFIX + "replicas_silent", SILENT_HELP, registry=registry)
-        silent.set(answers.count(None))
-        return merge(answer for answer in answers if answer is not None) + generate_latest(registry)
+        texts = [
+            answer for answer in answers if isinstance(answer, bytes)
+        ]  # those of another version may be of another type
+        silent.set(len(answers) - len(texts))
+        return merge(texts) + generate_latest(registry)
 
     @cached_property
     def _gateways(self) -> DeploymentHandle[Any]:

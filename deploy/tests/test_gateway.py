@@ -75,7 +75,8 @@ class Result:
             await asyncio.Event().wait()
         if self._state == "lost":
             raise RayActorError
-        return self._state if self._method == "readiness" else METRIC % self._replica.encode()
+        is_text = self._method == "readiness" or self._state == "older"
+        return self._state if is_text else METRIC % self._replica.encode()
 
 
 class Broadcast:
@@ -341,8 +342,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 async def test_refusals_are_word_for_word_those_of_one_server(fleet: Fleet) -> None:
     client = await fleet.client("acme", "inference")
     transport = httpx.ASGITransport(fleet.replicas.apps["a"])
-    headers = {"Authorization": client.headers["Authorization"]}
-    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as server:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=client.headers) as server:
         for path, request in REFUSED.items():
             answers = [await each.request(url=path, **{"method": "GET", **request}) for each in (client, server)]
             (status, body, again), (expected_status, expected_body, expected_again) = map(refusal, answers)
@@ -359,7 +359,7 @@ class TestAReplicaThatHangs:
     def seconds(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(gateway, "FLEET_SECONDS", 0.5)
 
-    @pytest.mark.parametrize("state", ["hung", "lost"])
+    @pytest.mark.parametrize("state", ["hung", "lost", "older"])
     async def test_the_metrics_of_the_rest_are_served_and_it_is_counted(self, state: str, fleet: Fleet) -> None:
         operator = await fleet.client("")
         assert "\nflamboyance:replicas_silent 0.0" in (await operator.get("/metrics")).text
