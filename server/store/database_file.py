@@ -55,9 +55,9 @@ class DatabaseFile:
         """
         if not self._path.is_file():
             raise SettingsError(f"{self._setting}: the database {self._path} does not exist")
-        has_log = self._path.with_name(f"{self._path.name}-wal").exists()
-        if not has_log and not os.access(self._path.parent, os.W_OK):
-            self.frozen_uri = f"{self._path.absolute().as_uri()}?immutable=1"
+        path = self._path.resolve()  # SQLite's log is next to the file itself
+        if not path.with_name(f"{path.name}-wal").exists() and not os.access(path.parent, os.W_OK):
+            self.frozen_uri = f"{path.as_uri()}?immutable=1"
 
     def lock(self) -> None:
         """Lock the file against other servers until `unlock`, or until this process ends in any way.
@@ -65,7 +65,8 @@ class DatabaseFile:
         Raises `SettingsError` if another server has the lock, or if this user may not write next to the file.
         """
         self.create_folder()
-        path = self._path.with_name(f"{self._path.name}.lock")
+        file = self._path.resolve()  # one lock for all names of the file
+        path = file.with_name(f"{file.name}.lock")
         with ExitStack() as stack:
             try:
                 lock = stack.enter_context(path.open("a+b", buffering=0))  # whose errors do not wait for its end

@@ -49,6 +49,17 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
     second.unlock()
 
 
+def test_a_file_has_one_lock_by_all_its_names(tmp_path: Path) -> None:
+    link = tmp_path / "other" / "link.db"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "data.db")
+    first, second = (DatabaseFile(path, "database") for path in (tmp_path / "data.db", link))
+    first.lock()
+    with pytest.raises(SettingsError, match=r"^database: .*link\.db is in use by another server"):
+        second.lock()
+    first.unlock()
+
+
 def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "data.db")]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
@@ -88,13 +99,16 @@ async def test_nothing_is_written_next_to_a_file_in_a_folder_that_can_only_be_re
     made = Database(f"sqlite:///{file}")
     await made.prepare()
     made.close()
+    link = tmp_path / "link.db"
+    link.symlink_to(file)
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # which root always has
     count = text("SELECT count(*) FROM support_sets")
-    database = Database(f"sqlite:///{file}")
-    database.require()
-    assert await database.use_as_is(lambda session, now: session.scalar(count), is_writing=False) == 0
-    assert list(file.parent.iterdir()) == [file]
-    database.close()
+    for path in (file, link):
+        database = Database(f"sqlite:///{path}")
+        database.require()
+        assert await database.use_as_is(lambda session, now: session.scalar(count), is_writing=False) == 0
+        assert list(file.parent.iterdir()) == [file]
+        database.close()
 
 
 def test_servers_share_a_postgresql_database(tmp_path: Path) -> None:
