@@ -52,20 +52,28 @@ def clip_vit(config: VisionConfig) -> Any:
 def convolutional(name: str) -> Any:
     """Build a network up to its last feature map. Raises `ConfigError` for a name that timm does not know."""
     if not timm.is_model(name):
-        raise ConfigError(f"vision.architecture {name!r} is neither 'clip_vit' nor a timm model")
-    return timm.create_model(name, num_classes=0, global_pool="")
+        raise ConfigError(f"architecture {name!r} is not a model of timm")
+    try:
+        return timm.create_model(name, num_classes=0, global_pool="")
+    except RuntimeError as error:  # the part of the name after a dot
+        raise ConfigError(f"architecture {name!r} is not a model of timm: {error}") from None
 
 
 def feature_map(name: str, image_size: int) -> tuple[int, int]:
     """Return the width and the number of a network's features of a square image; nothing is computed.
 
-    Raises `ConfigError` for a network that timm does not know, or whose features are not a channels-first map.
+    Raises `ConfigError` for a network that timm does not know, that reads no images of this size, or whose features are not
+    a channels-first map.
     """
-    if not timm.is_model(name):
-        raise ConfigError(f"architecture {name!r} is not a model of timm")
     with torch.device("meta"):
         encoder = convolutional(name)
-        features = encoder.eval().forward_features(torch.empty(1, 3, image_size, image_size))
+        try:
+            features = encoder.eval().forward_features(torch.empty(1, 3, image_size, image_size))
+        except (AssertionError, RuntimeError) as error:
+            reason = next(iter(str(error).splitlines()), "")
+            raise ConfigError(
+                f"architecture {name!r} cannot read images of image_size {image_size}: {reason}"
+            ) from None
     if features.dim() != 4 or features.shape[1] != encoder.num_features:
         raise ConfigError(
             f"architecture {name!r} gives features of shape {tuple(features.shape)}, must be a channels-first map"

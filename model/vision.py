@@ -93,10 +93,12 @@ def build_encoder(config: VisionConfig) -> Any:
         EfficientNetLite0() if name == "tf_efficientnet_lite0" else import_module(TIMM_ENCODERS).convolutional(name)
     )
     side = -(-config.image_size // encoder.feature_info[-1]["reduction"])
-    actual, configured = (side * side, encoder.num_features), (config.num_patches, config.feature_dim)
+    actual, configured = (encoder.num_features, side * side), (config.feature_dim, config.num_patches)
+    if actual != configured:  # some networks round down
+        actual = import_module(TIMM_ENCODERS).feature_map(name, config.image_size)
     if actual != configured:
         raise ConfigError(
-            f"{name} has {actual} features (patches, width), vision.num_patches and feature_dim are {configured}"
+            f"{name} has {actual} features (width, patches), vision.feature_dim and num_patches are {configured}"
         )
     return encoder
 

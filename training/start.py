@@ -20,6 +20,7 @@ from model.flamingo import Flamingo
 from model.kin import ANCESTORS, PREFIX, classifier_tensors
 from model.language_model import LanguageModel
 from model.likeness import LIKENESS
+from model.timm_encoders import feature_map
 from model.vision import VisionEncoder
 from model.zoo.bridge import SEED, start_bridge
 from training.bridge import is_bridge
@@ -198,7 +199,7 @@ def _num_patches(model: Flamingo, image_size: int) -> int:
     config = model.config.vision
     if config.architecture == "clip_vit":
         return (image_size // config.patch_size) ** 2 + config.keep_class_token
-    return int((-(-image_size // model.vision.encoder.feature_info[-1]["reduction"])) ** 2)
+    return feature_map(config.architecture, image_size)[1]
 
 
 def grid_side(config: VisionConfig) -> int | None:

@@ -117,10 +117,21 @@ def test_an_unknown_architecture_is_named() -> None:
         VisionEncoder(replace(EFFICIENTNET_LITE0, architecture="resnet_of_dreams"))
 
 
+def test_a_tag_that_timm_does_not_have_is_named() -> None:
+    with pytest.raises(ConfigError, match="'test_resnet.dreams' is not a model of timm"):
+        VisionEncoder(replace(EFFICIENTNET_LITE0, architecture="test_resnet.dreams"))
+
+
+def test_a_network_that_rounds_down_is_accepted() -> None:
+    config = replace(EFFICIENTNET_LITE0, architecture="test_convnext", image_size=100, num_patches=9, feature_dim=64)
+    with torch.inference_mode():
+        assert VisionEncoder(config)(torch.randn(1, 3, 100, 100)).shape == (1, 9, 64)
+
+
 def test_wrong_sizes_are_refused_with_both() -> None:
-    with pytest.raises(ConfigError, match=r"\(49, 1280\).*\(64, 1280\)"), torch.device("meta"):
+    with pytest.raises(ConfigError, match=r"\(1280, 49\).*\(1280, 64\)"), torch.device("meta"):
         VisionEncoder(replace(EFFICIENTNET_LITE0, num_patches=64))
-    with pytest.raises(ConfigError, match=r"\(49, 1280\).*\(49, 512\)"), torch.device("meta"):
+    with pytest.raises(ConfigError, match=r"\(1280, 49\).*\(512, 49\)"), torch.device("meta"):
         VisionEncoder(replace(EFFICIENTNET_LITE0, feature_dim=512))
 
 

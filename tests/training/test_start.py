@@ -94,12 +94,20 @@ def test_a_convolutional_encoder_without_position_tables_gives_a_larger_map() ->
     assert finer.vision(torch.randn(1, 3, 96, 96)).shape == (1, 9, 192)
 
 
+def test_a_network_that_rounds_down_has_the_patches_that_it_computes() -> None:
+    config = replace(CONFIGS["flamingo"], vision=replace(MAP, architecture="test_convnext", feature_dim=64))
+    finer = at_resolution(tiny_model(config), 100)
+    assert finer.config.vision.num_patches == finer.config.resampler.num_spatial == 9
+    features = finer.vision(torch.randn(1, 3, 100, 100))
+    assert features.shape == (1, 9, 64)
+    assert finer.resampler(features[None]).isfinite().all()
+
+
 def test_patches_that_do_not_form_a_square_are_refused() -> None:
     config = CONFIGS["flamingo"]
-    wide = replace(config.vision, architecture="odd", num_patches=6)
+    wide = replace(config.vision, architecture="test_resnet", num_patches=6)
     model = tiny_model(config)
     model.config = replace(config, vision=wide, resampler=replace(config.resampler, num_spatial=0))
-    model.vision.encoder.feature_info = [{"reduction": 4}]
     with pytest.raises(ConfigError, match="image_size 16: 6 patches do not form a square"):
         at_resolution(model, 16)
 

@@ -298,12 +298,17 @@ def test_the_papers_networks_can_be_built_by_name(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [("resnet_of_dreams", "is not a model of timm"), ("test_vit", "must be a channels-first map")],
+    ("name", "image_size", "message"),
+    [
+        ("resnet_of_dreams", 160, "is not a model of timm"),
+        ("test_vit", 160, "must be a channels-first map"),
+        ("vit_tiny_patch16_224", 64, "cannot read images of image_size 64"),
+        ("vgg11", 16, "cannot read images of image_size 16"),
+    ],
 )
-def test_unsupported_networks_are_refused(name: str, message: str) -> None:
+def test_unsupported_networks_are_refused(name: str, image_size: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        vision_config(ImageConfig(architecture=name, image_size=160))
+        vision_config(ImageConfig(architecture=name, image_size=image_size))
 
 
 def test_the_image_towers_batch_norms_update_their_statistics_in_training_mode() -> None:
