@@ -20,13 +20,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_scalar(self, node: Any) -> Any:
-        if "\0" in node.value:  # no path can contain one
-            raise yaml.constructor.ConstructorError(None, None, "a text with a NUL", node.start_mark)
+        if "\0" in node.value or any("\ud800" <= c <= "\udfff" for c in node.value):  # no path can contain them
+            raise yaml.constructor.ConstructorError(
+                None, None, "a text with a NUL or half of a surrogate pair", node.start_mark
+            )
         return super().construct_scalar(node)
 
 
 def load_yaml(text: str) -> Any:
-    """Return the value of a YAML document. Raises `yaml.YAMLError`, also for a repeated key or a NUL in a text.
+    """Return the value of a YAML document. Raises `yaml.YAMLError`, also for a repeated key, and for a NUL or half of a surrogate pair in a text.
 
     A value that its tag does not permit, such as the date 2026-13-45, raises what its constructor raises.
     """

@@ -106,6 +106,15 @@ def check_not_empty(prefix: str, config: Any, names: Sequence[str]) -> None:
             raise ConfigError(f"{prefix}{name} is empty, must be a text")
 
 
+def check_homes(prefix: str, config: Any, names: Sequence[str]) -> None:
+    """Raise `ConfigError` for a path that begins with `~` and the name of an unknown user."""
+    for name in names:
+        try:
+            Path(getattr(config, name)).expanduser()
+        except RuntimeError:
+            raise ConfigError(f"{prefix}{name} is {getattr(config, name)}, but there is no such user") from None
+
+
 def check_betas(betas: tuple[float, float]) -> None:
     if not all(0.0 <= beta < 1.0 for beta in betas):
         raise ConfigError(f"optim.betas is {list(betas)}, must be at least 0 and less than 1")
@@ -145,6 +154,7 @@ class SetConfig:
 
     def __post_init__(self) -> None:
         check_not_empty("sets.", self, ["name"])
+        check_homes(f"set {self.name}: ", self, ["shards"])
         check_minima(f"set {self.name}: ", self, SET_MINIMA)
         if self.batch_size % self.streams:
             raise ConfigError(
@@ -249,6 +259,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_minima("", self, RUN_MINIMA)
         check_not_empty("", self, ["model", "out"])
+        check_homes("", self, ["model", "discriminants", "vision", "out"])
         check_image_size("image_size", self.image_size)
         if not self.sets:
             raise ConfigError("sets is empty, must list at least one data set")

@@ -48,6 +48,8 @@ def test_a_minimal_run_is_accepted() -> None:
         ({"sets": [{**SET, "name": " "}]}, "sets.name is empty, must be a text"),
         ({"model": ""}, "model is empty, must be a text"),
         ({"out": ""}, "out is empty, must be a text"),
+        ({"out": "~nobody-here/x"}, "out is ~nobody-here/x, but there is no such user"),
+        ({"sets": [{**SET, "shards": "~nobody-here/*.tar"}]}, "shards is ~nobody-here/.*, but there is no such user"),
         ({"steps": 10**400}, f"steps has too many digits, must be at most {2**63 - 1}"),
         ({"seed": 2**70}, "seed has too many digits"),
         ({"sets": [{**SET, "window": 10**20}]}, "set a: window has too many digits"),
@@ -137,7 +139,8 @@ def test_a_file_that_is_no_yaml_is_refused_in_one_line(tmp_path: Path) -> None:
     [
         ("model: a\nout: o\nmodel: b\n", "the key model occurs twice in .*line 3"),
         ("sets:\n  - {name: a, shards: x, name: b}\n", "the key name occurs twice in .*line 2"),
-        ('model: "a\\0b"\n', "a text with a NUL in .*line 1"),
+        ('model: "a\\0b"\n', "a text with a NUL or half of a surrogate pair in .*line 1"),
+        ('model: "\\uD800"\n', "a text with a NUL or half of a surrogate pair in .*line 1"),
         (f"steps: {'9' * 5000}\n", "not YAML: Exceeds the limit"),
         ("[" * 5000, "not YAML: maximum recursion"),
     ],

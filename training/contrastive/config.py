@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.config import ConfigError, Resize, from_dict
-from training.config import OptimConfig, Precision, check_betas, check_image_size, check_minima, read_mapping
+from training.config import (
+    OptimConfig,
+    Precision,
+    check_betas,
+    check_homes,
+    check_image_size,
+    check_minima,
+    check_not_empty,
+    read_mapping,
+)
 
 # the least values of fields
 TEXT_MINIMA = {"dim": 1, "num_layers": 1, "num_heads": 1, "ffn_dim": 1, "max_tokens": 1}
@@ -56,6 +65,7 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         check_minima("text.", self, TEXT_MINIMA)
+        check_homes("text.", self, ["tokenizer"])
         if self.dim % self.num_heads:
             raise ConfigError(f"text.dim {self.dim} is not a multiple of text.num_heads {self.num_heads}")
 
@@ -75,6 +85,7 @@ class PairsConfig:
 
     def __post_init__(self) -> None:
         check_minima(f"set {self.name}: ", self, PAIRS_MINIMA)
+        check_homes(f"set {self.name}: ", self, ["shards"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +134,8 @@ class ContrastiveConfig:
 
     def __post_init__(self) -> None:
         check_minima("", self, RUN_MINIMA)
+        check_not_empty("", self, ["out"])
+        check_homes("", self, ["out", "held_out"])
         if not self.sets:
             raise ConfigError("sets is empty, must list at least one set")
         names = [data_set.name for data_set in self.sets]
