@@ -30,7 +30,7 @@ from server.telemetry.stages import current
 # the size in bytes from which reading a body takes some milliseconds
 LARGE_BODY = 2**20
 # the size, and the numbers of separators and of escapes, from which parsing takes as long
-SLOW_BODY, MANY = 2**23, {b":": 2**12, b",": 2**16, b"[": 2**14, b"{": 2**14, b"\\": 2**16}
+SLOW_BODY, MANY = 2**22, {b":": 2**12, b",": 2**16, b"[": 2**14, b"{": 2**14, b"\\": 2**16}
 # bytes of a body per write to a file
 WRITE_BYTES = 2**20
 

@@ -13,6 +13,8 @@ MAX_SEPARATORS = {b",": 2**19, b":": 2**16, b"[": 2**16, b"{": 2**16}
 WORDS = {b",": "commas", b":": "names of fields", b"[": "lists", b"{": "objects"}
 # Parsing a text takes much longer per escape than per byte, and no other thread runs meanwhile.
 MAX_ESCAPES = 2**22
+# Outside of texts, numbers of many digits take longest per byte. The largest list of token ids has fewer bytes.
+MAX_PLAIN_BYTES = 2**22
 # bytes that are read in one call of a few milliseconds, after which other threads run
 SLICE = 2**18
 
@@ -22,15 +24,18 @@ def check_separators(
 ) -> None:
     """Check the numbers of separators in a part of a request, which `name` stands for. Raises `BodyTooLarge`.
 
-    A request in one part is also checked for its escapes. `counted`: the numbers in earlier data of the same part, to
-    which those in `data` are added.
+    Its bytes outside of texts are limited as well, and the escapes of a request in one part. `counted`: the numbers in
+    earlier data of the same part, to which those in `data` are added.
     """
     if counted is None:
         _check_escapes(data, name)
-    if counted is None and not any(_number(separator, data) > limit for separator, limit in limits.items()):
+    if counted is None and _is_below(limits, data):
         return  # even with those in texts, which takes less time
-    numbers = Counter[bytes]() if counted is None else counted
+    numbers, num_bytes = Counter[bytes]() if counted is None else counted, 0
     for piece in _without_texts(data):
+        num_bytes += len(piece)
+        if num_bytes > MAX_PLAIN_BYTES:
+            raise BodyTooLarge(f"{name} has more than {MAX_PLAIN_BYTES} bytes outside of texts")
         for separator, limit in limits.items():
             numbers[separator] += piece.count(separator)
             if numbers[separator] > limit:
@@ -41,6 +46,11 @@ def _check_escapes(data: bytes, name: str) -> None:
     """Check the number of backslashes in a request, which `name` stands for. Raises `BodyTooLarge`."""
     if _number(b"\\", data) > MAX_ESCAPES:
         raise BodyTooLarge(f"{name} has more than {MAX_ESCAPES} backslashes")
+
+
+def _is_below(limits: Mapping[bytes, int], data: bytes) -> bool:
+    """Return whether data could not exceed a limit if there were no texts."""
+    return len(data) <= MAX_PLAIN_BYTES and all(_number(separator, data) <= limits[separator] for separator in limits)
 
 
 def _number(separator: bytes, data: bytes) -> int:

@@ -15,7 +15,7 @@ from server.errors import BodyTooLarge
 from server.schemas import separators
 from server.schemas.base import read
 from server.schemas.models import EmbeddingsRequest
-from server.schemas.separators import MAX_SEPARATORS, SLICE, check_separators
+from server.schemas.separators import MAX_PLAIN_BYTES, MAX_SEPARATORS, SLICE, check_separators
 
 TEXTS = st.text(st.sampled_from('a\\",:[{é\n '))
 VALUES = st.recursive(
@@ -89,3 +89,16 @@ def test_no_call_keeps_the_interpreter_or_much_memory(data: bytes) -> None:
 def test_texts_that_look_like_names_are_counted_until_the_limit() -> None:
     with pytest.raises(BodyTooLarge, match="it has more than 3 names of fields"):
         check_separators(b'{"a":1,"b" :2,"c":"::::","d"\n:4}', {b":": 3}, "it")
+
+
+@pytest.mark.parametrize("number", [b"9" * 4299, b"9" * 299, b"0." + b"9" * 4297])
+def test_a_body_of_long_numbers_is_refused_unparsed(number: bytes) -> None:
+    """A body of 60 MiB of them held the interpreter for most of a second."""
+    numbers = b",".join([number] * (MAX_PLAIN_BYTES // len(number) + 1))
+    with pytest.raises(BodyTooLarge, match=f"the body has more than {MAX_PLAIN_BYTES} bytes outside of texts"):
+        read(EmbeddingsRequest, b'{"input": ["a", ' + numbers + b"]}")
+
+
+def test_a_body_may_have_the_most_token_ids_or_more_bytes_in_texts() -> None:
+    check_separators(json.dumps([65535] * 2**19).encode(), MAX_SEPARATORS, "it")
+    check_separators(b'["' + b"9" * 2 * MAX_PLAIN_BYTES + b'"]', MAX_SEPARATORS, "it")
