@@ -28,7 +28,7 @@ from server.api.body import check_parameters
 from server.api.guard import Guard, authorise
 from server.api.openapi import openapi_document, operation_id
 from server.api.paths import without_slash
-from server.api.responses import JSONResponse
+from server.api.responses import IS_HEAD, JSONResponse
 from server.api.routes import (
     archives,
     candidates,
@@ -136,7 +136,7 @@ class Application(FastAPI):
         async def send_empty(message: Message) -> None:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
-        await super().__call__({**scope, "method": "GET"}, receive, send_empty)
+        await super().__call__({**scope, "method": "GET", IS_HEAD: True}, receive, send_empty)
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -273,7 +273,8 @@ async def _refuse(request: Request, error: ServerError) -> Response:
 async def _refuse_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code in NO_ROUTE:
-        return await _refuse(request, no_route(request.method, request.url.path, ROUTES))
+        # request.url leaves out line breaks
+        return await _refuse(request, no_route(request.method, request.scope["path"], ROUTES))
     return await _refuse(request, InvalidRequest(f"{request.method} {request.url.path}: {error.detail}"))
 
 

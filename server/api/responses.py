@@ -21,6 +21,8 @@ from server.limits.admission import Ticket
 from server.limits.deadline import Deadline
 
 JSON = "application/json"
+# true in the scope of a request whose response is sent without its body
+IS_HEAD = "is_head"
 # bytes per write; as much may wait in a connection
 PIECE = 2**16
 
@@ -63,6 +65,8 @@ class Download(StreamingResponse):
         state = scope["state"]
         state["ticket"].answered()
         state["deadline"].end()
+        if scope.get(IS_HEAD):  # no client sets the pace at which pieces would be read
+            self.body_iterator = read_in_threads(iter(()))
         await super().__call__(scope, receive, send)
 
 

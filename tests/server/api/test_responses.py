@@ -154,6 +154,17 @@ async def test_a_download_that_is_damaged_at_its_end_is_not_complete(http: httpx
     assert app.state.services.admission.num_sending == 0
 
 
+async def test_a_download_without_its_body_is_not_read(http: httpx.AsyncClient, app: FastAPI) -> None:
+    stored = (await http.post("/v1/images", content=photograph(), headers={"Content-Type": "image/png"})).json()
+
+    async def head(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "method": "HEAD"}, receive, send)
+
+    reader = Reader(head, f"/v1/images/{stored['id']}/content")
+    await reader.finish()
+    assert (reader.status, reader.pieces) == (200, [0])
+
+
 async def test_a_change_is_not_refused_after_it_was_made(http: httpx.AsyncClient, app: FastAPI) -> None:
     """A client, or a gateway, would repeat the request and make the change twice."""
     admission: Admission = app.state.services.admission
@@ -274,6 +285,11 @@ async def test_a_path_may_end_with_a_slash(http: httpx.AsyncClient) -> None:
     assert (tokens.status_code, tokens.json()["count"] > 0) == (200, True)
     message = (await http.post("/v1/dogs/", json={})).json()["error"]["message"]
     assert message == "POST /v1/dogs: Not Found"
+
+
+async def test_a_path_with_a_line_break_is_not_found(http: httpx.AsyncClient) -> None:
+    response = await http.get("/v1/mod%0D%0Aels")
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
 
 
 async def test_a_method_that_a_path_does_not_have_suggests_no_other_path(http: httpx.AsyncClient) -> None:
