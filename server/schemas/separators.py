@@ -12,6 +12,7 @@ from server.errors import BodyTooLarge
 MAX_SEPARATORS = {b",": 2**19, b":": 2**16, b"[": 2**16, b"{": 2**16}
 WORDS = {b",": "commas", b":": "names of fields", b"[": "lists", b"{": "objects"}
 # Parsing a text takes much longer per escape than per byte, and no other thread runs meanwhile.
+ESCAPE = b"\\"
 MAX_ESCAPES = 2**22
 # Outside of texts, numbers of many digits take longest per byte. The largest list of token ids has fewer bytes.
 MAX_PLAIN_BYTES = 2**22
@@ -28,9 +29,12 @@ def check_separators(
     earlier data of the same part, to which those in `data` are added.
     """
     if counted is None:
-        _check_escapes(data, name)
-    if counted is None and _is_below(limits, data):
-        return  # even with those in texts, which takes less time
+        starts = range(0, len(data), SLICE)
+        totals = {mark: sum(data.count(mark, at, at + SLICE) for at in starts) for mark in (ESCAPE, *limits)}
+        if totals[ESCAPE] > MAX_ESCAPES:
+            raise BodyTooLarge(f"{name} has more than {MAX_ESCAPES} backslashes")
+        if len(data) <= MAX_PLAIN_BYTES and all(totals[mark] <= limit for mark, limit in limits.items()):
+            return  # even with those in texts, which takes less time
     numbers, num_bytes = Counter[bytes]() if counted is None else counted, 0
     for piece in _without_texts(data):
         num_bytes += len(piece)
@@ -40,21 +44,6 @@ def check_separators(
             numbers[separator] += piece.count(separator)
             if numbers[separator] > limit:
                 raise BodyTooLarge(f"{name} has more than {limit} {WORDS[separator]}")
-
-
-def _check_escapes(data: bytes, name: str) -> None:
-    """Check the number of backslashes in a request, which `name` stands for. Raises `BodyTooLarge`."""
-    if _number(b"\\", data) > MAX_ESCAPES:
-        raise BodyTooLarge(f"{name} has more than {MAX_ESCAPES} backslashes")
-
-
-def _is_below(limits: Mapping[bytes, int], data: bytes) -> bool:
-    """Return whether data could not exceed a limit if there were no texts."""
-    return len(data) <= MAX_PLAIN_BYTES and all(_number(separator, data) <= limits[separator] for separator in limits)
-
-
-def _number(separator: bytes, data: bytes) -> int:
-    return sum(data.count(separator, start, start + SLICE) for start in range(0, len(data), SLICE))
 
 
 def _without_texts(data: bytes) -> Iterator[bytes]:
