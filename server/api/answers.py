@@ -83,7 +83,7 @@ class AnswerStream:
         if self.generation.echo and self._echo is None:
             ids = self.generation.prompt.encoded.token_ids
             write = partial(Echo.of, ids, self.prompt_scores, self.tokenizer)
-            self._echo = await self.writer.write(self.record.client, len(ids), write)
+            self._echo = await self.writer.write(len(ids), write)
         answer = AnswerText(self.generation, self.first + index, self.tokenizer, self._echo)
         self.by_index[index] = answer
         return answer.first_piece()
@@ -219,7 +219,7 @@ async def whole(prompts: Sequence[AnswerStream], record: RequestRecord, shape: S
         return JSONResponse({**head, **shape.extras, "choices": choices, "usage": record.usage()})
 
     num_shown = sum(prompt.num_shown(piece, is_first=True) for piece, prompt in answers)
-    return await prompts[0].writer.write(record.client, num_shown, write)
+    return await prompts[0].writer.write(num_shown, write)
 
 
 async def chunks(
@@ -232,7 +232,7 @@ async def chunks(
             answers, is_first = prompts[piece.index // num_answers], piece.index not in begun
             write: Callable[[], list[dict[str, Any]]] = partial(list, shape.deltas(piece, answers, is_first=is_first))
             num_shown = answers.num_shown(piece, is_first=is_first)
-            for choice in await answers.writer.write(record.client, num_shown, write):
+            for choice in await answers.writer.write(num_shown, write):
                 chunk = {**head, **extras, "choices": [choice]}
                 extras = {}
                 if options.include_usage or options.continuous_usage_stats:

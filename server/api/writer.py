@@ -23,6 +23,6 @@ class Writer:
     def __init__(self) -> None:
         self._run = ThreadTurns(1, "answers")
 
-    async def write(self, client: str, num_tokens: int, work: Callable[[], Result]) -> Result:
+    async def write(self, num_tokens: int, work: Callable[[], Result]) -> Result:
         """Return the result of work on so many tokens: of the thread's if they are many."""
-        return work() if num_tokens <= MAX_SHOWN else await self._run(work, client=client)
+        return work() if num_tokens <= MAX_SHOWN else await self._run(work)

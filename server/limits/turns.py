@@ -1,4 +1,4 @@
-"""Lets clients take turns at work of which only a few pieces run at a time, such as that of a few threads."""
+"""Lets clients take turns at the work of a few threads."""
 
 from __future__ import annotations
 
@@ -16,20 +16,29 @@ client_in_turn: ContextVar[str] = ContextVar("client_in_turn", default="")
 Result = TypeVar("Result")
 
 
-class Turns:
-    """Lets `number` pieces of work run; of those that wait, the first one of each client in turn."""
+class ThreadTurns:
+    """Runs functions in `number` threads, which nothing else uses. While functions wait, their clients take turns.
 
-    def __init__(self, number: int) -> None:
+    A function's client is that of the current request.
+    """
+
+    def __init__(self, number: int, name: str) -> None:
+        self._threads = ThreadPoolExecutor(number, thread_name_prefix=name)
         self._num_free = number
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
+    async def __call__(self, function: Callable[..., Result], *arguments: object) -> Result:
+        """Return the result of a function. A function that is cancelled while it waits does not run."""
+        async with self.hold():
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
     @asynccontextmanager
-    async def hold(self, client: str) -> AsyncIterator[None]:
-        """Wait for a turn of the client, and hold it for the block. Work that is cancelled while it waits has no turn."""
+    async def hold(self) -> AsyncIterator[None]:
+        """Wait for a turn of the client, and hold it for the block."""
         if self._num_free:
             self._num_free -= 1
         else:
-            await self._wait(client)
+            await self._wait(client_in_turn.get())
         try:
             yield
         finally:
@@ -65,16 +74,3 @@ class Turns:
                 turn.set_result(None)
                 return
         self._num_free += 1
-
-
-class ThreadTurns:
-    """Runs functions in `number` threads, which nothing else uses. Clients that wait take turns."""
-
-    def __init__(self, number: int, name: str) -> None:
-        self._threads = ThreadPoolExecutor(number, thread_name_prefix=name)
-        self._turns = Turns(number)
-
-    async def __call__(self, function: Callable[..., Result], *arguments: object, client: str | None = None) -> Result:
-        """Return the result of a function, in the turn of `client` or else of the current request's client."""
-        async with self._turns.hold(client_in_turn.get() if client is None else client):
-            return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

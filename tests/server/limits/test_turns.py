@@ -7,18 +7,19 @@ import threading
 
 import pytest
 
-from server.limits.turns import ThreadTurns, Turns, client_in_turn
+from server.limits.turns import ThreadTurns, client_in_turn
 
 pytestmark = pytest.mark.anyio
 
 
-async def work(turns: Turns, client: str, name: str, done: list[str], seconds: float = 0.01) -> None:
-    async with turns.hold(client):
+async def work(turns: ThreadTurns, client: str, name: str, done: list[str], seconds: float = 0.01) -> None:
+    client_in_turn.set(client)
+    async with turns.hold():
         await asyncio.sleep(seconds)
         done.append(name)
 
 
-async def begin(turns: Turns, done: list[str], *names: str) -> list[asyncio.Task[None]]:
+async def begin(turns: ThreadTurns, done: list[str], *names: str) -> list[asyncio.Task[None]]:
     """Begin work whose names begin with the client's, in this order."""
     tasks = []
     for name in names:
@@ -28,18 +29,19 @@ async def begin(turns: Turns, done: list[str], *names: str) -> list[asyncio.Task
 
 
 async def test_a_client_with_much_work_delays_another_by_one_piece() -> None:
-    turns, done = Turns(1), list[str]()
+    turns, done = ThreadTurns(1, "test"), list[str]()
     tasks = await begin(turns, done, "a1", "a2", "a3", "a4", "b1", "c1", "b2")
     await asyncio.gather(*tasks)
     assert done == ["a1", "a2", "b1", "c1", "a3", "b2", "a4"]
 
 
 async def test_as_many_pieces_run_as_there_are_turns() -> None:
-    turns, running, most = Turns(2), 0, 0
+    turns, running, most = ThreadTurns(2, "test"), 0, 0
 
     async def run(client: str) -> None:
         nonlocal running, most
-        async with turns.hold(client):
+        client_in_turn.set(client)
+        async with turns.hold():
             running += 1
             most = max(most, running)
             await asyncio.sleep(0.001)
@@ -50,7 +52,7 @@ async def test_as_many_pieces_run_as_there_are_turns() -> None:
 
 
 async def test_cancelled_work_has_no_turn() -> None:
-    turns, done = Turns(1), list[str]()
+    turns, done = ThreadTurns(1, "test"), list[str]()
     tasks = await begin(turns, done, "a1", "a2", "a3", "b1")
     tasks[1].cancel()
     tasks[3].cancel()
@@ -61,8 +63,8 @@ async def test_cancelled_work_has_no_turn() -> None:
 
 
 async def test_a_turn_of_work_that_is_cancelled_at_that_moment_is_passed_on() -> None:
-    turns, done = Turns(1), list[str]()
-    async with turns.hold("a"):
+    turns, done = ThreadTurns(1, "test"), list[str]()
+    async with turns.hold():
         waiting, next_one = await begin(turns, done, "b1", "c1")
     waiting.cancel()  # it has its turn by now, and has not run yet
     await asyncio.gather(waiting, next_one, return_exceptions=True)
@@ -70,11 +72,11 @@ async def test_a_turn_of_work_that_is_cancelled_at_that_moment_is_passed_on() ->
 
 
 async def test_failed_work_passes_its_turn_on() -> None:
-    turns = Turns(1)
+    turns = ThreadTurns(1, "test")
     with pytest.raises(ValueError, match="failed"):
-        async with turns.hold("a"):
+        async with turns.hold():
             raise ValueError("failed")
-    async with asyncio.timeout(1), turns.hold("b"):
+    async with asyncio.timeout(1), turns.hold():
         pass
 
 
