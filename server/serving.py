@@ -130,7 +130,7 @@ async def assemble(
     model = ServedModel.load(settings)
     metrics = Metrics(model.name)
     decoder = DecodePool(model.config.vision, settings)
-    client = EngineClient(settings, decoder, metrics, spare=spare)
+    client = EngineClient(settings, decoder, metrics, spare)
     app = create_app(client, model, settings, metrics, decoder, catalog)
     if settings.otlp_endpoint is not None:
         _trace_requests(app, settings.otlp_endpoint, model.name)

@@ -97,18 +97,11 @@ class Client(Protocol):
 
 
 class EngineClient:
-    def __init__(
-        self,
-        settings: Settings,
-        decoder: MediaDecoder,
-        metrics: Metrics,
-        *,
-        factory: str = wire.ENGINE_FACTORY,
-        spare: Spare | None = None,
-    ) -> None:
-        """Create a client whose workers are taken from `spare`, or from a new one with `factory`."""
+    """Sends requests to a worker process; the first one and its successors are taken from `spare`."""
+
+    def __init__(self, settings: Settings, decoder: MediaDecoder, metrics: Metrics, spare: Spare) -> None:
         self._metrics = metrics
-        self._supervisor = Supervisor(settings, spare or Spare(factory, settings.max_restart_delay), metrics)
+        self._supervisor = Supervisor(settings, spare, metrics)
         self._open_requests: dict[str, OpenRequest] = {}
         self._supply = MediaSupply(decoder, metrics, settings, self._open_requests)
         self._watchdog = Watchdog(settings.stall_timeout)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from server.engine_client.client import EngineClient
+from server.engine_client.spare import Spare
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
 from tests.server.engine_client.requests import FakeDecoder
@@ -30,7 +31,7 @@ async def engine(
     decoder: FakeDecoder, metrics: Metrics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[EngineClient]:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    client = EngineClient(Settings(), decoder, metrics, factory="tests.server.scripted_engine:build")
+    client = EngineClient(Settings(), decoder, metrics, Spare("tests.server.scripted_engine:build", 30.0))
     await client.start()
     await asyncio.wait_for(client.loaded(), 20)
     yield client

@@ -13,6 +13,7 @@ import pytest
 
 from server.engine_client.client import EngineClient
 from server.engine_client.media_supply import OpenRequest
+from server.engine_client.spare import Spare
 from server.errors import EngineDied, EngineFailed, InvalidMedia, MediaNotFound, Overloaded
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
@@ -75,7 +76,9 @@ def mib(num_frames: float) -> float:
 
 @asynccontextmanager
 async def running(settings: Settings, decoder: FakeDecoder, metrics: Metrics) -> AsyncIterator[EngineClient]:
-    client = EngineClient(settings, decoder, metrics, factory="tests.server.scripted_engine:build")
+    client = EngineClient(
+        settings, decoder, metrics, Spare("tests.server.scripted_engine:build", settings.max_restart_delay)
+    )
     await client.start()
     await asyncio.wait_for(client.loaded(), 20)
     yield client

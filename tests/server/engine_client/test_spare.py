@@ -35,7 +35,7 @@ async def engine(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("SLOW_IMPORTS", str(tmp_path))
     monkeypatch.setattr(spare_module, "FIRST_PAUSE", 0.05)
-    client = EngineClient(Settings(), decoder, metrics, factory=FACTORY)
+    client = EngineClient(Settings(), decoder, metrics, Spare(FACTORY, 30.0))
     await client.start()
     await asyncio.wait_for(client.loaded(), 20)
     await eventually(lambda: has_imported(tmp_path, spares(client, tmp_path)))
@@ -71,7 +71,7 @@ async def test_a_prepared_process_is_the_first_worker(
     spare.prepare()
     await eventually(lambda: has_imported(tmp_path, workers(tmp_path)))
     (first,) = workers(tmp_path)
-    client = EngineClient(Settings(), decoder, metrics, spare=spare)
+    client = EngineClient(Settings(), decoder, metrics, spare)
     await client.start()
     await asyncio.wait_for(client.loaded(), 20)
     assert client.info["pid"] == first
@@ -135,7 +135,9 @@ async def test_a_spare_is_not_kept_if_it_is_switched_off(
     decoder: FakeDecoder, metrics: Metrics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLOW_IMPORTS", str(tmp_path))
-    client = EngineClient(Settings(spare_worker=False), decoder, metrics, factory="tests.server.scripted_engine:build")
+    client = EngineClient(
+        Settings(spare_worker=False), decoder, metrics, Spare("tests.server.scripted_engine:build", 30.0)
+    )
     await client.start()
     await asyncio.wait_for(client.loaded(), 20)
     await asyncio.sleep(0.5)

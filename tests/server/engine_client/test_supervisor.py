@@ -17,6 +17,7 @@ import pytest
 
 from server.engine_client import supervisor as supervisor_module
 from server.engine_client.client import EngineClient
+from server.engine_client.spare import Spare
 from server.errors import EngineDied, EngineNotReady, EngineStalled
 from server.settings import Settings, SettingsError
 from server.telemetry.metrics import Metrics
@@ -80,7 +81,9 @@ async def test_the_step_age_of_an_idle_worker_is_zero(engine: EngineClient) -> N
 async def impatient(decoder: FakeDecoder, metrics: Metrics) -> AsyncIterator[EngineClient]:
     """Yield a client that takes a worker for hanging after 1.5 seconds."""
     settings = Settings(stall_timeout=1.5)
-    client = EngineClient(settings, decoder, metrics, factory="tests.server.scripted_engine:build")
+    client = EngineClient(
+        settings, decoder, metrics, Spare("tests.server.scripted_engine:build", settings.max_restart_delay)
+    )
     await client.start()
     await asyncio.wait_for(client.loaded(), 20)
     yield client
@@ -148,7 +151,7 @@ async def test_failed_restarts_are_reported_and_tried_again(
     weights = tmp_path / "weights"
     weights.touch()
     factory = "tests.server.scripted_engine:build_if_model_exists"
-    client = EngineClient(Settings(model=str(weights), max_restart_delay=0.05), decoder, metrics, factory=factory)
+    client = EngineClient(Settings(model=str(weights), max_restart_delay=0.05), decoder, metrics, Spare(factory, 0.05))
     await client.start()
     await asyncio.wait_for(client.loaded(), 20)
     weights.unlink()
@@ -196,7 +199,7 @@ async def test_only_this_user_may_open_the_socket(engine: EngineClient, tmp_path
 
 
 async def test_a_worker_that_cannot_start_is_not_restarted(decoder: FakeDecoder, metrics: Metrics) -> None:
-    client = EngineClient(Settings(), decoder, metrics, factory="tests.server.scripted_engine:build_fails")
+    client = EngineClient(Settings(), decoder, metrics, Spare("tests.server.scripted_engine:build_fails", 30.0))
     await client.start()
     with pytest.raises(EngineDied, match="could not be started"):
         await asyncio.wait_for(client.loaded(), 20)
@@ -207,7 +210,7 @@ async def test_a_worker_that_cannot_start_is_not_restarted(decoder: FakeDecoder,
 async def test_settings_that_a_worker_refuses_are_named(
     decoder: FakeDecoder, metrics: Metrics, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = EngineClient(Settings(), decoder, metrics, factory="tests.server.scripted_engine:build_refuses")
+    client = EngineClient(Settings(), decoder, metrics, Spare("tests.server.scripted_engine:build_refuses", 30.0))
     await client.start()
     with pytest.raises(SettingsError, match=r"^device: there is none$"):
         await asyncio.wait_for(client.loaded(), 20)
