@@ -88,7 +88,7 @@ class StopStrings:
     Pratt, 1977).
     """
 
-    def __init__(self, stop: Sequence[str], *, include: bool = False) -> None:
+    def __init__(self, stop: Sequence[str], *, include: bool) -> None:
         self._stop = [(string, borders(string)) for string in stop]
         self._matched = [0] * len(stop)  # by stop string, the length of its beginning that ends the text
         self._include = include
@@ -201,7 +201,7 @@ class AnswerText:
     """Turns the events of one answer into pieces. An answer with an echo begins with the prompt."""
 
     def __init__(
-        self, generation: GenerationRequest, index: int, tokenizer: PromptTokenizer, echo: Echo | None = None
+        self, generation: GenerationRequest, index: int, tokenizer: PromptTokenizer, echo: Echo | None
     ) -> None:
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
@@ -232,7 +232,8 @@ class AnswerText:
         return piece
 
     def _filter(self, text: str) -> str:
-        text = self._counted(self._without_lead(text))
+        text = self._without_lead(text)
+        self._length += len(text)
         return self._stop.push(text) if self.num_tokens > self._min_tokens else text
 
     def _without_lead(self, text: str) -> str:
@@ -243,10 +244,6 @@ class AnswerText:
         common = next((i for i in range(shorter) if text[i] != self._lead[i]), shorter)
         self._lead = self._lead[common:] if common == len(text) else ""
         return text[common:]
-
-    def _counted(self, text: str) -> str:
-        self._length += len(text)
-        return text
 
 
 # JSON has no minus infinity

@@ -44,7 +44,7 @@ async def read_request(
     """
     fields, _ = await read_json(schema, request, services, empty)
     if isinstance(fields, ModelRequest) and fields.model not in (None, services.model.name):
-        raise services.model_not_found(str(fields.model), param="model")
+        raise services.model_not_found(str(fields.model))
     if isinstance(fields, TimedRequest):
         request.state.deadline.shorten(fields.timeout)
     if isinstance(fields, PrioritizedRequest) and fields.priority < 0:

@@ -94,9 +94,9 @@ class Services:
             comparison=replace(self.comparison, retrieval=retrieval),
         )
 
-    def model_not_found(self, name: str, *, param: str | None = None) -> ModelNotFound:
+    def model_not_found(self, name: str) -> ModelNotFound:
         names = ", ".join(map(repr, self.catalog))
-        return ModelNotFound(f"the model {name[:128]!r} does not exist: this server has {names}", param=param)
+        return ModelNotFound(f"the model {name[:128]!r} does not exist: this server has {names}", param="model")
 
 
 def count_failure(request: Request, error: ServerError) -> None:

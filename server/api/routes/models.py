@@ -58,7 +58,7 @@ async def list_models(services: GivenServices) -> Response:
 async def show_model(name: str, services: GivenServices) -> Response:
     """Describe a served model."""
     if (model := services.catalog.get(name)) is None:
-        raise services.model_not_found(name, param="model")
+        raise services.model_not_found(name)
     return JSONResponse(_card(model, services.settings.max_media_per_request))
 
 
