@@ -23,11 +23,11 @@ import torch
 
 from model.config import ConfigError, FlamingoConfig, load_config
 from model.flamingo import Flamingo
-from model.footprint import MAX_SIZE, Footprint, smallest_size
+from model.footprint import Footprint, smallest_size
 from model.presets.paper import PRESETS
 from model.presets.published import MODELS
 from model.quantised import KINDS, WeightFormat
-from model.ranks import Rank
+from model.ranks import MAX_RANKS, Rank
 from model.zoo.default import DEFAULT
 
 PARTS = {"language_model": "frozen", "vision": "frozen", "gated": "trainable", "resampler": "trainable"}
@@ -164,7 +164,7 @@ def _verdict(
     if weight_format is not None:  # a divided model has no weight format
         return [f"{verdict} into a device of {device_memory:g} GiB"]
     smallest = smallest_size(config, DTYPE, device_bytes)
-    fewest = f"{smallest} are the fewest" if smallest else f"not even {MAX_SIZE} are enough"
+    fewest = f"{smallest} are the fewest" if smallest else f"not even {MAX_RANKS} are enough"
     return [f"{verdict} into devices of {device_memory:g} GiB, of which {fewest}"]
 
 

@@ -21,7 +21,6 @@ from model.ranks import ALONE, Parts, Rank, rank_config, sizes_of
 NUM_MEDIA = 33
 # share of a device's memory for everything else: activations, libraries, fragmentation
 RESERVED = 0.1
-MAX_SIZE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +98,7 @@ def page_bytes(config: FlamingoConfig, dtype: torch.dtype) -> int:
 
 
 def smallest_size(config: FlamingoConfig, dtype: torch.dtype, device_bytes: int) -> int | None:
-    """Return the smallest number of ranks, up to 64, with which a model fits, or None."""
-    sizes = sizes_of(config, MAX_SIZE)
-    return next((size for size in sizes if Footprint.of(config, dtype, Rank(0, size)).fits(device_bytes)), None)
+    """Return the smallest number of ranks with which a model fits, or None."""
+    return next(
+        (size for size in sizes_of(config) if Footprint.of(config, dtype, Rank(0, size)).fits(device_bytes)), None
+    )

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 
 from model.config import ConfigError, FlamingoConfig, GatedConfig, LanguageModelConfig
 
+# by which a model is divided, the largest setting `tensor_parallel`
+MAX_RANKS = 64
 # the number of a layer in the name of a tensor
 LAYER = re.compile(r"\.\d+\.")
 
@@ -79,9 +81,9 @@ def rank_config(config: FlamingoConfig, rank: Rank) -> FlamingoConfig:
     )
 
 
-def sizes_of(config: FlamingoConfig, most: int) -> list[int]:
-    """Return the numbers of ranks, up to `most`, by which a model can be divided."""
-    return [size for size in range(1, most + 1) if _divides(config, size)]
+def sizes_of(config: FlamingoConfig) -> list[int]:
+    """Return the numbers of ranks by which a model can be divided."""
+    return [size for size in range(1, MAX_RANKS + 1) if _divides(config, size)]
 
 
 def _divides(config: FlamingoConfig, size: int) -> bool:

@@ -182,8 +182,8 @@ def test_a_model_that_cannot_be_divided_is_refused_by_name(config: FlamingoConfi
 
 
 def test_the_sizes_by_which_a_model_can_be_divided() -> None:
-    assert sizes_of(MODELS["slopes_of_12_heads"], 8) == [1, 2, 4]
-    assert sizes_of(IDEFICS, 8) == [1, 2]
+    assert sizes_of(MODELS["slopes_of_12_heads"]) == [1, 2, 4]
+    assert sizes_of(IDEFICS) == [1, 2]
 
 
 def test_a_checkpoint_is_checked_against_the_whole_model(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from model.config import ConfigError, FlamingoConfig
-from model.footprint import MAX_SIZE, Footprint, smallest_size
+from model.footprint import Footprint, smallest_size
 from model.quantised import WeightFormat
 from model.ranks import Rank, rank_config, sizes_of
 from server.engine.device.memory import GIB
@@ -30,7 +30,7 @@ def check_division(
     try:
         rank_config(config, Rank(0, size))
     except ConfigError as error:
-        sizes = ", ".join(map(str, sizes_of(config, MAX_SIZE)))
+        sizes = ", ".join(map(str, sizes_of(config)))
         raise SettingsError(f"tensor_parallel: {error}; {sizes} are accepted") from None
     for name, formats in PACKED.items():
         if size > 1 and (value := getattr(settings, name)) in formats:
