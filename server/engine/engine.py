@@ -250,7 +250,7 @@ class Engine:
         ended = self._clock()
         seconds, self._began = ended - self._began, ended
         if plan.rows or plan.pieces:
-            self.scheduler.learn(plan, seconds)
+            self.scheduler.pace.learn(plan.work, plan.num_frames, seconds)
             num_proposed = sum(len(row.proposed) for row in plan.rows)
             self._num_proposed += num_proposed
             self._num_accepted += sum(result.is_proposed for result in results) if num_proposed else 0

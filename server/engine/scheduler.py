@@ -82,10 +82,6 @@ class Scheduler:
             self._add_row(plan, row)
         return plan
 
-    def learn(self, plan: Plan, seconds: float) -> None:
-        """Note how long a step has taken."""
-        self.pace.learn(plan.work, plan.num_frames, seconds)
-
     def _begin_step(self) -> Plan:
         self._step += 1
         self.pace.note_requests(self._shares)
