@@ -38,7 +38,7 @@ class BodyRate:
     connection.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._due = 0.0  # when the bytes so far are read at this rate
 

@@ -7,7 +7,6 @@ request has no ticket and uses no more memory than an open connection. At shutdo
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -24,7 +23,7 @@ class Pacing:
     `max_held` are delayed, and further ones are sent at once, so that delayed refusals do not use up the connections.
     """
 
-    def __init__(self, max_held: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, max_held: int, clock: Callable[[], float]) -> None:
         self._max_held = max_held
         self._clock = clock
         # by client, the time until which its refusals so far take at the constant rate; the latest refused client is last

@@ -302,7 +302,7 @@ class MediaStore:
         _sync_folder(target.parent)
 
 
-def not_found(media_id: str, param: str = "") -> MediaNotFound:
+def not_found(media_id: str, param: str) -> MediaNotFound:
     return MediaNotFound(f"no image or video has the id {media_id[:80]!r}", param=param or None)
 
 

@@ -13,7 +13,7 @@ def stop_at_first_error(schema: CoreSchema) -> CoreSchema:
     return schema
 
 
-def _change_lists(schema: Any, *, is_outside: bool = False) -> None:
+def _change_lists(schema: Any, *, is_outside: bool) -> None:
     """Change the lists in a part of a schema, except those of inner models, which have changed theirs.
 
     A part that `is_outside` has not reached the fields of the model yet.

@@ -224,7 +224,7 @@ class Metrics:
     def count_finished(self, reason: str) -> None:
         self._request_success.labels(self._model_name, reason).inc()
 
-    def count_refused(self, code: str, tenant: str = "") -> None:
+    def count_refused(self, code: str, tenant: str) -> None:
         self._request_refused.labels(self._model_name, code, tenant).inc()
 
     def count_classification(self, method: str) -> None:
