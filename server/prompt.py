@@ -174,9 +174,12 @@ def check_texts(texts: Sequence[str], model: ServedModel, param: str) -> None:
 
 
 def encode_text(text: str, model: ServedModel, param: str) -> list[int]:
-    """Return the ids of a text without markers. Raises `ContextLengthExceeded` for one that cannot fit the model."""
+    """Return the ids of a text without markers. Raises `ContextLengthExceeded` for one that is too long for the model."""
     check_texts([text], model, param)
-    return model.tokenizer.encode_plain(text)
+    ids = model.tokenizer.encode_plain(text)
+    if len(ids) > (limit := model.max_model_len):
+        raise ContextLengthExceeded(f"the text has {len(ids)} tokens, the model's limit is {limit}", param=param)
+    return ids
 
 
 def check_token_ids(token_ids: list[int], model: ServedModel, param: str) -> list[int]:

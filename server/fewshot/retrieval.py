@@ -25,7 +25,7 @@ from model.likeness import Likeness, Vectors, unit
 from model.media import DECODING
 from server.access.tenants import DEFAULT_TENANT, qualified, split
 from server.engine_client.client import Client
-from server.errors import ContextLengthExceeded, InvalidRequest
+from server.errors import InvalidRequest
 from server.fewshot.recent import Recent
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore
@@ -164,11 +164,8 @@ class Retrieval:
 
     async def _query_vector(self, space: Space, query: SimilarityQuery) -> Vectors:  # -> [D]
         if space == "text":
-            return _mean(
-                await self._text_vectors(
-                    [await self.model.tokenize(self._text_ids, query.text, "query")], is_stored=False
-                )
-            )
+            ids = await self.model.tokenize(encode_text, query.text, self.model, "query")
+            return _mean(await self._text_vectors([ids], is_stored=False))
         # not from the database: the prompt shows the same media, so the engine has or encodes them anyway
         media = {item.id: item for item in query.media}
         features = await self.client.embed([*media.values()])
@@ -186,7 +183,7 @@ class Retrieval:
         return await self.example_vectors(support_set)
 
     def _all_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self._text_ids(text, "examples.support_set") for text in texts]
+        return [encode_text(text, self.model, "examples.support_set") for text in texts]
 
     async def _text_vectors(self, texts: Iterable[list[int]], *, is_stored: bool) -> dict[str, Vectors]:
         ids = {_text_key(text): text for text in texts}
@@ -212,15 +209,6 @@ class Retrieval:
                 await self.embeddings.put(new, self.embedder)
             vectors |= new
         return vectors
-
-    def _text_ids(self, text: str, param: str) -> list[int]:
-        ids = encode_text(text, self.model, param)
-        if len(ids) > self.model.max_model_len:
-            raise ContextLengthExceeded(
-                f"a text to compare has {len(ids)} tokens, the model's limit is {self.model.max_model_len}",
-                param=param,
-            )
-        return ids
 
 
 def compared_text(question: str, text: str) -> str:
