@@ -26,33 +26,6 @@ def upload(tables: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     return list(unpack(packed.to(device, non_blocking=True), tables))
 
 
-class Download:
-    """Tensors of the device on their way to the host, by one copy, for which it waits when it reads them.
-
-    What the device does later may overwrite them there.
-    """
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._tensors = tensors
-        self.has_arrived = not tensors or tensors[0].is_cpu
-        if not self.has_arrived:
-            packed = torch.cat([tensor.contiguous().flatten().view(torch.uint8) for tensor in tensors])
-            self._packed = torch.empty(len(packed), dtype=torch.uint8, pin_memory=True)
-            self._packed.copy_(packed, non_blocking=True)
-            self._end = torch.cuda.Event()
-            self._end.record()
-
-    def wait(self) -> list[Tensor]:
-        """Return the tensors on the host."""
-        if self.has_arrived:
-            return list(self._tensors)
-        self._end.synchronize()
-        parts = self._packed.split([tensor.nbytes for tensor in self._tensors])
-        # a copy of each, because it begins at an aligned address
-        pairs = zip(parts, self._tensors, strict=True)
-        return [part.clone().view(tensor.dtype).view(tensor.shape) for part, tensor in pairs]
-
-
 def unpack(packed: Tensor, tensors: Sequence[Tensor]) -> Iterator[Tensor]:
     """Return views of packed bytes, one after the other, with the shapes and dtypes of these tensors."""
     start = 0
@@ -98,22 +71,37 @@ class Uploads(Together):
 
 
 class Downloads(Together):
-    """Copies to the host. What is on a CPU is used at once, everything else when it has arrived."""
+    """Copies to the host. What is on a CPU is used at once, everything else when it has arrived.
+
+    Once the copies have begun, the device may overwrite its tensors.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._download: Download | None = None
+        self._begun: tuple[Tensor, torch.cuda.Event] | None = None  # all tensors in one on the host, and its arrival
 
     def begin(self) -> None:
-        self._download = Download(self._tensors)
-        if self._download.has_arrived:
-            self.finish()
+        tensors = self._tensors
+        if not tensors or tensors[0].is_cpu:
+            self._use(tensors)
+            return
+        packed = torch.cat([tensor.contiguous().flatten().view(torch.uint8) for tensor in tensors])
+        on_host = torch.empty(len(packed), dtype=torch.uint8, pin_memory=True)
+        on_host.copy_(packed, non_blocking=True)
+        arrival = torch.cuda.Event()
+        arrival.record()
+        self._begun = on_host, arrival
 
     def finish(self) -> None:
         """Wait for the copies that have begun, if there are any."""
-        if self._download is not None:
-            download, self._download = self._download, None
-            self._use(download.wait())
+        if self._begun is None:
+            return
+        (on_host, arrival), self._begun = self._begun, None
+        arrival.synchronize()
+        tensors = self._tensors
+        parts = zip(on_host.split([tensor.nbytes for tensor in tensors]), tensors, strict=True)
+        # a copy of each, because it begins at an aligned address
+        self._use([part.clone().view(tensor.dtype).view(tensor.shape) for part, tensor in parts])
 
 
 NUM_SIDES = 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.engine.device.transfers import Download, Downloads, Mirror, upload
+from server.engine.device.transfers import Downloads, Mirror, upload
 from tests.stand_in_device import DEVICE, DeviceTensor, stand_in_device
 
 TENSORS = [
@@ -20,6 +20,14 @@ TENSORS = [
 ]
 
 
+def begun(tensors: list[Tensor]) -> tuple[Downloads, list[Tensor]]:
+    """Begin to copy tensors to the host; return the copies, and the list that they enter when they have arrived."""
+    downloads, arrived = Downloads(), list[Tensor]()
+    downloads.add(tensors, lambda *copies: arrived.extend(copies))
+    downloads.begin()
+    return downloads, arrived
+
+
 def assert_equal(copies: list[Tensor]) -> None:
     assert [copy.dtype for copy in copies] == [tensor.dtype for tensor in TENSORS]
     for copy, tensor in zip(copies, TENSORS, strict=True):
@@ -31,15 +39,15 @@ def test_copies_equal_the_tensors() -> None:
         copies = upload(TENSORS, DEVICE)
         assert all(isinstance(copy, DeviceTensor) for copy in copies)
         assert (waits, waits.num_uploads) == ([], 1)
-        download = Download(copies)
-        assert not waits
-        results = download.wait()
+        download, results = begun(copies)
+        assert (waits, results) == ([], [])
+        download.finish()
         assert waits == ["copy to the host"]
     assert_equal(results)
 
 
 def test_a_cpu_copies_nothing() -> None:
-    copies = Download(upload(TENSORS, torch.device("cpu"))).wait()
+    _, copies = begun(upload(TENSORS, torch.device("cpu")))
     assert all(copy is tensor for copy, tensor in zip(copies, TENSORS, strict=True))
 
 
@@ -72,8 +80,8 @@ def test_results_are_used_in_the_order_in_which_they_were_added(device: str) -> 
 def test_what_the_device_does_after_a_copy_has_begun_does_not_change_it() -> None:
     with stand_in_device():
         copies = upload(TENSORS, DEVICE)
-        download = Download(copies)
+        download, results = begun(copies)
         for copy in copies:
             copy.zero_()
-        results = download.wait()
+        download.finish()
     assert_equal(results)
