@@ -147,11 +147,11 @@ def encode_segments(
 
 
 def check_texts(texts: Sequence[str], model: ServedModel, param: str) -> None:
-    """Check texts before tokenization: they are no data URLs, and together they may fit the model.
+    """Check texts before tokenization, which takes a second for long ones: none is a data URL, and together they may fit.
 
-    They have few enough bytes, and the beginnings of long ones few enough tokens: to encode all of them takes a second. A
-    text may be cut within a word, and texts may be joined, so beginnings may have tokens that the prompt does not have.
-    Raises `ContextLengthExceeded` or `InvalidRequest`.
+    The number of bytes is limited and, in the beginnings of long texts, the number of tokens. The limit is twice that of
+    the model: a beginning may end within a word, and texts may be joined, so beginnings may have tokens that the prompt
+    does not have. Raises `ContextLengthExceeded` or `InvalidRequest`.
     """
     num_bytes, max_bytes = 0, model.max_model_len * model.tokenizer.max_token_bytes
     for text in texts:

@@ -86,7 +86,7 @@ class Queued(msgspec.Struct, frozen=True, kw_only=True):
     prompt: EncodedPrompt
     priority: int = 0
     arrived: float = 0.0
-    # whose it is: clients have equal shares of the engine; all requests without a client are one client's
+    # the sender: clients have equal shares of the engine, and all requests without a client count as those of one
     client: str = ""
 
 

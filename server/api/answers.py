@@ -35,7 +35,7 @@ from server.wire import Admitted, Finished, Generate, PromptScored, Token, Token
 class AnswerStream:
     """The answers to one prompt while the engine generates them; the first has the index `first` in the response.
 
-    What all answers repeat of the prompt is computed once: it may be long, and the answers many.
+    What all answers repeat of the prompt is computed once, because the prompt may be long.
     """
 
     generation: GenerationRequest

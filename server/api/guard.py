@@ -51,11 +51,11 @@ METRICS_PATH = "/metrics"
 PROBE_PATHS = frozenset({"/health/live", "/health/ready"})
 OPEN_PATHS = PROBE_PATHS | DOCS_PATHS | {METRICS_PATH}
 IPV6_PREFIX = 64
-# of a client whose proxy names it by no address: a name could be that of a key
+# a client whose proxy does not send its address: a name that the proxy sends could be the id of a key
 UNKNOWN_ADDRESS = "unknown"
 # bytes of a refused body that are read and dropped: a disconnection can be noticed only after the body
 MAX_DROPPED = 2**16
-# parameters of a query: no route knows as many
+# maximum number of parameters in a query; no route has as many
 MAX_PARAMETERS = 64
 # headers that are read, and that a request may have once; of a repeated X-Request-Id, the first one is the request's
 SINGLE_HEADERS = (HEADER, "Authorization", "Content-Encoding", "Content-Type", "Idempotency-Key")

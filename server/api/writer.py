@@ -24,5 +24,5 @@ class Writer:
         self._run = ThreadTurns(1, "answers")
 
     async def write(self, num_tokens: int, work: Callable[[], Result]) -> Result:
-        """Return the result of work on so many tokens: of the thread's if they are many."""
+        """Return the result of work on this number of tokens; work on many tokens runs in the thread."""
         return work() if num_tokens <= MAX_SHOWN else await self._run(work)

@@ -15,7 +15,7 @@ MAX_TICK_SECONDS = 1.0
 TICKS_PER_TIMEOUT = 4
 # a tick is late if it takes this many times its interval
 LATE = 2.0
-# the share of the time that counts at least: a thread that always waits for a processor would hide one that hangs
+# the share of the time that always counts: otherwise, a thread that waits for a processor would hide one that hangs
 LEAST_SHARE = 1 / 4
 
 

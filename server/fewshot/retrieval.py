@@ -266,7 +266,7 @@ def _means(keys: Sequence[Sequence[str]], vectors: dict[str, Vectors]) -> Vector
 
 
 def _joined(vectors: Iterable[Vectors]) -> Vectors:
-    """Concatenate vectors of several spaces, so that the inner product is the mean of theirs."""
+    """Concatenate vectors of several spaces, so that their inner product is the mean of those in the spaces."""
     return unit(np.concatenate([*vectors], axis=-1))
 
 

@@ -35,7 +35,7 @@ _BUFFER = memoryview(bytearray(READ_BYTES))
 
 
 class _LingeringTransport:
-    """A transport whose `close` ends only its responses if `is_unread`, until the client closes it, or a timer of `linger`.
+    """A transport that stays open for reading after `close` if a body `is_unread`; the timer of `linger` closes it later.
 
     A system that closes a socket with unread data resets the connection, and then the client loses the response, too.
     """

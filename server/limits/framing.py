@@ -1,4 +1,4 @@
-"""HTTP/1.1 as this server reads it: h11, with limits for what is quickly sent and slowly read.
+"""HTTP/1.1 as this server reads it: h11, with limits for messages that are sent faster than they can be read.
 
 Each line of a head and each chunk of a body takes h11 some microseconds, whatever its length. The event loop reads them
 between all other work, so their numbers are limited. A body that is still unread when its response begins is not read: the
@@ -47,7 +47,7 @@ class Framing(h11.Connection):
 
     @property
     def is_body_unread(self) -> bool:
-        """True while a body arrives that is worth no reading once the request is refused."""
+        """True while a body arrives that is not read to its end if the request is refused."""
         return self.their_state is h11.SEND_BODY and not self._is_short
 
     def next_event(self) -> Any:

@@ -48,14 +48,14 @@ router = APIRouter()
 
 FORM = "multipart/form-data"
 FORM_FIELD = "file"
-# Python also has charsets that take a time in the square of the bytes, or that decode to what is no Unicode
+# Python has other charsets that take time quadratic in the number of bytes, or that decode to invalid Unicode
 FORM_CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
-# bytes of a field that is no file, which is refused: a form has only a file
+# maximum bytes of a field that is not a file; such a field is refused, because a form has only a file
 MAX_FIELD_BYTES = 256
 BYTES = "application/octet-stream"
 RAW = ("image/", "video/", BYTES)
 
-# attempts to store an upload whose media item is deleted at the same time, by the sweep of a support set that had it
+# attempts to store an upload: a sweep may delete the same media item, which a deleted support set had, at the same time
 MAX_ATTEMPTS = 3
 # the bytes are untrusted: a browser must not run them or guess another type; the content of an id never changes
 CONTENT_HEADERS = {
