@@ -1,4 +1,4 @@
-"""The YAML file of settings."""
+"""Reads settings from a YAML file."""
 
 from __future__ import annotations
 

@@ -64,8 +64,8 @@ class Lookup:
 def num_worthwhile(hit_share: float, cost: float, limit: int) -> int:
     """Return how many tokens to propose: as many as are likely to save more time than they cost.
 
-    `cost` is the time of a token more in a step, in times of a token now; all of them cost one at most, so that those who
-    share the step wait for little.
+    `cost` is the time that one more token adds to a step, relative to the present time per token. Together they add at
+    most the time of one token, so the other sequences of the step wait for little.
     """
     count, chance = 0, hit_share
     while count < limit and chance > cost and (count + 1) * cost <= 1:

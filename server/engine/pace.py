@@ -10,8 +10,8 @@ from server.engine.shares import Shares, work_of
 
 # the smallest piece of a prompt, unless a step with it takes too long
 MIN_PIECE = 16
-# A server that has one request at a time takes longer steps, which cost a CPU less: the first request that arrives next to
-# another one waits for one such step, and ends them for as many seconds.
+# A server with one request at a time takes longer steps, which a CPU computes more efficiently. A second request waits for
+# one such step; after it, steps are short for LONE_SECONDS.
 LONE_STEPS = 4.0
 LONE_SECONDS = 2.0
 # Steps that only encode media are shorter, since any request that arrives waits for one.
@@ -21,9 +21,9 @@ MEDIA_STEPS, LONE_MEDIA_STEPS = 0.5, 1.0
 class Pace:
     """An estimate of a step's seconds, from its work and its frames, that learns from each step.
 
-    It is a normalised least-mean-squares filter: cheap, and slow to believe a step that a busy machine has delayed. The
-    scale of work decides what a surprise is blamed on: the fixed part in steps of less work, else the work. If short steps
-    were blamed on their work, they would be cut shorter still, and never be seen to be slow for another reason.
+    It is a normalised least-mean-squares filter: cheap, and a step that a busy machine delays changes it little. An error
+    corrects mostly the fixed part if the step has less work than WORK_SCALE, else the time per unit of work. If errors of
+    short steps corrected the latter, steps would become shorter still, and the fixed part would never be learnt.
     """
 
     RISE, FALL = 0.25, 0.5
@@ -31,13 +31,13 @@ class Pace:
     WORK_SCALE = 64.0
 
     def __init__(self, usual: float = inf, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Begin without steps. `usual` is the longest time of a step, in seconds, where requests meet."""
+        """Begin without steps. `usual` is the longest time of a step, in seconds, while there are several requests."""
         self._usual = usual
         self._clock = clock
         self.forget()
 
     def forget(self) -> None:
-        """Forget how long steps have taken, and that two requests met."""
+        """Forget how long steps have taken, and when there were two requests."""
         self.fixed = self.per_work = self.per_frame = 0.0
         self._met = -inf  # the last time at which there were two requests
 

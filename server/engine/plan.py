@@ -91,7 +91,7 @@ class Plan:
 
     @property
     def frames_left(self) -> int:
-        """Return how many more frames can be encoded in this step."""
+        """The number of frames that can still be added to this step."""
         left = (self.max_frames if self.rows else self.max_frames_idle) - self.num_frames
         if self.pace.per_frame and self.max_seconds < inf:
             left = min(left, int((self.max_seconds - self.seconds) / self.pace.per_frame))

@@ -218,7 +218,11 @@ class Residents:
                     self.preempt(sequence)
 
     def _last_that_yields(self, newcomer: Sequence) -> Sequence | None:
-        """Return one of the request with most seats; for a light newcomer, also of such a client, or with a larger need."""
+        """Return the sequence that gives its seat to `newcomer`, if any.
+
+        It belongs to the request with most seats. A light newcomer also takes a seat from the client with most seats, or
+        from a sequence that needs more.
+        """
         seated = [sequence for sequence in self.running if _may_yield(sequence, newcomer)]
         if not seated:
             return None
@@ -313,7 +317,7 @@ def _blocks(last: Sequence, waiting: Sequence) -> bool:
 
 
 def _may_yield(sequence: Sequence, newcomer: Sequence) -> bool:
-    """Return whether a sequence may lose its seat to another request, of no lower priority, that may be unable to use it.
+    """Return whether a sequence may lose its seat to another request, of the same or a higher priority.
 
     A sequence that has lost a seat keeps the next one until it has computed more than before, or it would lose its work for
     ever. A computed stem has none.

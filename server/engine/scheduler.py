@@ -25,8 +25,8 @@ from server.engine.shares import CONTEXT_PER_TOKEN, TOKENS_PER_FRAME, count_with
 
 # the time of heavy sequences relative to that of light ones, which should take at most three times as long as alone
 HEAVY_SHARE = 1 / 3
-# in every fourth step a piece that ends for lack of time has half its length: steps of one size would not tell what a step
-# costs from what its tokens cost
+# in every fourth step, a piece that is cut for lack of time is cut to half that length: steps of different sizes show which
+# part of their time is fixed and which grows with the tokens
 PROBE_EVERY = 4
 # smaller pieces wait for the media that follow them, if these are being encoded
 MIN_PIECE_BEFORE_MEDIA = 64

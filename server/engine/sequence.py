@@ -128,7 +128,7 @@ class Sequence:
 
     @property
     def num_left(self) -> int:
-        """Return how many tokens are to be computed; a sequence that waits may find some of them in the cache."""
+        """The number of tokens to compute; if the sequence waits, some of them may be in the cache."""
         if self.is_waiting:
             return len(self.token_ids) if self.num_missing is None else self.num_missing
         return len(self.token_ids) - self.num_computed

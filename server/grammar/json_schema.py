@@ -80,7 +80,7 @@ def _is_integer(kind: Any) -> bool:
 
 
 def _bound(schema: dict[str, Any]) -> None:
-    """Add the bounds of an integer that the schema lacks; constants have none, and far ones go with its own far bounds."""
+    """Add the bounds that an integer lacks, unless it is a constant; they are larger if the schema has a large bound."""
     if "enum" in schema or "const" in schema:
         return
     bounds = [schema[name] for name in LOWER_BOUNDS + UPPER_BOUNDS if name in schema]

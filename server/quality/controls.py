@@ -48,7 +48,7 @@ def strategy_of_controls(strategies: Sequence[Strategy]) -> Strategy:
 def check_controls(
     controls: Sequence[Control], methods: Sequence[Method], template: Template, model: ServedModel
 ) -> None:
-    """Raises `InvalidRequest` for controls that take away what no setting has."""
+    """Check that each control takes away something that a setting has. Raises `InvalidRequest`."""
     for control in controls:
         if obstacle := _obstacle(control, methods, template, model):
             raise InvalidRequest(f"{control} {obstacle}", param="controls")

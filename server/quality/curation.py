@@ -86,14 +86,14 @@ class Curation:
 
 
 def check_diagnosable(support_set: SupportSet) -> None:
-    """Raises `InvalidRequest` for a version without labelled media, and as `check_number`."""
+    """Check that a version has labelled media, and no more examples than can be compared. Raises `InvalidRequest`."""
     if not read_labelled(support_set.examples).examples:
         raise InvalidRequest("diagnostics compare labelled media, and no example has media and a label or a text")
     check_number(support_set)
 
 
 def check_number(support_set: SupportSet) -> None:
-    """Raises `InvalidRequest` for more examples than are compared with each other."""
+    """Check that a version has at most `MAX_EXAMPLES` examples. Raises `InvalidRequest`."""
     if (number := len(support_set.examples)) > MAX_EXAMPLES:
         raise InvalidRequest(f"up to {MAX_EXAMPLES} examples are compared with each other, there are {number}")
 

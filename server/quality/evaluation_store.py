@@ -246,7 +246,7 @@ class Evaluations:
     # for the server that runs those of all tenants
 
     def _is_ours(self) -> ColumnElement[bool]:
-        """Select the evaluations by this model; those of a server with a single model name none, and are anyone's."""
+        """Select the evaluations of this model, and those that name none, which a server with one model has created."""
         name = EvaluationRow.plan["model"].as_string()
         return true() if self._model is None else or_(name.is_(None), name == self._model)
 

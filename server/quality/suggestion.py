@@ -18,7 +18,7 @@ from server.fewshot.methods.likeness import Array
 from server.quality.left_out import blocks
 from server.schemas.responses.curation import LabelProbability
 
-# what an image counts whose label is certain; one between two labels counts 1. On photographs, 0.5 to 1 did as well
+# the weight of an image whose label is certain; one between two labels has weight 1. On photographs, 0.5 to 1 did as well
 CERTAIN = 0.75
 NUM_LABELS = 2
 

@@ -1,4 +1,4 @@
-"""JSON objects in requests.
+"""Validates the JSON objects of requests.
 
 JSON has no infinity, but pydantic reads 1e400 as one, and msgspec would write it as null. Writing an integer takes a time
 that is quadratic in its digits: a body of 8 MiB could take seconds.

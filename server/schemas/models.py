@@ -38,7 +38,7 @@ TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
 def _input_tag(value: Any) -> str:
-    """One text, as a string or as token ids; or several of one sort, by the first of them."""
+    """Return the tag of an input: one text, or a list, whose tag depends on its first element."""
     if isinstance(value, str):
         return "<string>"
     first = value[0] if isinstance(value, list) and value else None

@@ -1,4 +1,4 @@
-"""The meaning of the errors of SQLite and of PostgreSQL's driver."""
+"""Classifies the errors of SQLite and of PostgreSQL's driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks of text K/V, with the prefix cache.
+"""Allocates blocks for the keys and values of text, and finds cached blocks by hash: the prefix cache.
 
 A published block keeps its contents when its last owner releases it, and is reused only after all empty blocks, least
 recently used first. Its hash covers token ids *and* the media that those tokens read, so two prompts share a block only if

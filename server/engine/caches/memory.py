@@ -33,6 +33,8 @@ class Cached:
 
 
 class Memory:
+    """The blocks and slots of all sequences, and which of them wait for what others compute."""
+
     def __init__(self, config: EngineConfig, blocks: BlockPool, media: MediaCache, model: FlamingoConfig) -> None:
         self.config = config
         self.blocks = blocks
@@ -175,10 +177,10 @@ class Memory:
         return shots
 
     def put_off(self, sequence: Sequence, shots: Mapping[bytes, Sequence]) -> int:
-        """Make the shots that other sequences compute the last ones, and return the first of their tokens.
+        """Move the shots that other sequences compute to the end of the order, and return where their tokens start.
 
-        Without any, it is the end of the sequence. No sequence waits for one of a lower priority, and one that waits holds
-        no page but that of its next token.
+        Without such shots, that is the end of the sequence. No sequence waits for one of a lower priority, and one that
+        waits holds no page but that of its next token.
         """
         layout, spans, order = sequence.layout, sequence.spans, sequence.order_of_shots
         if layout is None or spans is None or not shots or sequence.num_computed >= layout.query_start:

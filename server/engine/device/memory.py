@@ -70,7 +70,7 @@ class Room:
 
     @property
     def left(self) -> int:
-        """Return the bytes that are left for the caches; a negative number is what is missing."""
+        """The bytes that are left for the caches; negative if there are too few."""
         return int(self.total * self.fraction) - self.used - self.step - self.graphs
 
     def __str__(self) -> str:
