@@ -62,7 +62,7 @@ class Pace:
             self._met = self._clock()
 
     def longest(self) -> float:
-        """Return the longest time of a step, in seconds: at least twice that of reading the weights, like all of these."""
+        """Return the longest time of a step, in seconds: at least twice the fixed part, as all limits here."""
         return self._seconds(LONE_STEPS if self._is_alone() else 1.0)
 
     def longest_of_media(self) -> float:

@@ -163,7 +163,7 @@ def _patterns(schema: dict[str, Any]) -> Iterator[str]:
 
 
 def _check_pattern(node: Node, pattern: str) -> None:
-    """Raises `GrammarError` for a pattern with parts that only a search that goes back can match."""
+    """Check that a pattern needs no backtracking. Raises `GrammarError`."""
     token = next((token for token in TOKEN.finditer(pattern) if token.lastgroup), None)
     if token is None:
         return

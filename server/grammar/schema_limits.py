@@ -61,7 +61,7 @@ def limit_schemas(nodes: Sequence[Node]) -> None:
 
 
 def check_regex(text: str) -> None:
-    """Raises `GrammarError` for a regular expression that takes long."""
+    """Check that a regular expression has few repetitions, which take long to compile. Raises `GrammarError`."""
     if (number := sum(map(text.count, REPETITIONS))) > MAX_REPETITIONS:
         raise GrammarError(f"the regular expression has {number} repetitions, the limit is {MAX_REPETITIONS}")
 
@@ -130,7 +130,7 @@ def _limit_numbers(schema: dict[str, Any]) -> None:
 
 
 def _check_constants(constants: Any) -> None:
-    """Raises `GrammarError` for a number that llguidance, which computes with 64-bit floats, would write as another one."""
+    """Check that numbers are exact as 64-bit floats, with which llguidance computes. Raises `GrammarError`."""
     for value in _parts(constants):
         if isinstance(value, int | float) and value < -LARGEST_NUMBER:
             raise GrammarError(f"a number of a constant is at least {-LARGEST_NUMBER}, not {_shown(value)}")
