@@ -162,7 +162,7 @@ def create_app(
     media_references, embeddings = MediaReferences(database, store, decoder), EmbeddingStore(database)
     support_sets = SupportSets(database, media_references, max_examples=settings.max_set_examples)
     intake = Intake(
-        settings, store, Fetcher(settings, observe=noting("media.fetch", metrics.media_fetch.observe)), decoder
+        settings, store, decoder, Fetcher(settings, observe=noting("media.fetch", metrics.media_fetch.observe))
     )
     retrieval = Retrieval(client, model, embeddings, store, observe=noting("retrieval", metrics.retrieval.observe))
     shots, comparison = ShotSource(intake, support_sets, retrieval), Comparison(retrieval, FitStore(database))

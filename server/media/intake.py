@@ -30,16 +30,12 @@ BY_ID = ("the id of an uploaded image or video",)
 class Intake:
     """Reads the media of a tenant's requests.
 
-    `fetcher` fetches URLs, by default within the rules of the settings. `decoder` checks media when a request reuses their
-    name for other media.
+    `decoder` checks media when a request reuses their name for other media. `fetcher` fetches URLs, by default within the
+    rules of the settings.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        store: MediaStore,
-        fetcher: Fetcher | None = None,
-        decoder: DecodePool | None = None,
+        self, settings: Settings, store: MediaStore, decoder: DecodePool, fetcher: Fetcher | None = None
     ) -> None:
         self.settings = settings
         self.store = store

@@ -49,10 +49,10 @@ class _Names:
 class MediaNames:
     """The named media of all clients, at most `max_bytes` in total. The tenant with the most bytes makes room for others.
 
-    If `decoder` cannot decode the bytes of a name, the name can be reused; without a decoder, no name can.
+    If `decoder` cannot decode the bytes of a name, the name can be reused.
     """
 
-    def __init__(self, max_bytes: int, decoder: DecodePool | None = None) -> None:
+    def __init__(self, max_bytes: int, decoder: DecodePool) -> None:
         self._max_bytes = max_bytes
         self._decoder = decoder
         self._of: defaultdict[str, _Names] = defaultdict(_Names)  # by tenant
@@ -83,7 +83,7 @@ class MediaNames:
 
     async def _is_media(self, media: EncodedMedia | None) -> bool:
         """Return whether the bytes of a name can be decoded; True if they were dropped."""
-        if self._decoder is None or media is None:
+        if media is None:
             return True
         try:
             await self._decoder.decode(media)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from unittest.mock import create_autospec
 
 import pytest
 
@@ -10,6 +11,7 @@ from bench import random_models
 from bench.workload import TEXT_LENGTH, Prompts, frames_of, greedy, random_image, random_text
 from model.prompt import PromptTokenizer
 from server.media.intake import Intake
+from server.media.pool import DecodePool
 from server.media.store import MediaStore
 from server.prompt import prepare_prompts
 from server.schemas.generation import CompletionRequest
@@ -69,7 +71,7 @@ def test_the_http_parts_of_a_prompt_give_the_same_tokens_and_media(tokenizer: Pr
     prompt = Prompts(tokenizer).new_prompt(Prompts(tokenizer).new_support_set(2))
     request = prompt.request("x", tokenizer, greedy(1))
     completion = CompletionRequest.model_validate({"prompt": prompt.parts()})
-    intake = Intake(Settings.model_validate({}), MediaStore("memory://"))
+    intake = Intake(Settings.model_validate({}), MediaStore("memory://"), create_autospec(DecodePool))
     model = ServedModel("tiny", CONFIG, tokenizer, 1024)
     (prepared,) = asyncio.run(prepare_prompts(completion.prompt, model, intake))
     assert prepared.encoded.token_ids == request.prompt.token_ids

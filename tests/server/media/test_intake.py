@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import create_autospec
 
 import httpx
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from server.app import create_app
 from server.errors import InvalidMedia, InvalidRequest, MediaNotFetched, MediaNotFound
 from server.media.intake import Intake
+from server.media.pool import DecodePool
 from server.media.source import EncodedMedia, encoded, read_data_url
 from server.media.store import MediaStore
 from server.schemas.prompt import ImageIdPart, ImageUrlPart
@@ -46,7 +48,7 @@ def settings(settings: Settings, web: Web) -> Settings:
 
 @pytest.fixture
 def intake(settings: Settings, tmp_path: Any) -> Intake:
-    return Intake(settings, MediaStore(str(tmp_path / "media")))
+    return Intake(settings, MediaStore(str(tmp_path / "media")), create_autospec(DecodePool))
 
 
 def url_part(web: Web, path: str) -> dict[str, Any]:
@@ -180,7 +182,7 @@ async def test_the_media_of_a_prompt_share_a_limit(settings: Settings, tmp_path:
     assert half < settings.max_media_bytes
     web.pages |= {f"/{i}": answer(RED + bytes([i]) * half) for i in range(3)}
     parts = {f"p[{i}]": ImageUrlPart.model_validate(url_part(web, f"/{i}")) for i in range(3)}
-    intake = Intake(settings, store)
+    intake = Intake(settings, store, create_autospec(DecodePool))
     with pytest.raises(InvalidMedia, match=r"^the media of the request have [0-9,]+ bytes, .* \(max_body_mb\)$"):
         await intake.read_all(parts, "prompt")
     del parts["p[2]"]
@@ -207,7 +209,7 @@ async def test_stored_media_are_found_in_order_and_a_missing_one_is_named(intake
 
 
 async def test_media_of_an_object_store_are_found_like_those_of_a_folder(settings: Settings) -> None:
-    intake = Intake(settings, MediaStore("memory://found-concurrently"))
+    intake = Intake(settings, MediaStore("memory://found-concurrently"), create_autospec(DecodePool))
     names = [intake.store.put(RED + bytes([number]), "image") for number in (1, 0)]
     assert [media.id for media in await intake.find_all(names, "examples")] == names
     with pytest.raises(MediaNotFound):

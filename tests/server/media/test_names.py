@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from unittest.mock import create_autospec
 
 import httpx
 import pytest
@@ -29,7 +30,7 @@ def text(value: str) -> dict[str, object]:
 
 
 async def test_a_name_finds_its_media_at_another_path() -> None:
-    named = MediaNames(1000)
+    named = MediaNames(1000, create_autospec(DecodePool))
     await named.keep("a", image(RED), "p")
     media = named.find("a", "image", "there")
     assert (media.data, media.digest, media.param) == (RED, image(RED).digest, "there")
@@ -39,7 +40,7 @@ async def test_a_name_finds_its_media_at_another_path() -> None:
 
 
 async def test_the_data_used_last_are_kept() -> None:
-    named = MediaNames(3)
+    named = MediaNames(3, create_autospec(DecodePool))
     for name in "abc":
         await named.keep(name, image(name.encode()), "p")
     named.find("a", "image", "p")
@@ -61,7 +62,7 @@ def _is_kept(named: MediaNames, name: str) -> bool:
 
 async def test_a_name_refuses_other_data_also_after_its_own_were_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "MAX_NAMES", 2)
-    named = MediaNames(1)
+    named = MediaNames(1, create_autospec(DecodePool))
     await named.keep("a", image(b"1"), "p")
     await named.keep("a", image(b"1"), "p")
     await named.keep("b", image(b"2"), "p")
@@ -75,7 +76,7 @@ async def test_a_name_refuses_other_data_also_after_its_own_were_dropped(monkeyp
 
 async def test_the_tenant_that_has_most_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "MAX_NAMES", 4)
-    named = MediaNames(3)
+    named = MediaNames(3, create_autospec(DecodePool))
     await named.keep("a", image(b"1"), "p", "acme")
     for name in "abcdef":
         await named.keep(name, image(name.encode()), "p", "other")

@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import replace
 from typing import Any
+from unittest.mock import create_autospec
 
 import httpx
 import pytest
@@ -17,6 +18,7 @@ from server import spelling
 from server.api.generation import completion_requests
 from server.errors import InvalidRequest, MediaNotFound, UnsupportedParameter
 from server.media.intake import Intake
+from server.media.pool import DecodePool
 from server.media.store import MediaStore
 from server.prompt import prepare_prompt, prepare_prompts
 from server.schemas import base
@@ -29,7 +31,7 @@ from tests.server.fakes import AS_JSON, CONFIG, TOKENIZER, FakeClient, served_mo
 from tests.tiny_models import prompt_tokenizer
 
 pytestmark = pytest.mark.anyio
-INTAKE = Intake(Settings(), MediaStore("memory://nothing"))
+INTAKE = Intake(Settings(), MediaStore("memory://nothing"), create_autospec(DecodePool))
 LAST_ID = CONFIG.language_model.num_token_ids - 1
 
 
