@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 
 from flamboyance_client import Client, example
+from flamboyance_client.bodies import encoded
 from flamboyance_client.folders import labelled_files
 from flamboyance_client.frames import Columns, labelled_rows
 from flamboyance_client.labelled import with_ids
+from flamboyance_client.stored import SupportSetCalls
 from tests.clients.python.test_frames import Frame
 from tests.clients.python.test_stored import Send
 
@@ -37,6 +40,19 @@ HALF = "\udcff"
 def test_a_value_that_cannot_be_sent_is_named(send: Send, field: str) -> None:
     with Client("http://nowhere") as client, pytest.raises(ValueError, match=field):
         send(client)
+
+
+def test_numbers_and_lists_of_other_types_are_sent_as_those_of_json() -> None:
+    body = {"k": np.int64(4), "labels": np.array(["a", "b"]), "range": range(2), "set": {"a"}, "keys": {"b": 1}.keys()}
+    assert json.loads(encoded(body)) == {"k": 4, "labels": ["a", "b"], "range": [0, 1], "set": ["a"], "keys": ["b"]}
+    evaluation = SupportSetCalls().evaluate("pets", {"k": np.int64(4)})  # type: ignore[typeddict-item]
+    assert evaluation.body == {"k": [4]}
+
+
+@pytest.mark.parametrize("value", [np.zeros((2, 2), np.uint8), object(), b"a", (i for i in range(2))])
+def test_another_object_is_named(value: Any) -> None:
+    with pytest.raises(TypeError, match=f"a request cannot have a value of the type {type(value).__name__}$"):
+        encoded({"metadata": value})
 
 
 def test_a_label_that_is_no_text_is_named_with_its_file(tmp_path: Path) -> None:

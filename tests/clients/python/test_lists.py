@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -66,6 +68,25 @@ def test_an_array_may_be_a_list() -> None:
     assert len(checked_queries(np.zeros((3, 4, 5, 3), np.uint8), 1)) == 3
     assert checked_queries(np.array(["a.png", "b.png"]), 1) == ["a.png", "b.png"]
     assert checked_queries((name for name in ("a.png", "b.png")), 1) == ["a.png", "b.png"]
+
+
+def test_an_iterator_is_read_once_for_all_requests() -> None:
+    requests: list[httpx.Request] = []
+    once: Any = iter
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        return httpx.Response(200, json={"label": "cat", "confidence": 1.0, "candidates": []})
+
+    with Client("http://server", transport=httpx.MockTransport(answer)) as client:
+        shots = [{"image": "img_1", "label": label} for label in ("cat", "dog")]
+        client.classify_many(["img_2", "img_3"], shots=once(shots), candidates=once(["cat", "dog"]))
+        client.measure([("img_2", "cat")], methods=["knn", "linear"], shots=once(shots))
+    sent = [json.loads(request.content) for request in requests]
+    assert [body["shots"] for body in sent] == [shots] * 4
+    assert [body["candidates"] for body in sent[:2]] == [["cat", "dog"]] * 2
+    request, _ = exchange(lambda c: c.support_sets.remove("pets", once(["1", "2"])), SET)
+    assert request.url.query == b"id=1%2C2"
 
 
 def test_lists_are_taken_as_they_are() -> None:

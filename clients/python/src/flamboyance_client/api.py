@@ -40,6 +40,7 @@ from flamboyance_client.retries import Retries, retry_after, should_retry
 from flamboyance_client.sse import EventParser
 
 Reply = TypeVar("Reply")
+Fields = TypeVar("Fields", bound=Mapping[str, Any])
 
 DONE = "[DONE]"
 # the fields of a recommended request that any method may have
@@ -134,14 +135,21 @@ class Api:
         return Call(method="POST", path=path, body={**model, **options, **fields}, read=json_reader(parse))
 
 
+def with_lists(options: Fields) -> Fields:
+    """Return the options with lists in place of iterators, which can be read only once."""
+    fields: Any = {name: list(value) if isinstance(value, Iterator) else value for name, value in options.items()}
+    return fields
+
+
 def checked_options(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that are not None.
+    """Return the options that are not None, with lists in place of iterators.
 
     Raises `TypeError` for an option that `kind` does not have, and `ValueError` for a value that cannot be sent.
     """
     if unknown := sorted(options.keys() - kind.__annotations__.keys()):
         near = get_close_matches(unknown[0], kind.__annotations__, n=1)
         raise TypeError(f"unknown option {', '.join(unknown)}" + "".join(f"; did you mean {name}?" for name in near))
+    options = with_lists(options)
     check_values(options)
     return {name: value for name, value in options.items() if value is not None}
 

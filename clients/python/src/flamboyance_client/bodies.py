@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from math import isfinite
 from typing import Any
 
 
 def encoded(body: Mapping[str, Any]) -> bytes:
-    """Return a body as JSON. Raises `ValueError` for a number or a text that it cannot hold, with the name of the field."""
+    """Return a body as JSON.
+
+    Raises `ValueError` for a number or a text that it cannot hold, with the name of the field, and `TypeError` for
+    an object of another type.
+    """
     try:
-        return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_plain)
+        return text.encode()
     except ValueError:
         check_values(body)
         raise
+
+
+def _plain(value: Any) -> Any:
+    """Return a number or a list of NumPy or pandas, a set or a range in the types of JSON."""
+    if hasattr(value, "tolist") and len(value.shape) < 2:
+        return value.tolist()
+    if isinstance(value, Set | range):
+        return list(value)
+    raise TypeError(f"a request cannot have a value of the type {type(value).__name__}")
 
 
 def check_values(fields: Mapping[str, Any]) -> None:

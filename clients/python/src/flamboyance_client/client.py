@@ -20,7 +20,7 @@ from weakref import finalize
 import httpx
 
 from flamboyance_client.accuracy import Accuracy, LabelledQueries, check_labels, labelled_queries, requests_by_method
-from flamboyance_client.api import Api, Call, api_error, checked_selection
+from flamboyance_client.api import Api, Call, api_error, checked_selection, with_lists
 from flamboyance_client.async_resources import AsyncEvaluations, AsyncFewShot, AsyncImages, AsyncSupportSets
 from flamboyance_client.batches import CONCURRENCY, OnError, checked_queries, classifications, run_all, run_all_async
 from flamboyance_client.connection import async_events, client_settings, events, request_arguments, transport_errors
@@ -132,7 +132,7 @@ class Client(MadeAgain):
         succeeded, and otherwise the queries that were not sent have failed with it. An interrupt (Ctrl-C) ends all requests
         of this client, and the results are lost.
         """
-        items = checked_queries(queries, concurrency)
+        items, options = checked_queries(queries, concurrency), with_lists(options)
         checked_selection(ClassifyOptions, options)
         outcomes = run_all(
             lambda query: self.classify(query, **options), items, concurrency, self._http.get().end_requests
@@ -154,6 +154,7 @@ class Client(MadeAgain):
         examples of the set would be answered too well; leave them out. Raises `ValueError` for a label that no answer can
         have, and what `classify_many` raises; `QueriesFailed` has the `accuracies` of the methods before.
         """
+        options = with_lists(options)
         requests = requests_by_method(methods, options)
         items, labels = labelled_queries(queries)
         run(self._send, check_labels(SupportSetCalls(), labels, options))
@@ -311,7 +312,7 @@ class AsyncClient(MadeAgain):
 
         Failed queries are treated as by `Client.classify_many`.
         """
-        items = checked_queries(queries, concurrency)
+        items, options = checked_queries(queries, concurrency), with_lists(options)
         checked_selection(ClassifyOptions, options)
         outcomes = await run_all_async(lambda query: self.classify(query, **options), items, concurrency)
         return outcomes if on_error == "return" else classifications(outcomes, items)
@@ -325,6 +326,7 @@ class AsyncClient(MadeAgain):
         **options: Unpack[ClassifyOptions],
     ) -> tuple[Accuracy, ...]:
         """Classify labelled queries by each method, as `Client.measure` does."""
+        options = with_lists(options)
         requests = requests_by_method(methods, options)
         items, labels = await asyncio.to_thread(labelled_queries, queries)
         await run_async(self._send, check_labels(SupportSetCalls(), labels, options))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -137,7 +138,7 @@ class SupportSetCalls:
 
     def evaluate(self, name: str, options: EvaluateOptions) -> Call[Evaluation]:
         fields = checked_options(EvaluateOptions, options)
-        lists = {key: [fields[key]] for key in LISTS & fields.keys() if isinstance(fields[key], int | str)}
+        lists = {key: [fields[key]] for key in LISTS & fields.keys() if isinstance(fields[key], Integral | str)}
         return Call(
             method="POST",
             path=resource_path("support_sets", name, "evaluate"),
@@ -208,7 +209,7 @@ def resource_path(*segments: str) -> str:
 
 def _joined(ids: str | Sequence[str]) -> str:
     """Return the ids of examples as they are sent; a text is one id. Raises `ValueError` for a list in a text."""
-    several = [ids] if isinstance(ids, str) else ids
+    several = [ids] if isinstance(ids, str) else list(ids)
     if wrong := [example_id for example_id in several if "," in example_id]:
         raise ValueError(f"{wrong[0]!r} is not the id of an example; several ids are a list")
     return ",".join(several)
