@@ -39,7 +39,7 @@ def bodies(examples: Any) -> list[list[dict[str, Any]]]:
 
 
 def test_an_image_is_a_path_bytes_a_url_or_an_id(file: Path) -> None:
-    for source in (file, str(file), DATA, URL):
+    for source in (file, str(file), DATA, bytearray(DATA), memoryview(DATA), URL):
         shots = [{"image": source, "label": "x"}]
         assert bodies(shots) == [[{"image": URL, "label": "x"}]] * 4
         assert shots == [{"image": source, "label": "x"}]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, TypeVar
 
-from flamboyance_client.prompt import ImageIdPart, ImagePart, Media, VideoIdPart, VideoPart, to_url
+from flamboyance_client.prompt import BUFFERS, ImageIdPart, ImagePart, Media, VideoIdPart, VideoPart, to_url
 
 Json = Mapping[str, Any]
 MediaPart = ImagePart | VideoPart | ImageIdPart | VideoIdPart
@@ -142,7 +142,7 @@ def _checked_parts(media: Sequence[MediaPart]) -> list[MediaPart]:
 def _set_media(fields: Query, media: QueryMedia) -> None:
     if isinstance(media, str) and is_stored(media):
         fields["image"] = media
-    elif isinstance(media, Sequence) and not isinstance(media, str | bytes):
+    elif isinstance(media, Sequence) and not isinstance(media, (str, *BUFFERS)):
         fields["media"] = _checked_parts(media)
     elif (url := to_url(media)).startswith("data:video/"):
         fields["media"] = [{"type": "video_url", "video_url": {"url": url}}]

@@ -70,8 +70,10 @@ class PilImage(Protocol):
 
 
 Item = TypeVar("Item")
-Media = str | Path | bytes | PilImage | Array
+Media = str | Path | bytes | bytearray | memoryview | PilImage | Array
 
+# what holds the bytes of a file
+BUFFERS = (bytes, bytearray, memoryview)
 _URL_SCHEMES = ("data:", "http://", "https://")
 _SIGNATURES = (
     (0, b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -216,8 +218,8 @@ def _read(source: Media) -> tuple[bytes, str | None]:
     if isinstance(source, str | Path):
         path = Path(source)
         return path.read_bytes(), mimetypes.guess_type(path.name)[0]
-    if isinstance(source, bytes):
-        return source, None
+    if isinstance(source, BUFFERS):
+        return bytes(source), None
     if is_array(source):
         return encode_png(source), None
     if is_pil(source):
