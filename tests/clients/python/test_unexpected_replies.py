@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from flamboyance_client import (
+    BadRequest,
     Client,
     Evaluation,
     FlamboyanceError,
@@ -27,6 +28,14 @@ EVALUATION = {"id": "eval_1", "status": "running", "progress": {"queries": 2, "q
 
 def answering(response: httpx.Response) -> Client:
     return Client("http://server", transport=httpx.MockTransport(lambda request: response))
+
+
+def test_a_redirect_says_where_the_server_is() -> None:
+    moved = httpx.Response(308, headers={"location": "https://server/v1/models"})
+    with pytest.raises(
+        BadRequest, match="308: /v1/models is redirected to https://server/v1/models: pass the address of"
+    ):
+        answering(moved).models()
 
 
 def classify(client: Client) -> Any:

@@ -250,6 +250,8 @@ def api_error(path: str, status: int, headers: Mapping[str, str], body: bytes) -
         fields = error_fields(json.loads(body))
     except (ValueError, RecursionError):
         fields = {}
+    if 300 <= status < 400 and (location := headers.get("location")):
+        fields["message"] = f"{path} is redirected to {location}: pass the address of the server itself"
     fields.setdefault("message", body[:200].decode("utf-8", "replace") or "no message")
     response: dict[str, Any] = {"path": path, "status": status, "request_id": headers.get("x-request-id")}
     retrying: dict[str, Any] = {"retry_after": retry_after(headers), "should_retry": should_retry(headers)}

@@ -132,4 +132,4 @@ def _origin(error: httpx.RequestError) -> str:
 
 
 def _message(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    return str(error).removesuffix(".") or type(error).__name__

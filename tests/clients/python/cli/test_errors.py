@@ -129,6 +129,12 @@ class TestErrors:
         assert errors.startswith("error: no connection to http://192.0.2.1:8000: ")
         assert "goes through the proxy 127.0.0.1:9: HTTP_PROXY" in errors
 
+    def test_a_package_that_a_proxy_needs_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:9")
+        _, errors = run("support-set", "list", status=1)
+        assert errors.count("\n") == 1
+        assert "pip install httpx[socks]" in errors
+
     def test_a_wrong_url_is_named(self) -> None:
         _, errors = run("support-set", "list", "--url", "foo", status=1)
         assert errors == "error: 'foo' is not the URL of a server: begin it with http:// or https://\n"

@@ -37,7 +37,7 @@ def connected(url: str, api_key: str | None, *, if_taken: str = "") -> Iterator[
             yield client
     except BrokenPipeError:
         raise
-    except (FlamboyanceError, OSError, ValueError) as error:
+    except (FlamboyanceError, OSError, ValueError, ImportError) as error:  # httpx imports what a SOCKS proxy needs
         raise failure(message_of(error, url, if_taken)) from None
 
 
