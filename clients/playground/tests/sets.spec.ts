@@ -2,7 +2,7 @@
 import AxeBuilder from '@axe-core/playwright'
 import { expect, test, type Locator, type Page } from '@playwright/test'
 import { execFileSync } from 'node:child_process'
-import { mkdtempSync, rmSync, writeFileSync, cpSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync, cpSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { percent } from '../src/charts/format'
@@ -238,6 +238,42 @@ test('a target withholds the label of a query that is not sure enough', async ({
   })
   await page.getByLabel('Give a label only if').selectOption({ label: 'so that 95% of the labels are right' })
   await expect(page.getByText('Even the surest examples do not reach the target')).toBeVisible()
+})
+
+test('long labels fit a phone, and the shown tab is in view', async ({ page, request }) => {
+  const labels = [
+    'Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft',
+    'grass '.repeat(20),
+  ]
+  const name = 'long-labels'
+  const image = async (file: string) =>
+    (await (await request.post('/v1/images', { data: readFileSync(`${TEXTURES}/shots/${file}`) })).json()).id
+  const ids = await Promise.all(['brick/1.jpg', 'brick/2.jpg', 'grass/1.jpg', 'grass/2.jpg'].map(image))
+  // the second and the third have each other's label
+  const examples = [0, 1, 0, 1].map((label, at) => ({
+    label: labels[label],
+    media: [{ type: 'image_id', image_id: ids[at] }],
+  }))
+  await request.post('/v1/support_sets', { data: { name, examples } })
+  const { id } = await (
+    await request.post(`/v1/support_sets/${name}/evaluate`, { data: { methods: ['nearest_mean'] } })
+  ).json()
+
+  for (const part of ['examples', 'diagnostics', `evaluations/${id}`, 'versions']) {
+    await page.goto(`/#/sets/${name}/${part}`)
+    await expect(page.getByRole('heading', { level: 1 })).toHaveText(name)
+    await page.waitForLoadState('networkidle')
+    await expectAccessible(page)
+  }
+  await page.setViewportSize({ width: 390, height: 844 })
+  await page.reload()
+  await expect(tab(page, 'Versions')).toBeInViewport({ ratio: 1 })
+
+  await page.goto(`/#/sets/${name}/evaluations/${id}`)
+  const head = page.getByRole('region', { name: 'Confusion matrix' }).getByRole('row').first()
+  await expect(head).toBeVisible()
+  expect((await head.boundingBox())!.height).toBeLessThan(120)
+  await request.delete(`/v1/support_sets/${name}`)
 })
 
 test('a share that is not all is not 100%', () => {
