@@ -93,7 +93,8 @@ async def read_decisions(fields: DecisionRequest, model: ServedModel, source: Sh
 
     Raises `InvalidRequest` that names the invalid field, and errors of the support set and of media.
     """
-    template, shots = _find_template(fields, model), shots_by_param(fields)
+    template, shots = find_template(fields.template, model), shots_by_param(fields)
+    _check_places(template)
     passage = read_input(fields.input, INPUT)
     parsed = [_read_question(question, f"questions[{index}]") for index, question in enumerate(fields.questions)]
     owners = {INPUT: passage, **{each.param: each.instructions for each in parsed}}
@@ -126,14 +127,12 @@ async def read_decisions(fields: DecisionRequest, model: ServedModel, source: Sh
     return decisions
 
 
-def _find_template(fields: DecisionRequest, model: ServedModel) -> Template:
-    """Return the template of a decision. Raises `InvalidRequest` if it has no place for the input or the instructions."""
-    template = find_template(fields.template, model)
+def _check_places(template: Template) -> None:
+    """Check that a template has places for the input and for the instructions. Raises `InvalidRequest`."""
     for name, content in (("media", "the input"), ("question", "the instructions")):
         if name not in template.query_fields:
             message = f"the template {template.name!r} has no {{{name}}}, which {content} would replace"
             raise InvalidRequest(message, param="template")
-    return template
 
 
 def _read_question(fields: DecisionQuestion, param: str) -> ParsedQuestion:
@@ -213,10 +212,10 @@ def _check_examples(question: Question, decisions: Sequence[Decision], fields: D
         )
         raise InvalidRequest(message, param="method")
     if not fields.zero_shot:
-        _check_media(question)
+        _check_same_media(question)
 
 
-def _check_media(question: Question) -> None:
+def _check_same_media(question: Question) -> None:
     """Check that all examples show media if the input does, and none if it does not. Raises `InvalidRequest`."""
     has_media = bool(question.query.media)
     for example in question.examples:
