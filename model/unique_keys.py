@@ -28,8 +28,9 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_yaml(text: str) -> Any:
-    """Return the value of a YAML document. Raises `yaml.YAMLError`, also for a repeated key, and for a NUL or half of a surrogate pair in a text.
+    """Return the value of a YAML document. Raises `yaml.YAMLError`.
 
-    A value that its tag does not permit, such as the date 2026-13-45, raises what its constructor raises.
+    A repeated key raises it too, and so does a NUL or half of a surrogate pair in a text. A value that its tag does not
+    permit, such as the date 2026-13-45, raises what its constructor raises.
     """
     return yaml.load(text, _Loader)

@@ -8,9 +8,12 @@ from types import SimpleNamespace
 import pytest
 
 from server.settings import Settings
+from server.telemetry import logs
 
 with warnings.catch_warnings():  # of Ray's own modules
     warnings.simplefilter("ignore")
+    from ray import serve
+
     from deploy.ray import replica as module
     from deploy.ray.replica import Replica
 
@@ -18,9 +21,9 @@ with warnings.catch_warnings():  # of Ray's own modules
 @pytest.fixture
 def replica(monkeypatch: pytest.MonkeyPatch) -> Replica:
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="a"))
-    monkeypatch.setattr(module.serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(serve, "get_replica_context", lambda: context)
     monkeypatch.setattr(module, "set_up_process", lambda: None)
-    monkeypatch.setattr(module.logs, "configure", lambda level, log_format: None)
+    monkeypatch.setattr(logs, "configure", lambda level, log_format: None)
     return Replica(Settings())
 
 

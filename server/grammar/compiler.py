@@ -121,7 +121,7 @@ class Trier(Protocol):
 class Compilation(Future[Matcher]):
     """The state at a grammar's beginning, which `num_users` requests wait for. It is cancelled when all of them leave.
 
-    It waits in the turns of all `clients` that have asked for it.
+    It waits in the turns of all `clients` that need it.
     """
 
     def __init__(self) -> None:

@@ -118,7 +118,7 @@ def test_an_unknown_architecture_is_named() -> None:
 
 
 def test_a_tag_that_timm_does_not_have_is_named() -> None:
-    with pytest.raises(ConfigError, match="'test_resnet.dreams' is not a model of timm"):
+    with pytest.raises(ConfigError, match=r"'test_resnet\.dreams' is not a model of timm"):
         VisionEncoder(replace(EFFICIENTNET_LITE0, architecture="test_resnet.dreams"))
 
 
