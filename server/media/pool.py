@@ -22,6 +22,10 @@ from server.settings import Settings
 
 # a loaded machine gives a process its processor time within this number of times as long
 WAIT_FACTOR = 3
+# Seconds in which almost every image is decoded. A small file can take as long as `decode_timeout`: after this time, it
+# must not keep the images of other clients waiting, for which the pool looks every `LOOK_SECONDS`.
+SHORT_SECONDS = 1.0
+LOOK_SECONDS = 0.1
 # about the time in which a process starts
 ABANDONED_SECONDS = 0.5
 
@@ -58,13 +62,11 @@ class DecodePool:
         it, and `MediaNotFound` if its stored bytes have been deleted.
         """
         job = job or Job(Requester())
-        process = await self.turns.take(job, is_long=media.kind == "video")
-        decoding = asyncio.create_task(self._decode(process, media, job.pixels_before(media.digest)))
         try:
-            reply = await asyncio.shield(decoding)
-        except asyncio.CancelledError:
-            _abandon(decoding)
-            raise
+            reply = await self._attempt(media, job, is_long=media.kind == "video")
+            if reply is None:
+                job.is_slow = True
+                reply = await self._attempt(media, job, is_long=True)
         except (*LOST, TookTooLong) as error:
             logger.warning("a decode process was lost", extra={"error": type(error).__name__, "media": media.id})
             raise self._failure(media, error) from None
@@ -80,6 +82,23 @@ class DecodePool:
         """Stop all processes. It may be called twice: the engine's client and the server share a pool."""
         for process in self._processes:
             await process.stop()
+
+    async def _attempt(self, media: EncodedMedia, job: Job, *, is_long: bool) -> Frames | Refused | None:
+        """Return the reply, or None if the process was taken from a slow job: the job must then wait as a long one."""
+        process = await self.turns.take(job, is_long=is_long)
+        decoding = asyncio.create_task(self._decode(process, media, job.pixels_before(media.digest)))
+        try:
+            await asyncio.wait({decoding}, timeout=SHORT_SECONDS)
+            while not (job.is_long or decoding.done()):
+                if not self.turns.may_keep(process, job):
+                    decoding.cancel()  # which kills the process
+                    await asyncio.wait({decoding})
+                    return None
+                await asyncio.wait({decoding}, timeout=LOOK_SECONDS)
+            return await asyncio.shield(decoding)
+        except asyncio.CancelledError:
+            _abandon(decoding)
+            raise
 
     async def _decode(self, process: DecodeProcess, media: EncodedMedia, num_pixels: int) -> Frames | Refused:
         try:

@@ -51,12 +51,19 @@ class Requester:
 
 
 class Job:
-    """The decoding of one media item, for every request that needs it; `is_long` if it may take seconds."""
+    """The decoding of one media item, for every request that needs it.
+
+    `is_long`: it may take seconds. `is_slow`: it has taken as long, although it was to be short.
+    """
 
     def __init__(self, *requesters: Requester) -> None:
         self.requesters = set(requesters)
-        self.is_long = False
+        self.is_long = self.is_slow = False
         self._queue: DecodeTurns[Any] | None = None
+
+    @property
+    def clients(self) -> set[str]:
+        return {requester.client for requester in self.requesters}
 
     def pixels_before(self, digest: bytes) -> int:
         """Return the pixels of the other media that were decoded for the same request; the minimum over its requests."""
@@ -91,13 +98,14 @@ class Job:
 class DecodeTurns(Generic[Resource]):
     """Lends resources, each to one job at a time; the last returned one is lent first.
 
-    One of several resources is never lent to a long job, so that short jobs need not wait for long ones.
+    One of several resources is never lent to a long job, so that short jobs need not wait for long ones. A job that turns
+    out slow is long, and so are the other jobs of its client meanwhile.
     """
 
     def __init__(self, resources: Iterable[Resource]) -> None:
         self._idle = list(resources)
         self._num_for_long = max(len(self._idle) - 1, 1)
-        self._lent_for_long: list[Resource] = []
+        self._lent_for_long: dict[Resource, Job] = {}
         self._waiting: dict[Requester, dict[Job, None]] = {}
         self._granted: dict[Job, asyncio.Future[Resource]] = {}
         self._last_turns: dict[str, int] = {}  # of the clients that wait, and of those that have just had a turn
@@ -121,9 +129,18 @@ class DecodeTurns(Generic[Resource]):
 
     def give_back(self, resource: Resource) -> None:
         self._idle.append(resource)
-        if resource in self._lent_for_long:
-            self._lent_for_long.remove(resource)
+        self._lent_for_long.pop(resource, None)
         self.grant()
+
+    def may_keep(self, resource: Resource, job: Job) -> bool:
+        """Return whether a slow job may keep its resource: as a long one, or as long as no other client waits for it."""
+        if resource in self._lent_for_long or len(self._lent_for_long) < self._num_for_long:
+            job.is_long = job.is_slow = True
+            self._lent_for_long[resource] = job
+        return job.is_long or not any(
+            requester.client not in job.clients and not requester.is_paused and any(map(self._is_short, jobs))
+            for requester, jobs in self._waiting.items()
+        )
 
     def enter(self, job: Job, requester: Requester) -> None:
         newcomer = self._turn - NEWCOMER_LEAD
@@ -144,8 +161,8 @@ class DecodeTurns(Generic[Resource]):
             job.wait_in(None)
             if not (granted := self._granted[job]).done():
                 resource = self._idle.pop()
-                if job.is_long:
-                    self._lent_for_long.append(resource)
+                if not self._is_short(job):
+                    self._lent_for_long[resource] = job
                 granted.set_result(resource)
 
     def _next(self) -> Job | None:
@@ -172,4 +189,10 @@ class DecodeTurns(Generic[Resource]):
         }
 
     def _may_run(self, job: Job) -> bool:
-        return not job.is_long or len(self._lent_for_long) < self._num_for_long
+        return len(self._lent_for_long) < self._num_for_long or self._is_short(job)
+
+    def _is_short(self, job: Job) -> bool:
+        if job.is_long:
+            return False
+        slow = [lent.clients for lent in self._lent_for_long.values() if lent.is_slow]
+        return not slow or not job.clients <= set().union(*slow)

@@ -304,6 +304,29 @@ async def test_requests_take_turns(pool: DecodePool) -> None:
     assert decoded[:4] == ["large", "small", "large", "small"]
 
 
+async def test_images_that_take_long_delay_no_image_of_another_client(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A JPEG of 300 kB may have so many scans that it takes 20 seconds."""
+    monkeypatch.setattr("server.media.pool.SHORT_SECONDS", 0.1)
+    pool, is_over = DecodePool(VISION, settings.model_copy(update={"decode_processes": 2})), threading.Event()
+
+    def read() -> bytes:
+        is_over.wait(60)
+        return png()
+
+    slow = [
+        asyncio.create_task(pool.decode(replace(media(b""), source=read), Job(Requester(client="slow"))))
+        for _ in range(3)
+    ]
+    await asyncio.sleep(0.3)
+    await asyncio.wait_for(pool.decode(media(png()), Job(Requester(client="other"))), 30)
+    assert not any(task.done() for task in slow)
+    is_over.set()
+    assert [frames.shape[0] for frames in await asyncio.gather(*slow)] == [1, 1, 1]
+    await pool.stop()
+
+
 async def test_the_pixels_of_a_request_have_a_limit(settings: Settings) -> None:
     pool = DecodePool(VISION, settings.model_copy(update={"max_request_pixels": 500}))
     job = Job(Requester())

@@ -187,3 +187,24 @@ async def test_a_short_job_passes_a_long_one_of_its_request_that_has_to_wait() -
 
 async def test_a_single_resource_is_lent_to_long_jobs() -> None:
     await asyncio.wait_for(DecodeTurns(["a"]).take(Job(Requester()), is_long=True), 5)
+
+
+async def test_a_slow_job_leaves_a_resource_to_other_clients() -> None:
+    turns, slow, other = DecodeTurns(["a", "b"]), Requester(client="slow"), Requester(client="other")
+    jobs = [Job(slow) for _ in range(3)]
+    first, second = [await turns.take(job) for job in jobs[:2]]
+    assert turns.may_keep(first, jobs[0])
+    assert turns.may_keep(second, jobs[1]), "nobody waits for it"
+    third = asyncio.create_task(turns.take(jobs[2]))
+    await asyncio.sleep(0)
+    assert turns.may_keep(second, jobs[1]), "only its own client waits for it"
+    short = asyncio.create_task(turns.take(Job(other)))
+    await asyncio.sleep(0)
+    assert turns.may_keep(first, jobs[0])
+    assert not turns.may_keep(second, jobs[1])
+    turns.give_back(second)
+    turns.give_back(await asyncio.wait_for(short, 5))
+    await asyncio.sleep(0)
+    assert not third.done(), "another job of the client was lent the other resource"
+    turns.give_back(first)
+    await asyncio.wait_for(third, 5)
