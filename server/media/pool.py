@@ -64,9 +64,6 @@ class DecodePool:
         job = job or Job(Requester())
         try:
             reply = await self._attempt(media, job, is_long=media.kind == "video")
-            if reply is None:
-                job.is_slow = True
-                reply = await self._attempt(media, job, is_long=True)
         except (*LOST, TookTooLong) as error:
             logger.warning("a decode process was lost", extra={"error": type(error).__name__, "media": media.id})
             raise self._failure(media, error) from None
@@ -83,8 +80,8 @@ class DecodePool:
         for process in self._processes:
             await process.stop()
 
-    async def _attempt(self, media: EncodedMedia, job: Job, *, is_long: bool) -> Frames | Refused | None:
-        """Return the reply, or None if the process was taken from a slow job: the job must then wait as a long one."""
+    async def _attempt(self, media: EncodedMedia, job: Job, *, is_long: bool) -> Frames | Refused:
+        """Return the reply of a process. If it is taken from a slow job, the job begins again as a long one."""
         process = await self.turns.take(job, is_long=is_long)
         decoding = asyncio.create_task(self._decode(process, media, job.pixels_before(media.digest)))
         try:
@@ -93,7 +90,8 @@ class DecodePool:
                 if not self.turns.may_keep(process, job):
                     decoding.cancel()  # which kills the process
                     await asyncio.wait({decoding})
-                    return None
+                    job.is_slow = True
+                    return await self._attempt(media, job, is_long=True)
                 await asyncio.wait({decoding}, timeout=LOOK_SECONDS)
             return await asyncio.shield(decoding)
         except asyncio.CancelledError:
