@@ -16,7 +16,8 @@ from bench.attacks.attack import Attack, Session, repeated
 from bench.target import Request, encoded, image_part, jpeg, post, text_request
 
 START_OF_FRAME = b"\xff\xc0"
-START_OF_IMAGE = b"\xff\xd8"
+START_OF_IMAGE, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
+START_OF_SCAN = b"\xff\xda"
 COMMENT = b"\xff\xfe\x00\x0a"
 BOMBS_PER_REQUEST = 64
 ABANDONED_AFTER = 0.3
@@ -68,6 +69,22 @@ def _large_jpeg() -> bytes:
     return jpeg(0, 2400)
 
 
+def _many_scans(session: Session) -> None:
+    """Send small pictures that take many seconds to decode."""
+    pictures = [_jpeg_of_scans(400) + random.randbytes(8) for _ in range(8)]
+    session.send_all([text_request(1, prompt=[image_part(picture)]) for picture in pictures], 8)
+
+
+@cache
+def _jpeg_of_scans(num_scans: int, side: int = 8000) -> bytes:
+    """Return a progressive JPEG of one colour that repeats its last scan, each time for all pixels."""
+    file = io.BytesIO()
+    Image.new("L", (side, side), 128).save(file, "JPEG", progressive=True)
+    data = file.getvalue().removesuffix(END_OF_IMAGE)
+    last = data[data.rindex(START_OF_SCAN) :]
+    return data + last * num_scans + END_OF_IMAGE
+
+
 @cache
 def video(seconds: int, frames_per_second: int, side: int) -> bytes:
     """Return an MP4 of random frames, of which few are sampled but all are decoded."""
@@ -114,6 +131,7 @@ ATTACKS = (
     Attack(name="384 abandoned images", severity="high", run=_abandon),
     Attack(name="256 new images", severity="medium", run=_new_pictures),
     Attack(name="40 requests with a large picture", severity="high", run=_pictures_in_requests_of_their_own),
+    Attack(name="8 images of 400 scans", severity="high", run=_many_scans),
     Attack(name="16 videos of 3,600 frames", severity="medium", run=_videos),
     Attack(name="broken images", severity="high", run=repeated(_broken, _broken_jpeg), is_refused=True),
     Attack(
