@@ -194,7 +194,7 @@ async def test_a_slow_job_leaves_a_resource_to_other_clients() -> None:
     jobs = [Job(slow) for _ in range(3)]
     first, second = [await turns.take(job) for job in jobs[:2]]
     assert turns.may_keep(first, jobs[0])
-    assert turns.may_keep(second, jobs[1]), "nobody waits for it"
+    assert turns.may_keep(second, jobs[1]), "no other job waits for it"
     third = asyncio.create_task(turns.take(jobs[2]))
     await asyncio.sleep(0)
     assert turns.may_keep(second, jobs[1]), "only its own client waits for it"
