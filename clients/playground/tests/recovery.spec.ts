@@ -41,6 +41,19 @@ test('shots are added over plain http too, and refused files with one name are b
   await expect(page.getByRole('textbox', { name: 'Text of shot 1' })).toBeVisible()
 })
 
+test('uploads that a lost connection has ended are in progress no more', async ({ page }) => {
+  await page.goto('/#/sets')
+  const pictures = Array.from({ length: 8 }, (_, at) => ({
+    ...{ name: `${at}.jpg`, mimeType: 'image/jpeg' },
+    buffer: Buffer.concat([readFileSync(IMAGE), Buffer.from(`${at}`)]),
+  }))
+  await page.getByTestId('files').setInputFiles(pictures)
+  await page.route('/v1/images', (route) => route.abort())
+  await page.getByRole('button', { name: 'Create set' }).click()
+  await expect(page.getByRole('alert')).toContainText('The server cannot be reached.')
+  await expect(page.getByRole('progressbar')).toHaveCount(0)
+})
+
 test('a picture that left the server is known again after an upload', async ({ page }) => {
   await page.goto('/')
   await page.getByRole('button', { name: TITLE }).click()
@@ -67,6 +80,28 @@ test('the skip link stays in its view, and an address that names nothing shows t
     await page.goto(address)
     await expect(heading(page)).toHaveText('Try')
   }
+})
+
+test('what the server did not answer is asked again by a button', async ({ page, request }) => {
+  const name = 'asked-again'
+  const image = await (await request.post('/v1/images', { data: readFileSync(IMAGE) })).json()
+  const media = [{ type: 'image_id', image_id: image.id }]
+  await request.post('/v1/support_sets', { data: { name, examples: [{ label: 'brick', media }] } })
+  const again = page.getByRole('button', { name: 'Try again' })
+
+  await page.route(`/v1/support_sets/${name}`, (route) => route.abort())
+  await page.goto(`/#/sets/${name}/use`)
+  await expect(page.getByText('The server cannot be reached.')).toBeVisible()
+  await page.unroute(`/v1/support_sets/${name}`)
+  await again.click()
+  await page.route('/v1/classify', (route) => route.abort())
+  await page.getByTestId('files').setInputFiles(IMAGE)
+  await expect(page.getByText('The server cannot be reached.')).toBeVisible()
+  await page.unroute('/v1/classify')
+  await again.click()
+  await expect(page.getByTestId('label')).toHaveText('brick')
+  await expect(again).toBeHidden()
+  await request.delete(`/v1/support_sets/${name}`)
 })
 
 test('an edit survives that another one has changed the set', async ({ page, request }) => {

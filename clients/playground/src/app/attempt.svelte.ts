@@ -6,10 +6,12 @@ export class Attempt {
   error = $state<string | null>(null)
 
   #latest = 0
+  #action: (() => Promise<void>) | undefined
 
   /** Runs an action. If another one is started meanwhile, that one's state is shown. */
   async run(action: () => Promise<void>): Promise<void> {
     const own = ++this.#latest
+    this.#action = action
     this.isRunning = true
     this.error = null
     try {
@@ -19,5 +21,10 @@ export class Attempt {
     } finally {
       if (own === this.#latest) this.isRunning = false
     }
+  }
+
+  /** Runs the last action again. */
+  async again(): Promise<void> {
+    if (this.#action) await this.run(this.#action)
   }
 }

@@ -22,6 +22,7 @@ export class Uploads {
     const stop = () => void (remaining.length = 0)
     const workers = Array.from({ length: CONCURRENCY }, () => work().finally(stop))
     await Promise.allSettled(workers)
+    this.total = this.done // also after a failure, so that no progress is shown any more
     await Promise.all(workers)
     return pictures.filter((picture) => picture !== null)
   }
