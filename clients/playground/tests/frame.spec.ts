@@ -117,6 +117,17 @@ test('no view asks another host or breaks the policy of the page', async ({ page
   expect(complaints).toEqual([])
 })
 
+test('a key that no header can hold is refused where it is typed', async ({ page }) => {
+  await page.addInitScript("sessionStorage.setItem('flamboyance-api-key', 'old')")
+  await page.goto('/')
+  await page.getByRole('button', { name: 'Key', exact: true }).click()
+  const dialog = page.getByRole('dialog')
+  await dialog.getByLabel('API key').fill('ключ')
+  await dialog.getByRole('button', { name: 'Continue' }).click()
+  await expect(dialog.locator('input:invalid')).toBeFocused()
+  expect(await page.evaluate("sessionStorage.getItem('flamboyance-api-key')")).toBe('old')
+})
+
 test.describe('a server with a key', () => {
   let server: ChildProcess
   const folder = mkdtempSync(join(tmpdir(), 'playground-key-'))

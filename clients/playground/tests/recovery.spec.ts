@@ -104,6 +104,31 @@ test('what the server did not answer is asked again by a button', async ({ page,
   await request.delete(`/v1/support_sets/${name}`)
 })
 
+test('of two pictures that are dropped one after the other, the second is classified', async ({ page, request }) => {
+  const name = 'dropped-twice'
+  const id = (await (await request.post('/v1/images', { data: readFileSync(IMAGE) })).json()).id
+  const examples = [{ label: 'brick', media: [{ type: 'image_id', image_id: id }] }]
+  await request.post('/v1/support_sets', { data: { name, examples } })
+  await page.goto(`/#/sets/${name}/use`)
+  let isFirst = true
+  await page.route('/v1/images', async (route) => {
+    if (isFirst) {
+      isFirst = false
+      await new Promise((resolve) => setTimeout(resolve, 2000))
+    }
+    await route.continue()
+  })
+  const slow = page.waitForRequest('/v1/images')
+  await page.getByTestId('files').setInputFiles('public/examples/grass-1.jpg')
+  const answered = (await slow).response()
+  await page.getByTestId('files').setInputFiles(IMAGE)
+  await expect(page.getByRole('img', { name: 'The query brick-1.jpg' })).toBeVisible()
+  await answered
+  await expect(page.getByText('Uploading')).toHaveCount(0)
+  await expect(page.getByRole('img', { name: 'The query brick-1.jpg' })).toBeVisible()
+  await request.delete(`/v1/support_sets/${name}`)
+})
+
 test('an edit survives that another one has changed the set', async ({ page, request }) => {
   const name = 'edited-twice'
   const image = await (await request.post('/v1/images', { data: readFileSync(IMAGE) })).json()
