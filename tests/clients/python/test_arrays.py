@@ -52,6 +52,6 @@ def test_an_array_is_media_of_a_query() -> None:
 
 
 def test_an_object_of_another_type_is_refused_by_name() -> None:
-    for source, name in ((None, "NoneType"), (3.5, "float"), (bytearray(b"GIF8"), "bytearray")):
+    for source, name in ((None, "NoneType"), (3.5, "float"), (io.BytesIO(b"GIF8"), "BytesIO")):
         with pytest.raises(TypeError, match=f"an array of pixels, not {name}"):
             encode_media(source)  # type: ignore[arg-type]
