@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
@@ -51,17 +52,23 @@ ATTRIBUTES = {
 
 
 def trace_requests(app: FastAPI, endpoint: str, model_name: str) -> None:
-    """Send traces of the requests of an application to the collector at `endpoint`.
+    """Send traces of the requests of an application to the collector at `endpoint`."""
+    app.add_middleware(Tracing, tracer=_tracer(endpoint), model_name=model_name)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_add_trace_id)
 
-    Remaining spans are sent when the process exits.
+
+@cache
+def _tracer(endpoint: str) -> Tracer:
+    """Return the tracer of this process, whose thread the applications of its models share until the process ends.
+
+    Remaining spans are sent then.
     """
     resource = Resource({"service.name": SERVICE, "service.version": VERSION}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=Resource.create().merge(resource))
     exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
     provider.add_span_processor(BatchSpanProcessor(exporter))
-    app.add_middleware(Tracing, tracer=provider.get_tracer(SERVICE, VERSION), model_name=model_name)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_add_trace_id)
+    return provider.get_tracer(SERVICE, VERSION)
 
 
 # characters of a path in a span: spans wait in memory for the collector

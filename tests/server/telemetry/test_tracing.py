@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from opentelemetry.sdk.trace import TracerProvider
@@ -19,6 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from flamboyance_client import Client
 from model.folder import save_folder
 from server.settings import child_environment
+from server.telemetry.tracing import trace_requests
 from tests.server.collector import Collector, attributes, collecting
 from tests.server.conftest import data_url, image_part, png
 from tests.server.test_main import ROOT, Server, running
@@ -52,6 +56,16 @@ def server(folder: Path, collector: Collector, tmp_path_factory: pytest.TempPath
         log = tmp_path_factory.mktemp("log") / "log"
         with running(folder, log, "-m", "server", "--otlp-endpoint", collector.url) as server:
             yield server
+
+
+def test_the_applications_of_a_process_share_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica of a fleet loads and unloads models as long as it runs."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    trace_requests(FastAPI(), "http://127.0.0.1:9", "first")
+    before = threading.active_count()
+    for _ in range(3):
+        trace_requests(FastAPI(), "http://127.0.0.1:9", "second")
+    assert threading.active_count() == before
 
 
 def traceparent(trace_id: str, flags: str = "01") -> dict[str, str]:
