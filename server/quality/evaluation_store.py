@@ -246,7 +246,7 @@ class Evaluations:
     # for the server that runs those of all tenants
 
     def _is_ours(self) -> ColumnElement[bool]:
-        """Select the evaluations of this model, and those that name none, which a server with one model has created."""
+        """Select the evaluations by this model; those of a server with a single model name none, and are anyone's."""
         name = EvaluationRow.plan["model"].as_string()
         return true() if self._model is None else or_(name.is_(None), name == self._model)
 
@@ -299,7 +299,7 @@ class Evaluations:
     ) -> bool:
         """Store the result of a cell; return False, and store nothing, if this holder no longer has the lease.
 
-        The cell may exist: a hung PostgreSQL may commit a transaction after the evaluation was claimed again.
+        The cell may be there: a PostgreSQL that hung may commit a transaction after its evaluation was claimed again.
         """
 
         def store(session: Session, now: float) -> bool:
