@@ -38,6 +38,8 @@ from server.store.records import (
 from server.store.staging import Staging
 
 # seconds for which the response to a request with an `Idempotency-Key` is kept
+# between two transactions of a sweep: SQLite's waiting writers look every 0.1 seconds whether they can begin
+SWEEP_PAUSE_SECONDS = 0.12
 RETENTION_SECONDS = 24 * 3600.0
 # the examples of recently read versions, in memory: versions never change
 MAX_CACHED_EXAMPLES = 50_000
@@ -201,7 +203,8 @@ class SupportSets:
 
         These are expired sets, old responses to requests with an `Idempotency-Key`, and media of deleted sets.
         """
-        await self._database.write(versions.delete_expired)
+        while await self._database.write(versions.delete_expired):
+            await asyncio.sleep(SWEEP_PAUSE_SECONDS)
         await self._database.write(_delete_old_answers)
         await self._media.sweep()
 

@@ -49,6 +49,8 @@ from server.store.records import (
 
 # these statements affect no row that is loaded in the session
 UNSYNCHRONIZED = {"synchronize_session": False}
+# expired sets that are deleted in one transaction, for which other writers wait
+SETS_PER_TRANSACTION = 16
 
 
 def find(
@@ -121,8 +123,12 @@ def check_number(session: Session, tenant: str, now: float, max_sets: int) -> No
         raise TooManySupportSets(f"this key allows {max_sets} support sets, and the limit is reached")
 
 
-def delete_expired(session: Session, now: float) -> None:
-    session.execute(delete(SupportSetRow).where(SupportSetRow.expires_at <= now))
+def delete_expired(session: Session, now: float) -> int:
+    """Delete some expired sets, and return their number, 0 if there are none."""
+    expired = select(SupportSetRow.id).where(SupportSetRow.expires_at <= now).limit(SETS_PER_TRANSACTION)
+    statement = delete(SupportSetRow).where(SupportSetRow.id.in_(expired))
+    deleted = session.execute(statement, execution_options=UNSYNCHRONIZED)
+    return deleted.rowcount  # type: ignore[attr-defined, no-any-return]
 
 
 def update_set(session: Session, row: SupportSetRow, now: float, changes: Mapping[str, Any]) -> None:

@@ -197,6 +197,19 @@ async def test_an_expired_set_is_not_found_and_its_name_is_free(
     await support_sets.create("s", [example("a", RED)])  # not swept in between
 
 
+async def test_a_sweep_deletes_few_sets_at_once(
+    support_sets: SupportSets, database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other writers wait for each transaction."""
+    monkeypatch.setattr(versions, "SETS_PER_TRANSACTION", 2)
+    for number in range(5):
+        await support_sets.create(f"s{number}", [], expires_at=clock.now + 10)
+    clock.now += 10
+    assert await database.write(versions.delete_expired) == 2
+    await support_sets.sweep()
+    assert await database.write(versions.delete_expired) == 0
+
+
 async def test_a_repeated_request_gets_the_first_answer(support_sets: SupportSets, clock: Clock) -> None:
     once = IdempotencyKey("key-1", "digest")
     first = await support_sets.create("s", [example("a", RED)], idempotency_key=once)
