@@ -128,7 +128,7 @@ def delete_expired(session: Session, now: float) -> int:
     expired = select(SupportSetRow.id).where(SupportSetRow.expires_at <= now).limit(SETS_PER_TRANSACTION)
     statement = delete(SupportSetRow).where(SupportSetRow.id.in_(expired))
     deleted = session.execute(statement, execution_options=UNSYNCHRONIZED)
-    return deleted.rowcount  # type: ignore[attr-defined, no-any-return]
+    return deleted.rowcount  # type: ignore[attr-defined]
 
 
 def update_set(session: Session, row: SupportSetRow, now: float, changes: Mapping[str, Any]) -> None:
