@@ -299,7 +299,7 @@ class Evaluations:
     ) -> bool:
         """Store the result of a cell; return False, and store nothing, if this holder no longer has the lease.
 
-        The cell may be there: a PostgreSQL that hung may commit a transaction after its evaluation was claimed again.
+        The cell may exist: a hung PostgreSQL may commit a transaction after the evaluation was claimed again.
         """
 
         def store(session: Session, now: float) -> bool:
