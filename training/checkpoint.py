@@ -39,7 +39,9 @@ def save(
 ) -> Path:
     """Save a checkpoint: each process's `tensors` are its shards, and the processes' `positions` are merged."""
     path, partial = folder / f"step-{step:08}", folder / f".step-{step:08}"
-    streams = world.merge(positions)
+    if world.is_first:
+        _remove_partial(folder, "step-")
+    streams = world.merge(positions)  # the other processes wait here
     try:
         write_state(partial, tensors, world)
     except CheckpointError:
@@ -55,6 +57,12 @@ def save(
             shutil.rmtree(old)
     world.barrier()
     return path
+
+
+def _remove_partial(folder: Path, prefix: str) -> None:
+    """Remove the hidden folders that a process left which was killed while it wrote; only the run's own process calls this."""
+    for partial in folder.glob(f".{prefix}*"):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def list_checkpoints(folder: Path, suffix: str = "") -> list[Path]:
@@ -164,3 +172,4 @@ def export(
             pass
         return
     save_folder(folder, replace(model.config, name=name), tensors, tokenizer_json, files=files, replaces=True)
+    _remove_partial(folder.parent, f"{folder.name}-")

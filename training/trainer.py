@@ -162,7 +162,7 @@ def _train(trainer: Trainer, pause_file: Path | None, observe: Callable[[StepRep
                     _log(out, report, gates)
             if trainer.num_steps_done % config.checkpoint_steps == 0 or trainer.num_steps_done == config.steps:
                 trainer.save()
-            _wait_while_paused(pause_file)
+            _wait_while_paused(pause_file, trainer.world)
 
 
 def kept_files(folder: Path, config: TrainConfig) -> dict[str, str | bytes]:
@@ -191,8 +191,9 @@ def _log(out: Path, report: StepReport, gates: Mapping[str, float]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def _wait_while_paused(pause_file: Path | None) -> None:
-    while pause_file is not None and pause_file.exists():
+def _wait_while_paused(pause_file: Path | None, world: World) -> None:
+    """Wait while a process sees the file: one that went on alone would wait for the others, and fail after minutes."""
+    while pause_file is not None and world.max(int(pause_file.exists())):
         time.sleep(PAUSE_SECONDS)
 
 

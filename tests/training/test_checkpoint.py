@@ -111,3 +111,14 @@ def test_a_disk_that_is_full_at_the_export_is_one_line(tmp_path: Path, monkeypat
     monkeypatch.setattr("model.folder.save_file", fill)
     with pytest.raises(CheckpointError, match=r"^\S+/shard-0 cannot be written: .*No space left on device"):
         run(trainer, tmp_path / "model" / "tokenizer.json")
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    config = make_run(tmp_path, steps=1)
+    partial = (tmp_path / "out" / "checkpoints" / ".step-00000003", tmp_path / "out" / ".model-x1y2")
+    for folder in partial:
+        folder.mkdir(parents=True)
+        (folder / "large").write_bytes(b"x")
+    run(make_trainer(config), Path(config.model) / "tokenizer.json")
+    assert not [folder for folder in partial if folder.exists()]
+    assert (tmp_path / "out" / "model" / "config.json").exists()

@@ -26,7 +26,7 @@ from training.config import TrainConfig
 from training.data.make import write_shards
 from training.distributed import World
 from training.step import NonFiniteLoss, Stepper
-from training.trainer import NO_GRADIENT, FrozenWeightsChanged, kept_files, run
+from training.trainer import NO_GRADIENT, FrozenWeightsChanged, _wait_while_paused, kept_files, run
 
 
 def test_a_run_lowers_the_loss(tmp_path: Path) -> None:
@@ -235,6 +235,20 @@ def test_the_last_two_checkpoints_are_kept_and_the_latest_is_resumed(tmp_path: P
     kept = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
     assert kept == ["step-00000004", "step-00000006"]
     assert make_trainer(config).resume() == 6
+
+
+def test_all_processes_pause_if_one_of_them_sees_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that went on would wait in the next step for the others, until its backend gives up after minutes."""
+    seen, pauses = [0, 1, 1, 0], []
+
+    class Two(World):
+        def max(self, value: int) -> int:
+            return max(value, seen.pop(0))
+
+    monkeypatch.setattr("training.trainer.time.sleep", pauses.append)
+    _wait_while_paused(tmp_path / "absent", Two())
+    _wait_while_paused(tmp_path / "absent", Two())
+    assert (len(pauses), seen) == (2, [])
 
 
 def test_a_nonfinite_loss_stops_the_run_before_the_update(tmp_path: Path) -> None:

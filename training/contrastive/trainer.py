@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -178,15 +179,14 @@ class ContrastiveTrainer:
         Raises `ShardError` if they have no good pair.
         """
         reader = PairReader(self.reader.tokenizer, self.reader.vision, self.reader.max_tokens, augment=False)
-        pairs = list(read_all_pairs(shards, reader))
-        if not pairs:
-            raise ShardError(f"held_out: no record of {', '.join(map(str, shards))} is a good pair")
+        pairs = read_all_pairs(shards, reader)
         self.towers.eval()
-        parts = [
-            self._embed(collate_pairs(pairs[first : first + BATCH]).to(self.device))
-            for first in range(0, len(pairs), BATCH)
-        ]
+        parts = []
+        while batch := list(islice(pairs, BATCH)):  # all images of the shards may not fit into memory
+            parts.append(self._embed(collate_pairs(batch).to(self.device)))
         self.towers.train()
+        if not parts:
+            raise ShardError(f"held_out: no record of {', '.join(map(str, shards))} is a good pair")
         return recall(torch.cat([images for images, _ in parts]), torch.cat([texts for _, texts in parts]))
 
 

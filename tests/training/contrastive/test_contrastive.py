@@ -6,7 +6,7 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -26,7 +26,7 @@ from tests.training import toy
 from tests.training.contrastive.shapes import KINDS, SIZE, draw_shape, make_run
 from training.contrastive.__main__ import train
 from training.contrastive.config import ImageConfig, parse_config
-from training.contrastive.data import augment
+from training.contrastive.data import Pair, PairReader, augment, read_all_pairs
 from training.contrastive.towers import ImageTower, TextTower, contrastive_loss, recall, vision_config
 from training.contrastive.trainer import ContrastiveTrainer
 from training.data.make import write_shards
@@ -83,6 +83,23 @@ def test_a_short_run_learns_to_match_held_out_images_and_captions(tmp_path: Path
     assert len(KINDS) == 36
     assert to_text > 0.7
     assert to_image > 0.7
+
+
+def test_the_recall_holds_one_batch_of_images_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = ContrastiveTrainer(make_run(tmp_path, steps=1, batch_size=6), CPU)
+    order: list[str] = []
+    embed = trainer._embed
+
+    def read(shards: Sequence[Path], reader: PairReader) -> Iterator[Pair]:
+        for pair in read_all_pairs(shards, reader):
+            order.append("r")
+            yield pair
+
+    monkeypatch.setattr("training.contrastive.trainer.BATCH", 16)
+    monkeypatch.setattr("training.contrastive.trainer.read_all_pairs", read)
+    monkeypatch.setattr(trainer, "_embed", lambda batch: (order.append("e"), embed(batch))[1])
+    trainer.recall(find_shards(trainer.config.held_out))
+    assert "".join(order) == f"{'r' * 16}e{'r' * 16}e{'r' * 4}e"
 
 
 @pytest.mark.parametrize(("optimizer", "precision"), [("adam", "float32"), ("lamb", "bfloat16")])
