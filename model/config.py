@@ -101,7 +101,10 @@ class VisionConfig:
     def __post_init__(self) -> None:
         _require_sizes("vision", self)
         _require(self.image_size > 0, f"vision.image_size is {self.image_size}, must be positive")
-        _require(all(map(math.isfinite, self.mean)), f"vision.mean is {list(self.mean)}, must be finite")
+        _require(
+            all(0 <= value <= 1 for value in self.mean),
+            f"vision.mean is {list(self.mean)}, must be between 0 and 1, the values of black and white",
+        )
         _require(
             all(0 < value < math.inf for value in self.std),
             f"vision.std is {list(self.std)}, must be positive and finite",

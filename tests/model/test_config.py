@@ -55,7 +55,8 @@ def test_bytes_that_are_not_json_are_refused_by_name(data: bytes, tmp_path: Path
         (["vision", "mean"], [0.5, "0.5", 0.5], r"config.vision.mean\[1\]: expected float, got '0.5'"),
         (["vision", "std"], [0.5, 1], "config.vision.std: expected 3 values, got 2"),
         (["vision", "std"], [0.5, 0.0, 0.5], r"vision.std is \[0.5, 0.0, 0.5\], must be positive and finite"),
-        (["vision", "mean"], [0.5, float("nan"), 0.5], r"vision.mean is \[0.5, nan, 0.5\], must be finite"),
+        (["vision", "mean"], [0.5, float("nan"), 0.5], r"vision.mean is \[0.5, nan, 0.5\], must be between 0 and 1"),
+        (["vision", "mean"], [123.675, 116.28, 103.53], "vision.mean is .*, must be between 0 and 1"),
         (["prompt", "eos"], ["</s>", ["a"]], r"config.prompt.eos\[1\]: expected str, got \['a'\]"),
     ],
 )
