@@ -60,7 +60,7 @@ def save(
 
 
 def _remove_partial(folder: Path, prefix: str) -> None:
-    """Remove the hidden folders that a process left which was killed while it wrote; only the run's own process calls this."""
+    """Remove the hidden folders of a process that was killed while it wrote; only the run that has the folder may do so."""
     for partial in folder.glob(f".{prefix}*"):
         shutil.rmtree(partial, ignore_errors=True)
 
