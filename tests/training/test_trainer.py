@@ -239,7 +239,8 @@ def test_the_last_two_checkpoints_are_kept_and_the_latest_is_resumed(tmp_path: P
 
 def test_all_processes_pause_if_one_of_them_sees_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that went on would wait in the next step for the others, until its backend gives up after minutes."""
-    seen, pauses = [0, 1, 1, 0], []
+    seen = [0, 1, 1, 0]
+    pauses: list[float] = []
 
     class Two(World):
         def max(self, value: int) -> int:

@@ -26,7 +26,7 @@ from tests.training import toy
 from tests.training.contrastive.shapes import KINDS, SIZE, draw_shape, make_run
 from training.contrastive.__main__ import train
 from training.contrastive.config import ImageConfig, parse_config
-from training.contrastive.data import Pair, PairReader, augment, read_all_pairs
+from training.contrastive.data import Pair, PairReader, Pairs, augment, read_all_pairs
 from training.contrastive.towers import ImageTower, TextTower, contrastive_loss, recall, vision_config
 from training.contrastive.trainer import ContrastiveTrainer
 from training.data.make import write_shards
@@ -95,9 +95,13 @@ def test_the_recall_holds_one_batch_of_images_at_a_time(tmp_path: Path, monkeypa
             order.append("r")
             yield pair
 
+    def embedded(batch: Pairs) -> tuple[Tensor, Tensor]:
+        order.append("e")
+        return embed(batch)
+
     monkeypatch.setattr("training.contrastive.trainer.BATCH", 16)
     monkeypatch.setattr("training.contrastive.trainer.read_all_pairs", read)
-    monkeypatch.setattr(trainer, "_embed", lambda batch: (order.append("e"), embed(batch))[1])
+    monkeypatch.setattr(trainer, "_embed", embedded)
     trainer.recall(find_shards(trainer.config.held_out))
     assert "".join(order) == f"{'r' * 16}e{'r' * 16}e{'r' * 4}e"
 
