@@ -146,9 +146,8 @@ class Gateway:
         answers = await asyncio.gather(*chain(*calls))
         registry = CollectorRegistry()
         silent = Gauge(PREFIX + "replicas_silent", SILENT_HELP, registry=registry)
-        texts = [
-            answer for answer in answers if isinstance(answer, bytes)
-        ]  # those of another version may be of another type
+        # a replica of another version may return another type
+        texts = [answer for answer in answers if isinstance(answer, bytes)]
         silent.set(len(answers) - len(texts))
         return merge(texts) + generate_latest(registry)
 

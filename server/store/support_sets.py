@@ -38,9 +38,9 @@ from server.store.records import (
 from server.store.staging import Staging
 
 # seconds for which the response to a request with an `Idempotency-Key` is kept
-# between two transactions of a sweep: SQLite's waiting writers look every 0.1 seconds whether they can begin
-SWEEP_PAUSE_SECONDS = 0.12
 RETENTION_SECONDS = 24 * 3600.0
+# seconds between two transactions of a sweep: a writer of SQLite that waits tries again every 0.1 seconds
+SWEEP_PAUSE_SECONDS = 0.12
 # the examples of recently read versions, in memory: versions never change
 MAX_CACHED_EXAMPLES = 50_000
 
