@@ -12,7 +12,8 @@ from bench.attacks.attack import Attack, Session, repeated
 from bench.target import JSON_HEADERS, Request, image_part, jpeg, post, text_request
 
 MB = 2**20
-LOWEST_PRIORITY = -(2**31)
+# before all other requests: only settings or a role permit it
+MOST_URGENT = -(2**31)
 LONG = 7900
 LARGE_ENUM = 400_000
 DEADLINE = 2.0
@@ -144,7 +145,7 @@ def _nested_body(depth: int) -> Request:
 
 
 def _priorities(session: Session) -> None:
-    requests = [text_request(64, priority=LOWEST_PRIORITY, prompt=f"{i} birds") for i in range(100)]
+    requests = [text_request(64, priority=MOST_URGENT, prompt=f"{i} birds") for i in range(100)]
     session.send_all(requests, 100)
 
 
@@ -320,7 +321,7 @@ ATTACKS = (
         ),
         is_refused=True,
     ),
-    Attack(name="100 requests of lowest priority", severity="high", run=_priorities),
+    Attack(name="100 requests of the most urgent priority", severity="high", run=_priorities, is_refused=True),
     Attack(name="40 times 16 answers of 8,000 tokens", severity="high", run=_many_answers),
     Attack(
         name="1,000 evaluations",
