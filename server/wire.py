@@ -130,7 +130,7 @@ class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
-    """Ends a request or, with `index`, one of its answers that has a token."""
+    """Ends a request or, with `index`, one of its answers, once that has a token."""
 
     request_id: str
     index: int | None = None

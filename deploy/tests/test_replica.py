@@ -40,10 +40,10 @@ def replica(monkeypatch: pytest.MonkeyPatch) -> Replica:
     ids=str,
 )
 async def test_a_replica_is_ready_also_if_others_have_replaced_its_first_model(
-    states: dict[str, str], expected: str, replica: Replica
+    states: dict[str, str], expected: str, replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A load balancer sends nothing to a fleet that is not ready, so the first model would never be loaded again."""
-    replica._configs = dict.fromkeys(("first", "second", "third"))
     loaded = {name: SimpleNamespace(application=SimpleNamespace(engine_state=state)) for name, state in states.items()}
-    replica._loaded = loaded  # type: ignore[assignment]
+    monkeypatch.setattr(replica, "_configs", dict.fromkeys(("first", "second", "third")))
+    monkeypatch.setattr(replica, "_loaded", loaded)
     assert await replica.readiness() == expected

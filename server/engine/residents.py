@@ -212,8 +212,9 @@ class Residents:
         if newcomers:
             newcomer = min(newcomers, key=lambda s: (s.account.priority, *_rank(s)))
             if (victim := self._last_that_yields(newcomer)) is not None:
-                beams = [s for s in self.running if victim.account.is_search and s.account is victim.account]
-                for sequence in beams or [victim]:
+                account = victim.account
+                beams = [s for s in self.running if s.account is account]
+                for sequence in beams if account.is_search else [victim]:
                     sequence.left_seat_at = sequence.num_computed
                     self.preempt(sequence)
 

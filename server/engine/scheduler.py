@@ -105,7 +105,7 @@ class Scheduler:
         """Return whether all that can run decode, with one priority, in a step so short that turns would gain nothing."""
         if not self.running or self._residents.starved or len(self.running) > plan.tokens_left:
             return False
-        if any(plan.seats_left or not self._needs_free_seat(sequence) for sequence in self.waiting):
+        if self.waiting and (plan.seats_left or not all(map(self._needs_free_seat, self.waiting))):
             return False
         context, first = 0, self.running[0].account.priority
         for sequence in self.running:

@@ -22,8 +22,8 @@ from server.settings import Settings
 
 # a loaded machine gives a process its processor time within this number of times as long
 WAIT_FACTOR = 3
-# Seconds in which almost every image is decoded. A small file can take as long as `decode_timeout`: after this time, it
-# must not keep the images of other clients waiting, for which the pool looks every `LOOK_SECONDS`.
+# Seconds in which almost every image is decoded, although a small file can take as long as `decode_timeout`. An image that
+# takes longer must not keep those of other clients waiting: the pool checks this every `LOOK_SECONDS`.
 SHORT_SECONDS = 1.0
 LOOK_SECONDS = 0.1
 # about the time in which a process starts
@@ -87,7 +87,7 @@ class DecodePool:
         try:
             await asyncio.wait({decoding}, timeout=SHORT_SECONDS)
             while not (job.is_long or decoding.done()):
-                if not self.turns.may_keep(process, job):
+                if not self.turns.try_to_keep(process, job):
                     decoding.cancel()  # which kills the process
                     await asyncio.wait({decoding})
                     job.is_slow = True

@@ -132,8 +132,11 @@ class DecodeTurns(Generic[Resource]):
         self._lent_for_long.pop(resource, None)
         self.grant()
 
-    def may_keep(self, resource: Resource, job: Job) -> bool:
-        """Return whether a slow job may keep its resource: as a long one, or as long as no other client waits for it."""
+    def try_to_keep(self, resource: Resource, job: Job) -> bool:
+        """Make a slow job a long one if another long one may run, and return whether it keeps its resource.
+
+        It also does while no other client waits for the resource.
+        """
         if resource in self._lent_for_long or len(self._lent_for_long) < self._num_for_long:
             job.is_long = job.is_slow = True
             self._lent_for_long[resource] = job

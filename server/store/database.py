@@ -298,8 +298,8 @@ def _connect_postgresql(dialect: Dialect, _record: Any, arguments: list[Any], op
 def _connect_sqlite(
     file: DatabaseFile, _dialect: Dialect, _record: Any, _arguments: list[Any], options: dict[str, Any]
 ) -> sqlite3.Connection | None:
-    if file.frozen_uri is not None:
-        return sqlite3.connect(file.frozen_uri, uri=True, **options)
+    if file.immutable_uri is not None:
+        return sqlite3.connect(file.immutable_uri, uri=True, **options)
     file.create_folder()
     return None  # SQLAlchemy connects
 

@@ -33,8 +33,8 @@ class DatabaseFile:
         self._setting = setting
         self._lock = ExitStack()
         self._is_created = False
-        # the URI of a file that SQLite may read without writing next to it
-        self.frozen_uri: str | None = None
+        # set if SQLite must open the file as immutable, because it cannot write next to it
+        self.immutable_uri: str | None = None
         self._damaged: Identity | None = None
 
     def create_folder(self) -> None:
@@ -51,13 +51,13 @@ class DatabaseFile:
     def require(self) -> None:
         """Check that the file exists, and create none. Raises `SettingsError`.
 
-        Without a write-ahead log in a folder where this user cannot write, the file can be read only if it is frozen.
+        A file without a write-ahead log, in a folder where this user cannot write, can only be opened as immutable.
         """
         if not self._path.is_file():
             raise SettingsError(f"{self._setting}: the database {self._path} does not exist")
         path = self._path.resolve()  # SQLite's log is next to the file itself
         if not path.with_name(f"{path.name}-wal").exists() and not os.access(path.parent, os.W_OK):
-            self.frozen_uri = f"{path.as_uri()}?immutable=1"
+            self.immutable_uri = f"{path.as_uri()}?immutable=1"
 
     def lock(self) -> None:
         """Lock the file against other servers until `unlock`, or until this process ends in any way.

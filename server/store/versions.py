@@ -125,10 +125,10 @@ def check_number(session: Session, tenant: str, now: float, max_sets: int) -> No
 
 def delete_expired(session: Session, now: float) -> int:
     """Delete some expired sets, and return their number, 0 if there are none."""
-    expired = select(SupportSetRow.id).where(SupportSetRow.expires_at <= now).limit(SETS_PER_TRANSACTION)
-    statement = delete(SupportSetRow).where(SupportSetRow.id.in_(expired))
-    deleted = session.execute(statement, execution_options=UNSYNCHRONIZED)
-    return deleted.rowcount  # type: ignore[attr-defined]
+    query = select(SupportSetRow.id).where(SupportSetRow.expires_at <= now).limit(SETS_PER_TRANSACTION)
+    expired = session.scalars(query).all()
+    session.execute(delete(SupportSetRow).where(SupportSetRow.id.in_(expired)), execution_options=UNSYNCHRONIZED)
+    return len(expired)
 
 
 def update_set(session: Session, row: SupportSetRow, now: float, changes: Mapping[str, Any]) -> None:

@@ -193,15 +193,15 @@ async def test_a_slow_job_leaves_a_resource_to_other_clients() -> None:
     turns, slow, other = DecodeTurns(["a", "b"]), Requester(client="slow"), Requester(client="other")
     jobs = [Job(slow) for _ in range(3)]
     first, second = [await turns.take(job) for job in jobs[:2]]
-    assert turns.may_keep(first, jobs[0])
-    assert turns.may_keep(second, jobs[1]), "no other job waits for it"
+    assert turns.try_to_keep(first, jobs[0])
+    assert turns.try_to_keep(second, jobs[1]), "no other job waits for it"
     third = asyncio.create_task(turns.take(jobs[2]))
     await asyncio.sleep(0)
-    assert turns.may_keep(second, jobs[1]), "only its own client waits for it"
+    assert turns.try_to_keep(second, jobs[1]), "only its own client waits for it"
     short = asyncio.create_task(turns.take(Job(other)))
     await asyncio.sleep(0)
-    assert turns.may_keep(first, jobs[0])
-    assert not turns.may_keep(second, jobs[1])
+    assert turns.try_to_keep(first, jobs[0])
+    assert not turns.try_to_keep(second, jobs[1])
     turns.give_back(second)
     turns.give_back(await asyncio.wait_for(short, 5))
     await asyncio.sleep(0)
