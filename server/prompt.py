@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from typing import cast
 
@@ -207,23 +208,33 @@ def check_length(
         )
 
 
-def continuation_ids(segments: Sequence[Segment] | None, text: str, tokenizer: PromptTokenizer) -> list[int]:
-    """Return the ids of `text` after a prompt of these segments, as if both were encoded as one text.
+class PromptEnd:
+    """The end of a prompt of these segments, after which texts are encoded; None: a prompt of token ids."""
 
-    The text is encoded separately after a prompt of token ids, and if the tokenizer would merge characters of both and so
-    change the prompt's ids.
-    """
-    if segments is None:
-        return tokenizer.encode_plain(text)
-    # a marker is one id, so segments before the last one do not affect later ids
-    markers = [index for index, segment in enumerate(segments) if not isinstance(segment, Text)]
-    tail = list(segments[markers[-1] :] if markers else segments)
-    prefix = encode(tail, tokenizer).token_ids if tail else []
-    # earlier texts stay apart, as they are in the prompt
-    last = tail[-1] if tail else None
-    continued = [*tail[:-1], Text(last.text + text)] if isinstance(last, Text) else [*tail, Text(text)]
-    joined = encode(continued, tokenizer).token_ids
-    return joined[len(prefix) :] if joined[: len(prefix)] == prefix else tokenizer.encode_plain(text)
+    def __init__(self, segments: Sequence[Segment] | None, tokenizer: PromptTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._is_text = segments is not None
+        # a marker is one id, so segments before the last one do not affect later ids
+        markers = [index for index, segment in enumerate(segments or ()) if not isinstance(segment, Text)]
+        self._tail = list((segments or ())[markers[-1] if markers else 0 :])
+
+    def ids_after(self, text: str) -> list[int]:
+        """Return the ids of a text after the prompt, as if both were encoded as one text.
+
+        The text is encoded separately after a prompt of token ids, and if the tokenizer would merge characters of both and
+        so change the prompt's ids.
+        """
+        if not self._is_text:
+            return self._tokenizer.encode_plain(text)
+        # earlier texts stay apart, as they are in the prompt
+        last, prefix = self._tail[-1] if self._tail else None, self._token_ids
+        continued = [*self._tail[:-1], Text(last.text + text)] if isinstance(last, Text) else [*self._tail, Text(text)]
+        joined = encode(continued, self._tokenizer).token_ids
+        return joined[len(prefix) :] if joined[: len(prefix)] == prefix else self._tokenizer.encode_plain(text)
+
+    @cached_property
+    def _token_ids(self) -> list[int]:
+        return encode(self._tail, self._tokenizer).token_ids if self._tail else []
 
 
 def join_texts(segments: Iterable[Segment]) -> list[Segment]:

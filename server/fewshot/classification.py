@@ -28,7 +28,7 @@ from server.fewshot.methods.likeness import Array, log_softmax
 from server.fewshot.prompting import AssembledPrompt, write
 from server.fewshot.templates import Shot
 from server.media.source import EncodedMedia, encoded
-from server.prompt import PreparedPrompt, check_length, continuation_ids, order_matters
+from server.prompt import PreparedPrompt, PromptEnd, check_length, order_matters
 from server.schemas.fewshot import ContentFree, Normalisation, WeighingFields
 from server.schemas.responses.completions import WeighedCandidate
 from server.served_model import ServedModel
@@ -101,7 +101,7 @@ async def prepare_scoring(
     question, segments = assembled.question, assembled.prompt.segments
     template, attend = question.template, question.fields.shots_attend
     texts = [template.lead + candidate.text for candidate in candidates]
-    token_ids = [await model.tokenize(continuation_ids, segments, text, model.tokenizer) for text in texts]
+    token_ids = await model.tokenize.each(PromptEnd(segments, model.tokenizer).ids_after, texts)
     num_orders = weighing.permutations if order_matters(attend, model) else 1
     orders = shot_orders(len(assembled.shots), num_orders, weighing.seed)
     is_calibrated = weighing.calibration == "contextual"

@@ -42,7 +42,7 @@ async def prepare(
     """Write the prompts of a question. Raises `InvalidRequest`, and errors of stored media and the engine."""
     if not chosen.reads_prompt:
         return PreparedQuestion(question=question, chosen=chosen)
-    token_ids = [await model.tokenize(encode_text, each.text, model, each.param) for each in candidates]
+    token_ids = await model.tokenize.each(lambda each: encode_text(each.text, model, each.param), candidates)
     assembled = await assemble(question, model, source, room=max(map(len, token_ids)) + 1)
     prompts = await prepare_scoring(assembled, candidates, weighing, model)
     return PreparedQuestion(question=question, chosen=chosen, assembled=assembled, prompts=prompts)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -13,7 +14,11 @@ from typing import TypeVar
 # the client of the current request; "": work of the server itself
 client_in_turn: ContextVar[str] = ContextVar("client_in_turn", default="")
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+# a turn costs a wait for a thread: short work for several items shares one
+TURN_SECONDS = 0.005
 
 
 class ThreadTurns:
@@ -31,6 +36,13 @@ class ThreadTurns:
         """Return the result of a function. A function that is cancelled while it waits does not run."""
         async with self.hold():
             return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def each(self, function: Callable[[Item], Result], items: Collection[Item]) -> list[Result]:
+        """Return the results of a function for each item. In a turn it runs for as many items as take TURN_SECONDS."""
+        results, waiting = list[Result](), iter(items)
+        while len(results) < len(items):
+            results += await self(_some, function, waiting)
+        return results
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
@@ -74,3 +86,13 @@ class ThreadTurns:
                 turn.set_result(None)
                 return
         self._num_free += 1
+
+
+def _some(function: Callable[[Item], Result], items: Iterator[Item]) -> list[Result]:
+    """Return the results of a function for the next items, at least one, until TURN_SECONDS have passed."""
+    end, results = time.monotonic() + TURN_SECONDS, list[Result]()
+    for item in items:
+        results.append(function(item))
+        if time.monotonic() >= end:
+            break
+    return results

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -25,7 +26,7 @@ from server.fewshot.comparison import Chosen
 from server.fewshot.evidence import gather, prepare
 from server.fewshot.prompting import Question, fewshot_report, read_question
 from server.fewshot.shots import SUPPORT_SET
-from server.prompt import PreparedPrompt, check_texts, check_token_ids, continuation_ids, prepare_prompt
+from server.prompt import PromptEnd, check_texts, check_token_ids, prepare_prompt
 from server.schemas.fewshot import ClassifyRequest, ScoreRequest
 from server.schemas.responses.completions import Classification, Scores
 from server.served_model import ServedModel
@@ -128,11 +129,11 @@ async def create_score(request: Request, services: GivenServices, record: GivenR
 async def _score(fields: ScoreRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
     model = services.model
     prompt = await prepare_prompt(fields.prompt, model, services.intake, fields.shots_attend)
-    candidate_ids = [
-        await model.tokenize(_ids, candidate, index, prompt, model) for index, candidate in enumerate(fields.candidates)
-    ]
+    params = [f"candidates[{index}]" for index in range(len(fields.candidates))]
+    encode = partial(_ids, PromptEnd(prompt.segments, model.tokenizer), model)
+    candidate_ids = await model.tokenize.each(encode, list(zip(fields.candidates, params, strict=True)))
     record.priority = fields.priority
-    check_candidates([prompt], candidate_ids, [f"candidates[{index}]" for index in range(len(candidate_ids))], model)
+    check_candidates([prompt], candidate_ids, params, model)
     with record:
         (scored,) = await score_prompts([prompt], candidate_ids, record, services.client)
     return {
@@ -155,11 +156,11 @@ async def _score(fields: ScoreRequest, record: RequestRecord, services: Services
     }
 
 
-def _ids(candidate: str | list[int], index: int, prompt: PreparedPrompt, model: ServedModel) -> list[int]:
-    param = f"candidates[{index}]"
+def _ids(end: PromptEnd, model: ServedModel, candidate_and_param: tuple[str | list[int], str]) -> list[int]:
+    candidate, param = candidate_and_param
     if isinstance(candidate, str):
         check_texts([candidate], model, param)
-        return continuation_ids(prompt.segments, candidate, model.tokenizer)
+        return end.ids_after(candidate)
     if model.tokenizer.media_token_id in candidate:
         raise InvalidRequest("a candidate may not contain the media token", param=param)
     return check_token_ids(candidate, model, param)

@@ -29,10 +29,10 @@ from server.api.sse import unless_disconnected
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedParameter
 from server.prompt import (
     PreparedPrompt,
+    PromptEnd,
     check_length,
     check_texts,
     check_token_ids,
-    continuation_ids,
     encode_text,
     prepare_prompt,
 )
@@ -272,7 +272,7 @@ async def _inspect(fields: InspectRequest, record: RequestRecord, services: Serv
 def _with_answer(fields: InspectRequest, prompt: PreparedPrompt, model: ServedModel) -> tuple[EncodedPrompt, int]:
     """Return the prompt with its answer, and the position of the token to inspect. Raises `InvalidRequest`."""
     check_texts([fields.answer], model, "answer")
-    answer_ids = continuation_ids(prompt.segments, fields.answer, model.tokenizer) if fields.answer else []
+    answer_ids = PromptEnd(prompt.segments, model.tokenizer).ids_after(fields.answer) if fields.answer else []
     check_length(prompt.num_tokens, len(answer_ids), "the answer", "answer", model.max_model_len)
     tokens = prompt.encoded.followed_by(answer_ids)
     num_tokens = len(tokens.token_ids)

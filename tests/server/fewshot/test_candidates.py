@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from model.config import PromptConfig
 from model.prompt import EndOfChunk, Media, PromptTokenizer, Segment, Text, encode
-from server.prompt import continuation_ids
+from server.prompt import PromptEnd
 from tests.tiny_models import CONFIGS, FAMILIES, PROMPT, Family, prompt_tokenizer
 
 CAT = bytes(32)
@@ -59,26 +59,26 @@ def test_an_answered_shot_is_the_prompt_and_the_candidate(family: Family) -> Non
     tokenizer = prompt_tokenizer(CONFIGS[family].prompt)
     prompt: list[Segment] = [*SHOT, Media(CAT), Text("Output:")]
     answered = encode([*SHOT, Media(CAT), Text("Output: cat")], tokenizer).token_ids
-    ids = continuation_ids(prompt, " cat", tokenizer)
+    ids = PromptEnd(prompt, tokenizer).ids_after(" cat")
     assert encode(prompt, tokenizer).token_ids + ids == answered
     assert tokenizer.decode(ids) == " cat"
 
 
 def test_a_candidate_may_follow_media_directly() -> None:
     tokenizer = prompt_tokenizer(replace(PROMPT, strip_text=True))
-    assert tokenizer.decode(continuation_ids([Media(CAT)], " cat", tokenizer)) == "cat"
+    assert tokenizer.decode(PromptEnd([Media(CAT)], tokenizer).ids_after(" cat")) == "cat"
 
 
 def test_the_space_belongs_to_the_candidates_token() -> None:
     tokenizer = word_tokenizer("Ġcat")
-    ids = continuation_ids([Media(CAT), Text("Output:")], " cat", tokenizer)
+    ids = PromptEnd([Media(CAT), Text("Output:")], tokenizer).ids_after(" cat")
     assert [tokenizer.token(token_id) for token_id in ids] == ["Ġcat"]
 
 
 def test_a_tokenizer_that_prefixes_texts_with_a_space_adds_no_second_one() -> None:
     tokenizer = space_prefixing_tokenizer()
     assert [tokenizer.token(i) for i in tokenizer.encode_plain(" cat")] == ["▁", "▁cat"]
-    ids = continuation_ids([Media(CAT), Text("Output:")], " cat", tokenizer)
+    ids = PromptEnd([Media(CAT), Text("Output:")], tokenizer).ids_after(" cat")
     assert [tokenizer.token(token_id) for token_id in ids] == ["▁cat"]
 
 
@@ -86,7 +86,7 @@ def test_a_candidate_that_would_merge_with_the_prompt_is_encoded_alone() -> None
     tokenizer = word_tokenizer("tcat")
     prompt: list[Segment] = [Text("Output")]
     assert encode([Text("Outputcat")], tokenizer).token_ids[: len("Output")] != encode(prompt, tokenizer).token_ids
-    ids = continuation_ids(prompt, "cat", tokenizer)
+    ids = PromptEnd(prompt, tokenizer).ids_after("cat")
     assert [tokenizer.token(token_id) for token_id in ids] == ["c", "a", "t"]
 
 
@@ -95,12 +95,12 @@ def test_neighbouring_texts_of_a_prompt_stay_apart() -> None:
     tokenizer = space_prefixing_tokenizer(replace(PROMPT, text_separator="<|endofchunk|>", strip_text=True))
     prompt: list[Segment] = [Media(CAT), Text("Question:"), Text("Output:")]
     answered = encode([*prompt[:-1], Text("Output: cat")], tokenizer).token_ids
-    assert encode(prompt, tokenizer).token_ids + continuation_ids(prompt, " cat", tokenizer) == answered
+    assert encode(prompt, tokenizer).token_ids + PromptEnd(prompt, tokenizer).ids_after(" cat") == answered
 
 
 def test_a_candidate_that_spells_a_marker_stays_text() -> None:
     tokenizer = prompt_tokenizer()
-    ids = continuation_ids([Media(CAT), Text("Output:")], " <image>", tokenizer)
+    ids = PromptEnd([Media(CAT), Text("Output:")], tokenizer).ids_after(" <image>")
     assert tokenizer.media_token_id not in ids
     assert tokenizer.decode(ids) == " <image>"
 
@@ -108,8 +108,8 @@ def test_a_candidate_that_spells_a_marker_stays_text() -> None:
 def test_text_before_the_last_marker_has_no_effect() -> None:
     tokenizer = prompt_tokenizer()
     prompt: list[Segment] = [Text("spells </s> itself"), Media(CAT), Text("Output:")]
-    assert continuation_ids(prompt, " cat", tokenizer) == tokenizer.encode_plain(" cat")
+    assert PromptEnd(prompt, tokenizer).ids_after(" cat") == tokenizer.encode_plain(" cat")
 
 
 def test_an_empty_prompt_may_have_candidates() -> None:
-    assert continuation_ids([], "cat", prompt_tokenizer()) == prompt_tokenizer().encode_plain("cat")
+    assert PromptEnd([], prompt_tokenizer()).ids_after("cat") == prompt_tokenizer().encode_plain("cat")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 
@@ -95,3 +97,35 @@ async def test_threads_serve_the_clients_of_requests_in_turn() -> None:
     may_begin.set()
     await asyncio.gather(*tasks)
     assert done == ["a1", "a2", "b1", "a3"]
+
+
+@pytest.mark.parametrize("item_seconds", [0.0, 10.0])
+async def test_short_work_for_several_items_shares_a_turn(item_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, done, seconds = ThreadTurns(1, "test"), list[str](), count(0, item_seconds)
+    monkeypatch.setattr("server.limits.turns.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+
+    def double(name: str) -> str:
+        done.append(name)
+        return 2 * name
+
+    first = asyncio.create_task(run.each(double, ["a1", "a2", "a3"]))
+    await asyncio.sleep(0)
+    client_in_turn.set("b")
+    assert await run.each(double, ["b1"]) == ["b1b1"]
+    assert await first == ["a1a1", "a2a2", "a3a3"]
+    assert done == (["a1", "b1", "a2", "a3"] if item_seconds else ["a1", "a2", "a3", "b1"])
+    assert await run.each(double, []) == []
+
+
+async def test_failed_work_for_an_item_ends_all_items() -> None:
+    run, done = ThreadTurns(1, "test"), list[int]()
+
+    def fail(number: int) -> None:
+        done.append(number)
+        if number == 2:
+            raise ValueError("failed")
+
+    with pytest.raises(ValueError, match="failed"):
+        await run.each(fail, [1, 2, 3])
+    assert done == [1, 2]
+    assert await run(str, 4) == "4"
