@@ -97,7 +97,7 @@ async def check_parameters(request: Request) -> None:
     """Refuse query parameters on a route that describes none: the other routes read theirs. Raises `InvalidRequest`."""
     route: APIRoute = request.scope["route"]
     described = (route.openapi_extra or {}).get("parameters", ())
-    if not (takes_any_query(route.path) or any(parameter["in"] == "query" for parameter in described)):
+    if not (takes_any_query(request.scope["path"]) or any(parameter["in"] == "query" for parameter in described)):
         read_query(Schema, request)
 
 

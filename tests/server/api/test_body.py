@@ -246,6 +246,6 @@ async def test_a_route_without_query_parameters_refuses_one_by_name(
     assert (response.status_code, error["code"], error["param"]) == (422, "unsupported_parameter", "limit")
 
 
-@pytest.mark.parametrize("path", ["/health", "/health/ready", "/metrics", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/health", "/health/ready", "/metrics", "/openapi.json", "/docs/docs.js"])
 async def test_a_probe_may_add_query_parameters(http: httpx.AsyncClient, path: str) -> None:
     assert (await http.get(f"{path}?name=1")).status_code == 200
