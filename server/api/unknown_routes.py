@@ -49,7 +49,8 @@ def no_route(method: str, path: str, routes: Collection[APIRoute]) -> NotFound |
         return MethodNotAllowed(
             f"{method} {path}: use {' or '.join(sorted(methods))}", methods | ({"HEAD"} if "GET" in methods else set())
         )
-    return NotFound(f"{method} {path}: Not Found{_suggestion(path, {route.path for route in routes})}")
+    suggestion = _suggestion(path, {route.path for route in routes}) or "; /docs lists the routes"
+    return NotFound(f"{method} {path}: no such route{suggestion}")
 
 
 def _suggestion(path: str, paths: Collection[str]) -> str:

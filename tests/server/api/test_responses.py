@@ -270,13 +270,13 @@ class TestShares:
         ("/v1/chat/completion", "; did you mean /v1/chat/completions?"),
         ("/v1/responses", "; this server answers conversations at /v1/chat/completions"),
         ("/api/tags", "; the served model is listed at /v1/models"),
-        ("/v1/dogs", ""),
-        ("/v1", ""),
+        ("/v1/dogs", "; /docs lists the routes"),
+        ("/v1", "; /docs lists the routes"),
     ],
 )
 async def test_an_unknown_path_is_answered_with_the_route_to_use(path: str, hint: str, http: httpx.AsyncClient) -> None:
     message = (await http.post(path, json={})).json()["error"]["message"]
-    assert message == f"POST {path}: Not Found{hint}"
+    assert message == f"POST {path}: no such route{hint}"
 
 
 async def test_a_path_may_end_with_a_slash(http: httpx.AsyncClient) -> None:
@@ -284,7 +284,7 @@ async def test_a_path_may_end_with_a_slash(http: httpx.AsyncClient) -> None:
     tokens = await http.post("/tokenize/", json={"prompt": "a"})
     assert (tokens.status_code, tokens.json()["count"] > 0) == (200, True)
     message = (await http.post("/v1/dogs/", json={})).json()["error"]["message"]
-    assert message == "POST /v1/dogs: Not Found"
+    assert message == "POST /v1/dogs: no such route; /docs lists the routes"
 
 
 async def test_a_path_with_a_line_break_is_not_found(http: httpx.AsyncClient) -> None:
@@ -308,5 +308,5 @@ async def test_a_method_that_a_path_does_not_have_is_answered_with_those_that_it
 async def test_a_path_of_another_server_is_not_found_even_if_it_looks_like_an_id(http: httpx.AsyncClient) -> None:
     response = await http.post("/v1/images/generations", json={})
     assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
-    message = "POST /v1/images/generations: Not Found; this server generates no images"
+    message = "POST /v1/images/generations: no such route; this server generates no images"
     assert response.json()["error"]["message"] == message
