@@ -198,7 +198,7 @@ class LastKey(Conflict, code="last_key"):
 
 
 class MediaInUse(Conflict, code="image_in_use"):
-    """A support set refers to the media item."""
+    """A version of a support set contains the media item."""
 
 
 class MediaNameTaken(Conflict, code="media_name_taken"):

@@ -101,7 +101,7 @@ class MediaReferences:
         def remove(session: Session, now: float) -> None:
             row = session.scalar(select(MediaRow).where(MediaRow.media_id == row_id).with_for_update())
             if is_used(session, row_id, now):
-                raise MediaInUse(f"the media {media_id[:80]!r} is used by a support set")
+                raise MediaInUse(f"a version of a support set contains {media_id[:80]!r}: delete the set first")
             if row is not None:
                 _delete_rows(session, [row_id], now)
             # without a file, the transaction is tried again, or the file was lost

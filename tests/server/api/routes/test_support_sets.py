@@ -287,7 +287,10 @@ async def test_a_repeated_request_gets_its_first_response(http: httpx.AsyncClien
 async def test_a_deleted_set_releases_its_media(http: httpx.AsyncClient, app: FastAPI) -> None:
     await create(http, examples=[example("a", "red")])
     media = (await http.get(f"{SETS}/s/examples/a")).json()["media"][0]["image_id"]
-    assert error(await http.delete(f"/v1/images/{media}"))[:2] == (409, "image_in_use")
+    assert (await http.delete(f"{SETS}/s/examples/a")).json()["version"] == 2
+    refused = await http.delete(f"/v1/images/{media}")  # the first version has it
+    assert error(refused)[:2] == (409, "image_in_use")
+    assert refused.json()["error"]["message"] == f"a version of a support set contains {media!r}: delete the set first"
     deleted = (await http.delete(f"{SETS}/s")).json()
     assert deleted == {"id": deleted["id"], "object": "support_set", "deleted": True}
     assert error(await http.get(f"{SETS}/s"))[0] == 404
