@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from server.grammar import GrammarError
 from server.grammar.compiler import MAX_BYTES, MAX_SYMBOLS, Grammars
 from server.grammar.schema_limits import MAX_DEPTH, MAX_REPETITIONS
+from server.limits.deadline import MAX_SECONDS
 from server.schemas.fewshot import ClassifyRequest
 from server.schemas.generation import StructuredOutputs
 from server.schemas.responses.evaluations import Recommendation, RecommendedRequest
@@ -88,6 +89,10 @@ def test_the_limits_of_lists_in_an_evaluation_are_stated() -> None:
     meanings = {names(row[0])[0]: row[2] for row in rows(section(API, "Evaluation of a support set")) if len(row) == 3}
     for name in ("k", "strategies", "methods", "seeds"):
         assert meanings[name].startswith(f"Up to {max_length(EvaluateRequest, name)}"), name
+
+
+def test_the_longest_deadline_is_stated() -> None:
+    assert f"up to {MAX_SECONDS:,.0f}" in section(API, "Deadlines")
 
 
 def test_the_length_of_a_key_is_stated() -> None:

@@ -17,6 +17,7 @@ from server.schemas.fewshot import ClassifyRequest, FewShotFields
 from server.schemas.generation import ChatRequest, CompletionRequest, GenerationFields
 from server.schemas.models import EmbeddingsRequest, InspectRequest
 from server.schemas.responses.curation import Diagnostics, Reason
+from server.schemas.responses.stored import Warmth
 from server.schemas.stored import DiagnosticsRequest, EvaluateRequest, SuggestRequest
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
@@ -111,6 +112,13 @@ def test_every_field_of_diagnostics_and_suggestions_is_documented() -> None:
 
 def classes(root: type[ServerError]) -> list[type[ServerError]]:
     return [root, *(descendant for child in root.__subclasses__() for descendant in classes(child))]
+
+
+def test_every_field_of_warming_is_documented() -> None:
+    documented = {name for row in rows(section(API, "Warming")) if len(row) == 2 for name in names(row[0])}
+    expected = {f"warm.{name}" for name in Warmth.model_fields if name not in {"status", "error"}} | {"status"}
+    assert documented == expected
+    assert "`warm.error`" in section(API, "Warming")
 
 
 def test_every_error_is_documented_with_its_status() -> None:
