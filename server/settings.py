@@ -327,7 +327,8 @@ def read_settings(arguments: Sequence[str], prog: str = PROGRAM) -> Settings:
         sources = _Sources(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise SettingsError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        raise SettingsError(f"{'.'.join(map(str, first['loc']))}: {message}") from None
     return Settings.model_construct(**dict(sources))
 
 

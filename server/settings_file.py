@@ -22,7 +22,7 @@ def read_yaml(file: Path) -> Any:
     except OSError as error:
         raise ValueError(error.strerror) from None
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(" ".join(str(error).replace('"<unicode string>", ', "").split())) from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError:
