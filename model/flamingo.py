@@ -99,6 +99,8 @@ class Flamingo(nn.Module):
 
 
 class MediaCrossAttention(nn.Module):
+    """Cross-attention from text to media pages; `project_media` computes the pages."""
+
     def __init__(self, config: GatedConfig, dim: int, media_dim: int) -> None:
         super().__init__()
         inner = config.num_heads * config.head_dim
@@ -123,7 +125,7 @@ class MediaCrossAttention(nn.Module):
         )
         return self.output(attended.flatten(-2))
 
-    def project_media(self, visual_tokens: Tensor) -> Tensor:  # [M, R, Dv] -> [M, H, 2, R, K]
+    def project_media(self, visual_tokens: Tensor) -> Tensor:  # [M, R, D] -> [M, H, 2, R, K]
         key, value = self.key_value(visual_tokens).unflatten(-1, (2, -1, self.head_dim)).unbind(2)  # [M, R, H, K]
         if self.key_norm is not None:
             key = self.key_norm(key)

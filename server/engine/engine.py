@@ -61,7 +61,7 @@ GRAMMAR_WAIT = 0.005
 class Engine:
     """Runs requests on a model. `salt` names weights and preprocessing in the media keys.
 
-    `record` and `followers` are the runner's. Without `grammars`, they are compiled in this process without trials.
+    `record` and `followers` are the runner's. Without `grammars`, this process compiles grammars itself, without trials.
     """
 
     def __init__(
@@ -170,9 +170,12 @@ class Engine:
                 (self.blocks.pin if pin.is_kept else self.blocks.unpin)(hashes)
 
     def step(self) -> list[Outbound]:
-        """Run one step, and return the events since the last call; pending ones are returned at once, without a step."""
+        """Run one step, and return the events since the last call.
+
+        While sequences run, events that are pending already, such as requests for pixels, are returned without a step.
+        """
         if self._events and self.scheduler.running:
-            return self._take_events()  # requests for pixels do not wait for a step
+            return self._take_events()
         launched = self._ahead or self._launch(self._schedule())
         self._ahead = self._launch_after(launched)
         results = self._wait_for(launched)

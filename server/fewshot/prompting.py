@@ -37,7 +37,7 @@ ANY_QUERY = Shot(text="?", question="?", param="query")
 # the fields of a request that a shot has, too
 TEXTS = {"text", "question", "label", "id"}
 NOT_ALONE = "shots that attend alone, and the query, must each begin with an image or video and have no other"
-# default number of shots of a classification
+# the default number of shots is that of the labels, but at most this
 MAX_DEFAULT_K = 16
 
 
@@ -258,7 +258,7 @@ def write(
     if attend == "previous":
         return prompt
     if shots:
-        _check_alone(shots, template.render(shots[:1], query), template.render([], query), query.param)
+        _check_written_alone(shots, template.render(shots[:1], query), template.render([], query), query.param)
     return prompt.alone(model)
 
 
@@ -270,7 +270,7 @@ def check_alone(examples: Sequence[Example], template: Template, model: ServedMo
         raise UnsupportedParameter(NOT_ALONE, param="shots_attend")
 
 
-def _check_alone(shots: Sequence[Shot], first: Sequence[Segment], query: Sequence[Segment], param: str) -> None:
+def _check_written_alone(shots: Sequence[Shot], first: Sequence[Segment], query: Sequence[Segment], param: str) -> None:
     """Check that each shot and the query begin with a media item and have no other. Raises `UnsupportedParameter`.
 
     `first`: the segments of the first shot and the query. `param`: the path of the query.
