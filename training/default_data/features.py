@@ -47,7 +47,8 @@ def cache_features(folder: Path, records: Sequence[Record], model_folder: Path, 
     encoder = load_folder(model_folder, "cpu", torch.float32).vision
     config = encoder.config
     partial, progress = file.with_suffix(".partial.npy"), file.with_suffix(".rows")
-    done = int(progress.read_text()) if progress.exists() else 0
+    # the file is empty if the run was killed between creating and writing it
+    done = int(progress.read_text() or 0) if progress.exists() else 0
     shape = (len(records), config.num_patches, config.feature_dim)
     rows = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.float16, shape)
     started = time.monotonic()

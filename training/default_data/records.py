@@ -33,8 +33,11 @@ class Record:
 
 
 def write_records(folder: Path, records: Iterable[Record]) -> None:
+    """Write the records at once: a source with a file of records counts as built."""
     lines = [json.dumps(asdict(record), ensure_ascii=False) for record in records]
-    (folder / DATA).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial = folder / f"{DATA}.partial"
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial.replace(folder / DATA)
 
 
 def with_digests(records: Iterable[Record], folder: Path) -> list[Record]:

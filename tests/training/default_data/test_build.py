@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ from PIL import Image
 from training.default_data import build as build_module
 from training.default_data.build import build
 from training.default_data.concepts import Concepts
-from training.default_data.packages import PackageError, fetch
+from training.default_data.packages import PackageError, fetch, unpack_debian
 from training.default_data.readers import SIZE, num_colours, read
-from training.default_data.records import read_records
+from training.default_data.records import read_records, write_records
 from training.default_data.sources import EMOJIBASE, SOURCES, Source
 
 BY_NAME = {source.name: source for source in SOURCES}
@@ -132,6 +133,37 @@ def test_a_package_that_cannot_be_fetched_is_named(tmp_path: Path, monkeypatch: 
     source: Source = replace(EMOJIBASE, version="0.0.0")
     with pytest.raises(PackageError, match=r"npm pack .*emojibase-data@0\.0\.0 for emojibase failed: 404"):
         fetch(source, tmp_path)
+
+
+def killed(command: list[str], **options: object) -> NoReturn:
+    """Write the beginning of what the command would write, as if this process were killed then."""
+    folder = Path(str(options.get("cwd", command[-1])))
+    (folder / "emojibase-data-17.0.0.tgz").write_bytes(b"the beg")
+    raise KeyboardInterrupt
+
+
+def test_a_killed_run_leaves_no_part_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(EMOJIBASE, tmp_path / "packages")
+    with pytest.raises(KeyboardInterrupt):
+        unpack_debian(tmp_path / "package.deb", tmp_path / "unpacked" / "openclipart")
+    assert not list((tmp_path / "packages").iterdir())
+    assert not list((tmp_path / "unpacked").iterdir())
+
+
+def test_a_run_that_is_killed_while_it_writes_records_leaves_no_file_of_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(file: Path, text: str, **options: str) -> NoReturn:
+        file.write_bytes(text[:9].encode())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", fails)
+    with pytest.raises(KeyboardInterrupt):
+        write_records(tmp_path, [])
+    with pytest.raises(FileNotFoundError):
+        read_records(tmp_path)
 
 
 def test_no_training_source_has_a_share_alike_or_gpl_licence() -> None:
