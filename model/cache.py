@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import glob
 import logging
+import shutil
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE, CompletedProcess, Popen
 from types import FrameType
 from typing import NoReturn
+
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,6 +28,16 @@ def is_ready(folder: Path) -> bool:
     """Return whether a model folder has been made."""
     # the folder is moved to its path when it is complete, so it is enough to check one file
     return (folder / "config.json").exists()
+
+
+@contextmanager
+def only_import(folder: Path) -> Iterator[None]:
+    """Wait until no other process imports into the folder, and remove the files of an import that was killed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        for partial in folder.parent.glob(f".{glob.escape(folder.name)}-*"):
+            shutil.rmtree(partial)
+        yield
 
 
 def run_import(module: str, *arguments: str, job: bytes = b"") -> CompletedProcess[bytes]:

@@ -1,12 +1,11 @@
 """Carry out an import: `python -m model.hub.convert` reads a `Job` as JSON from standard input.
 
-One process at a time imports into a folder; a second process waits and then uses the finished folder. Files of an import
-that was killed are removed by the next one. An error is written to standard output as one line.
+One process at a time imports into a folder; a second process waits and then uses the finished folder. An error is written
+to standard output as one line.
 """
 
 from __future__ import annotations
 
-import glob
 import logging
 import os
 import shutil
@@ -15,9 +14,8 @@ import time
 from pathlib import Path
 
 import msgspec
-from filelock import FileLock
 
-from model.cache import begin_import, is_ready
+from model.cache import begin_import, is_ready, only_import
 from model.checkpoint.idefics import import_idefics
 from model.checkpoint.openflamingo import import_openflamingo
 from model.config import ConfigError
@@ -32,13 +30,9 @@ logger = logging.getLogger("model.hub.convert")  # the module runs as __main__
 def convert(job: Job) -> None:
     """Write the job's folder unless it is there. Raises `CheckpointError`, `ConfigError` and `OSError`."""
     folder = Path(job.folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
-        if is_ready(folder):
-            return
-        for partial in folder.parent.glob(f".{glob.escape(folder.name)}-*"):
-            shutil.rmtree(partial)
-        _write(job, folder)
+    with only_import(folder):
+        if not is_ready(folder):
+            _write(job, folder)
 
 
 def _write(job: Job, folder: Path) -> None:

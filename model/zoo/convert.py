@@ -1,6 +1,7 @@
 """Convert the experts' files and the bridge to a model folder: `python -m model.zoo.convert VISION LANGUAGE_MODEL FOLDER`.
 
-Weights are stored in float32, which represents the file's 4-bit numbers exactly and can be mapped into memory.
+Weights are stored in float32, which represents the file's 4-bit numbers exactly and can be mapped into memory. One process
+at a time converts; a second process waits and then uses the finished folder.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import hashlib
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
-from model.cache import begin_import, is_ready
+from model.cache import begin_import, is_ready, only_import
 from model.checkpoint.gguf import GGUFFile
 from model.checkpoint.vision_models import convert_efficientnet_lite
-from model.folder import NO_FILES, CheckpointError, save_folder
+from model.folder import CheckpointError, save_folder
 from model.kin import classifier_tensors
 from model.likeness import LIKENESS
 from model.prior import PRIOR
@@ -34,7 +35,16 @@ log = logging.getLogger("model.zoo.convert")  # the module runs as __main__
 
 
 def convert(vision: Path, language_model: Path, folder: Path) -> None:
-    """Convert the files to a model folder, with its progress on stderr. Raises `CheckpointError` or `OSError`."""
+    """Convert the files to a model folder unless it is there, with its progress on stderr.
+
+    Raises `CheckpointError` or `OSError`.
+    """
+    with only_import(folder):
+        if not is_ready(folder):
+            _convert(vision, language_model, folder)
+
+
+def _convert(vision: Path, language_model: Path, folder: Path) -> None:
     progress = Progress("converting the default model", num_stages=4)
     progress.stage("checking the files")
     _check(vision, VISION_FILE)
@@ -46,21 +56,7 @@ def convert(vision: Path, language_model: Path, folder: Path) -> None:
     likeness = _likeness(weights)
     files = {LIKENESS: save(likeness), PRIOR: PRIOR_FILE.read_bytes()}
     tensors = _tensors(weights, likeness, source, progress)
-    save_once(folder, tensors, source.tokenizer(NEW_TOKENS).to_str(), files)
-
-
-def save_once(
-    folder: Path,
-    tensors: Iterable[tuple[str, Tensor]],
-    tokenizer_json: str,
-    files: Mapping[str, str | bytes] = NO_FILES,
-) -> None:
-    """Save the folder unless another process saves it first; both would write the same content."""
-    try:
-        save_folder(folder, DEFAULT, tensors, tokenizer_json, files=files)
-    except (CheckpointError, OSError):
-        if not is_ready(folder):
-            raise
+    save_folder(folder, DEFAULT, tensors, source.tokenizer(NEW_TOKENS).to_str(), files=files)
 
 
 def _likeness(vision: Mapping[str, Tensor]) -> dict[str, NDArray[np.generic]]:

@@ -132,7 +132,7 @@ def prepare(cache: Path | None = None) -> Path:
     )
     vision, language_model = expert_files(cache)
     finished = run_import("model.zoo.convert", str(vision), str(language_model), str(folder))
-    if finished.returncode and not is_ready(folder):
+    if finished.returncode:
         raise DefaultModelError(f"converting the default model failed with status {finished.returncode}")
     return folder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import NoReturn
@@ -16,8 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.cache import is_ready
-from model.config import load_config
+from model.config import FlamingoConfig, load_config
 from model.flamingo import Flamingo
 from model.folder import CheckpointError, load_folder, shapes_of
 from model.kin import ANCESTORS
@@ -26,9 +25,10 @@ from model.prompt import EndOfChunk, Media, PromptTokenizer, Text, encode
 from model.reference import encode as encode_media
 from model.reference import log_probs
 from model.vision import PerceiverResampler, VisionEncoder, normalise
+from model.zoo import convert as convert_module
 from model.zoo import default, fetch
 from model.zoo.bridge import load_bridge, quantise_rows, save_bridge, start_as_mean, start_bridge
-from model.zoo.convert import _likeness, _tensors, convert, save_once
+from model.zoo.convert import _likeness, _tensors, convert
 from model.zoo.default import (
     DEFAULT,
     VISION_FILE,
@@ -124,7 +124,7 @@ def test_a_failed_conversion_is_an_error(
     monkeypatch.setattr(default, "expert_files", lambda cache: absent)
     with pytest.raises(DefaultModelError, match="failed with status 1"):
         prepare(tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [f".{locate(tmp_path).name}.lock"]
     line = r"^\d\d:\d\d:\d\d INFO    model.zoo.convert: converting the default model into .*, once$"
     assert re.search(line, capfd.readouterr().err, re.MULTILINE)
     assert "(110 MB)" in caplog.messages[0]
@@ -179,29 +179,28 @@ def test_without_a_bridge_the_default_model_is_converted_with_its_classes(monkey
     assert (cat - coffee).norm() > 1.5
 
 
-def test_two_concurrent_conversions_leave_one_complete_folder(tmp_path: Path) -> None:
-    both_are_writing = threading.Barrier(2, timeout=60)
+def test_two_conversions_at_once_write_one_folder_and_remove_what_a_killed_one_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, (vision, language_model) = tmp_path / "folder", expert_files()
+    (tmp_path / ".folder-killed").mkdir()
+    (tmp_path / ".folder-killed" / "shard-0").write_bytes(b"weights")
+    saved: list[str] = []
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        both_are_writing.wait()
-        yield "weight", torch.ones(2)
+    def save(to: Path, config: FlamingoConfig, tensors: object, tokenizer: str, **_: object) -> None:
+        assert not list(tmp_path.glob(".folder-*"))
+        saved.append(config.name)
+        to.mkdir()
+        (to / "config.json").touch()
 
-    failures: list[Exception] = []
-
-    def run() -> None:
-        try:
-            save_once(tmp_path / "folder", tensors(), "{}")
-        except Exception as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run) for _ in range(2)]
+    monkeypatch.setattr(convert_module, "save_folder", save)
+    threads = [threading.Thread(target=convert, args=(vision, language_model, folder)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert failures == []
-    assert is_ready(tmp_path / "folder")
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert saved == [DEFAULT.name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".folder.lock", "folder"]
 
 
 def test_the_start_of_a_bridge_is_reproducible_and_keeps_the_generator() -> None:
