@@ -28,6 +28,7 @@ from server.quality.evaluation import Cell, EvaluationPlan, Outcome, PromptSetti
 from server.quality.evaluation_store import Evaluation, Evaluations, Status
 from server.quality.learning_curve import Curve
 from server.quality.leave_one_out import LeaveOneOut, Query
+from server.quality.remaining_time import RemainingTime
 from server.telemetry.metrics import Metrics
 
 # intervals for renewing a lease and storing progress, and for finding evaluations that other servers created
@@ -111,6 +112,7 @@ class EvaluationRunner:
     async def _run(self, evaluation: Evaluation) -> None:
         plan = msgspec.convert(evaluation.plan["settled"], EvaluationPlan)
         num_done = len(evaluation.cells) * len(plan.queries)
+        cells_left = (cell for index, cell in enumerate(plan.cells) if index not in evaluation.cells)
         running = _RunningEvaluation(
             evaluation,
             plan,
@@ -120,6 +122,7 @@ class EvaluationRunner:
             self._num_lanes,
             self._holder,
             num_done,
+            RemainingTime(filter(None, (cell.prompt for cell in cells_left)), len(plan.queries)),
         )
         work = asyncio.create_task(running.work())
         renewal = asyncio.create_task(running.renew())
@@ -154,6 +157,7 @@ class _RunningEvaluation:
     num_lanes: int
     holder: str
     queries_done: int
+    remaining: RemainingTime
     # the code of the error because of which the evaluation waits
     cause: str = ""
     is_ending: bool = False
@@ -161,7 +165,9 @@ class _RunningEvaluation:
 
     async def renew(self) -> None:
         """Renew the lease until the evaluation is cancelled, deleted, or claimed by another holder."""
-        while await self.evaluations.renew(self.evaluation.id, self.holder, self.queries_done):
+        while await self.evaluations.renew(
+            self.evaluation.id, self.holder, self.queries_done, self.remaining.seconds()
+        ):
             await asyncio.sleep(RENEW_SECONDS)
 
     async def work(self) -> None:
@@ -231,6 +237,7 @@ class _RunningEvaluation:
         untimed, outcomes = iter(queries[: -len(timed)]), dict[str, Outcome]()
         try:
             await self._embed(SPACES.get(prompt.strategy, ()))
+            self.remaining.begin()
             await run_concurrently([self._run_lane(prompt, untimed, outcomes) for _ in range(self.num_lanes)])
             await self._do(partial(self.leave_one_out.warm, timed))
             await self._run_lane(prompt, iter(timed), outcomes, is_timed=True)
@@ -238,6 +245,8 @@ class _RunningEvaluation:
             raise
         except ServerError as error:
             return error
+        finally:
+            self.remaining.end(prompt)
         return [outcomes[query.example.id] for query in queries]
 
     async def _run_lane(
@@ -248,6 +257,7 @@ class _RunningEvaluation:
             answer = partial(self.leave_one_out.answer, self.evaluation, self.plan, prompt, query, is_timed)
             outcomes[query.example.id] = await self._do(answer)
             self.queries_done += 1
+            self.remaining.count(prompt)
 
     async def _embed(self, spaces: Iterable[Space]) -> None:
         """Embed the examples in these spaces batch by batch, so that queries find all vectors in the database."""

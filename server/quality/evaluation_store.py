@@ -58,6 +58,7 @@ class EvaluationRow(Base):
     client: Mapped[str] = mapped_column(String(128), server_default="")
     interruptions: Mapped[int] = mapped_column(default=0, server_default="0")  # since the last finished cell
     tenant: Mapped[str] = mapped_column(String(48), server_default="", index=True)
+    seconds_left: Mapped[float | None]
 
 
 class CellRow(Base):
@@ -86,6 +87,7 @@ class Evaluation:
     error: dict[str, Any] | None
     tenant: str
     interruptions: int
+    seconds_left: float | None
     cells: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -274,7 +276,7 @@ class Evaluations:
             # a lease that was neither released nor taken by its own holder again: the server died, or was cut off
             row.interruptions += row.held_until > 0 and row.holder != holder
             row.status, row.holder, row.held_until = "running", holder, now + LEASE_SECONDS
-            row.started_at = row.started_at or now
+            row.started_at, row.seconds_left = row.started_at or now, None
             session.flush()
             return _with_cells(session, row)
 
@@ -288,10 +290,12 @@ class Evaluations:
         """Forget what a holder has claimed: its interruption, if there is one, is never taken back."""
         self._claimed.pop(holder, None)
 
-    async def renew(self, evaluation_id: str, holder: str, queries_done: int) -> bool:
+    async def renew(
+        self, evaluation_id: str, holder: str, queries_done: int, seconds_left: float | None = None
+    ) -> bool:
         """Renew the lease and record progress; return False if this holder no longer has the lease."""
         return await self._database.write(
-            lambda session, now: _renew(session, evaluation_id, holder, queries_done, now)
+            lambda session, now: _renew(session, evaluation_id, holder, queries_done, now, seconds_left=seconds_left)
         )
 
     async def finish_cell(
@@ -335,7 +339,7 @@ class Evaluations:
     async def release(self, holder: str) -> None:
         """End the leases of this holder: another server, or this one after a restart, may resume at once."""
         is_held = (EvaluationRow.holder == holder, EvaluationRow.status == "running")
-        end = update(EvaluationRow).where(*is_held).values(held_until=0)
+        end = update(EvaluationRow).where(*is_held).values(held_until=0, seconds_left=None)
         await self._database.write(lambda session, now: session.execute(end))
 
 

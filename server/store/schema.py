@@ -14,7 +14,7 @@ from sqlalchemy import Connection, inspect, text
 
 from server.settings import SettingsError
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 NEWEST = REVISIONS[-1]
 # the tables of databases that were created before there were migrations
 FIRST = REVISIONS[0]

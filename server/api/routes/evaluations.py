@@ -117,6 +117,7 @@ def _head(evaluation: Evaluation) -> dict[str, Any]:
             "cells": num_cells,
             "queries": num_cells * num_queries,
             "queries_done": min(evaluation.queries_done, num_cells * num_queries),
+            "seconds_left": evaluation.seconds_left if evaluation.status == "running" else None,
         },
         "error": evaluation.error,
     }

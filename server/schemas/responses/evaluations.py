@@ -33,6 +33,9 @@ class Progress(ResponseSchema):
     cells: int
     queries: int
     queries_done: int
+    seconds_left: float | None = Field(
+        description="An estimate from the measured time of the answers so far. Null until there is one, and at the end."
+    )
 
 
 class DetailedProgress(Progress):

@@ -89,7 +89,13 @@ async def test_every_example_is_left_out_once(http: httpx.AsyncClient, client: F
     assert cell["latency"]["queries"] == 6
     assert 0 < cell["latency"]["median_seconds"] <= cell["latency"]["p90_seconds"]
     assert cell["cost"]["prompt_tokens"] == len(client.scores[0].prompt.token_ids)
-    assert evaluation["progress"] == {"cells": 1, "cells_done": 1, "queries": 6, "queries_done": 6}
+    assert evaluation["progress"] == {
+        "cells": 1,
+        "cells_done": 1,
+        "queries": 6,
+        "queries_done": 6,
+        "seconds_left": None,
+    }
     assert evaluation["labels"] == ["warm", "cold"]
     assert evaluation["baseline"]["accuracy"] == 0.5
 
@@ -179,7 +185,13 @@ async def test_methods_are_evaluated_on_the_same_prompts(
     knn = cells["knn"]
     assert (knn["k"], knn["cost"]["prompt_tokens"], knn["latency"]["queries"]) == (None, 0, 0)
     assert cells["blend"]["cost"] == cells["in_context"]["cost"]
-    assert evaluation["progress"] == {"cells": 5, "cells_done": 5, "queries": 30, "queries_done": 30}
+    assert evaluation["progress"] == {
+        "cells": 5,
+        "cells_done": 5,
+        "queries": 30,
+        "queries_done": 30,
+        "seconds_left": None,
+    }
 
 
 async def test_a_recommended_method_without_a_prompt_can_be_sent_unchanged(
