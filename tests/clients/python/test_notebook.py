@@ -176,6 +176,8 @@ def test_an_evaluation_shows_accuracy_with_intervals_and_the_recommendation() ->
     assert "None is <good>." in safe(without._repr_html_()).text
     running = Evaluation(id="ev_1", status="running", raw={"progress": {"queries": 4, "queries_done": 1}})
     assert "running, 1 of 4 queries" in safe(running._repr_html_()).text
+    late = Evaluation(id="ev_1", status="running", raw={"progress": {"queries": 4, "seconds_left": 130.4}})
+    assert "of 4 queries, about 2 min left" in safe(late._repr_html_()).text
 
 
 def test_points_of_a_chart_are_where_their_numbers_are() -> None:

@@ -13,6 +13,13 @@ from flamboyance_client.replies import Json, required
 Item = TypeVar("Item")
 
 
+def duration(seconds: float) -> str:
+    """Return a time as people say it: seconds below a minute and a half, minutes below an hour and a half, or hours."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SummaryRow:
     """The results of one method, strategy, number of shots and form of the prompt, as the mean over its seeds.
@@ -156,6 +163,16 @@ class Evaluation:
     def num_queries_done(self) -> int:
         return self._progress("queries_done")
 
+    @property
+    def seconds_left(self) -> float | None:
+        """The server's estimate of the remaining time, None until there is one and at the end."""
+        return (self.raw.get("progress") or {}).get("seconds_left")
+
+    @property
+    def time_left(self) -> str:
+        """The remaining time in words, such as "about 2 min left", or an empty text if it is unknown."""
+        return "" if self.seconds_left is None else f"about {duration(self.seconds_left)} left"
+
     def _progress(self, name: str) -> int:
         progress = self.raw.get("progress") or {}
         number: int = progress.get(name, 0)
@@ -163,6 +180,7 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         title = f"Evaluation {self.id}: {self.status}, {self.num_queries_done} of {self.num_queries} queries"
+        title += f", {self.time_left}" if self.time_left else ""
         baseline = None if self.baseline is None else (self.baseline.label, self.baseline.accuracy)
         points = [(row.name, row.k, row.accuracy, row.accuracy_interval) for row in self.summary]
         return notebook.evaluation(title, points, baseline, self.advice)

@@ -13,26 +13,35 @@ from flamboyance_client.errors import EvaluationFailed, FlamboyanceError
 from flamboyance_client.evaluations import Evaluation
 
 POLL_SECONDS = 0.5
+# the remaining time is the server's: tqdm takes all queries to be equal, and those of methods without prompts take no time
+EVALUATION_FORM = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 # the delays after lost connections, until the last of which the evaluation is requested again
 LOST_SECONDS = (1.0, 4.0, 15.0)
 
 
 def visible_bar(
-    total: int | None, description: str, unit: str, *, unit_scale: bool = False, is_hidden: bool = False
+    total: int | None,
+    description: str,
+    unit: str,
+    *,
+    unit_scale: bool = False,
+    is_hidden: bool = False,
+    form: str | None = None,
 ) -> tqdm[Never]:
-    """Return a progress bar that is visible in a notebook or on a terminal and nowhere else."""
+    """Return a progress bar that is visible in a notebook or on a terminal and nowhere else. `form` is tqdm's."""
     # a process without a console, such as pythonw, has no stderr, which tqdm would ask whether it is a terminal
     disable = True if is_hidden or sys.stderr is None else None
-    return tqdm(total=total, desc=description, unit=unit, unit_scale=unit_scale, disable=disable)
+    return tqdm(total=total, desc=description, unit=unit, unit_scale=unit_scale, disable=disable, bar_format=form)
 
 
 @contextmanager
 def progress_bar(evaluation: Evaluation) -> Iterator[Callable[[Evaluation], None]]:
     """Yield a function that shows the progress of an evaluation, in a notebook or on a terminal and nowhere else."""
-    with visible_bar(evaluation.num_queries, "evaluation", "query") as bar:
+    with visible_bar(evaluation.num_queries, "evaluation", "query", form=EVALUATION_FORM) as bar:
 
         def show(current: Evaluation) -> None:
             bar.total = current.num_queries
+            bar.set_postfix_str(current.time_left)
             bar.update(current.num_queries_done - bar.n)
 
         show(evaluation)

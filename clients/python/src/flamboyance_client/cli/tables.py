@@ -11,7 +11,7 @@ from rich.table import Table
 
 from flamboyance_client.chart import shots_text
 from flamboyance_client.curation import Diagnostics, Suggestions
-from flamboyance_client.evaluations import Evaluation
+from flamboyance_client.evaluations import Evaluation, duration
 from flamboyance_client.records import SupportSet
 
 # columns of a file or a pipe, so that nothing is cut
@@ -58,14 +58,20 @@ def print_set(support_set: SupportSet) -> None:
 
 def print_evaluations(evaluations: Sequence[Evaluation], names: Mapping[str, str]) -> None:
     """Print a line for each evaluation. `names` has the names of sets by their ids."""
-    table = Table("id", "set", "version", "status", "queries", "created")
+    table = Table("id", "set", "version", "status", "queries", "created", "time")
     for evaluation in evaluations:
         values = evaluation.raw
         queries = f"{evaluation.num_queries_done} of {evaluation.num_queries}"
         set_id = values["support_set"]
         about = (names.get(set_id, set_id), str(values["version"]), evaluation.status)
-        table.add_row(evaluation.id, *about, queries, _minute(values["created_at"]))
+        table.add_row(evaluation.id, *about, queries, _minute(values["created_at"]), _time(evaluation))
     print_table(table)
+
+
+def _time(evaluation: Evaluation) -> str:
+    """Return the time that an evaluation took, or that it still takes."""
+    began, ended = evaluation.raw.get("started_at"), evaluation.raw.get("finished_at")
+    return evaluation.time_left if began is None or ended is None else duration(ended - began)
 
 
 def print_evaluation(evaluation: Evaluation, program: str) -> None:
@@ -82,7 +88,8 @@ def print_evaluation(evaluation: Evaluation, program: str) -> None:
         table.add_row(row.name, shots_text(row.k), *numbers)
     print_table(table)
     if not evaluation.is_over:
-        print(f"{evaluation.status}: {evaluation.num_queries_done} of {evaluation.num_queries} queries are done")
+        left = f", {evaluation.time_left}" if evaluation.time_left else ""
+        print(f"{evaluation.status}: {evaluation.num_queries_done} of {evaluation.num_queries} queries are done{left}")
     elif evaluation.status != "completed":
         print(f"{evaluation.status}: {(values.get('error') or {}).get('message', 'its results are incomplete')}")
     if evaluation.advice:
