@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -68,3 +69,14 @@ def test_a_url_is_shown_as_it_is_otherwise() -> None:
 def test_a_wrong_url_is_refused_when_the_client_is_made(kind: type[Client | AsyncClient], url: str) -> None:
     with pytest.raises(ValueError, match=f"{re.escape(repr(url))} is not the URL of a server: .*(begin it|port)"):
         kind(url)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("name", ["missing.pem", "empty.pem"])
+def test_certificates_that_cannot_be_read_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Client | AsyncClient], name: str
+) -> None:
+    (tmp_path / "empty.pem").touch()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / name))
+    with pytest.raises(OSError, match=rf"^SSL_CERT_FILE is '.*/{name}', of which no certificates can be read: "):
+        kind("http://127.0.0.1:1")

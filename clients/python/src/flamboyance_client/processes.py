@@ -14,6 +14,7 @@ from typing import Any, Generic, Never, Self, TypeVar
 import httpx
 
 Http_co = TypeVar("Http_co", bound=httpx.Client | httpx.AsyncClient, covariant=True)
+CERTIFICATES = "SSL_CERT_FILE"  # the variable of the environment that httpx reads
 # a process, and an event loop in it
 Scope = tuple[int, asyncio.AbstractEventLoop | None]
 
@@ -38,7 +39,7 @@ class PerScope(Generic[Http_co]):
 
     def __init__(self, make: Callable[[], Http_co], scope: Callable[[], Scope]) -> None:
         self._make, self._scope = make, scope
-        self._clients = {scope(): make()}
+        self._clients = {scope(): self._new()}
 
     def get(self) -> Http_co:
         """Return the httpx client of this scope. It is closed if a client of an earlier scope was."""
@@ -49,7 +50,17 @@ class PerScope(Generic[Http_co]):
         for scope, _ in earlier:
             if scope[1] is not None and scope[1].is_closed():
                 self._clients.pop(scope, None)
-        return self._clients.setdefault(self._scope(), self._make() if closed is None else closed)
+        return self._clients.setdefault(self._scope(), self._new() if closed is None else closed)
+
+    def _new(self) -> Http_co:
+        """Return a new client. An error of its certificates, which has no name, says where they are set."""
+        try:
+            return self._make()
+        except OSError as error:
+            if not (path := os.environ.get(CERTIFICATES)):
+                raise
+            reason = error.strerror or str(error)
+            raise OSError(f"{CERTIFICATES} is {path!r}, of which no certificates can be read: {reason}") from error
 
     def made(self) -> Http_co | None:
         """Return the httpx client of this scope, or None if it has not used one."""
