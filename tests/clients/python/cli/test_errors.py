@@ -44,6 +44,11 @@ class TestErrors:
             (("ask", "pets", "What?"), "'pets' is a folder; a file is needed"),
             (("ask", "b.png", "What?"), "there is no file 'b.png'\n"),
             (
+                ("support-set", "export", "pets", "-"),
+                "- is no name of a file here; standard output is written as /dev/",
+            ),
+            (("support-set", "import", "-"), "- is no name of a file here; standard input is read as /dev/stdin\n"),
+            (
                 ("ask", "a.png", "What", "is", "this?"),
                 "there is no file 'What'; the question is one argument, in quotes if",
             ),

@@ -230,6 +230,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Save a set with its media as one file."""
+    _check_file(file, "standard output is written as /dev/stdout --force")
     target = archive_path(file, name)
     if target.exists() and not force:
         raise failure(f"{target} exists: give another file, or --force to overwrite it")
@@ -258,6 +259,7 @@ def import_file(
     json: Json = False,
 ) -> None:
     """Create a set from a file."""
+    _check_file(file, "standard input is read as /dev/stdin")
     with connected(url, api_key, if_taken=f"{OTHER_NAME}, or keep it with --exist-ok") as client:
         _print(client.support_sets.import_(file, name=name, exist_ok=exist_ok), as_json=json)
 
@@ -280,6 +282,12 @@ def delete(
                 print_json({"name": name, "deleted": True})
             else:
                 print(f"{name} deleted")
+
+
+def _check_file(file: Path, otherwise: str) -> None:
+    """End the command for the `-` of other commands, which would be the name of a file."""
+    if str(file) == "-":
+        raise failure(f"- is no name of a file here; {otherwise}")
 
 
 def _find(client: Client, name: str) -> SupportSet | None:
