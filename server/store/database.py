@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -25,7 +26,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from server.errors import DatabaseUnavailable
 from server.store import schema
 from server.store.database_file import DatabaseFile, Identity
-from server.store.failures import is_contention, is_damage, is_read_only, refusal
+from server.store.failures import LOCKED, is_contention, is_damage, is_read_only, refusal
 from server.store.schema import DatabaseError
 from server.store.threads import Threads
 
@@ -86,6 +87,8 @@ class Database:
         self._identity: Identity | None = None
         self._is_prepared = False
         self._preparing = threading.Lock()
+        # held by the writer of this file
+        self._turn = threading.Lock()
 
     def lock(self) -> None:
         """Lock the file of a SQLite database against other servers. Raises `SettingsError` if one uses it."""
@@ -187,7 +190,7 @@ class Database:
                 identity = self._file.identity()
                 if identity != self._identity:
                     self._engine.dispose()
-                    self._identity, self._is_prepared = identity, False
+                    self._identity, self._is_prepared, self._turn = identity, False, threading.Lock()
                 self._file.require_undamaged(identity)
             if not self._is_prepared:
                 self._attempt(self._writing, _upgrade, self._identity)
@@ -198,7 +201,7 @@ class Database:
         pause = FIRST_PAUSE
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
-                with Session(engine, expire_on_commit=False) as session, session.begin():
+                with self._turn_of(engine), Session(engine, expire_on_commit=False) as session, session.begin():
                     return transaction(session, time.time())
             except exc.DBAPIError as error:
                 if not is_contention(error):
@@ -214,6 +217,21 @@ class Database:
             time.sleep(pause * random.uniform(0.5, 1.5))
             pause *= 2
         raise AssertionError("the loop returns or raises")
+
+    @contextmanager
+    def _turn_of(self, engine: Engine) -> Iterator[None]:
+        """Let the writers of a SQLite file take turns: those that wait in SQLite try again only every 0.1 seconds."""
+        if self._file is None or engine is self._reading:
+            yield
+            return
+        turn = self._turn
+        if not turn.acquire(timeout=BUSY_SECONDS):
+            logger.error(LOCKED)
+            raise DatabaseUnavailable(LOCKED)
+        try:
+            yield
+        finally:
+            turn.release()
 
 
 def new_id(prefix: str) -> str:

@@ -21,6 +21,7 @@ DAMAGE = (
 DAMAGE_STATES = {"42P01", "XX001", "XX002"}
 # PostgreSQL's read_only_sql_transaction, for which its driver has no class of errors
 READ_ONLY_STATE = "25006"
+LOCKED = "the database is locked by another transaction"
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def _reason(error: exc.DBAPIError) -> str:
     if is_read_only(error.orig) or "readonly" in message or "read-only" in message:
         return "the database cannot be written: it is read-only"
     if "locked" in message or "lock timeout" in message:
-        return "the database is locked by another transaction"
+        return LOCKED
     if "unable to open database file" in message:
         return "the database file cannot be opened: this user must be able to read it and to write in its folder"
     if "disk I/O error" in message:

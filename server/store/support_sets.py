@@ -39,8 +39,6 @@ from server.store.staging import Staging
 
 # seconds for which the response to a request with an `Idempotency-Key` is kept
 RETENTION_SECONDS = 24 * 3600.0
-# seconds between two transactions of a sweep: a writer of SQLite that waits tries again every 0.1 seconds
-SWEEP_PAUSE_SECONDS = 0.12
 # the examples of recently read versions, in memory: versions never change
 MAX_CACHED_EXAMPLES = 50_000
 
@@ -204,7 +202,7 @@ class SupportSets:
         These are expired sets, old responses to requests with an `Idempotency-Key`, and media of deleted sets.
         """
         while await self._database.write(versions.delete_expired):
-            await asyncio.sleep(SWEEP_PAUSE_SECONDS)
+            await asyncio.sleep(media_references.SWEEP_PAUSE_SECONDS)
         await self._database.write(_delete_old_answers)
         await self._media.sweep()
 

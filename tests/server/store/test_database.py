@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -239,6 +240,21 @@ async def test_a_database_that_stays_locked_is_unavailable(tmp_path: Path, monke
         other.execute("COMMIT")
     other.close()
     await database.write(put_a)
+    database.close()
+
+
+async def test_writers_of_sqlite_do_not_wait_in_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would let a writer in that asks at the right moment, and others wait for seconds."""
+
+    def write_slowly(session: Session, now: float) -> None:
+        session.execute(text("SELECT 1"))
+        time.sleep(0.02)
+
+    monkeypatch.setattr(module, "BUSY_SECONDS", 0)
+    database = Database(f"sqlite:///{tmp_path / 'data.db'}")  # its connections do not wait
+    monkeypatch.undo()
+    await database.prepare()
+    await asyncio.gather(*(database.write(write_slowly) for _ in range(8)))
     database.close()
 
 

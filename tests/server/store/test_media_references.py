@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from server.errors import MediaInUse, MediaNotFound, SupportSetNotFound
 from server.media.source import EncodedMedia, encoded
 from server.media.store import MediaStore
+from server.store import media_references as module
 from server.store.database import Database
 from server.store.media_references import MAX_FAILURES, MediaReferences, is_used
 from server.store.records import MediaRow
@@ -199,3 +200,20 @@ async def test_a_sweep_goes_on_after_files_that_cannot_be_deleted(
         file.rmdir()
     await media_references.sweep()
     assert await database.read(lambda session, now: session.scalar(select(func.count()).select_from(MediaRow))) == 0
+
+
+async def test_a_sweep_lets_other_writers_in(
+    support_sets: SupportSets, media_references: MediaReferences, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer of SQLite in another process would find the file locked for the whole sweep."""
+    await support_sets.create("s", [example("a", RED, GREEN, BLUE)])
+    await support_sets.delete("s")
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(module, "MEDIA_PER_TRANSACTION", 1)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    await media_references.sweep()
+    assert pauses == [module.SWEEP_PAUSE_SECONDS] * 3
