@@ -6,7 +6,8 @@ reads all weights. When blocks run out, the last sequence releases its blocks an
 
 A request is *light* while its need (see `shares`) is small, else *heavy*. A step takes light sequences first. While there
 are any, heavy ones run on credit, which grows with the time of light ones: they slow them down by no more than their
-share, and always advance. Requests of a lower priority *yield*: they run when nothing else does, and in every eighth step.
+share, and always advance. In a quarter of the steps, age decides instead of need between the requests of a client. Requests
+of a lower priority *yield*: they run when nothing else does, and in every eighth step.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from math import inf
 from operator import attrgetter
+from random import Random
 
 from server.engine.ahead import rows_after
 from server.engine.lookup import num_worthwhile
@@ -31,6 +33,9 @@ PROBE_EVERY = 4
 # smaller pieces wait for the media that follow them, if these are being encoded
 MIN_PIECE_BEFORE_MEDIA = 64
 YIELD_EVERY = 8
+# The share of steps in which the oldest requests of a client come first, whatever their needs: otherwise, smaller ones that
+# never cease would delay a request very long. The steps are drawn, so that no rhythm of other requests avoids them.
+BY_AGE_SHARE = 1 / 4
 
 
 class Scheduler:
@@ -49,6 +54,7 @@ class Scheduler:
         self._step = 0
         self.pace = Pace(self.config.step_seconds, clock)
         self._never_proposed = never_proposed  # ids that are never sampled, or end an answer
+        self._random = Random(0)
         self._credits = [0.0, 0.0]  # seconds left to heavy sequences next to light ones: decoding, prompts
 
     def schedule(self) -> Plan:
@@ -127,11 +133,12 @@ class Scheduler:
         able = [s for s in self.running if s.num_computed < len(s.token_ids) and s.step < self._step]
         able += self._admissible(plan)
         first = min((sequence.account.priority for sequence in able), default=0)
+        is_by_age = self._random.random() < BY_AGE_SHARE
         light, heavy, yielding = Group(), Group(), Group()
         for sequence in able:
             account, num_left = sequence.account, sequence.num_left
             need = account.need(num_left)
-            sequence.turn = need + account.age
+            sequence.turn = account.age + (account.client.surplus if is_by_age else need)
             is_first, is_light = account.priority == first, need <= self.config.max_light_tokens
             group = (light if is_light else heavy) if is_first else yielding
             (group.prompts if num_left > 1 or sequence.is_waiting else group.decoding).append(sequence)

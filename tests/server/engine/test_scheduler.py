@@ -110,19 +110,33 @@ def test_a_small_request_of_a_new_client_is_served_before_those_of_a_client_that
     assert simulation.arrive(simulation.now, client="other") < 1
 
 
-@pytest.mark.parametrize("num_others", [1, 8])
-def test_a_large_request_advances_next_to_small_ones(num_others: int) -> None:
-    """Small requests without end, as many as the engine can serve, leave a share to a long prompt."""
-    simulation = Simulation(CONFIG)
-    large = simulation.generate(4000, 50)
-    began, active = simulation.now, set[str]()
-    while large not in simulation.ended and simulation.now < began + 120:
-        active = {name for name in active if name not in simulation.ended}
+@pytest.mark.parametrize(
+    ("large", "small", "num_others", "max_sequences"),
+    [
+        ((4000, 50), (20, 20), 1, 64),
+        ((4000, 50), (20, 20), 8, 64),
+        ((2000, 4), (300, 4), 16, 64),
+        ((20, 60), (20, 4), 8, 4),
+        ((20, 200), (20, 4), 8, 4),
+        ((200, 4), (20, 4), 8, 4),
+        ((200, 4), (20, 4), 16, 64),
+    ],
+)
+def test_a_larger_request_advances_next_to_small_ones(
+    large: tuple[int, int], small: tuple[int, int], num_others: int, max_sequences: int
+) -> None:
+    """Small requests of its client without end, as many as the engine can serve, leave it a share of the time and seats."""
+    simulation, active = Simulation(replace(CONFIG, max_sequences=max_sequences)), set[str]()
+    alone = simulation.run(simulation.generate(*large))
+    began, name = simulation.now + 1, ""
+    while name not in simulation.ended and simulation.now < began + 8 * alone:
+        active.difference_update(set(simulation.ended))
         while len(active) < num_others:
-            active.add(simulation.generate(20, 20))
+            active.add(simulation.generate(*small))
+        if not name and simulation.now >= began:
+            name = simulation.generate(*large)
         simulation.step()
-    alone = Simulation(CONFIG)
-    assert simulation.ended[large] - began < 8 * alone.run(alone.generate(4000, 50))
+    assert name in simulation.ended
 
 
 def test_a_lower_priority_yields_and_does_not_starve() -> None:
