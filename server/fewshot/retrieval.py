@@ -111,8 +111,8 @@ class Retrieval:
             return []
         started = time.monotonic()
         index = await self._index(support_set, strategy)
-        vector = _joined([await self._query_vector(space, query) for space in SPACES[strategy]])
-        similar = await asyncio.to_thread(index.search, vector, k)
+        features = {space: await self._query_features(space, query) for space in SPACES[strategy]}
+        similar = await asyncio.to_thread(lambda: index.search(self._query_vector(features), k))
         self.observe(time.monotonic() - started)
         return similar
 
@@ -162,14 +162,17 @@ class Retrieval:
             numbers += f"-{weight_format}"
         return f"{self.model.fingerprint}-{numbers}-mean-{DECODING}"
 
-    async def _query_vector(self, space: Space, query: SimilarityQuery) -> Vectors:  # -> [D]
+    async def _query_features(self, space: Space, query: SimilarityQuery) -> Vectors:  # -> [M, D]
+        """Return the features of the query's media, or the vector of its text."""
         if space == "text":
             ids = await self.model.tokenize(encode_text, query.text, self.model, "query")
-            return _mean(await self._text_vectors([ids], is_stored=False))
+            return np.stack([*(await self._text_vectors([ids], is_stored=False)).values()])
         # not from the database: the prompt shows the same media, so the engine has or encodes them anyway
-        media = {item.id: item for item in query.media}
-        features = await self.client.embed([*media.values()])
-        return _mean(dict(zip(media, await asyncio.to_thread(self.model.likeness, features), strict=True)))
+        return await self.client.embed([*{item.id: item for item in query.media}.values()])
+
+    def _query_vector(self, features: Mapping[Space, Vectors]) -> Vectors:  # -> [D]
+        likenesses: Mapping[Space, Likeness] = {"media": self.model.likeness, "text": unit}
+        return _joined(_mean(likenesses[space](vectors)) for space, vectors in features.items())
 
     async def _example_vectors(self, support_set: SupportSet, space: Space, strategy: Strategy) -> Vectors:
         """Return one vector per example, [N, D]; the work for a large set runs in threads, not in the event loop."""
@@ -250,9 +253,9 @@ def _text_key(ids: list[int]) -> str:
     return "txt_" + hashlib.blake2b(np.array(ids, "<u4").tobytes(), digest_size=32).hexdigest()
 
 
-def _mean(vectors: dict[str, Vectors]) -> Vectors:
+def _mean(vectors: Sequence[Vectors] | Vectors) -> Vectors:
     """Return the mean direction [D], of length one: all media of a shot have equal weight."""
-    return unit(np.mean([*vectors.values()], axis=0, dtype=np.float32))
+    return unit(np.mean(vectors, axis=0, dtype=np.float32))
 
 
 def _compared_vectors(keys: Sequence[Sequence[str]], features: Mapping[str, Vectors], likeness: Likeness) -> Vectors:
@@ -262,7 +265,7 @@ def _compared_vectors(keys: Sequence[Sequence[str]], features: Mapping[str, Vect
 
 
 def _means(keys: Sequence[Sequence[str]], vectors: dict[str, Vectors]) -> Vectors:  # -> [N, D]
-    return np.stack([_mean({key: vectors[key] for key in example}) for example in keys])
+    return np.stack([_mean([vectors[key] for key in dict.fromkeys(example)]) for example in keys])
 
 
 def _joined(vectors: Iterable[Vectors]) -> Vectors:
