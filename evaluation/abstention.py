@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 from evaluation.intervals import Share, share
 from evaluation.leave_one_out import ImageSplit, draw_split, images_by_category
-from evaluation.options import add_server_options
+from evaluation.options import add_server_options, connected
 from flamboyance_client import Classification, Client, example
 from flamboyance_client.options import Method
 from training.default_data.records import Record, read_records
@@ -101,7 +101,7 @@ def main() -> None:
     heads = ["labels given: accuracy, share", "all", *map(str, options.targets)]
     print(f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", sep="\n", flush=True)
     results: dict[str, Any] = {}
-    with Client(options.url, api_key=options.api_key) as client:
+    with connected(options.url, options.api_key) as client:
         for sets in all_sets(options):
             measured = measure(client, options, sets)
             print(f"| {sets.name} | {' | '.join(cell(*entry) for entry in measured.values())} |", flush=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from random import Random
 
 from evaluation.intervals import Ratio
-from evaluation.options import add_server_options
+from evaluation.options import add_server_options, connected
 from evaluation.photographs import Labelled, Photographs, uploaded
 from flamboyance_client import Client, example
 
@@ -109,7 +109,7 @@ def main() -> None:
     options = parser.parse_args()
     print(f"| | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|", sep="\n", flush=True)
     results: dict[str, dict[str, float]] = {}
-    with Client(options.url, api_key=options.api_key) as client, uploaded(client, options.data) as photographs:
+    with connected(options.url, options.api_key) as client, uploaded(client, options.data) as photographs:
         for per_label in options.per_label:
             row = measure(client, photographs, options, per_label)
             name = f"{options.ways}-way, {per_label} per label"

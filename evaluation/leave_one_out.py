@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from evaluation.bias import Comparison, format_table, summarise
 from evaluation.intervals import Share
-from evaluation.options import add_server_options
+from evaluation.options import add_server_options, connected
 from flamboyance_client import Client, Evaluation, Selection, example, query
 from flamboyance_client.options import Method, ProbabilityOptions
 from training.default.words import HELD_OUT_WORDS
@@ -194,7 +194,7 @@ def measure(options: Options) -> dict[str, Any]:
         raise SystemExit(f"error: {len(categories)} categories have enough images, --ways needs {options.ways}")
     rows: list[Comparison] = []
     recommendations: list[FollowedRecommendation] = []
-    with Client(options.url, api_key=options.api_key) as client:
+    with connected(options.url, options.api_key) as client:
         for number in range(options.sets):
             started, rng = time.monotonic(), Random(f"{SEED}/{options.domain}/{options.ways}/{number}")
             split = draw_split(

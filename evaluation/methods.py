@@ -21,7 +21,7 @@ from typing import get_args
 
 from evaluation.intervals import difference_to_best, share
 from evaluation.leave_one_out import images_by_category
-from evaluation.options import add_server_options
+from evaluation.options import add_server_options, connected
 from flamboyance_client import Client, example, query
 from flamboyance_client.options import Method
 from training.default.words import HELD_OUT_WORDS
@@ -84,7 +84,7 @@ def main() -> None:
     records, results = read_records(options.data), {}
     methods = options.methods
     print(f"| | {' | '.join(methods)} | auto less the best |", "|---" * (len(methods) + 2) + "|", sep="\n", flush=True)
-    with Client(options.url, api_key=options.api_key) as client:
+    with connected(options.url, options.api_key) as client:
         for domain in options.domains:
             categories = images_by_category(records, domain, max(options.rounds) + 1)
             episodes = list(sample_episodes(categories, options.ways, max(options.rounds), options.episodes))

@@ -1,10 +1,13 @@
-"""The options of the commands that measure a running server."""
+"""The options of the commands that measure a running server, and their connection to it."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from flamboyance_client import Client, FlamboyanceError, NotAuthorised, NotConnected
 from training.default_data.records import DEFAULT_FOLDER
 
 
@@ -18,3 +21,26 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_FOLDER,
         help=f"the folder of training.default_data (default: {DEFAULT_FOLDER})",
     )
+
+
+@contextmanager
+def connected(url: str, api_key: str | None) -> Iterator[Client]:
+    """Yield a client of the server; if the server fails or none answers, the command ends with one line that says so."""
+    try:
+        client = Client(url, api_key=api_key)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    try:
+        with client:
+            yield client
+    except FlamboyanceError as error:
+        raise SystemExit(f"error: {_text(error)}") from None
+
+
+def _text(error: FlamboyanceError) -> str:
+    """Return the message of an error; the client's own advice is for code."""
+    if isinstance(error, NotAuthorised):
+        return f"{error.message}: pass --api-key"
+    if isinstance(error, NotConnected):
+        return f"{str(error).partition('. ')[0]}. Start a server there, or give the URL of another one."
+    return str(error)

@@ -17,7 +17,7 @@ from random import Random
 from statistics import fmean, stdev
 
 from evaluation.intervals import Z
-from evaluation.options import add_server_options
+from evaluation.options import add_server_options, connected
 from evaluation.photographs import Labelled, Photographs, uploaded
 from flamboyance_client import Client, example
 
@@ -100,7 +100,7 @@ def main() -> None:
     options = parser.parse_args()
     columns, results = ("before", "random", "suggested", "suggested less random"), {}
     print(f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|", sep="\n", flush=True)
-    with Client(options.url, api_key=options.api_key) as client, uploaded(client, options.data) as photographs:
+    with connected(options.url, options.api_key) as client, uploaded(client, options.data) as photographs:
         for per_label in options.per_label:
             episodes = [
                 sample_episode(photographs.by_kind, options, per_label, number) for number in range(options.sets)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.abstention import Sets, add_arguments, all_sets, classify, stored
+from evaluation.options import connected
 from flamboyance_client import Classification, Client
 from flamboyance_client.options import Method
 from training.default_data.records import read_records
@@ -76,7 +77,7 @@ def main() -> None:
     add_arguments(parser)
     parser.add_argument("--methods", choices=get_args(Method), nargs="+", default=METHODS)
     options = parser.parse_args()
-    with Client(options.url, api_key=options.api_key) as client:
+    with connected(options.url, options.api_key) as client:
         measured = {sets.name: measure(client, options, sets, options.methods) for sets in all_sets(options)}
     print("| method | images | temperature | surprise | at the common temperature |", "|---" * 5 + "|", sep="\n")
     common = {

@@ -1,0 +1,42 @@
+"""Commands that measure a server end with one line if it fails or none answers."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from socket import socket
+
+import pytest
+
+from evaluation.options import connected
+from flamboyance_client import NotAuthorised
+from flamboyance_client.errors import Refusal
+
+
+@pytest.fixture
+def unused_url() -> str:
+    """The URL of a port at which nothing listens."""
+    with closing(socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_no_server_ends_the_command_with_one_line(unused_url: str) -> None:
+    with pytest.raises(SystemExit) as ended, connected(unused_url, None) as client:
+        client.embed(["a"])
+    assert str(ended.value).startswith(f"error: no connection to {unused_url}: ")
+    assert str(ended.value).endswith(". Start a server there, or give the URL of another one.")
+    assert "\n" not in str(ended.value)
+
+
+def test_a_refused_key_names_the_option() -> None:
+    with pytest.raises(SystemExit) as ended, connected("http://server", None):
+        raise NotAuthorised(Refusal(message="an API key is needed", status=401))
+    assert str(ended.value) == "error: an API key is needed: pass --api-key"
+
+
+def test_what_is_no_url_ends_the_command_with_one_line() -> None:
+    with (
+        pytest.raises(SystemExit, match=r"^error: 'localhost:8000' is not the URL of a server"),
+        connected("localhost:8000", ""),
+    ):
+        pass
