@@ -37,16 +37,24 @@ class LoadedModel:
     def __init__(self, application: Application, forget: Callable[[], object]) -> None:
         self.application = application
         self._forget = forget
+        self._is_closed = False
         # Ray calls and awaits this when it drops the model. It is an attribute of the object, because Python itself would
         # call a destructor in the class without awaiting it.
         self.__del__ = self.close
 
     async def replace(self, application: Application) -> None:
-        """Send new requests to another application, and stop the old one when its requests have ended."""
+        """Send new requests to another application, and stop the old one when its requests have ended.
+
+        If Ray has dropped the model while the other application started, that one is stopped.
+        """
+        if self._is_closed:
+            await application.stop()
+            return
         old, self.application = self.application, application
         await old.stop()
 
     async def close(self) -> None:
+        self._is_closed = True
         self._forget()
         await self.application.stop()
 
@@ -79,7 +87,8 @@ class Replica:
         if not old:
             await self.load(next(iter(self._configs)))
         for name, loaded in list(self._loaded.items()):
-            if name in self._configs and name in old and self._configs[name] != old[name]:
+            is_changed = name in self._configs and name in old and self._configs[name] != old[name]
+            if is_changed and self._loaded.get(name) is loaded:
                 await loaded.replace(await self._start(name))
                 logger.info("a model was replaced", extra={"model": name})
 
@@ -115,8 +124,13 @@ class Replica:
         raise NotImplementedError
 
     async def load_model(self, name: str) -> LoadedModel:
-        """Start a model."""
+        """Start a model, and again if its configuration has changed meanwhile: `reconfigure` replaces only loaded ones."""
+        config = self._configs[name]
         application = await self._start(name)
+        while self._configs.get(name, config) != config:
+            await application.stop()
+            config = self._configs[name]
+            application = await self._start(name)
         self._loaded[name] = loaded = LoadedModel(application, partial(self._loaded.pop, name))
         return loaded
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -47,3 +49,65 @@ async def test_a_replica_is_ready_also_if_others_have_replaced_its_first_model(
     monkeypatch.setattr(replica, "_configs", dict.fromkeys(("first", "second", "third")))
     monkeypatch.setattr(replica, "_loaded", loaded)
     assert await replica.readiness() == expected
+
+
+class Applications:
+    """Applications without engines: those that run, by the folder of their model. They start while `may_start` is set."""
+
+    def __init__(self) -> None:
+        self.running: list[str | None] = []
+        self.may_start = asyncio.Event()
+        self.may_start.set()
+
+    async def start(self, settings: Settings, *_: object) -> SimpleNamespace:
+        await self.may_start.wait()
+        self.running.append(settings.model)
+
+        async def stop() -> None:
+            self.running.remove(settings.model)
+
+        return SimpleNamespace(stop=stop)
+
+
+@pytest.fixture
+def applications(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> Applications:
+    applications = Applications()
+    monkeypatch.setattr(module, "Application", applications)
+    monkeypatch.setattr(module, "ServedModel", SimpleNamespace(load=lambda settings: None))
+    monkeypatch.setattr(replica, "load", replica.load_model)
+    return applications
+
+
+def models(**folders: str) -> dict[str, Any]:
+    return {"models": {name: {"settings": {"model": folder}} for name, folder in folders.items()}}
+
+
+@pytest.mark.anyio
+async def test_a_model_that_is_unloaded_during_an_update_does_not_stay(
+    replica: Replica, applications: Applications
+) -> None:
+    """Ray unloads the least recently used one at any time."""
+    await replica.reconfigure(models(first="old", second="old-2", third="old-3"))
+    second, third = await replica.load_model("second"), await replica.load_model("third")
+    applications.may_start.clear()
+    update = asyncio.create_task(replica.reconfigure(models(first="old", second="new-2", third="new-3")))
+    await asyncio.sleep(0)  # it starts the second model
+    await second.close()
+    await third.close()
+    applications.may_start.set()
+    await update
+    assert applications.running == ["old"]
+
+
+@pytest.mark.anyio
+async def test_a_model_that_is_loaded_during_an_update_is_the_new_one(
+    replica: Replica, applications: Applications
+) -> None:
+    await replica.reconfigure(models(first="first", second="old"))
+    applications.may_start.clear()
+    loading = asyncio.create_task(replica.load_model("second"))
+    await asyncio.sleep(0)
+    await replica.reconfigure(models(first="first", second="new"))
+    applications.may_start.set()
+    await loading
+    assert applications.running == ["first", "new"]
