@@ -241,8 +241,9 @@ class MediaStore:
             return
         with _file_errors():
             for file in self._folder.unfinished.iterdir():
-                if file.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
-                    file.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):  # its writer has finished it
+                    if file.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
+                        file.unlink()
 
     def _described(self, media_id: str) -> StoredMedia | None:
         """Return the description of a media item, or None if it cannot be read."""

@@ -302,6 +302,19 @@ def test_old_unfinished_files_are_swept(tmp_path: Path) -> None:
     assert list(store.names()) == [name]
 
 
+def test_a_sweep_goes_on_after_a_file_that_another_server_finishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MediaStore(str(tmp_path))
+    store.prepare()
+    finished, old = (tmp_path / UNFINISHED / name for name in ("finished", "old"))
+    old.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter([finished, old]))
+    store.sweep()
+    assert not old.exists()
+
+
 # writes media of a few hundred kilobytes until it is killed; their bytes depend on their number alone
 WRITER = """
 import random, sys
