@@ -5,7 +5,7 @@
 a folder   every image or video that has a .txt file of the same name next to it
 a JSONL    one object per line: {"image": PATH, "text": ...}, {"video": PATH, "text": ...}, or a document
            {"texts": [...], "images": [PATH, ...]} with null where the other list has its part; paths are relative to the
-           JSONL file
+           JSONL file, and another field is an error
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ def _pair(entry: Mapping[str, Any], root: Path) -> dict[str, bytes]:
     keys = [key for key in ("image", "video") if key in entry]
     if len(keys) != 1:
         raise ValueError(f"it needs either image or video, or texts and images; its fields are {', '.join(entry)}")
+    _check_fields(entry, (keys[0], "text"))
     file, text = entry[keys[0]], entry.get("text")
     if not isinstance(file, str):
         raise ValueError(f"{keys[0]} is {file!r:.60}, must be the path of a file")
@@ -103,8 +104,15 @@ def _pair(entry: Mapping[str, Any], root: Path) -> dict[str, bytes]:
     return {extension: (root / file).read_bytes(), "txt": text.encode()}
 
 
+def _check_fields(entry: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """Raise ValueError for a field that would be ignored, such as a misspelt one."""
+    if unknown := [name for name in entry if name not in known]:
+        raise ValueError(f"it has the unknown field {', '.join(unknown)!s:.60}, must have only {' and '.join(known)}")
+
+
 def _document(entry: Mapping[str, Any], root: Path) -> dict[str, bytes]:
     """Return a document with the files of its images. An image that is a URL stays one: training skips it."""
+    _check_fields(entry, ("texts", "images"))
     images: list[str | None] = []
     files: dict[str, bytes] = {}
     for i, (_, image) in enumerate(check_lists(entry)):

@@ -117,6 +117,14 @@ def test_a_text_and_an_image_at_one_index_are_an_error(tmp_path: Path) -> None:
         (b'{"image": "a.png", "video": "b.mp4", "text": "red"}', "it needs either image or video"),
         (b'{"image": "a.png", "text": "  "}', "text is '  ', must be a string with words"),
         (b'{"image": "a.png"}', "text is None, must be a string with words"),
+        (
+            b'{"image": "a.png", "text": "red", "Text": ""}',
+            "it has the unknown field Text, must have only image and text",
+        ),
+        (
+            b'{"texts": ["red"], "images": [null], "weight": 2}',
+            "it has the unknown field weight, must have only texts and images",
+        ),
         (b'{"image": "a.txt", "text": "red"}', "image is 'a.txt', must be one of the formats jpg, "),
         (b'{"video": "a.png", "text": "red"}', "video is 'a.png', must be one of the formats mp4, "),
         (b'{"image": ["a.png"], "text": "red"}', r"image is \['a.png'\], must be the path of a file"),
