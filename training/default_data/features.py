@@ -33,8 +33,10 @@ def feature_file(folder: Path, records: Sequence[Record]) -> Path:
 
 
 def open_features(folder: Path, records: Sequence[Record]) -> NDArray[np.float16]:
-    """Return the rows [N, P, Dv], memory-mapped."""
-    features: NDArray[np.float16] = np.load(feature_file(folder, records), mmap_mode="r")
+    """Return the rows [N, P, Dv], memory-mapped. Raises `FileNotFoundError` if they were not cached, or of other images."""
+    if not (file := feature_file(folder, records)).exists():
+        raise FileNotFoundError(f"{file} does not exist: compute it with python -m training.default_data")
+    features: NDArray[np.float16] = np.load(file, mmap_mode="r")
     return features
 
 

@@ -34,9 +34,9 @@ class Record:
 
 def write_records(folder: Path, records: Iterable[Record]) -> None:
     """Write the records at once: a source with a file of records counts as built."""
-    lines = [json.dumps(asdict(record), ensure_ascii=False) for record in records]
+    lines = [json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records]
     partial = folder / f"{DATA}.partial"
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial.write_text("".join(lines), encoding="utf-8")
     partial.replace(folder / DATA)
 
 

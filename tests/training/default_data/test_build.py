@@ -18,6 +18,7 @@ from PIL import Image
 from training.default_data import build as build_module
 from training.default_data.build import build
 from training.default_data.concepts import Concepts
+from training.default_data.features import open_features
 from training.default_data.packages import PackageError, fetch, unpack_debian
 from training.default_data.readers import SIZE, num_colours, read
 from training.default_data.records import read_records, write_records
@@ -173,6 +174,16 @@ def test_no_training_source_has_a_share_alike_or_gpl_licence() -> None:
         "CC-BY-4.0",
         "public domain",
     }
+
+
+def test_a_source_without_images_is_read_as_such(tmp_path: Path) -> None:
+    write_records(tmp_path, [])
+    assert read_records(tmp_path) == []
+
+
+def test_a_folder_without_features_is_an_error_that_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"npy does not exist: .* python -m training.default_data"):
+        open_features(tmp_path, [])
 
 
 def test_a_folder_that_was_not_built_is_an_error_that_names_the_command(tmp_path: Path) -> None:
