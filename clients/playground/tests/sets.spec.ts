@@ -297,16 +297,22 @@ test('diagnostics find a wrong label, and a button mends it', async ({ page }) =
   const conflicts = page.getByRole('region', { name: 'Contradictions' })
   await expect(conflicts).toContainText('the same file')
   await expectAccessible(page)
-  await conflicts.getByRole('button', { name: 'Remove the grass' }).click()
+  await conflicts.getByRole('button', { name: 'Remove the \u2068grass\u2069' }).click()
   await expect(page.getByText('version 3', { exact: true })).toBeVisible()
   await expect(conflicts).toBeHidden()
 })
 
-test('an evaluation is cancelled', async ({ page }) => {
+test('an evaluation shows the time that is left, and is cancelled', async ({ page }) => {
+  await page.route('/v1/evaluations/*', async (route) => {
+    const response = await route.fetch()
+    const report = await response.json()
+    await route.fulfill({ response, json: { ...report, progress: { ...report.progress, seconds_left: 130 } } })
+  })
   await page.goto('/#/sets/textures/evaluations')
   await page.getByText('More options').click()
   await page.getByLabel('Draws of random shots').fill('8')
   await page.getByRole('button', { name: 'Evaluate' }).click()
+  await expect(page.getByText(/ settings, about 2 min left/)).toBeVisible()
   await page.getByRole('button', { name: 'Cancel' }).click()
   await expect(page.getByText('It was cancelled.')).toBeVisible()
 })

@@ -1,6 +1,7 @@
 // The findings of the diagnostics as lists of examples, each with the changes that would mend it.
 import type { Schemas } from '../../api/client'
 import { percent } from '../../charts/format'
+import { isolated } from '../isolated'
 
 type Diagnostics = Schemas['Diagnostics']
 
@@ -10,7 +11,7 @@ export type Finding = { key: string; ids: string[]; text: string; fixes: Fix[] }
 export type Group = { title: string; explanation: string; count: number; findings: Finding[]; removable?: string[] }
 
 const removal = (id: string, name = 'Remove'): Fix => ({ name, id })
-const relabelling = (id: string, label: string): Fix => ({ name: `Relabel as ${label}`, id, label })
+const relabelling = (id: string, label: string): Fix => ({ name: `Relabel as ${isolated(label)}`, id, label })
 
 function mislabelled({ mislabelled: { count, data } }: Diagnostics): Group {
   return {
@@ -20,7 +21,7 @@ function mislabelled({ mislabelled: { count, data } }: Diagnostics): Group {
     findings: data.map(({ id, label, looks_like, score }) => ({
       key: id,
       ids: [id],
-      text: `${label}, looks like ${looks_like} (more probable by ${percent(score)})`,
+      text: `${isolated(label)}, looks like ${isolated(looks_like)} (more probable by ${percent(score)})`,
       fixes: [relabelling(id, looks_like), removal(id)],
     })),
   }
@@ -34,7 +35,7 @@ function harmful({ harmful: { count, data } }: Diagnostics): Group {
     findings: data.map(({ id, label, value }) => ({
       key: id,
       ids: [id],
-      text: `${label}, part in the right answers ${value.toFixed(2)}`,
+      text: `${isolated(label)}, part in the right answers ${value.toFixed(2)}`,
       fixes: [removal(id)],
     })),
   }
@@ -49,7 +50,7 @@ function redundant({ redundant: { count, data } }: Diagnostics): Group {
     findings: data.map(({ id, label, duplicate_of, similarity, same_media }) => ({
       key: id,
       ids: [id, duplicate_of],
-      text: `${label}, ${same_media ? 'the same file as the second' : `very similar to the second (${similarity.toFixed(3)})`}`,
+      text: `${isolated(label)}, ${same_media ? 'the same file as the second' : `very similar to the second (${similarity.toFixed(3)})`}`,
       fixes: [removal(id)],
     })),
   }
@@ -63,12 +64,12 @@ function conflicting({ conflicting: { count, data } }: Diagnostics): Group {
     findings: data.map(({ ids, labels, similarity, same_media }) => ({
       key: ids.join(' '),
       ids,
-      text: `${labels.join(' and ')}, ${same_media ? 'the same file' : `similarity ${similarity.toFixed(3)}`}`,
+      text: `${labels.map(isolated).join(' and ')}, ${same_media ? 'the same file' : `similarity ${similarity.toFixed(3)}`}`,
       fixes: [
-        { ...relabelling(ids[0]!, labels[1]!), name: `Both are ${labels[1]}` },
-        { ...relabelling(ids[1]!, labels[0]!), name: `Both are ${labels[0]}` },
-        removal(ids[0]!, `Remove the ${labels[0]}`),
-        removal(ids[1]!, `Remove the ${labels[1]}`),
+        { ...relabelling(ids[0]!, labels[1]!), name: `Both are ${isolated(labels[1]!)}` },
+        { ...relabelling(ids[1]!, labels[0]!), name: `Both are ${isolated(labels[0]!)}` },
+        removal(ids[0]!, `Remove the ${isolated(labels[0]!)}`),
+        removal(ids[1]!, `Remove the ${isolated(labels[1]!)}`),
       ],
     })),
   }
