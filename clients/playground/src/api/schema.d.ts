@@ -1947,6 +1947,8 @@ export interface components {
             cells: number;
             queries: number;
             queries_done: number;
+            /** @description An estimate from the measured time of the answers so far. Null until there is one, and at the end. */
+            seconds_left: number | null;
             cells_done: number;
         };
         /**
@@ -3034,6 +3036,8 @@ export interface components {
             cells: number;
             queries: number;
             queries_done: number;
+            /** @description An estimate from the measured time of the answers so far. Null until there is one, and at the end. */
+            seconds_left: number | null;
         };
         /**
          * PromptCacheOptions

@@ -32,6 +32,12 @@ export function seconds(value: number): string {
   return value < 1 ? `${short(1000 * value)} ms` : `${short(value)} s`
 }
 
+/** A long time as people say it: in seconds, minutes or hours. */
+export function duration(value: number): string {
+  if (value < 90) return `${whole(Math.max(value, 1))} s`
+  return value < 90 * 60 ? `${whole(value / 60)} min` : `${(value / 3600).toFixed(1)} h`
+}
+
 export function bytes(value: number): string {
   const units = ['B', 'KiB', 'MiB', 'GiB']
   const unit = value < 1 ? 0 : Math.min(Math.floor(Math.log2(value) / 10), units.length - 1)
