@@ -258,6 +258,21 @@ def test_nonfinite_features_fail_the_embedding_and_are_not_cached(monkeypatch: p
     assert_all_released(answer.engine)
 
 
+def test_a_page_that_is_not_finite_is_not_cached_and_its_vector_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, model = client("flamingo"), SERVED["flamingo"].flamingo
+    shape = model.config.resampler.num_latents, model.config.resampler.dim
+    with monkeypatch.context() as patched:
+        patched.setattr(model.resampler, "forward", lambda features: torch.full((len(features), *shape), torch.nan))
+        answer.engine.add(embed("a", [0, 1]))
+        answer.run()
+    assert np.isfinite(answer.embedded["a"]).all()
+    assert "a" not in answer.finished
+    answer.engine.add(Prompt(((0, 5),)).request("prompt"))
+    answer.run()
+    assert_equals_reference("flamingo", Prompt(((0, 5),)), answer, "prompt")
+    assert_all_released(answer.engine)
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_mix_of_prompts_and_embeddings(data: st.DataObject) -> None:
