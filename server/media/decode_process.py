@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from math import inf
 
 import msgspec
 
@@ -38,12 +40,18 @@ class DecodeProcess:
         self._setup = setup
         self._timeout = timeout
         self._process: Process | None = None
+        self._started_at = -inf
         self._is_stopped = False
 
     @property
     def pid(self) -> int | None:
         """The id of the running process, None before the first use and after a failure."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def seconds_since_start(self) -> float:
+        """The time since the process has started; 0 while it does."""
+        return max(time.monotonic() - self._started_at, 0.0)
 
     async def decode(self, request: Decode) -> Frames | Refused:
         """Return the reply. Raises `TookTooLong`, `TimeoutError` and the errors of `LOST`.
@@ -59,7 +67,12 @@ class DecodeProcess:
                 pass
         if self._is_stopped:
             raise BrokenPipeError(STOPPED)
-        return await self._exchange(await self._start(), request)
+        self._started_at = inf
+        try:
+            process = await self._start()
+        finally:
+            self._started_at = time.monotonic()
+        return await self._exchange(process, request)
 
     async def stop(self) -> None:
         self._is_stopped = True

@@ -87,7 +87,7 @@ class DecodePool:
         try:
             await asyncio.wait({decoding}, timeout=SHORT_SECONDS)
             while not (job.is_long or decoding.done()):
-                if not self.turns.try_to_keep(process, job):
+                if process.seconds_since_start >= SHORT_SECONDS and not self.turns.try_to_keep(process, job):
                     decoding.cancel()  # which kills the process
                     await asyncio.wait({decoding})
                     job.is_slow = True

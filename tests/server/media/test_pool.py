@@ -175,13 +175,18 @@ async def test_a_process_has_a_memory_limit(pool: DecodePool, settings: Settings
     assert f"Max address space         {settings.decode_memory_mb * 2**20}" in limits
 
 
+def slowly_started(folder: Path) -> str:
+    """Return the path of an interpreter that starts late."""
+    slow = folder / "python"
+    slow.write_text(f'#!/bin/sh\nsleep 1.5\nexec {sys.executable} "$@"\n')
+    slow.chmod(0o700)
+    return str(slow)
+
+
 async def test_the_time_in_which_a_process_starts_is_not_that_of_decoding(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = tmp_path / "python"
-    slow.write_text(f'#!/bin/sh\nsleep 1.5\nexec {sys.executable} "$@"\n')
-    slow.chmod(0o700)
-    monkeypatch.setattr(sys, "executable", str(slow))
+    monkeypatch.setattr(sys, "executable", slowly_started(tmp_path))
     pool = DecodePool(VISION, settings.model_copy(update={"decode_timeout": 1.0}))
     assert (await pool.decode(media(png()))).shape == (1, 12, 12, 3)
     await pool.stop()
@@ -324,6 +329,21 @@ async def test_images_that_take_long_delay_no_image_of_another_client(
     assert not any(task.done() for task in slow)
     is_over.set()
     assert [frames.shape[0] for frames in await asyncio.gather(*slow)] == [1, 1, 1]
+    await pool.stop()
+
+
+async def test_an_image_is_not_slow_because_its_process_starts(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.media.pool.SHORT_SECONDS", 0.5)
+    monkeypatch.setattr(sys, "executable", slowly_started(tmp_path))
+    pool = DecodePool(VISION, settings.model_copy(update={"decode_processes": 2}))
+    clients = [pool.decode(media(png()), Job(Requester(client=str(number)))) for number in range(6)]
+    decoding = asyncio.gather(*clients)
+    await eventually(lambda: len(pids(pool)) == 2)
+    before = pids(pool)
+    await decoding
+    assert pids(pool) == before
     await pool.stop()
 
 
