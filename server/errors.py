@@ -294,7 +294,7 @@ class EngineStalled(EngineDied, code="engine_stalled"):
 
 
 class DatabaseUnavailable(Unavailable, code="database_unavailable"):
-    """The database does not respond, or has too many writers."""
+    """The database does not respond, accepts no further connection, or has too many writers."""
 
 
 class EngineFailed(ServerError, code="engine_failed"):

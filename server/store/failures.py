@@ -19,6 +19,9 @@ DAMAGE = (
 )
 # PostgreSQL's undefined_table, data_corrupted and index_corrupted, whose messages may be in any language
 DAMAGE_STATES = {"42P01", "XX001", "XX002"}
+# messages of PostgreSQL for too_many_connections, of all clients, of a role or of a database: its driver gives an error of
+# connecting no state
+FULL = ("too many clients", "too many connections", "connection slots")
 # PostgreSQL's read_only_sql_transaction, for which its driver has no class of errors
 READ_ONLY_STATE = "25006"
 LOCKED = "the database is locked by another transaction"
@@ -71,4 +74,6 @@ def _reason(error: exc.DBAPIError) -> str:
         return "the database file cannot be opened: this user must be able to read it and to write in its folder"
     if "disk I/O error" in message:
         return "the database cannot be read or written: its disk fails"
+    if any(part in message for part in FULL):
+        return "the database accepts no further connection: its clients have as many as its limit permits"
     return "the database does not respond"

@@ -45,6 +45,19 @@ async def test_a_user_who_may_not_create_tables_is_refused_in_one_line(another_s
             connection.execute("DROP ROLE visitor")
 
 
+async def test_a_server_without_a_free_connection_is_unavailable_by_its_own_words(another_schema: str) -> None:
+    with psycopg.connect(another_schema, autocommit=True) as connection:
+        connection.execute("CREATE ROLE visitor LOGIN CONNECTION LIMIT 0")
+    database = Database(another_schema.replace("flamboyance@", "visitor@"))
+    try:
+        with pytest.raises(DatabaseUnavailable, match=r"^the database accepts no further connection: .* limit"):
+            await database.read(lambda session, now: None)
+    finally:
+        database.close()
+        with psycopg.connect(another_schema, autocommit=True) as connection:
+            connection.execute("DROP ROLE visitor")
+
+
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
 async def test_a_database_that_cannot_store_every_text_is_refused(encoding: str, postgresql_url: str) -> None:
     name = encoding.lower()
