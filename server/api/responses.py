@@ -7,11 +7,14 @@ the request's ticket. A body that is in memory is counted until the client has r
 from __future__ import annotations
 
 import asyncio
+import mimetypes
 from collections.abc import AsyncIterator, Iterator, Mapping
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -74,6 +77,28 @@ async def download(pieces: Iterator[bytes], media_type: str, headers: Mapping[st
     """Return a download of pieces that threads read. The first is read now, so that an error has its own status."""
     first = await asyncio.to_thread(next, pieces, b"")
     return Download(read_in_threads(chain([first], pieces)), media_type=media_type, headers=headers)
+
+
+def is_known(tag: str, request: Request) -> bool:
+    """Return whether the client has the content with this `ETag`, so that a 304 is enough."""
+    known = [each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")]
+    return tag in known or "*" in known
+
+
+async def file_response(path: Path, request: Request, headers: Mapping[str, str]) -> Response:
+    """Return a file of this server, whole, or a 304. A `Range` has no effect: a response may always be the whole."""
+    stat = await asyncio.to_thread(path.stat)
+    headers = {**headers, "ETag": f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"'}
+    if is_known(headers["ETag"], request):
+        return Response(status_code=304, headers=headers)
+    headers["Content-Length"] = str(stat.st_size)
+    return await download(_pieces_of(path), mimetypes.guess_type(path)[0] or "text/plain", headers)
+
+
+def _pieces_of(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            yield piece
 
 
 async def read_in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:

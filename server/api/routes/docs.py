@@ -9,8 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from fastapi import APIRouter
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
 
+from server.api.responses import file_response
 from server.errors import NotFound
 
 STATIC = Path(__file__).resolve().parents[1] / "static"
@@ -40,8 +42,8 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/docs")
-async def show_docs() -> Response:
-    return FileResponse(STATIC / "docs.html", headers=HEADERS)
+async def show_docs(request: Request) -> Response:
+    return await file_response(STATIC / "docs.html", request, HEADERS)
 
 
 @router.get("/docs/")
@@ -50,7 +52,7 @@ async def go_to_docs() -> Response:
 
 
 @router.get("/docs/{asset}")
-async def show_asset(asset: str) -> Response:
+async def show_asset(asset: str, request: Request) -> Response:
     if asset not in ASSETS:
         raise NotFound(f"/docs has no file {asset[:64]!r}")
-    return FileResponse(ASSETS[asset], headers=HEADERS)
+    return await file_response(ASSETS[asset], request, HEADERS)

@@ -22,7 +22,7 @@ from starlette.types import Receive
 from model.media import MediaError, media_type_of
 from server.api.body import content_type, read_body, read_json, read_query, stream_body
 from server.api.openapi import MEDIA, describe
-from server.api.responses import JSON, JSONResponse, download
+from server.api.responses import JSON, JSONResponse, download, is_known
 from server.api.services import GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import (
@@ -121,7 +121,7 @@ async def show_content(image_id: str, request: Request, services: GivenServices)
     """Return the bytes of an image or a video."""
     stored = await asyncio.to_thread(services.store.describe, image_id, "image_id")
     headers = {**CONTENT_HEADERS, "ETag": f'"{stored.id}"'}
-    if headers["ETag"] in request.headers.get("if-none-match", ""):
+    if is_known(headers["ETag"], request):
         return Response(status_code=304, headers=headers)
     headers["Content-Length"] = str(stored.num_bytes)
     return await download(services.store.pieces(image_id, "image_id"), stored.media_type, headers)

@@ -6,8 +6,10 @@ The page works offline: its files come from this server, and its policy allows n
 from __future__ import annotations
 
 from fastapi import APIRouter, Depends
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
 
+from server.api.responses import file_response
 from server.api.routes.docs import STATIC, page_headers
 from server.api.services import GivenServices
 from server.errors import NotFound
@@ -31,8 +33,8 @@ router = APIRouter(include_in_schema=False, dependencies=[Depends(_refuse_if_off
 
 
 @router.get("/")
-async def show_playground() -> Response:
-    return FileResponse(FILES["index.html"], headers=HEADERS | ASK_AGAIN)
+async def show_playground(request: Request) -> Response:
+    return await file_response(FILES["index.html"], request, HEADERS | ASK_AGAIN)
 
 
 @router.get("/playground")
@@ -41,9 +43,9 @@ async def go_to_playground() -> Response:
 
 
 @router.get(PREFIX + "{file:path}")
-async def show_file(file: str) -> Response:
+async def show_file(file: str, request: Request) -> Response:
     if not file:
         return RedirectResponse("../")
     if file not in FILES:
         raise NotFound(f"{PREFIX} has no file {file[:64]!r}")
-    return FileResponse(FILES[file], headers=HEADERS | (FOREVER if file.startswith(HASHED) else ASK_AGAIN))
+    return await file_response(FILES[file], request, HEADERS | (FOREVER if file.startswith(HASHED) else ASK_AGAIN))

@@ -42,6 +42,20 @@ async def test_hashed_files_are_kept_and_the_page_is_revalidated(
     assert (await http.get("/")).headers["cache-control"] == "no-cache"
 
 
+@pytest.mark.parametrize("path", ["/", "/docs", "/docs/docs.js", "/playground/flamingo.svg"])
+async def test_a_file_is_sent_whole_or_not_at_all(http: httpx.AsyncClient, path: str) -> None:
+    whole = await http.get(path)
+    assert int(whole.headers["content-length"]) == len(whole.content) > 0
+    for part in ("bytes=0-9", "bytes=5-1", "bytes=999999999-", "lines=1-2", "junk"):
+        response = await http.get(path, headers={"Range": part})
+        assert (response.status_code, response.content) == (200, whole.content)
+    for tag in (whole.headers["etag"], f'"other", W/{whole.headers["etag"]}', "*"):
+        response = await http.get(path, headers={"If-None-Match": tag})
+        assert (response.status_code, response.content) == (304, b"")
+        assert response.headers["etag"] == whole.headers["etag"]
+    assert (await http.get(path, headers={"If-None-Match": '"other"'})).content == whole.content
+
+
 @pytest.mark.parametrize(
     ("path", "page"), [("/playground/", "/"), ("/playground", "/"), ("/docs/", "/docs")], ids=lambda path: path
 )
