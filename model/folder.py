@@ -144,21 +144,30 @@ def moved_when_complete(folder: Path, *, replaces: bool = False) -> Iterator[Pat
     """Yield a temporary folder next to `folder`, which becomes `folder` on success and is removed otherwise.
 
     With `replaces`, an existing `folder` stays as it is until then. If `folder` is a symbolic link, its target is replaced.
-    A process that is killed between the two renames leaves no `folder`, but both versions complete, as hidden folders.
+    A process that is killed between the two renames leaves no `folder`, but both versions complete, as hidden folders. What
+    killed processes left is removed on the next success; only one process at a time may replace a folder.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    replaced = partial.with_name(f"{partial.name}-replaced")
     try:
         yield partial
         partial.chmod(0o755)
         if replaces and folder.exists():
-            os.replace(folder, replaced)
+            os.replace(folder, partial.with_name(f"{partial.name}-replaced"))
         os.replace(partial, folder)
-        shutil.rmtree(replaced, ignore_errors=True)
+        if replaces:
+            _remove_hidden(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_hidden(folder: Path) -> None:
+    """Remove what replacements of the folder left next to it: earlier versions, and parts of new ones."""
+    name = re.compile(rf"\.{re.escape(folder.name)}-[a-z0-9_]{{8}}(-replaced)?")  # those of `mkdtemp`
+    for hidden in folder.parent.iterdir():
+        if name.fullmatch(hidden.name):
+            shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> None:

@@ -40,7 +40,7 @@ def save(
     """Save a checkpoint: each process's `tensors` are its shards, and the processes' `positions` are merged."""
     path, partial = folder / f"step-{step:08}", folder / f".step-{step:08}"
     if world.is_first:
-        _remove_partial(folder, "step-")
+        _remove_partial(folder)
     streams = world.merge(positions)  # the other processes wait here
     try:
         write_state(partial, tensors, world)
@@ -59,9 +59,9 @@ def save(
     return path
 
 
-def _remove_partial(folder: Path, prefix: str) -> None:
-    """Remove the hidden folders of a process that was killed while it wrote; only the run that has the folder may do so."""
-    for partial in folder.glob(f".{prefix}*"):
+def _remove_partial(folder: Path) -> None:
+    """Remove the checkpoints of a process that was killed while it wrote; only the run that has the folder may do so."""
+    for partial in folder.glob(".step-*"):
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -172,4 +172,3 @@ def export(
             pass
         return
     save_folder(folder, replace(model.config, name=name), tensors, tokenizer_json, files=files, replaces=True)
-    _remove_partial(folder.parent, f"{folder.name}-")

@@ -146,9 +146,15 @@ def test_the_target_of_a_link_is_replaced(folder: Path, tmp_path: Path, exists: 
     link.symlink_to(target)
     if exists:
         folder.rename(target)
+    for killed in (".tiny-x1y2_z34", ".tiny-x1y2_z34-replaced"):
+        (target.parent / killed).mkdir()
+    others = [target.parent / name for name in (".tiny-2-x1y2_z34", ".tiny-notes")]
+    for other in others:
+        other.mkdir()
     weights = tiny_model(CONFIG, seed=1).state_dict()
     save_folder(link, CONFIG, weights.items(), TOKENIZER, replaces=True)
     assert link.readlink() == target
     loaded = load_folder(target, "cpu", torch.float32).state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.items())
-    assert [[*path.parent.iterdir()] for path in (target, link)] == [[target], [link]]
+    assert {*target.parent.iterdir()} == {target, *others}
+    assert [*link.parent.iterdir()] == [link]

@@ -115,7 +115,7 @@ def test_a_disk_that_is_full_at_the_export_is_one_line(tmp_path: Path, monkeypat
 
 def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
     config = make_run(tmp_path, steps=1)
-    partial = (tmp_path / "out" / "checkpoints" / ".step-00000003", tmp_path / "out" / ".model-x1y2")
+    partial = (tmp_path / "out" / "checkpoints" / ".step-00000003", tmp_path / "out" / ".model-x1y2_z34")
     for folder in partial:
         folder.mkdir(parents=True)
         (folder / "large").write_bytes(b"x")
