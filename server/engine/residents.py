@@ -261,8 +261,12 @@ class Residents:
         return starved
 
     def num_seats_for_heavy(self, plan: Plan) -> int:
-        """Return how many of the free seats are not for light sequences: heavy ones may have a quarter of all."""
-        return min(max(self.config.max_sequences // 4 - self._num_seats_of_heavy(), 0), plan.seats_left)
+        """Return how many of the free seats are not for light sequences: heavy ones may have a quarter of all.
+
+        Where that is none, they may have one in some of the steps.
+        """
+        share = max(self.config.max_sequences // 4, int(plan.is_by_age))
+        return min(max(share - self._num_seats_of_heavy(), 0), plan.seats_left)
 
     def _has_its_share(self, stem: Sequence) -> bool:
         """Return whether a request has at least its share of the seats while another request has none."""

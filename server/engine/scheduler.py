@@ -133,12 +133,12 @@ class Scheduler:
         able = [s for s in self.running if s.num_computed < len(s.token_ids) and s.step < self._step]
         able += self._admissible(plan)
         first = min((sequence.account.priority for sequence in able), default=0)
-        is_by_age = self._random.random() < BY_AGE_SHARE
+        plan.is_by_age = self._random.random() < BY_AGE_SHARE
         light, heavy, yielding = Group(), Group(), Group()
         for sequence in able:
             account, num_left = sequence.account, sequence.num_left
             need = account.need(num_left)
-            sequence.turn = account.age + (account.client.surplus if is_by_age else need)
+            sequence.turn = account.age + (account.client.surplus if plan.is_by_age else need)
             is_first, is_light = account.priority == first, need <= self.config.max_light_tokens
             group = (light if is_light else heavy) if is_first else yielding
             (group.prompts if num_left > 1 or sequence.is_waiting else group.decoding).append(sequence)

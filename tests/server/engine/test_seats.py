@@ -114,6 +114,51 @@ def test_candidates_get_a_seat_although_new_requests_never_cease(max_sequences: 
     raise AssertionError("the candidates have no seat")
 
 
+def test_a_request_that_loses_its_seat_again_and_again_advances() -> None:
+    """It computes again what its last block had, which takes more than one step: it keeps a seat for as long."""
+    config = replace(SMALL, block_size=32, max_sequences=1, max_tokens_per_step=16)
+    simulation, active = Simulation(config), set[str]()
+    large = simulation.generate(90, 20)
+    for _ in range(1500):
+        active.difference_update(set(simulation.ended))
+        while len(active) < 3:
+            active.add(simulation.generate(8, 4))
+        simulation.step()
+    assert large in simulation.ended
+    assert simulation.engine.residents.num_preemptions > 1
+
+
+def test_a_large_request_gets_and_keeps_one_of_four_seats_that_small_ones_want() -> None:
+    config = replace(SMALL, num_blocks=4096, max_sequences=4, max_model_len=512, step_seconds=0.07)
+    simulation, active, large = Simulation(config), set[str](), ""
+    alone, began = simulation.run(simulation.generate(300, 60)), simulation.now + 1
+    while large not in simulation.ended:
+        active.difference_update(set(simulation.ended))
+        while len(active) < 8:
+            active.add(simulation.generate(20, 20))
+        if not large and simulation.now >= began:
+            large = simulation.generate(300, 60)
+        simulation.step()
+        assert simulation.now < began + 4 * alone
+    assert simulation.engine.residents.num_preemptions == 0
+
+
+def test_a_computed_stem_gives_no_seat_and_keeps_its_work() -> None:
+    """Its candidate has the seat that another client gets."""
+    simulation = Simulation(replace(SMALL, max_sequences=2, max_tokens_per_step=16))
+    names = [simulation.generate(20, 60, client="busy"), simulation.score(20, [100] * 2, client="busy")]
+    running = simulation.engine.scheduler.running
+    while len(running) < 3:
+        simulation.step()
+    stem = next(sequence for sequence in running if sequence.is_stem)
+    names.append(simulation.generate(8, 4, client="other"))
+    simulation.step()
+    assert names[-1] in [row.sequence.request_id for row in simulation.runner.plans[-1].rows]
+    assert stem.is_computed
+    for name in names:
+        simulation.run(name)
+
+
 @pytest.mark.parametrize("num_clients", [1, 10])
 def test_searches_with_more_beams_than_seats_run_together(num_clients: int) -> None:
     """They are not slower than one after the other, and beams are not computed again in every step."""
