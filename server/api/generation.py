@@ -219,7 +219,8 @@ def _read_form(form: StructuredOutputs, lead: str) -> Grammar:
 def _logit_bias(fields: GenerationFields, model: ServedModel) -> dict[int, float]:
     """Return the biases by token id; a key in JSON is the id as a decimal string. Raises `InvalidRequest`."""
     for key in fields.logit_bias:
-        if not (key.isascii() and key.isdigit() and len(key) < 10):
+        # no other spelling of an id: two keys for one token would be one bias
+        if not (key.isascii() and key.isdigit() and len(key) < 10) or key != str(int(key)):
             raise InvalidRequest(f"logit_bias: {key[:32]!r} is not a token id", param="logit_bias")
         if int(key) >= (size := model.config.language_model.num_token_ids):
             message = f"logit_bias: token id {key} is not below the vocabulary's size {size}"

@@ -59,6 +59,7 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     ("min_p 2", {"prompt": "x", "min_p": 2}, 400, "invalid_value", "min_p"),
     ("penalty", {"prompt": "x", "presence_penalty": 3}, 400, "invalid_value", "presence_penalty"),
     ("bias on text", {"prompt": "x", "logit_bias": {"a": 1}}, 400, "invalid_value", "logit_bias"),
+    ("bias by a second name", {"prompt": "x", "logit_bias": {"1": 1, "01": 2}}, 400, "invalid_value", "logit_bias"),
     ("bias too far", {"prompt": "x", "logit_bias": {"1": 101}}, 400, "invalid_value", "logit_bias.1"),
     ("bias beyond", {"prompt": "x", "logit_bias": {"99999": 1}}, 400, "invalid_value", "logit_bias"),
     ("stop id beyond", {"prompt": "x", "stop_token_ids": [1, 99999]}, 400, "invalid_value", "stop_token_ids[1]"),
