@@ -83,11 +83,13 @@ SchemaType = TypeVar("SchemaType", bound="Schema")
 ID = r"^[A-Za-z0-9_.:-]{1,128}$"
 SET_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"
 SHA_256 = r"^[0-9a-f]{64}$"
+KEY_NAME = r"^[^\x00-\x1f\x7f]*$"
 # what a text of each pattern is, for messages
 IN_WORDS = {
     ID: "1 to 128 letters, digits and the characters _.:-",
     SET_NAME: "at most 128 letters, digits and the characters _.:-, beginning with a letter or digit",
     SHA_256: "64 hexadecimal digits in lower case",
+    KEY_NAME: "a text without control characters, such as line breaks",
     TENANT_NAME: "at most 48 lower-case letters, digits and the characters _-, beginning with a letter or digit",
 }
 
@@ -303,9 +305,7 @@ SENTENCES = {
     "dict_type": "must be an object",
     "finite_number": "must be a finite number",
     "float_type": "must be a number",
-    "int_from_float": "must be an integer",
-    "int_parsing": "must be an integer",
-    "int_type": "must be an integer",
+    **dict.fromkeys(("int_from_float", "int_parsing", "int_type"), "must be an integer"),
     "list_type": "must be a list",
     "string_type": "must be a string",
     "greater_than": "must be above {gt}",

@@ -9,10 +9,7 @@ from pydantic import Field
 from server.access.quotas import MAX_LIMIT
 from server.access.roles import Role
 from server.access.tenants import TENANT_NAME
-from server.schemas.base import Schema, with_example
-
-# PostgreSQL has no text with a NUL
-KEY_NAME = r"^[^\x00-\x1f\x7f]*$"
+from server.schemas.base import KEY_NAME, Schema, with_example
 
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 
