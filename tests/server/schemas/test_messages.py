@@ -10,7 +10,9 @@ import pytest
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.schemas.base import Schema, read
 from server.schemas.decisions import DecisionRequest
+from server.schemas.fewshot import TemplateFields
 from server.schemas.generation import ChatRequest, CompletionRequest
+from server.schemas.keys import CreateKeyRequest
 from server.schemas.models import EmbeddingsRequest
 from server.schemas.stored import CreateRequest
 
@@ -27,6 +29,13 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
         (CompletionRequest, {"prompt": "x", "stop": ["a"] * 17}, "stop: must have at most 16 entries"),
         (CompletionRequest, {"prompt": "x", "logit_bias": {"1": 101}}, "logit_bias.1: must be at most 100"),
         (ChatRequest, {"messages": []}, "messages: must have at least 1 entry"),
+        (TemplateFields, {"shot": "{answer}", "query": ""}, "query: must have at least 1 character, or be left out"),
+        (TemplateFields, {"shot": "{answer}", "end": ""}, "end: must have at least 1 character, or be left out"),
+        (
+            CreateKeyRequest,
+            {"name": "a\nb"},
+            "name: must be a text without control characters, such as line breaks",
+        ),
         (
             ChatRequest,
             {"messages": [{"role": "user", "content": None}]},
