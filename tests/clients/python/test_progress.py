@@ -16,18 +16,20 @@ class Terminal(io.StringIO):
         return True
 
 
-def running(queries_done: int, seconds_left: float | None) -> Evaluation:
+def evaluation(status: str, queries_done: int, seconds_left: float | None) -> Evaluation:
     progress = {"queries": 1000, "queries_done": queries_done, "seconds_left": seconds_left}
-    return Evaluation.parse({"id": "eval_1", "status": "running", "progress": progress})
+    return Evaluation.parse({"id": "eval_1", "status": status, "progress": progress})
 
 
 def test_the_bar_has_the_remaining_time_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with progress_bar(running(0, None)) as show:
-        show(running(500, 4000.0))
+    with progress_bar(evaluation("queued", 0, None)) as show:
+        show(evaluation("running", 1, None))
+        show(evaluation("running", 500, 4000.0))
     first, *_, last = terminal.getvalue().strip().split("\r")
     assert ("left" in first, "<" in first) == (False, False)
+    assert "waits for its turn" in terminal.getvalue()
     assert "500/1000" in last
     assert last.endswith(", about 67 min left]")
 

@@ -41,7 +41,7 @@ def progress_bar(evaluation: Evaluation) -> Iterator[Callable[[Evaluation], None
 
         def show(current: Evaluation) -> None:
             bar.total = current.num_queries
-            bar.set_postfix_str(current.time_left)
+            bar.set_postfix_str("waits for its turn" if current.status == "queued" else current.time_left)
             bar.update(current.num_queries_done - bar.n)
 
         show(evaluation)
