@@ -12,7 +12,6 @@ import http.client
 import io
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ import psutil
 from PIL import Image
 
 from bench import random_models
+from bench.serving import HOST, free_port, stop_server
 from bench.table import ROOT, Bar, Report, Row
 from bench.tracer import SIGNAL
 
@@ -37,9 +37,7 @@ CORE = ("kernels", "model", "server")
 NOT_IN_KERNELS = "kernels/bench"
 ENTRIES = ("server.app", "server.engine.worker", "server.engine.build")
 BUILT = {"build", "dist", "__pycache__"}
-HOST = "127.0.0.1"
 WAIT_SECONDS = 180.0
-STOP_SECONDS = 15.0
 NUM_ROUNDS = 2
 NUM_SHOTS = 2
 LABELS = ("dog", "cat")
@@ -257,7 +255,7 @@ class TracedServer:
 def serving(root: Path) -> Iterator[TracedServer]:
     """Start a server of the tiny random model with a `sitecustomize` that installs the tracer in its processes."""
     with tempfile.TemporaryDirectory() as name, (Path(name) / "server.log").open("wb") as log:
-        folder, port = Path(name), _free_port()
+        folder, port = Path(name), free_port()
         hook = f"import sys\nsys.path.insert(0, {str(root)!r})\nfrom bench.tracer import install\n"
         (folder / "sitecustomize.py").write_text(f"{hook}install({str(root)!r}, {name!r})\ndel sys.path[0]\n")
         flags = {"model": random_models.folder("tiny"), "data-dir": folder / "data", "host": HOST, "port": port}
@@ -268,7 +266,7 @@ def serving(root: Path) -> Iterator[TracedServer]:
             server.wait_until_ready()
             yield server
         finally:
-            _stop(process)
+            stop_server(process)
 
 
 def trace_routes(root: Path, routes: Mapping[str, Callable[..., Any]]) -> list[dict[str, Trace]]:
@@ -276,22 +274,6 @@ def trace_routes(root: Path, routes: Mapping[str, Callable[..., Any]]) -> list[d
     with serving(root) as server:
         server.warm(routes)
         return [{route: server.trace(route, body) for route, body in routes.items()} for _ in range(NUM_ROUNDS)]
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _row(measure: str, name: str, number: int) -> Row:
