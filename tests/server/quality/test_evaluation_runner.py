@@ -6,13 +6,11 @@ import asyncio
 import math
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from fastapi import FastAPI
 
 from server.api.services import Services
 from server.app import create_app
@@ -24,7 +22,6 @@ from server.settings import Settings
 from server.telemetry.metrics import Metrics
 from server.wire import BACKGROUND_PRIORITY, Score
 from tests.server.evaluations import (
-    EXAMPLES,
     LABEL_OF,
     MEDIA,
     constant_share,
@@ -42,23 +39,11 @@ from tests.server.fakes import TOKENIZER, FakeClient, eventually, served_model
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", max_media_per_request=6)
-
-
 @pytest.fixture(autouse=True)
 def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation_runner, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(evaluation_runner, "RENEW_SECONDS", 0.02)
     monkeypatch.setattr(evaluation_runner, "POLL_SECONDS", 0.05)
-
-
-@pytest.fixture
-async def services(app: FastAPI) -> Services:
-    services: Services = app.state.services
-    await services.support_sets.create("colours", EXAMPLES)
-    return services
 
 
 async def test_every_example_is_left_out_once(http: httpx.AsyncClient, client: FakeClient, services: Services) -> None:
