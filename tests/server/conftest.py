@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from bench.postgresql import postgresql
+from model.folder import save_folder
 from server.app import create_app
 from server.media.store import MediaStore
 from server.settings import Settings
@@ -24,12 +25,21 @@ from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
 from server.telemetry.metrics import Metrics
 from tests.server.documented import CHECKED
-from tests.server.fakes import FakeClient, served_model
+from tests.server.fakes import CONFIG, FakeClient, served_model
+from tests.tiny_models import byte_tokenizer, tiny_model
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model with random weights; no test changes it."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_folder(folder, CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
+    return folder
 
 
 @pytest.fixture

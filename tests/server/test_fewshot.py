@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from model.folder import save_folder
 from model.media import MediaLimits, load_image, resize
 from model.vision import normalise
 from tests.server.conftest import data_url, image_part, png
 from tests.server.test_main import Server, running, until
-from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
+from tests.tiny_models import CONFIGS, tiny_model
 
 CONFIG = CONFIGS["openflamingo"]
 COLOURS = ("red", "green", "blue", "white", "navy", "yellow", "orange", "brown")
@@ -26,15 +25,8 @@ GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "ignore_eos": True,
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    save_folder(folder, CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(folder, tmp_path_factory.mktemp("log") / "log", "-m", "server") as server:
+def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(model_folder, tmp_path_factory.mktemp("log") / "log", "-m", "server") as server:
         examples = [
             {"id": colour, "image": data_url(data), "text": f"{colour}.", "label": colour}
             for colour, data in IMAGES.items()
@@ -137,14 +129,14 @@ def test_a_text_search_needs_no_images(server: Server) -> None:
     assert second["score"] < 1 - 1e-3
 
 
-def test_a_restarted_server_has_its_vectors_and_selects_the_same_shots(folder: Path, tmp_path: Path) -> None:
+def test_a_restarted_server_has_its_vectors_and_selects_the_same_shots(model_folder: Path, tmp_path: Path) -> None:
     search = {"query": QUERY_FIELDS, "k": 8}
     examples = [{"id": colour, "image": data_url(data), "text": colour} for colour, data in IMAGES.items()]
-    with running(folder, tmp_path / "log", "-m", "server") as first:
+    with running(model_folder, tmp_path / "log", "-m", "server") as first:
         post(first, "/v1/support_sets", name="colours", examples=examples)
         before = post(first, "/v1/support_sets/colours/search", **search)
         first.process.kill()
-    with running(folder, tmp_path / "log", "-m", "server") as second:
+    with running(model_folder, tmp_path / "log", "-m", "server") as second:
         assert post(second, "/v1/support_sets/colours/search", **search) == before
         selection = {"support_set": "colours", "k": 8, "strategy": "rices_image"}
         body = post(second, "/v1/fewshot/completions", query=QUERY_FIELDS, examples=selection)

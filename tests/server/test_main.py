@@ -21,7 +21,6 @@ import pytest
 import torch
 
 from model import reference
-from model.folder import save_folder
 from model.media import MediaLimits, load_image, resize
 from model.prompt import EndOfChunk, Media, Text, encode
 from model.vision import normalise
@@ -29,7 +28,7 @@ from server.openapi import document
 from server.wire import WORKER_MODULE
 from tests.server.conftest import image_part, png
 from tests.server.documented import check, check_unless_streamed
-from tests.tiny_models import CONFIGS, byte_tokenizer, prompt_tokenizer, tiny_model
+from tests.tiny_models import CONFIGS, prompt_tokenizer, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = CONFIGS["openflamingo"]
@@ -113,21 +112,14 @@ def running(folder: Path, log: Path, *command: str) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    save_folder(folder, CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(folder, tmp_path_factory.mktemp("log") / "log", "-m", "server") as server:
+def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(model_folder, tmp_path_factory.mktemp("log") / "log", "-m", "server") as server:
         yield server
 
 
 @pytest.fixture
-def scripted(folder: Path, tmp_path: Path) -> Iterator[Server]:
-    with running(folder, tmp_path / "log", "-m", "tests.server.scripted_server") as server:
+def scripted(model_folder: Path, tmp_path: Path) -> Iterator[Server]:
+    with running(model_folder, tmp_path / "log", "-m", "tests.server.scripted_server") as server:
         yield server
 
 
@@ -191,13 +183,13 @@ def test_a_stream_has_the_same_text(server: Server) -> None:
     assert "".join(json.loads(line[6:])["choices"][0]["text"] for line in lines[:-1]) == whole
 
 
-def test_the_version_has_the_digests_of_the_weights(server: Server, folder: Path) -> None:
+def test_the_version_has_the_digests_of_the_weights(server: Server, model_folder: Path) -> None:
     def weights() -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = server.http.get("/version").json()["weights"]
         return listed
 
     until(lambda: all(file["sha256"] for file in weights()))
-    data = (folder / "model.safetensors").read_bytes()
+    data = (model_folder / "model.safetensors").read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     assert weights() == [{"file": "model.safetensors", "bytes": len(data), "sha256": digest}]
 
@@ -362,9 +354,9 @@ def has_started_a_program(pid: int) -> bool:
 @pytest.mark.parametrize("stalled", ["model", "server"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_during_startup_leaves_no_process_and_no_file(
-    stalled: str, number: signal.Signals, folder: Path, tmp_path: Path
+    stalled: str, number: signal.Signals, model_folder: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", STALLED, stalled, "--model", str(folder), "--port", "0"]
+    command = [sys.executable, "-c", STALLED, stalled, "--model", str(model_folder), "--port", "0"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -381,9 +373,9 @@ def test_a_signal_during_startup_leaves_no_process_and_no_file(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_server_exits_with_an_error_if_weights_are_missing(folder: Path, tmp_path: Path) -> None:
+def test_the_server_exits_with_an_error_if_weights_are_missing(model_folder: Path, tmp_path: Path) -> None:
     for name in ("config.json", "tokenizer.json"):
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
+        (tmp_path / name).write_bytes((model_folder / name).read_bytes())
     command = [sys.executable, "-m", "server", "--model", str(tmp_path), "--port", "0"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert finished.returncode == 2

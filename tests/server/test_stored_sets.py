@@ -7,22 +7,11 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from model.folder import save_folder
 from tests.server.conftest import data_url, png
-from tests.server.test_main import CONFIG, Server, running, until
-from tests.tiny_models import byte_tokenizer, tiny_model
+from tests.server.test_main import Server, running, until
 
 SETS = "/v1/support_sets"
 COLOURS = ("red", "blue")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    save_folder(folder, CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
-    return folder
 
 
 def example(colour: str) -> dict[str, Any]:
@@ -43,8 +32,8 @@ def complete(server: Server, colour: str) -> dict[str, Any]:
     return usage
 
 
-def test_a_pinned_set_outlives_worker_and_server(model: Path, tmp_path: Path) -> None:
-    with running(model, tmp_path / "log", "-m", "server") as server:
+def test_a_pinned_set_outlives_worker_and_server(model_folder: Path, tmp_path: Path) -> None:
+    with running(model_folder, tmp_path / "log", "-m", "server") as server:
         fields = {"name": "colours", "examples": [example(colour) for colour in COLOURS], "pinned": True}
         response = server.http.post(SETS, json=fields)
         assert response.status_code == 200, response.text
@@ -62,7 +51,7 @@ def test_a_pinned_set_outlives_worker_and_server(model: Path, tmp_path: Path) ->
         server.process.kill()
         server.process.wait()
 
-    with running(model, tmp_path / "log", "-m", "server") as server:
+    with running(model_folder, tmp_path / "log", "-m", "server") as server:
         until(lambda: server.metric("media_slots_pinned") == len(COLOURS))
         until(lambda: get_card(server)["status"] == "ready")
         assert get_card(server) == before

@@ -9,23 +9,13 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import pytest
 from PIL import Image
 
-from model.folder import save_folder
 from server.media.source import encoded
 from server.media.store import MediaStore
-from tests.server.test_main import CONFIG, Server, running
-from tests.tiny_models import byte_tokenizer, tiny_model
+from tests.server.test_main import Server, running
 
 UPLOADERS, ROUNDS = 4, 3
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    save_folder(folder, CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
-    return folder
 
 
 def noise(seed: int, file: Path) -> bytes:
@@ -47,11 +37,11 @@ def upload_until_killed(server: Server, first: int, folder: Path, acknowledged: 
             acknowledged[response.json()["id"]] = data
 
 
-def test_a_killed_server_keeps_acknowledged_uploads_and_no_incomplete_files(folder: Path, tmp_path: Path) -> None:
+def test_a_killed_server_keeps_acknowledged_uploads_and_no_incomplete_files(model_folder: Path, tmp_path: Path) -> None:
     acknowledged: dict[str, bytes] = {}
     rng = random.Random(0)
     for round_index in range(ROUNDS):
-        with running(folder, tmp_path / "log", "-m", "tests.server.scripted_server") as server:
+        with running(model_folder, tmp_path / "log", "-m", "tests.server.scripted_server") as server:
             before = len(acknowledged)
             threads = [
                 threading.Thread(
@@ -76,6 +66,6 @@ def test_a_killed_server_keeps_acknowledged_uploads_and_no_incomplete_files(fold
             data = store.get(name).data
             assert name == encoded(data, "image", "").id
             assert store.describe(name).width == 350
-    with running(folder, tmp_path / "log", "-m", "tests.server.scripted_server") as server:
+    with running(model_folder, tmp_path / "log", "-m", "tests.server.scripted_server") as server:
         for name, data in acknowledged.items():
             assert server.http.get(f"/v1/images/{name}/content").content == data

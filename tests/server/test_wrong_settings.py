@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.folder import WEIGHTS, save_folder
+from model.folder import WEIGHTS
 from model.likeness import LIKENESS
 from model.zoo.default import DEFAULT
 from server.__main__ import main
@@ -25,7 +25,7 @@ from server.engine_client.spare import Spare
 from server.served_model import ServedModel
 from server.serving import serve
 from server.settings import Settings, SettingsError
-from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
+from tests.tiny_models import CONFIGS
 
 pytestmark = pytest.mark.anyio
 
@@ -34,16 +34,9 @@ CONFIG = CONFIGS["openflamingo"]
 Change = Callable[[Path], object]
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    save_folder(folder, CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
-    return folder
-
-
 @pytest.fixture
-def folder(good: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(good, tmp_path / "model")
+def folder(model_folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(model_folder, tmp_path / "model")
 
 
 def a_file(tmp_path: Path) -> Path:
@@ -80,9 +73,9 @@ def without(name: str) -> Change:
     ],
 )
 def test_the_command_names_a_wrong_setting_in_one_line(
-    name: str, value: str, message: str, good: Path, capsys: pytest.CaptureFixture[str]
+    name: str, value: str, message: str, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--model", str(good), f"--{name.replace('_', '-')}", value]) == 2
+    assert main(["--model", str(model_folder), f"--{name.replace('_', '-')}", value]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(f"error: {message}", line), line
 
@@ -112,10 +105,10 @@ def test_a_model_that_is_no_folder_is_named(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: model: /nowhere is no folder")
 
 
-def test_a_port_in_use_is_named(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_named(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert main(["--model", str(good), "--port", str(port)]) == 2
+        assert main(["--model", str(model_folder), "--port", str(port)]) == 2
     assert f"error: port: {port} is in use on 127.0.0.1; set another port" in capsys.readouterr().err
 
 
@@ -140,11 +133,11 @@ def test_a_port_in_use_is_named(good: Path, capsys: pytest.CaptureFixture[str]) 
     ],
 )
 async def test_the_api_process_refuses_a_wrong_setting(
-    values: dict[str, Any], message: str, good: Path, tmp_path: Path
+    values: dict[str, Any], message: str, model_folder: Path, tmp_path: Path
 ) -> None:
     resolved = {name: value(tmp_path) if callable(value) else value for name, value in values.items()}
     texts = {name: str(value) if isinstance(value, Path) else value for name, value in resolved.items()}
-    settings = Settings.model_validate({"model": str(good), "data_dir": tmp_path / "data", "port": 0, **texts})
+    settings = Settings.model_validate({"model": str(model_folder), "data_dir": tmp_path / "data", "port": 0, **texts})
     with pytest.raises(SettingsError, match=message):
         await serve(settings, Spare("no:worker", 1.0))
 
@@ -180,12 +173,12 @@ def test_the_worker_refuses_a_broken_model(change: Change, message: str, folder:
     ],
 )
 def test_the_worker_refuses_a_wrong_setting(
-    values: dict[str, Any], message: str, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    values: dict[str, Any], message: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("kernels.backend.INTERPRETING", False)
     with pytest.raises(SettingsError, match=f"^{message}"):
-        build(Settings(model=str(good), cache_dir=tmp_path, **values))
+        build(Settings(model=str(model_folder), cache_dir=tmp_path, **values))
 
 
 @pytest.mark.parametrize(
@@ -199,14 +192,14 @@ def test_the_worker_refuses_a_wrong_setting(
         ({"media_cache_mb": 1}, "media_cache_mb: 1 is less than one entry"),
     ],
 )
-def test_caches_that_hold_no_request_are_refused(values: dict[str, Any], message: str, good: Path) -> None:
-    served = replace(ServedModel.load(Settings(model=str(good))), config=DEFAULT, max_model_len=8192)
+def test_caches_that_hold_no_request_are_refused(values: dict[str, Any], message: str, model_folder: Path) -> None:
+    served = replace(ServedModel.load(Settings(model=str(model_folder))), config=DEFAULT, max_model_len=8192)
     with pytest.raises(SettingsError, match=f"^{message}"):
         engine_config(served, Settings(device="cpu", **values), torch.float32)
 
 
-def test_an_error_of_the_worker_ends_the_command_with_one_line(good: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "server", "--model", str(good), "--port", "0", "--kernels", "triton"]
+def test_an_error_of_the_worker_ends_the_command_with_one_line(model_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "server", "--model", str(model_folder), "--port", "0", "--kernels", "triton"]
     finished = subprocess.run(
         [*command, "--data-dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )

@@ -20,13 +20,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from flamboyance_client import Client
-from model.folder import save_folder
 from server.settings import child_environment
 from server.telemetry.tracing import trace_requests
 from tests.server.collector import Collector, attributes, collecting
 from tests.server.conftest import data_url, image_part, png
 from tests.server.test_main import ROOT, Server, running
-from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
+from tests.tiny_models import CONFIGS
 
 CONFIG = CONFIGS["openflamingo"]
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -36,25 +35,18 @@ CLOCK_SECONDS = 0.02
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    save_folder(folder, CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
-    return folder
-
-
-@pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
     with collecting() as collector:
         yield collector
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path, collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(model_folder: Path, collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
         patch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
         log = tmp_path_factory.mktemp("log") / "log"
-        with running(folder, log, "-m", "server", "--otlp-endpoint", collector.url) as server:
+        with running(model_folder, log, "-m", "server", "--otlp-endpoint", collector.url) as server:
             yield server
 
 
@@ -239,23 +231,23 @@ def test_the_python_client_is_the_parent(server: Server, collector: Collector) -
 
 
 def test_the_last_traces_are_sent_at_exit(
-    folder: Path, collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
     command = ["-m", "tests.server.scripted_server", "--otlp-endpoint", collector.url]
-    with running(folder, tmp_path / "log", *command) as server:
+    with running(model_folder, tmp_path / "log", *command) as server:
         server.http.post("/v1/completions", json={"prompt": "a"}, headers=traceparent(trace_of(11)))
         assert server.stop() == 0
     assert root_of(collector.trace(trace_of(11))).name == "POST /v1/completions"
 
 
 def test_without_the_setting_no_process_imports_the_sdk(
-    folder: Path, collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FastAPI itself imports the API of OpenTelemetry, without which it does nothing."""
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # every process writes what it imports to the log
     for name, flags in (("off", []), ("on", ["--otlp-endpoint", collector.url])):
-        with running(folder, tmp_path / name, "-m", "server", *flags) as server:
+        with running(model_folder, tmp_path / name, "-m", "server", *flags) as server:
             response = server.http.post("/v1/completions", json={"prompt": "a"}, headers=traceparent(trace_of(12)))
             assert ("traceresponse" in response.headers) == (name == "on")
         imported = {line.rpartition("|")[2].strip() for line in (tmp_path / name).read_text().splitlines()}
@@ -264,11 +256,11 @@ def test_without_the_setting_no_process_imports_the_sdk(
         assert len(of_traces) == (3 if name == "on" else 0), of_traces
 
 
-def test_the_setting_without_the_packages_names_the_extra(folder: Path, tmp_path: Path) -> None:
+def test_the_setting_without_the_packages_names_the_extra(model_folder: Path, tmp_path: Path) -> None:
     without = "sys.modules['opentelemetry.sdk'] = None; from server.__main__ import main; sys.exit(main(sys.argv[1:]))"
     flags = [
         "--model",
-        str(folder),
+        str(model_folder),
         "--port",
         "0",
         "--data-dir",
@@ -283,8 +275,8 @@ def test_the_setting_without_the_packages_names_the_extra(folder: Path, tmp_path
     assert "is not installed: install the extra otel" in done.stderr.splitlines()[-1]
 
 
-def test_a_collector_that_does_not_respond_delays_no_request(folder: Path, tmp_path: Path) -> None:
-    with running(folder, tmp_path / "log", "-m", "server", "--otlp-endpoint", "http://127.0.0.1:9") as server:
+def test_a_collector_that_does_not_respond_delays_no_request(model_folder: Path, tmp_path: Path) -> None:
+    with running(model_folder, tmp_path / "log", "-m", "server", "--otlp-endpoint", "http://127.0.0.1:9") as server:
         assert server.http.post("/v1/completions", json={"prompt": "a"}, headers=traceparent(TRACE)).is_success
         began = time.monotonic()
         assert server.stop() == 0

@@ -14,7 +14,6 @@ import psutil
 import pytest
 import torch
 
-from model.folder import save_folder
 from model.presets.published import MODELS
 from model.prompt import encode
 from model.ranks import Rank
@@ -24,20 +23,13 @@ from server.engine.ranks.division import check_memory
 from server.engine.ranks.group import MODULE
 from server.settings import Settings, SettingsError
 from tests.server.test_main import CONFIG, LONG, ROOT, TOKENIZER, Server, is_alive, pixels, running, shots, until
-from tests.tiny_models import byte_tokenizer, tiny_model
+from tests.tiny_models import tiny_model
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    save_folder(folder, CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("log") / "log"
-    with running(folder, log, "-m", "server", "--tensor-parallel", "2") as server:
+    with running(model_folder, log, "-m", "server", "--tensor-parallel", "2") as server:
         yield server
 
 
@@ -108,9 +100,9 @@ def test_a_killed_worker_leaves_no_rank_behind(server: Server) -> None:
     assert_answers(server)
 
 
-def test_a_rank_that_hangs_is_replaced_with_the_others(folder: Path, tmp_path: Path) -> None:
+def test_a_rank_that_hangs_is_replaced_with_the_others(model_folder: Path, tmp_path: Path) -> None:
     command = ("-m", "server", "--tensor-parallel", "2", "--stall-timeout", "2")
-    with running(folder, tmp_path / "log", *command) as server:
+    with running(model_folder, tmp_path / "log", *command) as server:
         worker, (follower,) = server.worker, followers(server)
         os.kill(follower, signal.SIGSTOP)
         error = server.http.post("/v1/completions", json={"prompt": "x"}).json()["error"]
@@ -138,10 +130,10 @@ def test_an_inspection_is_refused_by_name(server: Server) -> None:
     ],
 )
 def test_what_a_divided_model_does_not_support_is_refused_before_a_process_is_started(
-    values: dict[str, object], message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    values: dict[str, object], message: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.engine.ranks.group._start", lambda: pytest.fail("a process was started"))
-    settings = Settings.model_validate({"model": str(folder), "device": "cpu", "tensor_parallel": 2, **values})
+    settings = Settings.model_validate({"model": str(model_folder), "device": "cpu", "tensor_parallel": 2, **values})
     with pytest.raises(SettingsError, match=f"^{message}"):
         build(settings)
 
