@@ -201,9 +201,9 @@ def check_length(
     `ContextLengthExceeded`.
     """
     if num_prompt_tokens + num_new_tokens > max_model_len:
+        also = f" and {new} {num_new_tokens}, together" if num_new_tokens else ","
         raise ContextLengthExceeded(
-            f"the prompt has {num_prompt_tokens} tokens and {new} {num_new_tokens}, "
-            f"together more than the model's limit of {max_model_len}",
+            f"the prompt has {num_prompt_tokens} tokens{also} more than the model's limit of {max_model_len}",
             param=param if num_prompt_tokens < max_model_len else prompt_param,
         )
 

@@ -113,7 +113,8 @@ async def test_only_the_beginning_of_a_text_that_is_too_long_is_encoded(
 ) -> None:
     monkeypatch.setattr(server.prompt, "CHARACTERS_PER_TOKEN", 4)
     limit = 64
-    for number, words in ((4 * limit, f"the prompt has {4 * limit} tokens"), (5 * limit, "the text has more than")):
+    too_many = f"the prompt has {4 * limit} tokens, more than the model's limit of {limit}"
+    for number, words in ((4 * limit, too_many), (5 * limit, "the text has more than")):
         error = (await post(http, prompt="a" * number)).json()["error"]
         assert error["code"] == "context_length_exceeded"
         assert error["message"].startswith(words)
