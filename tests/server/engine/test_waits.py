@@ -106,14 +106,14 @@ def answers(engine: Engine, sampling: Sampling, num_rows: int = NUM_ROWS) -> Cli
 def numbers(answers: Mapping[str, object]) -> list[Any]:
     """Return the ids, log-probabilities and reasons of answers in one list.
 
-    Which rows share a step depends on the clock, and their last digits on the step.
+    Which rows share a step depends on the clock: their last digits depend on the step, and the order of answers, too.
     """
     return list(_leaves(msgspec.to_builtins(answers)))
 
 
 def _leaves(value: Any) -> Iterator[Any]:
     if isinstance(value, dict | list | tuple):
-        for item in value.values() if isinstance(value, dict) else value:
+        for item in map(value.__getitem__, sorted(value)) if isinstance(value, dict) else value:
             yield from _leaves(item)
     else:
         yield value
@@ -147,8 +147,9 @@ def test_the_host_waits_once_per_step_and_once_for_media(
     for plan, waited in steps:
         assert waited == ["copy to the host"] * (bool(plan.rows) + any(piece.count for piece in plan.pieces))
     on_cpu = answers(Engine(SERVED["idefics"], prompt_tokenizer(), LIMITS, salt=b"test"), sampling)
-    assert numbers(answer.tokens) == pytest.approx(numbers(on_cpu.tokens))
-    assert numbers(answer.scores) == pytest.approx(numbers(on_cpu.scores))
+    # within the tolerance that all tests of answers have: the steps have other rows, and so other last digits
+    assert numbers(answer.tokens) == pytest.approx(numbers(on_cpu.tokens), abs=1e-5)
+    assert numbers(answer.scores) == pytest.approx(numbers(on_cpu.scores), abs=1e-5)
 
 
 @pytest.mark.parametrize("logprobs", [None, 1])
