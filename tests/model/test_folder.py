@@ -148,13 +148,13 @@ def test_the_target_of_a_link_is_replaced(folder: Path, tmp_path: Path, exists: 
         folder.rename(target)
     for killed in (".tiny-x1y2_z34", ".tiny-x1y2_z34-replaced"):
         (target.parent / killed).mkdir()
-    others = [target.parent / name for name in (".tiny-2-x1y2_z34", ".tiny-notes")]
-    for other in others:
-        other.mkdir()
+    kept = [target.parent / name for name in (".tiny-2-x1y2_z34", ".tiny-notes")]
+    for folder_kept in kept:
+        folder_kept.mkdir()
     weights = tiny_model(CONFIG, seed=1).state_dict()
     save_folder(link, CONFIG, weights.items(), TOKENIZER, replaces=True)
     assert link.readlink() == target
     loaded = load_folder(target, "cpu", torch.float32).state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.items())
-    assert {*target.parent.iterdir()} == {target, *others}
+    assert {*target.parent.iterdir()} == {target, *kept}
     assert [*link.parent.iterdir()] == [link]
