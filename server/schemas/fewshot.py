@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Discriminator, Field, GetJsonSchemaHandler, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -123,14 +123,6 @@ class TemplateFields(Schema):
     end: str = Field(
         "", max_length=1024, description="The end of an answer. Default: the model's end of chunk, or a line break."
     )
-
-    @field_validator("query", "end")
-    @classmethod
-    def _not_empty(cls, text: str) -> str:
-        """Refuse an empty text, which would stand for the default."""
-        if not text:
-            raise ValueError("must have at least 1 character, or be left out")
-        return text
 
 
 TemplateChoice = Annotated[

@@ -10,7 +10,6 @@ import pytest
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.schemas.base import Schema, read
 from server.schemas.decisions import DecisionRequest
-from server.schemas.fewshot import TemplateFields
 from server.schemas.generation import ChatRequest, CompletionRequest
 from server.schemas.keys import CreateKeyRequest
 from server.schemas.models import EmbeddingsRequest
@@ -29,8 +28,6 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
         (CompletionRequest, {"prompt": "x", "stop": ["a"] * 17}, "stop: must have at most 16 entries"),
         (CompletionRequest, {"prompt": "x", "logit_bias": {"1": 101}}, "logit_bias.1: must be at most 100"),
         (ChatRequest, {"messages": []}, "messages: must have at least 1 entry"),
-        (TemplateFields, {"shot": "{answer}", "query": ""}, "query: must have at least 1 character, or be left out"),
-        (TemplateFields, {"shot": "{answer}", "end": ""}, "end: must have at least 1 character, or be left out"),
         (
             CreateKeyRequest,
             {"name": "a\nb"},
