@@ -105,7 +105,7 @@ class Plan:
     @property
     def reads_its_pages(self) -> bool:
         """True if rows may read media that are encoded in this step."""
-        return not self.overlaps or any(p.makes_page and p.encoding.key not in self.later_pages for p in self.pieces)
+        return not self.overlaps or any(p.is_last and p.encoding.key not in self.later_pages for p in self.pieces)
 
     def note_progress(self, sequence: Sequence, blocks: abc.Iterable[bytes]) -> None:
         """Note blocks that a sequence computes; if several compute a block, the most urgent one counts."""
@@ -116,7 +116,7 @@ class Plan:
     def add_piece(self, piece: Piece, request_id: str) -> None:
         """Encode a piece of a media item for a request; others may wait for it too."""
         self.pieces.append(piece)
-        if self.overlaps and self.rows and piece.makes_page:
+        if self.overlaps and self.rows and piece.is_last:
             self.later_pages.add(piece.encoding.key)
         if piece.count:
             self.frames_by_request[request_id] += piece.count

@@ -30,8 +30,8 @@ Value = TypeVar("Value")
 class Encoding:
     """A media item to encode: from frames (uint8 [F, h, w, 3]), or from visual tokens that are kept on the host.
 
-    Steps take the frames in pieces, whose features [f, P, Dv] are kept on the host until the page is made. The slot is
-    assigned with the page; without a slot, only its visual tokens are kept.
+    Steps take the frames in pieces. The features [f, P, Dv] of all pieces but the last are kept on the host. The slot is
+    assigned with the last piece; without a slot, only pooled features are computed.
     """
 
     key: bytes
@@ -45,30 +45,20 @@ class Encoding:
     def num_left(self) -> int:
         return 0 if self.frames is None else len(self.frames) - self.num_begun
 
-    def next_piece(self, num_frames: int, *, leaves_page: bool = False) -> Piece:
-        """Return the next piece; the last frames make the page, too, unless it `leaves_page` for later or for ever."""
-        piece = Piece(self, self.num_begun, num_frames, num_frames == self.num_left and not leaves_page)
+    def next_piece(self, num_frames: int) -> Piece:
+        piece = Piece(self, self.num_begun, num_frames, is_last=num_frames == self.num_left)
         self.num_begun += num_frames
         return piece
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One step's part of an encoding: `count` frames from `start`, and the page if it `makes_page`, as the last one does.
-
-    A piece of the page alone has no frames.
-    """
+    """One step's part of an encoding: `count` frames from `start`, none of one from visual tokens."""
 
     encoding: Encoding
     start: int
     count: int
-    makes_page: bool
-
-    @property
-    def completes_frames(self) -> bool:
-        """True if the features of all frames are known with this piece, but not before."""
-        frames = self.encoding.frames
-        return bool(self.count) and frames is not None and self.start + self.count == len(frames)
+    is_last: bool
 
     @property
     def frames(self) -> np.ndarray | None:
@@ -197,7 +187,7 @@ class MediaSlots:
 class MediaCache:
     """The only owner of the worker's media. `salt` names the preprocessing and the weights.
 
-    The features of at most `max_kept_frames` frames, and those of one more media item, wait for their pages.
+    The features of at most `max_kept_frames` frames, and those of one more media item, wait for the item's last piece.
     """
 
     def __init__(self, num_slots: int, host_bytes: int, salt: bytes, max_kept_frames: int = 256) -> None:
@@ -208,7 +198,7 @@ class MediaCache:
         self.nonfinite: set[bytes] = set()  # keys whose encoding in this step was not finite
         self._salt = salt
         self._max_kept_frames = max_kept_frames
-        self._encodings: dict[bytes, Encoding] = {}  # from frames, with pieces or a page that no step has taken yet
+        self._encodings: dict[bytes, Encoding] = {}  # from frames, with pieces that no step has taken yet
         self._requested: set[bytes] = set()
         self.num_host_hits = 0  # pages from visual tokens in host memory
         self.num_joins = 0  # requests for a source that another request had already requested
@@ -253,16 +243,12 @@ class MediaCache:
     def encode(self, key: bytes, max_frames: int, *, is_last_resort: bool = False) -> Piece | None:
         """Return the next piece of a page's encoding, from visual tokens if they are kept; None if it has to wait.
 
-        With the page, the media item gets a slot.
+        With the last piece, the media item gets a slot.
         """
         visual_tokens = self.host.get(key)
         encoding = self._encodings[key] if visual_tokens is None else Encoding(key, visual_tokens=visual_tokens)
-        count = self._next_count(encoding, max_frames, is_last_resort) if self.slots.num_available else None
-        if count is None:
-            return None
-        piece = encoding.next_piece(count)
-        if piece.makes_page:
-            self._end(encoding)
+        piece = self._next_piece(encoding, max_frames, is_last_resort) if self.slots.num_available else None
+        if piece is not None and piece.is_last:
             encoding.slot = self.slots.assign(key)
             self.num_host_hits += visual_tokens is not None
         return piece
@@ -270,34 +256,24 @@ class MediaCache:
     def encode_for_pooling(self, key: bytes, max_frames: int) -> Piece | None:
         """Return the next piece of the encoding of a media item for its features, from its frames; None if it has to wait.
 
-        A media item without a page gets one after its features, if they may be kept: they are known a step earlier then.
-        The page is kept in host memory, and in a slot that is free or, without host memory, not in use.
+        The visual tokens that are computed as well are kept in host memory, and in a slot that is free or, without host
+        memory, not in use.
         """
-        encoding, lacks_page = self._encodings[key], not self._is_encoded(key)
-        count = self._next_count(encoding, max_frames)
-        if count is None:
-            return None
-        is_complete = count == encoding.num_left
-        waits = lacks_page and count > 0 and self._may_keep_features(encoding)
-        piece = encoding.next_piece(count, leaves_page=waits or not lacks_page)
-        if piece.makes_page:
+        encoding = self._encodings[key]
+        piece = self._next_piece(encoding, max_frames)
+        if piece is not None and piece.is_last and not self._is_encoded(key):
             num_slots = self.slots.num_free if self.host.max_size else self.slots.num_available
             encoding.slot = self.slots.assign(key) if num_slots else None
-        if is_complete and not waits:
-            self._end(encoding)
         return piece
 
-    def _next_count(self, encoding: Encoding, max_frames: int, is_last_resort: bool = False) -> int | None:
-        """Return the number of frames of the next piece, 0 for the page alone; None if it has to wait."""
+    def _next_piece(self, encoding: Encoding, max_frames: int, is_last_resort: bool = False) -> Piece | None:
         num_left = encoding.num_left
         count = min(num_left, max_frames)
         if count < num_left and not (count and (is_last_resort or self._may_keep_features(encoding))):
             return None
-        return count
-
-    def _end(self, encoding: Encoding) -> None:
-        if encoding.frames is not None:
+        if encoding.frames is not None and count == num_left:
             del self._encodings[encoding.key]
+        return encoding.next_piece(count)
 
     def _may_keep_features(self, encoding: Encoding) -> bool:
         """Return whether there is room for features. One encoding may always begin and continue."""

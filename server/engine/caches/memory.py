@@ -263,7 +263,7 @@ class Memory:
         if piece is None:
             return None
         plan.add_piece(piece, sequence.request_id)
-        return piece.encoding.slot if piece.makes_page else None
+        return piece.encoding.slot if piece.is_last else None
 
     def release_read_media(self, sequence: Sequence) -> None:
         if self._all_previous:

@@ -74,52 +74,42 @@ class Encoder:
 
     def _encode(self, pieces: Sequence[Piece], results: Downloads) -> None:
         by_length: dict[int, list[tuple[Encoding, Tensor]]] = defaultdict(list)
-        for encoding, features in self._complete([p for p in pieces if p.encoding.frames is not None], results):
+        for encoding, features in self._complete([piece for piece in pieces if piece.count], results):
             by_length[len(features)].append((encoding, features))
         for same_length in by_length.values():
             features = torch.stack([features for _, features in same_length])
             self._resample([encoding for encoding, _ in same_length], features, results)
 
     def _complete(self, pieces: list[Piece], results: Downloads) -> Iterator[tuple[Encoding, Tensor]]:
-        """Encode the frames of these pieces; yield the features [F, P, Dv] of media whose pages are made, keep the others.
-
-        The vector of a media item is known with its last frame, whether its page is made now or later.
-        """
-        clips = [piece.frames for piece in pieces if piece.count and piece.frames is not None]
-        parts = iter(self.features(clips).split(list(map(len, clips))) if clips else ())
+        """Encode the frames of these pieces; yield the features [F, P, Dv] of media that are complete, keep the others."""
+        clips = [piece.frames for piece in pieces if piece.frames is not None]
+        if not clips:
+            return
+        parts = self.features(clips).split([piece.count for piece in pieces])
         begun: dict[bytes, list[Tensor]] = defaultdict(list)  # in this step
-        for piece in pieces:
-            encoding, in_step = piece.encoding, begun[piece.encoding.key]
-            in_step += [next(parts)] if piece.count else []
-            if piece.makes_page or piece.completes_frames:
-                features = torch.cat([*upload(encoding.features, self._device), *in_step])
-                if piece.completes_frames:
-                    results.add([self._pool(features)], self._keep_vector, encoding.key)
-                if piece.makes_page:
-                    yield encoding, features
-            if piece.count and not piece.makes_page:  # a view would keep the features of the whole step
-                results.add([in_step[-1].clone()], encoding.features.append)
-
-    def _keep_vector(self, key: bytes, vector: Tensor) -> None:
-        if vector.isfinite().all():
-            self._media.pooled.put(key, vector.numpy().copy())
-        else:
-            self._media.nonfinite.add(key)
+        for piece, features in zip(pieces, parts, strict=True):
+            encoding, earlier = piece.encoding, begun[piece.encoding.key]
+            if piece.is_last:
+                yield encoding, torch.cat([*upload(encoding.features, self._device), *earlier, features])
+            else:
+                earlier.append(features.clone())  # a view would keep the features of the whole step
+                results.add(earlier[-1:], encoding.features.append)
 
     def _resample(self, encodings: list[Encoding], features: Tensor, results: Downloads) -> None:
         visual_tokens = self._model.resampler(features).to(self._pages.dtype)
         self._fill(encodings, visual_tokens)
-        results.add([visual_tokens], self._keep_tokens, [encoding.key for encoding in encodings])
+        results.add([visual_tokens, self._pool(features)], self._keep, [encoding.key for encoding in encodings])
 
-    def _keep_tokens(self, keys: list[bytes], visual_tokens: Tensor) -> None:
-        for key, tokens in zip(keys, visual_tokens, strict=True):
-            if tokens.isfinite().all():
+    def _keep(self, keys: list[bytes], visual_tokens: Tensor, pooled: Tensor) -> None:
+        for key, tokens, vector in zip(keys, visual_tokens, pooled.numpy(), strict=True):
+            if tokens.isfinite().all() and np.isfinite(vector).all():
                 self._media.host.put(key, tokens.clone())
+                self._media.pooled.put(key, vector.copy())
             else:
                 self._media.nonfinite.add(key)
 
     def _pool(self, features: Tensor) -> Tensor:
-        """Pool the features [F, P, Dv] without their kin, which likeness computes by itself."""
+        """Pool the features without their kin, which likeness computes by itself."""
         return pool(features[..., : self._model.config.vision.feature_dim])
 
     def features(self, clips: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -142,8 +132,8 @@ class Encoder:
 
 
 def pool(features: Tensor) -> Tensor:
-    """Features [F, P, Dv] -> [Dv]: their mean over frames and patches."""
-    return features.float().mean((0, 1))
+    """Features [M, F, P, Dv] -> [M, Dv]: their mean over frames and patches."""
+    return features.float().mean((1, 2))
 
 
 def unit(vectors: Tensor) -> NDArray[np.float32]:

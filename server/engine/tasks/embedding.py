@@ -1,8 +1,7 @@
 """Answers `Embed` and `EmbedText`: vectors of media and of texts, computed between the steps of other requests.
 
 When a media item is encoded for any request, both its pooled features and its visual tokens are cached, so it is not
-encoded twice. The vectors are sent first: the pages are made in the next step, while the client works on the vectors.
-Pixels are requested for a few media at a time.
+encoded twice. Pixels are requested for a few media at a time.
 """
 
 from __future__ import annotations
@@ -29,39 +28,35 @@ WINDOW = 16  # media whose pixels are requested at the same time
 
 
 class MediaEmbedding(SideTask):
-    """The vectors of media. `media` are those whose vector is unknown, or whose page this task has still to make."""
-
     def __init__(self, request: Embed, media: MediaCache) -> None:
         super().__init__(request.request_id, list(dict.fromkeys(request.media)))
         self._request = request
         self._cache = media
         self._vectors: dict[bytes, NDArray[np.float32]] = {}
-        self._has_replied = False
         self._held: list[bytes] = []  # keys whose slots are held until the step has run
         self._encoded: set[bytes] = set()  # keys that were encoded for this request
 
     def needs_pooling(self, source: bytes) -> bool:
-        return source in self.media and source not in self._vectors
+        return source in self.media
 
     def plan(self, plan: Plan) -> Iterable[bytes]:
         """Encode media whose pixels have arrived, within the step's limit of frames; return sources to request."""
         lacking = []
         for source in islice(self.media, WINDOW):
             key = self._cache.content_keys.get(source)
-            if (key is None or not self._is_provided(key, plan)) and source not in self._vectors:
+            if key is None or not self._is_provided(key, plan):
                 lacking.append(source)
         return self._cache.request(lacking)
 
     def _is_provided(self, key: bytes, plan: Plan) -> bool:
         """Return whether no pixels are missing: the vector is cached or in this step, or its frames have arrived.
 
-        Frames that have arrived, or the page after them, are added to this step if it has room for them.
+        Frames that have arrived are added to this step if it has room for them.
         """
-        is_known = key in self._cache.pooled
-        if any(key == p.encoding.key and p.count for p in plan.pieces):
+        if key in self._cache.pooled or any(key == p.encoding.key and p.count for p in plan.pieces):
             return True
-        if not self._cache.has_frames(key) or (is_known and key not in self._encoded):
-            return is_known
+        if not self._cache.has_frames(key):
+            return False
         if (piece := self._cache.encode_for_pooling(key, plan.frames_left)) is not None:
             plan.add_piece(piece, self.request_id)
             self._encoded.add(key)
@@ -85,29 +80,17 @@ class MediaEmbedding(SideTask):
                 self._vectors[source] = vector
             elif self._cache.content_keys.get(source) in self._cache.nonfinite:
                 return self.end("error", NOT_FINITE)
-        self.media = [source for source in self.media if source not in self._vectors or self._makes_page(source)]
-        self.is_finished = not self.media
-        return self._reply()
-
-    def _vector(self, source: bytes) -> NDArray[np.float32] | None:
-        if source in self._vectors:
-            return self._vectors[source]
-        key = self._cache.content_keys.get(source)
-        return None if key is None else self._cache.pooled.get(key)
-
-    def _makes_page(self, source: bytes) -> bool:
-        """Return whether this task has encoded a media item whose page is still to be made."""
-        key = self._cache.content_keys.get(source)
-        return key in self._encoded and self._cache.has_frames(key)
-
-    def _reply(self) -> Iterable[Outbound]:
-        """Return the vectors once all of them are known."""
-        if self._has_replied or not self._vectors.keys() >= set(self._request.media):
+        self.media = [source for source in self.media if source not in self._vectors]
+        if self.media:
             return []
-        self._has_replied = True
+        self.is_finished = True
         num_encoded = len(self._encoded)
         vectors = [self._vectors[source] for source in self._request.media]
         return [_embedded(self.request_id, vectors, num_encoded, num_cached=len(self._vectors) - num_encoded)]
+
+    def _vector(self, source: bytes) -> NDArray[np.float32] | None:
+        key = self._cache.content_keys.get(source)
+        return None if key is None else self._cache.pooled.get(key)
 
 
 class TextEmbedding(ForwardTask):

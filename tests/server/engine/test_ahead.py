@@ -240,7 +240,7 @@ def test_side_tasks_wait_for_the_step_that_is_ahead() -> None:
     answer.run()
     assert answer.embedded["image"].shape[0] == 1
     pieces = [is_ahead for plan, is_ahead in plans if plan.pieces]
-    assert pieces == [False, False]  # the features, then the page
+    assert pieces == [False]
     assert_all_released(answer.engine)
 
 

@@ -44,7 +44,7 @@ def test_pages_of_media_in_pieces_equal_those_of_the_model(family: Family) -> No
         torch.testing.assert_close(pages.pages[n], page, atol=1e-5, rtol=1e-5)
         pooled = media.pooled.get(bytes([n]))
         assert pooled is not None
-        torch.testing.assert_close(torch.from_numpy(pooled), pool(features[0]), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(torch.from_numpy(pooled), pool(features)[0], atol=1e-5, rtol=1e-5)
 
 
 def test_pooled_features_are_without_kin() -> None:

@@ -136,15 +136,11 @@ def pooling(media: MediaCache, image: int) -> tuple[bytes, int | None]:
     media.supply(bytes([image]) * 32, frames, for_page=False, for_pooling=True)
     key = media.content_keys.get(bytes([image]) * 32)
     assert key is not None
-    features, page = (media.encode_for_pooling(key, max_frames) for max_frames in (1, 0))
-    assert features is not None
-    assert page is not None
-    assert [(p.count, p.completes_frames, p.makes_page) for p in (features, page)] == [
-        (1, True, False),
-        (0, False, True),
-    ]
+    assert media.has_frames(key)
+    piece = media.encode_for_pooling(key, max_frames=1)
+    assert piece is not None
     assert not media.has_frames(key)
-    return key, page.encoding.slot
+    return key, piece.encoding.slot
 
 
 def test_pooling_takes_only_a_free_slot_if_host_memory_keeps_the_tokens() -> None:
@@ -164,27 +160,6 @@ def test_pooling_without_host_memory_takes_the_longest_idle_slot() -> None:
     media.slots.release(first)
     third, slot = pooling(media, 3)
     assert (slot, media.slots.find(first), media.slots.find(third)) == (0, None, 0)
-
-
-def test_a_page_that_exists_is_not_made_again_for_pooling() -> None:
-    media = MediaCache(num_slots=2, host_bytes=1 << 20, salt=b"")
-    key = content_key(np.zeros((1, 2, 2, 3), np.uint8), b"")
-    media.host.put(key, torch.zeros(4))
-    media.supply(A, np.zeros((1, 2, 2, 3), np.uint8), for_pooling=True)
-    piece = media.encode_for_pooling(key, max_frames=1)
-    assert piece is not None
-    assert (piece.completes_frames, piece.makes_page, media.has_frames(key)) == (True, False, False)
-
-
-def test_pooling_makes_the_page_at_once_if_no_features_may_be_kept() -> None:
-    media = MediaCache(num_slots=8, host_bytes=0, salt=b"", max_kept_frames=0)
-    assert pooling(media, 1)[1] == 0  # those of one media item may always be kept
-    media.supply(A, np.zeros((3, 2, 2, 3), np.uint8))
-    assert media.encode(media.content_keys.get(A) or b"", max_frames=2) is not None
-    media.supply(B, np.full((1, 2, 2, 3), 2, np.uint8), for_page=False, for_pooling=True)
-    piece = media.encode_for_pooling(media.content_keys.get(B) or b"", max_frames=1)
-    assert piece is not None
-    assert (piece.completes_frames, piece.makes_page, piece.encoding.slot) == (True, True, 1)
 
 
 def test_frames_for_pooling_are_kept_when_a_page_comes_from_the_host() -> None:
@@ -219,7 +194,7 @@ def test_a_video_is_encoded_in_pieces_and_has_a_slot_with_the_last() -> None:
         media.supply(A, np.full((5, 2, 2, 3), A[0], np.uint8))  # again: it continues
         piece = media.encode(key, max_frames=2)
         assert piece is not None
-        assert (piece.start, piece.makes_page) == (begin, begin == 4)
+        assert (piece.start, piece.is_last) == (begin, begin == 4)
         assert media.slots.find(key) == piece.encoding.slot
     assert media.slots.find(key) is not None
     assert not media.has_frames(key)

@@ -97,39 +97,6 @@ def test_embedded_media_are_not_encoded_again_for_a_prompt(
     assert_all_released(answer.engine)
 
 
-def test_vectors_are_sent_before_the_pages_are_made() -> None:
-    answer = client("flamingo")
-    answer.engine.add(embed("a", [0, 5]))
-    while "a" not in answer.embedded:
-        answer.step()
-    media = answer.engine.media
-    keys = [media.content_keys.get(source(image)) or b"" for image in (0, 5)]
-    assert media.slots.find(keys[1]) is None
-    assert answer.engine.has_work()
-    answer.step()
-    assert None not in map(media.slots.find, keys)
-    assert not answer.engine.has_work()
-    assert_all_released(answer.engine)
-
-
-@pytest.mark.parametrize("is_aborted", [True, False])
-def test_a_prompt_makes_the_pages_that_its_embedding_has_left(
-    is_aborted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answer = client("openflamingo")
-    counts = encoded(answer, monkeypatch)
-    answer.engine.add(embed("a", [0]))
-    while "a" not in answer.embedded:
-        answer.step()
-    answer.engine.add(Prompt(((0, 5),)).request("prompt"))
-    if is_aborted:
-        answer.engine.abort(Abort("a"))
-    answer.run()
-    assert (counts, answer.requested) == ([1], [source(0)])
-    assert_equals_reference("openflamingo", Prompt(((0, 5),)), answer, "prompt")
-    assert_all_released(answer.engine)
-
-
 def test_embedding_evicts_no_page_if_host_memory_keeps_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = client("flamingo", replace(CONFIG, num_media_slots=2))
     for image in (0, 1):
@@ -250,21 +217,6 @@ def test_nonfinite_features_fail_the_embedding_and_are_not_cached(monkeypatch: p
     answer.engine.add(Prompt(((0, 5),)).request("prompt"))
     answer.run()
     assert np.isfinite(answer.embedded["again"]).all()
-    assert_equals_reference("flamingo", Prompt(((0, 5),)), answer, "prompt")
-    assert_all_released(answer.engine)
-
-
-def test_a_page_that_is_not_finite_is_not_cached_and_its_vector_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer, model = client("flamingo"), SERVED["flamingo"].flamingo
-    shape = model.config.resampler.num_latents, model.config.resampler.dim
-    with monkeypatch.context() as patched:
-        patched.setattr(model.resampler, "forward", lambda features: torch.full((len(features), *shape), torch.nan))
-        answer.engine.add(embed("a", [0, 1]))
-        answer.run()
-    assert np.isfinite(answer.embedded["a"]).all()
-    assert "a" not in answer.finished
-    answer.engine.add(Prompt(((0, 5),)).request("prompt"))
-    answer.run()
     assert_equals_reference("flamingo", Prompt(((0, 5),)), answer, "prompt")
     assert_all_released(answer.engine)
 
