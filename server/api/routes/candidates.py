@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -129,11 +128,11 @@ async def create_score(request: Request, services: GivenServices, record: GivenR
 async def _score(fields: ScoreRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
     model = services.model
     prompt = await prepare_prompt(fields.prompt, model, services.intake, fields.shots_attend)
-    params = [f"candidates[{index}]" for index in range(len(fields.candidates))]
-    encode = partial(_ids, PromptEnd(prompt.segments, model.tokenizer), model)
-    candidate_ids = await model.tokenize.each(encode, list(zip(fields.candidates, params, strict=True)))
+    candidates = {f"candidates[{index}]": candidate for index, candidate in enumerate(fields.candidates)}
+    end = PromptEnd(prompt.segments, model.tokenizer)
+    candidate_ids = await model.tokenize.each(lambda param: _ids(candidates[param], param, end, model), candidates)
     record.priority = fields.priority
-    check_candidates([prompt], candidate_ids, params, model)
+    check_candidates([prompt], candidate_ids, list(candidates), model)
     with record:
         (scored,) = await score_prompts([prompt], candidate_ids, record, services.client)
     return {
@@ -156,8 +155,7 @@ async def _score(fields: ScoreRequest, record: RequestRecord, services: Services
     }
 
 
-def _ids(end: PromptEnd, model: ServedModel, candidate_and_param: tuple[str | list[int], str]) -> list[int]:
-    candidate, param = candidate_and_param
+def _ids(candidate: str | list[int], param: str, end: PromptEnd, model: ServedModel) -> list[int]:
     if isinstance(candidate, str):
         check_texts([candidate], model, param)
         return end.ids_after(candidate)
