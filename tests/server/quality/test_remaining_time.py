@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import time
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -25,7 +25,7 @@ SECOND = PromptSetting("random", SHOTS_OF_A_QUERY, 0)  # twice the work
 def _seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at the clock is a second after the one before."""
     seconds = itertools.count(5.0)
-    monkeypatch.setattr(time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(remaining_time, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
 
 
 @pytest.mark.usefixtures("_seconds")
