@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from model.cache import cache_folder
+from server.schemas.sentences import in_words
 from server.setting_values import AbsolutePath, DataFolder, Key, Model, Origins
 from server.settings_file import read_file
 from server.spelling import advice
@@ -326,9 +327,8 @@ def read_settings(arguments: Sequence[str], prog: str = PROGRAM) -> Settings:
         values: dict[str, Any] = {**_read_file(file), "_cli_settings_source": _read_flags(arguments, prog)}
         sources = _Sources(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        raise SettingsError(f"{'.'.join(map(str, first['loc']))}: {message}") from None
+        problem = error.errors()[0]
+        raise SettingsError(f"{'.'.join(map(str, problem['loc']))}: {in_words(problem)}") from None
     return Settings.model_construct(**dict(sources))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cache
@@ -25,6 +24,7 @@ from server.access.tenants import TENANT_NAME
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.limits.deadline import MAX_SECONDS
 from server.schemas.lists import stop_at_first_error
+from server.schemas.sentences import in_words
 from server.schemas.separators import MAX_SEPARATORS, check_separators
 from server.spelling import advice
 
@@ -287,7 +287,7 @@ def read(schema: type[SchemaType], body: bytes, name: str = "the body") -> Schem
     param = getattr(context.get("error"), "param", None) or _param(problem["loc"])
     if _is_unsupported(problem):
         raise _unsupported(param, context)
-    text = _in_words(schema, problem, context)
+    text = _message(schema, problem, context)
     if problem["type"] in (UNSUPPORTED_VALUE, NO_SUPPORT):
         raise UnsupportedParameter(f"{param}: {text}", param=param)
     raise _refusal(problem["type"], param, text)
@@ -298,28 +298,9 @@ UNKNOWN_TAG, UNKNOWN_FIELD, UNSUPPORTED_VALUE = "union_tag_invalid", "extra_forb
 # its names for a number beyond a field's bounds, and those of the bounds
 OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-# messages in place of pydantic's, with the parts of an error's context
-SENTENCES = {
-    "missing": "is required, but missing or null",
-    "bool_type": "must be true or false",
-    "dict_type": "must be an object",
-    "finite_number": "must be a finite number",
-    "float_type": "must be a number",
-    **dict.fromkeys(("int_from_float", "int_parsing", "int_type"), "must be an integer"),
-    "list_type": "must be a list",
-    "string_type": "must be a string",
-    "greater_than": "must be above {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than": "must be below {lt}",
-    "less_than_equal": "must be at most {le}",
-    "string_too_long": "must have at most {max_length} characters",
-    "string_too_short": "must have at least {min_length} characters",
-    "too_long": "must have at most {max_length} entries",
-    "too_short": "must have at least {min_length} entries",
-}
 
 
-def _in_words(schema: type[Schema], problem: Mapping[str, Any], context: Mapping[str, Any]) -> str:
+def _message(schema: type[Schema], problem: Mapping[str, Any], context: Mapping[str, Any]) -> str:
     """Return what a value must be, instead of the one that has the problem."""
     if problem["type"] in OUT_OF_RANGE and (text := _range(schema, problem["loc"])):
         return text
@@ -329,10 +310,7 @@ def _in_words(schema: type[Schema], problem: Mapping[str, Any], context: Mapping
         return f"must be an object {expected.such_as or 'with fields among ' + ', '.join(sorted(expected.names()))}"
     if problem["type"] == UNSUPPORTED_VALUE:
         return f"only {_as_json(context['expected'])} is supported"
-    if sentence := SENTENCES.get(problem["type"]):
-        text = sentence.format_map(context).removesuffix(".0")
-        return re.sub(r" 1 entries$", " 1 entry", re.sub(r" 1 characters$", " 1 character", text))
-    return str(problem["msg"]).replace(" after validation", "")
+    return in_words(problem)
 
 
 def _as_json(literals: str) -> str:
@@ -386,7 +364,7 @@ def _refusal(kind: str, param: str | None, message: str) -> InvalidRequest:
         return InvalidRequest("the body has too many lists and objects in each other")
     if kind == "json_invalid":
         return InvalidRequest(f"the body is not JSON: {message.removeprefix('Invalid JSON: ')}")
-    return InvalidRequest(f"{param or 'the body'}: {message.removeprefix('Value error, ')}", param=param)
+    return InvalidRequest(f"{param or 'the body'}: {message}", param=param)
 
 
 def _param(location: tuple[int | str, ...]) -> str | None:
