@@ -18,7 +18,7 @@ from typing import Literal
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, insert, select, tuple_
 from sqlalchemy.orm import Session
 
 from model.likeness import Likeness, Vectors, unit
@@ -47,6 +47,8 @@ SPACES: dict[Strategy, tuple[Space, ...]] = {
 BATCH = 32
 # older vectors are deleted: their weights or texts may no longer be in use
 RETENTION_SECONDS = 30 * 24 * 3600.0
+# old vectors that are deleted in one transaction, for which other writers wait
+VECTORS_PER_TRANSACTION = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,11 +312,14 @@ class EmbeddingStore:
 
     async def sweep(self) -> None:
         """Delete the vectors of all tenants that are older than `RETENTION_SECONDS`."""
-        await self._database.write(
-            lambda session, now: session.execute(
-                delete(EmbeddingRow).where(EmbeddingRow.created_at < now - RETENTION_SECONDS)
-            )
-        )
+        await self._database.sweep(delete_old_vectors)
+
+
+def delete_old_vectors(session: Session, now: float) -> bool:
+    """Delete up to `VECTORS_PER_TRANSACTION` old vectors, and return whether there were any."""
+    row = EmbeddingRow.key, EmbeddingRow.model
+    old = select(*row).where(EmbeddingRow.created_at < now - RETENTION_SECONDS).limit(VECTORS_PER_TRANSACTION)
+    return bool(session.scalars(delete(EmbeddingRow).where(tuple_(*row).in_(old)).returning(EmbeddingRow.key)).all())
 
 
 def _stored_vectors(session: Session, keys: Sequence[str], model: str) -> dict[str, Vectors]:

@@ -51,6 +51,8 @@ TENANT_LOCK = 0x666C6174
 MAX_PORT = 65535
 # parameters of one statement: SQLite accepts 32766
 MAX_PARAMETERS = 1000
+# seconds between two transactions of a sweep: a writer of SQLite in another process tries again every 0.1 seconds
+SWEEP_PAUSE_SECONDS = 0.12
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -123,6 +125,11 @@ class Database:
             if not writing.cancelled():
                 writing.exception()  # asyncio would log it as not retrieved
             raise
+
+    async def sweep(self, delete_some: Transaction[object]) -> None:
+        """Write with `delete_some` until its result is false. Others write in the pauses. Raises `DatabaseUnavailable`."""
+        while await self.write(delete_some):
+            await asyncio.sleep(SWEEP_PAUSE_SECONDS)
 
     async def use_as_is(self, transaction: Transaction[Result], *, is_writing: bool) -> Result:
         """Run `transaction` on the tables as they are, of any version or missing. Raises `DatabaseUnavailable`."""

@@ -31,8 +31,6 @@ LEASE_SECONDS = 900.0
 MAX_LEASES = 3
 # media that are deleted in one transaction, for which other writers wait
 MEDIA_PER_TRANSACTION = 16
-# seconds between two transactions of a sweep: a writer of SQLite in another process tries again every 0.1 seconds
-SWEEP_PAUSE_SECONDS = 0.12
 # media that a sweep fails to delete before it leaves the rest to the next one
 MAX_FAILURES = 16
 # media that are decoded concurrently: few, because after an invalid one the rest need not be decoded
@@ -126,11 +124,15 @@ class MediaReferences:
 
     async def _sweep_until_failure(self) -> str | None:
         """Delete unused media, and return the first one that cannot be deleted."""
-        while True:
-            num_deleted, failed = await self._database.write(self._delete_unused)
-            if failed is not None or not num_deleted:
-                return failed
-            await asyncio.sleep(SWEEP_PAUSE_SECONDS)
+        failed: str | None = None
+
+        def delete_some(session: Session, now: float) -> bool:
+            nonlocal failed
+            num_deleted, failed = self._delete_unused(session, now)
+            return num_deleted > 0 and failed is None
+
+        await self._database.sweep(delete_some)
+        return failed
 
     def _delete_unused(self, session: Session, now: float) -> tuple[int, str | None]:
         """Delete up to `MEDIA_PER_TRANSACTION` media; return their number and the one that could not be deleted."""

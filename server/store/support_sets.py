@@ -201,8 +201,7 @@ class SupportSets:
 
         These are expired sets, old responses to requests with an `Idempotency-Key`, and media of deleted sets.
         """
-        while await self._database.write(versions.delete_expired):
-            await asyncio.sleep(media_references.SWEEP_PAUSE_SECONDS)
+        await self._database.sweep(versions.delete_expired)
         await self._database.write(_delete_old_answers)
         await self._media.sweep()
 

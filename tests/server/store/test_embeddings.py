@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from server.fewshot import retrieval
 from server.fewshot.retrieval import EmbeddingStore
+from server.store.database import Database
 from server.store.support_sets import SupportSets
 from tests.server.store.conftest import RED, Clock, example
 
@@ -29,8 +31,23 @@ async def test_embeddings_are_stored_by_model_and_deleted_with_their_media(
     await support_sets.sweep()
     assert (await embeddings.get([RED.id, "text"], "model-a")).keys() == {"text"}
     clock.now += 100 * 24 * 3600
+    await embeddings.put({"text": vectors["text"]}, "model-b")
     await embeddings.sweep()
     assert await embeddings.get(["text"], "model-a") == {}
+    assert (await embeddings.get(["text"], "model-b")).keys() == {"text"}
+
+
+async def test_old_embeddings_are_deleted_a_thousand_at_a_time(
+    embeddings: EmbeddingStore, database: Database, clock: Clock
+) -> None:
+    """Other writers of SQLite wait for each transaction."""
+    keys = [f"key {i}" for i in range(2500)]
+    await embeddings.put({key: np.zeros(1, np.float32) for key in keys}, "m")
+    clock.now += 100 * 24 * 3600
+    assert await database.write(retrieval.delete_old_vectors)
+    assert len(await embeddings.get(keys, "m")) == 1500
+    await embeddings.sweep()
+    assert await embeddings.get(keys, "m") == {}
 
 
 async def test_more_keys_than_fit_into_one_statement(embeddings: EmbeddingStore) -> None:

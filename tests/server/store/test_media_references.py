@@ -15,7 +15,7 @@ from server.errors import MediaInUse, MediaNotFound, SupportSetNotFound
 from server.media.source import EncodedMedia, encoded
 from server.media.store import MediaStore
 from server.store import media_references as module
-from server.store.database import Database
+from server.store.database import SWEEP_PAUSE_SECONDS, Database
 from server.store.media_references import MAX_FAILURES, MediaReferences, is_used
 from server.store.records import MediaRow
 from server.store.support_sets import SupportSets
@@ -220,4 +220,4 @@ async def test_a_sweep_lets_other_writers_in(
     monkeypatch.setattr(module, "MEDIA_PER_TRANSACTION", 1)
     monkeypatch.setattr(asyncio, "sleep", sleep)
     await media_references.sweep()
-    assert pauses == [module.SWEEP_PAUSE_SECONDS] * 3
+    assert pauses == [SWEEP_PAUSE_SECONDS] * 3
