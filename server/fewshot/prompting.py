@@ -220,7 +220,7 @@ async def assemble_shots(
     template, examples = find_template(choice, model), support_set.examples[:k]
     try:
         check_alone(examples, template, model)
-        shots, media = await source.read_examples(examples, template)
+        shots, media = source.read_examples(examples, template)
         return await model.tokenize(_write_alone, template, shots, media, model)
     except InvalidRequest as error:
         error.param = error.param if error.param == "shots_attend" else "template"

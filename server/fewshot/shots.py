@@ -117,9 +117,9 @@ class ShotSource:
         template does not allow.
         """
         selected = await self._select(support_set, fields, query, is_text_only=is_text_only, without=without)
-        return await self._read(selected, template, is_text_only=is_text_only)
+        return self._read(selected, template, is_text_only=is_text_only)
 
-    async def read_examples(
+    def read_examples(
         self, examples: Sequence[Example], template: Template
     ) -> tuple[list[Shot], dict[bytes, EncodedMedia]]:
         """Return examples as shots, with their media by digest. Raises `InvalidRequest`.
@@ -131,12 +131,12 @@ class ShotSource:
         limit = self.intake.settings.max_media_per_request
         for start in range(0, len(examples), limit):
             batch = [Selected(example) for example in examples[start : start + limit]]
-            of_batch, media_of_batch = await self._read(batch, template)
+            of_batch, media_of_batch = self._read(batch, template)
             shots += of_batch
             media |= media_of_batch
         return shots, media
 
-    async def _read(
+    def _read(
         self, selected: Sequence[Selected], template: Template, *, is_text_only: bool = False
     ) -> tuple[list[Shot], dict[bytes, EncodedMedia]]:
         media_ids: dict[str, None] = {}
@@ -144,7 +144,7 @@ class ShotSource:
             for example in (item.example for item in selected):
                 check_media(bool(example.media), SUPPORT_SET, template, f"the example {example.id!r}")
                 media_ids.update(dict.fromkeys(example.media))
-        media = {item.id: item for item in await self.intake.find_all(media_ids, SUPPORT_SET)}
+        media = {item.id: item for item in self.intake.refer_all(media_ids, SUPPORT_SET)}
         return [_shot(item, media) for item in selected], {item.digest: item for item in media.values()}
 
     async def _select(

@@ -101,16 +101,11 @@ class Intake:
             raise too_large_together(total, self._max_bytes, param)
         return media
 
-    async def find_all(self, media_ids: Collection[str], param: str) -> list[EncodedMedia]:
-        """Find stored media of a prompt. Raises `InvalidRequest` and `MediaNotFound`.
-
-        A local store is read by one thread, an object store concurrently.
-        """
+    def refer_all(self, media_ids: Collection[str], param: str) -> list[EncodedMedia]:
+        """Return the media of a support set's examples, which are stored. Raises `InvalidRequest` for too many."""
         if len(media_ids) > self.settings.max_media_per_request:
             raise self._too_many(len(media_ids), param, "choose a smaller k")
-        if self.store.is_local:
-            return await asyncio.to_thread(lambda: [self.store.find(media_id, param) for media_id in media_ids])
-        return await asyncio.gather(*(asyncio.to_thread(self.store.find, media_id, param) for media_id in media_ids))
+        return [self.store.refer(media_id, param) for media_id in media_ids]
 
     async def read_url(self, url: str, kind: Kind, param: str, alternatives: Sequence[str] = ()) -> EncodedMedia:
         """Read a data URL, or fetch from an allowed host. Raises `InvalidRequest`.

@@ -27,15 +27,15 @@ class EncodedMedia:
     """An image or video of a request.
 
     `source` is its `num_bytes` bytes, or a function that reads them from the store or from a file: most requests never
-    need them.
+    need them. `num_bytes` is 0 for an example of a support set, which is not looked up in the store.
     `param` is its path in the request, for error messages. `is_stored` is true for one that the request names by id.
     """
 
     kind: Kind
     source: bytes | Callable[[], bytes]
-    num_bytes: int
     digest: bytes
     param: str
+    num_bytes: int = 0
     is_stored: bool = False
 
     @property

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -164,10 +165,13 @@ class MediaStore:
     def find(self, media_id: str, param: str = "") -> EncodedMedia:
         """Return a media item, at `param` of a request, whose bytes are read on first use. Raises `MediaNotFound`."""
         stored = self.describe(media_id, param)
+        return replace(self.refer(media_id, param), num_bytes=stored.num_bytes)
+
+    def refer(self, media_id: str, param: str = "") -> EncodedMedia:
+        """Return what `find` returns, for an item that is known to be stored: without any access to the store."""
         return EncodedMedia(
-            kind=stored.kind,
+            kind=_check_id(media_id, param),
             source=lambda: self.get(media_id, param).data,
-            num_bytes=stored.num_bytes,
             digest=digest_of(media_id),
             param=param,
             is_stored=True,
@@ -331,9 +335,12 @@ def _read_header(header: bytes, media_id: str, param: str) -> StoredMedia:
     return stored
 
 
-def _check_id(media_id: str, param: str) -> None:
-    if MEDIA_ID.fullmatch(media_id) is None:  # before it becomes part of a path
+def _check_id(media_id: str, param: str) -> Kind:
+    """Return the kind of media of an id, before it becomes part of a path. Raises `MediaNotFound`."""
+    kind = kind_of(media_id)
+    if kind is None or MEDIA_ID.fullmatch(media_id) is None:
         raise not_found(media_id, param)
+    return kind
 
 
 @contextmanager

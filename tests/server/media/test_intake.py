@@ -195,22 +195,23 @@ async def test_the_media_of_a_prompt_share_a_limit(settings: Settings, tmp_path:
     assert [item.is_in_memory for item in media.values()] == [True, True, False]
 
 
-async def test_stored_media_are_found_in_order_and_a_missing_one_is_named(intake: Intake) -> None:
+@pytest.mark.parametrize("url", [None, "memory://examples"])
+async def test_media_of_examples_are_read_on_first_use(settings: Settings, intake: Intake, url: str | None) -> None:
+    """A request with 32 shots that the worker knows makes no access to the store, which may be far away."""
+    if url is not None:
+        intake = Intake(settings, MediaStore(url), create_autospec(DecodePool))
     names = [intake.store.put(RED + bytes([number]), "image") for number in (2, 0, 1)]
-    media = await intake.find_all(names, "examples")
-    assert [(item.id, item.param, item.is_in_memory) for item in media] == [(name, "examples", False) for name in names]
-    missing = "img_" + 64 * "0"
+    missing = "vid_" + 64 * "0"
+    media = intake.refer_all(names, "examples")
+    assert [(item.id, item.param, item.is_stored) for item in media] == [(name, "examples", True) for name in names]
+    assert [item.data for item in media] == [RED + bytes([number]) for number in (2, 0, 1)]
+    (lost,) = intake.refer_all([missing], "examples")
     with pytest.raises(MediaNotFound, match=missing) as caught:
-        await intake.find_all([names[0], missing], "examples")
-    assert caught.value.param == "examples"
+        _ = lost.data
+    assert (lost.kind, caught.value.param) == ("video", "examples")
+
+
+async def test_the_media_of_examples_are_limited(intake: Intake) -> None:
     too_many = intake.settings.max_media_per_request + 1
     with pytest.raises(InvalidRequest, match=f"{too_many} images and videos in one request"):
-        await intake.find_all([names[0]] * too_many, "examples")
-
-
-async def test_media_of_an_object_store_are_found_like_those_of_a_folder(settings: Settings) -> None:
-    intake = Intake(settings, MediaStore("memory://found-concurrently"), create_autospec(DecodePool))
-    names = [intake.store.put(RED + bytes([number]), "image") for number in (1, 0)]
-    assert [media.id for media in await intake.find_all(names, "examples")] == names
-    with pytest.raises(MediaNotFound):
-        await intake.find_all([*names, "img_" + 64 * "0"], "examples")
+        intake.refer_all(["img_" + 64 * "0"] * too_many, "examples")
