@@ -9,8 +9,6 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from server.schemas.sentences import in_words
-
 SETS = Path(__file__).with_name("sets")
 
 Wording = Literal["paper", "openflamingo"]
@@ -110,5 +108,5 @@ def parse(name: str, text: str) -> Benchmark:
     try:
         return Benchmark.model_validate({**yaml.safe_load(text), "name": name})
     except ValidationError as error:
-        details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {in_words(e)}" for e in error.errors())
+        details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ValueError(f"{name}.yaml: {details}") from None

@@ -11,7 +11,6 @@ SENTENCES = {
     "missing": "is required, but missing or null",
     **dict.fromkeys(("bool_parsing", "bool_type"), "must be true or false"),
     "dict_type": "must be an object",
-    "extra_forbidden": "is not a field",
     "finite_number": "must be a finite number",
     **dict.fromkeys(("float_parsing", "float_type"), "must be a number"),
     **dict.fromkeys(("int_from_float", "int_parsing", "int_type"), "must be an integer"),
