@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Other = TypeVar("Other")
 
 END = object()
 
@@ -27,6 +28,12 @@ async def run_concurrently(coroutines: Sequence[Coroutine[Any, Any, Result]]) ->
     except ExceptionGroup as group_error:
         raise group_error.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+async def run_both(first: Coroutine[Any, Any, Result], second: Coroutine[Any, Any, Other]) -> tuple[Result, Other]:
+    """Run two coroutines concurrently, as `run_concurrently` does."""
+    results: list[Any] = await run_concurrently([first, second])
+    return results[0], results[1]
 
 
 async def merge(generators: Iterable[AsyncGenerator[Item, None]], limit: int) -> AsyncGenerator[Item, None]:

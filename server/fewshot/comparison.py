@@ -243,7 +243,7 @@ class Comparison:
         if chosen.likeness is None or chosen.fitted is None:
             return {}
         media = [question.media[digest] for digest in question.query.media]
-        (vector,) = await self.retrieval.media_vectors([media])
+        vector = await self.retrieval.query_vector(media)
         return {chosen.likeness: chosen.fitted.log_probabilities(vector[None])[0]}
 
     async def leave_out(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from server.concurrency import run_both
 from server.engine_client.client import Client
 from server.fewshot.candidates import Candidate
 from server.fewshot.classification import InContext, ScoringPrompts, prepare_scoring, score_in_context
@@ -54,8 +55,8 @@ async def gather(
     """Return the evidence of the method's parts: the language model's, and that of likeness. Raises the engine's errors."""
     question, chosen = prepared.question, prepared.chosen
     if prepared.prompts is not None:
-        likeness = await comparison.compare(question, chosen)
-        return await score_in_context(prepared.prompts, record, client), likeness
+        scoring = score_in_context(prepared.prompts, record, client)
+        return await run_both(scoring, comparison.compare(question, chosen))
     record.begin_prompt(0, question.query.media)
     likeness = await comparison.compare(question, chosen)
     record.begun(0)

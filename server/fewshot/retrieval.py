@@ -45,6 +45,8 @@ SPACES: dict[Strategy, tuple[Space, ...]] = {
 }
 # number of items that are embedded in one call, and stored before the next call
 BATCH = 32
+# of the features of recent queries
+QUERY_BYTES = 4 * 2**20
 # older vectors are deleted: their weights or texts may no longer be in use
 RETENTION_SECONDS = 30 * 24 * 3600.0
 # old vectors that are deleted in one transaction, for which other writers wait
@@ -93,9 +95,23 @@ class VectorIndex:
         return scores[0], indices[0]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryFeatures:
+    """The vision encoder's features of a query's media, [M, Dv]."""
+
+    vectors: Vectors
+
+    @property
+    def num_bytes(self) -> int:
+        return self.vectors.nbytes
+
+
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """Ranks examples by similarity; `observe` receives the seconds of each search, embedding included."""
+    """Ranks examples by similarity; `observe` receives the seconds of each search, embedding included.
+
+    `queries` has the features of recent queries: a request may compare its query for its shots and for each question.
+    """
 
     client: Client
     model: ServedModel
@@ -103,6 +119,7 @@ class Retrieval:
     store: MediaStore
     observe: Callable[[float], None] = lambda seconds: None
     indexes: Recent[VectorIndex] = field(default_factory=Recent)
+    queries: Recent[QueryFeatures] = field(default_factory=partial(Recent, QUERY_BYTES))
 
     async def most_similar(
         self, support_set: SupportSet, strategy: Strategy, query: SimilarityQuery, k: int
@@ -127,6 +144,11 @@ class Retrieval:
         features = await self.embed_media(support_set.media)
         keys = [example.media for example in support_set.examples]
         return await asyncio.to_thread(_compared_vectors, keys, features, likeness or self.model.likeness)
+
+    async def query_vector(self, media: Sequence[EncodedMedia]) -> Vectors:
+        """Return the vector [D] of a query's media. Raises the engine's errors."""
+        features = await self._media_features(media)
+        return await asyncio.to_thread(lambda: self._query_vector({"media": features}))
 
     async def media_vectors(self, groups: Sequence[Sequence[EncodedMedia]]) -> Vectors:
         """Return one vector per group of media, [N, D]; new ones are not stored. Raises the engine's errors."""
@@ -169,8 +191,16 @@ class Retrieval:
         if space == "text":
             ids = await self.model.tokenize(encode_text, query.text, self.model, "query")
             return np.stack([*(await self._text_vectors([ids], is_stored=False)).values()])
-        # not from the database: the prompt shows the same media, so the engine has or encodes them anyway
-        return await self.client.embed([*{item.id: item for item in query.media}.values()])
+        return await self._media_features(query.media)
+
+    async def _media_features(self, media: Sequence[EncodedMedia]) -> Vectors:  # -> [M, Dv]
+        """Return the features of a query's media, not from the database: a prompt that shows them needs them encoded."""
+        distinct = {item.id: item for item in media}
+
+        async def build() -> QueryFeatures:
+            return QueryFeatures(await self.client.embed([*distinct.values()]))
+
+        return (await self.queries.get((self.client.salt, *distinct, self.embedder), build)).vectors
 
     def _query_vector(self, features: Mapping[Space, Vectors]) -> Vectors:  # -> [D]
         likenesses: Mapping[Space, Likeness] = {"media": self.model.likeness, "text": unit}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,19 @@ async def test_a_blend_adds_both_parts(http: httpx.AsyncClient, client: FakeClie
     shares = np.exp(logs) / np.exp(logs).sum()
     assert [candidate["probability"] for candidate in body["candidates"]] == pytest.approx(shares.tolist())
     assert [shot["label"] for shot in body["fewshot"]["shots"]] == ["cat", "cat", "dog", "dog"]
+
+
+async def test_the_query_of_a_blend_is_embedded_once_for_its_shots_and_its_likeness(
+    http: httpx.AsyncClient, client: FakeClient
+) -> None:
+    await http.post("/v1/support_sets", json={"name": "pets", "examples": SHOTS})
+    body = await classify(
+        http, method="blend", shots=[], examples={"support_set": "pets", "strategy": "rices_image", "k": 2}
+    )
+    assert set(body["candidates"][0]["scores"]) == {"in_context", "nearest_mean"}
+    num_embedded = Counter(media.digest for media in client.embedded)
+    assert set(num_embedded.values()) == {1}
+    assert len(num_embedded) == len({shot["image"] for shot in SHOTS}) + 1
 
 
 async def test_auto_is_the_default_and_uses_likeness_where_it_can_be_compared(http: httpx.AsyncClient) -> None:
