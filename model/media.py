@@ -287,8 +287,9 @@ def _sampled_frames(
     start, num_frames, due = None, 0, Fraction(0)
     for frame in container.decode(stream):
         _check_size((frame.width, frame.height), limits)
-        time = _time(frame)
-        start = time if start is None else start
+        time = _time(frame, start)
+        # if the first frame's time is wrong, those after it have earlier ones
+        start = time if start is None else min(start, time)
         seconds = time - start
         if seconds > limits.max_seconds:
             raise MediaError(
@@ -316,10 +317,13 @@ def _turned(picture: Image.Image, degrees: int) -> Image.Image:
     return picture if method is None else picture.transpose(method)
 
 
-def _time(frame: av.VideoFrame) -> Fraction:
-    """Return exact seconds; rounding would move a frame at the start of a period into the previous period."""
+def _time(frame: av.VideoFrame, start: Fraction | None) -> Fraction:
+    """Return exact seconds; rounding would move a frame at the start of a period into the previous period.
+
+    A frame without a time has that of the start.
+    """
     if frame.pts is None or frame.time_base is None:
-        return Fraction(0)
+        return start or Fraction(0)
     return frame.pts * frame.time_base
 
 
