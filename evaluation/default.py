@@ -23,6 +23,7 @@ from evaluation.held_out import ROUNDS
 from evaluation.intervals import Share, difference_to_best, share
 from evaluation.loading import load_served
 from evaluation.naming import Naming, perplexity
+from evaluation.options import add_data_option
 from evaluation.pool import process_pool
 from model.folder import load_folder
 from model.likeness import load_likeness
@@ -32,7 +33,6 @@ from model.quantised import KINDS, WeightFormat
 from model.zoo.default import prepare
 from server.fewshot.methods import BLEND, IN_CONTEXT, METHODS
 from training.default.catalogue import Catalogue, Rows
-from training.default_data.records import DEFAULT_FOLDER
 
 SEED = 17
 # English prose from an old version of docs/architecture.md; a fixed file keeps the perplexity comparable
@@ -211,12 +211,7 @@ def main() -> None:
         help="episodes that are also judged shuffled, blind and with real names (default: all)",
     )
     parser.add_argument("--model", type=Path, help="a model folder (default: the default model's)")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=DEFAULT_FOLDER,
-        help=f"the folder of training.default_data (default: {DEFAULT_FOLDER})",
-    )
+    add_data_option(parser)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="the weights' dtype")
     parser.add_argument("--weight-format", choices=KINDS, help="the format in which a GPU would keep the weights")
     parser.add_argument(

@@ -20,13 +20,13 @@ from evaluation.binding import Episode, nearest_mean, sample_episodes
 from evaluation.default import SEED
 from evaluation.held_out import ROUNDS
 from evaluation.intervals import Share, share
+from evaluation.options import add_data_option
 from model.checkpoint.vision_models import convert_efficientnet_lite
 from model.config import VisionConfig
 from model.vision import VisionEncoder
 from model.zoo.default import DEFAULT
 from training.default.catalogue import Catalogue
 from training.default_data.features import BATCH, encode
-from training.default_data.records import DEFAULT_FOLDER
 
 # each encoder's image size and number of patches
 SIZES = {"lite0": (224, 49), "lite1": (240, 64), "lite2": (260, 81), "lite3": (280, 81), "lite4": (300, 100)}
@@ -86,12 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.encoders", description=__doc__)
     parser.add_argument("encoders", nargs="+", metavar="NAME=FILE", help=f"NAME is one of {', '.join(SIZES)}")
     parser.add_argument("--episodes", type=int, default=500, help="episodes per row (default: 500)")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=DEFAULT_FOLDER,
-        help=f"the folder of training.default_data (default: {DEFAULT_FOLDER})",
-    )
+    add_data_option(parser)
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

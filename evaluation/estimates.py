@@ -18,11 +18,11 @@ import numpy as np
 from evaluation.bias import Comparison, format_table, summarise
 from evaluation.held_out import Domain, Episode, load_domains
 from evaluation.intervals import Share
+from evaluation.options import add_data_option
 from model.zoo.default import prepare
 from server.fewshot.methods import METHODS, load_method
 from server.fewshot.methods.likeness import left_out_log_probabilities
 from server.quality.measures import Predictions
-from training.default_data.records import DEFAULT_FOLDER
 
 SEED = "estimates"
 # minimum of fresh images per label: with fewer, the accuracy of a set is too uncertain
@@ -52,7 +52,7 @@ def measure(domain: Domain, per_label: int, options: argparse.Namespace) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.estimates", description=__doc__)
     parser.add_argument("--model", type=Path, help="a model folder (default: the default model's)")
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="the folder of training.default_data")
+    add_data_option(parser)
     parser.add_argument("--sets", type=int, default=100, help="support sets per row (default: 100)")
     parser.add_argument("--ways", type=int, default=5, help="labels per set (default: 5)")
     parser.add_argument("--per-label", type=int, nargs="+", default=[2, 3, 4, 5, 8], help="examples, a row each")

@@ -24,12 +24,12 @@ from evaluation.binding import Binding, Episode, sample_episodes
 from evaluation.default import SEED
 from evaluation.intervals import difference_to_best, share
 from evaluation.loading import load_served
+from evaluation.options import add_data_option
 from evaluation.pool import process_pool
 from model.config import AlonePositions
 from model.prompt import ShotsAttend
 from model.zoo.default import prepare
 from training.default.catalogue import Catalogue
-from training.default_data.records import DEFAULT_FOLDER
 
 WAYS, ROUNDS = 5, (1, 5)
 PREVIOUS = "previous"
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--order-episodes", type=int, default=100, help="episodes in all of these orders (default: 100)"
     )
     parser.add_argument("--model", type=Path, help="a model folder (default: the default model's)")
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="the folder of training.default_data")
+    add_data_option(parser)
     parser.add_argument("--processes", type=int, default=2, help="worker processes, each with one thread")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="the weights' dtype")
     values = vars(parser.parse_args(arguments))

@@ -24,6 +24,8 @@ from training.default_data.classes import read_classes
 
 # maximum of images of a category that become queries
 MAX_QUERIES = 10
+# of drawings: the discriminants are fitted to half of the labels, and need the covariance of two
+MIN_LABELS = 4
 # ways -> the numbers of rounds after which `evaluation.default` asks queries; six rounds of five are 30 shots
 ROUNDS = {2: (1, 2, 5), 5: (1, 2, 5, 6)}
 LARGEST_EPISODE = max(map(max, ROUNDS.values()))
@@ -103,6 +105,8 @@ class Unreported:
     def load(cls, data: Path, model: Path) -> Unreported:
         catalogue, likeness = Catalogue(data), load_likeness(model)
         names = sorted(catalogue.labels)
+        if len(names) < MIN_LABELS:
+            raise SystemExit(f"error: {data} has {len(names)} labels of drawings to train on, {MIN_LABELS} are needed")
         fitted, classified = ({name: catalogue.labels[name] for name in names[half::2]} for half in (0, 1))
         if isinstance(likeness, ClassLikeness):
             likeness = _fit_to(likeness, catalogue, fitted, read_classes(data))

@@ -8,19 +8,30 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flamboyance_client import Client, FlamboyanceError, NotAuthorised, NotConnected
-from training.default_data.records import DEFAULT_FOLDER
+from training.default_data.records import DATA, DEFAULT_FOLDER
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for the server and for the images of its queries."""
     parser.add_argument("url", help="the server's URL, such as http://127.0.0.1:8000")
     parser.add_argument("--api-key", help="the server's API key, if it requires one")
+    add_data_option(parser)
+
+
+def add_data_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option for the folder of images, which is an error in one line if it was not built."""
     parser.add_argument(
         "--data",
-        type=Path,
-        default=DEFAULT_FOLDER,
+        type=_data_folder,
+        default=str(DEFAULT_FOLDER),  # argparse checks a default that is a text
         help=f"the folder of training.default_data (default: {DEFAULT_FOLDER})",
     )
+
+
+def _data_folder(text: str) -> Path:
+    if not (file := Path(text) / DATA).exists():
+        raise argparse.ArgumentTypeError(f"{file} does not exist: build it with python -m training.default_data")
+    return Path(text)
 
 
 @contextmanager

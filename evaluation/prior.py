@@ -18,13 +18,14 @@ from typing import get_args
 
 import numpy as np
 
+from evaluation.counts import at_least
 from evaluation.held_out import Domain, Episode, Unreported, load_domains
 from evaluation.intervals import Z
+from evaluation.options import add_data_option
 from model.prior import LikenessMethodName, Prior
 from model.zoo.default import PRIOR_FILE, prepare
 from server.fewshot.comparison import ComparedExamples
 from server.fewshot.methods import load_method
-from training.default_data.records import DEFAULT_FOLDER
 
 METHODS: tuple[LikenessMethodName, ...] = get_args(LikenessMethodName)
 AUTO = "auto"
@@ -98,10 +99,12 @@ def _row(name: str, shares: Mapping[str, Sequence[float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.prior", description=__doc__)
     parser.add_argument("--model", type=Path, help="a model folder (default: the default model's)")
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="the folder of training.default_data")
-    parser.add_argument("--episodes", type=int, default=400, help="episodes per row (default: 400)")
-    parser.add_argument("--ways", type=int, default=5, help="labels per episode (default: 5)")
-    parser.add_argument("--per-label", type=int, nargs="+", default=[1, 2, 3, 5, 10, 20], help="examples, a row each")
+    add_data_option(parser)
+    parser.add_argument("--episodes", type=at_least(2), default=400, help="episodes per row (default: 400)")
+    parser.add_argument("--ways", type=at_least(2), default=5, help="labels per episode (default: 5)")
+    parser.add_argument(
+        "--per-label", type=at_least(1), nargs="+", default=[1, 2, 3, 5, 10, 20], help="examples, a row each"
+    )
     parser.add_argument("--write", action="store_true", help=f"write {PRIOR_FILE.name} of the default model")
     options = parser.parse_args()
     model = options.model or prepare()

@@ -17,11 +17,12 @@ from statistics import fmean
 
 import numpy as np
 
+from evaluation.counts import at_least
 from evaluation.held_out import Domain, Unreported
+from evaluation.options import add_data_option
 from evaluation.prior import answer
 from model.likeness import FIRST_SHARES, ClassLikeness
 from model.zoo.default import prepare
-from training.default_data.records import DEFAULT_FOLDER
 
 SEED = "shares"
 # shares relative to that of the discriminants: of classes, and of ancestors of familiar and of strange images
@@ -49,10 +50,10 @@ def mean(by_domain: Mapping[str, Sequence[float]]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.shares", description=__doc__)
     parser.add_argument("--model", type=Path, help="a model folder (default: the default model's)")
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="the folder of training.default_data")
-    parser.add_argument("--episodes", type=int, default=300, help="episodes per accuracy (default: 300)")
-    parser.add_argument("--ways", type=int, default=5, help="labels per episode (default: 5)")
-    parser.add_argument("--per-label", type=int, nargs="+", default=[1, 2, 3, 4], help="examples per label")
+    add_data_option(parser)
+    parser.add_argument("--episodes", type=at_least(1), default=300, help="episodes per accuracy (default: 300)")
+    parser.add_argument("--ways", type=at_least(2), default=5, help="labels per episode (default: 5)")
+    parser.add_argument("--per-label", type=at_least(1), nargs="+", default=[1, 2, 3, 4], help="examples per label")
     options = parser.parse_args()
     unreported, means = Unreported.load(options.data, options.model or prepare()), dict[Shares, float]()
     if not isinstance(unreported.likeness, ClassLikeness):
@@ -63,6 +64,8 @@ def main() -> None:
         shares = (1.0, *relative)
         likeness = replace(unreported.likeness, shares=np.array(shares, np.float32))
         by_domain = {d.name: accuracies(d, options) for d in replace(unreported, likeness=likeness).domains()}
+        if not any(by_domain.values()):
+            raise SystemExit(f"error: {options.data} has too few images for episodes of {options.ways} labels")
         cells = [", ".join(f"{value:.3f}" for value in by_domain.get(name, ())) for name in unreported.categories]
         means[shares] = mean(by_domain)
         print(f"| {', '.join(map(str, relative))} | {' | '.join(cells)} | {means[shares]:.4f} |", flush=True)

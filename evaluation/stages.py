@@ -28,6 +28,7 @@ from evaluation.binding import MEAN_IMAGE, TEMPLATE, Binding, Episode, nearest_m
 from evaluation.default import SEED
 from evaluation.intervals import share
 from evaluation.loading import load_served
+from evaluation.options import add_data_option
 from evaluation.pool import process_pool
 from model.flamingo import Flamingo
 from model.prompt import PromptTokenizer
@@ -40,7 +41,6 @@ from training.default.discriminants import Discriminants, fit_discriminants
 from training.default.episodes import LIMITS, Item, build_example
 from training.default.matching import find_name_heads, forward_with_scores, probe_sequences
 from training.default.states import media_states, single_image_prompt
-from training.default_data.records import DEFAULT_FOLDER
 from training.examples import tokenize
 
 WAYS, ROUNDS = 5, (1, 5)
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.stages", description=__doc__)
     parser.add_argument("--episodes", type=int, default=500, help="episodes per row (default: 500)")
     parser.add_argument("--model", type=Path, help="a model folder (default: the default model's)")
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="the folder of training.default_data")
+    add_data_option(parser)
     parser.add_argument("--processes", type=int, default=2, help="worker processes, each with one thread")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="the weights' dtype")
     values = vars(parser.parse_args(arguments))

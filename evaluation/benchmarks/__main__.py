@@ -19,6 +19,7 @@ from evaluation.benchmarks.data import state
 from evaluation.benchmarks.items import DataMissing
 from evaluation.benchmarks.runner import Options, run
 from evaluation.benchmarks.scoring import METRICS
+from evaluation.counts import at_least
 from flamboyance_client import FlamboyanceError, NotAuthorised, NotConnected
 from flamboyance_client.client import BASE_URL
 
@@ -92,40 +93,22 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help=f"the server's API key, if it requires one (default: the variable {KEY_VARIABLE})",
     )
     parser.add_argument("--out", type=Path, default=OUT, help=f"the folder of answers and results (default: {OUT})")
-    parser.add_argument("--shots", type=_count, nargs="+", help="numbers of shots (default: the benchmark's)")
+    parser.add_argument("--shots", type=at_least(0), nargs="+", help="numbers of shots (default: the benchmark's)")
     parser.add_argument("--selection", choices=("random", "rices"), default="random", help="how shots are selected")
     parser.add_argument(
         "--wording", choices=("paper", "openflamingo"), default="paper", help="the words of the prompts"
     )
     parser.add_argument("--split", help="the split of the queries (default: the benchmark's)")
     parser.add_argument(
-        "--support", type=_positive, help="examples that shots are selected from (default: the benchmark's)"
+        "--support", type=at_least(1), help="examples that shots are selected from (default: the benchmark's)"
     )
-    parser.add_argument("--limit", type=_positive, help="size of a random sample of the queries (default: all)")
+    parser.add_argument("--limit", type=at_least(1), help="size of a random sample of the queries (default: all)")
     parser.add_argument(
         "--ensemble", action="store_true", help="average several orders of the shots, to rank candidates"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the shots and samples (default: 0)")
-    parser.add_argument("--concurrency", type=_positive, default=8, help="queries at a time (default: 8)")
+    parser.add_argument("--concurrency", type=at_least(1), default=8, help="queries at a time (default: 8)")
     return parser
-
-
-def _count(text: str) -> int:
-    return _whole_number(text, least=0)
-
-
-def _positive(text: str) -> int:
-    return _whole_number(text, least=1)
-
-
-def _whole_number(text: str, least: int) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if number < least:
-        raise argparse.ArgumentTypeError(f"{number} is less than {least}")
-    return number
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from evaluation.binding import Binding, sample_episodes
+from evaluation.options import add_data_option
 from model.folder import load_folder
 from model.prompt import PromptTokenizer
 from model.zoo.default import prepare
 from training.default.catalogue import Catalogue
-from training.default_data.records import DEFAULT_FOLDER
 from training.stored_runs import write_run
 
 FILE = Path(__file__).parent / "runs" / "shots.json"
@@ -30,7 +30,7 @@ SEED = 31
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.paper.shots", description=__doc__)
     parser.add_argument("--episodes", type=int, default=100, help="queries, each after every number of shots")
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="the folder of training.default_data")
+    add_data_option(parser)
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from contextlib import closing
+from pathlib import Path
 from socket import socket
 
 import pytest
 
-from evaluation.options import connected
+from evaluation.options import add_data_option, connected
 from flamboyance_client import NotAuthorised
 from flamboyance_client.errors import Refusal
+from training.default_data.records import DATA
 
 
 @pytest.fixture
@@ -40,3 +43,17 @@ def test_what_is_no_url_ends_the_command_with_one_line() -> None:
         connected("localhost:8000", ""),
     ):
         pass
+
+
+def test_a_folder_that_was_not_built_ends_the_command_with_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = ArgumentParser()
+    add_data_option(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--data", str(tmp_path)])
+    *_, last = capsys.readouterr().err.splitlines()
+    expected = f"{tmp_path / DATA} does not exist: build it with python -m training.default_data"
+    assert last.endswith(f"error: argument --data: {expected}")
+    (tmp_path / DATA).touch()
+    assert parser.parse_args(["--data", str(tmp_path)]).data == tmp_path

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
 
-from evaluation import held_out, shares
+from evaluation import held_out, prior, shares
 from evaluation.held_out import Unreported
 from model.likeness import LIKENESS, ClassLikeness, load_likeness, to_tensors
 from tests.tiny_models import VISION
 from tests.training.default.data import make_folder
 from training.default.discriminants import compute_discriminants
 from training.default_data.classes import read_classes
+from training.default_data.features import feature_file
+from training.default_data.records import read_records, write_records
 
 NUM_CLASSES, NUM_NODES, NUM_DISCRIMINANTS = 20, 9, 6
 
@@ -66,3 +69,28 @@ def test_the_shares_with_the_highest_mean_over_the_domains_are_printed(
 
 def test_a_domain_counts_as_much_as_another_with_more_accuracies() -> None:
     assert shares.mean({"photographs": [1.0, 1.0, 1.0], "drawings": [0.5], "kinds of drawings": []}) == 0.75
+
+
+@pytest.mark.parametrize("command", [prior, shares])
+def test_data_without_drawings_end_the_command_with_one_line(
+    command: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [record for record in read_records(folder) if record.domain == "photograph"]
+    write_records(tmp_path, records)
+    shape = (len(records), VISION.num_patches, VISION.feature_dim)
+    np.save(feature_file(tmp_path, records), np.zeros(shape, np.float16))
+    monkeypatch.setattr(sys, "argv", ["command", "--model", str(folder), "--data", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"^error: .+ has 0 labels of drawings to train on, 4 are needed$"):
+        command.main()
+
+
+def test_too_few_images_for_an_episode_end_the_command_with_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--model", str(folder), "--data", str(folder), "--episodes", "2", "--ways", "1000"]
+    monkeypatch.setattr(sys, "argv", ["shares", *options])
+    with pytest.raises(SystemExit, match=r"^error: .+ has too few images for episodes of 1000 labels$"):
+        shares.main()
+    monkeypatch.setattr(sys, "argv", ["prior", *options[:4], "--episodes", "1"])
+    with pytest.raises(SystemExit, match=r"^2$"):  # an interval needs two
+        prior.main()
