@@ -15,6 +15,8 @@ from evaluation.benchmarks.items import IMAGES, DataError, Item
 
 FRAMES_PER_SECOND = 8
 BITS_PER_SECOND = 8_000_000
+# a frame with a wrong, enormous time would otherwise be preceded by copies without end
+MAX_SECONDS = 3600.0
 READ_BY_SERVER = {".mp4", ".webm", ".mkv"}
 
 
@@ -27,13 +29,18 @@ def media(item: Item) -> Path | bytes:
         video = encode(item.media, start, end)
     except (av.FFmpegError, IndexError) as error:
         raise DataError(f"{item.media}: {error}") from None
+    except OverflowError:  # the start is later than FFmpeg can count
+        video = None
     if video is None:
         raise DataError(f"{item.media} has no frame from {start:g} to {end:g} s")
     return video
 
 
 def encode(path: Path, start: float, end: float) -> bytes | None:
-    """Return a segment of a video as MP4, with `FRAMES_PER_SECOND`; None if it has no frames."""
+    """Return a segment of a video as MP4, with `FRAMES_PER_SECOND`; None if it has no frames.
+
+    Raises DataError if it is longer than `MAX_SECONDS`.
+    """
     buffer, num_frames = io.BytesIO(), 0
     with av.open(path) as source, av.open(buffer, "w", format="mp4") as target:
         stream: Any = target.add_stream("mpeg4", rate=FRAMES_PER_SECOND)
@@ -45,6 +52,8 @@ def encode(path: Path, start: float, end: float) -> bytes | None:
                 break
             if time < start:
                 continue
+            if time - start > MAX_SECONDS:
+                raise DataError(f"{path} is longer than {MAX_SECONDS:g} s")
             upright = _upright(frame)
             if num_frames == 0:
                 stream.width, stream.height = upright.width - upright.width % 2, upright.height - upright.height % 2

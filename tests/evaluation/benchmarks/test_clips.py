@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import pytest
+from PIL import Image
 
 from evaluation.benchmarks.clips import encode, media
-from evaluation.benchmarks.items import DataError
+from evaluation.benchmarks.items import DataError, Item, MediaNames, Row
 from model.media import MediaLimits, load_video
 from tests.evaluation.benchmarks import official_files as official
 from tests.evaluation.benchmarks.test_readers import read, written
@@ -56,6 +59,23 @@ def test_a_segment_of_a_turned_video_is_upright(turn: str, tmp_path: Path) -> No
     (frame, *_) = frames_of(video)
     assert (frame.width, frame.height) == expected.size
     assert turned_videos.white_side(frame.to_image()) == turned_videos.white_side(expected)
+
+
+def test_a_video_with_an_enormous_time_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "video.m4v"
+    with av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height = official.SIZE, official.SIZE
+        frame = av.VideoFrame.from_image(Image.new("RGB", (official.SIZE, official.SIZE)))
+        packets = [*stream.encode(frame), *stream.encode(frame), *stream.encode()]
+        for packet, time in zip(packets, (0, 10**10), strict=True):
+            packet.pts, packet.dts, packet.time_base = time, time, Fraction(1)
+            container.mux(packet)
+    item = Item(Row(id="1", where="row 1", media=MediaNames(["video"])), file)
+    with pytest.raises(DataError, match=r"video\.m4v is longer than 3600 s"):
+        media(item)
+    with pytest.raises(DataError, match=r"video\.m4v has no frame from 1e\+30 to 1e\+31 s"):
+        media(replace(item, segment=(1e30, 1e31)))
 
 
 def test_a_video_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
