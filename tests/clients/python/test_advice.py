@@ -78,3 +78,7 @@ def test_a_server_that_does_not_answer_is_named_with_its_address() -> None:
         send(httpx.ReadTimeout(""))
     with pytest.raises(UnexpectedReply, match=r"expected JSON, got b'<html>'\. Is this the address of a Flamboyance"):
         send(httpx.Response(200, content=b"<html>"))
+    with pytest.raises(
+        UnexpectedReply, match=r"the status 201 was not expected, with b'<html>'\. Is this the address of a Fla"
+    ):
+        send(httpx.Response(201, content=b"<html>"))

@@ -14,7 +14,6 @@ from typing import Any, Generic, TypeVar
 
 from flamboyance_client.bodies import check_values
 from flamboyance_client.errors import (
-    ApiError,
     FlamboyanceError,
     Refusal,
     StreamFailed,
@@ -244,8 +243,10 @@ def _object(data: bytes | str) -> Json:
     return values
 
 
-def api_error(path: str, status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
+def status_error(path: str, status: int, headers: Mapping[str, str], body: bytes) -> FlamboyanceError:
     """Return the error for a status outside a call's `accepts`. The body may come from a proxy and need not be JSON."""
+    if status < 300:
+        return UnexpectedReply(f"the status {status} was not expected, with {body[:200]!r}. {WRONG_SERVER}")
     try:
         fields = error_fields(json.loads(body))
     except (ValueError, RecursionError):

@@ -20,7 +20,7 @@ from weakref import finalize
 import httpx
 
 from flamboyance_client.accuracy import Accuracy, LabelledQueries, check_labels, labelled_queries, requests_by_method
-from flamboyance_client.api import Api, Call, api_error, checked_selection, with_lists
+from flamboyance_client.api import Api, Call, checked_selection, status_error, with_lists
 from flamboyance_client.async_resources import AsyncEvaluations, AsyncFewShot, AsyncImages, AsyncSupportSets
 from flamboyance_client.batches import CONCURRENCY, OnError, checked_queries, classifications, run_all, run_all_async
 from flamboyance_client.connection import async_events, client_settings, events, request_arguments, transport_errors
@@ -225,7 +225,7 @@ class Client(MadeAgain):
             if response.status_code in call.accepts:
                 return response
             body = response.read()
-        raise api_error(call.path, response.status_code, response.headers, body)
+        raise status_error(call.path, response.status_code, response.headers, body)
 
 
 class AsyncClient(MadeAgain):
@@ -396,4 +396,4 @@ class AsyncClient(MadeAgain):
             if response.status_code in call.accepts:
                 return response
             body = await response.aread()
-        raise api_error(call.path, response.status_code, response.headers, body)
+        raise status_error(call.path, response.status_code, response.headers, body)
