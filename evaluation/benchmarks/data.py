@@ -55,7 +55,9 @@ class BenchmarkData:
 
     def queries(self, split: str, limit: int | None, seed: int) -> Queries:
         """Return the queries in the order of the file; with a limit, a random sample of those that have their media."""
-        rows, ids = list(self.rows(split)), set[str]()
+        if not (rows := list(self.rows(split))):
+            raise DataMissing(f"{self._folder.path} has no rows of {split}")
+        ids = set[str]()
         for row in rows:
             if row.id in ids:
                 raise DataError(f"{row.where}: the id {row.id!r} repeats")

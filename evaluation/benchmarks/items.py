@@ -217,9 +217,12 @@ def read_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def records(values: Any, path: Path, part: str = "") -> Iterator[Record]:
-    """Yield the objects of a list, numbered from 1; raises DataError for what is no list of objects."""
-    where = f"{path}{f', {part}' if part else ''}"
+def records(values: Any, source: Path | str, part: str = "") -> Iterator[Record]:
+    """Yield the objects of a list in a file, or in a row that is given by its `where`, numbered from 1.
+
+    Raises DataError for what is no list of objects.
+    """
+    where = f"{source}{f', {part}' if part else ''}"
     if not isinstance(values, list):
         raise DataError(f"{where}: a list is expected")
     for number, value in enumerate(values, 1):

@@ -151,7 +151,8 @@ class Run:
         has_texts = 0 in self.options.shots
         count = max(*self.options.shots, self._prompt.zero_shot_examples if has_texts else 0)
         if count > num_examples:
-            raise ValueError(f"{count} shots need as many examples, and there are {num_examples}")
+            what = f"{count} shots" if count in self.options.shots else f"0 shots with {count} examples without media"
+            raise ValueError(f"{what} need as many examples, and there are {num_examples}")
 
     async def _register(self, draw: Draw) -> Registered:
         task = self._progress.add_task(f"{self.benchmark.title}, examples", total=len(draw(())))

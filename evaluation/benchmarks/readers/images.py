@@ -41,7 +41,7 @@ def read_karpathy(files: Files) -> Iterator[Row]:
             id=Path(name).stem if coco is None else str(coco),
             where=record.where,
             media=MediaNames([*names, name, *([] if coco is None else [f"{coco:012d}"])]),
-            answers=tuple(sentence.text("raw") for sentence in records(sentences, path, record.where)),
+            answers=tuple(sentence.text("raw") for sentence in records(sentences, record.where)),
         )
 
 
@@ -87,14 +87,14 @@ def _annotations(path: Path) -> dict[str, list[Record]]:
         question = record.text("question_id")
         if question in people:
             raise DataError(f"{record.where}: the annotation of the question {question} repeats")
-        people[question] = _people(record, path)
+        people[question] = _people(record)
     return people
 
 
-def _people(record: Record, path: Path) -> list[Record]:
+def _people(record: Record) -> list[Record]:
     """Return the answers of all people, one record per person."""
     values = [{"answer": v} if isinstance(v, str) else v for v in record.get("answers", list)]
-    return list(records(values, path, record.where))
+    return list(records(values, record.where))
 
 
 def _texts(people: Sequence[Record], field: str) -> tuple[str, ...]:
@@ -133,7 +133,7 @@ def _vizwiz(values: Any, path: Path) -> Iterator[Row]:
             where=record.where,
             media=MediaNames([record.text("image")]),
             question=record.text("question"),
-            answers=_texts(_people(record, path), "answer") if record.has("answers") else (),
+            answers=_texts(_people(record), "answer") if record.has("answers") else (),
         )
 
 
@@ -166,7 +166,7 @@ def read_visdial(files: Files) -> Iterator[Row]:
     questions, answers = (Record(data, str(path)).texts(part) for part in ("questions", "answers"))
     relevance = _relevance(files.require("relevance")) if "relevance" in files.patterns else None
     for record in records(_part(data, "dialogs", path), path, "dialogs"):
-        dialog = _Dialog(record, path, questions, answers)
+        dialog = _Dialog(record, questions, answers)
         if relevance is None:
             yield dialog.row(len(dialog.rounds), ())
         elif dialog.image in relevance:
@@ -188,10 +188,10 @@ def _image_id(record: Record) -> int:
 
 
 class _Dialog:
-    def __init__(self, record: Record, path: Path, questions: Sequence[str], answers: Sequence[str]) -> None:
+    def __init__(self, record: Record, questions: Sequence[str], answers: Sequence[str]) -> None:
         self.record, self.questions, self.answers = record, questions, answers
         self.image = _image_id(record)
-        self.rounds = list(records(record.get("dialog", list), path, record.where))
+        self.rounds = list(records(record.get("dialog", list), record.where))
 
     def row(self, round_id: int, relevance: tuple[float, ...]) -> Row:
         """Return a round after the caption and the rounds before it; rounds count from 1."""

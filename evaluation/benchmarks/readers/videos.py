@@ -172,7 +172,7 @@ def read_star(files: Files) -> Iterator[Row]:
     """
     path = files.require("questions")
     for record in records(read_json(path), path):
-        choices = list(records(record.get("choices", list), path, record.where))
+        choices = list(records(record.get("choices", list), record.where))
         choices.sort(key=lambda choice: choice.get("choice_id", int) if choice.has("choice_id") else 0)
         candidates = tuple(choice.text("choice") for choice in choices)
         answers = (record.text("answer"),) if record.has("answer") else ()

@@ -256,6 +256,10 @@ def test_too_few_usable_examples_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="2 shots need as many examples, and there are 1"):
         run(ScriptedServer(script), tmp_path, "flickr30k", shots=(2,))
+    with pytest.raises(
+        ValueError, match=r"^0 shots with 2 examples without media need as many examples, and there are"
+    ):
+        run(ScriptedServer(script), tmp_path, "flickr30k", shots=(0,))
 
 
 def test_what_a_metric_needs_is_checked_before_the_queries(tmp_path: Path) -> None:
