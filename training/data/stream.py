@@ -64,7 +64,8 @@ class RecordStream(ABC, Generic[ExampleT]):
             except BadRecord as error:
                 self.bad_records.add(record.name, error)
         log = self.bad_records
-        raise ShardError(f"set {log.set_name}: {MAX_BAD_IN_A_ROW} bad records in a row: {log.counts}")
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in log.counts.most_common())
+        raise ShardError(f"set {log.set_name}: {MAX_BAD_IN_A_ROW} bad records in a row; of all so far: {reasons}")
 
     def state(self) -> Any:
         return asdict(self._position)
@@ -101,6 +102,8 @@ class ShardStream(RecordStream[PreparedExample]):
         self.config = config
         self._tokenizer, self._vision = tokenizer, vision
         self._limits = Limits(max_tokens=config.max_tokens, max_media=config.max_media, p_next=config.p_next)
+        # the errors of media that cannot be decoded, by digest: a long clip takes seconds to fail, in every pass again
+        self._undecodable: dict[bytes, str] = {}
 
     def _prepare(self, record: RawRecord, rng: Random) -> PreparedExample:
         parsed = parse(record, self.config, rng)
@@ -110,10 +113,14 @@ class ShardStream(RecordStream[PreparedExample]):
             raise BadRecord("cannot be a prompt", str(error)) from None
         if not tokens.num_targets:
             raise BadRecord("no target token")
-        return PreparedExample(tokens, {digest: self._pixels(parsed.files[digest], rng) for digest in tokens.media})
+        return PreparedExample(
+            tokens, {digest: self._pixels(digest, parsed.files[digest], rng) for digest in tokens.media}
+        )
 
-    def _pixels(self, file: bytes, rng: Random) -> Tensor:  # -> [F, 3, h, w]
+    def _pixels(self, digest: bytes, file: bytes, rng: Random) -> Tensor:  # -> [F, 3, h, w]
         """Return an image, or at most `max_frames` consecutive frames of a clip, from a random one."""
+        if problem := self._undecodable.get(digest):
+            raise BadRecord("media cannot be decoded", problem)
         try:
             frames = (
                 load_video(file, CLIP_LIMITS) if self.config.kind == "videos" else [load_image(file, MediaLimits())]
@@ -121,6 +128,7 @@ class ShardStream(RecordStream[PreparedExample]):
             # scaled as they are decoded: all large frames of a clip would need much memory
             squares = [resize(frame, self._vision) for frame in frames]
         except MediaError as error:
+            self._undecodable[digest] = str(error)
             raise BadRecord("media cannot be decoded", str(error)) from None
         first = rng.randrange(max(1, len(squares) - self.config.max_frames + 1))
         used = np.stack(squares[first : first + self.config.max_frames])

@@ -11,7 +11,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
+from model.media import MediaLimits, load_image
 from tests.tiny_models import VISION, prompt_tokenizer
 from tests.training.toy import COLOURS, png
 from training.config import SetConfig
@@ -72,8 +74,23 @@ def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
 
 def test_too_many_bad_records_in_a_row_raise_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.data.stream.MAX_BAD_IN_A_ROW", 10)
-    with pytest.raises(ShardError, match=r"set toy: 10 bad records in a row: .*'no text': 10"):
+    with pytest.raises(ShardError, match=r"set toy: 10 bad records in a row; of all so far: no text \(10\)$"):
         stream(tmp_path, [SILENT]).take()
+
+
+def test_media_that_cannot_be_decoded_are_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[bytes] = []
+
+    def decode(data: bytes, limits: MediaLimits) -> Image.Image:
+        tried.append(data)
+        return load_image(data, limits)
+
+    monkeypatch.setattr("training.data.stream.load_image", decode)
+    records = stream(tmp_path, [GOOD, BROKEN])
+    for _ in range(5):
+        records.take()
+    assert tried.count(BROKEN.files["png"]) == 1
+    assert records.bad_records.counts["media cannot be decoded"] > 1
 
 
 def test_a_pattern_without_shards_raises_an_error(tmp_path: Path) -> None:
