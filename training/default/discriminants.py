@@ -135,8 +135,11 @@ def compute_discriminants(images_by_label: list[Tensor], classes: Tensor, dim: i
     """Return the best `dim` directions.
 
     `images_by_label` holds the mean features [n, Dv] of each label's images, `classes` [C, Dv] the weights of a classifier
-    that reads such features. Raises ConfigError if `dim` exceeds the features' width.
+    that reads such features. Raises ConfigError if `dim` exceeds the features' width, and for fewer than two
+    labels, which have no covariance.
     """
+    if len(images_by_label) < 2:
+        raise ConfigError(f"discriminants need images of two labels or more to train on, not of {len(images_by_label)}")
     if dim > (width := images_by_label[0].shape[1]):
         raise ConfigError(f"{dim} discriminants were requested, but features of width {width} have at most {width}")
     images = torch.cat(images_by_label).double()

@@ -116,3 +116,10 @@ def test_kin_is_discriminants_of_its_own_that_a_domain_turns_into_others(fitted:
 def test_more_directions_than_the_features_width_are_refused() -> None:
     with pytest.raises(ConfigError, match="25 discriminants were requested, but features of width 24 have at most 24"):
         compute_discriminants(label_features(3, 2, 0), CLASSES, 25)
+
+
+@pytest.mark.parametrize("num_labels", [0, 1])
+def test_images_of_fewer_than_two_labels_are_refused(num_labels: int) -> None:
+    images = label_features(3, 2, 0)[:num_labels]
+    with pytest.raises(ConfigError, match=f"need images of two labels or more to train on, not of {num_labels}"):
+        compute_discriminants(images, CLASSES, DIM)
