@@ -45,6 +45,8 @@ from server.weights import Weights
 MAX_IMPORTS = 4
 # a client may use three of the four
 MAX_IMPORTS_SHARE = 0.75
+# value of `Retry-After` for a refused import, in seconds
+IMPORT_RETRY_AFTER = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,9 @@ class Services:
     writer: Writer = field(default_factory=Writer)
     # slots for archives that arrive or are being imported; their files are on disk
     imports: SharedLimit = field(
-        default_factory=lambda: SharedLimit(MAX_IMPORTS, MAX_IMPORTS_SHARE, "archives that may be imported at once")
+        default_factory=lambda: SharedLimit(
+            MAX_IMPORTS, MAX_IMPORTS_SHARE, "archives that may be imported at once", lambda: IMPORT_RETRY_AFTER
+        )
     )
 
     def with_salt(self, cache_salt: str | None) -> Services:

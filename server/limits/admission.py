@@ -68,18 +68,16 @@ class Ticket:
         Responses that were not refused may be more than the client's share of bodies. Raises `Overloaded` and
         `ClientOverShare`.
         """
-        retry_after = self._admission.retry_after()
-        self._admission.bodies.check_held(self.client, retry_after=retry_after)
+        self._admission.bodies.check_held(self.client)
         if waits:
-            self._admission.queue.check(self.client, retry_after=retry_after)
+            self._admission.queue.check(self.client)
 
     def hold(self, num_bytes: int, *, is_unread: bool = True) -> None:
         """Count bytes of a body, if they are within the limits. Raises `Overloaded` and `ClientOverShare`.
 
         `is_unread`: the request's body is not read to its end yet, so a refusal closes the connection.
         """
-        retry_after = self._admission.retry_after()
-        self._admission.bodies.check(self.client, num_bytes, retry_after=retry_after, closes=is_unread)
+        self._admission.bodies.check(self.client, num_bytes, closes=is_unread)
         self.count(num_bytes)
 
     def count(self, num_bytes: int) -> None:
@@ -143,8 +141,8 @@ class Admission:
         self.num_unfinished = 0  # in any of these states, or arriving
         self.is_closed = False
         self.pacing = Pacing(max_held, clock)
-        self.queue = SharedLimit(max_num_queued, max_share, "requests that may wait")
-        self.bodies = SharedLimit(max_bytes, max_share, "bytes that bodies may take")
+        self.queue = SharedLimit(max_num_queued, max_share, "requests that may wait", self.retry_after)
+        self.bodies = SharedLimit(max_bytes, max_share, "bytes that bodies may take", self.retry_after)
         self.body_rate = BodyRate(clock)
         self._metrics = metrics
         self._clock = clock

@@ -42,8 +42,6 @@ router = APIRouter()
 
 ZIP = "application/zip"
 ARCHIVE = {ZIP: bytes, "application/octet-stream": bytes}
-# value of `Retry-After` for a refused import, in seconds
-RETRY_AFTER = 10
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +91,7 @@ async def import_support_set(request: Request, services: GivenServices) -> Respo
     if declared not in ARCHIVE:
         message = f"a body of type {declared[:64]!r}: send the archive as {' or '.join(ARCHIVE)}"
         raise UnsupportedMediaType(message, param="Content-Type")
-    with services.imports.hold(request.state.ticket.client, retry_after=RETRY_AFTER, closes=True):
+    with services.imports.hold(request.state.ticket.client, closes=True):
         async with _received(request, services.settings) as (file, digest):
             work = _import(file, digest, fields, request, services)
             return await unless_disconnected(request.receive, work)

@@ -32,14 +32,14 @@ def test_clients_converge_to_equal_shares_of_a_limit() -> None:
 
 
 def test_a_full_limit_and_a_client_over_its_share_are_refused_differently() -> None:
-    limit = SharedLimit(8, 0.5, "slots that are few")
+    limit = SharedLimit(8, 0.5, "slots that are few", lambda: 7)
     limit.take("a", 4)
     with pytest.raises(ClientOverShare, match="this client has its share of the 8 slots that are few") as over_share:
-        limit.check("a", retry_after=7, closes=True)
+        limit.check("a", closes=True)
     assert over_share.value.status == 429
     assert over_share.value.headers().items() >= {"Retry-After": "7", "Connection": "close"}.items()
     with pytest.raises(Overloaded, match="the limit of 8 slots that are few is reached") as full:
-        limit.check("b", 5, retry_after=7, closes=True)
+        limit.check("b", 5, closes=True)
     assert full.value.status == 503
     assert full.value.headers().items() >= {"Retry-After": "7", "Connection": "close"}.items()
     limit.check("b", 2)
@@ -61,9 +61,9 @@ def test_a_client_with_more_than_its_share_is_refused_before_it_takes_more() -> 
     limit = SharedLimit(8, 0.5, "bytes")
     limit.take("a", 20)
     with pytest.raises(ClientOverShare):
-        limit.check_held("a", retry_after=1)
+        limit.check_held("a")
     limit.take("b")
-    limit.check_held("b", retry_after=1)
+    limit.check_held("b")
     with pytest.raises(Overloaded, match="the limit of 8 bytes is reached"):
         limit.check("b", 1)
 
