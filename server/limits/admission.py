@@ -137,7 +137,6 @@ class Admission:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.num_running = 0
-        self.num_sending = 0
         self.num_unfinished = 0  # in any of these states, or arriving
         self.is_closed = False
         self.pacing = Pacing(max_held, clock)
@@ -197,7 +196,6 @@ class Admission:
             self._seconds_per_start += NEWEST * (now - self._waiting_since - self._seconds_per_start)
             self._waiting_since = now
         self.num_running += (state == "running") - (before == "running")
-        self.num_sending += (state == "sending") - (before == "sending")
         self.num_unfinished += (state == "arriving") - (state == "left")
         if self.num_unfinished:
             self._is_empty.clear()

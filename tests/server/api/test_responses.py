@@ -119,7 +119,7 @@ async def test_an_unread_download_is_in_memory_for_one_piece(http: httpx.AsyncCl
     assert (sum(unread[0].pieces), max(unread[0].pieces)) == (len(data), PIECE)
     for reader in unread[1:]:
         await reader.abort()
-    assert (admission.num_running, admission.num_sending) == (0, 0)
+    assert (admission.num_running, admission.num_unfinished) == (0, 0)
 
 
 class TestUnreadExports:
@@ -136,10 +136,10 @@ class TestUnreadExports:
         unread = Reader(app, "/v1/support_sets/s/export", **{HEADER: "2"})
         await eventually(lambda: unread.status == 200)
         await asyncio.sleep(2.2)
-        assert (admission.num_running, admission.num_sending) == (0, 1)
+        assert (admission.num_running, admission.num_unfinished) == (0, 1)
         await unread.finish()
         assert sum(unread.pieces) > len(data)
-        assert admission.num_sending == 0
+        assert admission.num_unfinished == 0
 
 
 async def test_a_download_that_is_damaged_at_its_end_is_not_complete(http: httpx.AsyncClient, app: FastAPI) -> None:
@@ -151,7 +151,7 @@ async def test_a_download_that_is_damaged_at_its_end_is_not_complete(http: httpx
     with pytest.raises(MediaNotFound):
         await reader.finish()
     assert PIECE < sum(reader.pieces) < len(data)
-    assert app.state.services.admission.num_sending == 0
+    assert app.state.services.admission.num_unfinished == 0
 
 
 async def test_a_download_without_its_body_is_not_read(http: httpx.AsyncClient, app: FastAPI) -> None:
@@ -194,7 +194,7 @@ async def test_an_unread_response_takes_no_place_in_the_queue(http: httpx.AsyncC
     await eventually(lambda: unread.status == 200)
     assert admission.num_waiting == 0
     await unread.finish()
-    assert (admission.num_running, admission.num_sending) == (0, 0)
+    assert (admission.num_running, admission.num_unfinished) == (0, 0)
 
 
 @pytest.mark.parametrize(("path", "num_tokens"), [("/detokenize", 5), ("/detokenize", PIECE * 2), ("/v1/models", 0)])
