@@ -116,7 +116,17 @@ class ShotSource:
         `without`: ids of examples that may not become shots. Raises `InvalidRequest` for a selection that the set or the
         template does not allow.
         """
-        selected = await self._select(support_set, fields, query, is_text_only=is_text_only, without=without)
+        examples, strategy, order = support_set.examples, fields.strategy, fields.order
+        excluded = {index for index, example in enumerate(examples) if example.id in without}
+        num_selectable = len(examples) - len(excluded)
+        default = min(DEFAULT_K_TEXT_ONLY if is_text_only else DEFAULT_K, num_selectable)
+        k = default if fields.k is None else fields.k
+        similar: list[Similar] = []
+        with _named_selection():
+            check_selection(strategy, num_selectable, k, order)
+            if strategy in SPACES and k:
+                similar = await self.retrieval.most_similar(support_set, strategy, query, k + len(excluded))
+            selected = select(strategy, examples, k, seed=fields.seed, order=order, similar=similar, without=excluded)
         return self._read(selected, template, is_text_only=is_text_only)
 
     def read_examples(
@@ -146,29 +156,6 @@ class ShotSource:
                 media_ids.update(dict.fromkeys(example.media))
         media = {item.id: item for item in self.intake.refer_all(media_ids, SUPPORT_SET)}
         return [_shot(item, media) for item in selected], {item.digest: item for item in media.values()}
-
-    async def _select(
-        self,
-        support_set: SupportSet,
-        fields: ExamplesFields,
-        query: SimilarityQuery,
-        *,
-        is_text_only: bool,
-        without: Collection[str],
-    ) -> list[Selected]:
-        """Return the selected examples in prompt order."""
-        examples = support_set.examples
-        excluded = {index for index, example in enumerate(examples) if example.id in without}
-        num_selectable = len(examples) - len(excluded)
-        default = min(DEFAULT_K_TEXT_ONLY if is_text_only else DEFAULT_K, num_selectable)
-        k = default if fields.k is None else fields.k
-        strategy, order = fields.strategy, fields.order
-        similar: list[Similar] = []
-        with _named_selection():
-            check_selection(strategy, num_selectable, k, order)
-            if strategy in SPACES and k:
-                similar = await self.retrieval.most_similar(support_set, strategy, query, k + len(excluded))
-            return select(strategy, examples, k, seed=fields.seed, order=order, similar=similar, without=excluded)
 
 
 @contextmanager
