@@ -51,6 +51,19 @@ class PreparedPrompt:
     def num_tokens(self) -> int:
         return len(self.encoded.token_ids)
 
+    def check_room(self, num_new_tokens: int, new: str, param: str, model: ServedModel) -> None:
+        """Check that the prompt and the new tokens of the field `param` fit the model's context.
+
+        `new` names the new tokens in the message. Raises `ContextLengthExceeded`.
+        """
+        num_tokens, limit = self.num_tokens, model.max_model_len
+        if num_tokens + num_new_tokens > limit:
+            also = f" and {new} {num_new_tokens}, together" if num_new_tokens else ","
+            raise ContextLengthExceeded(
+                f"the prompt has {num_tokens} tokens{also} more than the model's limit of {limit}",
+                param=param if num_tokens < limit else self.param,
+            )
+
     def alone(self, model: ServedModel) -> PreparedPrompt:
         """Return the prompt with shots that attend alone. Raises `UnsupportedParameter` if the model has no such form."""
         check_may_attend_alone(model)
@@ -190,22 +203,6 @@ def check_token_ids(token_ids: list[int], model: ServedModel, param: str) -> lis
             message = f"token id {token_id} is not below the vocabulary's size {size}"
             raise InvalidRequest(message, param=f"{param}[{index}]")
     return token_ids
-
-
-def check_length(
-    num_prompt_tokens: int, num_new_tokens: int, new: str, param: str, max_model_len: int, prompt_param: str = "prompt"
-) -> None:
-    """Check that the prompt and the new tokens of the field `param` fit the model's context.
-
-    `new` names the new tokens in the message; `prompt_param` is the path of the prompt in the request. Raises
-    `ContextLengthExceeded`.
-    """
-    if num_prompt_tokens + num_new_tokens > max_model_len:
-        also = f" and {new} {num_new_tokens}, together" if num_new_tokens else ","
-        raise ContextLengthExceeded(
-            f"the prompt has {num_prompt_tokens} tokens{also} more than the model's limit of {max_model_len}",
-            param=param if num_prompt_tokens < max_model_len else prompt_param,
-        )
 
 
 class PromptEnd:

@@ -16,7 +16,7 @@ from server.errors import InvalidRequest, UnsupportedParameter
 from server.fewshot.templates import Template
 from server.grammar import GrammarError
 from server.grammar.compiler import check, num_bytes
-from server.prompt import PreparedPrompt, check_length, check_token_ids
+from server.prompt import PreparedPrompt, check_token_ids
 from server.schemas.generation import BEAM_WIDTH, CompletionFields, GenerationFields, StructuredOutputs
 from server.served_model import ServedModel
 from server.wire import Grammar, Sampling
@@ -120,7 +120,7 @@ def _max_tokens(fields: CompletionFields, prompt: PreparedPrompt, model: ServedM
     max_tokens = fields.max_tokens
     if "max_tokens" not in fields.model_fields_set:
         max_tokens = min(max_tokens, max(0, model.max_model_len - prompt.num_tokens))
-    check_length(prompt.num_tokens, max_tokens, "max_tokens is", "max_tokens", model.max_model_len, prompt.param)
+    prompt.check_room(max_tokens, "max_tokens is", "max_tokens", model)
     if fields.min_tokens > max_tokens:
         raise InvalidRequest(
             f"min_tokens is {fields.min_tokens}, more than max_tokens {max_tokens}", param="min_tokens"

@@ -28,7 +28,7 @@ from server.fewshot.methods.likeness import Array, log_softmax
 from server.fewshot.prompting import AssembledPrompt, write
 from server.fewshot.templates import Shot
 from server.media.source import EncodedMedia, encoded
-from server.prompt import PreparedPrompt, PromptEnd, check_length, order_matters
+from server.prompt import PreparedPrompt, PromptEnd, order_matters
 from server.schemas.fewshot import ContentFree, Normalisation, WeighingFields
 from server.schemas.responses.completions import WeighedCandidate
 from server.served_model import ServedModel
@@ -135,11 +135,11 @@ def check_candidates(
 
     Raises `InvalidRequest` for a candidate without tokens or too long for the model.
     """
-    longest = max(prompt.num_tokens for prompt in prompts)
+    longest = max(prompts, key=lambda prompt: prompt.num_tokens)
     for param, ids in zip(params, candidate_ids, strict=True):
         if not ids:
             raise InvalidRequest("a candidate must have at least one token", param=param)
-        check_length(longest, len(ids), "this candidate", param, model.max_model_len)
+        longest.check_room(len(ids), "this candidate", param, model)
 
 
 async def score_prompts(

@@ -30,7 +30,6 @@ from server.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, 
 from server.prompt import (
     PreparedPrompt,
     PromptEnd,
-    check_length,
     check_texts,
     check_token_ids,
     encode_text,
@@ -273,7 +272,7 @@ def _with_answer(fields: InspectRequest, prompt: PreparedPrompt, model: ServedMo
     """Return the prompt with its answer, and the position of the token to inspect. Raises `InvalidRequest`."""
     check_texts([fields.answer], model, "answer")
     answer_ids = PromptEnd(prompt.segments, model.tokenizer).ids_after(fields.answer) if fields.answer else []
-    check_length(prompt.num_tokens, len(answer_ids), "the answer", "answer", model.max_model_len)
+    prompt.check_room(len(answer_ids), "the answer", "answer", model)
     tokens = prompt.encoded.followed_by(answer_ids)
     num_tokens = len(tokens.token_ids)
     token = num_tokens - 1 if fields.token is None else fields.token

@@ -7,9 +7,21 @@ import math
 import numpy as np
 import pytest
 
+from model.prompt import EncodedPrompt
+from server.errors import ContextLengthExceeded
 from server.fewshot.candidates import Candidate
-from server.fewshot.classification import InContext, bias, log_probabilities, scores, shot_orders, weigh
+from server.fewshot.classification import (
+    InContext,
+    bias,
+    check_candidates,
+    log_probabilities,
+    scores,
+    shot_orders,
+    weigh,
+)
 from server.fewshot.methods.likeness import Array, log_softmax
+from server.prompt import PreparedPrompt
+from tests.server.fakes import served_model
 
 RNG = np.random.default_rng(5)
 
@@ -125,3 +137,13 @@ def test_another_seed_gives_other_orders() -> None:
 
 def test_fewer_orders_of_many_shots_are_the_first_of_more() -> None:
     assert shot_orders(8, 3, seed=2) == shot_orders(8, 6, seed=2)[:3]
+
+
+@pytest.mark.parametrize(("num_left", "param"), [(1, "candidates[0]"), (0, "query")])
+def test_a_prompt_without_room_for_a_candidate_is_named_by_its_own_path(num_left: int, param: str) -> None:
+    model = served_model()
+    num_tokens = model.max_model_len - num_left
+    encoded = EncodedPrompt(token_ids=[5] * num_tokens, media_index=[-1] * num_tokens, media=[])
+    with pytest.raises(ContextLengthExceeded) as refusal:
+        check_candidates([PreparedPrompt(encoded, {}, [], "query")], [[5, 5]], ["candidates[0]"], model)
+    assert refusal.value.param == param
