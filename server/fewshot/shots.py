@@ -7,8 +7,7 @@ same shots.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,14 +34,6 @@ DEFAULT_ORDER: dict[Strategy, Order] = {
     "balanced": "as_selected",
     **dict.fromkeys(SPACES, "similar_last"),
 }
-
-
-class SelectionError(ValueError):
-    """A selection that is impossible with these examples; the message is for the user, `field` names the invalid field."""
-
-    def __init__(self, message: str, *, field: str) -> None:
-        super().__init__(message)
-        self.field = field
 
 
 class MediaOwner(Protocol):
@@ -97,8 +88,7 @@ class ShotSource:
         except SupportSetNotFound as error:
             error.param = f"examples.{error.param or 'support_set'}"
             raise
-        with _named_selection():
-            check_selection(examples.strategy, len(version.examples), examples.k or 0, examples.order)
+        check_selection(examples.strategy, len(version.examples), examples.k or 0, examples.order)
         return version
 
     async def select(
@@ -122,11 +112,10 @@ class ShotSource:
         default = min(DEFAULT_K_TEXT_ONLY if is_text_only else DEFAULT_K, num_selectable)
         k = default if fields.k is None else fields.k
         similar: list[Similar] = []
-        with _named_selection():
-            check_selection(strategy, num_selectable, k, order)
-            if strategy in SPACES and k:
-                similar = await self.retrieval.most_similar(support_set, strategy, query, k + len(excluded))
-            selected = select(strategy, examples, k, seed=fields.seed, order=order, similar=similar, without=excluded)
+        check_selection(strategy, num_selectable, k, order)
+        if strategy in SPACES and k:
+            similar = await self.retrieval.most_similar(support_set, strategy, query, k + len(excluded))
+        selected = select(strategy, examples, k, seed=fields.seed, order=order, similar=similar, without=excluded)
         return self._read(selected, template, is_text_only=is_text_only)
 
     def read_examples(
@@ -158,15 +147,6 @@ class ShotSource:
         return [_shot(item, media) for item in selected], {item.digest: item for item in media.values()}
 
 
-@contextmanager
-def _named_selection() -> Iterator[None]:
-    """Convert a `SelectionError` to an `InvalidRequest` with the path of the field."""
-    try:
-        yield
-    except SelectionError as error:
-        raise InvalidRequest(str(error), param=f"examples.{error.field}") from None
-
-
 def check_media(has_media: bool, param: str, template: Template, owner: str, *, remedy: str = "") -> None:
     """Check that `owner` has media exactly if the template has them: text without its own media would read another's.
 
@@ -196,7 +176,7 @@ def select(
     """Return `k` examples in prompt order. `similar`: for strategies that compare, the most similar, best first.
 
     `without`: indices of examples that must not be selected. The next examples of the draw replace them, so that leaving
-    one out does not change the others. Raises `SelectionError`.
+    one out does not change the others. Raises `InvalidRequest`.
     """
     check_selection(strategy, len(examples) - len(without), k, order)
     scores = {item.index: item.score for item in similar[: k + len(without)]} if strategy in SPACES else {}
@@ -207,12 +187,12 @@ def select(
 
 
 def check_selection(strategy: Strategy, num_examples: int, k: int, order: Order | None) -> None:
-    """Check a selection before any example is compared. Raises `SelectionError`."""
+    """Check a selection before any example is compared. Raises `InvalidRequest`."""
     if k > num_examples:
-        raise SelectionError(f"k is {k}, only {num_examples} examples can be selected", field="k")
+        raise InvalidRequest(f"k is {k}, only {num_examples} examples can be selected", param="examples.k")
     if order == "similar_last" and strategy not in SPACES:
-        raise SelectionError(
-            f"similar_last needs a strategy that compares examples, but {strategy} does not", field="order"
+        raise InvalidRequest(
+            f"similar_last needs a strategy that compares examples, but {strategy} does not", param="examples.order"
         )
 
 
@@ -248,8 +228,8 @@ def _balanced(examples: Sequence[Example], k: int, rng: random.Random, without: 
     by_label: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         if not example.label:
-            raise SelectionError(
-                f"balanced needs a label for each example, but {example.id!r} has none", field="strategy"
+            raise InvalidRequest(
+                f"balanced needs a label for each example, but {example.id!r} has none", param="examples.strategy"
             )
         by_label.setdefault(example.label, []).append(index)
     for indices in by_label.values():

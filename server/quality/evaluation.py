@@ -27,7 +27,7 @@ from server.fewshot.confidence import SHOWN_POINTS, curve, fit_temperatures, pro
 from server.fewshot.methods import IN_CONTEXT, METHODS, parts_of
 from server.fewshot.methods.likeness import KEPT, Array, folds
 from server.fewshot.prompting import check_alone, find_template
-from server.fewshot.shots import SelectionError, check_selection
+from server.fewshot.shots import check_selection
 from server.fewshot.templates import Template
 from server.prompt import order_matters
 from server.quality.controls import COMPARED_METHOD, ENCODER_FEATURES, check_controls, strategy_of_controls
@@ -190,8 +190,10 @@ def _prompts(
         for prompt in prompts:
             if prompt.k:
                 check_selection(prompt.strategy, num_selectable, prompt.k, fields.order)
-    except SelectionError as error:
-        raise InvalidRequest(f"{error} (one example is left out)", param=error.field) from None
+    except InvalidRequest as error:
+        raise InvalidRequest(
+            f"{error} (one example is left out)", param=str(error.param).removeprefix("examples.")
+        ) from None
     return prompts
 
 

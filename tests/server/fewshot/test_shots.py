@@ -9,8 +9,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from server.errors import InvalidRequest
 from server.fewshot.retrieval import SPACES, Similar
-from server.fewshot.shots import DEFAULT_ORDER, Selected, SelectionError, select
+from server.fewshot.shots import DEFAULT_ORDER, Selected, select
 from server.schemas.fewshot import Order, Strategy
 from server.store.records import Example
 
@@ -96,14 +97,14 @@ def test_similar_examples_have_their_scores_and_the_best_is_last() -> None:
 def test_an_error_names_the_field_of_an_impossible_selection(
     strategy: Strategy, labels: str, k: int, order: Order | None, field: str
 ) -> None:
-    with pytest.raises(SelectionError) as refusal:
+    with pytest.raises(InvalidRequest) as refusal:
         select(
             strategy,
             [Example(id=example.id, media=(), label=example.label.strip()) for example in examples(labels)],
             k,
             order=order,
         )
-    assert refusal.value.field == field
+    assert refusal.value.param == f"examples.{field}"
 
 
 def test_each_strategy_has_a_default_order() -> None:
@@ -150,5 +151,5 @@ def test_the_next_most_similar_example_replaces_one_that_is_left_out() -> None:
 
 def test_k_may_be_the_number_of_remaining_examples() -> None:
     assert len(select("random", examples("abc"), 2, without={0})) == 2
-    with pytest.raises(SelectionError):
+    with pytest.raises(InvalidRequest):
         select("random", examples("abc"), 3, without={0})
