@@ -117,8 +117,12 @@ async def prepare_scoring(
 
 
 async def score_in_context(prompts: ScoringPrompts, record: RequestRecord, client: Client) -> InContext:
-    """Score the candidates after each prompt, and return their log-probabilities. Raises the engine's errors."""
-    scored = await score_prompts(prompts.prompts, prompts.candidate_ids, record, client)
+    """Score the candidates after each prompt, concurrently, and return their log-probabilities.
+
+    Raises the engine's errors; the first one cancels the other prompts.
+    """
+    ids = prompts.candidate_ids
+    scored = await run_concurrently([score_prompt(prompt, ids, record, client) for prompt in prompts.prompts])
     weighing, num_tokens = prompts.weighing, list(map(len, scored[0].logprobs))
     shape = (prompts.num_orders, -1, len(num_tokens))  # [orders, queries, candidates]; the query itself is the first
     per_order = np.array([scores(prompt.logprobs, weighing.normalisation) for prompt in scored]).reshape(shape)
@@ -142,19 +146,13 @@ def check_candidates(
         longest.check_room(len(ids), "this candidate", param, model)
 
 
-async def score_prompts(
-    prompts: Sequence[PreparedPrompt], candidate_ids: list[list[int]], record: RequestRecord, client: Client
-) -> list[Scored]:
-    """Score the candidates after each prompt, all concurrently; the first failure cancels the others.
-
-    Raises the engine's errors. The record stays open for further prompts of the request.
-    """
-    return await run_concurrently([_score(prompt, candidate_ids, record, client) for prompt in prompts])
-
-
-async def _score(
+async def score_prompt(
     prompt: PreparedPrompt, candidate_ids: list[list[int]], record: RequestRecord, client: Client
 ) -> Scored:
+    """Score the candidates after one prompt. Raises the engine's errors.
+
+    The record stays open for further prompts of the request.
+    """
     request_id = record.begin_prompt(
         prompt.num_tokens,
         prompt.encoded.media,

@@ -20,7 +20,7 @@ from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Candidate, candidates_of, read_candidates
-from server.fewshot.classification import check_candidates, score_prompts, weigh
+from server.fewshot.classification import check_candidates, score_prompt, weigh
 from server.fewshot.comparison import Chosen
 from server.fewshot.evidence import gather, prepare
 from server.fewshot.prompting import Question, fewshot_report, read_question
@@ -134,7 +134,7 @@ async def _score(fields: ScoreRequest, record: RequestRecord, services: Services
     record.priority = fields.priority
     check_candidates([prompt], candidate_ids, list(candidates), model)
     with record:
-        (scored,) = await score_prompts([prompt], candidate_ids, record, services.client)
+        scored = await score_prompt(prompt, candidate_ids, record, services.client)
     return {
         "id": f"score-{fields.request_id or record.request_id}",
         "object": "score",
