@@ -6,7 +6,6 @@ only the JSON of an answer, not how its text is made.
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from starlette.responses import Response
 from model.prompt import PromptTokenizer
 from server.api.answer_text import AnswerPiece, AnswerText, Echo, completion_logprobs, prompt_logprobs
 from server.api.generation import GenerationRequest
-from server.api.responses import JSONResponse
+from server.api.responses import JSONResponse, response_head
 from server.api.services import Services, count_failure
 from server.api.sse import EventStream, unless_disconnected
 from server.api.writer import Writer
@@ -178,12 +177,8 @@ async def respond(
         AnswerStream(generation, services.client, tokenizer, record, services.writer, index * generation.sampling.n)
         for index, generation in enumerate(generations)
     ]
-    head = {
-        "id": f"{shape.prefix}-{fields.request_id or record.request_id}",
-        "object": shape.chunk_object if fields.stream else shape.whole_object,
-        "created": int(time.time()),
-        "model": services.model.name,
-    }
+    kind = shape.chunk_object if fields.stream else shape.whole_object
+    head = response_head(kind, shape.prefix, fields, record, services.model)
     if fields.stream:
         bodies = chunks(prompts, record, shape, head, fields.stream_options)
         failed = partial(count_failure, request)

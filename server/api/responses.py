@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import mimetypes
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -22,6 +23,9 @@ from server.access.pages import SAFE_METHODS
 from server.access.roles import needed_role
 from server.limits.admission import Ticket
 from server.limits.deadline import Deadline
+from server.schemas.base import TrackedRequest
+from server.served_model import ServedModel
+from server.telemetry.request_record import RequestRecord
 
 JSON = "application/json"
 # true in the scope of a request whose response is sent without its body
@@ -120,3 +124,15 @@ class JSONResponse(WholeResponse):
 
     def render(self, content: Any) -> bytes:
         return msgspec.json.encode(content)
+
+
+def response_head(
+    kind: str, prefix: str, fields: TrackedRequest, record: RequestRecord, model: ServedModel
+) -> dict[str, Any]:
+    """Return the first fields of an answer of the engine: its kind, time and model, and an id with the request's own id."""
+    return {
+        "id": f"{prefix}-{fields.request_id or record.request_id}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": model.name,
+    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -15,7 +14,7 @@ from starlette.responses import Response
 from server.api.answer_text import token_text
 from server.api.body import read_request
 from server.api.openapi import PROMPT, SUPPORT_SET_ERRORS, describe
-from server.api.responses import JSONResponse
+from server.api.responses import JSONResponse, response_head
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import InvalidRequest
@@ -62,10 +61,7 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
     ranked = weigh(candidates, in_context, likeness, temperature)
     confidence = ranked[0].probability
     return {
-        "id": f"classify-{fields.request_id or record.request_id}",
-        "object": "classification",
-        "created": int(time.time()),
-        "model": model.name,
+        **response_head("classification", "classify", fields, record, model),
         "method": chosen.method,
         "label": ranked[0].label if threshold is None or confidence > threshold else None,
         "confidence": confidence,
@@ -136,10 +132,7 @@ async def _score(fields: ScoreRequest, record: RequestRecord, services: Services
     with record:
         scored = await score_prompt(prompt, candidate_ids, record, services.client)
     return {
-        "id": f"score-{fields.request_id or record.request_id}",
-        "object": "score",
-        "created": int(time.time()),
-        "model": model.name,
+        **response_head("score", "score", fields, record, model),
         "data": [
             {
                 "index": index,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from starlette.responses import Response
 
 from server.api.body import read_request
 from server.api.openapi import PROMPT, SUPPORT_SET_ERRORS, describe
-from server.api.responses import JSONResponse
+from server.api.responses import JSONResponse, response_head
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.concurrency import run_concurrently
@@ -72,10 +71,7 @@ async def _decide(fields: DecisionRequest, record: RequestRecord, services: Serv
     with record:
         answers = await run_concurrently([answer(index) for index in range(len(decisions))])
     return {
-        "id": f"decision-{fields.request_id or record.request_id}",
-        "object": "decision",
-        "created": int(time.time()),
-        "model": services.model.name,
+        **response_head("decision", "decision", fields, record, services.model),
         "answers": answers,
         "usage": _usage(record),
     }

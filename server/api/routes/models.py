@@ -23,7 +23,7 @@ from server.api.answer_text import token_text
 from server.api.body import read_request
 from server.api.chat_prompt import prepare_chat
 from server.api.openapi import MEDIA, PROMPT, describe
-from server.api.responses import JSONResponse
+from server.api.responses import JSONResponse, response_head
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedParameter
@@ -252,10 +252,7 @@ async def _inspect(fields: InspectRequest, record: RequestRecord, services: Serv
         inspected = await services.client.inspect(inspection, prompt.media)
         record.begun(record.prompt_tokens)
     return {
-        "id": f"inspect-{fields.request_id or record.request_id}",
-        "object": "inspection",
-        "created": int(time.time()),
-        "model": model.name,
+        **response_head("inspection", "inspect", fields, record, model),
         "tokens": [
             {"id": token_id, "text": token_text(model.tokenizer, token_id), "media": None if media < 0 else media}
             for token_id, media in zip(tokens.token_ids, tokens.media_index, strict=True)
