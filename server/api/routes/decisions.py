@@ -28,7 +28,8 @@ from server.fewshot.decisions import YES, Decision, read_decisions, text_of
 from server.fewshot.evidence import PreparedQuestion, gather, prepare
 from server.fewshot.methods import IN_CONTEXT, METHODS
 from server.fewshot.prompting import fewshot_report
-from server.schemas.decisions import ChoiceQuestion, DecisionRequest, ScoreQuestion
+from server.schemas.decisions import ChoiceQuestion, DecisionQuestion, DecisionRequest, ScoreQuestion
+from server.schemas.responses.completions import WeighedCandidate
 from server.schemas.responses.decisions import Decision as DecisionResponse
 from server.telemetry.request_record import RequestRecord
 
@@ -133,23 +134,28 @@ async def _answer(
     threshold = prepared.chosen.threshold(request)
     if threshold is not None and ranked[0].probability <= threshold:
         return _refusal(decision)
-    fields, probabilities = decision.parsed.fields, {each.text: each.probability for each in ranked}
-    head = {"type": fields.type, "name": fields.name}
+    fields = decision.parsed.fields
+    answer = {"type": fields.type, "name": fields.name, **_judgement(fields, ranked)}
+    if isinstance(fields, ChoiceQuestion) and decision.has_examples:
+        answer["method"] = prepared.chosen.method
+    return answer
+
+
+def _judgement(fields: DecisionQuestion, ranked: Sequence[WeighedCandidate]) -> dict[str, Any]:
+    """Return the fields of an answer that depend on the type of its question."""
+    probabilities = {each.text: each.probability for each in ranked}
     match fields:
         case ChoiceQuestion(choices=choices):
             (choice,) = (each.value for each in choices if text_of(each.value) == ranked[0].text)
             return {
-                **head,
                 "choice": choice,
                 "confidence": ranked[0].probability,
                 "probabilities": [
                     {"value": each.value, "probability": probabilities[text_of(each.value)]} for each in choices
                 ],
-                **({"method": prepared.chosen.method} if decision.has_examples else {}),
             }
         case ScoreQuestion(levels=levels):
             return {
-                **head,
                 "score": math.fsum(index * probabilities[level.label] for index, level in enumerate(levels)),
                 "confidence": ranked[0].probability,
                 "probabilities": [
@@ -157,7 +163,7 @@ async def _answer(
                     for index, level in enumerate(levels)
                 ],
             }
-    return {**head, "probability": probabilities[YES]}
+    return {"probability": probabilities[YES]}
 
 
 def _refusal(decision: Decision) -> dict[str, Any]:
