@@ -90,10 +90,9 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers, state = Headers(scope=scope), scope.setdefault("state", {})
+        path, headers, state = scope["path"], Headers(scope=scope), scope.setdefault("state", {})
         state["request_id"] = request_id = _request_id(headers)
         client = address = _address(scope)
-
         has_begun = False
 
         async def send_with_id(message: Message) -> None:
@@ -104,24 +103,17 @@ class Guard:
             await send(message)
 
         try:
-            _check_query(scope.get("query_string", b""))
-            _check_repeated(headers)
-            _check_body(headers)
-            self._check_host(scope["path"], headers)
-            self._check_page(scope["method"], headers)
-            state["caller"] = caller = await self._identify(scope["path"], headers, address)
+            self._check_form(scope, headers)
+            state["caller"] = caller = await self._identify(path, headers, address)
             client = caller.client
-            _check_tenant(scope["path"], caller)
-            self._check_shutdown(scope["path"])
-            if caller.quota is not None and not is_health(scope["path"]):
-                caller.quota.begin()
+            self._check_caller(path, caller)
             state["deadline"] = deadline = Deadline(self._timeout)
             deadline.shorten(read_header(headers.get(HEADER)))
             with self._admission.ticket(client) as ticket:
                 state["ticket"] = ticket
                 client_in_turn.set(client)
                 has_body = _has_body(headers)
-                if has_body or not (self._is_open(scope["path"]) or is_health(scope["path"])):
+                if has_body or not (self._is_open(path) or is_health(path)):
                     ticket.check(waits=has_body)
                 async with deadline.limit():
                     await self._app(scope, receive, send_with_id)
@@ -140,6 +132,21 @@ class Guard:
             await self._admission.pacing.hold(client, partial(_disconnected, receive))
         response = await self._refuse(Request(scope), refusal)
         await response(scope, receive, send_with_id)
+
+    def _check_form(self, scope: Scope, headers: Headers) -> None:
+        """Check what does not depend on the caller. Raises what the single checks raise."""
+        _check_query(scope.get("query_string", b""))
+        _check_repeated(headers)
+        _check_body(headers)
+        self._check_host(scope["path"], headers)
+        self._check_page(scope["method"], headers)
+
+    def _check_caller(self, path: str, caller: Caller) -> None:
+        """Check that the caller may send a request now, and count it. Raises what the single checks raise."""
+        _check_tenant(path, caller)
+        self._check_shutdown(path)
+        if caller.quota is not None and not is_health(path):
+            caller.quota.begin()
 
     def _check_host(self, path: str, headers: Headers) -> None:
         """Refuse a request whose host is not a name of this server (DNS rebinding). Raises `HostRefused`."""
