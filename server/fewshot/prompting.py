@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from model.prompt import Media, Segment, ShotsAttend
+from model.prompt import Media, ShotsAttend
 from server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from server.fewshot.candidates import are_labelled
 from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
@@ -258,7 +258,7 @@ def write(
     if attend == "previous":
         return prompt
     if shots:
-        _check_written_alone(shots, template.render(shots[:1], query), template.render([], query), query.param)
+        _check_written_alone(template, shots, query)
     return prompt.alone(model)
 
 
@@ -270,16 +270,14 @@ def check_alone(examples: Sequence[Example], template: Template, model: ServedMo
         raise UnsupportedParameter(NOT_ALONE, param="shots_attend")
 
 
-def _check_written_alone(shots: Sequence[Shot], first: Sequence[Segment], query: Sequence[Segment], param: str) -> None:
-    """Check that each shot and the query begin with a media item and have no other. Raises `UnsupportedParameter`.
-
-    `first`: the segments of the first shot and the query. `param`: the path of the query.
-    """
-    begin = isinstance(first[0], Media) and isinstance(query[0], Media)
+def _check_written_alone(template: Template, shots: Sequence[Shot], query: Shot) -> None:
+    """Check that each shot and the query begin with a media item and have no other. Raises `UnsupportedParameter`."""
+    with_shot, alone = template.render(shots[:1], query), template.render([], query)
+    begin = isinstance(with_shot[0], Media) and isinstance(alone[0], Media)
     if not begin or any(len(shot.media) != 1 for shot in shots):
         raise UnsupportedParameter(NOT_ALONE, param="shots_attend")
-    if [isinstance(segment, Media) for segment in query].count(True) != 1:
-        raise UnsupportedParameter(NOT_ALONE, param=param)
+    if [isinstance(segment, Media) for segment in alone].count(True) != 1:
+        raise UnsupportedParameter(NOT_ALONE, param=query.param)
 
 
 def find_template(choice: TemplateChoice, model: ServedModel) -> Template:
