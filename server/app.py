@@ -156,21 +156,60 @@ def create_app(
 
     `catalog`: the models at the same address, by name; it may change. None: only this model.
     """
-    store = MediaStore(settings.media_store_url)
     decoder = decoder or DecodePool(model.config.vision, settings)
+    services = _create_services(client, model, settings, metrics, decoder, catalog)
+    tenants = Tenants(services)
+    runner = EvaluationRunner(
+        services.evaluations,
+        partial(_leave_one_out, tenants),
+        metrics,
+        Background(services.admission),
+        settings.evaluation_queries,
+    )
+    maintenance = Maintenance(
+        services.support_sets,
+        services.retrieval.embeddings,
+        tenants.warm_sets,
+        client,
+        metrics,
+        sweep_interval=settings.sweep_interval,
+    )
+    app = Application(lifespan=partial(_lifespan, tenants=tenants, runner=runner, maintenance=maintenance))
+    app.state.services, app.state.tenants = services, tenants
+    for router in ROUTERS:
+        app.include_router(router, dependencies=[Depends(authorise), Depends(check_parameters)])
+    app.add_exception_handler(HTTPException, _refuse_http)
+    app.add_exception_handler(ClientDisconnect, _client_disconnected)
+    app.add_exception_handler(Exception, _report_bug)
+    app.add_middleware(Guard, admission=services.admission, refuse=_refuse, keys=services.keys, settings=settings)
+    if settings.cors_origins is not None:
+        app.add_middleware(CORSMiddleware, **cors_options(settings.cors_origins))
+    return app
+
+
+def _create_services(
+    client: Client,
+    model: ServedModel,
+    settings: Settings,
+    metrics: Metrics,
+    decoder: DecodePool,
+    catalog: Mapping[str, ServedModel] | None,
+) -> Services:
+    """Create the services of the default tenant, from which those of other tenants are derived."""
+    store = MediaStore(settings.media_store_url)
     database = Database(settings.database_url, settings.database_setting)
-    media_references, embeddings = MediaReferences(database, store, decoder), EmbeddingStore(database)
+    media_references = MediaReferences(database, store, decoder)
     support_sets = SupportSets(database, media_references, max_examples=settings.max_set_examples)
     intake = Intake(
         settings, store, decoder, Fetcher(settings, observe=noting("media.fetch", metrics.media_fetch.observe))
     )
-    retrieval = Retrieval(client, model, embeddings, store, observe=noting("retrieval", metrics.retrieval.observe))
+    observe = noting("retrieval", metrics.retrieval.observe)
+    retrieval = Retrieval(client, model, EmbeddingStore(database), store, observe=observe)
     shots, comparison = ShotSource(intake, support_sets, retrieval), Comparison(retrieval, FitStore(database))
     slots = SharedLimit(MAX_UNFINISHED, settings.max_client_share, "requests to warm that may be unfinished")
     warming = Warming(client, model, store, retrieval, comparison, slots, asyncio.Semaphore(MAX_BATCHES))
     evaluations = Evaluations(database, None if catalog is None else model.name, max_share=settings.max_client_share)
-    keys = Keys(database)
-    services = Services(
+    return Services(
         settings=settings,
         model=model,
         catalog={model.name: model} if catalog is None else catalog,
@@ -187,7 +226,7 @@ def create_app(
         intake=intake,
         decoder=decoder,
         database=database,
-        keys=keys,
+        keys=Keys(database),
         retrieval=retrieval,
         media_references=media_references,
         support_sets=support_sets,
@@ -200,25 +239,6 @@ def create_app(
         curation=Curation(retrieval, comparison.recent),
         weights=Weights(None if settings.model is None else Path(settings.model)),
     )
-    tenants = Tenants(services)
-    background = Background(services.admission)
-    runner = EvaluationRunner(
-        evaluations, partial(_leave_one_out, tenants), metrics, background, settings.evaluation_queries
-    )
-    maintenance = Maintenance(
-        support_sets, embeddings, tenants.warm_sets, client, metrics, sweep_interval=settings.sweep_interval
-    )
-    app = Application(lifespan=partial(_lifespan, tenants=tenants, runner=runner, maintenance=maintenance))
-    app.state.services, app.state.tenants = services, tenants
-    for router in ROUTERS:
-        app.include_router(router, dependencies=[Depends(authorise), Depends(check_parameters)])
-    app.add_exception_handler(HTTPException, _refuse_http)
-    app.add_exception_handler(ClientDisconnect, _client_disconnected)
-    app.add_exception_handler(Exception, _report_bug)
-    app.add_middleware(Guard, admission=services.admission, refuse=_refuse, keys=keys, settings=settings)
-    if settings.cors_origins is not None:
-        app.add_middleware(CORSMiddleware, **cors_options(settings.cors_origins))
-    return app
 
 
 @asynccontextmanager
