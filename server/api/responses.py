@@ -1,4 +1,4 @@
-"""Responses that are written in pieces: between two pieces, the connection waits for its client.
+"""Responses: what every answer begins with, and bodies in pieces, between which the connection waits for its client.
 
 Without pieces, a server holds the body of each client that sends requests and reads no response, and has already released
 the request's ticket. A body that is in memory is counted until the client has read it. A download is read while it is sent.
