@@ -9,12 +9,16 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+import zmq
 
 from model.prompt import EncodedPrompt
 
 WORKER_MODULE = "server.engine.worker"
 ENGINE_FACTORY = "server.engine.build:build"
 MAX_MESSAGE_BYTES = 256 * 2**20
+# of the sockets at both ends: admission bounds the number of messages, and a process that ends does not wait until its last
+# message is read
+SOCKET_OPTIONS = {zmq.MAXMSGSIZE: MAX_MESSAGE_BYTES, zmq.SNDHWM: 0, zmq.RCVHWM: 0, zmq.LINGER: 0}
 
 # priority of work that no client waits for: after every priority that a client may request
 BACKGROUND_PRIORITY = 2**31

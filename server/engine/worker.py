@@ -97,11 +97,8 @@ def resolve(factory: str) -> Factory:
 
 def connect(address: str) -> zmq.Socket[bytes]:
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-    socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
-    socket.setsockopt(zmq.SNDHWM, 0)
-    socket.setsockopt(zmq.RCVHWM, 0)
-    # otherwise a worker that failed would wait until its last message is read
-    socket.setsockopt(zmq.LINGER, 0)
+    for option, value in wire.SOCKET_OPTIONS.items():
+        socket.setsockopt(option, value)
     socket.connect(address)
     return socket
 

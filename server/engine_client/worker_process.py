@@ -20,7 +20,7 @@ import zmq
 import zmq.asyncio
 
 from server.settings import ROOT, Settings, child_environment
-from server.wire import MAX_MESSAGE_BYTES, WORKER_MODULE, Inbound, Outbound, Start, decode_outbound, encode
+from server.wire import SOCKET_OPTIONS, WORKER_MODULE, Inbound, Outbound, Start, decode_outbound, encode
 
 STOP_SECONDS = 5.0
 # indices of two fields of /proc/PID/stat after the name, the flags and the pending signals, and a bit of each
@@ -147,9 +147,7 @@ class WorkerProcess:
 
 def _bind(address: str) -> zmq.asyncio.Socket:
     socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
-    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-    socket.setsockopt(zmq.SNDHWM, 0)
-    socket.setsockopt(zmq.RCVHWM, 0)
-    socket.setsockopt(zmq.LINGER, 0)
+    for option, value in SOCKET_OPTIONS.items():
+        socket.setsockopt(option, value)
     socket.bind(address)
     return socket
