@@ -113,17 +113,12 @@ class DecisionAssistantMessage(Schema):
     phase: Literal["commentary", "final_answer"] | None = Field(None, description=UNUSED)
 
 
-def _item_tag(value: Any) -> str:
-    """Return the role of a message, and the type of an item that is none."""
-    return tag_of("type" if isinstance(value, dict) and "role" not in value else "role")(value)
-
-
 DecisionMessage = Annotated[
     Annotated[DecisionUserMessage, Tag("<user>")]
     | Annotated[DecisionSystemMessage, Tag("<system>")]
     | Annotated[DecisionSystemMessage, Tag("<developer>")]
     | Annotated[DecisionAssistantMessage, Tag("<assistant>")],
-    Discriminator(_item_tag),
+    Discriminator(tag_of("role")),
 ]
 DecisionInput = Annotated[
     Annotated[str, Tag("<string>")]
