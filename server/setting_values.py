@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, SecretStr
+from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 MIN_KEY_LENGTH = 8
 # of a page, as browsers send it, or of an application that is no web page, or all
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@]+|null|\*", re.ASCII | re.IGNORECASE)
+COLLECTOR = re.compile(r"https?://[^/\s]")
 # they have a meaning in the URLs of the database and of the media store
 URL_PARTS = ("?", "::")
+
+
+def _not_empty(value: Any) -> Any:
+    """Return the value of a path: an empty variable, which is often a mistake, would be the working directory."""
+    if value == "":
+        raise ValueError("must be a path, and is empty")
+    return value
 
 
 def _absolute(path: Path) -> Path:
@@ -50,9 +58,16 @@ def _of_origins(setting: str) -> str:
     return setting
 
 
+def _of_collector(url: str) -> str:
+    if COLLECTOR.match(url) is None:
+        raise ValueError(f"{url!r} is not a URL such as http://collector:4318")
+    return url
+
+
 # the processes that the server starts have another working directory
-AbsolutePath: TypeAlias = Annotated[Path, AfterValidator(_absolute)]
+AbsolutePath: TypeAlias = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_absolute)]
 Model: TypeAlias = Annotated[str, AfterValidator(_expanded)]
 DataFolder: TypeAlias = Annotated[AbsolutePath, AfterValidator(_of_data)]
 Key: TypeAlias = Annotated[SecretStr, AfterValidator(_sendable)]
 Origins: TypeAlias = Annotated[str, AfterValidator(_of_origins)]
+Collector: TypeAlias = Annotated[str, AfterValidator(_of_collector)]

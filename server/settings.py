@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from model.cache import cache_folder
 from server.schemas.sentences import in_words
-from server.setting_values import AbsolutePath, DataFolder, Key, Model, Origins
+from server.setting_values import AbsolutePath, Collector, DataFolder, Key, Model, Origins
 from server.settings_file import read_file
 from server.spelling import advice
 from server.telemetry.logs import LogFormat
@@ -246,13 +246,19 @@ class Settings(BaseModel):
         description="keep a spare process that has imported the engine's code and replaces a dead worker",
     )
 
-    otlp_endpoint: str | None = Field(
-        None,
-        pattern=r"^https?://[^/\s]",
-        description="URL of an OpenTelemetry collector, which gets a trace of each request; none: no traces",
+    otlp_endpoint: Collector | None = Field(
+        None, description="URL of an OpenTelemetry collector, which gets a trace of each request; none: no traces"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="minimum log level")
     log_format: LogFormat = Field("text", description="format of log lines")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_not_boolean(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true where a number belongs: pydantic takes it as 1, and YAML reads it from yes and on."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("may not be true or false")
+        return value
 
     @property
     def max_body_bytes(self) -> int:

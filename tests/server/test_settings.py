@@ -45,6 +45,8 @@ def test_the_environment_may_name_the_file(tmp_path: Path, monkeypatch: pytest.M
         ("- 1", "contains a list"),
         ("port: x", "^port: must be an integer$"),
         ("max_client_share: 2", "^max_client_share: must be at most 1$"),
+        ("port: yes", "^port: may not be true or false$"),
+        ("data_dir: 1", "^data_dir: must be a path$"),
         ("a: [", "settings.yaml"),
         ("shutdown_timeout: .nan", "shutdown_timeout: "),
         ("port: 1\nhost: a\nport: 2", "settings.yaml: the key port occurs twice in line 3"),
@@ -172,7 +174,8 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pyte
         ("--data-dir=c::d", "^data_dir: /.*/c::d contains '::'"),
         ("--cors-origins=nonsense,*", "^cors_origins: 'nonsense' is not an origin"),
         ("--cors-origins=https://a.org/", "^cors_origins: .*'https://a.org/' is not an origin"),
-        ("--otlp-endpoint=http://", "^otlp_endpoint: "),
+        ("--data-dir=", "^data_dir: must be a path, and is empty$"),
+        ("--otlp-endpoint=http://", "^otlp_endpoint: 'http://' is not a URL such as http://collector:4318$"),
     ],
 )
 def test_a_value_that_would_not_do_what_it_says_is_refused(flag: str, message: str) -> None:

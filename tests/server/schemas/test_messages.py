@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from server.errors import InvalidRequest, UnsupportedParameter
-from server.schemas.base import Schema, read
+from server.schemas.base import ListRequest, Schema, read
 from server.schemas.decisions import DecisionRequest
 from server.schemas.generation import ChatRequest, CompletionRequest
 from server.schemas.keys import CreateKeyRequest
@@ -44,6 +44,17 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
             'messages[0].content[0].image_url: must be an object such as {"url": "data:image/…"}',
         ),
         (EmbeddingsRequest, {"input": ["x", IMAGE]}, "input: texts and media cannot be in one request"),
+        (
+            DecisionRequest,
+            {"input": [{"type": "input_text", "text": "x"}]},
+            "input[0].role: is required, one of 'user', 'system', 'developer', 'assistant'",
+        ),
+        (
+            DecisionRequest,
+            {"input": ["x"]},
+            "input[0]: must be an object whose role is one of 'user', 'system', 'developer', 'assistant'",
+        ),
+        (ListRequest, {"limit": "9" * 5000}, "limit: must be an integer"),
         (
             CompletionRequest,
             {"prompt": "x", "structured_outputs": {"json": 5}},
