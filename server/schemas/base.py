@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cache
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
+from jiter import from_json
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -277,9 +279,13 @@ def read(schema: type[SchemaType], body: bytes, name: str = "the body") -> Schem
     Raises `InvalidRequest` that names the field at fault, unknown fields first, and `BodyTooLarge`.
     """
     check_separators(body, {**MAX_SEPARATORS, b":": schema.max_names}, name)
+    try:
+        values = from_json(body, catch_duplicate_keys=True)
+    except ValueError as error:
+        raise _not_json(str(error)) from None
     _is_reported.set(False)
     try:
-        return schema.model_validate_json(body)
+        return schema.model_validate(values)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
         problem = next(filter(_is_unsupported, problems), problems[0])
@@ -290,12 +296,14 @@ def read(schema: type[SchemaType], body: bytes, name: str = "the body") -> Schem
     text = _message(schema, problem, context)
     if problem["type"] in (UNSUPPORTED_VALUE, NO_SUPPORT):
         raise UnsupportedParameter(f"{param}: {text}", param=param)
-    raise _refusal(problem["type"], param, text)
+    raise InvalidRequest(f"{param or 'the body'}: {text}", param=param)
 
 
 # pydantic's names for a value without a known tag, for an unknown field, and for a value that is none of several
 UNKNOWN_TAG, UNKNOWN_FIELD, UNSUPPORTED_VALUE = "union_tag_invalid", "extra_forbidden", "literal_error"
-# its names for a number beyond a field's bounds, and those of the bounds
+# the parser's sentence for a name that occurs twice in an object
+REPEATED = re.compile(r'Detected duplicate key "(?P<name>.*)" at (?P<place>line \d+ column \d+)', re.DOTALL)
+# pydantic's names for a number beyond a field's bounds, and those of the bounds
 OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
@@ -359,12 +367,14 @@ def _unsupported(param: str | None, context: Mapping[str, Any]) -> InvalidReques
     return UnsupportedParameter(f"{at}: no support for {name}, only {known}", param=at)
 
 
-def _refusal(kind: str, param: str | None, message: str) -> InvalidRequest:
-    if kind == "json_invalid" and "recursion limit" in message:
+def _not_json(problem: str) -> InvalidRequest:
+    """Return the error of a body that is not JSON, or that has a name twice in an object."""
+    if repeated := REPEATED.fullmatch(problem):
+        field = repeated["name"][:MAX_NAME]
+        return InvalidRequest(f"{field}: set more than once, at {repeated['place']}", param=field)
+    if "recursion limit" in problem:
         return InvalidRequest("the body has too many lists and objects in each other")
-    if kind == "json_invalid":
-        return InvalidRequest(f"the body is not JSON: {message.removeprefix('Invalid JSON: ')}")
-    return InvalidRequest(f"{param or 'the body'}: {message}", param=param)
+    return InvalidRequest(f"the body is not JSON: {problem}")
 
 
 def _param(location: tuple[int | str, ...]) -> str | None:
