@@ -86,6 +86,13 @@ def test_a_command_contains_the_details_of_its_case(tool: str) -> None:
         assert ("--streaming" in line or "stream=true" in line) == case.is_stream
 
 
+def test_aiperf_requests_answers_with_a_text() -> None:
+    """It counts one without as failed: eight ends of chunks, which `ignore_eos` permits."""
+    command, _ = TOOLS["aiperf"]
+    lines = [" ".join(command(case, LOAD, Path("/out"))) for case in CASES if case.route != "embeddings"]
+    assert all("--extra-inputs min_tokens:8" in line and "ignore_eos" not in line for line in lines)
+
+
 @pytest.mark.parametrize(("tools", "expected"), [([], []), (["aiperf"], ["aiperf"])])
 def test_the_options_can_be_written_to_the_last_line(tools: list[str], expected: list[str]) -> None:
     options = parse(_parser(), [*tools, "--requests", "3"], QUICK)
