@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
+from pydantic_core import PydanticCustomError
 
-from server.schemas.base import PrioritizedRequest, Schema, tag_of, with_example
+from server.schemas.base import NO_SUPPORT, PrioritizedRequest, Schema, tag_of, with_example
 from server.schemas.fewshot import (
     MAX_CANDIDATES,
     CandidateText,
@@ -113,12 +114,19 @@ class DecisionAssistantMessage(Schema):
     phase: Literal["commentary", "final_answer"] | None = Field(None, description=UNUSED)
 
 
+def _is_message(item: Any) -> Any:
+    if isinstance(item, dict) and "role" not in item and item.get("type", "message") != "message":
+        raise PydanticCustomError(NO_SUPPORT, "only messages are supported, which have a role and a content")
+    return item
+
+
 DecisionMessage = Annotated[
     Annotated[DecisionUserMessage, Tag("<user>")]
     | Annotated[DecisionSystemMessage, Tag("<system>")]
     | Annotated[DecisionSystemMessage, Tag("<developer>")]
     | Annotated[DecisionAssistantMessage, Tag("<assistant>")],
     Discriminator(tag_of("role")),
+    BeforeValidator(_is_message),
 ]
 DecisionInput = Annotated[
     Annotated[str, Tag("<string>")]

@@ -46,7 +46,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
         (EmbeddingsRequest, {"input": ["x", IMAGE]}, "input: texts and media cannot be in one request"),
         (
             DecisionRequest,
-            {"input": [{"type": "input_text", "text": "x"}]},
+            {"input": [{"content": "x"}]},
             "input[0].role: is required, one of 'user', 'system', 'developer', 'assistant'",
         ),
         (
@@ -146,6 +146,13 @@ def test_a_value_other_than_the_supported_ones_is_refused_with_these(field: str,
     with pytest.raises(UnsupportedParameter) as refusal:
         read(ChatRequest, json.dumps({"messages": [USER]} | {field: value}).encode())
     assert refusal.value.message == message
+
+
+@pytest.mark.parametrize("item", [{"type": "input_text", "text": "x"}, {"type": "function_call", "name": "f"}])
+def test_an_item_of_a_decision_that_is_no_message_is_refused(item: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedParameter) as refusal:
+        read(DecisionRequest, json.dumps({"input": [item], "questions": []}).encode())
+    assert refusal.value.message == "input[0]: only messages are supported, which have a role and a content"
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ NO_MEDIA = [{"label": "cat", "question": "It meows."}]
         ({"input": [user({**image(), "image_url": "https://a.b"})]}, 422, "input[0].content[0].image_url"),
         ({"input": [user(*[image()] * 4)]}, 400, "input"),
         ({"input": [{"role": "system", "content": [image()]}]}, 422, "input[0].content[0].image_url"),
-        ({"input": [{"role": "tool", "content": "a"}]}, 422, "input[0]"),
+        ({"input": [{"role": "tool", "content": "a"}]}, 422, "input[0].role"),
         ({"questions": []}, 400, "questions"),
         ({"questions": [PREDICATE] * 401}, 400, "questions"),
         ({"questions": [*choice(*map(str, range(1024))) * 4, PREDICATE]}, 400, "questions"),
