@@ -43,6 +43,8 @@ class Residents:
         self.starved: Sequence | None = None  # the oldest sequence that lacks blocks
         self._starved_at = 0.0  # the total work at the time when it began to lack blocks
         self._num_kept_blocks = config.num_blocks // 16  # blocks that heavy sequences leave to light ones
+        # seats that heavy sequences keep while light ones want them: a quarter, but at least one of several
+        self._num_heavy_seats = max(config.max_sequences // 4, int(config.max_sequences > 1))
 
     def add(self, sequence: Sequence) -> list[bytes]:
         """Queue a sequence; return the sources to request."""
@@ -236,7 +238,7 @@ class Residents:
             most = max(seated, key=lambda s: (s.account.client.num_seats, s.order))
             if most.account.client.num_seats > 1:
                 return most
-        if self._num_seats_of_heavy() <= self.config.max_sequences // 4:
+        if self._num_seats_of_heavy() <= self._num_heavy_seats:
             seated = list(filter(self._is_light, seated))
         most = max(seated, key=_place_of, default=newcomer)
         return most if _place_of(most) - _place_of(newcomer) > self.config.max_light_tokens / 4 else None
@@ -261,11 +263,8 @@ class Residents:
         return starved
 
     def num_seats_for_heavy(self, plan: Plan) -> int:
-        """Return how many of the free seats are not for light sequences: heavy ones may have a quarter of all.
-
-        Where that is none, they may have one in some of the steps.
-        """
-        share = max(self.config.max_sequences // 4, int(plan.is_by_age))
+        """Return how many of the free seats are not for light sequences: a heavy one may have the only seat in some steps."""
+        share = max(self._num_heavy_seats, int(plan.is_by_age))
         return min(max(share - self._num_seats_of_heavy(), 0), plan.seats_left)
 
     def _has_its_share(self, stem: Sequence) -> bool:

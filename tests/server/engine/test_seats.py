@@ -128,8 +128,9 @@ def test_a_request_that_loses_its_seat_again_and_again_advances() -> None:
     assert simulation.engine.residents.num_preemptions > 1
 
 
-def test_a_large_request_gets_and_keeps_one_of_four_seats_that_small_ones_want() -> None:
-    config = replace(SMALL, num_blocks=4096, max_sequences=4, max_model_len=512, step_seconds=0.07)
+@pytest.mark.parametrize("max_sequences", [2, 3, 4])
+def test_a_large_request_gets_and_keeps_one_of_the_seats_that_small_ones_want(max_sequences: int) -> None:
+    config = replace(SMALL, num_blocks=4096, max_sequences=max_sequences, max_model_len=512, step_seconds=0.07)
     simulation, active, large = Simulation(config), set[str](), ""
     alone, began = simulation.run(simulation.generate(300, 60)), simulation.now + 1
     while large not in simulation.ended:
