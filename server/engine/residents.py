@@ -263,7 +263,7 @@ class Residents:
         return starved
 
     def num_seats_for_heavy(self, plan: Plan) -> int:
-        """Return how many of the free seats are not for light sequences: a heavy one may have the only seat in some steps."""
+        """Return how many of the free seats are not for light sequences, in some steps also the only seat of all."""
         share = max(self._num_heavy_seats, int(plan.is_by_age))
         return min(max(share - self._num_seats_of_heavy(), 0), plan.seats_left)
 
