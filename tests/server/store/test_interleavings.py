@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Iterable, Mapping
 from copy import copy
 from typing import Any
 
 import pytest
+from sqlalchemy.orm import Session
 
 from server.errors import SupportSetNotFound
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore
+from server.store import versions
 from server.store.database import Database, Result, Transaction
 from server.store.media_references import MediaReferences
 from server.store.records import SupportSetInfo
@@ -63,6 +67,26 @@ async def test_concurrent_repetitions_with_a_name_get_one_answer(support_sets: S
         once = IdempotencyKey(f"key {number}", "digest")
         creations = [support_sets.create(f"s{number}", [example("a")], idempotency_key=once) for _ in range(6)]
         assert len({info.id for info in await asyncio.gather(*creations)}) == 1
+
+
+async def test_a_sweep_spares_a_set_that_is_extended_meanwhile(
+    support_sets: SupportSets, database: Database, clock: Clock
+) -> None:
+    has_extended = threading.Event()
+
+    def extend(session: Session, now: float) -> None:
+        row = versions.find(session, "", "s", now, lock=True)
+        versions.update_set(session, row, now, {"expires_at": now + 100})
+        has_extended.set()
+        time.sleep(0.3)  # the sweep finds the set as it was
+
+    await support_sets.create("s", [], expires_at=clock.now + 10)
+    extending = asyncio.create_task(database.write(extend))
+    await asyncio.to_thread(has_extended.wait)
+    clock.now += 20
+    await support_sets.sweep()
+    await extending
+    assert (await support_sets.get("s")).expires_at == clock.now + 80
 
 
 async def test_a_change_is_of_the_set_that_had_the_name_when_it_arrived(
