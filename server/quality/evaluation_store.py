@@ -144,7 +144,7 @@ class Evaluations:
         def add(session: Session, now: float) -> Evaluation:
             self._check_room_of(client, session.scalars(clients).all())
             row = EvaluationRow(
-                id=new_id(ID_PREFIX),
+                id=new_id(ID_PREFIX, session.scalar(select(func.max(EvaluationRow.id)))),
                 support_set=support_set,
                 version=version,
                 status="queued",

@@ -241,9 +241,12 @@ class Database:
             turn.release()
 
 
-def new_id(prefix: str) -> str:
-    """Return a unique id that sorts by the time of its creation."""
-    return f"{prefix}{time.time_ns() // 1_000_000:012x}{uuid.uuid4().hex[:16]}"
+def new_id(prefix: str, last: str | None = None) -> str:
+    """Return a unique id that sorts by the time of its creation, and after the id `last`, if the clock was set back."""
+    moment = time.time_ns() // 1_000_000
+    if last is not None:
+        moment = max(moment, round(made_at(last) * 1000) + 1)
+    return f"{prefix}{moment:012x}{uuid.uuid4().hex[:16]}"
 
 
 def made_at(row_id: str) -> float:

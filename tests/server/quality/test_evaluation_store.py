@@ -10,7 +10,9 @@ import pytest
 from server.errors import ClientOverShare, Overloaded
 from server.quality import evaluation_store
 from server.quality.evaluation_store import LEASE_SECONDS, Evaluations
+from server.store import database as database_module
 from server.store.database import Database
+from tests.server.store.conftest import Clock
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +23,7 @@ def evaluations(database: Database, monkeypatch: pytest.MonkeyPatch) -> Evaluati
     seconds = itertools.count(1_000_000)
     monkeypatch.setattr(time, "time", lambda: float(next(seconds)))
     numbers = itertools.count()
-    monkeypatch.setattr(evaluation_store, "new_id", lambda prefix: f"{prefix}{next(numbers):04}")
+    monkeypatch.setattr(evaluation_store, "new_id", lambda prefix, _: f"{prefix}{next(numbers):04}")
     return Evaluations(database)
 
 
@@ -46,6 +48,22 @@ async def test_models_of_one_database_run_and_follow_their_own_evaluations(datab
         assert claimed == expected
     latest = [await evaluations.latest("a", 1) for evaluations in (first, second, alone)]
     assert [evaluation and evaluation.id for evaluation in latest] == [mine.id, old.id, mine.id]
+
+
+async def test_the_latest_evaluation_is_the_last_one_also_if_the_clock_was_set_back(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluations, clock, created = Evaluations(database), Clock(), list[str]()
+    monkeypatch.setattr(database_module, "time", clock)
+    for seconds in (3600, -3600, 0):
+        clock.now += seconds
+        created.append((await evaluations.create("a", 1, {})).id)
+        assert await evaluations.claim("server") is not None
+        await evaluations.finish(created[-1], "server", "completed", 0)
+        latest = await evaluations.latest("a", 1)
+        assert latest is not None
+        assert latest.id == created[-1]
+    assert [evaluation.id for evaluation in await evaluations.page("a", created[0], 9)] == created[1:]
 
 
 async def test_an_interrupted_evaluation_is_next(evaluations: Evaluations, monkeypatch: pytest.MonkeyPatch) -> None:
