@@ -164,6 +164,31 @@ async def test_a_sweep_that_fails_does_not_keep_sets_cold(
     assert 'status="ready"} 1.0' in app.state.services.metrics.expose().decode()
 
 
+async def test_a_long_sweep_keeps_no_set_cold(
+    http: httpx.AsyncClient,
+    client: FakeClient,
+    maintenance: Maintenance,
+    app: FastAPI,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    swept: list[None] = []
+
+    async def sweep_for_long() -> None:
+        swept.append(None)
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(app.state.services.support_sets, "sweep", sweep_for_long)
+    monkeypatch.setattr(maintenance, "_sweep_interval", 0)
+    task = asyncio.create_task(maintenance.run())
+    await eventually(lambda: bool(swept))
+    await create(http, "s", examples=[example("a", "red")], pinned=True)
+    await eventually(lambda: client.pinned == digests("red"))
+    await eventually(lambda: 'status="ready"} 1.0' in app.state.services.metrics.expose().decode())
+    task.cancel()
+    await asyncio.wait([task])
+    assert len(swept) == 1
+
+
 async def test_every_pinned_set_becomes_ready(
     http: httpx.AsyncClient, client: FakeClient, maintenance: Maintenance
 ) -> None:
@@ -247,6 +272,7 @@ async def test_expired_sets_are_swept_and_counted(
     await create(http, "t", examples=[example("a", "blue")])
     await http.post(f"{SETS}/t/warm", json={"wait": True})
     await asyncio.sleep(0.06)
+    await run_round(maintenance)
     await run_round(maintenance)
     metrics = (await http.get("/metrics")).text
     assert 'flamboyance:support_sets{model_name="tiny",status="ready"} 1.0' in metrics
