@@ -50,7 +50,7 @@ from server.store.records import (
 # these statements affect no row that is loaded in the session
 UNSYNCHRONIZED = {"synchronize_session": False}
 # expired sets that are deleted in one transaction, for which other writers wait
-SETS_PER_TRANSACTION = 16
+SETS_PER_TRANSACTION = 4
 
 
 def find(
