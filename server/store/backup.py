@@ -49,8 +49,8 @@ STORED = {
     *("media", "support_set_versions", "support_sets"),
 }
 ROWS_PER_STATEMENT = 500
-# attempts: if a media item is deleted while a backup is written, a new snapshot does not refer to it
-MAX_ATTEMPTS = 3
+# snapshots: if a media item is deleted while media are copied, the next one does not refer to it
+MAX_SNAPSHOTS = 3
 
 encode, decode = msgspec.json.Encoder().encode, msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -62,7 +62,8 @@ class BackupError(SettingsError):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The contents of a backup. `schema` is the version of its tables, `rows` their numbers of rows.
 
-    `missing` are the ids of media to which the tables refer but which the media store does not have.
+    `missing` are the ids of media to which the tables refer but which the media store does not have. `num_media` also
+    counts media that were deleted after they were copied; they are not restored.
     """
 
     format: int
@@ -78,15 +79,13 @@ async def write_backup(file: Path, database: Database, store: MediaStore) -> Man
     """Write a backup of a server, which may run, to a new file. Raises `BackupError`, `ServerError` and `OSError`."""
     if file.exists():
         raise BackupError(f"{file} exists already")
-    for attempt in range(1, MAX_ATTEMPTS + 1):
-        # a folder that only this user may read
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as name:
-            partial = Path(name, file.name)
-            manifest = await _write_attempt(partial, Path(name), database, store)
-            if not manifest.missing or attempt == MAX_ATTEMPTS:
-                _publish(partial, file)
-                return manifest
-    raise AssertionError("the last attempt returns")
+    # a folder that only this user may read
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as name:
+        partial = Path(name, file.name)
+        with tarfile.open(partial, "w") as archive:
+            manifest = await _write(archive, Path(name), database, store)
+        _publish(partial, file)
+    return manifest
 
 
 def _publish(partial: Path, file: Path) -> None:
@@ -122,31 +121,42 @@ async def restore_backup(file: Path, database: Database, store: MediaStore) -> M
     return manifest
 
 
-async def _write_attempt(file: Path, folder: Path, database: Database, store: MediaStore) -> Manifest:
-    revision, rows, media = await database.use_as_is(
-        lambda session, now: _export_tables(session.connection(), folder), is_writing=False
-    )
-    missing: list[str] = []
-    with tarfile.open(file, "w") as archive:
-        for media_id in media:
-            try:
-                tenant, own_id = split(media_id)
-                _add(archive, MEDIA + media_id, store.of(tenant).get_file(own_id))
-            except MediaNotFound:
-                missing.append(media_id)
-        for name in rows:
-            archive.add(folder / name, TABLES + name)
-        manifest = Manifest(
-            format=FORMAT,
-            server=VERSION,
-            schema=revision,
-            created_at=time.time(),
-            rows=rows,
-            num_media=len(media) - len(missing),
-            missing=missing,
+async def _write(archive: tarfile.TarFile, folder: Path, database: Database, store: MediaStore) -> Manifest:
+    copied = set[str]()
+    for _ in range(MAX_SNAPSHOTS):
+        revision, rows, media = await database.use_as_is(
+            lambda session, now: _export_tables(session.connection(), folder), is_writing=False
         )
-        _add(archive, MANIFEST, encode(manifest))
+        new = [media_id for media_id in media if media_id not in copied]
+        missing = [media_id for media_id in new if not _add_media(archive, media_id, store)]
+        copied.update(new)
+        copied.difference_update(missing)
+        if not missing:
+            break
+    for name in rows:
+        archive.add(folder / name, TABLES + name)
+    manifest = Manifest(
+        format=FORMAT,
+        server=VERSION,
+        schema=revision,
+        created_at=time.time(),
+        rows=rows,
+        num_media=len(copied),
+        missing=missing,
+    )
+    _add(archive, MANIFEST, encode(manifest))
     return manifest
+
+
+def _add_media(archive: tarfile.TarFile, media_id: str, store: MediaStore) -> bool:
+    """Copy a media item, and return whether the store has it."""
+    tenant, own_id = split(media_id)
+    try:
+        content = store.of(tenant).get_file(own_id)
+    except MediaNotFound:
+        return False
+    _add(archive, MEDIA + media_id, content)
+    return True
 
 
 def _export_tables(connection: Connection, folder: Path) -> tuple[str, dict[str, int], list[str]]:
@@ -198,12 +208,16 @@ def _check_members(archive: tarfile.TarFile, manifest: Manifest) -> set[str]:
 
 
 def _restore_media(archive: tarfile.TarFile, store: MediaStore) -> None:
+    """Restore the media that have a row."""
+    known = {decode(line)["media_id"] for line in _content(archive, archive.getmember(TABLES + "media"))}
     for member in archive.getmembers():
         if member.name.startswith(MEDIA):
             media_id = member.name.removeprefix(MEDIA)
             tenant, own_id = split(media_id)
             if tenant and re.fullmatch(TENANT_NAME, tenant) is None:  # before it becomes part of a path
                 raise BackupError(f"the backup is damaged: {tenant[:80]!r} is not a tenant's name")
+            if media_id not in known:
+                continue
             try:
                 store.of(tenant).put_file(own_id, _content(archive, member).read())
             except MediaNotFound:

@@ -1,10 +1,11 @@
-"""Backups in progress: while requests are in progress, too, nothing is missing; one that a signal ends leaves no file."""
+"""Backups in progress: next to requests that add and delete media nothing is missing; a signal leaves no file."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,41 @@ async def test_media_of_a_request_that_has_not_stored_them_are_not_missing(
     assert (written.missing, written.num_media, written.rows["media"]) == ([], 2, 2)
     restored = Database(f"sqlite:///{tmp_path / 'restored.db'}")
     await restore_backup(tmp_path / "backup.tar", restored, MediaStore(str(tmp_path / "restored")))
+    restored.close()
+
+
+@pytest.mark.anyio
+async def test_media_that_are_deleted_meanwhile_are_neither_missing_nor_restored(
+    database: Database, database_url: str, store: MediaStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, last = sorted((RED, GREEN, BLUE), key=lambda media: media.id)
+    for media in (first, second, last):
+        store.put(media.data, media.kind)
+        await MediaReferences(database, store).mark_uploaded(media.id, media.num_bytes)
+    read, copied = MediaStore.get_file, list[str]()
+
+    async def delete() -> None:
+        of_client = Database(database_url)
+        for media in (first, last):
+            await MediaReferences(of_client, store).delete(media.id)
+        of_client.close()
+
+    def read_and_delete(store: MediaStore, media_id: str) -> bytes:
+        content = read(store, media_id)
+        copied.append(media_id)
+        if media_id == first.id:
+            client = threading.Thread(target=lambda: asyncio.run(delete()))
+            client.start()
+            client.join()
+        return content
+
+    monkeypatch.setattr(MediaStore, "get_file", read_and_delete)
+    written = await write_backup(tmp_path / "backup.tar", database, store)
+    assert (written.missing, written.rows["media"]) == ([], 1)
+    assert copied == [first.id, second.id]  # each once
+    restored, its_store = Database(f"sqlite:///{tmp_path / 'restored.db'}"), MediaStore(str(tmp_path / "restored"))
+    await restore_backup(tmp_path / "backup.tar", restored, its_store)
+    assert list(its_store.names()) == [second.id]
     restored.close()
 
 
