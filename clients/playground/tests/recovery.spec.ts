@@ -153,6 +153,35 @@ test('an edit survives that another one has changed the set', async ({ page, req
   await request.delete(`/v1/support_sets/${name}`)
 })
 
+test('an edit keeps what another one has changed, and does not bring back a removed example', async ({
+  page,
+  request,
+}) => {
+  const name = 'edited-by-two'
+  const image = await (await request.post('/v1/images', { data: readFileSync(IMAGE) })).json()
+  const example = (label: string, text: string) => ({
+    ...{ id: 'one', label, text },
+    media: [{ type: 'image_id', image_id: image.id }],
+  })
+  await request.post('/v1/support_sets', { data: { name, examples: [example('brick', 'red'), { text: 'two' }] } })
+  const address = `/v1/support_sets/${name}/examples`
+  await page.goto(`/#/sets/${name}`)
+  await page.getByRole('button', { name: 'Edit brick one' }).click()
+  await page.getByRole('combobox', { name: 'Label', exact: true }).fill('wall')
+  await request.post(address, { data: { examples: [example('brick', 'old')] } })
+  await page.getByRole('button', { name: 'Save as version 2' }).click()
+  await page.getByRole('button', { name: 'Save as version 3' }).click()
+  await page.getByRole('button', { name: 'Edit wall one' }).click()
+  await expect(page.getByLabel('Text that the model learns to write')).toHaveValue('old')
+
+  await page.getByRole('combobox', { name: 'Label', exact: true }).fill('house')
+  await request.delete(`${address}?id=one`)
+  await page.getByRole('button', { name: 'Save as version 4' }).click()
+  await page.getByRole('button', { name: 'Save as version 5' }).click()
+  await expect(page.getByText('The example was removed elsewhere.')).toBeVisible()
+  await request.delete(`/v1/support_sets/${name}`)
+})
+
 test('the pictures of a large set are loaded when they come near the view', async ({ page, request }) => {
   const name = 'large'
   const image = await (await request.post('/v1/images', { data: readFileSync(IMAGE) })).json()

@@ -31,8 +31,11 @@ export class OpenSet {
     await this.load()
   }
 
-  async replace(example: NewExample): Promise<void> {
-    await this.#change((version) => putExamples(this.name, [example], version))
+  /** Changes some fields of an example. The others are those of the latest version, also if another tab changed them. */
+  async edit(id: string, fields: NewExample): Promise<void> {
+    const example = this.byId.get(id)
+    if (!example) throw new Error('The example was removed elsewhere.')
+    await this.#change((version) => putExamples(this.name, [{ ...stored(example), ...fields }], version))
   }
 
   async remove(ids: string[]): Promise<void> {
@@ -53,8 +56,7 @@ export class OpenSet {
 
   /** Gives an example another label. Without one, its text is its label. */
   async relabel(id: string, label: string): Promise<void> {
-    const example = this.byId.get(id)!
-    await this.replace(stored({ ...example, ...(example.label ? { label } : { text: label }) }))
+    await this.edit(id, this.byId.get(id)?.label ? { label } : { text: label })
   }
 
   /** Asks for the state again, without the examples. */
@@ -66,7 +68,7 @@ export class OpenSet {
 }
 
 /** Returns an example as it can be sent. */
-export function stored({ id, media, text, question, label, metadata }: Example): NewExample {
+function stored({ id, media, text, question, label, metadata }: Example): NewExample {
   return { id, media, text, question, label, metadata }
 }
 
