@@ -1,6 +1,8 @@
 // What goes wrong around the page: it says so, loses nothing, and goes on without a reload.
 import { expect, test, type Page } from '@playwright/test'
-import { readFileSync } from 'node:fs'
+import { cpSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 
 const IMAGE = 'public/examples/brick-1.jpg'
 const TITLE = 'Drawings with made-up words'
@@ -180,6 +182,21 @@ test('an edit keeps what another one has changed, and does not bring back a remo
   await page.getByRole('button', { name: 'Save as version 5' }).click()
   await expect(page.getByText('The example was removed elsewhere.')).toBeVisible()
   await request.delete(`/v1/support_sets/${name}`)
+})
+
+test('a file that was changed after it was chosen is named, and the others go on', async ({ page, request }) => {
+  const folder = mkdtempSync(join(tmpdir(), 'playground-'))
+  const root = join(folder, 'changed')
+  for (const file of ['brick/1.jpg', 'brick/2.jpg', 'grass/1.jpg']) cpSync(IMAGE, join(root, file), { recursive: true })
+  await page.goto('/#/sets')
+  await page.getByTestId('folder').setInputFiles(root)
+  await expect(page.getByRole('button', { name: 'Create set' })).toBeVisible()
+  rmSync(join(root, 'brick/2.jpg'))
+  await page.getByRole('button', { name: 'Create set' }).click()
+  await expect(page.getByRole('alert')).toContainText('2.jpg: it was changed, moved or removed after it was chosen')
+  await expect(page.getByText('The set has 2 examples.')).toBeVisible()
+  rmSync(folder, { recursive: true })
+  await request.delete('/v1/support_sets/changed')
 })
 
 test('the pictures of a large set are loaded when they come near the view', async ({ page, request }) => {

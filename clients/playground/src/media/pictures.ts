@@ -28,15 +28,25 @@ export async function filesOf(event: Event): Promise<Dropped[]> {
   return files.map(({ file, folders }) => ({ file, root, folder: (folders[isOne ? 1 : 0] ?? '').normalize('NFC') }))
 }
 
-/** Uploads a file. Throws an `ApiError` that names the file if it is no image or video. */
+/** Uploads a file. Throws an `ApiError` that names the file if it is no image or video, or can no longer be read. */
 export async function upload(file: Blob, name: string, folder = ''): Promise<Picture> {
   const headers = { 'Content-Type': 'application/octet-stream' }
-  const response = await send('/v1/images', { method: 'POST', headers, body: file }).catch((error) => {
+  const response = await send('/v1/images', { method: 'POST', headers, body: file }).catch(async (error) => {
     if (!(error instanceof ApiError)) throw error
+    if (error.status === 0 && !(await isReadable(file)))
+      throw new ApiError(`${name}: it was changed, moved or removed after it was chosen`, 400, 'unreadable', null)
     throw new ApiError(`${name}: ${error.message}`, error.status, error.code, error.param)
   })
   const stored: Schemas['StoredImage'] = await response.json()
   return { id: stored.id, name, folder, isVideo: stored.object === 'video', frames: stored.frames ?? 1 }
+}
+
+/** The browser reads a file when it sends it: one that has changed since it was chosen fails like a lost connection. */
+async function isReadable(file: Blob): Promise<boolean> {
+  return file.arrayBuffer().then(
+    () => true,
+    () => false,
+  )
 }
 
 /** Returns a picture as a part of a prompt. */
