@@ -199,6 +199,31 @@ test('a file that was changed after it was chosen is named, and the others go on
   await request.delete('/v1/support_sets/changed')
 })
 
+test('an evaluation is asked for until the server answers, and a deletion that fails says so', async ({
+  page,
+  request,
+}) => {
+  const name = 'asked-for'
+  const image = await (await request.post('/v1/images', { data: readFileSync(IMAGE) })).json()
+  const media = [{ type: 'image_id', image_id: image.id }]
+  const examples = ['red', 'red', 'green', 'green'].map((label) => ({ label, media }))
+  await request.post('/v1/support_sets', { data: { name, examples } })
+  const fields = { methods: ['nearest_mean'] }
+  const { id } = await (await request.post(`/v1/support_sets/${name}/evaluate`, { data: fields })).json()
+  await page.route(`/v1/evaluations/${id}`, (route) => route.abort())
+  await page.goto(`/#/sets/${name}/evaluations/${id}`)
+  await expect(page.getByText('The server cannot be reached.')).toBeVisible()
+  await page.unroute(`/v1/evaluations/${id}`)
+  await expect(page.getByText('The server cannot be reached.')).toBeHidden()
+  await expect(page.getByRole('heading', { name: 'Evaluation of version 1' })).toBeVisible()
+
+  await page.getByRole('link', { name: `All evaluations of ${name}` }).click()
+  await page.route(`/v1/evaluations/${id}`, (route) => route.abort())
+  await page.getByRole('button', { name: /^Delete the evaluation of/ }).click()
+  await expect(page.getByText('The server cannot be reached.')).toBeVisible()
+  await request.delete(`/v1/support_sets/${name}`)
+})
+
 test('the pictures of a large set are loaded when they come near the view', async ({ page, request }) => {
   const name = 'large'
   const image = await (await request.post('/v1/images', { data: readFileSync(IMAGE) })).json()
