@@ -25,11 +25,13 @@ def test_the_bar_has_the_remaining_time_of_the_server(monkeypatch: pytest.Monkey
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     with progress_bar(evaluation("queued", 0, None)) as show:
+        show(evaluation("running", 0, None))
         show(evaluation("running", 1, None))
         show(evaluation("running", 500, 4000.0))
     first, *_, last = terminal.getvalue().strip().split("\r")
     assert ("left" in first, "<" in first) == (False, False)
     assert "waits for its turn" in terminal.getvalue()
+    assert "prepares the examples" in terminal.getvalue()
     assert "500/1000" in last
     assert last.endswith(", about 67 min left]")
 

@@ -41,11 +41,19 @@ def progress_bar(evaluation: Evaluation) -> Iterator[Callable[[Evaluation], None
 
         def show(current: Evaluation) -> None:
             bar.total = current.num_queries
-            bar.set_postfix_str("waits for its turn" if current.status == "queued" else current.time_left)
+            bar.set_postfix_str(_activity(current))
             bar.update(current.num_queries_done - bar.n)
 
         show(evaluation)
         yield show
+
+
+def _activity(evaluation: Evaluation) -> str:
+    """Return what the bar says about an evaluation: before the first answers, the server encodes the media of the set."""
+    if evaluation.status == "queued":
+        return "waits for its turn"
+    is_preparing = evaluation.status == "running" and not evaluation.num_queries_done
+    return "prepares the examples" if is_preparing else evaluation.time_left
 
 
 @contextmanager
