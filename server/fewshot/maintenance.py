@@ -143,7 +143,7 @@ class Maintenance:
         self._next_sweep = 0.0
         self._totals = Totals(latest={}, num_bytes=0)
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._sweeps = set[asyncio.Task[None]]()  # at most one
+        self._sweeping: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Run until cancelled; after an error the next round tries again."""
@@ -155,18 +155,18 @@ class Maintenance:
                     async with asyncio.timeout(POLL_SECONDS):
                         await self._support_sets.changed.wait()
         finally:
-            await cancel([*self._sweeps, *self._tasks.values()])
+            await cancel(self._running)
 
     async def run_once(self) -> list[asyncio.Task[None]]:
         """Begin a sweep if one is due, and warm sets if the worker is ready; return the running tasks."""
         is_changed = self._support_sets.changed.is_set()
-        is_due = not self._sweeps and time.monotonic() >= self._next_sweep
+        is_due = self._sweeping is None and time.monotonic() >= self._next_sweep
         self._support_sets.changed.clear()
         if is_due:
             self._next_sweep = time.monotonic() + self._sweep_interval
             for warm_sets in self._warm_sets(()).values():
                 warm_sets.forgive()
-            self._sweeps.add(asyncio.create_task(self._sweep()))
+            self._sweeping = asyncio.create_task(self._sweep())
         if is_due or is_changed:
             self._totals = await self._support_sets.totals()
         self._update_metrics()
@@ -175,7 +175,11 @@ class Maintenance:
             for tenant, warm_sets in self._warm_sets(pinned).items():
                 if tenant not in self._tasks:
                     self._tasks[tenant] = asyncio.create_task(self._keep_warm(tenant, warm_sets, pinned))
-        return [*self._sweeps, *self._tasks.values()]
+        return self._running
+
+    @property
+    def _running(self) -> list[asyncio.Task[None]]:
+        return [*filter(None, [self._sweeping]), *self._tasks.values()]
 
     async def _keep_warm(self, tenant: str, warm_sets: WarmSets, pinned: Pinned) -> None:
         """Warm the sets of a tenant: the pinned ones, and before each further set those that were pinned meanwhile."""
@@ -191,11 +195,13 @@ class Maintenance:
 
     async def _sweep(self) -> None:
         """Sweep; what one sweep could not delete, the next one tries again."""
-        for sweep in (self._support_sets.sweep, self._embeddings.sweep):
-            with _logged():
-                await sweep()
-        self._support_sets.changed.set()  # the totals are now smaller
-        self._sweeps.clear()
+        try:
+            for sweep in (self._support_sets.sweep, self._embeddings.sweep):
+                with _logged():
+                    await sweep()
+        finally:
+            self._sweeping = None
+            self._support_sets.changed.set()  # the totals are now smaller
 
     def _update_metrics(self) -> None:
         numbers = Counter[str](dict.fromkeys(get_args(Status), 0))
