@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -89,9 +91,13 @@ class Fleet:
         return models
 
     def engines(self) -> dict[str, int]:
-        """Return the process of the first model's engine in the replicas that have it."""
-        url = f"{self.url}/version"
-        responses = [httpx.get(url, headers=self.headers, timeout=REQUEST_SECONDS) for _ in range(20)]
+        """Return the process of the first model's engine in the replicas that have it.
+
+        The requests are concurrent, because one replica may answer all of those that follow each other.
+        """
+        ask = partial(httpx.get, headers=self.headers, timeout=REQUEST_SECONDS)
+        with ThreadPoolExecutor(8) as pool:
+            responses = list(pool.map(ask, [f"{self.url}/version"] * 64))
         return {response.headers["x-replica"]: response.json()["engine"]["pid"] for response in responses}
 
     def kill(self, engine: int) -> None:
