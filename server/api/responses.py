@@ -1,7 +1,8 @@
-"""Responses: what every answer begins with, and bodies in pieces, between which the connection waits for its client.
+"""Responses of the API: the head of an answer, and bodies that are written in pieces.
 
-Without pieces, a server holds the body of each client that sends requests and reads no response, and has already released
-the request's ticket. A body that is in memory is counted until the client has read it. A download is read while it is sent.
+Between two pieces, the connection waits for its client. Without pieces, a server holds the body of each client that sends
+requests and reads no response, and has already released the request's ticket. A body that is in memory is counted until
+the client has read it. A download is read while it is sent.
 """
 
 from __future__ import annotations

@@ -186,13 +186,18 @@ def select(
     return [Selected(examples[index], scores.get(index)) for index in ordered]
 
 
-def check_selection(strategy: Strategy, num_examples: int, k: int, order: Order | None) -> None:
-    """Check a selection before any example is compared. Raises `InvalidRequest`."""
+def check_selection(
+    strategy: Strategy, num_examples: int, k: int, order: Order | None, *, within: str = "examples."
+) -> None:
+    """Check a selection before any example is compared. Raises `InvalidRequest`.
+
+    `within` begins the paths of its fields in the request.
+    """
     if k > num_examples:
-        raise InvalidRequest(f"k is {k}, only {num_examples} examples can be selected", param="examples.k")
+        raise InvalidRequest(f"k is {k}, only {num_examples} examples can be selected", param=f"{within}k")
     if order == "similar_last" and strategy not in SPACES:
         raise InvalidRequest(
-            f"similar_last needs a strategy that compares examples, but {strategy} does not", param="examples.order"
+            f"similar_last needs a strategy that compares examples, but {strategy} does not", param=f"{within}order"
         )
 
 

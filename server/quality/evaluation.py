@@ -189,11 +189,9 @@ def _prompts(
     try:
         for prompt in prompts:
             if prompt.k:
-                check_selection(prompt.strategy, num_selectable, prompt.k, fields.order)
+                check_selection(prompt.strategy, num_selectable, prompt.k, fields.order, within="")
     except InvalidRequest as error:
-        raise InvalidRequest(
-            f"{error} (one example is left out)", param=str(error.param).removeprefix("examples.")
-        ) from None
+        raise InvalidRequest(f"{error} (one example is left out)", param=error.param) from None
     return prompts
 
 

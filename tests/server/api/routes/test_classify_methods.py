@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from server.fewshot import candidates as candidates_module
 from server.fewshot import comparison
 from server.fewshot.methods import METHODS
 from server.fewshot.methods.linear import Linear
-from server.media.source import encoded
+from server.media.source import EncodedMedia, encoded
 from server.settings import Settings
 from tests.server.conftest import data_url, png
 from tests.server.fakes import CONFIG, TOKENIZER, FakeClient
@@ -97,6 +99,25 @@ async def test_the_query_of_a_blend_is_embedded_once_for_its_shots_and_its_liken
     num_embedded = Counter(media.digest for media in client.embedded)
     assert set(num_embedded.values()) == {1}
     assert len(num_embedded) == len({shot["image"] for shot in SHOTS}) + 1
+
+
+async def test_a_blend_compares_its_query_while_the_language_model_scores(
+    http: httpx.AsyncClient, client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, embed, has_begun = client.score, client.embed, asyncio.Event()
+
+    async def begin_to_score(*arguments: Any) -> Any:
+        has_begun.set()
+        return await score(*arguments)
+
+    async def embed_then(media: Sequence[EncodedMedia]) -> Any:
+        if media[0].digest == encoded(QUERY, "image", "").digest:
+            await asyncio.wait_for(has_begun.wait(), 10)
+        return await embed(media)
+
+    monkeypatch.setattr(client, "score", begin_to_score)
+    monkeypatch.setattr(client, "embed", embed_then)
+    assert set((await classify(http, method="blend"))["candidates"][0]["scores"]) == {"in_context", "nearest_mean"}
 
 
 async def test_auto_is_the_default_and_uses_likeness_where_it_can_be_compared(http: httpx.AsyncClient) -> None:
