@@ -20,11 +20,11 @@ try:
     import numba
     from numba import cfunc, types
     from numba.core.registry import cpu_target
-    from numba.extending import overload
+    from numba.extending import intrinsic, overload
 except ImportError:  # no wheel for this platform: torch serves
-    numba = cfunc = types = cpu_target = overload = None
+    numba = cfunc = types = cpu_target = intrinsic = overload = None
 
-__all__ = ["cfunc", "numba"]
+__all__ = ["cfunc", "cpu_target", "intrinsic", "numba", "types"]
 
 Entry = Callable[..., None]
 Key = TypeVar("Key")
@@ -100,6 +100,22 @@ def inlined(function: Any) -> Any:
     return function if numba is None else numba.njit(forceinline=True, **OPTIONS)(function)
 
 
+def pointer_to(element: str) -> Any:
+    """Return a function of compiled loops that makes an int64 the address of elements of this type of Numba."""
+    if numba is None:
+        return None
+    pointer = types.CPointer(getattr(types, element))
+
+    @intrinsic
+    def pointer_at(context, address):
+        def generate(context, builder, signature, arguments):
+            return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+
+        return pointer(address), generate
+
+    return pointer_at
+
+
 def _argument(kind: str, dtype: torch.dtype) -> Any:
     if not kind.endswith("*"):
         return getattr(types, NUMBERS[kind])
@@ -117,7 +133,7 @@ def _compile(function: Callable[..., None], signature: Any) -> Any:
     function.__qualname__ = f"{function.__name__}_{_digest(repr((signature, processor)).encode())}_{DIGEST}"
     try:
         return cfunc(signature, cache=True, **OPTIONS)(function)
-    except RuntimeError:  # the cache folder cannot be written
+    except (RuntimeError, OSError):  # the cache folder cannot be written, or its disk is full
         return cfunc(signature, **OPTIONS)(function)
 
 

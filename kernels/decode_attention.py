@@ -48,7 +48,7 @@ def _rotate_store_attend(head_dim, group, has_spans, has_offsets):
             attend_row(
                 qkv, kv_cache, out, tables, positions, block_positions, block_lengths, block_offsets, offset_cos,
                 offset_sin, no_slopes, scale, has_spans, has_offsets, False, at, row * group * size, row, table_width,
-                last + 1, num_kv_heads, block_size, block_stride, width, rotary_dim, group,
+                last + 1, 0, num_kv_heads, num_kv_heads, block_size, block_stride, width, rotary_dim, group,
             )  # fmt: skip
 
     return rotate_store_attend

@@ -82,13 +82,14 @@ def rotate_back(rotated, x, cos, sin, angle, num_heads, head_dim, rotary_dim):
 @inlined
 def attend_row(
     query, kv_cache, out, tables, positions, block_positions, block_lengths, block_offsets, offset_cos, offset_sin, slopes,
-    scale, has_spans, has_offsets, has_slopes, at, to, row, table_width, num_slots, num_kv_heads, block_size, block_stride,
-    head_dim, rotary_dim, group,
+    scale, has_spans, has_offsets, has_slopes, at, to, row, table_width, num_slots, first_head, end_head, num_kv_heads,
+    block_size, block_stride, head_dim, rotary_dim, group,
 ):  # fmt: skip
     """Attend with one query, whose first element is at `at`, to the keys in its first `num_slots` slots.
 
     The output begins at `to`. The query heads of one key head are computed together, so that a key is read once for all of
-    them. At each change in `block_offsets`, the query is rotated back by a row of `offset_cos` and `offset_sin`.
+    them; those of the key heads from `first_head` to `end_head` are computed. At each change in `block_offsets`, the query
+    is rotated back by a row of `offset_cos` and `offset_sin`.
     """
     size = group * head_dim
     table, position = row * table_width, num_slots - 1
@@ -97,7 +98,7 @@ def attend_row(
     q, o, numbers = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(head_dim, np.float32)
     weights = np.empty((group, num_slots), np.float32)
     base, offset = np.empty(size, np.float32) if has_offsets else q, np.int64(0)
-    for kv_head in range(num_kv_heads):
+    for kv_head in range(first_head, end_head):
         for i in range(size):
             q[i] = load(query, at + kv_head * size + i) * scale
             o[i] = np.float32(0)
@@ -167,8 +168,8 @@ def _attend_rows(head_dim, group, has_spans, has_offsets):
             attend_row(
                 query, kv_cache, out, tables, positions, block_positions, block_lengths, block_offsets, offset_cos,
                 offset_sin, slopes, scale, has_spans, has_offsets, has_slopes, row * query_stride,
-                row * num_kv_heads * group * width, sequence, table_width, lengths[sequence], num_kv_heads, block_size,
-                block_stride, width, rotary_dim, group,
+                row * num_kv_heads * group * width, sequence, table_width, lengths[sequence], 0, num_kv_heads, num_kv_heads,
+                block_size, block_stride, width, rotary_dim, group,
             )  # fmt: skip
 
     return attend_rows

@@ -1,13 +1,7 @@
-"""Fast inference on a CPU: weight formats chosen by measurement, and a decoder layer of few calls.
+"""Fast inference on a CPU: weight formats chosen by measurement, and a decoder layer of one call or of few.
 
 A step of few tokens is limited by reading weights, one of many tokens by arithmetic. So a matrix is kept in more than one
-format, and measurements decide which format is used for how many rows.
-
-`float32` and `onednn` are the same numbers, as stored and in oneDNN's layout; `bfloat16` always has oneDNN's layout, with
-float32 weights on a processor without bfloat16 arithmetic. `int4` stores groups of 32 weights as (q - 8) * scale + zero: a
-matrix quantised in such groups (Q4_1) keeps its values, except that the two constants are rounded to bfloat16. `int8` has
-one scale per row. Both need bfloat16 activations, as `bfloat16` does. `rounded` is a product in bfloat16 with float32
-inputs and outputs, for an encoder whose other numbers stay float32.
+format of `model.products`, and measurements decide which format is used for how many rows.
 """
 
 from __future__ import annotations
@@ -18,23 +12,19 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
-from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.backend import has_bfloat16
 from kernels.decode_attention import decode_attention
+from kernels.decoder_layer import LayerWeights, compile_layer, decoder_layer
 from kernels.rows import add_rms_norm, rms_norm, swiglu
-from kernels.weight_only import GROUP, quantise_groups
 from model.flamingo import Flamingo
 from model.language_model import Layer, StepContext
 from model.layers import RMSNorm, TokenTable
+from model.products import FLOAT32, FORMATS, ROUNDED, ROW_MULTIPLE, Format, IntegerProduct, Product, formats_for
 
-Format = Literal["int4", "int8", "bfloat16", "float32", "onednn", "rounded"]
-FLOAT32: tuple[Format, ...] = ("float32", "onednn")
-ROUNDED: tuple[Format, ...] = ("rounded",)
 # the format by number of rows, and the choices of all matrices by `FastLinear.key`
 Choice = dict[int, Format]
 Choices = dict[str, Choice]
@@ -47,132 +37,6 @@ MAX_SECONDS = 5.0
 # an encoder's products have hundreds of rows: one format for all of them, measured on a few matrices of each shape
 ENCODER_ROWS = 256
 ENCODER_SAMPLE = 4
-# the packed kernels take a multiple of this number of rows
-ROW_MULTIPLE = 16
-# numbers of rows above this one are padded to the multiple for oneDNN
-PADDED_FROM = 32
-# rounding does not make a matrix with fewer elements faster
-MIN_ROUNDED = 1 << 16
-
-
-class Product(Protocol):
-    """A matrix product [M, K] -> [M, N]."""
-
-    def __call__(self, x: Tensor) -> Tensor: ...
-
-
-class Int4:
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        q, self.constants = quantise_groups(weight)
-        self.packed = torch._convert_weight_to_int4pack_for_cpu(q, 1)
-        self.bias = None if bias is None else bias.to(torch.bfloat16)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        y = torch._weight_int4pack_mm_for_cpu(x, self.packed, GROUP, self.constants)
-        return y if self.bias is None else y + self.bias
-
-
-class Int8:
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        # the scale is rounded first, and the weights are quantised by the rounded scale
-        largest = torch.maximum(weight.amax(-1), -weight.amin(-1)).float()
-        scale = (largest * (1 + 2**-8) / 127).clamp(min=1e-12).to(torch.bfloat16)
-        self.scale = scale
-        self.q = (weight.float() / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
-        self.bias = None if bias is None else bias.to(torch.bfloat16)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        y = torch._weight_int8pack_mm(x, self.q, self.scale)
-        return y if self.bias is None else y + self.bias
-
-
-class Plain:
-    """Weights as a float32 matrix."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight = weight.float()
-        self.bias = None if bias is None else bias.float()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-
-class OneDNN:
-    """Weights of `dtype` in oneDNN's fastest layout, which is computed here once and not in each call.
-
-    oneDNN compiles a kernel for each number of rows, which takes several times longer than a product. So larger numbers of
-    rows are padded to a multiple.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32) -> None:
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), None)
-        self.bias = None if bias is None else bias.to(dtype)
-
-    @property
-    def weight(self) -> Tensor:
-        return self.packed.to_dense()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        count = len(x)
-        if count > PADDED_FROM and (padding := -count % ROW_MULTIPLE):
-            return self(F.pad(x, (0, 0, 0, padding)))[:count]
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-
-
-class Widened:
-    """A product in float32 of bfloat16 inputs, whose output is rounded to bfloat16; the weights are not rounded."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.product = (OneDNN if torch.backends.mkldnn.is_available() else Plain)(weight, bias)
-        self.bias = self.product.bias
-
-    @property
-    def weight(self) -> Tensor:
-        return self.product.weight
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.product(x.float()).to(torch.bfloat16)
-
-
-def bfloat16(weight: Tensor, bias: Tensor | None) -> Product:
-    """Return a product of bfloat16 inputs and outputs.
-
-    Where the processor has no bfloat16 arithmetic, torch's product of many rows takes several times as long as in float32.
-    """
-    return OneDNN(weight, bias, torch.bfloat16) if has_bfloat16() else Widened(weight, bias)
-
-
-class Rounded:
-    """A product in bfloat16 that accumulates in float32; its input and output are float32."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.product = bfloat16(weight, bias)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.product(x.to(torch.bfloat16)).float()
-
-
-FORMATS: dict[Format, Callable[[Tensor, Tensor | None], Product]] = {
-    "int4": Int4,
-    "int8": Int8,
-    "bfloat16": bfloat16,
-    "float32": Plain,
-    "onednn": OneDNN,
-    "rounded": Rounded,
-}
-
-
-def formats_for(weight: Tensor, requested: Sequence[Format]) -> tuple[Format, ...]:
-    """Return the requested formats whose kernel supports a matrix of this shape here; bfloat16 and float32 support all."""
-    rows, columns = weight.shape
-    fits = {
-        "int4": rows % ROW_MULTIPLE == 0 and columns % GROUP == 0,
-        "int8": rows % ROW_MULTIPLE == 0 and columns % 16 == 0,
-        "onednn": torch.backends.mkldnn.is_available(),
-        "rounded": rows * columns >= MIN_ROUNDED,
-    }
-    fallback: Format = "float32" if set(requested) <= {*FLOAT32, *ROUNDED} else "bfloat16"
-    return tuple(name for name in requested if fits.get(name, True)) or (fallback,)
 
 
 class FastLinear(nn.Module):
@@ -216,11 +80,15 @@ class FastLinear(nn.Module):
             return
         self._by_rows = [self.products[choice[rows]] for rows in MEASURED_ROWS] + [many]
 
+    def product(self, num_rows: int) -> Product:
+        """Return the product that is used for this number of rows."""
+        return self._by_rows[min(num_rows, ROWS[-1])]
+
     def forward(self, x: Tensor) -> Tensor:
         # the packed kernels accept only matrices; media are [M, R, D]
         if x.ndim > 2:
             return self(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
-        return self._by_rows[min(x.shape[0], ROWS[-1])](x)
+        return self.product(x.shape[0])(x)
 
 
 def _used(names: tuple[Format, ...], choice: Choice) -> tuple[Format, ...]:
@@ -248,7 +116,7 @@ class FastTable(nn.Module):
 
 
 class DecodeLayer(nn.Module):
-    """A Llama-like decoder layer for steps of few new tokens: four products, with one kernel call between each two.
+    """A Llama-like decoder layer for steps of few new tokens: one call, or four products with one kernel between each two.
 
     The time of a step of few rows depends on what runs between its products: operators of torch, modules, and lookups of
     their attributes. This layer looks its parts up once. If the compiled loop cannot run a step as a whole, the wrapped
@@ -266,15 +134,45 @@ class DecodeLayer(nn.Module):
         self._norms = layer.attention_norm.weight, layer.ffn_norm.weight
         self._eps = layer.attention_norm.eps, layer.ffn_norm.eps
         self._scale = attention.head_dim**-0.5
+        self._weights: dict[int, LayerWeights | None] = {}
 
     @staticmethod
     def takes(layer: Layer) -> bool:
         is_llama = isinstance(layer.attention_norm, RMSNorm) and layer.attention.query_norm is None
         return is_llama and not layer.parallel and layer.feed_forward.is_swiglu
 
+    def compile_kernels(self, kv_cache: Tensor, *, has_offsets: bool) -> None:
+        """Compile what computes the layer in one call, if it does for any number of rows."""
+        for num_rows in ROWS:
+            if (weights := self.whole(num_rows)) is not None:
+                compile_layer(weights, kv_cache, has_offsets=has_offsets)
+
+    def whole(self, num_rows: int) -> LayerWeights | None:
+        """Return the weights for one call, if all products of this number of rows are integer products of as many bits."""
+        num_rows = min(num_rows, ROWS[-1])
+        if num_rows not in self._weights:
+            self._weights[num_rows] = self._layer_weights(num_rows)
+        return self._weights[num_rows]
+
+    def _layer_weights(self, num_rows: int) -> LayerWeights | None:
+        matrices = []
+        for linear in self._products:
+            product = linear.product(num_rows) if isinstance(linear, FastLinear) else linear
+            if not isinstance(product, IntegerProduct) or product.bias is not None:
+                return None
+            matrices.append(product.weights)
+        if len({matrix.bits for matrix in matrices}) > 1:
+            return None
+        qkv, output, gate_up, down = matrices
+        attention_norm, ffn_norm = (norm.detach().float() for norm in self._norms)
+        numbers = torch.tensor([*self._eps, self._scale])
+        return LayerWeights(qkv, output, gate_up, down, attention_norm, ffn_norm, numbers)
+
     def forward(self, x: Tensor, context: StepContext, kv: Tensor | None) -> Tensor:
         if context.decoding is None or context.cos is None or context.sin is None or kv is None:
             return self.layer(x, context, kv)
+        if (weights := self.whole(len(x))) is not None:
+            return decoder_layer(x, context.cos, context.sin, kv, context.decoding, weights)
         qkv, output, up, down = self._products
         (attention_norm, ffn_norm), (attention_eps, ffn_eps) = self._norms, self._eps
         heads = qkv(rms_norm(x, attention_norm, attention_eps))

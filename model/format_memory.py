@@ -23,9 +23,11 @@ from typing import Any, get_args
 
 import torch
 
+from kernels.compiled import DIGEST
 from model import cpu
 from model.config import FlamingoConfig
-from model.cpu import ENCODER_ROWS, ROWS, Choice, Choices, Format
+from model.cpu import ENCODER_ROWS, ROWS, Choice, Choices
+from model.products import Format
 
 CPUINFO = Path("/proc/cpuinfo")
 # a measurement that had less than this share of its threads' time is kept for this number of seconds
@@ -48,7 +50,7 @@ class FormatMemory:
             "processor": processor(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "code": _digest(Path(cpu.__file__).read_bytes()),
+            "code": _digest(Path(cpu.__file__).read_bytes() + DIGEST.encode()),
             "model": _digest(config.to_json().encode()),
         }
         name = _digest(json.dumps(identity).encode())

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from kernels.rows import rms_norm
 from model import mapped_weights
-from model.cpu import FLOAT32, Choices, FastLinear, Format, OneDNN, Plain, Widened, use_fast_formats
+from model.cpu import Choices, FastLinear, use_fast_formats
 from model.flamingo import Flamingo, GatedCrossAttention
 from model.layers import LayerNorm, RMSNorm
+from model.products import FLOAT32, Format, OneDNN, Plain, Widened
 
 
 class MediaProjection:

@@ -17,13 +17,13 @@ import torch
 from kernels import backend
 from kernels.launch_files import LaunchFileError, load_launches, shipped_file
 from model.config import ConfigError, FlamingoConfig
-from model.cpu import FLOAT32, ROUNDED, Format
 from model.flamingo import Flamingo
 from model.folder import CheckpointError, load_folder
 from model.footprint import Footprint, page_bytes, token_bytes
 from model.format_memory import FormatMemory, ProcessorTime
 from model.inference import InferenceModel, prepare_for_inference
 from model.parallel import join
+from model.products import FLOAT32, ROUNDED, Format
 from model.prompt import EncodedPrompt
 from model.quantised import WeightFormat
 from model.ranks import ALONE, Rank, rank_config

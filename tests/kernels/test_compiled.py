@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,12 +149,17 @@ def _double(x: Any, count: Any) -> None:
         store(x, i, load(x, i) + load(x, i))
 
 
-def test_a_kernel_compiles_without_a_writable_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("cannot cache function: no locator available"), OSError(errno.ENOSPC, "No space left on device")],
+    ids=["no folder", "full disk"],
+)
+def test_a_kernel_compiles_without_a_writable_cache(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     cfunc = compiled_module.cfunc
 
     def refuse_to_cache(signature: Any, *, cache: bool = False, **options: Any) -> Any:
         if cache:
-            raise RuntimeError("cannot cache function: no locator available")
+            raise error
         return cfunc(signature, **options)
 
     monkeypatch.setattr(compiled_module, "cfunc", refuse_to_cache)

@@ -12,33 +12,36 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import paged_attention_cpu
 from kernels.weight_only import GROUP, quantise_groups
-from model.batch import Batch, KVCache
+from model import products
 from model.config import FlamingoConfig
 from model.cpu import (
     ENCODER_ROWS,
-    FLOAT32,
-    FORMATS,
     MAX_SECONDS,
-    ROUNDED,
     ROWS,
-    DecodeLayer,
     FastLinear,
     FastTable,
-    Format,
-    Product,
-    Widened,
     _replace,
-    formats_for,
     measure,
     use_fast_formats,
 )
 from model.flamingo import Flamingo
 from model.layers import TokenTable
+from model.products import (
+    FLOAT32,
+    FORMATS,
+    ROUNDED,
+    Format,
+    Int4,
+    Int8,
+    IntegerProduct,
+    Product,
+    Widened,
+    formats_for,
+)
 from model.reference import encode, log_probs
 from model.vision import VisionEncoder
-from tests.tiny_models import CONFIGS, Family, tiny_model
+from tests.tiny_models import CONFIGS, tiny_model
 from tests.vision_configs import OPENAI_VIT_L_14
 
 TOKENS = [5, 257, 9, 11, 257, 20, 21]
@@ -67,7 +70,12 @@ def test_groups_of_four_bits_keep_their_q() -> None:
     [("int4", 0.01), ("int8", 0.02), ("bfloat16", 0.01), ("float32", 1e-6), ("onednn", 1e-6)],
 )
 @pytest.mark.parametrize("rows", [1, 3, 8, 70])
-def test_each_format_computes_the_product(name: Format, tolerance: float, rows: int) -> None:
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_each_format_computes_the_product(
+    name: Format, tolerance: float, rows: int, has_instructions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_instructions:  # torch computes the products with packed weights
+        monkeypatch.setattr(products, "instructions_for", lambda bits: None)
     weight, _ = q4_weights(48, 64)
     bias = torch.randn(48)
     linear = FastLinear(weight, bias, (name,))
@@ -121,13 +129,18 @@ class NoisyTimer:
 
     def __init__(self, busy_from: int, busy_to: int) -> None:
         self.num_calls = 0
-        self._seconds = {"Int4": 1.0, "OneDNN": 2.0, "Widened": 2.0, "Int8": 1.5}
         self._busy = range(busy_from, busy_to)
 
     def __call__(self, products: Sequence[Product], x: Tensor) -> list[float]:
         self.num_calls += 1
         slowness = 10.0 if self.num_calls in self._busy else 1.0
-        return [slowness * self._seconds[type(product).__name__] for product in products]
+        return [slowness * relative_time(product) for product in products]
+
+
+def relative_time(product: Product) -> float:
+    if isinstance(product, IntegerProduct):
+        return 1.0 if product.weights.bits == 4 else 1.5
+    return {Int4: 1.0, Int8: 1.5}.get(type(product), 2.0)
 
 
 @pytest.mark.parametrize("busy_from", [1, 20, 38])
@@ -146,11 +159,11 @@ def test_other_work_between_all_products_does_not_change_the_choice() -> None:
     """On a machine that is never quiet every round has interruptions, each of which is as long as many products."""
     weight, _ = q4_weights(16, 64)
     linears = [FastLinear(weight, None, ("int4", "bfloat16")) for _ in range(30)]
-    random, factors = Random(1), {"Int4": 1.0, "OneDNN": 1.2, "Widened": 1.2}
+    random = Random(1)
 
     def timer(products: Sequence[Product], x: Tensor) -> list[float]:
         interruptions = [40.0 * (random.random() < 0.6) for _ in products]
-        return [factors[type(p).__name__] + extra for p, extra in zip(products, interruptions, strict=True)]
+        return [1.0 + 0.2 * (relative_time(p) > 1) + extra for p, extra in zip(products, interruptions, strict=True)]
 
     assert measure({linears[0].key: linears}, ROWS, timer) == {linears[0].key: dict.fromkeys(ROWS, "int4")}
 
@@ -281,52 +294,6 @@ def test_an_encoders_matrices_have_one_format_for_any_number_of_rows() -> None:
 def test_a_small_matrix_is_never_rounded() -> None:
     assert formats_for(torch.zeros(64, 64), FLOAT32 + ROUNDED) == FLOAT32
     assert formats_for(torch.zeros(64, 64), ROUNDED) == ("float32",)
-
-
-def batch_of(counts: tuple[int, ...]) -> tuple[Batch, KVCache]:
-    """Return a batch of three sequences with this many new tokens each, and a cache filled with random numbers."""
-    cache = KVCache.zeros(CONFIGS["idefics"], 8, 4, torch.float32, "cpu")
-    cache.blocks.copy_(torch.randn(cache.blocks.shape))
-    lengths, table = [7, 2, 12], [[1, 2, 0], [3, 0, 0], [4, 5, 6]]
-    positions = [range(length - count, length) for length, count in zip(lengths, counts, strict=True)]
-    slots = [blocks[at // 4] * 4 + at % 4 for blocks, new in zip(table, positions, strict=True) for at in new]
-    batch = Batch(
-        token_ids=torch.arange(5, 5 + sum(counts)),
-        positions=torch.tensor([at for new in positions for at in new]),
-        media_slot=None,
-        query_starts=torch.tensor([0, *counts]).cumsum(0).int(),
-        last_token=torch.tensor(counts).cumsum(0) - 1,
-        context_lengths=torch.tensor(lengths).int(),
-        block_table=torch.tensor(table).int(),
-        slot_mapping=torch.tensor(slots),
-    )
-    return batch, cache
-
-
-@pytest.mark.parametrize("counts", [(1, 1, 1), (3, 2, 1)], ids=["decode", "few tokens"])
-@torch.inference_mode()
-def test_a_decode_layer_equals_the_layer(counts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, fast = tiny_model(CONFIGS["idefics"]), tiny_model(CONFIGS["idefics"])
-    fast.fold_gates()
-    use_fast_formats(fast, FLOAT32)
-    assert all(isinstance(layer, DecodeLayer) for layer in fast.language_model.layers)
-    batch, cache = batch_of(counts)
-    media = fast.fresh_media(torch.zeros(1, 4, 16))
-    expected_blocks, blocks = cache.blocks.clone(), cache.blocks.clone()
-    assert fast.language_model.step_context(batch, torch.float32, cache.layer(0)).decoding is not None
-    actual = fast(batch, KVCache(blocks), media)
-    monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_SCORES", 0)
-    expected = plain(batch, KVCache(expected_blocks), media)
-    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(blocks, expected_blocks, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("family", ["openflamingo", "flamingo"])
-def test_a_layer_that_is_not_llama_like_is_kept(family: Family) -> None:
-    fast = tiny_model(CONFIGS[family])
-    fast.fold_gates()
-    use_fast_formats(fast, FLOAT32)
-    assert not any(isinstance(layer, DecodeLayer) for layer in fast.language_model.layers)
 
 
 @pytest.mark.parametrize("formats", [FLOAT32, ("int8", "bfloat16")])

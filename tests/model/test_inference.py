@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.cpu import FLOAT32, Format
 from model.flamingo import Flamingo
 from model.inference import MediaProjection, prepare_for_inference
+from model.products import FLOAT32, Format
 from model.reference import encode, log_probs
 from tests.tiny_models import CONFIGS, FAMILIES, Family, tiny_model
 

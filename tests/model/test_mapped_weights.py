@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.cpu import Format
 from model.folder import WEIGHTS, load_folder, save_folder
 from model.inference import prepare_for_inference
+from model.products import Format
 from model.reference import encode, log_probs
 from tests.tiny_models import CONFIGS, KIN_CONFIG, byte_tokenizer, tiny_model
 

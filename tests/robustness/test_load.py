@@ -45,7 +45,7 @@ HELD = Snapshot(
 # more shapes than the caches hold, in two rounds
 PRODUCTS = """
 import torch
-from model.cpu import OneDNN
+from model.products import OneDNN
 
 products = [OneDNN(torch.ones(16 * number, 16), None) for number in (1, 2, 3, 4)]
 for _ in range(2):

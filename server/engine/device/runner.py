@@ -109,10 +109,12 @@ class Runner:
         return DecodeGraphs(self._decode, record, sizes, largest, self.device, self._media_tiles)
 
     def compile_attention(self) -> None:
-        """Compile the loops of attention on a CPU before a step needs them."""
-        text = self.model.config.language_model
-        is_fused = any(isinstance(layer, DecodeLayer) for layer in self.model.language_model.layers)
-        compile_attention(self._kv.layer(0), text.num_heads, has_offsets=text.has_key_offsets, is_fused=is_fused)
+        """Compile the loops of attention, and of layers that contain it, on a CPU before a step needs them."""
+        text, kv_cache = self.model.config.language_model, self._kv.layer(0)
+        layers = [layer for layer in self.model.language_model.layers if isinstance(layer, DecodeLayer)]
+        compile_attention(kv_cache, text.num_heads, has_offsets=text.has_key_offsets, is_fused=bool(layers))
+        for layer in layers:
+            layer.compile_kernels(kv_cache, has_offsets=text.has_key_offsets)
 
     def _forward(self, batch: Batch) -> Tensor:
         return self.model(batch, self._kv, self._media)

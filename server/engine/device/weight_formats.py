@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 
 from model.config import FlamingoConfig
-from model.cpu import FLOAT32, Format
 from model.footprint import Footprint
+from model.products import FLOAT32, Format
 from model.quantised import WeightFormat
 from server.settings import Settings, SettingsError
 

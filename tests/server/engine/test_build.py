@@ -17,9 +17,9 @@ from kernels.backend import Launch, launch_config
 from kernels.compiled import OnDemand
 from model.batch import Batch
 from model.config import AlonePositions
-from model.cpu import FLOAT32, ROUNDED, Format
 from model.folder import save_folder
 from model.inference import prepare_for_inference
+from model.products import FLOAT32, ROUNDED, Format
 from model.ranks import ALONE, Rank
 from server.engine import build as build_module
 from server.engine.build import (

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from kernels import backend
-from model.cpu import FLOAT32
 from model.folder import load_folder, save_folder
 from model.inference import prepare_for_inference
 from model.presets.published import MODELS
+from model.products import FLOAT32
 from model.quantised import KINDS, QuantisedLinear, WeightFormat
 from model.reference import generate
 from server.engine.build import build

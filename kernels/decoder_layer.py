@@ -1,0 +1,226 @@
+"""A Llama-like decoder layer for steps of few rows on a CPU, in one call that runs on all of torch's threads.
+
+The threads compute one part of the layer after the other, each a share of it, and wait for each other in between. With one
+call per part, a thread without work waits in a loop until the next call; a hypervisor suspends a processor that does so for
+long, and the next product then begins late on it, and takes up to twice as long.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.compiled import compiled_for, exp, inlined, load, pointer_to, store
+from kernels.decode_attention import decode_attention
+from kernels.integer_product import (
+    OFFSETS,
+    IntegerWeights,
+    bfloat16s,
+    float32s,
+    int32s,
+    integer_product,
+    multiply_share,
+    quantise,
+    quantise_group,
+)
+from kernels.integer_tile import GROUP, GROUP_BYTES, KNOWN
+from kernels.paged_attention_loop import LoopRows, attend_row
+from kernels.rows import add_rms_norm, norm_row, rms_norm, swiglu
+from kernels.self_attention import rotate_heads, store_token
+from kernels.threads import address_of, run_on_all_threads, thread_functions, wait_until
+
+int64s = pointer_to("int64")
+Arguments = ctypes.c_int64 * 22
+# where the layouts of the matrices begin in that of a layer, and the addresses of the other tensors
+QKV, OUTPUT, GATE_UP, DOWN, NORMS = range(0, 25, 5)
+GROUPS = 3  # the number of groups of a matrix, in its layout
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """The matrices of a layer, all in 4 or all in 8 bits, its two norms [D], and three numbers: all others are float32."""
+
+    qkv: IntegerWeights  # [(H + 2 G) K, D]
+    output: IntegerWeights  # [D, H K]
+    gate_up: IntegerWeights  # [2 F, D]
+    down: IntegerWeights  # [D, F]
+    attention_norm: Tensor
+    ffn_norm: Tensor
+    numbers: Tensor  # epsilon of the two norms, and the scale of the scores
+
+    # looked up once: what the kernel reads of a layer, and the scratch that it needs per row
+    layout: Tensor = field(init=False, repr=False)
+    row_bytes: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        matrices = self.qkv, self.output, self.gate_up, self.down
+        tensors = self.attention_norm, self.ffn_norm, self.numbers
+        layout = [
+            *(entry for matrix in matrices for entry in matrix.layout),
+            *(tensor.data_ptr() for tensor in tensors),
+        ]
+        # the outputs of all products, a norm and what is attended, and the quantised input of a product
+        num_numbers = sum(matrix.num_features for matrix in matrices) + GROUP * (
+            layout[QKV + GROUPS] + layout[OUTPUT + GROUPS]
+        )
+        object.__setattr__(self, "layout", torch.tensor(layout))
+        object.__setattr__(self, "row_bytes", 2 * num_numbers + max(matrix.row_bytes for matrix in matrices))
+
+
+def decoder_layer_reference(
+    x: Tensor, cos: Tensor, sin: Tensor, kv_cache: Tensor, plan: LoopRows, weights: LayerWeights
+) -> Tensor:
+    attention_eps, ffn_eps, scale = weights.numbers.tolist()
+    qkv = integer_product(rms_norm(x, weights.attention_norm, attention_eps), weights.qkv)
+    attended = integer_product(decode_attention(qkv, cos, sin, kv_cache, plan, scale), weights.output)
+    h, normed = add_rms_norm(x, attended, weights.ffn_norm, ffn_eps)
+    return h + integer_product(swiglu(integer_product(normed, weights.gate_up)), weights.down)
+
+
+@inlined
+def quantise_swiglu(gate_up, groups, first, end, width, offset):
+    """Quantise groups of silu(gate) * up of rows [gate; up]; the gates are overwritten."""
+    for group in range(first, end):
+        row, column = group * GROUP // width, group * GROUP % width
+        gate, up = 2 * row * width + column, (2 * row + 1) * width + column
+        for i in range(GROUP):
+            value = load(gate_up, gate + i)
+            store(gate_up, gate + i, value / (np.float32(1) + exp(-value)) * load(gate_up, up + i))
+        quantise_group(gate_up, gate, groups + group * GROUP_BYTES, offset)
+
+
+# arguments: a counter of `wait_until`, the addresses of the layer's layout, of x, the output and the scratch, the number of
+# rows, and then as in `decode_attention`
+@compiled_for("int64*")
+def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
+    known, offset = KNOWN[instructions], OFFSETS[bits]
+    multiply, lanes = multiply_share(known, bits), known.lanes
+    thread_number, count_threads = thread_functions()
+
+    def decoder_layer(arguments):
+        thread, num_threads = np.int64(thread_number()), np.int64(count_threads())
+        layout, x, out, groups = int64s(arguments[1]), bfloat16s(arguments[2]), bfloat16s(arguments[3]), arguments[4]
+        num_rows, kv_cache, num_kv_heads, block_size = arguments[5], bfloat16s(arguments[6]), arguments[7], arguments[8]
+        block_stride, table_width, rotary_dim = arguments[9], arguments[10], arguments[13]
+        cos, sin, tables, lengths = (
+            bfloat16s(arguments[11]), bfloat16s(arguments[12]), int32s(arguments[14]), int32s(arguments[15])
+        )  # fmt: skip
+        attention_norm, ffn_norm = float32s(layout[NORMS]), float32s(layout[NORMS + 1])
+        numbers = float32s(layout[NORMS + 2])
+        dim_groups, head_groups, ffn_groups = layout[QKV + GROUPS], layout[OUTPUT + GROUPS], layout[DOWN + GROUPS]
+        dim, heads_dim, ffn_dim = dim_groups * GROUP, head_groups * GROUP, ffn_groups * GROUP
+        qkv_dim = heads_dim + 2 * num_kv_heads * head_dim
+
+        # the parts of the scratch
+        normed_at = groups + num_rows * max(dim_groups, head_groups, ffn_groups) * GROUP_BYTES
+        qkv_at = normed_at + 2 * num_rows * dim
+        attended_at = qkv_at + 2 * num_rows * qkv_dim
+        branch_at = attended_at + 2 * num_rows * heads_dim
+        total_at = branch_at + 2 * num_rows * dim
+        gate_up_at = total_at + 2 * num_rows * dim
+        normed, qkv, attended = bfloat16s(normed_at), bfloat16s(qkv_at), bfloat16s(attended_at)
+        branch, total, gate_up = bfloat16s(branch_at), bfloat16s(total_at), bfloat16s(gate_up_at)
+
+        # this thread's share of the rows, and of the features of the output
+        first_row, end_row = num_rows * thread // num_threads, num_rows * (thread + 1) // num_threads
+        num_tiles = layout[DOWN + 2]
+        first, end = num_tiles * thread // num_threads * lanes, num_tiles * (thread + 1) // num_threads * lanes
+
+        for row in range(first_row, end_row):
+            norm_row(x, attention_norm, normed, row * dim, dim, numbers[0])
+        quantise(normed, groups, first_row * dim_groups, end_row * dim_groups, offset)
+        wait_until(arguments, num_threads)
+        multiply(layout, QKV, groups, qkv_at, num_rows, thread, num_threads)
+        wait_until(arguments, 2 * num_threads)
+
+        for row in range(first_row, end_row):
+            at, last = row * qkv_dim, np.int64(lengths[row]) - 1
+            rotate_heads(qkv, cos, sin, at, row * rotary_dim, (group + 1) * num_kv_heads, head_dim, rotary_dim)
+            block, key = np.int64(tables[row * table_width + last // block_size]), at + heads_dim
+            target, value = block * block_stride + last % block_size * head_dim, key + num_kv_heads * head_dim
+            store_token(qkv, qkv, kv_cache, key, value, target, num_kv_heads, block_size, head_dim)
+        wait_until(arguments, 3 * num_threads)
+        num_tasks = num_rows * num_kv_heads
+        for task in range(num_tasks * thread // num_threads, num_tasks * (thread + 1) // num_threads):
+            row, kv_head = task // num_kv_heads, task % num_kv_heads
+            no_slopes = numbers  # never read
+            attend_row(
+                qkv, kv_cache, attended, tables, int32s(arguments[16]), int32s(arguments[17]), int32s(arguments[18]),
+                int32s(arguments[19]), float32s(arguments[20]), float32s(arguments[21]), no_slopes, numbers[2], has_spans,
+                has_offsets, False, row * qkv_dim, row * heads_dim, row, table_width, np.int64(lengths[row]), kv_head,
+                kv_head + 1, num_kv_heads, block_size, block_stride, head_dim, rotary_dim, group,
+            )  # fmt: skip
+        wait_until(arguments, 4 * num_threads)
+        num_groups = num_rows * head_groups
+        quantise(attended, groups, num_groups * thread // num_threads, num_groups * (thread + 1) // num_threads, offset)
+        wait_until(arguments, 5 * num_threads)
+        multiply(layout, OUTPUT, groups, branch_at, num_rows, thread, num_threads)
+        wait_until(arguments, 6 * num_threads)
+
+        for row in range(first_row, end_row):
+            for i in range(row * dim, (row + 1) * dim):
+                store(total, i, load(x, i) + load(branch, i))
+            norm_row(total, ffn_norm, normed, row * dim, dim, numbers[1])
+        quantise(normed, groups, first_row * dim_groups, end_row * dim_groups, offset)
+        wait_until(arguments, 7 * num_threads)
+        multiply(layout, GATE_UP, groups, gate_up_at, num_rows, thread, num_threads)
+        wait_until(arguments, 8 * num_threads)
+        num_groups = num_rows * ffn_groups
+        quantise_swiglu(
+            gate_up,
+            groups,
+            num_groups * thread // num_threads,
+            num_groups * (thread + 1) // num_threads,
+            ffn_dim,
+            offset,
+        )
+        wait_until(arguments, 9 * num_threads)
+        multiply(layout, DOWN, groups, branch_at, num_rows, thread, num_threads)
+        for row in range(num_rows):
+            for i in range(row * dim + first, row * dim + end):
+                store(out, i, load(total, i) + load(branch, i))
+
+    return decoder_layer
+
+
+def decoder_layer(
+    x: Tensor, cos: Tensor, sin: Tensor, kv_cache: Tensor, plan: LoopRows, weights: LayerWeights
+) -> Tensor:
+    """Compute a layer, and store the rows' keys and values: x [S, D] bfloat16 -> [S, D].
+
+    The other arguments are those of `decode_attention`.
+    """
+    (num_rows, dim), (_, _, num_kv_heads, block_size, head_dim) = x.shape, kv_cache.shape
+    kernel = _kernel(weights.qkv, head_dim, num_kv_heads, plan.spans is not None, plan.offsets is not None)
+    x = x.contiguous()
+    out, scratch = x.new_empty(num_rows, dim), torch.empty(num_rows * weights.row_bytes, dtype=torch.uint8)
+    arguments = Arguments(
+        0, weights.layout.data_ptr(), x.data_ptr(), out.data_ptr(), scratch.data_ptr(), num_rows, kv_cache.data_ptr(),
+        num_kv_heads, block_size, kv_cache.stride(0), plan.tables.shape[1], cos.data_ptr(), sin.data_ptr(), cos.shape[-1],
+        *plan.addresses,
+    )  # fmt: skip
+    run_on_all_threads(kernel, arguments)
+    return out
+
+
+def compile_layer(weights: LayerWeights, kv_cache: Tensor, *, has_offsets: bool) -> None:
+    """Compile the kernel of a layer, of plain sequences and of spans, which may have keys with offsets."""
+    _, _, num_kv_heads, _, head_dim = kv_cache.shape
+    for has_spans in (False, True):
+        _kernel(weights.qkv, head_dim, num_kv_heads, has_spans, has_spans and has_offsets)
+
+
+def _kernel(qkv: IntegerWeights, head_dim: int, num_kv_heads: int, has_spans: bool, has_offsets: bool) -> int:
+    group = qkv.num_features // (num_kv_heads * head_dim) - 2
+    return _address(qkv.bits, qkv.instructions.name, head_dim, group, has_spans, has_offsets)
+
+
+@cache
+def _address(bits: int, name: str, *sizes: int) -> int:
+    (instructions,) = (number for number, known in enumerate(KNOWN) if known.name == name)
+    return address_of(_decoder_layer[bits, instructions, *sizes][torch.bfloat16])

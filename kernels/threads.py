@@ -1,0 +1,91 @@
+"""Runs a compiled kernel on all of torch's threads, which can wait for each other between its parts.
+
+The threads are those of the OpenMP runtime that torch loaded: its idle threads are still awake for the next product, and no
+second pool of threads competes with them for the processors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from kernels.compiled import Entry, intrinsic, numba, types
+
+if numba is not None:
+    from llvmlite import ir  # type: ignore[import-untyped]
+    from numba.core import cgutils
+
+# A thread reads the counter this many times, for about a microsecond, and then offers its processor to other programs: on
+# a busy machine, the thread for which it waits may need the same processor. The loop does not contain the instruction
+# `pause`, since a hypervisor suspends a processor that repeats it
+MAX_READS = 1024
+
+
+@cache
+def _openmp() -> Callable[..., None] | None:
+    symbols = ctypes.CDLL(None)
+    if numba is None or not all(
+        hasattr(symbols, name) for name in ("GOMP_parallel", "omp_get_thread_num", "sched_yield")
+    ):
+        return None
+    symbols.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    symbols.GOMP_parallel.restype = None
+    return symbols.GOMP_parallel
+
+
+def has_threads() -> bool:
+    """Return whether torch's OpenMP runtime can run a kernel."""
+    return _openmp() is not None
+
+
+def run_on_all_threads(kernel: int, arguments: ctypes.Array[ctypes.c_int64]) -> None:
+    """Call the kernel at an address, whose signature is "int64*", with these arguments in each thread, and wait for all.
+
+    The interpreter's lock is not held meanwhile.
+    """
+    _openmp()(kernel, arguments, 0, 0)  # type: ignore[misc]
+
+
+def address_of(kernel: Entry) -> int:
+    address = ctypes.cast(kernel, ctypes.c_void_p).value  # type: ignore[arg-type]
+    assert address is not None
+    return address
+
+
+def thread_functions() -> tuple[Any, Any]:
+    """Return functions of compiled loops: the number of the thread, and of all threads."""
+    return tuple(types.ExternalFunction(f"omp_get_{name}", types.int32()) for name in ("thread_num", "num_threads"))
+
+
+if numba is not None:
+
+    @intrinsic
+    def wait_until(context, counter, least):
+        """Add 1 to an int64, and wait until it is at least `least`; what other threads wrote before is visible then."""
+
+        def generate(context, builder, signature, arguments):
+            counter, least = arguments
+            int32, int64 = ir.IntType(32), ir.IntType(64)
+            offer = cgutils.get_or_insert_function(builder.module, ir.FunctionType(int32, []), "sched_yield")
+            num_reads = cgutils.alloca_once_value(builder, int32(0))
+            builder.atomic_rmw("add", counter, int64(1), "acq_rel")
+            read, wait = builder.append_basic_block("read"), builder.append_basic_block("wait")
+            end = builder.append_basic_block("end")
+            builder.branch(read)
+            builder.position_at_end(read)
+            is_reached = builder.icmp_signed(">=", builder.load_atomic(counter, "acquire", 8), least)
+            builder.cbranch(is_reached, end, wait)
+            builder.position_at_end(wait)
+            count = builder.add(builder.load(num_reads), int32(1))
+            builder.store(count, num_reads)
+            with builder.if_then(
+                builder.icmp_unsigned("==", builder.urem(count, int32(MAX_READS)), int32(0)), likely=False
+            ):
+                builder.call(offer, [])
+            builder.branch(read)
+            builder.position_at_end(end)
+            return context.get_dummy_value()
+
+        return types.void(counter, least), generate
