@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -152,10 +152,11 @@ class MediaSupply:
             decoding.task.cancel()
             decoding.worker.send(MediaFailed(digest=digest, message=ENDED))
 
-    def _offered(self, digest: bytes) -> EncodedMedia | None:
+    def _offered(self, digest: bytes, tried: Collection[EncodedMedia] = ()) -> EncodedMedia | None:
         """Return the media item from any open request, preferably with its bytes: a stored one may be deleted."""
-        offers = [request.media[digest] for request in self._open.values() if digest in request.media]
-        return max(offers, key=lambda media: media.is_in_memory, default=None)
+        offered = [request.media[digest] for request in self._open.values() if digest in request.media]
+        untried = [media for media in offered if media not in tried]
+        return max(untried, key=lambda media: media.is_in_memory, default=None)
 
     def _forget(self, digest: bytes, decoding: _Decoding) -> None:
         # the same media item may have been requested again
@@ -183,13 +184,19 @@ class MediaSupply:
                 request.stages.note("media.decode", seconds)
 
     async def _decode(self, media: EncodedMedia, job: Job) -> Frames:
-        try:
-            return await self._decoder.decode(media, job)
-        except MediaNotFound:
-            other = self._offered(media.digest)  # a request with its bytes may have arrived meanwhile
-            if other is None or not other.is_in_memory:
-                raise
-            return await self._decoder.decode(other, job)
+        """Decode a media item from the first request that still has it: tenants that share caches have files of their own.
+
+        A request that has it may also arrive meanwhile. Raises `MediaNotFound` if there is none.
+        """
+        tried = set[EncodedMedia]()
+        while True:
+            try:
+                return await self._decoder.decode(media, job)
+            except MediaNotFound:
+                tried.add(media)
+                if (other := self._offered(media.digest, tried)) is None:
+                    raise
+                media = other
 
     def _count(self, frames: Frames, media: EncodedMedia, job: Job) -> None:
         """Count the bytes of frames. Raises `InvalidMedia` if they are too many for every request that needs them."""

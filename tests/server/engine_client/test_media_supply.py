@@ -182,6 +182,15 @@ async def test_a_deleted_image_is_decoded_from_another_request(engine: EngineCli
     assert decoder.decoded == [b"a"]
 
 
+async def test_an_image_that_another_tenant_has_lost_is_decoded_from_its_own_file(
+    engine: EngineClient, decoder: FakeDecoder
+) -> None:
+    stored = replace(image("a"), source=lambda: b"a")
+    media = [deleted("a"), deleted("a"), stored]
+    await asyncio.gather(*(read_tokens(stream(engine, str(i), item), 1) for i, item in enumerate(media)))
+    assert decoder.decoded == [b"a"]
+
+
 async def test_a_deleted_image_is_decoded_from_a_request_that_comes_later(
     engine: EngineClient, decoder: FakeDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
