@@ -25,10 +25,11 @@ from server.engine.config import EngineConfig
 from server.engine.device.graphs import Recorder
 from server.engine.device.runner import Launched, Runner
 from server.engine.device.sampler import NOT_FINITE, Result, Sampler
+from server.engine.pace import HEAVY_SHARE
 from server.engine.plan import Plan
 from server.engine.ranks.messages import NO_FOLLOWERS, Followers
 from server.engine.residents import Residents
-from server.engine.scheduler import HEAVY_SHARE, Scheduler
+from server.engine.scheduler import Scheduler
 from server.engine.sequence import Order
 from server.engine.tasks.answers import Answers
 from server.engine.tasks.beams import BeamAnswers

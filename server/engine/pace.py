@@ -8,6 +8,8 @@ from math import inf
 
 from server.engine.shares import Shares, work_of
 
+# the time of heavy sequences relative to that of light ones, which should take at most three times as long as alone
+HEAVY_SHARE = 1 / 3
 # the smallest piece of a prompt, unless a step with it takes too long
 MIN_PIECE = 16
 # A server with one request at a time takes longer steps, which a CPU computes more efficiently. A second request waits for

@@ -87,7 +87,6 @@ class Plan:
     max_seconds: float = inf
     # the next piece of a prompt or a media item may take longer: otherwise the smallest one might never run
     may_exceed: bool = True
-    is_by_age: bool = False  # the oldest requests of a client come first, whatever their needs
     is_last_resort: bool = False  # nothing else can run, so nothing is kept for others
 
     @property

@@ -15,12 +15,15 @@ from server.engine.caches.blocks import BlockPool
 from server.engine.caches.media import MediaCache
 from server.engine.caches.memory import Memory
 from server.engine.config import EngineConfig
+from server.engine.pace import HEAVY_SHARE
 from server.engine.plan import Plan
 from server.engine.sequence import Order, Sequence
 from server.engine.shares import Account, Shares
 
 # the work done for other requests after which a sequence that lacks blocks may preempt later requests
 PATIENCE = 2048
+# the longest time for which heavy sequences keep the only seat while light ones wait, and the most that they can owe
+MAX_SEAT_CREDIT = 0.25
 
 
 class Residents:
@@ -43,8 +46,7 @@ class Residents:
         self.starved: Sequence | None = None  # the oldest sequence that lacks blocks
         self._starved_at = 0.0  # the total work at the time when it began to lack blocks
         self._num_kept_blocks = config.num_blocks // 16  # blocks that heavy sequences leave to light ones
-        # seats that heavy sequences keep while light ones want them: a quarter, but at least one of several
-        self._num_heavy_seats = max(config.max_sequences // 4, int(config.max_sequences > 1))
+        self._seat_credit = 0.0  # seconds for which heavy sequences may have the only seat while light ones wait
 
     def add(self, sequence: Sequence) -> list[bytes]:
         """Queue a sequence; return the sources to request."""
@@ -243,6 +245,18 @@ class Residents:
         most = max(seated, key=_place_of, default=newcomer)
         return most if _place_of(most) - _place_of(newcomer) > self.config.max_light_tokens / 4 else None
 
+    @property
+    def _num_heavy_seats(self) -> int:
+        """The seats of heavy sequences while light ones wait: a quarter, but one of several, or the only one in turn."""
+        num_seats = self.config.max_sequences
+        return max(num_seats // 4, int(num_seats > 1 or self._seat_credit > 0))
+
+    def note_step(self, seconds: float) -> None:
+        """Note the time of a step: that of light sequences earns heavy ones a share of it with the only seat."""
+        if self.config.max_sequences == 1 and self.waiting:
+            earned = -seconds if self._num_seats_of_heavy() else HEAVY_SHARE * seconds
+            self._seat_credit = min(max(self._seat_credit + earned, -MAX_SEAT_CREDIT), MAX_SEAT_CREDIT)
+
     def _num_seats_of_heavy(self) -> int:
         return sum(account.num_seats for account in {s.account for s in self.running if not self._is_light(s)})
 
@@ -263,9 +277,8 @@ class Residents:
         return starved
 
     def num_seats_for_heavy(self, plan: Plan) -> int:
-        """Return how many of the free seats are not for light sequences, in some steps also the only seat of all."""
-        share = max(self._num_heavy_seats, int(plan.is_by_age))
-        return min(max(share - self._num_seats_of_heavy(), 0), plan.seats_left)
+        """Return how many of the free seats are not for light sequences."""
+        return min(max(self._num_heavy_seats - self._num_seats_of_heavy(), 0), plan.seats_left)
 
     def _has_its_share(self, stem: Sequence) -> bool:
         """Return whether a request has at least its share of the seats while another request has none."""

@@ -19,14 +19,12 @@ from random import Random
 
 from server.engine.ahead import rows_after
 from server.engine.lookup import num_worthwhile
-from server.engine.pace import Pace
+from server.engine.pace import HEAVY_SHARE, Pace
 from server.engine.plan import Group, Plan, Row
 from server.engine.residents import Residents
 from server.engine.sequence import Sequence
 from server.engine.shares import CONTEXT_PER_TOKEN, TOKENS_PER_FRAME, count_within, rounded_piece, work_of
 
-# the time of heavy sequences relative to that of light ones, which should take at most three times as long as alone
-HEAVY_SHARE = 1 / 3
 # in every fourth step, a piece that is cut for lack of time is cut to half that length: steps of different sizes show which
 # part of their time is fixed and which grows with the tokens
 PROBE_EVERY = 4
@@ -64,6 +62,7 @@ class Scheduler:
         else:
             self._fill_by_turns(plan)
         self._fill_at_last(plan)
+        self._residents.note_step(plan.seconds)
         # side work encodes media next to the rows, in a share of the time: where frames are slow, not in each step
         plan.max_seconds = (1 + HEAVY_SHARE) * plan.seconds if plan.rows else self.pace.longest_of_media()
         plan.may_exceed = not plan.rows or self._step % plan.steps_per_frame(HEAVY_SHARE) == 0
@@ -133,12 +132,12 @@ class Scheduler:
         able = [s for s in self.running if s.num_computed < len(s.token_ids) and s.step < self._step]
         able += self._admissible(plan)
         first = min((sequence.account.priority for sequence in able), default=0)
-        plan.is_by_age = self._random.random() < BY_AGE_SHARE
+        is_by_age = self._random.random() < BY_AGE_SHARE
         light, heavy, yielding = Group(), Group(), Group()
         for sequence in able:
             account, num_left = sequence.account, sequence.num_left
             need = account.need(num_left)
-            sequence.turn = account.age + (account.client.surplus if plan.is_by_age else need)
+            sequence.turn = account.age + (account.client.surplus if is_by_age else need)
             is_first, is_light = account.priority == first, need <= self.config.max_light_tokens
             group = (light if is_light else heavy) if is_first else yielding
             (group.prompts if num_left > 1 or sequence.is_waiting else group.decoding).append(sequence)

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.engine.config import EngineConfig
-from server.engine.pace import LONE_STEPS
+from server.engine.pace import HEAVY_SHARE, LONE_STEPS
 from server.engine.residents import PATIENCE
-from server.engine.scheduler import HEAVY_SHARE, YIELD_EVERY
+from server.engine.scheduler import YIELD_EVERY
 from server.engine.tasks.task import ROUNDS_PER_STEP, ForwardTask
 from server.wire import BACKGROUND_PRIORITY, Generate, Outbound, Sampling
 from tests.engine_client import assert_all_released

@@ -144,6 +144,22 @@ def test_a_large_request_gets_and_keeps_one_of_the_seats_that_small_ones_want(ma
     assert simulation.engine.residents.num_preemptions == 0
 
 
+def test_a_large_request_has_its_share_of_the_time_of_the_only_seat() -> None:
+    """It computes more than one token before a small request takes the seat, and small ones do not wait long for it."""
+    config = replace(SMALL, num_blocks=4096, max_model_len=512, step_seconds=0.05)
+    simulation, large = Simulation(config), ""
+    alone, small_alone = simulation.run(simulation.generate(300, 60)), simulation.run(simulation.generate(20, 20))
+    began, small = simulation.now + 1, [simulation.generate(20, 20)]
+    while large not in simulation.ended:
+        if small[-1] in simulation.ended:
+            small.append(simulation.generate(20, 20))
+        if not large and simulation.now >= began:
+            large = simulation.generate(300, 60)
+        simulation.step()
+        assert simulation.now < began + 6 * alone
+    assert max(map(simulation.run, small)) < 3 * small_alone
+
+
 def test_a_computed_stem_gives_no_seat_and_keeps_its_work() -> None:
     """Its candidate has the seat that another client gets."""
     simulation = Simulation(replace(SMALL, max_sequences=2, max_tokens_per_step=16))

@@ -8,8 +8,7 @@ from statistics import mean
 
 import pytest
 
-from server.engine.pace import LONE_SECONDS, LONE_STEPS, MIN_PIECE
-from server.engine.scheduler import HEAVY_SHARE
+from server.engine.pace import HEAVY_SHARE, LONE_SECONDS, LONE_STEPS, MIN_PIECE
 from server.wire import BACKGROUND_PRIORITY
 from tests.engine_simulation import Costs, Simulation
 from tests.server.engine.test_scheduler import CONFIG
