@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from model.config import VisionConfig
-from model.media import MediaError, MediaLimits, load_image, resize
+from model.media import MediaLimits, load_image, resize
 from model.prompt import Text
 from model.vision import normalise
 from training.config import SetConfig
@@ -23,6 +23,7 @@ from training.data.bad_record_log import BadRecord, BadRecordLog
 from training.data.records import parse
 from training.data.shards import RawRecord, read_shard, seeded
 from training.data.stream import RecordStream
+from training.data.undecodable import Undecodable
 
 MAX_SHADE = 0.25  # the maximum relative change of brightness and of contrast
 
@@ -53,6 +54,7 @@ class PairReader:
     vision: VisionConfig
     max_tokens: int
     augment: bool
+    undecodable: Undecodable = field(default_factory=Undecodable)
 
     def pair(self, record: RawRecord, set_config: SetConfig, rng: Random) -> Pair:
         parsed = parse(record, set_config, rng)
@@ -60,11 +62,9 @@ class PairReader:
         ids = self.tokenizer.encode(text.strip(), add_special_tokens=False).ids[: self.max_tokens]
         if not ids:
             raise BadRecord("no text")
-        (file,) = parsed.files.values()
-        try:
+        ((digest, file),) = parsed.files.items()
+        with self.undecodable.tried_once(digest):
             square = resize(load_image(file, MediaLimits()), self.vision)
-        except MediaError as error:
-            raise BadRecord("media cannot be decoded", str(error)) from None
         if self.augment:
             square = augment(square, rng)
         return Pair(normalise(torch.from_numpy(square.copy())[None], self.vision)[0], ids)

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from model.config import VisionConfig
-from model.media import MediaError, MediaLimits, load_image, load_video, resize
+from model.media import MediaLimits, load_image, load_video, resize
 from model.prompt import PromptError, PromptTokenizer
 from model.vision import normalise
 from training.config import SetConfig
 from training.data.bad_record_log import BadRecord, BadRecordLog
 from training.data.records import parse
 from training.data.shards import Position, RawRecord, ShardError, seeded, stream_records
+from training.data.undecodable import Undecodable
 from training.examples import Limits, tokenize
 from training.mixture import PreparedExample
 
@@ -102,8 +103,7 @@ class ShardStream(RecordStream[PreparedExample]):
         self.config = config
         self._tokenizer, self._vision = tokenizer, vision
         self._limits = Limits(max_tokens=config.max_tokens, max_media=config.max_media, p_next=config.p_next)
-        # the errors of media that cannot be decoded, by digest: a long clip takes seconds to fail, in every pass again
-        self._undecodable: dict[bytes, str] = {}
+        self._undecodable = Undecodable()
 
     def _prepare(self, record: RawRecord, rng: Random) -> PreparedExample:
         parsed = parse(record, self.config, rng)
@@ -119,17 +119,12 @@ class ShardStream(RecordStream[PreparedExample]):
 
     def _pixels(self, digest: bytes, file: bytes, rng: Random) -> Tensor:  # -> [F, 3, h, w]
         """Return an image, or at most `max_frames` consecutive frames of a clip, from a random one."""
-        if problem := self._undecodable.get(digest):
-            raise BadRecord("media cannot be decoded", problem)
-        try:
+        with self._undecodable.tried_once(digest):
             frames = (
                 load_video(file, CLIP_LIMITS) if self.config.kind == "videos" else [load_image(file, MediaLimits())]
             )
             # scaled as they are decoded: all large frames of a clip would need much memory
             squares = [resize(frame, self._vision) for frame in frames]
-        except MediaError as error:
-            self._undecodable[digest] = str(error)
-            raise BadRecord("media cannot be decoded", str(error)) from None
         first = rng.randrange(max(1, len(squares) - self.config.max_frames + 1))
         used = np.stack(squares[first : first + self.config.max_frames])
         return normalise(torch.from_numpy(used), self._vision)
