@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -174,10 +175,23 @@ def read_visdial(files: Files) -> Iterator[Row]:
 
 
 def _relevance(path: Path) -> Mapping[int, tuple[int, tuple[float, ...]]]:
-    return {
-        _image_id(record): (record.get("round_id", int), record.numbers("gt_relevance"))
-        for record in records(read_json(path), path)
-    }
+    """Return the annotated round of each image, and the relevance of its answer options."""
+    rounds: dict[int, tuple[int, tuple[float, ...]]] = {}
+    for record in records(read_json(path), path):
+        if (image := _image_id(record)) in rounds:
+            raise DataError(f"{record.where}: the annotation of the image {image} repeats")
+        rounds[image] = record.get("round_id", int), _judgements(record)
+    return rounds
+
+
+def _judgements(record: Record) -> tuple[float, ...]:
+    """Return numbers for which NDCG is defined; JSON can also have NaN and Infinity."""
+    values = record.numbers("gt_relevance")
+    if len(values) < 2:
+        raise DataError(f"{record.where}: the field 'gt_relevance' has {len(values)} numbers, fewer than 2")
+    if wrong := [value for value in values if not 0 <= value < math.inf]:
+        raise DataError(f"{record.where}: the field 'gt_relevance' has {wrong[0]}, not a number from 0")
+    return values
 
 
 def _image_id(record: Record) -> int:

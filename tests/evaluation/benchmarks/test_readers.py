@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -167,7 +168,27 @@ BROKEN: list[tuple[str, str, Change, str]] = [
     ("star", "STAR_val.json", lambda v: v[0].update(answer="A."), "row 1: the answer 'A.' is not one of the choices"),
     ("star", "STAR_val.json", lambda v: v[0].update(start=9), "row 1: the segment from 9.0 to 2.5 s is empty"),
     ("visdial", DENSE, lambda v: v[0].update(round_id=11), "there is no round 11, only 10"),
-    ("visdial", DENSE, lambda v: v[0].update(gt_relevance=[1.0]), "4 answer options, but 1 judgements"),
+    ("visdial", DENSE, lambda v: v[0].update(gt_relevance=[1.0, 0.5]), "4 answer options, but 2 judgements"),
+    ("visdial", DENSE, lambda v: v[0].update(gt_relevance=[]), "row 1: the field 'gt_relevance' has 0 numbers"),
+    (
+        "visdial",
+        DENSE,
+        lambda v: v[0].update(gt_relevance=[0.5, math.nan, 1.0, 0.0]),
+        "row 1: the field 'gt_relevance' has nan",
+    ),
+    (
+        "visdial",
+        DENSE,
+        lambda v: v[0].update(gt_relevance=[0.5, math.inf, 1.0, 0.0]),
+        "row 1: the field 'gt_relevance' has inf",
+    ),
+    (
+        "visdial",
+        DENSE,
+        lambda v: v[0].update(gt_relevance=[0.5, -1.0, 1.0, 0.0]),
+        "row 1: the field 'gt_relevance' has -1.0",
+    ),
+    ("visdial", DENSE, lambda v: v.append(v[0]), "row 2: the annotation of the image 6 repeats"),
     (
         "youcook2",
         "youcookii_annotations_trainval.json",
