@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -39,15 +40,16 @@ def media(item: Item) -> Path | bytes:
 def encode(path: Path, start: float, end: float) -> bytes | None:
     """Return a segment of a video as MP4, with `FRAMES_PER_SECOND`; None if it has no frames.
 
-    Raises DataError if it is longer than `MAX_SECONDS`.
+    Its times count from the start of the video. Raises DataError if it is longer than `MAX_SECONDS`.
     """
     buffer, num_frames = io.BytesIO(), 0
     with av.open(path) as source, av.open(buffer, "w", format="mp4") as target:
         stream: Any = target.add_stream("mpeg4", rate=FRAMES_PER_SECOND)
         stream.bit_rate = BITS_PER_SECOND
-        source.seek(int(start * av.time_base))
-        for frame in source.decode(source.streams.video[0]):
-            time = frame.time or 0.0
+        origin = _origin(source)
+        source.seek(int((origin + start) * av.time_base))
+        for moment, frame in _timed(source):
+            time = moment - origin
             if time >= end:
                 break
             if time < start:
@@ -66,6 +68,24 @@ def encode(path: Path, start: float, end: float) -> bytes | None:
         if num_frames:
             target.mux(stream.encode(None))
     return buffer.getvalue() if num_frames else None
+
+
+def _origin(source: av.container.InputContainer) -> float:
+    """Return the time at which a video starts, which is not 0 in every file."""
+    first = next((time for time, _ in _timed(source)), 0.0)
+    return first if source.start_time is None else min(first, source.start_time / av.time_base)
+
+
+def _timed(source: av.container.InputContainer) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Yield frames with their times; one that is later than the next frame's is wrong, and replaced by that one."""
+    frames = source.decode(source.streams.video[0])
+    frame = next(frames, None)
+    while frame is not None:
+        following = next(frames, None)
+        time = frame.time or 0.0
+        next_time = None if following is None else following.time
+        yield (time if next_time is None else min(time, next_time)), frame
+        frame = following
 
 
 def _upright(frame: av.VideoFrame) -> av.VideoFrame:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -59,6 +61,34 @@ def test_a_segment_of_a_turned_video_is_upright(turn: str, tmp_path: Path) -> No
     (frame, *_) = frames_of(video)
     assert (frame.width, frame.height) == expected.size
     assert turned_videos.white_side(frame.to_image()) == turned_videos.white_side(expected)
+
+
+def write_video(path: Path, times: Sequence[int]) -> None:
+    """Write a video whose frames have these times, in quarters of a second, and another colour every four frames."""
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height = official.SIZE, official.SIZE
+        pictures = [
+            Image.new("RGB", (official.SIZE, official.SIZE), official.COLOURS[i // 4]) for i in range(len(times))
+        ]
+        packets = [p for picture in pictures for p in stream.encode(av.VideoFrame.from_image(picture))]
+        for i, (packet, time) in enumerate(zip([*packets, *stream.encode()], times, strict=True)):
+            packet.pts, packet.dts, packet.time_base = time, min(time, times[1] - 1 + i), Fraction(1, 4)
+            container.mux(packet)
+
+
+WRONG_TIMES = {"first": [40, *range(1, 12)], "middle": [*range(6), 40, *range(7, 12)], "all later": range(40, 52)}
+
+
+@pytest.mark.parametrize("times", WRONG_TIMES.values(), ids=WRONG_TIMES)
+def test_a_wrong_time_neither_shifts_nor_repeats_other_frames(times: Sequence[int], tmp_path: Path) -> None:
+    """The second second of the video is blue."""
+    write_video(tmp_path / "video.mkv", times)
+    whole, segment = encode(tmp_path / "video.mkv", 0.0, math.inf), encode(tmp_path / "video.mkv", 1.25, 1.75)
+    assert whole is not None
+    assert segment is not None
+    assert seconds_of(whole) == pytest.approx(3, abs=0.5)
+    assert {frame.to_ndarray(format="rgb24").mean((0, 1)).argmax() for frame in frames_of(segment)} == {2}
 
 
 def test_a_video_with_an_enormous_time_is_named(tmp_path: Path) -> None:
