@@ -158,7 +158,10 @@ class Run:
         task = self._progress.add_task(f"{self.benchmark.title}, examples", total=len(draw(())))
         registration = Registration(self._client, self.benchmark, partial(self._progress.advance, task), self._print)
         registered = await registration.register(draw)
-        self._check_count(registered.support_set.num_examples)
+        # a set of an earlier run has all examples from the start, and one whose unusable rows are left out may have fewer
+        num_examples = registered.support_set.num_examples
+        self._progress.update(task, total=num_examples, completed=num_examples)
+        self._check_count(num_examples)
         return registered
 
     def _print(self, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -136,11 +137,12 @@ def test_the_shots_are_those_of_the_selection_and_wording(
     assert len({tuple(map(tuple, outcome["ranked"])) for outcome in outcomes(tmp_path, 2)}) > 1
 
 
-def test_the_same_support_set_serves_all_runs(server: str, tmp_path: Path) -> None:
+def test_the_same_support_set_serves_all_runs(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     WRITERS["vizwiz"](tmp_path / "data")
     write_image(tmp_path / "data" / "train" / "VizWiz_train_00000000.jpg", 99)  # other data than the other tests'
     for shots in ("1", "2"):
         evaluate("vizwiz", server, tmp_path, "--shots", shots)
+        assert re.search(r"VizWiz, examples .* 2/2 ", capsys.readouterr().err)
     with Client(server, api_key=KEY) as client:
         sets = [s for s in client.support_sets.list(limit=1000) if (s.name or "").startswith("benchmark-vizwiz-")]
     assert len({s.name for s in sets}) == len(sets)
