@@ -18,6 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, get_args
 
+from evaluation.counts import at_least
 from evaluation.intervals import Share, share
 from evaluation.leave_one_out import ImageSplit, draw_split, images_by_category
 from evaluation.options import add_server_options, connected
@@ -116,7 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments for the server and for the size of the support sets."""
     add_server_options(parser)
     parser.add_argument("--domains", choices=("drawing", "photograph"), nargs="+", default=["drawing", "photograph"])
-    parser.add_argument("--sets", type=int, default=100, help="support sets per row (default: 100)")
+    parser.add_argument("--sets", type=at_least(1), default=100, help="support sets per row (default: 100)")
     parser.add_argument("--ways", type=int, default=5, help="words per set (default: 5)")
     parser.add_argument("--shots", type=int, nargs="+", default=[2, 5], help="examples per word, a row each")
     parser.add_argument("--fresh", type=int, default=1, help="fresh images per word (default: 1)")

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from evaluation.binding import AUTO, NEAREST_MEAN, VARIANTS, Binding, Episode, Outcome, sample_episodes
+from evaluation.counts import at_least
 from evaluation.held_out import ROUNDS
 from evaluation.intervals import Share, difference_to_best, share
 from evaluation.loading import load_served
@@ -204,7 +205,7 @@ def share_values(rows: dict[str, dict[str, Share]]) -> dict[str, dict[str, float
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.default", description=__doc__)
-    parser.add_argument("--episodes", type=int, default=500, help="episodes per row (default: 500)")
+    parser.add_argument("--episodes", type=at_least(1), default=500, help="episodes per row (default: 500)")
     parser.add_argument(
         "--controls",
         type=int,
@@ -215,7 +216,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="the weights' dtype")
     parser.add_argument("--weight-format", choices=KINDS, help="the format in which a GPU would keep the weights")
     parser.add_argument(
-        "--processes", type=int, default=2, help="worker processes, each with one thread and the model's 0.7 GB"
+        "--processes", type=at_least(1), default=2, help="worker processes, each with one thread and the model's 0.7 GB"
     )
     parser.add_argument(
         "--encoder-only", action="store_true", help="print the nearest means and the methods by likeness only"

@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from random import Random
 
+from evaluation.counts import at_least
 from evaluation.intervals import Ratio
 from evaluation.options import add_server_options, connected
 from evaluation.photographs import Labelled, Photographs, uploaded
@@ -100,7 +101,7 @@ def measure(client: Client, photographs: Photographs, options: argparse.Namespac
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.diagnostics", description=__doc__)
     add_server_options(parser)
-    parser.add_argument("--sets", type=int, default=200, help="sets per row (default: 200)")
+    parser.add_argument("--sets", type=at_least(1), default=200, help="sets per row (default: 200)")
     parser.add_argument("--ways", type=int, default=5, help="labels per set (default: 5)")
     parser.add_argument("--per-label", type=int, nargs="+", default=[10, 20], help="examples per label, a row each")
     parser.add_argument(

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation.binding import Episode, nearest_mean, sample_episodes
+from evaluation.counts import at_least
 from evaluation.default import SEED
 from evaluation.held_out import ROUNDS
 from evaluation.intervals import Share, share
@@ -85,9 +86,9 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.encoders", description=__doc__)
     parser.add_argument("encoders", nargs="+", metavar="NAME=FILE", help=f"NAME is one of {', '.join(SIZES)}")
-    parser.add_argument("--episodes", type=int, default=500, help="episodes per row (default: 500)")
+    parser.add_argument("--episodes", type=at_least(1), default=500, help="episodes per row (default: 500)")
     add_data_option(parser)
-    parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
+    parser.add_argument("--threads", type=at_least(1), default=2, help="torch threads (default: 2)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     encoders = {name: Path(file) for name, _, file in (argument.partition("=") for argument in options.encoders)}

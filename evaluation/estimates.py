@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.bias import Comparison, format_table, summarise
+from evaluation.counts import at_least
 from evaluation.held_out import Domain, Episode, load_domains
 from evaluation.intervals import Share
 from evaluation.options import add_data_option
@@ -53,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.estimates", description=__doc__)
     parser.add_argument("--model", type=Path, help="a model folder (default: the default model's)")
     add_data_option(parser)
-    parser.add_argument("--sets", type=int, default=100, help="support sets per row (default: 100)")
+    parser.add_argument("--sets", type=at_least(1), default=100, help="support sets per row (default: 100)")
     parser.add_argument("--ways", type=int, default=5, help="labels per set (default: 5)")
     parser.add_argument("--per-label", type=int, nargs="+", default=[2, 3, 4, 5, 8], help="examples, a row each")
     options = parser.parse_args()

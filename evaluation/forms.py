@@ -21,6 +21,7 @@ from random import Random
 from typing import NamedTuple, TypeAlias
 
 from evaluation.binding import Binding, Episode, sample_episodes
+from evaluation.counts import at_least
 from evaluation.default import SEED
 from evaluation.intervals import difference_to_best, share
 from evaluation.loading import load_served
@@ -141,14 +142,14 @@ def format_rows(rows: Sequence[dict[str, str | float]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.forms", description=__doc__)
-    parser.add_argument("--episodes", type=int, default=500, help="episodes per set of images (default: 500)")
+    parser.add_argument("--episodes", type=at_least(1), default=500, help="episodes per set of images (default: 500)")
     parser.add_argument("--orders", type=int, default=6, help="random orders of the shots (default: 6)")
     parser.add_argument(
         "--order-episodes", type=int, default=100, help="episodes in all of these orders (default: 100)"
     )
     parser.add_argument("--model", type=Path, help="a model folder (default: the default model's)")
     add_data_option(parser)
-    parser.add_argument("--processes", type=int, default=2, help="worker processes, each with one thread")
+    parser.add_argument("--processes", type=at_least(1), default=2, help="worker processes, each with one thread")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="the weights' dtype")
     values = vars(parser.parse_args(arguments))
     options = Options(**{**values, "model": values["model"] or prepare()})

@@ -21,6 +21,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from evaluation.bias import Comparison, format_table, summarise
+from evaluation.counts import at_least
 from evaluation.intervals import Share
 from evaluation.options import add_server_options, connected
 from flamboyance_client import Client, Evaluation, Selection, example, query
@@ -222,7 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.leave_one_out", description=__doc__)
     add_server_options(parser)
     parser.add_argument("--domain", choices=("drawing", "photograph"), default="drawing")
-    parser.add_argument("--sets", type=int, default=20, help="the number of support sets (default: 20)")
+    parser.add_argument("--sets", type=at_least(1), default=20, help="the number of support sets (default: 20)")
     parser.add_argument("--ways", type=int, default=5, help="categories per set (default: 5)")
     parser.add_argument("--examples", type=int, default=4, help="examples per category in a set (default: 4)")
     parser.add_argument("--fresh", type=int, default=3, help="fresh images per category (default: 3)")

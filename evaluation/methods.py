@@ -19,6 +19,7 @@ from random import Random
 from statistics import fmean
 from typing import get_args
 
+from evaluation.counts import at_least
 from evaluation.intervals import difference_to_best, share
 from evaluation.leave_one_out import images_by_category
 from evaluation.options import add_server_options, connected
@@ -77,9 +78,9 @@ def main() -> None:
     add_server_options(parser)
     parser.add_argument("--domains", choices=("drawing", "photograph"), nargs="+", default=["drawing", "photograph"])
     parser.add_argument("--methods", choices=METHODS, nargs="+", default=METHODS, help="methods (default: all)")
-    parser.add_argument("--episodes", type=int, default=200, help="episodes per row (default: 200)")
+    parser.add_argument("--episodes", type=at_least(1), default=200, help="episodes per row (default: 200)")
     parser.add_argument("--ways", type=int, default=5, help="words per episode (default: 5)")
-    parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2, 5], help="shots per word, a row each")
+    parser.add_argument("--rounds", type=at_least(1), nargs="+", default=[1, 2, 5], help="shots per word, a row each")
     options = parser.parse_args()
     records, results = read_records(options.data), {}
     methods = options.methods

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation.binding import MEAN_IMAGE, TEMPLATE, Binding, Episode, nearest_mean, sample_episodes
+from evaluation.counts import at_least
 from evaluation.default import SEED
 from evaluation.intervals import share
 from evaluation.loading import load_served
@@ -138,10 +139,10 @@ def format_rows(rows: Mapping[str, Mapping[str, list[bool]]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.stages", description=__doc__)
-    parser.add_argument("--episodes", type=int, default=500, help="episodes per row (default: 500)")
+    parser.add_argument("--episodes", type=at_least(1), default=500, help="episodes per row (default: 500)")
     parser.add_argument("--model", type=Path, help="a model folder (default: the default model's)")
     add_data_option(parser)
-    parser.add_argument("--processes", type=int, default=2, help="worker processes, each with one thread")
+    parser.add_argument("--processes", type=at_least(1), default=2, help="worker processes, each with one thread")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="the weights' dtype")
     values = vars(parser.parse_args(arguments))
     options = Options(**{**values, "model": values["model"] or prepare()})

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from random import Random
 from statistics import fmean, stdev
 
+from evaluation.counts import at_least
 from evaluation.intervals import Z
 from evaluation.options import add_server_options, connected
 from evaluation.photographs import Labelled, Photographs, uploaded
@@ -91,7 +92,7 @@ def mean_with_interval(values: Sequence[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.suggestions", description=__doc__)
     add_server_options(parser)
-    parser.add_argument("--sets", type=int, default=200, help="sets per row (default: 200)")
+    parser.add_argument("--sets", type=at_least(1), default=200, help="sets per row (default: 200)")
     parser.add_argument("--ways", type=int, default=5, help="labels per set (default: 5)")
     parser.add_argument("--per-label", type=int, nargs="+", default=[1, 2], help="first examples per label")
     parser.add_argument("--counts", type=int, nargs="+", default=[5, 10], help="images to label")

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from evaluation.counts import at_least
 from model.config import FlamingoConfig
 from model.flamingo import Flamingo
 from model.folder import load_folder
@@ -175,8 +176,8 @@ def format_rows(rows: dict[str, dict[str, Any]]) -> Sequence[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.paper.cost", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15, help="rounds of prompts (default: 15)")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--rounds", type=at_least(2), default=15, help="rounds of prompts (default: 15)")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="torch threads (default: 1)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     result = measure(options.rounds)

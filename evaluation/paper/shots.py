@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from evaluation.binding import Binding, sample_episodes
+from evaluation.counts import at_least
 from evaluation.options import add_data_option
 from model.folder import load_folder
 from model.prompt import PromptTokenizer
@@ -29,9 +30,9 @@ SEED = 31
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.paper.shots", description=__doc__)
-    parser.add_argument("--episodes", type=int, default=100, help="queries, each after every number of shots")
+    parser.add_argument("--episodes", type=at_least(1), default=100, help="queries, each after every number of shots")
     add_data_option(parser)
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="torch threads (default: 1)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     folder = prepare()

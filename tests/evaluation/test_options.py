@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser
 from contextlib import closing
+from importlib import import_module
 from pathlib import Path
 from socket import socket
 
@@ -57,3 +59,32 @@ def test_a_folder_that_was_not_built_ends_the_command_with_one_line(
     assert last.endswith(f"error: argument --data: {expected}")
     (tmp_path / DATA).touch()
     assert parser.parse_args(["--data", str(tmp_path)]).data == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("module", "option", "least"),
+    [
+        ("abstention", "--sets", 1),
+        ("default", "--episodes", 1),
+        ("default", "--processes", 1),
+        ("diagnostics", "--sets", 1),
+        ("encoders", "--threads", 1),
+        ("estimates", "--sets", 1),
+        ("forms", "--episodes", 1),
+        ("leave_one_out", "--sets", 1),
+        ("methods", "--episodes", 1),
+        ("methods", "--rounds", 1),
+        ("paper.cost", "--rounds", 2),  # quartiles need two
+        ("paper.shots", "--episodes", 1),
+        ("stages", "--processes", 1),
+        ("suggestions", "--sets", 1),
+    ],
+)
+def test_a_count_that_is_too_small_ends_the_command_with_one_line(
+    module: str, option: str, least: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [module, option, str(least - 1)])
+    with pytest.raises(SystemExit):
+        import_module(f"evaluation.{module}").main()
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.endswith(f"error: argument {option}: {least - 1} is less than {least}")
