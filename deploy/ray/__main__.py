@@ -19,6 +19,7 @@ import ray
 from ray import serve
 
 from deploy.ray.app import NAME, ROOT, application, http_options
+from deploy.ray.drain import drain
 from deploy.ray.fleet import Fleet, read_fleet
 from model.zoo.fetch import DefaultModelError
 from server.address import check_address
@@ -57,23 +58,28 @@ def main(arguments: Sequence[str], factory: str = ENGINE_FACTORY) -> int:
 
 
 def serve_until_signal(fleet: Fleet, factory: str) -> None:
-    """Deploy a fleet, and end it after a signal, which may arrive before it serves."""
-    received = threading.Event()
+    """Deploy a fleet, and end it after a signal, which may arrive before it serves. A second one ends its requests."""
+    has_ended, hurry, is_serving = threading.Event(), threading.Event(), False
 
     def end(*_: object) -> None:
-        if not received.is_set():  # a second signal must not cancel the end
-            received.set()
-            raise _Ended
+        if has_ended.is_set():
+            hurry.set()  # a second signal must not cancel the end
+            return
+        has_ended.set()
+        raise _Ended
 
     for number in ending_signals():
         signal.signal(number, end)
     try:
         serve.start(http_options=http_options(fleet))
         deploy(fleet, factory)
+        is_serving = True
         _log_ready(fleet)
-        received.wait()
+        has_ended.wait()
     except _Ended:
         logger.info("the fleet ends")
+        if is_serving:
+            drain(fleet.settings.shutdown_timeout, hurry)
     finally:
         serve.shutdown()
 

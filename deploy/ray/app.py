@@ -14,7 +14,7 @@ from deploy.ray.gateway import Gateway
 from deploy.ray.replica import replica_class
 from server.wire import ENGINE_FACTORY
 
-NAME = "flamboyance"
+NAME, GATEWAYS, REPLICAS = "flamboyance", "Gateway", "Server"
 ROUTER = "deploy.ray.router.AffinityRouter"
 # seconds in addition to the time of the server's own shutdown
 SHUTDOWN_MARGIN_SECONDS = 10.0
@@ -34,7 +34,7 @@ def http_options(fleet: Fleet) -> HTTPOptions:
 
 def application(fleet: Fleet, factory: str = ENGINE_FACTORY) -> serve.Application:
     """Return the application; deploying it again updates the running one."""
-    replicas = _deployment(replica_class(fleet.models_per_replica), "Server").options(
+    replicas = _deployment(replica_class(fleet.models_per_replica), REPLICAS).options(
         **_scale(fleet),
         max_ongoing_requests=fleet.max_requests,
         max_queued_requests=fleet.settings.max_num_queued,
@@ -55,7 +55,7 @@ def application(fleet: Fleet, factory: str = ENGINE_FACTORY) -> serve.Applicatio
         version=fleet.version,
         _internal=True,
     )
-    gateways = _deployment(serve.ingress()(Gateway), "Gateway").options(
+    gateways = _deployment(serve.ingress()(Gateway), GATEWAYS).options(
         num_replicas=fleet.gateways,
         max_ongoing_requests=GATEWAY_REQUESTS,
         user_config=fleet.gateway_config,

@@ -75,9 +75,13 @@ class Application:
         finally:
             exchange.has_client_gone.set()
 
+    async def drain(self, timeout: float) -> None:
+        """Refuse new requests, and let running ones finish for `timeout` seconds; then they fail."""
+        await drain(self._services.admission, self._client, timeout)
+
     async def stop(self) -> None:
         """Refuse new requests, wait for running ones as long as the server would, and end the engine."""
-        await drain(self._services.admission, self._client, self._services.settings.shutdown_timeout)
+        await self.drain(self._services.settings.shutdown_timeout)
         if self._handlers:
             await asyncio.wait(self._handlers, timeout=LAST_HANDLERS_SECONDS)
         await self._stack.aclose()

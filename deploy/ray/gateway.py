@@ -113,6 +113,11 @@ class Gateway:
             app = CORSMiddleware(app, **cors_options(settings.cors_origins))
         return _HTTPOnly(app)
 
+    async def drain(self) -> int:
+        """Refuse new requests, and return the number of those that have not ended."""
+        self._admission.close()
+        return self._admission.num_unfinished
+
     async def metrics(self) -> bytes:
         """Return the gateway's own metrics in the text format of Prometheus, with its name."""
         return labelled(generate_latest(self._registry), serve.get_replica_context().replica_id.unique_id)
@@ -133,6 +138,8 @@ class Gateway:
 
     async def _ready(self) -> Response:
         """Respond as a server does: the fleet is ready if a replica is. The first one that is decides, whatever hangs."""
+        if self._admission.is_closed:
+            return JSONResponse({"status": "shutting_down"}, 503)
         status = "starting"
         for answer in asyncio.as_completed(await _ask(self._replicas, "readiness")):
             status = await answer or status

@@ -113,6 +113,10 @@ class Replica:
         texts = [loaded.application.metrics for loaded in self._loaded.values()]
         return labelled(b"".join([*texts, generate_latest(self._registry)]), self._id)
 
+    async def fail_requests(self) -> None:
+        """Refuse new requests, and end running ones with an error."""
+        await asyncio.gather(*(loaded.application.drain(0.0) for loaded in self._loaded.values()))
+
     async def check_health(self) -> None:
         """Raise if the engine of a model cannot start: Ray then replaces the replica."""
         for name, loaded in self._loaded.items():

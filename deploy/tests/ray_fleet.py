@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -34,7 +34,7 @@ START_SECONDS, STOP_SECONDS, REQUEST_SECONDS = 90.0, 20.0, 60.0
 
 @dataclass
 class Fleet:
-    """A running fleet, its folder, and what it was started with. `api_key` is that of the setting."""
+    """A running fleet, its folder, and its command. `api_key` is that of the setting."""
 
     folder: Path
     port: int
@@ -42,6 +42,7 @@ class Fleet:
     flags: Sequence[str]
     api_key: str | None = None
     address: str = ""
+    process: subprocess.Popen[str] = field(init=False)
 
     @property
     def url(self) -> str:
@@ -121,13 +122,13 @@ def running(
         fleet.models(**models)
         log = folder / "fleet.log"
         with log.open("w") as file:
-            process = fleet.start(file, "--replicas", "2")
+            fleet.process = fleet.start(file, "--replicas", "2")
         try:
-            fleet.address = _ready(process, log)
+            fleet.address = _ready(fleet.process, log)
             yield fleet
         finally:
-            process.terminate()
-            process.wait(STOP_SECONDS)
+            fleet.process.terminate()
+            fleet.process.wait(STOP_SECONDS)
 
 
 def _ready(process: subprocess.Popen[str], log: Path) -> str:
