@@ -76,15 +76,18 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def write_backup(file: Path, database: Database, store: MediaStore) -> Manifest:
-    """Write a backup of a server, which may run, to a new file. Raises `BackupError`, `ServerError` and `OSError`."""
+    """Write a backup of a server, which may run, to a new file. Raises `BackupError` and `ServerError`."""
     if file.exists():
         raise BackupError(f"{file} exists already")
-    # a folder that only this user may read
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as name:
-        partial = Path(name, file.name)
-        with tarfile.open(partial, "w") as archive:
-            manifest = await _write(archive, Path(name), database, store)
-        _publish(partial, file)
+    try:
+        # a folder that only this user may read
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as name:
+            partial = Path(name, file.name)
+            with tarfile.open(partial, "w") as archive:
+                manifest = await _write(archive, Path(name), database, store)
+            _publish(partial, file)
+    except OSError as error:  # it names no file if the disk is full
+        raise BackupError(f"{file}: the backup cannot be written: {error.strerror}") from None
     return manifest
 
 

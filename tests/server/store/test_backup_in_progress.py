@@ -1,8 +1,9 @@
-"""Backups in progress: next to requests that add and delete media nothing is missing; a signal leaves no file."""
+"""Backups in progress: next to requests that add and delete media nothing is missing; a failure leaves no file."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import threading
@@ -71,19 +72,20 @@ async def test_media_that_are_deleted_meanwhile_are_neither_missing_nor_restored
     restored.close()
 
 
+async def create_database(folder: Path) -> None:
+    made = Database(f"sqlite:///{folder / 'flamboyance.db'}")
+    await made.prepare()
+    made.close()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_backup_that_a_signal_ends_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    async def fill() -> None:
-        made = Database(f"sqlite:///{tmp_path / 'data' / 'flamboyance.db'}")
-        await made.prepare()
-        made.close()
-
     def end(*_: object) -> None:
         os.kill(os.getpid(), number)
 
-    asyncio.run(fill())
+    asyncio.run(create_database(tmp_path / "data"))
     monkeypatch.setattr(backup, "_add", end)
     handler = signal.getsignal(number)
     try:
@@ -92,3 +94,17 @@ def test_a_backup_that_a_signal_ends_leaves_no_file(
     finally:
         signal.signal(number, handler)
     assert not list(tmp_path.glob(".b.tar*"))
+
+
+def test_a_file_on_a_full_disk_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    asyncio.run(create_database(tmp_path / "data"))
+    monkeypatch.setattr(backup, "_add", fail)
+    file = tmp_path / "b.tar"
+    assert backups.main(["backup", str(file), "--data-dir", str(tmp_path / "data")]) == 2
+    assert capsys.readouterr().err == f"error: {file}: the backup cannot be written: No space left on device\n"
+    assert not list(tmp_path.glob("*b.tar*"))
