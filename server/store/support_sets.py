@@ -18,7 +18,7 @@ from math import inf
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, delete
+from sqlalchemy import ColumnElement, Row, delete, select, tuple_
 from sqlalchemy.orm import Session
 
 from server.access.tenants import DEFAULT_TENANT, qualified
@@ -39,6 +39,8 @@ from server.store.staging import Staging
 
 # seconds for which the response to a request with an `Idempotency-Key` is kept
 RETENTION_SECONDS = 24 * 3600.0
+# old responses that are deleted in one transaction, for which other writers wait
+ANSWERS_PER_TRANSACTION = 1000
 # the examples of recently read versions, in memory: versions never change
 MAX_CACHED_EXAMPLES = 50_000
 
@@ -202,7 +204,7 @@ class SupportSets:
         These are expired sets, old responses to requests with an `Idempotency-Key`, and media of deleted sets.
         """
         await self._database.sweep(versions.delete_expired)
-        await self._database.write(_delete_old_answers)
+        await self._database.sweep(delete_old_answers)
         await self._media.sweep()
 
     async def _change(
@@ -317,11 +319,20 @@ def _once(
     if (first := _first_answer(scope, key, session, now)) is not None:
         return first
     info = change(session, now)
-    _delete_old_answers(session, now, IdempotencyRow.scope == scope, IdempotencyRow.key == key.key)
+    is_this = IdempotencyRow.scope == scope, IdempotencyRow.key == key.key
+    session.execute(delete(IdempotencyRow).where(*is_this, _is_old(now)))
     answer = msgspec.to_builtins(info)
     session.add(IdempotencyRow(scope=scope, key=key.key, request_digest=key.digest, answer=answer, created_at=now))
     return info
 
 
-def _delete_old_answers(session: Session, now: float, *conditions: ColumnElement[bool]) -> None:
-    session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < now - RETENTION_SECONDS, *conditions))
+def delete_old_answers(session: Session, now: float) -> int:
+    """Delete some old responses, and return their number, 0 if there are none."""
+    row = IdempotencyRow.scope, IdempotencyRow.key
+    old = select(*row).where(_is_old(now)).limit(ANSWERS_PER_TRANSACTION)
+    deleted = delete(IdempotencyRow).where(tuple_(*row).in_(old)).returning(IdempotencyRow.key)
+    return len(session.scalars(deleted).all())
+
+
+def _is_old(now: float) -> ColumnElement[bool]:
+    return IdempotencyRow.created_at < now - RETENTION_SECONDS

@@ -25,7 +25,7 @@ from server.store import support_sets as support_sets_module
 from server.store.database import Database, Result, Transaction
 from server.store.media_references import MediaReferences
 from server.store.records import Example, ExampleRow, NewExample, SupportSetRow
-from server.store.support_sets import RETENTION_SECONDS, IdempotencyKey, SupportSets
+from server.store.support_sets import RETENTION_SECONDS, IdempotencyKey, SupportSets, delete_old_answers
 from tests.server.store.conftest import BLUE, GREEN, RED, Clock, example
 
 pytestmark = pytest.mark.anyio
@@ -224,6 +224,22 @@ async def test_a_repeated_request_gets_the_first_answer(support_sets: SupportSet
         await support_sets.create("t", [], idempotency_key=IdempotencyKey("key-1", "another digest"))
     clock.now += RETENTION_SECONDS + 1
     assert (await support_sets.create("t", [], idempotency_key=IdempotencyKey("key-1", "another digest"))).name == "t"
+
+
+async def test_a_sweep_deletes_few_old_answers_at_once(
+    support_sets: SupportSets, database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other writers wait for each transaction."""
+    monkeypatch.setattr(support_sets_module, "ANSWERS_PER_TRANSACTION", 2)
+    for number in range(5):
+        await support_sets.create(f"s{number}", [], idempotency_key=IdempotencyKey(f"key {number}", "digest"))
+    clock.now += RETENTION_SECONDS + 1
+    await support_sets.create("new", [], idempotency_key=IdempotencyKey("new", "digest"))
+    assert await database.write(delete_old_answers) == 2
+    await support_sets.sweep()
+    assert await database.write(delete_old_answers) == 0
+    with pytest.raises(IdempotencyConflict):
+        await support_sets.create("other", [], idempotency_key=IdempotencyKey("new", "another digest"))
 
 
 async def test_concurrent_writers_create_no_more_sets_than_permitted(support_sets: SupportSets) -> None:
