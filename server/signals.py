@@ -1,11 +1,25 @@
-"""The signals that end the server."""
+"""The signals that end the server, and the one that ends its processes."""
 
 from __future__ import annotations
 
+import os
 import signal
+from asyncio.subprocess import Process
+from contextlib import suppress
 
 
 def ending_signals() -> list[signal.Signals]:
     """Return SIGTERM, SIGINT and SIGHUP, which a closed terminal sends; without SIGHUP if it is ignored, as by `nohup`."""
     is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [signal.SIGTERM, signal.SIGINT, *([] if is_ignored else [signal.SIGHUP])]
+
+
+def kill(process: Process) -> None:
+    """Kill a process, unless it has ended.
+
+    `Process.kill` could take the exit status of a process that has just ended, before Python 3.13.2: asyncio then warns of
+    an unknown process, and reports the status 255.
+    """
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)

@@ -11,11 +11,11 @@ import logging
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from server.settings import ROOT, child_environment
+from server.signals import kill
 
 POLL_SECONDS = 0.5
 MODULE = "server.file_digests"
@@ -61,6 +61,5 @@ class Weights:
                     return
                 self._digests[file] = line.decode().strip()
         finally:
-            with suppress(ProcessLookupError):
-                process.kill()
+            kill(process)
             await process.wait()

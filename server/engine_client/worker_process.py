@@ -20,6 +20,7 @@ import zmq
 import zmq.asyncio
 
 from server.settings import ROOT, Settings, child_environment
+from server.signals import kill
 from server.wire import SOCKET_OPTIONS, WORKER_MODULE, Inbound, Outbound, Start, decode_outbound, encode
 
 STOP_SECONDS = 5.0
@@ -107,8 +108,7 @@ class WorkerProcess:
         return fields is not None and fields[0] in STOPPED_STATES
 
     def kill(self) -> None:
-        with suppress(ProcessLookupError):
-            self._process.kill()
+        kill(self._process)
 
     async def wait(self) -> int:
         """Return the exit code of the process when it has ended."""

@@ -8,13 +8,14 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from math import inf
 
 import msgspec
 
 from server.media.decoder import LENGTH_BYTES, Decode, Frames, Refused, Setup, decode_reply, with_length
 from server.settings import ROOT, child_environment
+from server.signals import kill
 
 # seconds for a process to start; the time limit of decoding begins afterwards, so that a slow start refuses no media
 START_SECONDS = 60.0
@@ -81,9 +82,8 @@ class DecodeProcess:
             await process.wait()
 
     def kill(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                self._process.kill()
+        if self._process is not None:
+            kill(self._process)
         self._process = None
 
     async def _start(self) -> Process:
