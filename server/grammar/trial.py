@@ -78,14 +78,22 @@ def serve(connection: Connection) -> None:
         _answer_all(connection)
 
 
+def _receive(connection: Connection) -> bytes:
+    """Return the next message. Raises `EOFError` at the end, which may be within a message if the worker was killed."""
+    try:
+        return connection.recv_bytes()
+    except OSError as error:
+        raise EOFError from error
+
+
 def _answer_all(connection: Connection) -> None:
-    setup = decode_setup.decode(connection.recv_bytes())
+    setup = decode_setup.decode(_receive(connection))
     table = LLTokenizer(setup.tokenizer, eos_token=list(setup.eos_ids))
     verdict(FIRST, table)  # what the first use allocates is not a grammar's
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection.send_bytes(READY)
     while True:
-        grammar = decode_grammar.decode(connection.recv_bytes())
+        grammar = decode_grammar.decode(_receive(connection))
         _limit_memory()
         # without a handler, the signal ends the process, also while native code runs
         signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)

@@ -193,13 +193,15 @@ def test_the_kept_grammars_have_a_limit_of_memory() -> None:
     assert sized.tried == ["a", "b", "c", "b"]
 
 
-@pytest.mark.parametrize("sends_setup", [True, False])
-def test_a_process_whose_server_stops_before_it_is_ready_ends_silently(sends_setup: bool) -> None:
+@pytest.mark.parametrize("sent", ["setup", "part of it", "nothing"])
+def test_a_process_whose_server_stops_before_it_is_ready_ends_silently(sent: str) -> None:
     ours, theirs = Pipe()
     command = [sys.executable, "-m", MODULE, str(theirs.fileno())]
     with theirs, ours:
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE)
-        if sends_setup:
+        if sent == "setup":
             ours.send_bytes(encode(Setup(tokenizer=prompt_tokenizer().to_json(), eos_ids=(0,))))
+        elif sent == "part of it":
+            os.write(ours.fileno(), b"\0")
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, b"")
