@@ -241,3 +241,53 @@ test('the pictures of a large set are loaded when they come near the view', asyn
   await expect(page.getByRole('article').last().getByRole('img')).toBeVisible()
   await request.delete(`/v1/support_sets/${name}`)
 })
+
+test('a set is asked for until it is warm, also if the server is away meanwhile', async ({ page, request }) => {
+  const name = 'warmed'
+  await request.post('/v1/support_sets', { data: { name, examples: [{ text: 'one' }] } })
+  await page.route(`/v1/support_sets/${name}/warm`, async (route) => {
+    const response = await route.fetch()
+    await route.fulfill({ response, json: { ...(await response.json()), status: 'warming' } })
+  })
+  await page.goto(`/#/sets/${name}`)
+  await expect(heading(page)).toHaveText(name)
+  await page.route(`/v1/support_sets/${name}`, (route) => route.abort())
+  await page.getByRole('button', { name: 'Warm' }).click()
+  await expect(page.getByText('The server cannot be reached.')).toBeVisible()
+  await page.unroute(`/v1/support_sets/${name}`)
+  await expect(page.getByText('The server cannot be reached.')).toBeHidden()
+  await expect(page.getByText('warm', { exact: true })).toBeVisible()
+  await request.delete(`/v1/support_sets/${name}`)
+})
+
+test('uploads are cancelled, and can be started again', async ({ page, request }) => {
+  await page.goto('/#/sets')
+  await page.getByTestId('files').setInputFiles(IMAGE)
+  await page.getByLabel('Name').fill('cancelled')
+  await page.route('/v1/images', () => undefined) // it is never answered
+  await page.getByRole('button', { name: 'Create set' }).click()
+  await page.getByRole('button', { name: 'Cancel uploads' }).click()
+  await expect(page.getByRole('progressbar')).toHaveCount(0)
+  await expect(page.getByRole('alert')).toHaveCount(0)
+  await page.unroute('/v1/images')
+  await page.getByRole('button', { name: 'Create set' }).click()
+  await expect(heading(page)).toHaveText('cancelled')
+  await request.delete('/v1/support_sets/cancelled')
+})
+
+test('a removal that failed is shown until the set has another version', async ({ page, request }) => {
+  const name = 'removed-twice'
+  const examples = ['one', 'two'].map((id) => ({ id, text: id }))
+  await request.post('/v1/support_sets', { data: { name, examples } })
+  await page.goto(`/#/sets/${name}`)
+  await expect(heading(page)).toHaveText(name)
+  await request.post(`/v1/support_sets/${name}/examples`, { data: { examples: [{ id: 'three', text: 'three' }] } })
+  await page.getByRole('button', { name: 'Remove one one' }).click()
+  await expect(page.getByRole('alert')).toContainText('Its version 2 is shown now')
+  await page.getByRole('button', { name: 'Edit two two' }).click()
+  await page.getByLabel('Text that the model learns to write').fill('second')
+  await page.getByRole('button', { name: 'Save as version 3' }).click()
+  await expect(page.getByRole('button', { name: 'Edit second two' })).toBeVisible()
+  await expect(page.getByRole('alert')).toHaveCount(0)
+  await request.delete(`/v1/support_sets/${name}`)
+})

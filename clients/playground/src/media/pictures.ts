@@ -29,9 +29,9 @@ export async function filesOf(event: Event): Promise<Dropped[]> {
 }
 
 /** Uploads a file. Throws an `ApiError` that names the file if it is no image or video, or can no longer be read. */
-export async function upload(file: Blob, name: string, folder = ''): Promise<Picture> {
+export async function upload(file: Blob, name: string, folder = '', signal?: AbortSignal): Promise<Picture> {
   const headers = { 'Content-Type': 'application/octet-stream' }
-  const response = await send('/v1/images', { method: 'POST', headers, body: file }).catch(async (error) => {
+  const response = await send('/v1/images', { method: 'POST', headers, body: file, signal }).catch(async (error) => {
     if (!(error instanceof ApiError)) throw error
     if (error.status === 0 && !(await isReadable(file)))
       throw new ApiError(`${name}: it was changed, moved or removed after it was chosen`, 400, 'unreadable', null)

@@ -9,14 +9,23 @@ export class Uploads {
   done = $state(0)
   /** What is wrong with the files that were left out. */
   refused = $state<string[]>([])
+  #controller = new AbortController()
+
+  /** Ends all uploads with an `AbortError`. */
+  cancel() {
+    this.#controller.abort()
+    this.#controller = new AbortController()
+  }
 
   /** Returns the uploaded pictures in the order of the files. */
   async run(files: Dropped[]): Promise<Picture[]> {
     Object.assign(this, { total: files.length, done: 0, refused: [] })
     const pictures: (Picture | null)[] = []
     const remaining = [...files.entries()].reverse()
+    const { signal } = this.#controller
     const work = async () => {
-      for (let next = remaining.pop(); next; next = remaining.pop()) pictures[next[0]] = await this.#uploadOne(next[1])
+      for (let next = remaining.pop(); next; next = remaining.pop())
+        pictures[next[0]] = await this.#uploadOne(next[1], signal)
     }
     // one failure ends all uploads, so that none continues after the error is shown
     const stop = () => void (remaining.length = 0)
@@ -27,9 +36,9 @@ export class Uploads {
     return pictures.filter((picture) => picture !== null)
   }
 
-  async #uploadOne({ file, folder }: Dropped): Promise<Picture | null> {
+  async #uploadOne({ file, folder }: Dropped, signal: AbortSignal): Promise<Picture | null> {
     try {
-      return await upload(file, file.name, folder)
+      return await upload(file, file.name, folder, signal)
     } catch (error) {
       if (!(error instanceof ApiError) || ![400, 413, 415, 422].includes(error.status)) throw error
       this.refused.push(error.message)
