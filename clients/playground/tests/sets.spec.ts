@@ -341,3 +341,38 @@ test('a set is made without examples', async ({ page }) => {
   await tab(page, 'Evaluate').click()
   await expect(page.getByText('An evaluation needs at least two examples.')).toBeVisible()
 })
+
+test('a set of texts alone is evaluated, and classifies a text', async ({ page, request }) => {
+  const name = 'parity'
+  const examples = [0, 1, 2, 3].map((at) => ({ question: `Is ${at} odd or even?`, label: at % 2 ? 'odd' : 'even' }))
+  await request.post('/v1/support_sets', { data: { name, examples } })
+  await page.route('/v1/evaluations/*', async (route) => {
+    const response = await route.fetch()
+    const report = await response.json()
+    // the first answers come after the examples have been prepared
+    if (report.progress.queries_done) await route.fulfill({ response })
+    else await route.fulfill({ response, json: { ...report, status: 'running' } })
+  })
+  await page.goto(`/#/sets/${name}/evaluations`)
+  await page.getByRole('button', { name: 'Evaluate' }).click()
+  await expect(page.getByText('Preparing the examples …')).toBeVisible()
+  await expect(page.getByText('Accuracy by number of shots', { exact: true })).toBeVisible()
+  await expectAccessible(page)
+
+  await tab(page, 'Use it').click()
+  await page.getByLabel('Question to classify').fill('Is 5 odd or even?')
+  await page.getByLabel('Question to classify').press('Enter')
+  await expect(page.getByTestId('label')).toHaveText(/^(odd|even)$/)
+  await page.getByRole('button', { name: 'Python' }).click()
+  const program = await page.getByRole('region', { name: 'This request as code' }).locator('pre').innerText()
+  expect(execFileSync(python, ['-c', program], { encoding: 'utf8' })).toMatch(/^(odd|even) /)
+  await expectAccessible(page)
+  await request.delete(`/v1/support_sets/${name}`)
+})
+
+test('texts without an answer beside them are not evaluated', async ({ page, request }) => {
+  await request.post('/v1/support_sets', { data: { name: 'words', examples: [{ text: 'one' }, { text: 'two' }] } })
+  await page.goto('/#/sets/words/evaluations')
+  await expect(page.getByText('Without pictures, each example needs a question, or a text and a label.')).toBeVisible()
+  await request.delete('/v1/support_sets/words')
+})

@@ -1,6 +1,7 @@
 // The request of an evaluation: what the form offers for a set, and what is sent.
 import type { EvaluateFields, Example } from '../calls'
 import { answerOf, groupByLabel } from '../openSet.svelte'
+import { areTextsAlone, textForm } from '../texts'
 import { CONTROLS, METHODS, type Control, type Form, type Method, type Strategy } from './names'
 
 const SHOTS = [0, 1, 2, 4, 8, 16]
@@ -53,7 +54,10 @@ export function defaultPlan(examples: Example[]): Plan {
 export function refusal(examples: Example[]): string | null {
   if (examples.length < 2) return 'An evaluation needs at least two examples.'
   const missing = examples.filter((example) => !answerOf(example)).length
-  return missing ? `${missing} ${missing === 1 ? 'example has' : 'examples have'} no label or text to be right.` : null
+  if (missing) return `${missing} ${missing === 1 ? 'example has' : 'examples have'} no label or text to be right.`
+  return areTextsAlone(examples) && !textForm(examples)
+    ? 'Without pictures, each example needs a question, or a text and a label.'
+    : null
 }
 
 /** Returns the controls of these methods. */
@@ -79,8 +83,10 @@ export function size(plan: Plan, examples: Example[]): { settings: number; answe
 export function request(plan: Plan, version: number, examples: Example[]): EvaluateFields {
   const hasAll = possibleMethods(examples).every((method) => plan.methods.includes(method))
   const isPrompted = plan.methods.some((method) => method === 'in_context' || method === 'blend')
+  const texts = textForm(examples)
   return {
     version,
+    ...(texts && { template: texts.template }),
     ...(!hasAll && { methods: plan.methods }),
     max_queries: plan.maxQueries,
     seeds: Array.from({ length: plan.numSeeds }, (_, seed) => seed),

@@ -1,16 +1,20 @@
 // The request that answers a query with the set as an evaluation recommends, or as the server chooses without one.
-import { part, type Picture } from '../../media/pictures'
-import type { ClassifyFields, Evaluation } from '../calls'
+import type { ClassifyFields, Evaluation, QueryFields } from '../calls'
+import type { TextForm } from '../texts'
 
 export function classifyRequest(
   name: string,
   recommendation: Evaluation['recommendation'],
-  query: Picture,
+  texts: TextForm | null,
+  query: QueryFields,
   targetAccuracy: number | null,
 ): ClassifyFields {
   return {
-    ...(recommendation?.request ?? { examples: { support_set: name } }),
-    query: { media: [part(query)] },
+    ...(recommendation?.request ?? {
+      examples: { support_set: name },
+      ...(texts && { template: texts.template }),
+    }),
+    query,
     ...(targetAccuracy !== null && { target_accuracy: targetAccuracy }),
   }
 }
