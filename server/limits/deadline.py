@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from server.errors import DeadlineExceeded, InvalidRequest
 
 HEADER = "X-Request-Timeout"
-MAX_SECONDS = 86_400.0
+MAX_SECONDS = 86_400
 
 
 class Deadline:
@@ -65,6 +65,6 @@ def read_header(value: str | None) -> float | None:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= MAX_SECONDS:
-        message = f"{HEADER}: {value[:64]!r} is not a number of seconds above 0 and up to {MAX_SECONDS:g}"
+        message = f"{HEADER}: {value[:64]!r} is not a number of seconds above 0 and up to {MAX_SECONDS}"
         raise InvalidRequest(message, param=HEADER)
     return seconds

@@ -277,6 +277,7 @@ def refusal(body: bytes) -> InvalidRequest | MediaNotFound | None:
     [
         ("temperature", 101, "temperature: must be at least 0 and at most 100"),
         ("repetition_penalty", 0, "repetition_penalty: must be above 0 and at most 100"),
+        ("timeout", 0, "timeout: must be above 0 and at most 86400"),
         ("seed", 2**63, f"seed: must be at least {-(2**63)} and at most {2**63 - 1}"),
         ("logprobs", 21, "logprobs: must be at least 0 and at most 20"),
     ],
