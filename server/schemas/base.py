@@ -273,6 +273,14 @@ def tag_of(field: str) -> Callable[[Any], str]:
     return tag
 
 
+def form_of(value: Any) -> str:
+    """Return the type of a value as the tag of a union of strings, lists and objects; for others its name."""
+    for form, tag in ((str, "<string>"), (list, "<list>"), (dict | Schema, "<object>")):
+        if isinstance(value, form):
+            return tag
+    return type(value).__name__
+
+
 def read(schema: type[SchemaType], body: bytes, name: str = "the body") -> SchemaType:
     """Validate a JSON body, or other JSON with this name.
 
@@ -360,6 +368,9 @@ def _unsupported(param: str | None, context: Mapping[str, Any]) -> InvalidReques
     field = context["discriminator"].removesuffix("()")
     if field.startswith(".") and not tag.startswith("<"):
         return InvalidRequest(f"{param}: must be an object whose {field[1:]} is one of {known}", param=param)
+    if not tag.startswith("<"):
+        forms = known.replace("'", "").replace(", ", " or ")
+        return InvalidRequest(f"{param}: must be a {forms}", param=param)
     at = f"{param}{field}" if field.startswith(".") else param
     if tag == NO_TAG:
         return InvalidRequest(f"{at}: is required, one of {known}", param=at)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.base import NO_SUPPORT, PrioritizedRequest, Schema, tag_of, with_example
+from server.schemas.base import NO_SUPPORT, PrioritizedRequest, Schema, form_of, tag_of, with_example
 from server.schemas.fewshot import (
     MAX_CANDIDATES,
     CandidateText,
@@ -26,10 +26,6 @@ MAX_QUESTIONS = 400
 MAX_ANSWERS = 4096
 
 UNUSED = "Accepted and not used."
-
-
-def _text_or_list(value: Any) -> str:
-    return "<string>" if isinstance(value, str) else "<list>"
 
 
 class DecisionTextPart(Schema):
@@ -54,8 +50,8 @@ class DecisionJsonPart(Schema):
 
     type: Literal["input_json"]
     data: Annotated[
-        Annotated[JsonObject, Tag("<object>")] | Annotated[list[JsonObject], Tag("<list>")],
-        Discriminator(lambda value: "<list>" if isinstance(value, list) else "<object>"),
+        Annotated[list[JsonObject], Tag("<list>")] | Annotated[JsonObject, Tag("<object>")],
+        Discriminator(form_of),
     ]
 
 
@@ -67,7 +63,7 @@ DecisionPart = Annotated[
 ]
 DecisionContent = Annotated[
     Annotated[str, Tag("<string>")] | Annotated[list[DecisionPart], Field(min_length=1), Tag("<list>")],
-    Discriminator(_text_or_list),
+    Discriminator(form_of),
 ]
 
 
@@ -100,7 +96,7 @@ class DecisionSystemMessage(Schema):
     role: Literal["system", "developer"]
     content: Annotated[
         Annotated[str, Tag("<string>")] | Annotated[list[DecisionTextPart], Tag("<list>")],
-        Discriminator(_text_or_list),
+        Discriminator(form_of),
     ]
 
 
@@ -109,7 +105,7 @@ class DecisionAssistantMessage(Schema):
     role: Literal["assistant"]
     content: Annotated[
         Annotated[str, Tag("<string>")] | Annotated[list[OutputPart], Tag("<list>")],
-        Discriminator(_text_or_list),
+        Discriminator(form_of),
     ]
     phase: Literal["commentary", "final_answer"] | None = Field(None, description=UNUSED)
 
@@ -131,7 +127,7 @@ DecisionMessage = Annotated[
 DecisionInput = Annotated[
     Annotated[str, Tag("<string>")]
     | Annotated[list[DecisionMessage], Field(min_length=1, max_length=MAX_MESSAGES), Tag("<list>")],
-    Discriminator(_text_or_list),
+    Discriminator(form_of),
 ]
 
 

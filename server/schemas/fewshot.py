@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, GetJsonSchemaHandler, Tag, model_vali
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from server.schemas.base import FieldError, PrioritizedRequest, Schema, TimedRequest, tag_of, with_example
+from server.schemas.base import FieldError, PrioritizedRequest, Schema, TimedRequest, form_of, tag_of, with_example
 from server.schemas.generation import CompletionFields
 from server.schemas.prompt import AttentionFields, MediaPartOrUrl, Prompt, TaggedMediaPart
 
@@ -126,8 +126,8 @@ class TemplateFields(Schema):
 
 
 TemplateChoice = Annotated[
-    Annotated[Name, Tag("<name>")] | Annotated[TemplateFields, Tag("<template>")],
-    Discriminator(lambda value: "<name>" if isinstance(value, str) else "<template>"),
+    Annotated[Name, Tag("<string>")] | Annotated[TemplateFields, Tag("<object>")],
+    Discriminator(form_of),
 ]
 
 
@@ -193,8 +193,8 @@ class LabelledCandidate(Schema):
 
 
 CandidateField = Annotated[
-    Annotated[CandidateText, Tag("<string>")] | Annotated[LabelledCandidate, Tag("<candidate>")],
-    Discriminator(lambda value: "<string>" if isinstance(value, str) else "<candidate>"),
+    Annotated[CandidateText, Tag("<string>")] | Annotated[LabelledCandidate, Tag("<object>")],
+    Discriminator(form_of),
 ]
 
 
@@ -306,8 +306,8 @@ class ClassifyRequest(FewShotFields, WeighingFields, ConfidenceFields, Prioritiz
 
 ScoredCandidate = Annotated[
     Annotated[CandidateText, Tag("<string>")]
-    | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=4096), Tag("<token ids>")],
-    Discriminator(lambda value: "<string>" if isinstance(value, str) else "<token ids>"),
+    | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=4096), Tag("<list>")],
+    Discriminator(form_of),
 ]
 
 

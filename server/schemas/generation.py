@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from server.errors import InvalidRequest, UnsupportedParameter
-from server.schemas.base import ModelRequest, PrioritizedRequest, Schema, tag_of, with_example
+from server.schemas.base import ModelRequest, PrioritizedRequest, Schema, form_of, tag_of, with_example
 from server.schemas.json_object import JsonObject
-from server.schemas.prompt import AttentionFields, Prompts, TaggedMediaPart, TextPart, Written, text_or_parts
+from server.schemas.prompt import AttentionFields, Prompts, TaggedMediaPart, TextPart, Written
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -24,7 +24,7 @@ StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 Stop = Annotated[
     Annotated[StopString, Tag("<string>")]
     | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS), Tag("<list>")],
-    Discriminator(lambda value: "<string>" if isinstance(value, str) else "<list>"),
+    Discriminator(form_of),
 ]
 
 
@@ -41,8 +41,8 @@ class StructuredOutputs(Schema):
     choice: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field([], max_length=1024)
     regex: str = Field("", max_length=4096, description="The answer matches this regular expression.")
     json_schema: Annotated[
-        Annotated[JsonObject, Tag("<object>")] | Annotated[str, Tag("<string>")],
-        Discriminator(lambda value: "<string>" if isinstance(value, str) else "<object>"),
+        Annotated[str, Tag("<string>")] | Annotated[JsonObject, Tag("<object>")],
+        Discriminator(form_of),
     ] = Field("", alias="json", description="The answer conforms to this JSON schema.")
 
 
@@ -129,9 +129,7 @@ UserPart = Annotated[
     | Annotated[InputImagePart, Tag("<input_image>")],
     Discriminator(tag_of("type")),
 ]
-Content = Annotated[
-    Annotated[str, Tag("<string>")] | Annotated[list[UserPart], Tag("<parts>")], Discriminator(text_or_parts)
-]
+Content = Annotated[Annotated[str, Tag("<string>")] | Annotated[list[UserPart], Tag("<list>")], Discriminator(form_of)]
 
 
 class ParticipantMessage(Schema):
@@ -271,8 +269,8 @@ class NamedToolChoice(Schema):
 
 
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("<string>")] | Annotated[NamedToolChoice, Tag("<function>")],
-    Discriminator(lambda value: "<string>" if isinstance(value, str) else "<function>"),
+    Annotated[Literal["none", "auto", "required"], Tag("<string>")] | Annotated[NamedToolChoice, Tag("<object>")],
+    Discriminator(form_of),
 ]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from server.schemas.base import CacheSalt, ModelRequest, TimedRequest, TrackedRequest, User, with_example
+from server.schemas.base import CacheSalt, ModelRequest, TimedRequest, TrackedRequest, User, form_of, with_example
 from server.schemas.generation import MAX_MESSAGES, ConversationFields, Message
 from server.schemas.prompt import Part, Prompt
 
@@ -39,9 +39,9 @@ TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 def _input_tag(value: Any) -> str:
     """Return the tag of an input: one text, or a list, whose tag depends on its first element."""
-    if isinstance(value, str):
-        return "<string>"
-    first = value[0] if isinstance(value, list) and value else None
+    if not isinstance(value, list):
+        return form_of(value)
+    first = value[0] if value else None
     kinds = {str: "<strings>", int: "<token ids>", list: "<lists of token ids>"}
     return kinds.get(type(first), "<parts>")
 

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from model.prompt import ShotsAttend
 from server.media.source import kind_of
-from server.schemas.base import NO_SUPPORT, Schema, tag_of
+from server.schemas.base import NO_SUPPORT, Schema, form_of, tag_of
 
 # short enough for an error message to repeat it; the media store checks whether it exists
 MediaId = Annotated[str, Field(min_length=1, max_length=128)]
@@ -118,11 +118,6 @@ class TextPart(Schema):
 MEDIA_TYPES = ("image_url", "video_url", "image_id", "video_id", "input_image")
 
 
-def text_or_parts(value: Any) -> str:
-    """Return the form of a message's content, as a tag."""
-    return "<string>" if isinstance(value, str) else "<parts>"
-
-
 def _without_media(part: Any) -> Any:
     if isinstance(part, dict) and part.get("type") in MEDIA_TYPES:
         raise PydanticCustomError(NO_SUPPORT, "this message has only text; images and videos belong to user messages")
@@ -132,8 +127,8 @@ def _without_media(part: Any) -> Any:
 # the content of a message without media
 Written = Annotated[
     Annotated[str, Tag("<string>")]
-    | Annotated[list[Annotated[TextPart, BeforeValidator(_without_media)]], Tag("<parts>")],
-    Discriminator(text_or_parts),
+    | Annotated[list[Annotated[TextPart, BeforeValidator(_without_media)]], Tag("<list>")],
+    Discriminator(form_of),
 ]
 
 
@@ -149,9 +144,9 @@ Part = Annotated[
 
 def prompt_form(value: Any) -> str:
     """Return the form of a prompt, or of several, as the tag of its type."""
-    if isinstance(value, str):
-        return "<string>"
-    first = value[0] if isinstance(value, list) and value else None
+    if not isinstance(value, list):
+        return form_of(value)
+    first = value[0] if value else None
     if isinstance(first, str | list):
         return "<parts>" if any(isinstance(item, dict) for item in value) else "<list of prompts>"
     return "<token ids>" if isinstance(first, int) else "<parts>"

@@ -10,6 +10,7 @@ import pytest
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.schemas.base import ListRequest, Schema, read
 from server.schemas.decisions import DecisionRequest
+from server.schemas.fewshot import ClassifyRequest
 from server.schemas.generation import ChatRequest, CompletionRequest
 from server.schemas.keys import CreateKeyRequest
 from server.schemas.models import EmbeddingsRequest
@@ -58,8 +59,13 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
         (
             CompletionRequest,
             {"prompt": "x", "structured_outputs": {"json": 5}},
-            "structured_outputs.json: must be an object",
+            "structured_outputs.json: must be a string or object",
         ),
+        (CompletionRequest, {"prompt": "x", "stop": 5}, "stop: must be a string or list"),
+        (CompletionRequest, {"prompt": 5}, "prompt: must be a string or token ids or parts or list of prompts"),
+        (ChatRequest, {"messages": [USER | {"content": 5}]}, "messages[0].content: must be a string or list"),
+        (DecisionRequest, {"input": 5}, "input: must be a string or list"),
+        (ClassifyRequest, {"query": {"text": "x"}, "template": 3}, "template: must be a string or object"),
     ],
 )
 def test_a_wrong_value_is_answered_with_what_it_must_be(

@@ -385,7 +385,7 @@ def test_only_the_first_unknown_field_is_reported_by_our_own_code(monkeypatch: p
     ("name", "message"),
     [
         ("examples", 'must be an object such as {"support_set": "birds"}'),
-        ("template", "must be an object with fields among end, query, separator, shot"),
+        ("query", "must be an object with fields among image, media, question, text"),
     ],
 )
 def test_a_value_that_is_no_object_is_refused_with_an_example_or_the_fields_of_one(name: str, message: str) -> None:

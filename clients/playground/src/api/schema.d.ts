@@ -1749,9 +1749,9 @@ export interface components {
             type: "input_json";
             data: {
                 [key: string]: unknown;
-            } | {
+            }[] | {
                 [key: string]: unknown;
-            }[];
+            };
         };
         /**
          * DecisionRequest
@@ -3507,9 +3507,9 @@ export interface components {
              * @description The answer conforms to this JSON schema.
              * @default
              */
-            json: {
+            json: string | {
                 [key: string]: unknown;
-            } | string | null;
+            } | null;
         };
         /**
          * SuggestRequest
