@@ -1,9 +1,10 @@
-"""Print how weight formats of GPUs, and media pages of 8 bits, change a model's predictions.
+"""Print how weight formats, and media pages of 8 bits, change a model's predictions.
 
 `python -m evaluation.formats [FOLDER ...]` computes a fixed text, alone and after a picture, in each format. On a CPU, the
-references of the kernels compute it from the same packed weights that a GPU would have. Each row is compared with bfloat16:
-by the log-probabilities of the text's tokens, the divergence of the distributions, and how often both have the same most
-likely token. The row float32 shows the effect of bfloat16 itself. The last line is JSON.
+references of the kernels compute it from the same packed weights that a GPU would have; the row "int4 on this CPU" comes
+from the products that a server uses here for steps of few tokens. Each row is compared with bfloat16: by the
+log-probabilities of the text's tokens, the divergence of the distributions, and how often both have the same most likely
+token. The row float32 shows the effect of bfloat16 itself. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from kernels.media_attention import dequantise_pages, quantise_pages
 from model.batch import MediaPages
 from model.config import FlamingoConfig
+from model.cpu import use_fast_formats
 from model.flamingo import Flamingo
 from model.folder import load_folder
 from model.footprint import Footprint
@@ -31,10 +33,11 @@ from model.reference import encode, log_probs
 from model.vision import normalise
 from model.zoo.default import prepare
 
-Name = Literal["bfloat16", "float32", "fp8", "int8", "int4", "pages of 8 bits"]
+Name = Literal["bfloat16", "float32", "fp8", "int8", "int4", "int4 on this CPU", "pages of 8 bits"]
 BASE: Name = "bfloat16"
+ON_CPU: Name = "int4 on this CPU"
 PAGES: Name = "pages of 8 bits"
-NAMES: tuple[Name, ...] = (BASE, "float32", *KINDS, PAGES)
+NAMES: tuple[Name, ...] = (BASE, "float32", *KINDS, ON_CPU, PAGES)
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = Path(__file__).with_name("perplexity_text.txt")
 PICTURE = ROOT / "docs" / "examples" / "noto-elephant.png"
@@ -78,9 +81,11 @@ def passages(tokenizer: PromptTokenizer, num_tokens: int) -> list[Passage]:
 def load(folder: Path, name: Name) -> Flamingo:
     """Load a model in a format, with its gates folded as on the server."""
     weight_format: WeightFormat | None = name if name in KINDS else None
-    dtype = torch.float32 if name == "float32" else torch.bfloat16
+    dtype = torch.float32 if name in ("float32", ON_CPU) else torch.bfloat16
     model = load_folder(folder, "cpu", dtype, weight_format=weight_format)
     model.fold_gates()
+    if name == ON_CPU:
+        use_fast_formats(model, ("int4",))
     return model
 
 
@@ -89,6 +94,8 @@ def media_pages(model: Flamingo, name: Name) -> MediaPages:
     square = resize(load_image(PICTURE.read_bytes(), MediaLimits()), model.config.vision)
     pixels = normalise(torch.from_numpy(square.copy())[None], model.config.vision)
     with torch.inference_mode():
+        if name == ON_CPU:  # its encoder stays float32
+            return model.fresh_media(model.encode_media(pixels[None]).to(torch.bfloat16))
         media = encode(model, [pixels])
         if name != PAGES:
             return media
@@ -118,7 +125,8 @@ def compare(passage: Passage, name: Name, gib: float, rows: Tensor, base: Tensor
 
 def weights_gib(config: FlamingoConfig, name: Name) -> float:
     dtype = torch.float32 if name == "float32" else torch.bfloat16
-    weights = Footprint.of(config, dtype, weight_format=name if name in KINDS else None).weights
+    weight_format = "int4" if name == ON_CPU else name if name in KINDS else None
+    weights = Footprint.of(config, dtype, weight_format=weight_format).weights
     return (weights["language_model"] + weights["gated"]) / 2**30
 
 
