@@ -103,6 +103,11 @@ def runs_triton() -> bool:
     return _requested != "reference" and _obstacle() is None
 
 
+def runs_numba() -> bool:
+    """Return whether kernels that Numba compiles are used for tensors on a CPU."""
+    return _requested != "reference" and numba is not None
+
+
 def use_triton(x: Tensor) -> bool:
     if _requested == "reference" or (_requested == "auto" and not x.is_cuda and not INTERPRETING):
         return False
@@ -119,7 +124,7 @@ def needs_gradients(*tensors: Tensor | None) -> bool:
 
 def use_compiled(*tensors: Tensor) -> bool:
     """Return whether to use the CPU kernels: for a small first tensor of a supported dtype, if no gradient is needed."""
-    if _requested == "reference" or numba is None or needs_gradients(*tensors):
+    if not runs_numba() or needs_gradients(*tensors):
         return False
     x = tensors[0]
     return x.is_cpu and x.dtype in ELEMENTS and x.numel() <= MAX_COMPILED_ELEMENTS
@@ -133,7 +138,7 @@ def _reason() -> str:
 
 def describe() -> dict[str, Any]:
     """Describe the choice, for the log at startup, /health and /version."""
-    on_cpu = "reference" if _requested == "reference" or numba is None else "numba"
+    on_cpu = "numba" if runs_numba() else "reference"
     return {
         "requested": _requested,
         "backend": "triton" if runs_triton() else on_cpu,

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import has_bfloat16
+from kernels.backend import has_bfloat16, runs_numba
 from kernels.integer_product import instructions_for, integer_product, pack
 from kernels.integer_tile import Instructions
 from kernels.weight_only import GROUP, quantise_groups
@@ -80,15 +80,19 @@ class IntegerProduct:
         return y if self.bias is None else y + self.bias
 
 
+def _instructions(bits: int) -> Instructions | None:
+    return instructions_for(bits) if runs_numba() else None
+
+
 def int4(weight: Tensor, bias: Tensor | None) -> Product:
     """Return a product of weights in groups of four bits, as integers if the processor has instructions for it."""
-    instructions = instructions_for(4)
+    instructions = _instructions(4)
     return Int4(weight, bias) if instructions is None else IntegerProduct(weight, bias, 4, instructions)
 
 
 def int8(weight: Tensor, bias: Tensor | None) -> Product:
     """Return a product of weights in 8 bits, as integers if the processor has instructions for it."""
-    instructions = instructions_for(8)
+    instructions = _instructions(8)
     return Int8(weight, bias) if instructions is None else IntegerProduct(weight, bias, 8, instructions)
 
 

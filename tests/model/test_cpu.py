@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kernels import backend
 from kernels.weight_only import GROUP, quantise_groups
 from model import products
 from model.config import FlamingoConfig
@@ -70,17 +71,20 @@ def test_groups_of_four_bits_keep_their_q() -> None:
     [("int4", 0.01), ("int8", 0.02), ("bfloat16", 0.01), ("float32", 1e-6), ("onednn", 1e-6)],
 )
 @pytest.mark.parametrize("rows", [1, 3, 8, 70])
-@pytest.mark.parametrize("has_instructions", [True, False])
+@pytest.mark.parametrize("without", ["nothing", "instructions", "compiled kernels"])
 def test_each_format_computes_the_product(
-    name: Format, tolerance: float, rows: int, has_instructions: bool, monkeypatch: pytest.MonkeyPatch
+    name: Format, tolerance: float, rows: int, without: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not has_instructions:  # torch computes the products with packed weights
+    if without == "instructions":
         monkeypatch.setattr(products, "instructions_for", lambda bits: None)
+    if without == "compiled kernels":
+        monkeypatch.setattr(backend, "_requested", "reference")
     weight, _ = q4_weights(48, 64)
     bias = torch.randn(48)
     linear = FastLinear(weight, bias, (name,))
     x = torch.randn(rows, 64).to(linear.dtype)
     assert list(linear.products) == [name]
+    assert without == "nothing" or not isinstance(linear.products[name], IntegerProduct)
     expected = x.float() @ weight.T + bias
     assert float((linear(x).float() - expected).norm() / expected.norm()) < tolerance
 
