@@ -18,13 +18,15 @@ import torch
 
 try:
     import numba
-    from numba import cfunc, types
+    from numba import types
+    from numba.core.caching import FunctionCache
+    from numba.core.ccallback import CFunc
     from numba.core.registry import cpu_target
     from numba.extending import intrinsic, overload
 except ImportError:  # no wheel for this platform: torch serves
-    numba = cfunc = types = cpu_target = intrinsic = overload = None
+    numba = types = cpu_target = intrinsic = overload = None
 
-__all__ = ["cfunc", "cpu_target", "intrinsic", "numba", "types"]
+__all__ = ["cpu_target", "intrinsic", "numba", "types"]
 
 Entry = Callable[..., None]
 Key = TypeVar("Key")
@@ -131,10 +133,18 @@ def _compile(function: Callable[..., None], signature: Any) -> Any:
     """
     processor = cpu_target.target_context.codegen().magic_tuple()
     function.__qualname__ = f"{function.__name__}_{_digest(repr((signature, processor)).encode())}_{DIGEST}"
+    kernel = _kernel(function, signature)
     try:
-        return cfunc(signature, cache=True, **OPTIONS)(function)
+        kernel._cache = NamedCache(function)
+        kernel.compile()
     except (RuntimeError, OSError):  # the cache folder cannot be written, or its disk is full
-        return cfunc(signature, **OPTIONS)(function)
+        kernel = _kernel(function, signature)
+        kernel.compile()
+    return kernel
+
+
+def _kernel(function: Callable[..., None], signature: Any) -> Any:
+    return CFunc(function, (signature.args, signature.return_type), {}, OPTIONS)
 
 
 def load(pointer, index):
@@ -172,7 +182,16 @@ def exp(x):
     return np.float32(0.0) if is_nothing else series * power_of_two
 
 
-if overload is not None:
+if numba is not None:
+
+    class NamedCache(FunctionCache):  # type: ignore[misc]
+        """The binaries on disk of a kernel that has a name of its own.
+
+        Numba's key of a binary contains the parts of a kernel, whose pickles differ between processes.
+        """
+
+        def _index_key(self, signature: Any, codegen: Any) -> Any:
+            return signature, codegen.magic_tuple()
 
     @overload(load, jit_options=OPTIONS)
     def _load(pointer, index):

@@ -1,8 +1,8 @@
 """A Llama-like decoder layer for steps of few rows on a CPU, in one call that runs on all of torch's threads.
 
 The threads compute one part of the layer after the other, each a share of it, and wait for each other in between. With one
-call per part, a thread without work waits in a loop until the next call; a hypervisor suspends a processor that does so for
-long, and the next product then begins late on it, and takes up to twice as long.
+call per part, OpenMP's threads wait for the next call in a loop of `pause` instructions. A hypervisor suspends a virtual
+processor that does so for long, and the next product then begins late on it, and takes up to twice as long.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from kernels.threads import address_of, run_on_all_threads, thread_functions, wa
 
 int64s = pointer_to("int64")
 Arguments = ctypes.c_int64 * 22
-# where the layouts of the matrices begin in that of a layer, and the addresses of the other tensors
+# where the layouts of the matrices begin in that of a layer, and after them the addresses of two norms and of three numbers
 QKV, OUTPUT, GATE_UP, DOWN, NORMS = range(0, 25, 5)
-GROUPS = 3  # the number of groups of a matrix, in its layout
+TILES, GROUPS = 2, 3  # the numbers of tiles and of groups of a matrix, in its layout
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """The matrices of a layer, all in 4 or all in 8 bits, its two norms [D], and three numbers: all others are float32."""
+    """The weights of a layer: matrices with one number of bits, norms [D] in float32, and three numbers in float32."""
 
     qkv: IntegerWeights  # [(H + 2 G) K, D]
     output: IntegerWeights  # [D, H K]
@@ -55,7 +55,7 @@ class LayerWeights:
 
     # looked up once: what the kernel reads of a layer, and the scratch that it needs per row
     layout: Tensor = field(init=False, repr=False)
-    row_bytes: int = field(init=False, repr=False)
+    scratch_bytes: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         matrices = self.qkv, self.output, self.gate_up, self.down
@@ -64,12 +64,12 @@ class LayerWeights:
             *(entry for matrix in matrices for entry in matrix.layout),
             *(tensor.data_ptr() for tensor in tensors),
         ]
-        # the outputs of all products, a norm and what is attended, and the quantised input of a product
+        # the parts of the kernel's scratch: outputs of products, a norm and what is attended, and a quantised input
         num_numbers = sum(matrix.num_features for matrix in matrices) + GROUP * (
             layout[QKV + GROUPS] + layout[OUTPUT + GROUPS]
         )
         object.__setattr__(self, "layout", torch.tensor(layout))
-        object.__setattr__(self, "row_bytes", 2 * num_numbers + max(matrix.row_bytes for matrix in matrices))
+        object.__setattr__(self, "scratch_bytes", 2 * num_numbers + max(matrix.row_bytes for matrix in matrices))
 
 
 def decoder_layer_reference(
@@ -94,8 +94,10 @@ def quantise_swiglu(gate_up, groups, first, end, width, offset):
         quantise_group(gate_up, gate, groups + group * GROUP_BYTES, offset)
 
 
-# arguments: a counter of `wait_until`, the addresses of the layer's layout, of x, the output and the scratch, the number of
-# rows, and then as in `decode_attention`
+# arguments: a counter, the addresses of the layer's layout, of x, the output and the scratch, the number of rows, the
+# address of the cache, its heads, block size and block stride, the width of the tables, the addresses of cosines and sines,
+# their width, and the addresses of `LoopRows`. The counter is that of `wait_until`: its n-th call waits for n times the
+# number of threads
 @compiled_for("int64*")
 def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
     known, offset = KNOWN[instructions], OFFSETS[bits]
@@ -126,10 +128,8 @@ def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
         normed, qkv, attended = bfloat16s(normed_at), bfloat16s(qkv_at), bfloat16s(attended_at)
         branch, total, gate_up = bfloat16s(branch_at), bfloat16s(total_at), bfloat16s(gate_up_at)
 
-        # this thread's share of the rows, and of the features of the output
+        # this thread's share of the rows
         first_row, end_row = num_rows * thread // num_threads, num_rows * (thread + 1) // num_threads
-        num_tiles = layout[DOWN + 2]
-        first, end = num_tiles * thread // num_threads * lanes, num_tiles * (thread + 1) // num_threads * lanes
 
         for row in range(first_row, end_row):
             norm_row(x, attention_norm, normed, row * dim, dim, numbers[0])
@@ -181,6 +181,8 @@ def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
         )
         wait_until(arguments, 9 * num_threads)
         multiply(layout, DOWN, groups, branch_at, num_rows, thread, num_threads)
+        num_tiles = layout[DOWN + TILES]  # no wait: a thread adds the features that it has computed
+        first, end = num_tiles * thread // num_threads * lanes, num_tiles * (thread + 1) // num_threads * lanes
         for row in range(num_rows):
             for i in range(row * dim + first, row * dim + end):
                 store(out, i, load(total, i) + load(branch, i))
@@ -198,7 +200,7 @@ def decoder_layer(
     (num_rows, dim), (_, _, num_kv_heads, block_size, head_dim) = x.shape, kv_cache.shape
     kernel = _kernel(weights.qkv, head_dim, num_kv_heads, plan.spans is not None, plan.offsets is not None)
     x = x.contiguous()
-    out, scratch = x.new_empty(num_rows, dim), torch.empty(num_rows * weights.row_bytes, dtype=torch.uint8)
+    out, scratch = x.new_empty(num_rows, dim), torch.empty(num_rows * weights.scratch_bytes, dtype=torch.uint8)
     arguments = Arguments(
         0, weights.layout.data_ptr(), x.data_ptr(), out.data_ptr(), scratch.data_ptr(), num_rows, kv_cache.data_ptr(),
         num_kv_heads, block_size, kv_cache.stride(0), plan.tables.shape[1], cos.data_ptr(), sin.data_ptr(), cos.shape[-1],

@@ -1,8 +1,8 @@
 """Products of a few bfloat16 rows with packed weights on a CPU, in integer arithmetic, on all of torch's threads.
 
-Each group of 32 numbers of a row becomes integers of 16 bits with a scale of its own, so that a number is rounded by at
-most 2^-16 of the group's largest. The products of their two bytes with the weights are summed as integers within a group,
-and over the groups in float32. A row's result does not depend on the other rows.
+Each group of 32 numbers of a row becomes integers of 16 bits with a scale of its own. The products of their two bytes with
+the weights are summed as integers within a group, and over the groups in float32. A row's result does not depend on the
+other rows.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from kernels.integer_tile import (
 from kernels.threads import address_of, has_threads, run_on_all_threads, thread_functions, wait_until
 from kernels.weight_only import quantise_groups, quantise_int8
 
+# groups whose numbers all are less, 2^-100 as bits of a bfloat16, become zero: the inverse of their scale could be infinite
+SMALLEST = 0x0D80
 # u - OFFSETS[bits] is the signed integer of the packed u
 OFFSETS = {4: 8, 8: 128}
 Arguments = ctypes.c_int64 * 10
@@ -115,7 +117,7 @@ def round_rows(x: Tensor) -> Tensor:
     """Return x [M, K] in float32 with each group of 32 numbers rounded to 16 bits."""
     groups = x.float().unflatten(-1, (-1, GROUP))
     largest = groups.abs().amax(-1, keepdim=True)
-    inverse = torch.where(largest > 0, LARGEST / largest, 0)
+    inverse = torch.where(largest < 2.0**-100, 0, LARGEST / largest)  # a NaN is not less
     return ((groups * inverse).round_() * (largest / LARGEST)).flatten(-2)
 
 
@@ -141,7 +143,7 @@ def quantise_group(x, first, to, offset):
     for i in range(first, first + GROUP):  # as integers, of which that of a NaN is the largest
         largest = max(largest, x[i] & np.uint16(0x7FFF))
     top = np.uint32(np.uint32(largest) << np.uint32(16)).view(np.float32)
-    inverse = np.float32(LARGEST) / top if largest > 0 else np.float32(0)
+    inverse = np.float32(LARGEST) / top if largest >= SMALLEST else np.float32(0)
     total, upper_bytes, lower_bytes = np.int32(0), uint8s(to), uint8s(to + LOW_AT)
     for i in range(GROUP):
         integer = np.int32(np.rint(load(x, first + i) * inverse))

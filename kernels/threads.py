@@ -7,15 +7,20 @@ second pool of threads competes with them for the processors.
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
+
+import torch
 
 from kernels.compiled import Entry, intrinsic, numba, types
 
 if numba is not None:
     from llvmlite import ir  # type: ignore[import-untyped]
     from numba.core import cgutils
+
+wait_until: Any = None
 
 # A thread reads the counter this many times, for about a microsecond, and then offers its processor to other programs: on
 # a busy machine, the thread for which it waits may need the same processor. The loop does not contain the instruction
@@ -25,10 +30,10 @@ MAX_READS = 1024
 
 @cache
 def _openmp() -> Callable[..., None] | None:
-    symbols = ctypes.CDLL(None)
-    if numba is None or not all(
-        hasattr(symbols, name) for name in ("GOMP_parallel", "omp_get_thread_num", "sched_yield")
-    ):
+    if numba is None or sys.platform == "win32":
+        return None
+    symbols, needed = ctypes.CDLL(None), ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "sched_yield")
+    if not all(hasattr(symbols, name) for name in needed):
         return None
     symbols.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     symbols.GOMP_parallel.restype = None
@@ -45,7 +50,7 @@ def run_on_all_threads(kernel: int, arguments: ctypes.Array[ctypes.c_int64]) -> 
 
     The interpreter's lock is not held meanwhile.
     """
-    _openmp()(kernel, arguments, 0, 0)  # type: ignore[misc]
+    _openmp()(kernel, arguments, torch.get_num_threads(), 0)  # type: ignore[misc]
 
 
 def address_of(kernel: Entry) -> int:

@@ -144,11 +144,11 @@ class DecodeLayer(nn.Module):
     def compile_kernels(self, kv_cache: Tensor, *, has_offsets: bool) -> None:
         """Compile what computes the layer in one call, if it does for any number of rows."""
         for num_rows in ROWS:
-            if (weights := self.whole(num_rows)) is not None:
+            if (weights := self.weights_of_whole(num_rows)) is not None:
                 compile_layer(weights, kv_cache, has_offsets=has_offsets)
 
-    def whole(self, num_rows: int) -> LayerWeights | None:
-        """Return the weights for one call, if all products of this number of rows are integer products of as many bits."""
+    def weights_of_whole(self, num_rows: int) -> LayerWeights | None:
+        """Return the weights for one call, if all products for this number of rows are integers of one number of bits."""
         num_rows = min(num_rows, ROWS[-1])
         if num_rows not in self._weights:
             self._weights[num_rows] = self._layer_weights(num_rows)
@@ -171,7 +171,7 @@ class DecodeLayer(nn.Module):
     def forward(self, x: Tensor, context: StepContext, kv: Tensor | None) -> Tensor:
         if context.decoding is None or context.cos is None or context.sin is None or kv is None:
             return self.layer(x, context, kv)
-        if (weights := self.whole(len(x))) is not None:
+        if (weights := self.weights_of_whole(len(x))) is not None:
             return decoder_layer(x, context.cos, context.sin, kv, context.decoding, weights)
         qkv, output, up, down = self._products
         (attention_norm, ffn_norm), (attention_eps, ffn_eps) = self._norms, self._eps

@@ -24,7 +24,7 @@ from typing import Any, get_args
 import torch
 
 from kernels.compiled import DIGEST
-from model import cpu
+from model import cpu, products
 from model.config import FlamingoConfig
 from model.cpu import ENCODER_ROWS, ROWS, Choice, Choices
 from model.products import Format
@@ -50,7 +50,8 @@ class FormatMemory:
             "processor": processor(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "code": _digest(Path(cpu.__file__).read_bytes() + DIGEST.encode()),
+            "code": _digest(DIGEST.encode() + Path(cpu.__file__).read_bytes() + Path(products.__file__).read_bytes()),
+            "instructions": products.instruction_names(),
             "model": _digest(config.to_json().encode()),
         }
         name = _digest(json.dumps(identity).encode())

@@ -72,7 +72,6 @@ class IntegerProduct:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, bits: int, instructions: Instructions) -> None:
         self.weights = pack(weight, bits, instructions)
-        self.packed = self.weights.packed
         self.bias = None if bias is None else bias.to(torch.bfloat16)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -82,6 +81,11 @@ class IntegerProduct:
 
 def _instructions(bits: int) -> Instructions | None:
     return instructions_for(bits) if runs_numba() else None
+
+
+def instruction_names() -> list[str | None]:
+    """Return the names of the instructions for weights of 4 and of 8 bits, None where torch multiplies."""
+    return [known.name if known else None for known in (_instructions(4), _instructions(8))]
 
 
 def int4(weight: Tensor, bias: Tensor | None) -> Product:

@@ -314,7 +314,7 @@ def warm_up(engine: Engine, media_token_id: int, image_size: int) -> None:
     afterwards, and the steps are forgotten: they take many times as long as later ones. The image keeps its slot until
     another one needs it.
     """
-    engine.runner.compile_attention()
+    engine.runner.compile_kernels()
     length = min(NUM_PROMPT_TOKENS, engine.config.max_model_len - NUM_NEW_TOKENS)
     shape = (1, image_size, image_size, 3)
     pixels = MediaPixels(digest=WARM_UP_DIGEST, shape=shape, data=bytes(image_size * image_size * 3))

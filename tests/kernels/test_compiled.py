@@ -155,14 +155,10 @@ def _double(x: Any, count: Any) -> None:
     ids=["no folder", "full disk"],
 )
 def test_a_kernel_compiles_without_a_writable_cache(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    cfunc = compiled_module.cfunc
+    def refuse(function: Any) -> None:
+        raise error
 
-    def refuse_to_cache(signature: Any, *, cache: bool = False, **options: Any) -> Any:
-        if cache:
-            raise error
-        return cfunc(signature, **options)
-
-    monkeypatch.setattr(compiled_module, "cfunc", refuse_to_cache)
+    monkeypatch.setattr(compiled_module, "NamedCache", refuse)
     x = torch.tensor([1.0, 2.0, 3.0])
     compiled("T* int")(_double)[x.dtype](x.data_ptr(), 2)
     assert x.tolist() == [2.0, 4.0, 3.0]

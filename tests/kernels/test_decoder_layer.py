@@ -1,4 +1,4 @@
-"""A whole decoder layer in one call equals its parts, to the last bit: any rows, contexts, spans and threads."""
+"""A whole decoder layer in one call equals its parts: any rows, contexts, spans and threads."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def check(weights: LayerWeights, x: Tensor, cos: Tensor, sin: Tensor, cache: Ten
     expected_cache = cache.clone()
     expected = decoder_layer_reference(x, cos, sin, expected_cache, plan, weights)
     actual = decoder_layer(x, cos, sin, cache, plan, weights)
-    assert torch.equal(actual, expected)
+    assert torch.equal(actual, expected), "these sizes of heads are summed in one order"
     assert torch.equal(cache, expected_cache)
     assert bool(actual.isfinite().all())
 
@@ -78,7 +78,7 @@ def test_contexts_of_several_spans(has_offsets: bool) -> None:
     x, cos, sin, cache, plan = step([12, 11])
     offsets = torch.tensor([[2, 0, 0], [0, 3, 0]]).int()
     spans = Spans(
-        torch.tensor([9, 8]),
+        torch.tensor([9, 8]).int(),
         torch.tensor([[0, 4, 7], [0, 4, 6]]).int(),
         torch.tensor([[4, 3, 4], [4, 2, 3]]).int(),
         Offsets.of(offsets, HEAD_DIM, 10_000.0, 64) if has_offsets else None,

@@ -82,7 +82,8 @@ def test_the_largest_integers_do_not_overflow(instructions: Instructions, bits: 
 def test_rounding_is_far_below_that_of_bfloat16() -> None:
     x = rows_of(64, 96)
     groups, errors = (y.unflatten(-1, (-1, GROUP)).abs() for y in (x.float(), x.float() - round_rows(x)))
-    assert float((errors / groups.amax(-1, keepdim=True)).max()) < 2**-16 * 1.01
+    # half of a unit, of which the largest number has 127 * 256 + 127; float32 rounds the number once more
+    assert float((errors / groups.amax(-1, keepdim=True)).max()) < 0.5 / 32639 + 2**-23
 
 
 @needs_instructions
@@ -104,6 +105,20 @@ def test_a_number_that_is_not_finite_stays_so_in_its_row_alone(number: float) ->
     actual = integer_product(x, weights)
     assert not bool(actual[1].isfinite().any())
     assert torch.equal(actual[[0, 2]], expected[[0, 2]])
+
+
+@needs_instructions
+@pytest.mark.parametrize("size", [1e-36, 1e-32, 1e-28, 1e30])
+def test_groups_of_tiny_and_of_huge_numbers(size: float) -> None:
+    """A scale whose inverse would be infinite stands for zeros, also next to groups of usual numbers."""
+    weights, x = default_weights(), torch.randn(2, 96)
+    x[:, :GROUP] *= size
+    actual, expected = (
+        integer_product(x.to(torch.bfloat16), weights),
+        integer_product_reference(x.to(torch.bfloat16), weights),
+    )
+    assert bool(actual.isfinite().all())
+    torch.testing.assert_close(actual, expected, atol=2**-4 * max(size, 1), rtol=2**-6)
 
 
 @needs_instructions

@@ -68,7 +68,7 @@ def test_a_layer_of_integer_products_is_one_call_and_equals_its_parts(
     expected_blocks, media = cache.blocks.clone(), fast.fresh_media(torch.zeros(1, 4, 16, dtype=torch.bfloat16))
     layers = [layer for layer in fast.language_model.layers if isinstance(layer, DecodeLayer)]
     assert layers
-    assert all(layer.whole(sum(counts)) is not None for layer in layers)
+    assert all(layer.weights_of_whole(sum(counts)) is not None for layer in layers)
     monkeypatch.setattr(decoder_layer, "_decoder_layer", OnDemand(decoder_layer._decoder_layer._build))
     decoder_layer._address.cache_clear()
     layers[0].compile_kernels(cache.layer(0), has_offsets=False)
@@ -76,7 +76,7 @@ def test_a_layer_of_integer_products_is_one_call_and_equals_its_parts(
     assert len(compiled) == 2, "of plain sequences, and of spans"
     actual = fast(batch, cache, media)
     assert set(decoder_layer._decoder_layer) == compiled, "a step compiled a kernel"
-    monkeypatch.setattr(DecodeLayer, "whole", lambda self, num_rows: None)
+    monkeypatch.setattr(DecodeLayer, "weights_of_whole", lambda self, num_rows: None)
     expected = fast(batch, KVCache(expected_blocks), media)
     assert torch.equal(actual, expected)
     assert torch.equal(cache.blocks, expected_blocks)
@@ -92,11 +92,11 @@ def test_a_layer_of_other_products_is_several_calls() -> None:
     for linear in linears:
         linear.products = {name: FORMATS[name](torch.zeros(*linear.shape), None) for name in ("int4", "bfloat16")}
         linear.choose({1: "int4", 4: "int4", 8: "bfloat16", 16: "bfloat16", 32: "bfloat16"})
-    assert layer.whole(7) is not None
-    assert layer.whole(8) is None
+    assert layer.weights_of_whole(7) is not None
+    assert layer.weights_of_whole(8) is None
     linears[0].products["int8"] = FORMATS["int8"](torch.zeros(*linears[0].shape), None)
     linears[0].choose(dict.fromkeys(ROWS, "int8"))
-    assert layer.whole(1) is None
+    assert layer.weights_of_whole(1) is None
 
 
 @pytest.mark.parametrize("family", ["openflamingo", "flamingo"])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from model import format_memory
+from model import format_memory, products
 from model.cpu import ENCODER_ROWS, ROWS, Choices
 from model.format_memory import DISTURBED_SECONDS, FormatMemory, ProcessorTime, processor
 from tests.tiny_models import CONFIGS
@@ -40,6 +40,14 @@ def test_choices_are_remembered_by_machine_and_model(tmp_path: Path, monkeypatch
         assert FormatMemory.of(tmp_path / "formats", CONFIG).load() == {}
     monkeypatch.setattr(format_memory, "processor", lambda: "another")
     assert FormatMemory.of(tmp_path / "formats", CONFIG).load() == {}
+
+
+def test_choices_belong_to_the_kernels_that_were_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FormatMemory.of(tmp_path, CONFIG).save(CHOICES)
+    monkeypatch.setattr(products, "instruction_names", lambda: ["another", None])
+    assert FormatMemory.of(tmp_path, CONFIG).load() == {}
+    monkeypatch.undo()
+    assert FormatMemory.of(tmp_path, CONFIG).load() == CHOICES
 
 
 def test_other_formats_of_a_model_are_added(tmp_path: Path) -> None:

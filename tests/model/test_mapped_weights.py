@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernels.integer_product import instructions_for
+from model.cpu import FastLinear
 from model.folder import WEIGHTS, load_folder, save_folder
 from model.inference import prepare_for_inference
-from model.products import Format
+from model.mapped_weights import release
+from model.products import Format, IntegerProduct
 from model.reference import encode, log_probs
 from tests.tiny_models import CONFIGS, KIN_CONFIG, byte_tokenizer, tiny_model
 
@@ -45,6 +48,17 @@ def test_buffers_that_were_copied_do_not_keep_a_file_mapped(tmp_path: Path) -> N
     prepared = prepare_for_inference(load_folder(tmp_path, "cpu", torch.float32), ("bfloat16",))
     assert prepared.flamingo.vision.kin is not None
     assert not is_mapped(tmp_path / WEIGHTS)
+
+
+@pytest.mark.skipif(instructions_for(4) is None, reason="the processor has no instructions")
+def test_weights_that_a_kernel_reads_by_their_address_stay_in_place() -> None:
+    """An allocator may put packed weights where a loaded tensor was."""
+    linear = FastLinear(torch.randn(32, 64), None, ("int4",))
+    product = linear.products["int4"]
+    assert isinstance(product, IntegerProduct)
+    address = product.weights.packed.data_ptr()
+    release(torch.nn.Sequential(linear), {address: product.weights.packed.nbytes, 1: 1 << 30})  # type: ignore[arg-type]
+    assert product.weights.packed.data_ptr() == address == product.weights.layout[0]
 
 
 def test_an_unmapped_model_does_not_read_its_file(folder: Path) -> None:

@@ -108,7 +108,7 @@ class Runner:
             largest = replace(largest, plan=static_plan(sizes[-1], width, self._shape), media_plan=tiles)
         return DecodeGraphs(self._decode, record, sizes, largest, self.device, self._media_tiles)
 
-    def compile_attention(self) -> None:
+    def compile_kernels(self) -> None:
         """Compile the loops of attention, and of layers that contain it, on a CPU before a step needs them."""
         text, kv_cache = self.model.config.language_model, self._kv.layer(0)
         layers = [layer for layer in self.model.language_model.layers if isinstance(layer, DecodeLayer)]
