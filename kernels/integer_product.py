@@ -83,15 +83,17 @@ def pack(weight: Tensor, bits: int, instructions: Instructions) -> IntegerWeight
     lanes = instructions.lanes
     if bits == 8:
         q, scales = quantise_int8(weight)
-        unsigned = (q.to(torch.int16) + OFFSETS[8]).to(torch.uint8)
+        unsigned = q.view(torch.uint8) ^ OFFSETS[8]  # q + 128
     else:
         q, constants = quantise_groups(weight)
         unsigned = q.to(torch.uint8)
-    # [N / lanes, K / 32, dots of a group, lanes, columns of a lane]
-    columns = unsigned.view(-1, lanes, weight.shape[1] // GROUP, DOTS, GROUP // DOTS).permute(0, 2, 3, 1, 4)
+    # [N / lanes, K / 32, dots of a group, lanes]: the columns of a lane, as one number
+    columns = (
+        unsigned.view(torch.int32).view(-1, lanes, weight.shape[1] // GROUP, DOTS).permute(0, 2, 3, 1).contiguous()
+    )
     if bits == 8:
-        return IntegerWeights(columns.flatten(2).contiguous(), scales, instructions, bits)
-    halves = columns[:, :, 0::2] | columns[:, :, 1::2] << 4
+        return IntegerWeights(columns.view(torch.uint8).flatten(2), scales, instructions, bits)
+    halves = (columns[:, :, 0::2] | columns[:, :, 1::2] << 4).view(torch.uint8)
     of_tiles = constants.view(torch.uint8).unflatten(1, (-1, lanes)).transpose(0, 1)
     return IntegerWeights(torch.cat([halves.flatten(2), of_tiles.flatten(2)], dim=2), None, instructions, bits)
 
