@@ -64,7 +64,7 @@ class Fleet:
             "port": self.port,
             "spare_worker": "false",
             "decode_processes": 1,
-            "max_model_len": 4096,
+            "max_model_len": 16384,
         }
         flags = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
         fleet = ["--models", str(self.folder / "models.yaml"), "--models-per-replica", "2", *self.flags]
@@ -115,7 +115,7 @@ def running(
     """Run a fleet of two replicas until the block ends. `models` are the folders of tiny ones by name."""
     for family in ("openflamingo", "flamingo"):
         # long enough for answers that last for seconds
-        config = replace(CONFIGS[family], language_model=replace(CONFIGS[family].language_model, max_positions=4096))
+        config = replace(CONFIGS[family], language_model=replace(CONFIGS[family].language_model, max_positions=16384))
         save_folder(folder / family, config, tiny_model(config).state_dict().items(), byte_tokenizer().to_str())
     with postgresql() as database:
         fleet = Fleet(folder, free_port(), database, flags, api_key)

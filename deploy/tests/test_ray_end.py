@@ -16,7 +16,7 @@ from deploy.tests.test_ray import API_KEY, DONE, HEADERS, LONG, Stream, complete
 
 # seconds in which answers of `LONG` tokens end, and no answers of `ENDLESS` ones
 SHUTDOWN_SECONDS = 10.0
-ENDLESS = 4000
+ENDLESS = 16000
 
 
 def test_after_a_signal_running_requests_finish_in_time_or_end_with_an_error_and_new_ones_are_refused(
