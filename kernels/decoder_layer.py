@@ -1,8 +1,8 @@
 """A Llama-like decoder layer for steps of few rows on a CPU, in one call that runs on all of torch's threads.
 
 The threads compute one part of the layer after the other, each a share of it, and wait for each other in between. With one
-call per part, OpenMP's threads wait for the next call in a loop of `pause` instructions. A hypervisor suspends a virtual
-processor that does so for long, and the next product then begins late on it, and takes up to twice as long.
+call per part, OpenMP's threads wait for the next call in a loop of `pause` instructions. On a virtual machine, a product
+after such a wait is slower: a hypervisor may suspend a processor that only waits.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from kernels.integer_tile import GROUP, GROUP_BYTES, KNOWN
 from kernels.paged_attention_loop import LoopRows, attend_row
 from kernels.rows import add_rms_norm, norm_row, rms_norm, swiglu
 from kernels.self_attention import rotate_heads, store_token
-from kernels.threads import address_of, run_on_all_threads, thread_functions, wait_until
+from kernels.threads import address_of, run_on_all_threads, share, thread_functions, wait_until
 
 int64s = pointer_to("int64")
 Arguments = ctypes.c_int64 * 22
@@ -128,8 +128,7 @@ def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
         normed, qkv, attended = bfloat16s(normed_at), bfloat16s(qkv_at), bfloat16s(attended_at)
         branch, total, gate_up = bfloat16s(branch_at), bfloat16s(total_at), bfloat16s(gate_up_at)
 
-        # this thread's share of the rows
-        first_row, end_row = num_rows * thread // num_threads, num_rows * (thread + 1) // num_threads
+        first_row, end_row = share(num_rows, thread, num_threads)
 
         for row in range(first_row, end_row):
             norm_row(x, attention_norm, normed, row * dim, dim, numbers[0])
@@ -145,8 +144,8 @@ def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
             target, value = block * block_stride + last % block_size * head_dim, key + num_kv_heads * head_dim
             store_token(qkv, qkv, kv_cache, key, value, target, num_kv_heads, block_size, head_dim)
         wait_until(arguments, 3 * num_threads)
-        num_tasks = num_rows * num_kv_heads
-        for task in range(num_tasks * thread // num_threads, num_tasks * (thread + 1) // num_threads):
+        first, end = share(num_rows * num_kv_heads, thread, num_threads)
+        for task in range(first, end):
             row, kv_head = task // num_kv_heads, task % num_kv_heads
             no_slopes = numbers  # never read
             attend_row(
@@ -156,8 +155,8 @@ def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
                 kv_head + 1, num_kv_heads, block_size, block_stride, head_dim, rotary_dim, group,
             )  # fmt: skip
         wait_until(arguments, 4 * num_threads)
-        num_groups = num_rows * head_groups
-        quantise(attended, groups, num_groups * thread // num_threads, num_groups * (thread + 1) // num_threads, offset)
+        first, end = share(num_rows * head_groups, thread, num_threads)
+        quantise(attended, groups, first, end, offset)
         wait_until(arguments, 5 * num_threads)
         multiply(layout, OUTPUT, groups, branch_at, num_rows, thread, num_threads)
         wait_until(arguments, 6 * num_threads)
@@ -170,21 +169,13 @@ def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
         wait_until(arguments, 7 * num_threads)
         multiply(layout, GATE_UP, groups, gate_up_at, num_rows, thread, num_threads)
         wait_until(arguments, 8 * num_threads)
-        num_groups = num_rows * ffn_groups
-        quantise_swiglu(
-            gate_up,
-            groups,
-            num_groups * thread // num_threads,
-            num_groups * (thread + 1) // num_threads,
-            ffn_dim,
-            offset,
-        )
+        first, end = share(num_rows * ffn_groups, thread, num_threads)
+        quantise_swiglu(gate_up, groups, first, end, ffn_dim, offset)
         wait_until(arguments, 9 * num_threads)
         multiply(layout, DOWN, groups, branch_at, num_rows, thread, num_threads)
-        num_tiles = layout[DOWN + TILES]  # no wait: a thread adds the features that it has computed
-        first, end = num_tiles * thread // num_threads * lanes, num_tiles * (thread + 1) // num_threads * lanes
-        for row in range(num_rows):
-            for i in range(row * dim + first, row * dim + end):
+        first, end = share(layout[DOWN + TILES], thread, num_threads)
+        for row in range(num_rows):  # no wait: a thread adds the features that it has computed
+            for i in range(row * dim + first * lanes, row * dim + end * lanes):
                 store(out, i, load(total, i) + load(branch, i))
 
     return decoder_layer

@@ -31,7 +31,7 @@ from kernels.integer_tile import (
     multiply_tile,
     supported,
 )
-from kernels.threads import address_of, has_threads, run_on_all_threads, thread_functions, wait_until
+from kernels.threads import address_of, has_threads, run_on_all_threads, share, thread_functions, wait_until
 from kernels.weight_only import quantise_groups, quantise_int8
 
 # groups whose numbers all are less, 2^-100 as bits of a bfloat16, become zero: the inverse of their scale could be infinite
@@ -178,7 +178,8 @@ def multiply_share(known: Instructions, bits: int) -> Any:
         packed, scales, num_tiles = layout[matrix], layout[matrix + 1], layout[matrix + 2]
         num_groups, group_bytes = layout[matrix + 3], layout[matrix + 4]
         row_groups, row_out = num_groups * GROUP_BYTES, num_tiles * lanes * 2
-        for tile in range(num_tiles * thread // num_threads, num_tiles * (thread + 1) // num_threads):
+        first_tile, end_tile = share(num_tiles, thread, num_threads)
+        for tile in range(first_tile, end_tile):
             weights, features = packed + tile * num_groups * group_bytes, scales + tile * lanes * 4
             rows, to, left = groups, out + tile * lanes * 2, num_rows
             while left >= 8:
@@ -205,8 +206,7 @@ def _multiply(bits, instructions):
     def multiply_rows(arguments):
         thread, num_threads = np.int64(thread_number()), np.int64(count_threads())
         x, groups, out, num_rows = bfloat16s(arguments[6]), arguments[7], arguments[8], arguments[9]
-        num_groups = num_rows * arguments[4]
-        first, end = num_groups * thread // num_threads, num_groups * (thread + 1) // num_threads
+        first, end = share(num_rows * arguments[4], thread, num_threads)
         quantise(x, groups, first, end, offset)
         wait_until(arguments, num_threads)
         multiply(arguments, 1, groups, out, num_rows, thread, num_threads)

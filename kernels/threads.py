@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from kernels.compiled import Entry, intrinsic, numba, types
+from kernels.compiled import Entry, inlined, intrinsic, numba, types
 
 if numba is not None:
     from llvmlite import ir  # type: ignore[import-untyped]
@@ -24,7 +24,7 @@ wait_until: Any = None
 
 # A thread reads the counter this many times, for about a microsecond, and then offers its processor to other programs: on
 # a busy machine, the thread for which it waits may need the same processor. The loop does not contain the instruction
-# `pause`, since a hypervisor suspends a processor that repeats it
+# `pause`, since a hypervisor may suspend a processor that repeats it
 MAX_READS = 1024
 
 
@@ -62,6 +62,12 @@ def address_of(kernel: Entry) -> int:
 def thread_functions() -> tuple[Any, Any]:
     """Return functions of compiled loops: the number of the thread, and of all threads."""
     return tuple(types.ExternalFunction(f"omp_get_{name}", types.int32()) for name in ("thread_num", "num_threads"))
+
+
+@inlined
+def share(count, thread, num_threads):
+    """Return the first and the end of a thread's share of `count` items."""
+    return count * thread // num_threads, count * (thread + 1) // num_threads
 
 
 if numba is not None:
