@@ -47,6 +47,7 @@ DIGEST = _digest(b"".join(file.read_bytes() for file in SOURCES))
 OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
 # a bfloat16 is the upper half of a float32
 ELEMENTS = {torch.float32: "float32", torch.bfloat16: "uint16"}
+DTYPES = tuple(ELEMENTS)
 ARGUMENTS = {"int": ctypes.c_int64, "float": ctypes.c_float}
 NUMBERS = {"int": "int64", "float": "float32"}
 
@@ -118,6 +119,14 @@ def pointer_to(element: str) -> Any:
     return pointer_at
 
 
+uint8s, int32s, int64s, float32s, bfloat16s = map(pointer_to, ("uint8", "int32", "int64", "float32", "uint16"))
+
+
+def pointer_to_dtype(dtype_number: int) -> Any:
+    """Return `pointer_to` for the elements of a tensor, whose dtype is this one of `DTYPES`."""
+    return pointer_to(ELEMENTS[DTYPES[dtype_number]])
+
+
 def _argument(kind: str, dtype: torch.dtype) -> Any:
     if not kind.endswith("*"):
         return getattr(types, NUMBERS[kind])
@@ -155,13 +164,6 @@ def store(pointer, index, value):
     """Store a float32 as an element, rounded to nearest even."""
 
 
-def length(pointer, constant, argument):
-    """Return the length of a loop over elements like `pointer`'s: a constant or the equal argument.
-
-    A short loop of constant length over float32 would be unrolled to scalar code instead of vectorised.
-    """
-
-
 @inlined
 def exp(x):
     """Return e^x of a float32, written out so that loops over it are vectorised.
@@ -180,6 +182,23 @@ def exp(x):
     power = np.int32(np.int32(n) + np.int32(127))
     power_of_two = np.int32(power << np.int32(23)).view(np.float32)
     return np.float32(0.0) if is_nothing else series * power_of_two
+
+
+@inlined
+def swapped(bits):
+    """Return the bits with the order of negative numbers reversed."""
+    return np.int32(bits ^ np.int32((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@inlined
+def ordered_bits(value):
+    """Return an int32 that compares like the float32; without special cases for NaN, loops can be vectorised."""
+    return swapped(np.float32(value).view(np.int32))
+
+
+@inlined
+def from_ordered_bits(bits):
+    return np.int32(swapped(bits)).view(np.float32)
 
 
 if numba is not None:
@@ -212,9 +231,3 @@ if numba is not None:
             pointer[index] = np.uint16(0x7FC0) if is_nan else np.uint16(rounded)
 
         return store_float32 if pointer.dtype == types.float32 else store_bfloat16
-
-    @overload(length, jit_options=OPTIONS)
-    def _length(pointer, constant, argument):
-        if pointer.dtype == types.float32:
-            return lambda pointer, constant, argument: argument
-        return lambda pointer, constant, argument: constant

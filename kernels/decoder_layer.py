@@ -9,32 +9,27 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass, field
-from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.compiled import compiled_for, exp, inlined, load, pointer_to, store
+from kernels.compiled import bfloat16s, exp, float32s, inlined, int32s, int64s, load, store
 from kernels.decode_attention import decode_attention
 from kernels.integer_product import (
     OFFSETS,
     IntegerWeights,
-    bfloat16s,
-    float32s,
-    int32s,
     integer_product,
     multiply_share,
     quantise,
     quantise_group,
 )
 from kernels.integer_tile import GROUP, GROUP_BYTES, KNOWN
-from kernels.paged_attention_loop import LoopRows, attend_row
+from kernels.paged_attention_loop import LoopRows, row_attention
 from kernels.rows import add_rms_norm, norm_row, rms_norm, swiglu
 from kernels.self_attention import rotate_heads, store_token
-from kernels.threads import address_of, run_on_all_threads, share, thread_functions, wait_until
+from kernels.threads import run_on_threads, share, thread_functions, threaded, wait_until
 
-int64s = pointer_to("int64")
 Arguments = ctypes.c_int64 * 22
 # where the layouts of the matrices begin in that of a layer, and after them the addresses of two norms and of three numbers
 QKV, OUTPUT, GATE_UP, DOWN, NORMS = range(0, 25, 5)
@@ -98,11 +93,12 @@ def quantise_swiglu(gate_up, groups, first, end, width, offset):
 # address of the cache, its heads, block size and block stride, the width of the tables, the addresses of cosines and sines,
 # their width, and the addresses of `LoopRows`. The counter is that of `wait_until`: its n-th call waits for n times the
 # number of threads
-@compiled_for("int64*")
+@threaded
 def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
     known, offset = KNOWN[instructions], OFFSETS[bits]
     multiply, lanes = multiply_share(known, bits), known.lanes
     thread_number, count_threads = thread_functions()
+    attend_row = row_attention(head_dim, group, has_spans, has_offsets)
 
     def decoder_layer(arguments):
         thread, num_threads = np.int64(thread_number()), np.int64(count_threads())
@@ -150,9 +146,9 @@ def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
             no_slopes = numbers  # never read
             attend_row(
                 qkv, kv_cache, attended, tables, int32s(arguments[16]), int32s(arguments[17]), int32s(arguments[18]),
-                int32s(arguments[19]), float32s(arguments[20]), float32s(arguments[21]), no_slopes, numbers[2], has_spans,
-                has_offsets, False, row * qkv_dim, row * heads_dim, row, table_width, np.int64(lengths[row]), kv_head,
-                kv_head + 1, num_kv_heads, block_size, block_stride, head_dim, rotary_dim, group,
+                int32s(arguments[19]), float32s(arguments[20]), float32s(arguments[21]), no_slopes, numbers[2], False,
+                row * qkv_dim, row * heads_dim, row, table_width, np.int64(lengths[row]), kv_head,
+                num_kv_heads, block_size, block_stride, rotary_dim,
             )  # fmt: skip
         wait_until(arguments, 4 * num_threads)
         first, end = share(num_rows * head_groups, thread, num_threads)
@@ -197,7 +193,7 @@ def decoder_layer(
         num_kv_heads, block_size, kv_cache.stride(0), plan.tables.shape[1], cos.data_ptr(), sin.data_ptr(), cos.shape[-1],
         *plan.addresses,
     )  # fmt: skip
-    run_on_all_threads(kernel, arguments)
+    run_on_threads(kernel, arguments)
     return out
 
 
@@ -210,10 +206,4 @@ def compile_layer(weights: LayerWeights, kv_cache: Tensor, *, has_offsets: bool)
 
 def _kernel(qkv: IntegerWeights, head_dim: int, num_kv_heads: int, has_spans: bool, has_offsets: bool) -> int:
     group = qkv.num_features // (num_kv_heads * head_dim) - 2
-    return _address(qkv.bits, qkv.instructions.name, head_dim, group, has_spans, has_offsets)
-
-
-@cache
-def _address(bits: int, name: str, *sizes: int) -> int:
-    (instructions,) = (number for number, known in enumerate(KNOWN) if known.name == name)
-    return address_of(_decoder_layer[bits, instructions, *sizes][torch.bfloat16])
+    return _decoder_layer[qkv.bits, KNOWN.index(qkv.instructions), head_dim, group, has_spans, has_offsets]

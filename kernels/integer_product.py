@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.compiled import compiled_for, inlined, load, pointer_to
+from kernels.compiled import bfloat16s, float32s, inlined, int32s, load, uint8s
 from kernels.integer_tile import (
     DOTS,
     GROUP,
@@ -31,7 +31,7 @@ from kernels.integer_tile import (
     multiply_tile,
     supported,
 )
-from kernels.threads import address_of, has_threads, run_on_all_threads, share, thread_functions, wait_until
+from kernels.threads import has_threads, run_on_threads, share, thread_functions, threaded, wait_until
 from kernels.weight_only import quantise_groups, quantise_int8
 
 # groups whose numbers all are less, 2^-100 as bits of a bfloat16, become zero: the inverse of their scale could be infinite
@@ -39,8 +39,6 @@ SMALLEST = 0x0D80
 # u - OFFSETS[bits] is the signed integer of the packed u
 OFFSETS = {4: 8, 8: 128}
 Arguments = ctypes.c_int64 * 10
-
-uint8s, int32s, float32s, bfloat16s = (pointer_to(name) for name in ("uint8", "int32", "float32", "uint16"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +58,7 @@ class IntegerWeights:
 
     def __post_init__(self) -> None:
         scales = 0 if self.scales is None else self.scales.data_ptr()
-        kernel = _multiply[self.bits, KNOWN.index(self.instructions)][torch.bfloat16]
-        object.__setattr__(self, "kernel", address_of(kernel))
+        object.__setattr__(self, "kernel", _multiply[self.bits, KNOWN.index(self.instructions)])
         object.__setattr__(self, "layout", (self.packed.data_ptr(), scales, *self.packed.shape))
         object.__setattr__(self, "num_features", len(self.packed) * self.instructions.lanes)
         object.__setattr__(self, "row_bytes", self.packed.shape[1] * GROUP_BYTES)
@@ -132,7 +129,7 @@ def integer_product(x: Tensor, weights: IntegerWeights) -> Tensor:
     x, num_rows = x.contiguous(), len(x)
     out = x.new_empty(num_rows, weights.num_features)
     groups = torch.empty(num_rows * weights.row_bytes, dtype=torch.uint8)
-    run_on_all_threads(
+    run_on_threads(
         weights.kernel, Arguments(0, *weights.layout, x.data_ptr(), groups.data_ptr(), out.data_ptr(), num_rows)
     )
     return out
@@ -198,7 +195,7 @@ def multiply_share(known: Instructions, bits: int) -> Any:
 
 
 # arguments: a counter of `wait_until`, the layout of the matrix, the addresses of x, scratch and output, the number of rows
-@compiled_for("int64*")
+@threaded
 def _multiply(bits, instructions):
     multiply, offset = multiply_share(KNOWN[instructions], bits), OFFSETS[bits]
     thread_number, count_threads = thread_functions()

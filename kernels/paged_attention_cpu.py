@@ -1,9 +1,9 @@
-"""Paged attention on a CPU: a compiled loop for rows with few keys, products of gathered blocks for the others.
+"""Paged attention on a CPU: a compiled loop for decoding sequences and few new tokens, products of gathered blocks for many.
 
 A `GatherPlan` holds the blocks and masks that all layers of a step share. In a run of few new tokens, each token is treated
-as a decoding sequence, and the loop goes through its blocks. The blocks of decoding sequences with too many keys for the
-loop are gathered together, so that blocks which all of them have in the same place are read once. All other runs are
-gathered one by one. A GPU without Triton uses the products, too.
+as a decoding sequence, and the loop goes through its blocks. The blocks of a run of many new tokens are gathered. Without
+the loop, those of all decoding sequences are gathered together, so that blocks which all of them have in the same place are
+read once. A GPU without Triton uses the products, too.
 """
 
 from __future__ import annotations
@@ -22,11 +22,8 @@ from kernels.paged_attention_loop import LoopRows, attend_in_loop
 from kernels.self_attention import alibi_bias, is_contiguous_in_blocks
 from kernels.spans import KeyRotation, Spans
 
-# maximum of query heads times keys, of all decoding rows or of one run, for which a loop on one thread is faster than a
-# product on two
-MAX_LOOP_SCORES = 1 << 14
-# number of keys and values of one layer from which the copy alone takes longer than the loop
-MAX_GATHERED_BYTES = 24 << 20
+# maximum of query heads times keys of one run for which the loop is faster than a product
+MAX_LOOP_SCORES = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,17 +130,15 @@ def gather_plan(
     step = _Step(kv_cache, block_table, alibi_slopes, spans)
     contexts, bounds = context_lengths.tolist(), pairwise(query_starts.tolist())
     runs = [_Run(i, first, end, contexts[i]) for i, (first, end) in enumerate(bounds) if end > first]
-    may_loop, most = use_compiled(kv_cache[:0]) and is_contiguous_in_blocks(kv_cache), MAX_LOOP_SCORES // num_heads
-    decoding, gathered = [run for run in runs if run.num_queries == 1], None
-    if decoding and not (may_loop and sum(run.num_slots for run in decoding) <= most):
-        plan = _gathered_rows(step, _Queries.of(decoding))
-        if not may_loop or len(plan.unshared) * kv_cache[:1].nbytes < MAX_GATHERED_BYTES:
-            gathered = plan
-    looped, pieces = list[_Run](), list[_Run]()
+    may_loop = use_compiled(kv_cache[:0]) and is_contiguous_in_blocks(kv_cache)
+    decoding, looped, pieces = list[_Run](), list[_Run](), list[_Run]()
     for run in runs:
-        if gathered is None or run.num_queries > 1:
-            is_looped = may_loop and (run.num_queries == 1 or run.num_slots <= most)
-            (looped if is_looped else pieces).append(run)
+        if run.num_queries == 1:
+            (looped if may_loop else decoding).append(run)
+        else:
+            is_short = run.num_slots * num_heads <= MAX_LOOP_SCORES
+            (looped if may_loop and is_short else pieces).append(run)
+    gathered = _gathered_rows(step, _Queries.of(decoding)) if decoding else None
     loop = _loop_rows(step, _Queries.of(looped)) if looped else None
     plan_piece = _plan_piece if spans is None else _plan_piece_of_spans
     return GatherPlan(loop, gathered, [plan_piece(step, run) for run in pieces])

@@ -1,21 +1,42 @@
 """Paged attention for few new tokens and few keys on a CPU: a compiled loop over the blocks of each row.
 
-It needs no copies and no padding, runs on one thread, and sums a row in the same order in every batch.
+It needs no copies and no padding, and sums a row in the same order in every batch.
 """
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.compiled import compiled_for, exp, inlined, length, load, store
+from kernels.attention_tile import add_values, prefetch, score_keys
+from kernels.compiled import (
+    DTYPES,
+    exp,
+    float32s,
+    from_ordered_bits,
+    inlined,
+    int32s,
+    load,
+    ordered_bits,
+    pointer_to_dtype,
+    store,
+)
 from kernels.spans import Offsets, Spans
+from kernels.threads import run_on_threads, share, thread_functions, threaded
 from kernels.tiles import with_whole_heads
 
+Arguments = ctypes.c_int64 * 22
 NUM_ADDRESSES = 8
+# number of scores, query heads times keys, from which two threads are faster than one
+MIN_THREADED_SCORES = 1 << 10
+# while a block is read, the one this many keys later is requested from memory: blocks of a sequence may be anywhere
+KEYS_AHEAD = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +52,9 @@ class LoopRows:
     slopes: Tensor | None  # [H] float32
     spans: Spans | None = None  # with one position per row
 
-    # the addresses of the tables, the lengths, and the tables of `spans`, looked up once per step
+    # looked up once per step: the addresses of the tables, the lengths, and the tables of `spans`; the sum of the lengths
     addresses: tuple[int, ...] = field(init=False, repr=False)
+    num_slots: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         tables, spans = [self.tables, self.lengths], self.spans
@@ -41,6 +63,7 @@ class LoopRows:
         if self.offsets is not None:
             tables += [self.offsets.blocks, self.offsets.cos, self.offsets.sin]
         addresses = [table.data_ptr() for table in tables]
+        object.__setattr__(self, "num_slots", int(self.lengths.sum()))
         object.__setattr__(self, "addresses", (*addresses, *[0] * (NUM_ADDRESSES - len(addresses))))
 
     @property
@@ -52,20 +75,26 @@ class LoopRows:
         """The number of elements of a head that offsets rotate."""
         return 0 if self.offsets is None else self.offsets.cos.shape[1]
 
+    def num_threads(self, num_heads: int) -> int | None:
+        """Return the number of threads that attend with this number of query heads; None: all."""
+        return 1 if self.num_slots * num_heads < MIN_THREADED_SCORES else None
+
 
 @inlined
-def softmax(x, row, num_keys):
-    """Replace the first scores of a row of x by their weights."""
-    top = x[row, 0]
-    for i in range(num_keys):
-        top = max(top, x[row, i])
-    total = np.float32(0)
-    for i in range(num_keys):
-        x[row, i] = exp(x[row, i] - top)
-        total += x[row, i]
+def softmax(x, first, num_keys):
+    """Replace the scores x[first], ... by their weights."""
+    begin, end = np.uint64(first), np.uint64(first + num_keys)  # an index that may be negative hinders vectorisation
+    highest = np.int32(-(2**31))
+    for i in range(begin, end):
+        highest = max(highest, ordered_bits(x[i]))
+    top, total = from_ordered_bits(highest), np.float32(0)
+    for i in range(begin, end):
+        weight = exp(x[i] - top)
+        x[i] = weight
+        total += weight
     share = np.float32(1) / total
-    for i in range(num_keys):
-        x[row, i] *= share
+    for i in range(begin, end):
+        x[i] *= share
 
 
 @inlined
@@ -79,115 +108,127 @@ def rotate_back(rotated, x, cos, sin, angle, num_heads, head_dim, rotary_dim):
             rotated[head + half + i] = high * cos[angle + half + i] - low * sin[angle + half + i]
 
 
-@inlined
-def attend_row(
-    query, kv_cache, out, tables, positions, block_positions, block_lengths, block_offsets, offset_cos, offset_sin, slopes,
-    scale, has_spans, has_offsets, has_slopes, at, to, row, table_width, num_slots, first_head, end_head, num_kv_heads,
-    block_size, block_stride, head_dim, rotary_dim, group,
-):  # fmt: skip
-    """Attend with one query, whose first element is at `at`, to the keys in its first `num_slots` slots.
+def row_attention(head_dim: int, group: int, has_spans: int, has_offsets: int) -> Any:
+    """Return a part of kernels that attends with one query, whose first element is at `at`; the output begins at `to`.
 
-    The output begins at `to`. The query heads of one key head are computed together, so that a key is read once for all of
-    them; those of the key heads from `first_head` to `end_head` are computed. At each change in `block_offsets`, the query
-    is rotated back by a row of `offset_cos` and `offset_sin`.
+    The `group` query heads of one key head are computed, so that a key is read once for all of them. At each change in
+    `block_offsets`, the query is rotated back by a row of `offset_cos` and `offset_sin`.
     """
-    size = group * head_dim
-    table, position = row * table_width, num_slots - 1
-    if has_spans:
-        position = np.int64(positions[row])
-    q, o, numbers = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(head_dim, np.float32)
-    weights = np.empty((group, num_slots), np.float32)
-    base, offset = np.empty(size, np.float32) if has_offsets else q, np.int64(0)
-    for kv_head in range(first_head, end_head):
+    size, score, add = group * head_dim, score_keys(head_dim, group), add_values(head_dim, group)
+
+    @inlined
+    def keys_of(block, entry, block_positions, block_lengths, position, num_slots, block_size):
+        """Return the position of the first key of a block, and the number of its keys that the query reads."""
+        if has_spans:
+            begin = np.int64(block_positions[entry])
+            return begin, np.int64(max(min(block_lengths[entry], position + 1 - begin), 0))
+        begin = np.int64(block * block_size)
+        return begin, np.int64(min(block_size, num_slots - begin))
+
+    @inlined
+    def attend_row(
+        query, kv_cache, out, tables, positions, block_positions, block_lengths, block_offsets, offset_cos, offset_sin,
+        slopes, scale, has_slopes, at, to, row, table_width, num_slots, kv_head, num_kv_heads, block_size, block_stride,
+        rotary_dim,
+    ):  # fmt: skip
+        position = np.int64(positions[row]) if has_spans else num_slots - 1
+        table, last = row * table_width, row * table_width + (num_slots - 1) // block_size
+        block_dim, ahead = block_size * head_dim, max(KEYS_AHEAD // block_size, 1)
+        q, o, weights = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(group * num_slots, np.float32)
+        base, offset = np.empty(size, np.float32) if has_offsets else q, np.int64(0)
+        first_key, first_value = kv_head * block_dim, (num_kv_heads + kv_head) * block_dim
         for i in range(size):
             q[i] = load(query, at + kv_head * size + i) * scale
             o[i] = np.float32(0)
         if has_offsets:
-            offset = np.int64(0)
             for i in range(size):
                 base[i] = q[i]
         num_keys = np.int64(0)
-        for first in range(0, num_slots, block_size):
-            entry = table + first // block_size
-            if has_spans:
-                begin = np.int64(block_positions[entry])
-                count = np.int64(max(min(block_lengths[entry], position + 1 - begin), 0))
-            else:
-                begin, count = np.int64(first), np.int64(min(block_size, num_slots - first))
+        for entry in range(table, last + 1):
+            prefetch(kv_cache, tables[min(entry + ahead, last)] * block_stride + first_key, block_dim)
+            begin, count = keys_of(
+                entry - table, entry, block_positions, block_lengths, position, num_slots, block_size
+            )
             if has_offsets and block_offsets[entry] != offset:
                 offset = np.int64(block_offsets[entry])
                 rotate_back(q, base, offset_cos, offset_sin, offset * rotary_dim, group, head_dim, rotary_dim)
-            keys = tables[entry] * block_stride + kv_head * block_size * head_dim
-            for key in range(count):
-                for i in range(head_dim):
-                    numbers[i] = load(kv_cache, keys + key * head_dim + i)
+            score(q, kv_cache, tables[entry] * block_stride + first_key, count, weights, num_keys, num_slots)
+            if has_slopes:
                 for head in range(group):
-                    score = np.float32(0)
-                    for i in range(head_dim):
-                        score += q[head * head_dim + i] * numbers[i]
-                    if has_slopes:
-                        score += slopes[kv_head * group + head] * np.float32(begin + key - position)
-                    weights[head, num_keys + key] = score
+                    for key in range(count):
+                        bias = slopes[kv_head * group + head] * np.float32(begin + key - position)
+                        weights[head * num_slots + num_keys + key] += bias
             num_keys += count
         for head in range(group):
-            softmax(weights, head, num_keys)
+            softmax(weights, head * num_slots, num_keys)
         num_keys = np.int64(0)
-        for first in range(0, num_slots, block_size):
-            entry = table + first // block_size
-            if has_spans:
-                begin = np.int64(block_positions[entry])
-                count = np.int64(max(min(block_lengths[entry], position + 1 - begin), 0))
-            else:
-                begin, count = np.int64(first), np.int64(min(block_size, num_slots - first))
-            values = tables[entry] * block_stride + (num_kv_heads + kv_head) * block_size * head_dim
-            for key in range(count):
-                for i in range(head_dim):
-                    numbers[i] = load(kv_cache, values + key * head_dim + i)
-                for head in range(group):
-                    weight = weights[head, num_keys + key]
-                    for i in range(head_dim):
-                        o[head * head_dim + i] += weight * numbers[i]
+        for entry in range(table, last + 1):
+            prefetch(kv_cache, tables[min(entry + ahead, last)] * block_stride + first_value, block_dim)
+            _, count = keys_of(entry - table, entry, block_positions, block_lengths, position, num_slots, block_size)
+            add(o, kv_cache, tables[entry] * block_stride + first_value, count, weights, num_keys, num_slots)
             num_keys += count
         for i in range(size):
             store(out, to + kv_head * size + i, o[i])
 
+    return attend_row
 
-@compiled_for(
-    "T* T* T* int32* int32* int32* int32* int32* int32* int32* float32* float32* float32* float"
-    " int int int int int int int int int"
-)
-def _attend_rows(head_dim, group, has_spans, has_offsets):
-    def attend_rows(
-        query, kv_cache, out, rows, tables, lengths, positions, block_positions, block_lengths, block_offsets, offset_cos,
-        offset_sin, slopes, scale, has_slopes, num_sequences, num_kv_heads, block_size, table_width, query_stride,
-        block_stride, runtime_dim, rotary_dim,
-    ):  # fmt: skip
-        width = length(kv_cache, head_dim, runtime_dim)
-        for sequence in range(num_sequences):
-            row = rows[sequence]
+
+# arguments: a counter of `wait_until`; addresses of query, cache, output, rows, slopes and scale; the
+# number of rows, key heads, the block size, the width of the tables, the strides of a query and of a block, the width of
+# offsets' angles; the addresses of `LoopRows`
+@threaded
+def _attend_rows(dtype, head_dim, group, has_spans, has_offsets):
+    attend_row, elements = row_attention(head_dim, group, has_spans, has_offsets), pointer_to_dtype(dtype)
+    thread_number, count_threads = thread_functions()
+
+    def attend_rows(arguments):
+        thread, num_threads = np.int64(thread_number()), np.int64(count_threads())
+        query, kv_cache, out = elements(arguments[1]), elements(arguments[2]), elements(arguments[3])
+        rows, slopes, scale = int32s(arguments[4]), float32s(arguments[5]), float32s(arguments[6])[0]
+        num_rows, num_kv_heads, block_size, table_width = arguments[7], arguments[8], arguments[9], arguments[10]
+        query_stride, block_stride, rotary_dim = arguments[11], arguments[12], arguments[13]
+        tables, lengths = int32s(arguments[14]), int32s(arguments[15])
+        first, end = share(num_rows * num_kv_heads, thread, num_threads)
+        for task in range(first, end):
+            entry, kv_head = task // num_kv_heads, task % num_kv_heads
+            row, num_slots = np.int64(rows[entry]), np.int64(lengths[entry])
             attend_row(
-                query, kv_cache, out, tables, positions, block_positions, block_lengths, block_offsets, offset_cos,
-                offset_sin, slopes, scale, has_spans, has_offsets, has_slopes, row * query_stride,
-                row * num_kv_heads * group * width, sequence, table_width, lengths[sequence], 0, num_kv_heads, num_kv_heads,
-                block_size, block_stride, width, rotary_dim, group,
+                query, kv_cache, out, tables, int32s(arguments[16]), int32s(arguments[17]), int32s(arguments[18]),
+                int32s(arguments[19]), float32s(arguments[20]), float32s(arguments[21]), slopes, scale,
+                arguments[5] != 0, row * query_stride, row * num_kv_heads * group * head_dim, entry, table_width, num_slots,
+                kv_head, num_kv_heads, block_size, block_stride, rotary_dim,
             )  # fmt: skip
 
     return attend_rows
 
 
-def compile_loop(sizes: tuple[int, int, bool, bool], dtype: torch.dtype) -> None:
-    """Compile the loop for a head's size, the query heads per key head, and whether rows have spans, and offsets."""
-    _attend_rows[sizes][dtype]
+def kernel_sizes(kv_cache: Tensor, num_heads: int, *, has_spans: bool, has_offsets: bool) -> tuple[int, ...]:
+    """Return for what kernels of attention are compiled: the cache's dtype, heads, and what rows have."""
+    _, _, num_kv_heads, _, head_dim = kv_cache.shape
+    return DTYPES.index(kv_cache.dtype), head_dim, num_heads // num_kv_heads, has_spans, has_offsets
+
+
+def compile_loop(sizes: tuple[int, ...]) -> None:
+    """Compile the loop for these `kernel_sizes`."""
+    _attend_rows[sizes]
+
+
+@cache
+def as_tensor(number: float) -> Tensor:
+    return torch.tensor([number])
 
 
 def attend_in_loop(query: Tensor, kv_cache: Tensor, plan: LoopRows, scale: float, out: Tensor) -> None:
     """Attend with the rows of `plan` of query [T, H, K], into those rows of out [T, H, K]."""
-    _, num_heads, head_dim = query.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
-    num_sequences, table_width = plan.tables.shape
+    num_rows, table_width = plan.tables.shape
     query, slopes = with_whole_heads(query), plan.slopes
-    _attend_rows[head_dim, num_heads // num_kv_heads, plan.spans is not None, plan.offsets is not None][query.dtype](
-        query.data_ptr(), kv_cache.data_ptr(), out.data_ptr(), plan.rows.data_ptr(), *plan.addresses,
-        0 if slopes is None else slopes.data_ptr(), scale, slopes is not None, num_sequences, num_kv_heads,
-        block_size, table_width, query.stride(0), kv_cache.stride(0), head_dim, plan.rotary_dim,
+    sizes = kernel_sizes(
+        kv_cache, query.shape[1], has_spans=plan.spans is not None, has_offsets=plan.offsets is not None
+    )
+    arguments = Arguments(
+        0, query.data_ptr(), kv_cache.data_ptr(), out.data_ptr(), plan.rows.data_ptr(),
+        0 if slopes is None else slopes.data_ptr(), as_tensor(scale).data_ptr(), num_rows, num_kv_heads, block_size,
+        table_width, query.stride(0), kv_cache.stride(0), plan.rotary_dim, *plan.addresses,
     )  # fmt: skip
+    run_on_threads(_attend_rows[sizes], arguments, plan.num_threads(query.shape[1]))

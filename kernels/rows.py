@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.backend import jit, jit_runtime, launch_config, needs_gradients, tl, triton, use_compiled, use_triton
-from kernels.compiled import compiled, exp, inlined, load, store
+from kernels.compiled import compiled, exp, inlined, load, ordered_bits, store
 
 WIDTH = 1024  # columns per program of the gated residual
 ROWS = 32  # rows that one program of the gated residual's backward pass sums
@@ -308,13 +308,6 @@ def greedy_argmax_reference(logits: Tensor, excluded: Tensor) -> tuple[Tensor, T
     # a row's maximum is NaN where any of its logits is
     is_finite = logits.amax(-1).isfinite()
     return logits.index_fill(1, excluded, -torch.inf).argmax(-1), is_finite
-
-
-@inlined
-def ordered_bits(value):
-    """Return an int32 that compares like the float32; without special cases for NaN, loops can be vectorised."""
-    bits = np.float32(value).view(np.int32)
-    return np.int32(bits ^ np.int32((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
 @inlined

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
-from kernels.compiled import Entry, inlined, intrinsic, numba, types
+from kernels.compiled import OnDemand, compiled_for, inlined, intrinsic, numba, types
 
 if numba is not None:
     from llvmlite import ir  # type: ignore[import-untyped]
     from numba.core import cgutils
 
 wait_until: Any = None
+KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 # A thread reads the counter this many times, for about a microsecond, and then offers its processor to other programs: on
 # a busy machine, the thread for which it waits may need the same processor. The loop does not contain the instruction
@@ -45,22 +46,37 @@ def has_threads() -> bool:
     return _openmp() is not None
 
 
-def run_on_all_threads(kernel: int, arguments: ctypes.Array[ctypes.c_int64]) -> None:
+def run_on_threads(kernel: int, arguments: ctypes.Array[ctypes.c_int64], num_threads: int | None = None) -> None:
     """Call the kernel at an address, whose signature is "int64*", with these arguments in each thread, and wait for all.
 
-    The interpreter's lock is not held meanwhile.
+    Without a number, all of torch's threads run it; without an OpenMP runtime, this one. The interpreter's lock is not held
+    meanwhile.
     """
-    _openmp()(kernel, arguments, torch.get_num_threads(), 0)  # type: ignore[misc]
+    run = _openmp()
+    if run is None:
+        KERNEL(kernel)(arguments)
+    else:
+        run(kernel, arguments, torch.get_num_threads() if num_threads is None else num_threads, 0)
 
 
-def address_of(kernel: Entry) -> int:
-    address = ctypes.cast(kernel, ctypes.c_void_p).value  # type: ignore[arg-type]
-    assert address is not None
-    return address
+def threaded(build: Callable[..., Callable[..., None]]) -> OnDemand[tuple[int, ...], int]:
+    """Compile the kernels that a function builds, as `compiled_for` does; `kernel[16, 3]` is the address of one.
+
+    Its only argument is the address of int64s.
+    """
+    kernels = compiled_for("int64*")(build)
+
+    def address(sizes: tuple[int, ...]) -> int:
+        entry = kernels[sizes][torch.float32]  # of no element: all are called with int64s
+        return ctypes.cast(entry, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+
+    return OnDemand(address)
 
 
 def thread_functions() -> tuple[Any, Any]:
     """Return functions of compiled loops: the number of the thread, and of all threads."""
+    if not has_threads():
+        return inlined(lambda: 0), inlined(lambda: 1)
     return tuple(types.ExternalFunction(f"omp_get_{name}", types.int32()) for name in ("thread_num", "num_threads"))
 
 

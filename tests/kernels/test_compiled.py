@@ -253,20 +253,20 @@ def test_greedy_argmax_and_whether_all_logits_are_finite(dtype: torch.dtype) -> 
     assert greedy_argmax(logits[:0], excluded)[0].shape == (0,)
 
 
-def test_the_loop_serves_short_contexts_and_large_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache, starts, lengths = torch.randn(6, 2, 2, 4, 16), torch.arange(3), torch.tensor([8, 7])
+def test_the_loop_serves_all_decoding_rows_and_few_new_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, table = torch.randn(6, 2, 2, 4, 16), torch.tensor([[0, 1], [0, 2]]).int()
 
-    def served(table: list[list[int]]) -> bool:
+    def served(starts: list[int], lengths: list[int]) -> bool:
         plan = plan_step(
-            cache, torch.tensor(table).int(), starts, lengths,
-            num_tokens=2, num_heads=2, alibi_slopes=None,
+            cache, table, torch.tensor(starts), torch.tensor(lengths),
+            num_tokens=starts[-1], num_heads=2, alibi_slopes=None,
         )  # fmt: skip
         assert isinstance(plan, GatherPlan)
-        return plan.only_loop(2) is not None
+        return plan.only_loop(starts[-1]) is not None
 
-    assert served([[0, 1], [2, 3]])
-    monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_SCORES", 8)
-    assert not served([[0, 1], [2, 3]])
-    monkeypatch.setattr(paged_attention_cpu, "MAX_GATHERED_BYTES", 4 * cache[:1].nbytes)
-    assert served([[0, 1], [2, 3]])
-    assert not served([[0, 1], [0, 2]])  # the first block is read once for both
+    monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_SCORES", 2 * (6 + 7 + 8))
+    assert served([0, 1, 2], [8, 7])
+    assert served([0, 3, 4], [8, 7])
+    monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_SCORES", 2 * (6 + 7 + 8) - 1)
+    assert served([0, 1, 2], [8, 7])
+    assert not served([0, 3, 4], [8, 7])

@@ -29,7 +29,7 @@ OWN = Span(13, 3)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     torch.manual_seed(8)
     if request.param == "gathered":
-        monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_SCORES", 0)
+        monkeypatch.setattr(paged_attention_cpu, "use_compiled", lambda *_: False)
     if request.param == "torch":
         select("reference")
     yield request.param
@@ -148,8 +148,7 @@ def test_rows_of_few_tokens_and_little_to_read_are_all_served_by_the_loop(
 
     step = step_of([replace(row, spans=(Span(0, 30),)) for row in CANDIDATES])
     assert served(max(4 * sum(range(31 - row.num_queries, 31)) for row in CANDIDATES)) == (6, 0, 0)
-    assert served(4 * 30) == (1, 0, 2)
-    assert served(4 * 30 - 1) == (0, 1, 2)
+    assert served(0) == (1, 0, 2), "a decoding row"
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
