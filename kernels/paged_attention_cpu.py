@@ -1,4 +1,4 @@
-"""Paged attention on a CPU: a compiled loop for decoding sequences and few new tokens, products of gathered blocks for many.
+"""Paged attention on a CPU: a compiled loop for few new tokens per sequence, products of gathered blocks for many.
 
 A `GatherPlan` holds the blocks and masks that all layers of a step share. In a run of few new tokens, each token is treated
 as a decoding sequence, and the loop goes through its blocks. The blocks of a run of many new tokens are gathered. Without

@@ -56,8 +56,8 @@ def test_a_row_depends_neither_on_its_batch_nor_on_the_threads(monkeypatch: pyte
     assert torch.equal(attend(*step), on_all_threads)
     query, cache, table, lengths = step
     for row in range(len(query)):
-        one = slice(row, row + 1)
-        assert torch.equal(attend(query[one], cache, table[one], lengths[one]), on_all_threads[one])
+        alone = slice(row, row + 1)
+        assert torch.equal(attend(query[alone], cache, table[alone], lengths[alone]), on_all_threads[alone])
 
 
 def test_a_nan_stays_in_its_row_and_large_scores_are_finite() -> None:
