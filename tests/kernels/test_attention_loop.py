@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 from torch import Tensor
 
 from kernels import paged_attention_loop
 from kernels.backend import runs_numba
+from kernels.decode_attention import decode_attention
 from kernels.paged_attention import paged_attention_reference
 from kernels.paged_attention_loop import LoopRows, attend_in_loop
 
@@ -48,23 +51,55 @@ def test_the_loop_equals_the_reference(sizes: tuple[int, int, int], dtype: torch
     torch.testing.assert_close(attend(query, cache, table, lengths, slopes), expected)
 
 
-def test_a_row_depends_neither_on_its_batch_nor_on_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = step_of(64, 3, 3, torch.bfloat16)
+@pytest.fixture(params=[2, 5])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
     monkeypatch.setattr(paged_attention_loop, "MIN_THREADED_SCORES", 0)
-    on_all_threads = attend(*step)
-    monkeypatch.setattr(paged_attention_loop, "MIN_THREADED_SCORES", 1 << 30)
-    assert torch.equal(attend(*step), on_all_threads)
-    query, cache, table, lengths = step
+    yield
+    torch.set_num_threads(before)
+
+
+def on_one_thread(attend: Callable[[], Tensor]) -> Tensor:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paged_attention_loop, "MIN_THREADED_SCORES", 1 << 30)
+        return attend()
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_row_depends_neither_on_its_batch_nor_on_the_threads() -> None:
+    query, cache, table, lengths = step_of(64, 3, 3, torch.bfloat16)
+    on_all_threads = attend(query, cache, table, lengths)
+    assert torch.equal(on_one_thread(lambda: attend(query, cache, table, lengths)), on_all_threads)
     for row in range(len(query)):
         alone = slice(row, row + 1)
         assert torch.equal(attend(query[alone], cache, table[alone], lengths[alone]), on_all_threads[alone])
 
 
-def test_a_nan_stays_in_its_row_and_large_scores_are_finite() -> None:
+@pytest.mark.usefixtures("threads")
+def test_tokens_of_one_sequence_read_the_keys_that_other_threads_store() -> None:
+    torch.manual_seed(9)
+    num_rows, num_heads, num_kv_heads, head_dim = 12, 6, 2, 16
+    table = torch.randperm(5).int().repeat(num_rows, 1)
+    rows = LoopRows(torch.arange(num_rows).int(), table, torch.arange(6, 6 + num_rows).int(), None)
+    qkv, angles = torch.randn(num_rows, (num_heads + 2 * num_kv_heads) * head_dim), torch.rand(num_rows, 1, head_dim)
+    cache = torch.randn(5, 2, num_kv_heads, BLOCK_SIZE, head_dim)
+
+    def run() -> Tensor:
+        return decode_attention(qkv.clone(), angles.cos(), angles.sin(), cache.clone(), rows, 0.3)
+
+    expected = on_one_thread(run)
+    for _ in range(50):
+        assert torch.equal(run(), expected)
+
+
+def test_a_nan_stays_in_its_row_and_large_scores_are_right() -> None:
     query, cache, table, lengths = step_of(16, 2, 2, torch.float32)
     query[1] = float("nan")
     query[2] *= 1e30
-    query[3] *= 1e4
+    query[3] *= 100
     out = attend(query, cache, table, lengths)
     assert out[1].isnan().all()
-    assert out[[0, 2, 3, 4]].isfinite().all()
+    starts = torch.arange(len(query) + 1)
+    expected = paged_attention_reference(query, cache, table, starts, lengths, scale=0.3)
+    torch.testing.assert_close(out, expected, equal_nan=True)
