@@ -65,9 +65,14 @@ class Outcome:
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """The rate of all sequences together, from the last first token until the first sequence finishes."""
+        """The rate of all sequences together, from the last first token until the first sequence finishes.
+
+        Raises `BenchFailed` if there is no time at which all of them decode.
+        """
         begin = max(trace.times[0] for trace in self.traces)
         end = min(trace.times[-1] for trace in self.traces)
+        if end <= begin:
+            raise BenchFailed("a sequence finished before another began: decode more tokens per sequence")
         num_tokens = sum(begin < t <= end for trace in self.traces for t in trace.times)
         return num_tokens / (end - begin)
 

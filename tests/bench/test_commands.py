@@ -64,6 +64,12 @@ def test_scheduler() -> None:
     assert all(0 < row["schedule"] < row["step"] <= row["p90"] <= row["max"] for row in report["rows"])
 
 
+def test_contexts() -> None:
+    report = run_quick("bench.contexts")
+    assert [(row["sequences"], row["context"]) for row in report["rows"]] == [(1, 24), (2, 24)]
+    assert all(row["loop tokens/s"] > 0 and row["products tokens/s"] > 0 for row in report["rows"])
+
+
 def test_nodes() -> None:
     (row,) = run_quick("bench.nodes")["rows"]
     assert (row["model"], row["rows"]) == ("tiny", 1)
