@@ -1,6 +1,6 @@
 """The inner loops of attention on a CPU, written in LLVM instructions: the query heads of one key head and a run of keys.
 
-LLVM does not derive these loops from scalar code: the sums of all heads stay in registers while the keys are read. Vectors
+LLVM does not derive these loops from scalar code: as many sums as fit stay in registers while the keys are read. Vectors
 have 16 lanes or fewer, and a processor with shorter registers uses several for each.
 """
 

@@ -12,9 +12,10 @@ from kernels.compiled import float32s, int32s, pointer_to_dtype
 from kernels.paged_attention import paged_attention_reference
 from kernels.paged_attention_loop import LoopRows, as_tensor, compile_loop, kernel_sizes, row_attention
 from kernels.self_attention import kv_store, rotate_, rotate_heads, store_token
-from kernels.threads import run_on_threads, share, thread_functions, threaded, wait_until
+from kernels.threads import run_on_threads, share, take, thread_functions, threaded, wait_until
 
-Arguments = ctypes.c_int64 * 23
+Arguments = ctypes.c_int64 * 24
+TASKS = 23  # the index of the next task
 
 
 def decode_attention_reference(
@@ -34,7 +35,7 @@ def decode_attention_reference(
 
 # arguments: a counter of `wait_until`; addresses of qkv, cosines, sines, the cache, the output and the scale; the number of
 # rows, key heads, the block size, the width of the tables, the strides of a row and of a block, the widths of angles and of
-# offsets' angles; the addresses of `LoopRows`
+# offsets' angles; the addresses of `LoopRows`; the next task
 @threaded
 def _rotate_store_attend(dtype, head_dim, group, has_spans, has_offsets):
     attend_row, elements = row_attention(head_dim, group, has_spans, has_offsets), pointer_to_dtype(dtype)
@@ -56,8 +57,8 @@ def _rotate_store_attend(dtype, head_dim, group, has_spans, has_offsets):
             target = block * block_stride + last % block_size * head_dim
             store_token(qkv, qkv, kv_cache, key, key + size, target, num_kv_heads, block_size, head_dim)
         wait_until(arguments, num_threads)  # a row may read the keys of others
-        first, end = share(num_rows * num_kv_heads, thread, num_threads)
-        for task in range(first, end):
+        task = take(arguments, TASKS)
+        while task < num_rows * num_kv_heads:
             row, kv_head = task // num_kv_heads, task % num_kv_heads
             no_slopes = scale  # never read
             attend_row(
@@ -66,6 +67,7 @@ def _rotate_store_attend(dtype, head_dim, group, has_spans, has_offsets):
                 row * qkv_stride, row * group * size, row, table_width, np.int64(lengths[row]), kv_head, num_kv_heads,
                 block_size, block_stride, arguments[14],
             )  # fmt: skip
+            task = take(arguments, TASKS)
 
     return rotate_store_attend
 

@@ -28,9 +28,10 @@ from kernels.integer_tile import GROUP, GROUP_BYTES, KNOWN
 from kernels.paged_attention_loop import LoopRows, row_attention
 from kernels.rows import add_rms_norm, norm_row, rms_norm, swiglu
 from kernels.self_attention import rotate_heads, store_token
-from kernels.threads import run_on_threads, share, thread_functions, threaded, wait_until
+from kernels.threads import run_on_threads, share, take, thread_functions, threaded, wait_until
 
-Arguments = ctypes.c_int64 * 22
+Arguments = ctypes.c_int64 * 23
+TASKS = 22  # the index of the next task of attention
 # where the layouts of the matrices begin in that of a layer, and after them the addresses of two norms and of three numbers
 QKV, OUTPUT, GATE_UP, DOWN, NORMS = range(0, 25, 5)
 TILES, GROUPS = 2, 3  # the numbers of tiles and of groups of a matrix, in its layout
@@ -140,8 +141,8 @@ def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
             target, value = block * block_stride + last % block_size * head_dim, key + num_kv_heads * head_dim
             store_token(qkv, qkv, kv_cache, key, value, target, num_kv_heads, block_size, head_dim)
         wait_until(arguments, 3 * num_threads)
-        first, end = share(num_rows * num_kv_heads, thread, num_threads)
-        for task in range(first, end):
+        task = take(arguments, TASKS)
+        while task < num_rows * num_kv_heads:
             row, kv_head = task // num_kv_heads, task % num_kv_heads
             no_slopes = numbers  # never read
             attend_row(
@@ -150,6 +151,7 @@ def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
                 row * qkv_dim, row * heads_dim, row, table_width, np.int64(lengths[row]), kv_head,
                 num_kv_heads, block_size, block_stride, rotary_dim,
             )  # fmt: skip
+            task = take(arguments, TASKS)
         wait_until(arguments, 4 * num_threads)
         first, end = share(num_rows * head_groups, thread, num_threads)
         quantise(attended, groups, first, end, offset)

@@ -1,9 +1,9 @@
 """Paged attention on a CPU: a compiled loop for few new tokens per sequence, products of gathered blocks for many.
 
 A `GatherPlan` holds the blocks and masks that all layers of a step share. In a run of few new tokens, each token is treated
-as a decoding sequence, and the loop goes through its blocks. The blocks of a run of many new tokens are gathered. Without
-the loop, those of all decoding sequences are gathered together, so that blocks which all of them have in the same place are
-read once. A GPU without Triton uses the products, too.
+as a decoding sequence, and the loop goes through its blocks. The blocks of a run of many new tokens are gathered. Those of
+many decoding sequences that share most of their keys are gathered together, so that blocks which all of them have in the
+same place are read once. A GPU without Triton uses the products, too.
 """
 
 from __future__ import annotations
@@ -22,8 +22,12 @@ from kernels.paged_attention_loop import LoopRows, attend_in_loop
 from kernels.self_attention import alibi_bias, is_contiguous_in_blocks
 from kernels.spans import KeyRotation, Spans
 
-# maximum of query heads times keys of one run for which the loop is faster than a product
-MAX_LOOP_SCORES = 1 << 17
+# maximum of new tokens, and of products of a query's number with a key's, for which the loop computes one run of several
+# tokens faster than a product
+MAX_LOOP_TOKENS = 64
+MAX_LOOP_PRODUCTS = 1 << 23
+# maximum of such products with keys of another row's, too, for which the loop computes decoding rows faster
+MAX_REPEATED_PRODUCTS = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,17 +135,33 @@ def gather_plan(
     contexts, bounds = context_lengths.tolist(), pairwise(query_starts.tolist())
     runs = [_Run(i, first, end, contexts[i]) for i, (first, end) in enumerate(bounds) if end > first]
     may_loop = use_compiled(kv_cache[:0]) and is_contiguous_in_blocks(kv_cache)
-    decoding, looped, pieces = list[_Run](), list[_Run](), list[_Run]()
+    products_per_key = num_heads * kv_cache.shape[-1]
+    decoding = [run for run in runs if run.num_queries == 1]
+    gathered = _gathered_unless_looped(step, decoding, products_per_key, may_loop=may_loop)
+    looped, pieces = list[_Run](), list[_Run]()  # in the order of the runs
     for run in runs:
         if run.num_queries == 1:
-            (looped if may_loop else decoding).append(run)
+            looped += [run] if gathered is None else []
         else:
-            is_short = run.num_slots * num_heads <= MAX_LOOP_SCORES
+            is_short = run.num_queries <= MAX_LOOP_TOKENS and run.num_slots * products_per_key <= MAX_LOOP_PRODUCTS
             (looped if may_loop and is_short else pieces).append(run)
-    gathered = _gathered_rows(step, _Queries.of(decoding)) if decoding else None
     loop = _loop_rows(step, _Queries.of(looped)) if looped else None
     plan_piece = _plan_piece if spans is None else _plan_piece_of_spans
     return GatherPlan(loop, gathered, [plan_piece(step, run) for run in pieces])
+
+
+def _gathered_unless_looped(
+    step: _Step, decoding: Sequence[_Run], products_per_key: int, *, may_loop: bool
+) -> GatheredRows | None:
+    """Return what decoding rows gather, or None if the loop computes them: unless many rows share most of many keys."""
+    repeated = sum(run.num_slots for run in decoding[1:]) * products_per_key  # if they share all keys
+    if not decoding or (may_loop and repeated <= MAX_REPEATED_PRODUCTS):
+        return None
+    gathered = _gathered_rows(step, _Queries.of(decoding))
+    num_shared = len(gathered.shared) * step.block_size
+    repeated = num_shared * (len(decoding) - 1) * products_per_key
+    is_shared = repeated > MAX_REPEATED_PRODUCTS and 2 * num_shared >= max(run.num_slots for run in decoding)
+    return gathered if is_shared or not may_loop else None
 
 
 def _gathered_rows(step: _Step, queries: _Queries) -> GatheredRows:

@@ -1,4 +1,4 @@
-"""Paged attention for few new tokens and few keys on a CPU: a compiled loop over the blocks of each row.
+"""Paged attention for few new tokens on a CPU: a compiled loop over the blocks of each row.
 
 It needs no copies and no padding, and sums a row in the same order in every batch.
 """
@@ -28,10 +28,11 @@ from kernels.compiled import (
     store,
 )
 from kernels.spans import Offsets, Spans
-from kernels.threads import run_on_threads, share, thread_functions, threaded
+from kernels.threads import run_on_threads, take, threaded
 from kernels.tiles import with_whole_heads
 
-Arguments = ctypes.c_int64 * 22
+Arguments = ctypes.c_int64 * 23
+TASKS = 22  # the index of the next task
 NUM_ADDRESSES = 8
 # number of scores, query heads times keys, from which two threads are faster than one
 MIN_THREADED_SCORES = 1 << 10
@@ -134,7 +135,8 @@ def row_attention(head_dim: int, group: int, has_spans: int, has_offsets: int) -
         position = np.int64(positions[row]) if has_spans else num_slots - 1
         table, last = row * table_width, row * table_width + (num_slots - 1) // block_size
         block_dim, ahead = block_size * head_dim, max(KEYS_AHEAD // block_size, 1)
-        q, o, weights = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(group * num_slots, np.float32)
+        stride = num_slots | 16  # scores of two heads are not at the same place of a processor's cache
+        q, o, weights = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(group * stride, np.float32)
         base, offset = np.empty(size, np.float32) if has_offsets else q, np.int64(0)
         first_key, first_value = kv_head * block_dim, (num_kv_heads + kv_head) * block_dim
         for i in range(size):
@@ -152,20 +154,20 @@ def row_attention(head_dim: int, group: int, has_spans: int, has_offsets: int) -
             if has_offsets and block_offsets[entry] != offset:
                 offset = np.int64(block_offsets[entry])
                 rotate_back(q, base, offset_cos, offset_sin, offset * rotary_dim, group, head_dim, rotary_dim)
-            score(q, kv_cache, tables[entry] * block_stride + first_key, count, weights, num_keys, num_slots)
+            score(q, kv_cache, tables[entry] * block_stride + first_key, count, weights, num_keys, stride)
             if has_slopes:
                 for head in range(group):
                     for key in range(count):
                         bias = slopes[kv_head * group + head] * np.float32(begin + key - position)
-                        weights[head * num_slots + num_keys + key] += bias
+                        weights[head * stride + num_keys + key] += bias
             num_keys += count
         for head in range(group):
-            softmax(weights, head * num_slots, num_keys)
+            softmax(weights, head * stride, num_keys)
         num_keys = np.int64(0)
         for entry in range(table, last + 1):
             prefetch(kv_cache, tables[min(entry + ahead, last)] * block_stride + first_value, block_dim)
             _, count = keys_of(entry - table, entry, block_positions, block_lengths, position, num_slots, block_size)
-            add(o, kv_cache, tables[entry] * block_stride + first_value, count, weights, num_keys, num_slots)
+            add(o, kv_cache, tables[entry] * block_stride + first_value, count, weights, num_keys, stride)
             num_keys += count
         for i in range(size):
             store(out, to + kv_head * size + i, o[i])
@@ -175,21 +177,19 @@ def row_attention(head_dim: int, group: int, has_spans: int, has_offsets: int) -
 
 # arguments: a counter of `wait_until`; addresses of query, cache, output, rows, slopes and scale; the
 # number of rows, key heads, the block size, the width of the tables, the strides of a query and of a block, the width of
-# offsets' angles; the addresses of `LoopRows`
+# offsets' angles; the addresses of `LoopRows`; the next task
 @threaded
 def _attend_rows(dtype, head_dim, group, has_spans, has_offsets):
     attend_row, elements = row_attention(head_dim, group, has_spans, has_offsets), pointer_to_dtype(dtype)
-    thread_number, count_threads = thread_functions()
 
     def attend_rows(arguments):
-        thread, num_threads = np.int64(thread_number()), np.int64(count_threads())
         query, kv_cache, out = elements(arguments[1]), elements(arguments[2]), elements(arguments[3])
         rows, slopes, scale = int32s(arguments[4]), float32s(arguments[5]), float32s(arguments[6])[0]
         num_rows, num_kv_heads, block_size, table_width = arguments[7], arguments[8], arguments[9], arguments[10]
         query_stride, block_stride, rotary_dim = arguments[11], arguments[12], arguments[13]
         tables, lengths = int32s(arguments[14]), int32s(arguments[15])
-        first, end = share(num_rows * num_kv_heads, thread, num_threads)
-        for task in range(first, end):
+        task = take(arguments, TASKS)
+        while task < num_rows * num_kv_heads:
             entry, kv_head = task // num_kv_heads, task % num_kv_heads
             row, num_slots = np.int64(rows[entry]), np.int64(lengths[entry])
             attend_row(
@@ -198,6 +198,7 @@ def _attend_rows(dtype, head_dim, group, has_spans, has_offsets):
                 arguments[5] != 0, row * query_stride, row * num_kv_heads * group * head_dim, entry, table_width, num_slots,
                 kv_head, num_kv_heads, block_size, block_stride, rotary_dim,
             )  # fmt: skip
+            task = take(arguments, TASKS)
 
     return attend_rows
 
@@ -215,7 +216,7 @@ def compile_loop(sizes: tuple[int, ...]) -> None:
 
 @cache
 def as_tensor(number: float) -> Tensor:
-    return torch.tensor([number])
+    return torch.tensor([number], dtype=torch.float32)
 
 
 def attend_in_loop(query: Tensor, kv_cache: Tensor, plan: LoopRows, scale: float, out: Tensor) -> None:

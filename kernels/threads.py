@@ -1,4 +1,4 @@
-"""Runs a compiled kernel on all of torch's threads, which can wait for each other between its parts.
+"""Runs a compiled kernel on several of torch's threads, which can wait for each other between its parts.
 
 The threads are those of the OpenMP runtime that torch loaded: its idle threads are still awake for the next product, and no
 second pool of threads competes with them for the processors.
@@ -21,6 +21,7 @@ if numba is not None:
     from numba.core import cgutils
 
 wait_until: Any = None
+take: Any = None
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 # A thread reads the counter this many times, for about a microsecond, and then offers its processor to other programs: on
@@ -64,10 +65,11 @@ def threaded(build: Callable[..., Callable[..., None]]) -> OnDemand[tuple[int, .
 
     Its only argument is the address of int64s.
     """
-    kernels = compiled_for("int64*")(build)
+    kernels = compiled_for("int64*")(lambda has_runtime, *sizes: build(*sizes))
 
     def address(sizes: tuple[int, ...]) -> int:
-        entry = kernels[sizes][torch.float32]  # of no element: all are called with int64s
+        # a stored binary for a process with an OpenMP runtime differs from one for a process without
+        entry = kernels[has_threads(), *sizes][torch.float32]  # of no element: all are called with int64s
         return ctypes.cast(entry, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
 
     return OnDemand(address)
@@ -87,6 +89,16 @@ def share(count, thread, num_threads):
 
 
 if numba is not None:
+
+    @intrinsic
+    def take(context, numbers, index):
+        """Add 1 to an int64, and return its value before: threads that take one task after the other end together."""
+
+        def generate(context, builder, signature, arguments):
+            numbers, index = arguments
+            return builder.atomic_rmw("add", builder.gep(numbers, [index]), ir.IntType(64)(1), "monotonic")
+
+        return types.int64(numbers, index), generate
 
     @intrinsic
     def wait_until(context, counter, least):

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import kernels.threads
 from kernels import paged_attention_loop
 from kernels.backend import runs_numba
+from kernels.compiled import OnDemand
 from kernels.decode_attention import decode_attention
 from kernels.paged_attention import paged_attention_reference
 from kernels.paged_attention_loop import LoopRows, attend_in_loop
@@ -103,3 +105,24 @@ def test_a_nan_stays_in_its_row_and_large_scores_are_right() -> None:
     starts = torch.arange(len(query) + 1)
     expected = paged_attention_reference(query, cache, table, starts, lengths, scale=0.3)
     torch.testing.assert_close(out, expected, equal_nan=True)
+
+
+def test_few_scores_are_computed_by_one_thread() -> None:
+    table = torch.zeros(1, 64).int()
+
+    def num_threads(num_slots: int) -> int | None:
+        return LoopRows(torch.zeros(1).int(), table, torch.tensor([num_slots]).int(), None).num_threads(num_heads=4)
+
+    assert (num_threads(255), num_threads(256)) == (1, None)
+
+
+def test_without_an_openmp_runtime_one_thread_computes_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, cache, table, lengths = step_of(64, 3, 3, torch.float32)
+    monkeypatch.setattr(paged_attention_loop, "MIN_THREADED_SCORES", 0)
+    expected = attend(query, cache, table, lengths)
+    sizes = paged_attention_loop.kernel_sizes(cache, 9, has_spans=False, has_offsets=False)
+    address = paged_attention_loop._attend_rows[sizes]
+    monkeypatch.setattr(kernels.threads, "_openmp", lambda: None)
+    monkeypatch.setattr(paged_attention_loop, "_attend_rows", OnDemand(paged_attention_loop._attend_rows._build))
+    assert torch.equal(attend(query, cache, table, lengths), expected)
+    assert paged_attention_loop._attend_rows[sizes] != address, "a binary for threads"

@@ -264,9 +264,34 @@ def test_the_loop_serves_all_decoding_rows_and_few_new_tokens(monkeypatch: pytes
         assert isinstance(plan, GatherPlan)
         return plan.only_loop(starts[-1]) is not None
 
-    monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_SCORES", 2 * (6 + 7 + 8))
+    monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_PRODUCTS", 2 * 16 * (6 + 7 + 8))
     assert served([0, 1, 2], [8, 7])
     assert served([0, 3, 4], [8, 7])
-    monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_SCORES", 2 * (6 + 7 + 8) - 1)
+    monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_PRODUCTS", 2 * 16 * (6 + 7 + 8) - 1)
     assert served([0, 1, 2], [8, 7])
     assert not served([0, 3, 4], [8, 7])
+    monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_PRODUCTS", 2 * 16 * (6 + 7 + 8))
+    monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_TOKENS", 2)
+    assert not served([0, 3, 4], [8, 7])
+
+
+def test_many_rows_that_share_most_of_many_keys_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = torch.randn(9, 2, 2, 4, 16)
+
+    def is_gathered(table: list[list[int]]) -> bool:
+        lengths, starts = torch.full((len(table),), 12), torch.arange(len(table) + 1)
+        plan = plan_step(
+            cache, torch.tensor(table).int(), starts, lengths,
+            num_tokens=len(table), num_heads=2, alibi_slopes=None,
+        )  # fmt: skip
+        assert isinstance(plan, GatherPlan)
+        assert (plan.gathered is None) == (plan.only_loop(len(table)) is not None)
+        return plan.gathered is not None
+
+    assert not is_gathered([[0, 1, 2], [0, 1, 3]])
+    monkeypatch.setattr(paged_attention_cpu, "MAX_REPEATED_PRODUCTS", 2 * 16 * 8 - 1)
+    assert is_gathered([[0, 1, 2], [0, 1, 3]])
+    assert not is_gathered([[0, 1, 2]])
+    assert not is_gathered([[0, 1, 2], [0, 4, 3]]), "one of three blocks is shared"
+    monkeypatch.setattr(paged_attention_cpu, "MAX_REPEATED_PRODUCTS", 2 * 16 * 8)
+    assert not is_gathered([[0, 1, 2], [0, 1, 3]])

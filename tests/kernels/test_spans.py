@@ -140,14 +140,14 @@ def test_rows_of_few_tokens_and_little_to_read_are_all_served_by_the_loop(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def served(most: int) -> tuple[int, int, int]:
-        monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_SCORES", most)
+        monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_PRODUCTS", most)
         plan = gather_plan(*step.inputs[1:], num_heads=4, spans=step.spans)
         assert_equals_reference(step, plan)
         num_gathered = 0 if plan.gathered is None else len(plan.gathered.rows)
         return 0 if plan.loop is None else len(plan.loop.rows), num_gathered, len(plan.pieces)
 
     step = step_of([replace(row, spans=(Span(0, 30),)) for row in CANDIDATES])
-    assert served(max(4 * sum(range(31 - row.num_queries, 31)) for row in CANDIDATES)) == (6, 0, 0)
+    assert served(max(4 * 16 * sum(range(31 - row.num_queries, 31)) for row in CANDIDATES)) == (6, 0, 0)
     assert served(0) == (1, 0, 2), "a decoding row"
 
 

@@ -226,7 +226,7 @@ def test_no_step_after_the_warm_up_compiles_attention(
     loops = [(paged_attention_loop, "_attend_rows"), (decode_attention, "_rotate_store_attend")]
     for module, name in loops:
         monkeypatch.setattr(module, name, OnDemand(getattr(module, name)._build))
-    monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_SCORES", 1000)
+    monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_PRODUCTS", 1000)
     model = prepare_for_inference(tiny_model(with_alone_positions(CONFIGS["idefics"], alone_positions)), formats)
     answer = Client(Engine(model, prompt_tokenizer(), CONFIG), dict(IMAGES))
     warm_up(answer.engine, IMAGE_TOKEN, image_size=8)

@@ -160,7 +160,8 @@ def test_any_mix_of_forms(family: Family, alone_positions: AlonePositions, data:
     dtype = data.draw(st.sampled_from(list(DRAWN_TOLERANCES)))
     answer = client(family, config, alone_positions, dtype=dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paged_attention_cpu, "MAX_LOOP_SCORES", data.draw(st.sampled_from([0, 300, 1 << 14])))
+        patch.setattr(paged_attention_cpu, "MAX_LOOP_PRODUCTS", data.draw(st.sampled_from([0, 2400, 1 << 23])))
+        patch.setattr(paged_attention_cpu, "MAX_REPEATED_PRODUCTS", data.draw(st.sampled_from([0, 1 << 26])))
         if data.draw(st.booleans()):  # decoding rows are gathered, as without Numba
             patch.setattr(paged_attention_cpu, "use_compiled", lambda *_: False)
         for i, (prompt, is_scored) in enumerate(requested):
