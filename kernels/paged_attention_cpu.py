@@ -22,11 +22,11 @@ from kernels.paged_attention_loop import LoopRows, attend_in_loop
 from kernels.self_attention import alibi_bias, is_contiguous_in_blocks
 from kernels.spans import KeyRotation, Spans
 
-# maximum of new tokens, and of products of a query's number with a key's, for which the loop computes one run of several
-# tokens faster than a product
+# The loop computes a sequence of at most this many new tokens, if they need at most this many multiplications with keys:
+# query heads times head size times keys, summed over the tokens. For more, a matrix product is faster
 MAX_LOOP_TOKENS = 64
 MAX_LOOP_PRODUCTS = 1 << 23
-# maximum of such products with keys of another row's, too, for which the loop computes decoding rows faster
+# The loop computes decoding rows that share keys, if they need at most this many multiplications with keys of other rows
 MAX_REPEATED_PRODUCTS = 1 << 26
 
 
