@@ -90,10 +90,10 @@ def quantise_swiglu(gate_up, groups, first, end, width, offset):
         quantise_group(gate_up, gate, groups + group * GROUP_BYTES, offset)
 
 
-# arguments: a counter of `wait_until`, whose n-th call waits for n times the number of threads; the addresses of the layer's
-# layout, of x, the output and the scratch; the number of rows; the address of the cache, its heads, block size and block
-# stride; the width of the tables; the addresses of cosines and sines, and their width; the addresses of `LoopRows`; the next
-# task of attention
+# arguments: a counter of `wait_until`, whose n-th call waits for n times the number of threads; the addresses of the
+# layer's layout, of x, the output and the scratch; the number of rows; the address of the cache, its heads, block size and
+# block stride; the width of the tables; the addresses of cosines and sines, and their width; the addresses of `LoopRows`;
+# the next task of attention
 @threaded
 def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
     known, offset = KNOWN[instructions], OFFSETS[bits]
