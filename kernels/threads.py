@@ -70,7 +70,9 @@ def threaded(build: Callable[..., Callable[..., None]]) -> OnDemand[tuple[int, .
     def address(sizes: tuple[int, ...]) -> int:
         # a stored binary for a process with an OpenMP runtime differs from one for a process without
         entry = kernels[has_threads(), *sizes][torch.float32]  # of no element: all are called with int64s
-        return ctypes.cast(entry, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+        value = ctypes.cast(entry, ctypes.c_void_p).value  # type: ignore[arg-type]
+        assert value is not None
+        return value
 
     return OnDemand(address)
 
@@ -105,6 +107,8 @@ if numba is not None:
         """Add 1 to an int64, and wait until it is at least `least`; what other threads wrote before is visible then."""
 
         def generate(context, builder, signature, arguments):
+            if not has_threads():  # one thread waits for no other, and its system may have no `sched_yield`
+                return context.get_dummy_value()
             counter, least = arguments
             int32, int64 = ir.IntType(32), ir.IntType(64)
             offer = cgutils.get_or_insert_function(builder.module, ir.FunctionType(int32, []), "sched_yield")
