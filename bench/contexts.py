@@ -14,12 +14,11 @@ from unittest import mock
 from bench.driver import Driver
 from bench.options import add_model, as_settings, model_folder, parse, server_settings
 from bench.table import Report, Sample, interleave
-from bench.workload import greedy, random_text
+from bench.workload import RandomTexts, text_request
 from kernels import paged_attention_cpu
-from model.prompt import EncodedPrompt, PromptTokenizer
+from model.prompt import PromptTokenizer
 from server.engine.build import build
 from server.served_model import ServedModel
-from server.wire import Generate
 
 QUICK = {"repeats": 1, "model": "tiny", "batches": [1, 2], "contexts": [24], "new_tokens": 8}
 SHORT, OWN = 16, 4  # tokens of a short prompt, and of each sequence's last line
@@ -43,8 +42,7 @@ class Bench:
     """Measures how many tokens per second a batch decodes after its prompts."""
 
     def __init__(self, options: argparse.Namespace, tokenizer: PromptTokenizer, driver: Driver) -> None:
-        self._options, self._tokenizer, self._driver = options, tokenizer, driver
-        self._num_texts = 0
+        self._options, self._texts, self._driver = options, RandomTexts(tokenizer), driver
 
     def add_row(self, report: Report, batch: int, context: int, short: Sample) -> None:
         rates = self.rates(batch, context)
@@ -72,23 +70,11 @@ class Bench:
             return self._rate(batch, context)
 
     def _rate(self, batch: int, context: int) -> float:
-        prompt = self._prompt(context - OWN)
-        self._driver.run([_request("prompt", prompt, 1)], {}, 1)  # the sequences share its blocks
-        prompts = [prompt + self._prompt(OWN) for _ in range(batch)]
-        requests = [_request(str(i), prompt, self._options.new_tokens) for i, prompt in enumerate(prompts)]
+        prompt = self._texts.token_ids(context - OWN)
+        self._driver.run([text_request("prompt", prompt, 1)], {}, 1)  # the sequences share its blocks
+        prompts = [prompt + self._texts.token_ids(OWN) for _ in range(batch)]
+        requests = [text_request(str(i), prompt, self._options.new_tokens) for i, prompt in enumerate(prompts)]
         return self._driver.run(requests, {}, batch).decode_tokens_per_second
-
-    def _prompt(self, length: int) -> list[int]:
-        token_ids: list[int] = []
-        while len(token_ids) < length:
-            self._num_texts += 1
-            token_ids += self._tokenizer.encode_plain(random_text(self._num_texts) + " ")
-        return token_ids[:length]
-
-
-def _request(request_id: str, token_ids: list[int], max_tokens: int) -> Generate:
-    prompt = EncodedPrompt(token_ids=token_ids, media_index=[-1] * len(token_ids), media=[])
-    return Generate(request_id=request_id, prompt=prompt, sampling=greedy(max_tokens))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from model.config import VisionConfig
 from model.media import MediaLimits, load_image, resize
-from model.prompt import EndOfChunk, Media, PromptTokenizer, Segment, Text, encode
+from model.prompt import EncodedPrompt, EndOfChunk, Media, PromptTokenizer, Segment, Text, encode
 from server.media.source import encoded
 from server.wire import Generate, Sampling
 
@@ -134,6 +134,27 @@ def frames_of(prompts: Iterable[Prompt], config: VisionConfig) -> dict[bytes, np
     """Return the decoded media of prompts by source digest, so that a measurement does not include decoding."""
     images = {image.digest: image for prompt in prompts for image in prompt.images()}
     return {digest: image.frames(config) for digest, image in images.items()}
+
+
+class RandomTexts:
+    """Prompts without media, each with a new text."""
+
+    def __init__(self, tokenizer: PromptTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._num_texts = 0
+
+    def token_ids(self, length: int) -> list[int]:
+        token_ids: list[int] = []
+        while len(token_ids) < length:
+            self._num_texts += 1
+            token_ids += self._tokenizer.encode_plain(random_text(self._num_texts) + " ")
+        return token_ids[:length]
+
+
+def text_request(request_id: str, token_ids: list[int], max_tokens: int) -> Generate:
+    """Return a request for exactly `max_tokens` tokens after a prompt without media."""
+    prompt = EncodedPrompt(token_ids=token_ids, media_index=[-1] * len(token_ids), media=[])
+    return Generate(request_id=request_id, prompt=prompt, sampling=greedy(max_tokens))
 
 
 def greedy(max_tokens: int) -> Sampling:

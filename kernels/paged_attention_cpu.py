@@ -136,7 +136,7 @@ def gather_plan(
     runs = [_Run(i, first, end, contexts[i]) for i, (first, end) in enumerate(bounds) if end > first]
     may_loop = use_compiled(kv_cache[:0]) and is_contiguous_in_blocks(kv_cache)
     products_per_key = num_heads * kv_cache.shape[-1]
-    decoding = [run for run in runs if run.num_queries == 1]
+    decoding = _Queries.of([run for run in runs if run.num_queries == 1])
     gathered = _gathered_unless_looped(step, decoding, products_per_key, may_loop=may_loop)
     looped, pieces = list[_Run](), list[_Run]()  # in the order of the runs
     for run in runs:
@@ -151,26 +151,34 @@ def gather_plan(
 
 
 def _gathered_unless_looped(
-    step: _Step, decoding: Sequence[_Run], products_per_key: int, *, may_loop: bool
+    step: _Step, queries: _Queries, products_per_key: int, *, may_loop: bool
 ) -> GatheredRows | None:
     """Return what decoding rows gather, or None if the loop computes them: unless many rows share most of many keys."""
-    repeated = sum(run.num_slots for run in decoding[1:]) * products_per_key  # if they share all keys
-    if not decoding or (may_loop and repeated <= MAX_REPEATED_PRODUCTS):
+    most_repeated = sum(queries.lengths[1:]) * products_per_key  # if the rows share all keys
+    if not queries.rows or (may_loop and most_repeated <= MAX_REPEATED_PRODUCTS):
         return None
-    gathered = _gathered_rows(step, _Queries.of(decoding))
-    num_shared = len(gathered.shared) * step.block_size
-    repeated = num_shared * (len(decoding) - 1) * products_per_key
-    is_shared = repeated > MAX_REPEATED_PRODUCTS and 2 * num_shared >= max(run.num_slots for run in decoding)
-    return gathered if is_shared or not may_loop else None
+    is_shared = _shared_columns(step, queries)
+    num_shared = int(is_shared.sum()) * step.block_size
+    repeated = num_shared * (len(queries.rows) - 1) * products_per_key
+    if may_loop and (repeated <= MAX_REPEATED_PRODUCTS or 2 * num_shared < max(queries.lengths)):
+        return None
+    return _gathered_rows(step, queries, is_shared)
 
 
-def _gathered_rows(step: _Step, queries: _Queries) -> GatheredRows:
+def _shared_columns(step: _Step, queries: _Queries) -> Tensor:
+    """Return which columns [W] of the block table are full of the same keys at the same positions for all queries."""
+    width, spans = -(-max(queries.lengths) // step.block_size), step.spans
+    tables = [step.block_table, *([] if spans is None else spans.block_tables)]
+    is_shared = _equal_columns(*(table[queries.sequences, :width] for table in tables))
+    is_shared[(min(queries.lengths) - 1) // step.block_size :] = False
+    return is_shared
+
+
+def _gathered_rows(step: _Step, queries: _Queries, is_shared: Tensor) -> GatheredRows:
     block_size, slopes, lengths = step.block_size, step.alibi_slopes, queries.lengths
     width, rows = -(-max(lengths) // block_size), torch.tensor(queries.rows, device=step.kv_cache.device)
     tables = step.block_table[queries.sequences, :width]
     spans = None if step.spans is None else step.spans.select(rows, queries.sequences)
-    is_shared = _equal_columns(tables, *([] if spans is None else (table[:, :width] for table in spans.block_tables)))
-    is_shared[(min(lengths) - 1) // block_size :] = False
     num_shared = int(is_shared.sum())
     columns = torch.cat([is_shared.nonzero()[:, 0], (~is_shared).nonzero()[:, 0]]) if num_shared else None
     tables = tables if columns is None else tables[:, columns]

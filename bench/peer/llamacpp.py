@@ -17,12 +17,11 @@ from bench.options import as_settings, parse, server_settings
 from bench.peer.llamacpp_model import LlamaCpp
 from bench.profile_step import decode_step
 from bench.table import Bar, Report, Run, interleave
-from bench.workload import greedy, random_text
-from model.prompt import EncodedPrompt, PromptTokenizer
+from bench.workload import RandomTexts, text_request
+from model.prompt import PromptTokenizer
 from model.zoo.default import LANGUAGE_MODEL_FILE, expert_files, prepare
 from server.engine.build import build
 from server.served_model import ServedModel
-from server.wire import Generate
 
 QUICK = {"repeats": 1, "prompt_tokens": 8, "new_tokens": 4, "prefill_tokens": 32}
 PACKAGES = ("llama-cpp-python",)
@@ -53,9 +52,8 @@ class Bench:
     def __init__(self, options: argparse.Namespace, tokenizer: PromptTokenizer, engine: Driver, report: Report) -> None:
         self.report = report
         self._options = options
-        self._tokenizer = tokenizer
+        self._texts = RandomTexts(tokenizer)
         self._engine = engine
-        self._num_texts = 0
         self._agreed: list[bool] = []
 
     def decode(self, batch: int) -> None:
@@ -64,7 +62,7 @@ class Bench:
 
     def profile(self, batch: int, num_layers: int) -> None:
         """Add the operators of our decode step to the settings at the head of the report."""
-        requests = [_request(str(i), self._prompt(self._options.prompt_tokens), 16) for i in range(batch)]
+        requests = [text_request(str(i), self._texts.token_ids(self._options.prompt_tokens), 16) for i in range(batch)]
         for name, value in decode_step(self._engine.engine, requests, num_layers).items():
             self.report.settings[f"{name}, batch {batch}"] = value
 
@@ -97,8 +95,8 @@ class Bench:
 
     def _round(self, peer: LlamaCpp, batch: int, length: int, max_tokens: int) -> Mapping[str, Run]:
         """Return runs of the same prompts, new to both programs."""
-        prompts = [self._prompt(length) for _ in range(batch)]
-        requests = [_request(str(i), prompt, max_tokens) for i, prompt in enumerate(prompts)]
+        prompts = [self._texts.token_ids(length) for _ in range(batch)]
+        requests = [text_request(str(i), prompt, max_tokens) for i, prompt in enumerate(prompts)]
         first_tokens: list[list[int]] = []
 
         def measure(outcome: Outcome) -> float:
@@ -112,21 +110,6 @@ class Bench:
             "ours": lambda: measure(self._engine.run(requests, {}, batch)),
             "llama.cpp": lambda: measure(peer.run(prompts, max_tokens)),
         }
-
-    def _prompt(self, length: int) -> list[int]:
-        token_ids: list[int] = []
-        while len(token_ids) < length:
-            self._num_texts += 1
-            token_ids += self._tokenizer.encode_plain(random_text(self._num_texts) + " ")
-        return token_ids[:length]
-
-
-def _request(request_id: str, token_ids: list[int], max_tokens: int) -> Generate:
-    return Generate(
-        request_id=request_id,
-        prompt=EncodedPrompt(token_ids=token_ids, media_index=[-1] * len(token_ids), media=[]),
-        sampling=greedy(max_tokens),
-    )
 
 
 def _parser() -> argparse.ArgumentParser:
