@@ -101,8 +101,13 @@ class Engine:
         self._is_stuck = False
 
     def has_work(self) -> bool:
-        """Return whether there is an unfinished request, even if it waits for pixels, an unsent event or a step ahead."""
-        return bool(self._sequence_tasks or self._side_tasks or self._events or self._ahead)
+        """Return whether there is an unfinished request or media item, an unsent event or a step ahead.
+
+        An unfinished request may wait for pixels.
+        """
+        return bool(
+            self._sequence_tasks or self._side_tasks or self._events or self._ahead or self.media.has_incomplete
+        )
 
     def is_waiting_for_media(self) -> bool:
         """Return whether the last step could do nothing and no message has come in since: media must arrive first."""
@@ -234,6 +239,7 @@ class Engine:
                 self._handle(task, events)
         plan = self.scheduler.schedule()
         self._events += map(MediaWanted, plan.missing_media)
+        plan.pieces += self.media.complete()
         for side_task in self._side_tasks.values():
             self._events += map(MediaWanted, side_task.plan(plan))
         return plan
@@ -244,7 +250,7 @@ class Engine:
 
     def _launch_after(self, launched: Launched) -> Launched | None:
         """Launch the step after one that runs, if it is the same whatever the results are."""
-        if not self._overlaps or self._side_tasks or self._is_compiling():
+        if not self._overlaps or self._side_tasks or self.media.has_incomplete or self._is_compiling():
             return None
         plan = self.scheduler.schedule_after(launched.plan)
         return None if plan is None else self.runner.launch(plan, launched)
@@ -254,7 +260,8 @@ class Engine:
         ended = self._clock()
         seconds, self._began = ended - self._began, ended
         if plan.rows or plan.pieces:
-            self.scheduler.pace.learn(plan.work, plan.num_frames, seconds)
+            if plan.rows or plan.num_frames:  # media are completed by steps without either
+                self.scheduler.pace.learn(plan.work, plan.num_frames, seconds)
             num_proposed = sum(len(row.proposed) for row in plan.rows)
             self._num_proposed += num_proposed
             self._num_accepted += sum(result.is_proposed for result in results) if num_proposed else 0

@@ -14,7 +14,7 @@ from model.prompt import Media, ShotsAttend
 from server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from server.fewshot.candidates import are_labelled
 from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
-from server.fewshot.shots import DEFAULT_K, SUPPORT_SET, ShotSource, check_media
+from server.fewshot.shots import DEFAULT_K, SUPPORT_SET, Selection, ShotSource, check_media
 from server.fewshot.templates import InvalidTemplate, Shot, Template, TemplateError, built_in, with_end
 from server.media.source import EncodedMedia
 from server.prompt import PreparedPrompt, check_may_attend_alone, encode_segments
@@ -145,7 +145,7 @@ async def read_question(fields: FewShotFields, model: ServedModel, source: ShotS
         shots=[as_shot(shot, param, read.get(param, ())) for param, shot in owners.items()],
         query=as_shot(fields.query, "query", read["query"]),
         media={item.digest: item for items in read.values() for item in items},
-        support_set=None if fields.examples is None else await source.find(fields.examples),
+        support_set=None if fields.examples is None else await source.find(fields.examples, read["query"]),
     )
 
 
@@ -168,19 +168,26 @@ async def assemble(
     `room`: tokens that `truncate_shots` keeps free. `without`: ids of examples that must not become shots.
     Raises `InvalidRequest` that names the invalid field, and errors of stored media and the engine.
     """
-    fields, shots, media = question.fields, question.shots, question.media
+    fields, selection = question.fields, None
     if fields.examples is not None and question.support_set is not None:
-        shots, stored = await source.select(
+        selection = await source.begin_selection(
             question.support_set,
             fields.examples,
-            question.template,
             question.compared,
             is_text_only=fields.zero_shot,
             without=without,
         )
-        _check_number([*shots, question.query], source.intake.settings.max_media_per_request)
-        media = {**stored, **media}
-    return await model.tokenize(_fit, question, shots, media, model, room)
+    return await model.tokenize(_assemble, question, selection, model, source, room)
+
+
+def _assemble(
+    question: Question, selection: Selection | None, model: ServedModel, source: ShotSource, room: int
+) -> AssembledPrompt:
+    if selection is None:
+        return _fit(question, question.shots, question.media, model, room)
+    shots, stored = source.select(selection, question.template)
+    _check_number([*shots, question.query], source.intake.settings.max_media_per_request)
+    return _fit(question, shots, {**stored, **question.media}, model, room)
 
 
 async def assemble_prefix(
@@ -196,7 +203,8 @@ async def assemble_prefix(
         raise InvalidRequest(f"k is {k}, the shots of a prompt are at most {MAX_SHOTS}", param="k")
     fields = ExamplesFields(support_set=support_set.id, version=support_set.version, k=k, order="stored")
     try:
-        shots, media = await source.select(support_set, fields, template, SimilarityQuery(media=(), text=""))
+        selection = await source.begin_selection(support_set, fields, SimilarityQuery(media=(), text=""))
+        shots, media = source.select(selection, template)
         prompt = await model.tokenize(write, template, shots, ANY_QUERY, media, model)
     except InvalidRequest as error:
         error.param = "k" if error.param == "examples.k" else "template"

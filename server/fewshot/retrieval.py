@@ -106,9 +106,29 @@ class QueryFeatures:
         return self.vectors.nbytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """The features of a query by space, and the index of the examples that are compared with it.
+
+    `began`: the time at which the search began, in seconds.
+    """
+
+    index: VectorIndex
+    features: Mapping[Space, Vectors]
+    likeness: Likeness
+    began: float
+    observe: Callable[[float], None]
+
+    def most_similar(self, k: int) -> list[Similar]:
+        """Return the `k` most similar examples, best first. It takes milliseconds for a large set."""
+        similar = self.index.search(query_vector(self.features, self.likeness), k)
+        self.observe(time.monotonic() - self.began)
+        return similar
+
+
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """Ranks examples by similarity; `observe` receives the seconds of each search, embedding included.
+    """Ranks examples by similarity; `observe` receives the seconds of each search. `embed_query` comes before it.
 
     `queries` has the features of recent queries: a request may compare its query for its shots and for each question.
     """
@@ -128,12 +148,25 @@ class Retrieval:
         _check_query(strategy, query)
         if not support_set.examples:
             return []
-        started = time.monotonic()
-        index = await self._index(support_set, strategy)
-        features = {space: await self._query_features(space, query) for space in SPACES[strategy]}
-        similar = await asyncio.to_thread(lambda: index.search(self._query_vector(features), k))
-        self.observe(time.monotonic() - started)
-        return similar
+        search = await self.search(support_set, strategy, query)
+        return await asyncio.to_thread(search.most_similar, k)
+
+    async def search(self, support_set: SupportSet, strategy: Strategy, query: SimilarityQuery) -> Search:
+        """Return the search for the examples, at least one, that are most similar to a query.
+
+        Raises as `check_comparable`, and the engine's errors.
+        """
+        _check_query(strategy, query)
+        if "media" in SPACES[strategy]:
+            await self.embed_query(query.media)
+        began = time.monotonic()
+        return Search(
+            index=await self._index(support_set, strategy),
+            features={space: await self._query_features(space, query) for space in SPACES[strategy]},
+            likeness=self.model.likeness,
+            began=began,
+            observe=self.observe,
+        )
 
     async def embed_media(self, media_ids: Sequence[str]) -> dict[str, Vectors]:
         """Return the features of stored media by id, and store new ones. Raises `MediaNotFound` and the engine's errors."""
@@ -145,10 +178,22 @@ class Retrieval:
         keys = [example.media for example in support_set.examples]
         return await asyncio.to_thread(_compared_vectors, keys, features, likeness or self.model.likeness)
 
+    async def embed_query(self, media: Sequence[EncodedMedia]) -> Vectors:  # -> [M, Dv]
+        """Return the features of a query's media, not from the database: a prompt that shows them needs them encoded.
+
+        Raises the engine's errors.
+        """
+        distinct = {item.id: item for item in media}
+
+        async def build() -> QueryFeatures:
+            return QueryFeatures(await self.client.embed([*distinct.values()]))
+
+        return (await self.queries.get((self.client.salt, *distinct, self.embedder), build)).vectors
+
     async def query_vector(self, media: Sequence[EncodedMedia]) -> Vectors:
         """Return the vector [D] of a query's media. Raises the engine's errors."""
-        features = await self._media_features(media)
-        return await asyncio.to_thread(lambda: self._query_vector({"media": features}))
+        features = await self.embed_query(media)
+        return await asyncio.to_thread(query_vector, {"media": features}, self.model.likeness)
 
     async def media_vectors(self, groups: Sequence[Sequence[EncodedMedia]]) -> Vectors:
         """Return one vector per group of media, [N, D]; new ones are not stored. Raises the engine's errors."""
@@ -191,20 +236,7 @@ class Retrieval:
         if space == "text":
             ids = await self.model.tokenize(encode_text, query.text, self.model, "query")
             return np.stack([*(await self._text_vectors([ids], is_stored=False)).values()])
-        return await self._media_features(query.media)
-
-    async def _media_features(self, media: Sequence[EncodedMedia]) -> Vectors:  # -> [M, Dv]
-        """Return the features of a query's media, not from the database: a prompt that shows them needs them encoded."""
-        distinct = {item.id: item for item in media}
-
-        async def build() -> QueryFeatures:
-            return QueryFeatures(await self.client.embed([*distinct.values()]))
-
-        return (await self.queries.get((self.client.salt, *distinct, self.embedder), build)).vectors
-
-    def _query_vector(self, features: Mapping[Space, Vectors]) -> Vectors:  # -> [D]
-        likenesses: Mapping[Space, Likeness] = {"media": self.model.likeness, "text": unit}
-        return _joined(_mean(likenesses[space](vectors)) for space, vectors in features.items())
+        return await self.embed_query(query.media)
 
     async def _example_vectors(self, support_set: SupportSet, space: Space, strategy: Strategy) -> Vectors:
         """Return one vector per example, [N, D]; the work for a large set runs in threads, not in the event loop."""
@@ -244,6 +276,12 @@ class Retrieval:
                 await self.embeddings.put(new, self.embedder)
             vectors |= new
         return vectors
+
+
+def query_vector(features: Mapping[Space, Vectors], likeness: Likeness) -> Vectors:  # -> [D]
+    """Return the vector of a query from its features by space; `likeness` is that of media."""
+    likenesses: Mapping[Space, Likeness] = {"media": likeness, "text": unit}
+    return _joined(_mean(likenesses[space](vectors)) for space, vectors in features.items())
 
 
 def compared_text(question: str, text: str) -> str:

@@ -11,8 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from server.concurrency import run_both
 from server.errors import InvalidRequest, SupportSetNotFound
-from server.fewshot.retrieval import SPACES, Retrieval, Similar, SimilarityQuery
+from server.fewshot.retrieval import SPACES, Retrieval, Search, Similar, SimilarityQuery
 from server.fewshot.templates import Shot, Template
 from server.media.intake import Intake
 from server.media.source import EncodedMedia
@@ -51,6 +52,35 @@ class Selected:
     score: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A selection of `k` examples of a support set: the fields of the request, and the search of a strategy that compares.
+
+    `without`: indices of examples that may not be selected.
+    """
+
+    fields: ExamplesFields
+    all_examples: Sequence[Example]
+    k: int
+    without: Collection[int]
+    search: Search | None
+    is_text_only: bool
+
+    def examples(self) -> list[Selected]:
+        """Return the selected examples in prompt order. Raises `InvalidRequest`."""
+        fields, k = self.fields, self.k
+        similar = self.search.most_similar(k + len(self.without)) if self.search else ()
+        return select(
+            fields.strategy,
+            self.all_examples,
+            k,
+            seed=fields.seed,
+            order=fields.order,
+            similar=similar,
+            without=self.without,
+        )
+
+
 def place_of(example: Shot | Example) -> tuple[str, str]:
     """Return the path in the request of a shot, or of an example of its support set, and the name for a message."""
     if isinstance(example, Shot):
@@ -78,11 +108,18 @@ class ShotSource:
         read = await self.intake.read_all(all_parts, param, remedy=remedy)
         return {owner: [read[path] for path in of] for owner, of in parts.items()}
 
-    async def find(self, examples: ExamplesFields) -> SupportSet:
+    async def find(self, examples: ExamplesFields, query: Sequence[EncodedMedia]) -> SupportSet:
         """Return the version of the support set that a request names.
 
-        Raises `SupportSetNotFound`, and `InvalidRequest` for an impossible selection, even if no prompt is written.
+        Meanwhile, the media of the query are embedded if the strategy compares them. Raises `SupportSetNotFound`,
+        `InvalidRequest` for an impossible selection, even if no prompt is written, and the engine's errors.
         """
+        if not query or examples.k == 0 or "media" not in SPACES.get(examples.strategy, ()):
+            return await self._find(examples)
+        support_set, _ = await run_both(self._find(examples), self.retrieval.embed_query(query))
+        return support_set
+
+    async def _find(self, examples: ExamplesFields) -> SupportSet:
         try:
             version = await self.support_sets.get_version(examples.support_set, examples.version)
         except SupportSetNotFound as error:
@@ -91,32 +128,35 @@ class ShotSource:
         check_selection(examples.strategy, len(version.examples), examples.k or 0, examples.order)
         return version
 
-    async def select(
+    async def begin_selection(
         self,
         support_set: SupportSet,
         fields: ExamplesFields,
-        template: Template,
         query: SimilarityQuery,
         *,
         is_text_only: bool = False,
         without: Collection[str] = (),
-    ) -> tuple[list[Shot], dict[bytes, EncodedMedia]]:
-        """Select examples of a support set as shots, and return these with their media by digest.
+    ) -> Selection:
+        """Check a selection of examples of a support set, and embed all that it compares.
 
-        `without`: ids of examples that may not become shots. Raises `InvalidRequest` for a selection that the set or the
-        template does not allow.
+        `without`: ids of examples that may not become shots. Raises `InvalidRequest` for a selection that the set does not
+        allow, and the engine's errors.
         """
-        examples, strategy, order = support_set.examples, fields.strategy, fields.order
+        examples, strategy = support_set.examples, fields.strategy
         excluded = {index for index, example in enumerate(examples) if example.id in without}
         num_selectable = len(examples) - len(excluded)
         default = min(DEFAULT_K_TEXT_ONLY if is_text_only else DEFAULT_K, num_selectable)
         k = default if fields.k is None else fields.k
-        similar: list[Similar] = []
-        check_selection(strategy, num_selectable, k, order)
-        if strategy in SPACES and k:
-            similar = await self.retrieval.most_similar(support_set, strategy, query, k + len(excluded))
-        selected = select(strategy, examples, k, seed=fields.seed, order=order, similar=similar, without=excluded)
-        return self._read(selected, template, is_text_only=is_text_only)
+        check_selection(strategy, num_selectable, k, fields.order)
+        search = await self.retrieval.search(support_set, strategy, query) if strategy in SPACES and k else None
+        return Selection(fields, examples, k, excluded, search, is_text_only)
+
+    def select(self, selection: Selection, template: Template) -> tuple[list[Shot], dict[bytes, EncodedMedia]]:
+        """Return the selected examples as shots, and their media by digest. It takes milliseconds for a large set.
+
+        Raises `InvalidRequest` for a selection that the template does not allow.
+        """
+        return self._read(selection.examples(), template, is_text_only=selection.is_text_only)
 
     def read_examples(
         self, examples: Sequence[Example], template: Template

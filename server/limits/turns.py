@@ -8,7 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import TypeVar
 
 # the client of the current request; "": work of the server itself
@@ -24,7 +24,7 @@ TURN_SECONDS = 0.005
 class ThreadTurns:
     """Runs functions in `number` threads, which nothing else uses. While functions wait, their clients take turns.
 
-    A function's client is that of the current request.
+    A function's client is that of the current request, whose context variables it reads.
     """
 
     def __init__(self, number: int, name: str) -> None:
@@ -35,7 +35,8 @@ class ThreadTurns:
     async def __call__(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Return the result of a function. A function that is cancelled while it waits does not run."""
         async with self.hold():
-            return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+            run = copy_context().run
+            return await asyncio.get_running_loop().run_in_executor(self._threads, run, function, *arguments)
 
     async def each(self, function: Callable[[Item], Result], items: Collection[Item]) -> list[Result]:
         """Return the results of a function for each item. In a turn it runs for as many items as take TURN_SECONDS."""

@@ -30,8 +30,8 @@ Value = TypeVar("Value")
 class Encoding:
     """A media item to encode: from frames (uint8 [F, h, w, 3]), or from visual tokens that are kept on the host.
 
-    Steps take the frames in pieces. The features [f, P, Dv] of all pieces but the last are kept on the host. The slot is
-    assigned with the last piece; without a slot, only pooled features are computed.
+    Steps take the frames in pieces. The last piece completes the media item: its features become visual tokens and, with a
+    slot, a page. It has the last frames or none. The features [f, P, Dv] of earlier pieces are kept on the host.
     """
 
     key: bytes
@@ -45,15 +45,21 @@ class Encoding:
     def num_left(self) -> int:
         return 0 if self.frames is None else len(self.frames) - self.num_begun
 
-    def next_piece(self, num_frames: int) -> Piece:
-        piece = Piece(self, self.num_begun, num_frames, is_last=num_frames == self.num_left)
+    @property
+    def is_read(self) -> bool:
+        """True if it has frames, and steps have taken all of them."""
+        return self.frames is not None and not self.num_left
+
+    def next_piece(self, num_frames: int, *, completes: bool = True) -> Piece:
+        """Return a piece of the next frames; with the last ones, it is the last piece if it `completes` the media item."""
+        piece = Piece(self, self.num_begun, num_frames, is_last=completes and num_frames == self.num_left)
         self.num_begun += num_frames
         return piece
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One step's part of an encoding: `count` frames from `start`, none of one from visual tokens."""
+    """One step's part of an encoding: `count` frames from `start`. The last piece may have no frames."""
 
     encoding: Encoding
     start: int
@@ -64,6 +70,11 @@ class Piece:
     def frames(self) -> np.ndarray | None:
         frames = self.encoding.frames
         return None if frames is None else frames[self.start : self.start + self.count]
+
+    @property
+    def has_last_frame(self) -> bool:
+        frames = self.encoding.frames
+        return frames is not None and self.start + self.count == len(frames)
 
 
 def content_key(frames: np.ndarray, salt: bytes) -> bytes:
@@ -238,7 +249,7 @@ class MediaCache:
 
     def num_cached(self, keys: Iterable[bytes]) -> int:
         """Return the number of different media among these that need no pixels."""
-        return sum(map(self._is_encoded, set(keys)))
+        return sum(self._is_encoded(key) or self._is_read(key) for key in set(keys))
 
     def encode(self, key: bytes, max_frames: int, *, is_last_resort: bool = False) -> Piece | None:
         """Return the next piece of a page's encoding, from visual tokens if they are kept; None if it has to wait.
@@ -247,33 +258,55 @@ class MediaCache:
         """
         visual_tokens = self.host.get(key)
         encoding = self._encodings[key] if visual_tokens is None else Encoding(key, visual_tokens=visual_tokens)
-        piece = self._next_piece(encoding, max_frames, is_last_resort) if self.slots.num_available else None
-        if piece is not None and piece.is_last:
+        count = self._next_count(encoding, max_frames, is_last_resort) if self.slots.num_available else None
+        if count is None:
+            return None
+        piece = encoding.next_piece(count)
+        if piece.is_last:
             encoding.slot = self.slots.assign(key)
             self.num_host_hits += visual_tokens is not None
+            if visual_tokens is None:
+                del self._encodings[key]
         return piece
 
     def encode_for_pooling(self, key: bytes, max_frames: int) -> Piece | None:
-        """Return the next piece of the encoding of a media item for its features, from its frames; None if it has to wait.
+        """Return the next frames of a media item, to encode for its features; None if it has to wait.
 
-        The visual tokens that are computed as well are kept in host memory, and in a slot that is free or, without host
-        memory, not in use.
+        It is completed later, by `complete`.
         """
         encoding = self._encodings[key]
-        piece = self._next_piece(encoding, max_frames)
-        if piece is not None and piece.is_last and not self._is_encoded(key):
-            num_slots = self.slots.num_free if self.host.max_size else self.slots.num_available
-            encoding.slot = self.slots.assign(key) if num_slots else None
-        return piece
+        if (count := self._next_count(encoding, max_frames)) is None:
+            return None
+        return encoding.next_piece(count, completes=False)
 
-    def _next_piece(self, encoding: Encoding, max_frames: int, is_last_resort: bool = False) -> Piece | None:
+    def complete(self) -> list[Piece]:
+        """Return the last pieces of media that earlier steps have encoded for their features.
+
+        Their visual tokens are kept in host memory, and in a slot that is free or, without host memory, not in use.
+        """
+        read = [encoding for encoding in self._encodings.values() if encoding.is_read]
+        for encoding in read:
+            del self._encodings[encoding.key]
+        lacking = [encoding for encoding in read if not self._is_encoded(encoding.key)]
+        num_slots = self.slots.num_free if self.host.max_size else self.slots.num_available
+        for encoding in lacking[:num_slots]:
+            encoding.slot = self.slots.assign(encoding.key)
+        for encoding in lacking[:num_slots]:
+            self.slots.release(encoding.key)
+        return [encoding.next_piece(0) for encoding in lacking]
+
+    @property
+    def has_incomplete(self) -> bool:
+        """True if media wait for `complete`."""
+        return any(encoding.is_read for encoding in self._encodings.values())
+
+    def _next_count(self, encoding: Encoding, max_frames: int, is_last_resort: bool = False) -> int | None:
+        """Return the number of frames of the next piece; None if it has to wait."""
         num_left = encoding.num_left
         count = min(num_left, max_frames)
         if count < num_left and not (count and (is_last_resort or self._may_keep_features(encoding))):
             return None
-        if encoding.frames is not None and count == num_left:
-            del self._encodings[encoding.key]
-        return encoding.next_piece(count)
+        return count
 
     def _may_keep_features(self, encoding: Encoding) -> bool:
         """Return whether there is room for features. One encoding may always begin and continue."""
@@ -285,11 +318,16 @@ class MediaCache:
         for key in keys:
             self.slots.discard(key)
             self.host.discard(key)
+            self._encodings.pop(key, None)
 
     def forget_frames(self, still_needed: set[bytes]) -> None:
-        """Drop the frames, and the features so far, of media that no request waits for."""
+        """Drop the frames, and the features so far, of media that no request waits for, unless `complete` needs them."""
         for key in self._encodings.keys() - still_needed:
-            del self._encodings[key]
+            if not self._encodings[key].is_read:
+                del self._encodings[key]
+
+    def _is_read(self, key: bytes) -> bool:
+        return key in self._encodings and self._encodings[key].is_read
 
     def _is_encoded(self, key: bytes) -> bool:
         return self.slots.find(key) is not None or key in self.host

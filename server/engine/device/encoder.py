@@ -74,26 +74,33 @@ class Encoder:
 
     def _encode(self, pieces: Sequence[Piece], results: Downloads) -> None:
         by_length: dict[int, list[tuple[Encoding, Tensor]]] = defaultdict(list)
-        for encoding, features in self._complete([piece for piece in pieces if piece.count], results):
-            by_length[len(features)].append((encoding, features))
+        for piece, features in self._read([piece for piece in pieces if piece.frames is not None], results):
+            if piece.is_last:
+                by_length[len(features)].append((piece.encoding, features))
+            else:
+                results.add([self._pool(features[None])], self._keep_pooled, [piece.encoding.key])
         for same_length in by_length.values():
             features = torch.stack([features for _, features in same_length])
             self._resample([encoding for encoding, _ in same_length], features, results)
 
-    def _complete(self, pieces: list[Piece], results: Downloads) -> Iterator[tuple[Encoding, Tensor]]:
-        """Encode the frames of these pieces; yield the features [F, P, Dv] of media that are complete, keep the others."""
-        clips = [piece.frames for piece in pieces if piece.frames is not None]
-        if not clips:
-            return
-        parts = self.features(clips).split([piece.count for piece in pieces])
+    def _read(self, pieces: list[Piece], results: Downloads) -> Iterator[tuple[Piece, Tensor]]:
+        """Encode the frames of these pieces; yield the features [F, P, Dv] of media whose last frame they have.
+
+        The features of all but last pieces are kept.
+        """
+        clips = [piece.frames for piece in pieces if piece.count and piece.frames is not None]
+        parts = iter(self.features(clips).split(list(map(len, clips))) if clips else ())
         begun: dict[bytes, list[Tensor]] = defaultdict(list)  # in this step
-        for piece, features in zip(pieces, parts, strict=True):
-            encoding, earlier = piece.encoding, begun[piece.encoding.key]
-            if piece.is_last:
-                yield encoding, torch.cat([*upload(encoding.features, self._device), *earlier, features])
-            else:
-                earlier.append(features.clone())  # a view would keep the features of the whole step
-                results.add(earlier[-1:], encoding.features.append)
+        for piece in pieces:
+            encoding, new = piece.encoding, begun[piece.encoding.key]
+            earlier = upload(encoding.features, self._device)
+            if piece.count:
+                new.append(next(parts))
+            if piece.has_last_frame:
+                yield piece, torch.cat([*earlier, *new])
+            if piece.count and not piece.is_last:
+                new[-1] = new[-1].clone()  # a view would keep the features of the whole step
+                results.add(new[-1:], encoding.features.append)
 
     def _resample(self, encodings: list[Encoding], features: Tensor, results: Downloads) -> None:
         visual_tokens = self._model.resampler(features).to(self._pages.dtype)
@@ -101,9 +108,16 @@ class Encoder:
         results.add([visual_tokens, self._pool(features)], self._keep, [encoding.key for encoding in encodings])
 
     def _keep(self, keys: list[bytes], visual_tokens: Tensor, pooled: Tensor) -> None:
-        for key, tokens, vector in zip(keys, visual_tokens, pooled.numpy(), strict=True):
-            if tokens.isfinite().all() and np.isfinite(vector).all():
+        for key, tokens in zip(keys, visual_tokens, strict=True):
+            if tokens.isfinite().all():
                 self._media.host.put(key, tokens.clone())
+            else:
+                self._media.nonfinite.add(key)
+        self._keep_pooled(keys, pooled)
+
+    def _keep_pooled(self, keys: list[bytes], pooled: Tensor) -> None:
+        for key, vector in zip(keys, pooled.numpy(), strict=True):
+            if np.isfinite(vector).all():
                 self._media.pooled.put(key, vector.copy())
             else:
                 self._media.nonfinite.add(key)

@@ -1,7 +1,8 @@
 """Answers `Embed` and `EmbedText`: vectors of media and of texts, computed between the steps of other requests.
 
 When a media item is encoded for any request, both its pooled features and its visual tokens are cached, so it is not
-encoded twice. Pixels are requested for a few media at a time.
+encoded twice. The features are answered first: a later step computes the visual tokens, while the client may already write
+a prompt that shows them. Pixels are requested for a few media at a time.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ class MediaEmbedding(SideTask):
         self._request = request
         self._cache = media
         self._vectors: dict[bytes, NDArray[np.float32]] = {}
-        self._held: list[bytes] = []  # keys whose slots are held until the step has run
         self._encoded: set[bytes] = set()  # keys that were encoded for this request
 
     def needs_pooling(self, source: bytes) -> bool:
@@ -60,21 +60,17 @@ class MediaEmbedding(SideTask):
         if (piece := self._cache.encode_for_pooling(key, plan.frames_left)) is not None:
             plan.add_piece(piece, self.request_id)
             self._encoded.add(key)
-            self._held += [key] if piece.encoding.slot is not None else []
         return True
 
     @property
     def can_run(self) -> bool:
-        return not self.media or bool(self._held) or any(map(self._is_encoded, self.media))
+        return not self.media or any(map(self._is_encoded, self.media))
 
     def _is_encoded(self, source: bytes) -> bool:
         """Return whether the features are known, or known not to be finite."""
         return self._vector(source) is not None or self._cache.content_keys.get(source) in self._cache.nonfinite
 
     def run_between_steps(self, has_time: Callable[[], bool]) -> Iterable[Outbound]:
-        for key in self._held:
-            self._cache.slots.release(key)
-        self._held.clear()
         for source in self.media:
             if (vector := self._vector(source)) is not None:
                 self._vectors[source] = vector

@@ -239,8 +239,9 @@ def test_side_tasks_wait_for_the_step_that_is_ahead() -> None:
     answer.engine.add(Embed(request_id="image", media=[source(0)]))
     answer.run()
     assert answer.embedded["image"].shape[0] == 1
-    pieces = [is_ahead for plan, is_ahead in plans if plan.pieces]
-    assert pieces == [False]
+    # the features first, then the page
+    pieces = [([piece.count for piece in plan.pieces], is_ahead) for plan, is_ahead in plans if plan.pieces]
+    assert pieces == [([1], False), ([0], False)]
     assert_all_released(answer.engine)
 
 

@@ -22,22 +22,26 @@ from tests.engine_client import CONFIG, GREEDY, Prompt, assert_all_released, ass
 from tests.tiny_models import CONFIGS, FAMILIES, KIN_CONFIG, Family, tiny_model
 
 
+@pytest.mark.parametrize("completes", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pages_of_media_in_pieces_equal_those_of_the_model(family: Family) -> None:
-    """Media of five, one and five frames are in steps of at most three frames, some of them together."""
+def test_pages_of_media_in_pieces_equal_those_of_the_model(family: Family, completes: bool) -> None:
+    """Media of five, one and five frames are in steps of at most three frames, some of them together.
+
+    Those that their last frames do not complete are completed by a step of their own.
+    """
     untouched, model = tiny_model(CONFIGS[family]), tiny_model(CONFIGS[family])
     pages = MediaPages.zeros(model.config, 3, torch.float32, "cpu")
     media = MediaCache(3, 1 << 20, b"")
     encoder = Encoder(prepare_for_inference(model), pages, media)
     clips = [frames(0, 5), frames(1), frames(2, 5)]
     first, image, last = (Encoding(bytes([n]), clip, slot=n) for n, clip in enumerate(clips))
-    for steps in (
-        [first.next_piece(2)],
-        [first.next_piece(1), first.next_piece(1), last.next_piece(1)],
-        [last.next_piece(2), image.next_piece(1)],
-        [last.next_piece(2), first.next_piece(1)],
-    ):
-        encoder.encode(steps)
+    for counts in ({first: [2]}, {first: [1, 1], last: [1]}, {last: [2], image: [1]}, {last: [2], first: [1]}):
+        pieces = [e.next_piece(count, completes=completes) for e, of in counts.items() for count in of]
+        encoder.encode(pieces)
+    assert all(bytes([n]) in media.pooled for n in range(3))
+    if not completes:
+        assert not media.host.size
+        encoder.encode([encoding.next_piece(0) for encoding in (last, image, first)])
     for n, clip in enumerate(clips):
         features = untouched.features(normalise(torch.from_numpy(clip), model.config.vision)[None])
         page = untouched.media_kv(untouched.resampler(features))[0]

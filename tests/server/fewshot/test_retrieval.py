@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from model.prompt import Media, Segment, Text
 from server.fewshot import retrieval
 from server.media.source import EncodedMedia
 from server.settings import Settings
-from server.store.records import NewExample, SupportSetInfo
+from server.store.records import NewExample, SupportSet, SupportSetInfo
 from server.store.support_sets import SupportSets
 from tests.server.colours import (
     COLOURS,
@@ -200,13 +202,57 @@ async def test_each_order_arranges_the_same_examples(http: httpx.AsyncClient, co
     assert shuffled[0] == await shot_ids(http, **rices, order="shuffled", seed=0)
 
 
+async def test_a_compared_query_is_embedded_while_the_version_is_read(
+    http: httpx.AsyncClient, client: FakeClient, colours: SupportSetInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, embed, read = asyncio.Event(), client.embed, SupportSets.get_version
+
+    async def note_and_embed(media: Sequence[EncodedMedia]) -> NDArray[np.float32]:
+        begun.set()
+        return await embed(media)
+
+    async def read_later(support_sets: SupportSets, name: str, version: int | None = None) -> SupportSet:
+        await asyncio.wait_for(begun.wait(), timeout=10)
+        return await read(support_sets, name, version)
+
+    monkeypatch.setattr(client, "embed", note_and_embed)
+    monkeypatch.setattr(SupportSets, "get_version", read_later)
+    assert len(await shot_ids(http, strategy="rices_image", k=3)) == 3
+
+
+@pytest.mark.parametrize("fields", [{"strategy": "first"}, {"strategy": "rices_image", "k": 0}])
+async def test_a_query_that_is_not_compared_is_not_embedded(
+    http: httpx.AsyncClient, client: FakeClient, colours: SupportSetInfo, fields: dict[str, Any]
+) -> None:
+    await shot_ids(http, **fields)
+    assert client.embedded == []
+
+
+async def test_a_set_that_is_not_found_is_refused_although_the_query_is_embedded(
+    http: httpx.AsyncClient, client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[bool] = []
+
+    async def embed_for_ever(media: Sequence[EncodedMedia]) -> NDArray[np.float32]:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+        raise AssertionError("the embedding was not cancelled")
+
+    monkeypatch.setattr(client, "embed", embed_for_ever)
+    response = await post(http, examples={"support_set": "unknown", "strategy": "rices_image"})
+    assert refusal(response)[:2] == (404, "support_set_not_found")
+    assert ended == [True]
+
+
 async def test_examples_are_embedded_only_once_even_across_restarts(
     http: httpx.AsyncClient, client: FakeClient, settings: Settings, colours: SupportSetInfo
 ) -> None:
     for _ in range(2):
         await shot_ids(http, strategy="rices_image")
     digests = [media.digest for media in client.embedded]
-    assert digests == [*(media.digest for media in IMAGES), QUERY.digest]
+    assert digests == [QUERY.digest, *(media.digest for media in IMAGES)]
 
     second_client = FakeClient()
     app = application(second_client, settings)

@@ -131,35 +131,77 @@ def test_discarding_media_frees_slots_at_once_or_with_the_last_reference() -> No
     assert (media.slots.num_free, media.slots.find(C)) == (4, None)
 
 
-def pooling(media: MediaCache, image: int) -> tuple[bytes, int | None]:
+def pool(media: MediaCache, image: int) -> bytes:
+    """Take the frame of an image for its features, and return its key."""
     frames = np.full((1, 2, 2, 3), image, np.uint8)
     media.supply(bytes([image]) * 32, frames, for_page=False, for_pooling=True)
     key = media.content_keys.get(bytes([image]) * 32)
     assert key is not None
-    assert media.has_frames(key)
     piece = media.encode_for_pooling(key, max_frames=1)
     assert piece is not None
-    assert not media.has_frames(key)
-    return key, piece.encoding.slot
+    assert (piece.count, piece.is_last, piece.has_last_frame) == (1, False, True)
+    assert media.has_incomplete
+    return key
+
+
+def complete(media: MediaCache) -> list[int | None]:
+    """Complete the media that were encoded for their features, and return their slots."""
+    pieces = media.complete()
+    assert all(piece.count == 0 and piece.is_last for piece in pieces)
+    assert not media.has_incomplete
+    return [piece.encoding.slot for piece in pieces]
 
 
 def test_pooling_takes_only_a_free_slot_if_host_memory_keeps_the_tokens() -> None:
     media = MediaCache(num_slots=1, host_bytes=1 << 20, salt=b"")
-    first, slot = pooling(media, 1)
-    assert slot == 0
-    media.slots.release(first)
-    assert pooling(media, 2)[1] is None
+    first = pool(media, 1)
+    assert complete(media) == [0]
+    pool(media, 2)
+    assert complete(media) == [None]
     assert media.slots.find(first) == 0
-    assert media.slots.num_evictions == 0
+    assert (media.slots.num_evictions, media.slots.num_in_use) == (0, 0)
 
 
 def test_pooling_without_host_memory_takes_the_longest_idle_slot() -> None:
     media = MediaCache(num_slots=1, host_bytes=0, salt=b"")
-    first, _ = pooling(media, 1)
-    assert pooling(media, 2)[1] is None  # the only slot is held
+    first, second = pool(media, 1), pool(media, 2)
+    assert complete(media) == [0, None]  # media of one step do not evict each other
+    assert (media.slots.find(first), media.slots.find(second)) == (0, None)
+    media.slots.acquire(first)
+    pool(media, 2)
+    assert complete(media) == [None]  # the only slot is held
     media.slots.release(first)
-    third, slot = pooling(media, 3)
-    assert (slot, media.slots.find(first), media.slots.find(third)) == (0, None, 0)
+    third = pool(media, 3)
+    assert complete(media) == [0]
+    assert (media.slots.find(first), media.slots.find(third)) == (None, 0)
+
+
+def test_a_prompt_completes_media_that_were_encoded_for_their_features() -> None:
+    media = MediaCache(num_slots=1, host_bytes=0, salt=b"")
+    key = pool(media, 1)
+    assert media.is_ready(key)
+    assert media.num_cached([key]) == 1
+    piece = media.encode(key, max_frames=0)
+    assert piece is not None
+    assert (piece.count, piece.is_last, piece.encoding.slot) == (0, True, 0)
+    assert complete(media) == []
+
+
+def test_media_that_await_completion_outlive_their_request_but_not_a_fault() -> None:
+    media = MediaCache(num_slots=1, host_bytes=0, salt=b"")
+    key = pool(media, 1)
+    media.forget_frames(set())
+    assert media.has_incomplete
+    media.discard([key])
+    assert complete(media) == []
+
+
+def test_features_of_media_that_have_a_page_need_no_completion() -> None:
+    media = MediaCache(num_slots=1, host_bytes=0, salt=b"")
+    pool(media, 1)
+    assert complete(media) == [0]
+    pool(media, 1)
+    assert complete(media) == []
 
 
 def test_frames_for_pooling_are_kept_when_a_page_comes_from_the_host() -> None:

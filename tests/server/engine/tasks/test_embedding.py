@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -94,6 +94,53 @@ def test_embedded_media_are_not_encoded_again_for_a_prompt(
     assert (counts, answer.requested) == ([], [])
     assert (answer.admitted["prompt"].media_encoded, answer.admitted["prompt"].media_cached) == (0, 4)
     assert_equals_reference("flamingo", FEW_SHOT, answer, "prompt")
+    assert_all_released(answer.engine)
+
+
+def resampled(answer: Client, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Record how many media go through the resampler: one entry per batch."""
+    counts: list[int] = []
+    resampler = answer.engine.runner.model.resampler
+    monkeypatch.setattr(resampler, "forward", _counting(resampler.forward, counts))
+    return counts
+
+
+def _counting(forward: Callable[[torch.Tensor], torch.Tensor], counts: list[int]) -> Callable[..., torch.Tensor]:
+    def counted(features: torch.Tensor) -> torch.Tensor:
+        counts.append(len(features))
+        return forward(features)
+
+    return counted
+
+
+def test_features_are_answered_before_the_visual_tokens_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = client("flamingo")
+    counts = resampled(answer, monkeypatch)
+    answer.engine.add(embed("a", [0, 1]))
+    while "a" not in answer.embedded:
+        answer.step()
+    assert counts == []
+    assert answer.engine.has_work()
+    answer.run()
+    assert counts == [2]
+    assert answer.engine.media.slots.num_free == CONFIG.num_media_slots - 2
+    assert_all_released(answer.engine)
+
+
+def test_a_prompt_that_follows_the_features_reads_the_page_once_it_is_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer, prompt = client("flamingo"), Prompt(((0, 5),))
+    counts = resampled(answer, monkeypatch)
+    answer.engine.add(embed("a", [0]))
+    while "a" not in answer.embedded:
+        answer.step()
+    answer.engine.add(prompt.request("prompt"))
+    answer.run()
+    assert counts == [1]
+    assert answer.requested == [source(0)]
+    assert (answer.admitted["prompt"].media_encoded, answer.admitted["prompt"].media_cached) == (0, 1)
+    assert_equals_reference("flamingo", prompt, answer, "prompt")
     assert_all_released(answer.engine)
 
 
