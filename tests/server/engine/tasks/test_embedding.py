@@ -268,6 +268,23 @@ def test_nonfinite_features_fail_the_embedding_and_are_not_cached(monkeypatch: p
     assert_all_released(answer.engine)
 
 
+def test_nonfinite_visual_tokens_fail_neither_the_embedding_nor_a_later_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, prompt = client("flamingo"), Prompt(((0, 5),))
+    with monkeypatch.context() as patched:
+        forward = SERVED["flamingo"].flamingo.resampler.forward
+        patched.setattr(
+            SERVED["flamingo"].flamingo.resampler, "forward", lambda features: forward(features) * torch.nan
+        )
+        answer.engine.add(embed("a", [0]))
+        answer.run()
+    assert np.isfinite(answer.embedded["a"]).all()
+    assert_all_released(answer.engine)
+    answer.engine.add(prompt.request("prompt"))
+    answer.run()
+    assert_equals_reference("flamingo", prompt, answer, "prompt")
+    assert_all_released(answer.engine)
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_mix_of_prompts_and_embeddings(data: st.DataObject) -> None:
