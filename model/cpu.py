@@ -231,8 +231,8 @@ def use_fast_formats(
 
     `layers` are the formats for the decoder's layers. With FLOAT32 all numbers stay the same. With others, the decoder and
     the gated layers become bfloat16; gated layers and the output head may also be int8. `vision` are the formats for the
-    encoder's linear layers, among FLOAT32 and ROUNDED; its batch norms are folded. The resampler does not change. Choices
-    in `known` are not measured again.
+    encoder's linear layers, among FLOAT32 and ROUNDED; its batch norms are folded, and its convolutions packed. The
+    resampler does not change. Choices in `known` are not measured again.
     """
     language_model = model.language_model
     gated: Sequence[Format] = FLOAT32 if set(layers) <= set(FLOAT32) else ("int8", "bfloat16")
@@ -251,6 +251,7 @@ def use_fast_formats(
     model.vision.fold_batch_norms()
     if next(model.vision.parameters()).dtype != torch.float32:  # loaded in the requested dtype
         return _choose(fast, ROWS)
+    model.vision.pack_convolutions()
     chosen = _choose(fast + _replace(model.resampler, FLOAT32, known), ROWS)
     encoder = _replace(model.vision, vision, known, role="vision ")
     return chosen | _choose(encoder, [ENCODER_ROWS], sample=ENCODER_SAMPLE)

@@ -35,11 +35,36 @@ class Convolution(nn.Conv2d):
         super().__init__(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.stride != (1, 1):
-            (height, width), (kernel, _), (stride, _) = x.shape[-2:], self.kernel_size, self.stride
-            extra_y, extra_x = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in (height, width))
-            x = F.pad(x, (extra_x // 2, extra_x - extra_x // 2, extra_y // 2, extra_y - extra_y // 2))
-        return super().forward(x)
+        return super().forward(pad(x, self.kernel_size[0], self.stride[0]))
+
+
+def pad(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """Pad the input of a convolution that has a stride; the others pad it by themselves."""
+    if stride == 1:
+        return x
+    extra_y, extra_x = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[-2:])
+    return F.pad(x, (extra_x // 2, extra_x - extra_x // 2, extra_y // 2, extra_y - extra_y // 2))
+
+
+class PackedConvolution(nn.Module):
+    """A convolution with bias and its activation as one call of oneDNN, for inference on a CPU.
+
+    The weights are kept in oneDNN's layout; torch's own convolution would bring them into it in each call.
+    """
+
+    def __init__(self, convolution: Convolution, act: nn.Module) -> None:
+        super().__init__()
+        self.bias = convolution.bias
+        self._kernel, self._stride = convolution.kernel_size[0], convolution.stride[0]
+        padding = [int(size) for size in convolution.padding]
+        self._shape = padding, [self._stride] * 2, [1, 1], convolution.groups
+        self._packed = torch.ops.mkldnn._reorder_convolution_weight(convolution.weight, *self._shape)
+        self._act = ("hardtanh", [0.0, 6.0], "") if isinstance(act, nn.ReLU6) else ("none", [], "")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = pad(x, self._kernel, self._stride)
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, self._packed, self.bias, *self._shape, *self._act)
+        return y
 
 
 class Norm(nn.BatchNorm2d):
@@ -130,6 +155,16 @@ def fold_batch_norms(encoder: nn.Module) -> None:
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 _fold(convolution, norm)
                 setattr(parent, name, norm.act)
+
+
+@torch.no_grad()
+def pack_convolutions(encoder: EfficientNetLite0) -> None:
+    """Replace each convolution and the activation after it by one call, once the batch norms are folded."""
+    for parent in list(encoder.modules()):
+        for (name, convolution), (act_name, act) in pairwise(list(parent.named_children())):
+            if isinstance(convolution, Convolution):
+                setattr(parent, name, PackedConvolution(convolution, act))
+                setattr(parent, act_name, nn.Identity())
 
 
 def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from kernels.resampler_attention import resampler_attention
 from model.config import ConfigError, ResamplerConfig, VisionConfig
-from model.efficientnet import EfficientNetLite0, fold_batch_norms
+from model.efficientnet import EfficientNetLite0, fold_batch_norms, pack_convolutions
 from model.kin import Kin
 from model.layers import FeedForward, LayerNorm, learned_rows
 
@@ -78,6 +78,11 @@ class VisionEncoder(nn.Module):
             fold_batch_norms(self.encoder)
         else:
             import_module(TIMM_ENCODERS).fold(self.encoder)
+
+    def pack_convolutions(self) -> None:
+        """Pack the convolutions of an EfficientNet for a CPU, if torch has oneDNN. Other networks stay as they are."""
+        if isinstance(self.encoder, EfficientNetLite0) and torch.backends.mkldnn.is_available():
+            pack_convolutions(self.encoder)
 
     def train(self, mode: bool = True) -> VisionEncoder:
         """Stay in evaluation mode: training the whole model must not change the frozen encoder's batch statistics."""

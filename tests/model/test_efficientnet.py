@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 
-from model.efficientnet import EfficientNetLite0, fold_batch_norms
+from model.efficientnet import Convolution, EfficientNetLite0, fold_batch_norms, pack_convolutions
 from model.timm_encoders import fold
 from model.vision import VisionEncoder
 from model.zoo.default import DEFAULT
@@ -44,7 +44,9 @@ def test_the_map_is_that_of_timm(networks: tuple[EfficientNetLite0, Any], side: 
 
 
 @torch.inference_mode()
-def test_folding_is_that_of_timms_network(networks: tuple[EfficientNetLite0, Any]) -> None:
+def test_folding_is_that_of_timms_network_and_packing_only_rounds(
+    networks: tuple[EfficientNetLite0, Any],
+) -> None:
     ours, theirs = networks
     pixels = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     before = ours.forward_features(pixels)
@@ -54,6 +56,13 @@ def test_folding_is_that_of_timms_network(networks: tuple[EfficientNetLite0, Any
     assert torch.equal(after, theirs.forward_features(pixels))
     torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
     assert not torch.equal(after, before)
+    pack_convolutions(ours)
+    assert not any(isinstance(module, Convolution | torch.nn.ReLU6) for module in ours.modules())
+    for count, side in ((1, 64), (3, 97)):
+        pixels = torch.randn(count, 3, side, side).contiguous(memory_format=torch.channels_last)
+        packed, expected = ours.forward_features(pixels), theirs.forward_features(pixels)
+        assert expected.amax() == 6  # the activation does something
+        torch.testing.assert_close(packed, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_larger_efficientnet_is_timms() -> None:

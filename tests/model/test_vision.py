@@ -11,6 +11,7 @@ import torch
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from model.config import ConfigError, VisionConfig
+from model.efficientnet import PackedConvolution
 from model.presets.paper import NFNET_F6
 from model.vision import VisionEncoder, normalise
 from tests.vision_configs import EFFICIENTNET_LITE0, LAION_VIT_H_14, OPENAI_VIT_L_14
@@ -135,7 +136,7 @@ def test_wrong_sizes_are_refused_with_both() -> None:
         VisionEncoder(replace(EFFICIENTNET_LITE0, feature_dim=512))
 
 
-def test_folded_batch_norms_change_no_feature() -> None:
+def test_folded_batch_norms_and_packed_convolutions_change_no_feature() -> None:
     encoder = VisionEncoder(EFFICIENTNET_LITE0)
     torch.manual_seed(8)
     for norm in (module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)):
@@ -148,5 +149,9 @@ def test_folded_batch_norms_change_no_feature() -> None:
         before = encoder(pixels)
         encoder.fold_batch_norms()
         after = encoder(pixels)
+        encoder.pack_convolutions()
+        packed = encoder(pixels)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in encoder.modules())
+    assert any(isinstance(module, PackedConvolution) for module in encoder.modules())
     assert float((after - before).norm() / before.norm()) < 1e-5
+    assert float((packed - before).norm() / before.norm()) < 1e-5
