@@ -110,7 +110,7 @@ async def read_decisions(fields: DecisionRequest, model: ServedModel, source: Sh
             param=INPUT,
         ),
         media={item.digest: item for items in media.values() for item in items},
-        support_set=None if fields.examples is None else await source.find(fields.examples, media[INPUT]),
+        support_set=await source.find(fields, media[INPUT]),
     )
     answers = {answer_of(example) for example in question.examples}
     decisions = [

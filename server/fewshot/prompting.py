@@ -145,7 +145,7 @@ async def read_question(fields: FewShotFields, model: ServedModel, source: ShotS
         shots=[as_shot(shot, param, read.get(param, ())) for param, shot in owners.items()],
         query=as_shot(fields.query, "query", read["query"]),
         media={item.digest: item for items in read.values() for item in items},
-        support_set=None if fields.examples is None else await source.find(fields.examples, read["query"]),
+        support_set=await source.find(fields, read["query"]),
     )
 
 

@@ -17,7 +17,7 @@ from server.fewshot.retrieval import SPACES, Retrieval, Search, Similar, Similar
 from server.fewshot.templates import Shot, Template
 from server.media.intake import Intake
 from server.media.source import EncodedMedia
-from server.schemas.fewshot import ExamplesFields, Order, ShotFields, Strategy
+from server.schemas.fewshot import ExamplesFields, Order, ShotFields, ShotsFields, Strategy
 from server.schemas.prompt import MediaPartOrUrl
 from server.store.records import Example, SupportSet
 from server.store.support_sets import SupportSets
@@ -108,13 +108,16 @@ class ShotSource:
         read = await self.intake.read_all(all_parts, param, remedy=remedy)
         return {owner: [read[path] for path in of] for owner, of in parts.items()}
 
-    async def find(self, examples: ExamplesFields, query: Sequence[EncodedMedia]) -> SupportSet:
-        """Return the version of the support set that a request names.
+    async def find(self, fields: ShotsFields, query: Sequence[EncodedMedia]) -> SupportSet | None:
+        """Return the version of the support set that a request names, None if it names none.
 
-        Meanwhile, the media of the query are embedded if the strategy compares them. Raises `SupportSetNotFound`,
+        Meanwhile, the media of the query are embedded if examples may be compared with them. Raises `SupportSetNotFound`,
         `InvalidRequest` for an impossible selection, even if no prompt is written, and the engine's errors.
         """
-        if not query or examples.k == 0 or "media" not in SPACES.get(examples.strategy, ()):
+        if (examples := fields.examples) is None:
+            return None
+        selects_by_media = examples.k != 0 and "media" in SPACES.get(examples.strategy, ())
+        if not query or not (selects_by_media or fields.compares_media):
             return await self._find(examples)
         support_set, _ = await run_both(self._find(examples), self.retrieval.embed_query(query))
         return support_set

@@ -144,6 +144,11 @@ class ShotsFields(AttentionFields):
         False, description="If the context has no room for all shots, leave out the first ones."
     )
 
+    @property
+    def compares_media(self) -> bool:
+        """True if the media of the query may be compared with all examples, whichever become shots."""
+        return False
+
 
 class FewShotFields(ShotsFields):
     """The fields of every route that shows the model shots before a query."""
@@ -302,6 +307,10 @@ class ClassifyRequest(FewShotFields, WeighingFields, ConfidenceFields, Prioritiz
     @property
     def has_prompt(self) -> bool:
         return self.method not in get_args(ByLikeness)
+
+    @property
+    def compares_media(self) -> bool:
+        return self.method_or_default != "in_context"
 
 
 ScoredCandidate = Annotated[

@@ -202,8 +202,13 @@ async def test_each_order_arranges_the_same_examples(http: httpx.AsyncClient, co
     assert shuffled[0] == await shot_ids(http, **rices, order="shuffled", seed=0)
 
 
+@pytest.mark.parametrize("route", ["fewshot/completions", "classify"])
 async def test_a_compared_query_is_embedded_while_the_version_is_read(
-    http: httpx.AsyncClient, client: FakeClient, colours: SupportSetInfo, monkeypatch: pytest.MonkeyPatch
+    http: httpx.AsyncClient,
+    client: FakeClient,
+    colours: SupportSetInfo,
+    route: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     begun, embed, read = asyncio.Event(), client.embed, SupportSets.get_version
 
@@ -217,7 +222,10 @@ async def test_a_compared_query_is_embedded_while_the_version_is_read(
 
     monkeypatch.setattr(client, "embed", note_and_embed)
     monkeypatch.setattr(SupportSets, "get_version", read_later)
-    assert len(await shot_ids(http, strategy="rices_image", k=3)) == 3
+    examples = {"support_set": "colours"} | ({} if route == "classify" else {"strategy": "rices_image"})
+    response = await http.post(f"/v1/{route}", json={"query": {"image": url(QUERY)}, "examples": examples})
+    assert response.status_code == 200, response.text
+    assert client.embedded[0].digest == QUERY.digest
 
 
 @pytest.mark.parametrize("fields", [{"strategy": "first"}, {"strategy": "rices_image", "k": 0}])
