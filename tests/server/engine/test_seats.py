@@ -160,6 +160,21 @@ def test_a_large_request_has_its_share_of_the_time_of_the_only_seat() -> None:
     assert max(map(simulation.run, small)) < 3 * small_alone
 
 
+def test_a_request_that_waits_for_pixels_earns_no_time_with_the_only_seat() -> None:
+    """Nothing runs meanwhile, so that a small request has the seat in the first step after its arrival."""
+    simulation = Simulation(replace(SMALL, num_blocks=4096, max_model_len=512, step_seconds=0.05))
+    waiting = simulation.generate(8, 4, num_images=1)
+    for _ in range(100):
+        simulation.engine.step()
+    simulation.abort(waiting)
+    large = simulation.generate(300, 100)
+    simulation.run_until(simulation.now + 0.6)
+    assert large not in simulation.ended
+    small = simulation.generate(8, 4)
+    simulation.step()
+    assert [row.sequence.request_id for row in simulation.runner.plans[-1].rows] == [small]
+
+
 def test_a_computed_stem_gives_no_seat_and_keeps_its_work() -> None:
     """Its candidate has the seat that another client gets."""
     simulation = Simulation(replace(SMALL, max_sequences=2, max_tokens_per_step=16))
