@@ -135,8 +135,9 @@ class Residents:
             sequence.account.note_running(-1)
         self.running.remove(sequence)
 
-    def _is_light(self, sequence: Sequence) -> bool:
-        return sequence.account.need(sequence.num_left) <= self.config.max_light_tokens
+    def is_light(self, sequence: Sequence) -> bool:
+        account = sequence.account
+        return not account.is_large and account.need(sequence.num_left) <= self.config.max_light_tokens
 
     def num_admissible(self) -> int:
         """Return the number of free seats."""
@@ -159,7 +160,7 @@ class Residents:
     def _allocate(self, sequence: Sequence, count: int, *, is_last_resort: bool = False) -> list[int] | None:
         """Take blocks. Heavy sequences leave some to light ones, but the oldest one may take all, so that it can end."""
         num_kept = self._num_kept_blocks
-        if is_last_resort or self._is_oldest(sequence) or self._is_light(sequence):
+        if is_last_resort or self._is_oldest(sequence) or self.is_light(sequence):
             num_kept = 0
         if self.blocks.num_available - count < num_kept:
             return None
@@ -198,9 +199,9 @@ class Residents:
 
         A heavy one does not displace a light one, unless nothing else can run: the light one may be a stem that waits.
         """
-        spares_light = not (plan.is_last_resort or self._is_light(sequence))
+        spares_light = not (plan.is_last_resort or self.is_light(sequence))
         for other in reversed(self.running):
-            if other is sequence or (other.step < plan.step and not (spares_light and self._is_light(other))):
+            if other is sequence or (other.step < plan.step and not (spares_light and self.is_light(other))):
                 return other
         return sequence
 
@@ -234,16 +235,28 @@ class Residents:
         most = max(seated, key=lambda s: (s.account.num_seats, s.order, s.index))
         if most.account.num_seats > 1:
             return most
-        if not self._is_light(newcomer):
+        if not self.is_light(newcomer):
             return None  # if large requests took seats from each other, each would lose its work in turn
         if not newcomer.account.client.num_seats:
             most = max(seated, key=lambda s: (s.account.client.num_seats, s.order))
             if most.account.client.num_seats > 1:
                 return most
-        if self._num_seats_of_heavy() <= self._num_heavy_seats:
-            seated = list(filter(self._is_light, seated))
-        most = max(seated, key=_place_of, default=newcomer)
-        return most if _place_of(most) - _place_of(newcomer) > self.config.max_light_tokens / 4 else None
+        return self._largest_that_yields(seated, newcomer)
+
+    def _largest_that_yields(self, seated: list[Sequence], newcomer: Sequence) -> Sequence | None:
+        """Return the sequence that gives its seat to a light newcomer because it needs more, if any.
+
+        It is heavy from then on, even if it keeps one of the seats of heavy ones: otherwise it would lose each seat.
+        """
+        num_heavy = self._num_seats_of_heavy()
+        for largest in sorted(seated, key=_place_of, reverse=True):
+            if _place_of(largest) - _place_of(newcomer) <= self.config.max_light_tokens / 4:
+                return None
+            num_heavy += self.is_light(largest)
+            largest.account.is_large = True
+            if num_heavy > self._num_heavy_seats:
+                return largest
+        return None
 
     @property
     def _num_heavy_seats(self) -> int:
@@ -258,7 +271,7 @@ class Residents:
             self._seat_credit = min(max(self._seat_credit + earned, -MAX_SEAT_CREDIT), MAX_SEAT_CREDIT)
 
     def _num_seats_of_heavy(self) -> int:
-        return sum(account.num_seats for account in {s.account for s in self.running if not self._is_light(s)})
+        return sum(account.num_seats for account in {s.account for s in self.running if not self.is_light(s)})
 
     def make_room(self) -> Sequence | None:
         """Preempt later sequences for the oldest one that lacks blocks, once it has waited long enough; return it."""

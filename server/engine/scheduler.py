@@ -4,10 +4,11 @@ A long prompt is computed in pieces. A piece ends before the first token whose m
 waits only for its own pixels. The small pieces of a sequence that runs alone wait for the media that follow: each piece
 reads all weights. When blocks run out, the last sequence releases its blocks and waits again.
 
-A request is *light* while its need (see `shares`) is small, else *heavy*. A step takes light sequences first. While there
-are any, heavy ones run on credit, which grows with the time of light ones: they slow them down by no more than their
-share, and always advance. In a quarter of the steps, age decides instead of need between the requests of a client. Requests
-of a lower priority *yield*: they run when nothing else does, and in every eighth step.
+A request is *light* while its need (see `shares`) is small and no smaller one has waited for its seat, else *heavy*. A step
+takes light sequences first. While there are any, heavy ones run on credit, which grows with the time of light ones: they
+slow them down by no more than their share, and always advance. In a quarter of the steps, age decides instead of need
+between the requests of a client. Requests of a lower priority *yield*: they run when nothing else does, and in every eighth
+step.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ class Scheduler:
             account, num_left = sequence.account, sequence.num_left
             need = account.need(num_left)
             sequence.turn = account.age + (account.client.surplus if is_by_age else need)
-            is_first, is_light = account.priority == first, need <= self.config.max_light_tokens
+            is_first, is_light = account.priority == first, self._residents.is_light(sequence)
             group = (light if is_light else heavy) if is_first else yielding
             (group.prompts if num_left > 1 or sequence.is_waiting else group.decoding).append(sequence)
         return light, heavy, yielding

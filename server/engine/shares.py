@@ -53,7 +53,8 @@ class ClientAccount:
 class Account:
     """The work that a request has had. `age` is the time of its arrival, in tokens, `step` the last in which it took part.
 
-    Each sequence that runs has a seat, but the beams of a search share one.
+    Each sequence that runs has a seat, but the beams of a search share one. A request `is_large` once a smaller one
+    has waited for one of its seats.
     """
 
     client: ClientAccount
@@ -63,6 +64,7 @@ class Account:
     num_sequences: int = 0
     num_running: int = 0
     is_search: bool = False
+    is_large: bool = False
     step: int = 0
 
     def need(self, num_left: int) -> float:

@@ -144,20 +144,24 @@ def test_a_large_request_gets_and_keeps_one_of_the_seats_that_small_ones_want(ma
     assert simulation.engine.residents.num_preemptions == 0
 
 
-def test_a_large_request_has_its_share_of_the_time_of_the_only_seat() -> None:
+@pytest.mark.parametrize(("num_tokens", "max_tokens", "longest"), [(300, 60, 3), (20, 200, 4)])
+def test_a_large_request_has_its_share_of_the_time_of_the_only_seat(
+    num_tokens: int, max_tokens: int, longest: int
+) -> None:
     """It computes more than one token before a small request takes the seat, and small ones do not wait long for it."""
     config = replace(SMALL, num_blocks=4096, max_model_len=512, step_seconds=0.05)
     simulation, large = Simulation(config), ""
-    alone, small_alone = simulation.run(simulation.generate(300, 60)), simulation.run(simulation.generate(20, 20))
+    alone = simulation.run(simulation.generate(num_tokens, max_tokens))
+    small_alone = simulation.run(simulation.generate(20, 20))
     began, small = simulation.now + 1, [simulation.generate(20, 20)]
     while large not in simulation.ended:
         if small[-1] in simulation.ended:
             small.append(simulation.generate(20, 20))
         if not large and simulation.now >= began:
-            large = simulation.generate(300, 60)
+            large = simulation.generate(num_tokens, max_tokens)
         simulation.step()
         assert simulation.now < began + 6 * alone
-    assert max(map(simulation.run, small)) < 3 * small_alone
+    assert max(map(simulation.run, small)) < longest * small_alone
 
 
 def test_a_request_that_waits_for_pixels_earns_no_time_with_the_only_seat() -> None:
@@ -173,6 +177,25 @@ def test_a_request_that_waits_for_pixels_earns_no_time_with_the_only_seat() -> N
     small = simulation.generate(8, 4)
     simulation.step()
     assert [row.sequence.request_id for row in simulation.runner.plans[-1].rows] == [small]
+
+
+@pytest.mark.parametrize("max_sequences", [1, 2, 4])
+@pytest.mark.parametrize(("num_tokens", "max_tokens"), [(20, 60), (20, 200), (150, 60)])
+def test_a_request_keeps_its_share_of_the_seats_next_to_smaller_ones(
+    num_tokens: int, max_tokens: int, max_sequences: int
+) -> None:
+    """It is light when it arrives, and smaller ones never cease."""
+    config = replace(SMALL, num_blocks=4096, max_sequences=max_sequences, max_model_len=512, step_seconds=0.05)
+    simulation, active, larger = Simulation(config), set[str](), ""
+    alone, began = simulation.run(simulation.generate(num_tokens, max_tokens)), simulation.now + 1
+    while larger not in simulation.ended:
+        active.difference_update(set(simulation.ended))
+        while len(active) < 2 * max_sequences:
+            active.add(simulation.generate(20, 20))
+        if not larger and simulation.now >= began:
+            larger = simulation.generate(num_tokens, max_tokens)
+        simulation.step()
+        assert simulation.now < began + 6 * alone
 
 
 def test_a_computed_stem_gives_no_seat_and_keeps_its_work() -> None:
