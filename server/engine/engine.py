@@ -239,7 +239,7 @@ class Engine:
                 self._handle(task, events)
         plan = self.scheduler.schedule()
         self._events += map(MediaWanted, plan.missing_media)
-        plan.pieces += self.media.complete()
+        plan.add_unread(self.media.complete())
         for side_task in self._side_tasks.values():
             self._events += map(MediaWanted, side_task.plan(plan))
         return plan

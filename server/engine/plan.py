@@ -122,6 +122,11 @@ class Plan:
         self.num_frames += piece.count
         self.seconds += piece.count * self.pace.per_frame
 
+    def add_unread(self, pieces: abc.Collection[Piece]) -> None:
+        """Add last pieces without frames, of media that no row of this step reads."""
+        self.pieces += pieces
+        self.later_pages.update(piece.encoding.key for piece in pieces)
+
 
 @dataclass(slots=True)
 class Group:

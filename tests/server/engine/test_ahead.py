@@ -286,6 +286,20 @@ def test_rows_do_not_wait_for_pages_that_are_encoded_next_to_them() -> None:
     assert_all_released(answer.engine)
 
 
+def test_rows_do_not_wait_for_the_page_of_features_that_were_answered() -> None:
+    """It is computed next to rows, which are launched first."""
+    answer = engine(OVERLAPPED)
+    plans = watch(answer)
+    answer.engine.add(Prompt(((-1, 5),)).request("text", BLIND["greedy"]))
+    answer.step()
+    answer.engine.add(Embed(request_id="image", media=[source(0)]))
+    answer.run()
+    (plan,) = [plan for plan, _ in plans if any(piece.is_last for piece in plan.pieces)]
+    assert plan.rows
+    assert not plan.reads_its_pages
+    assert_all_released(answer.engine)
+
+
 def test_a_prompt_that_runs_alone_reads_its_pages_at_once() -> None:
     answer = engine(replace(OVERLAPPED, max_frames_idle=8, max_tokens_per_step=40))
     plans = watch(answer)
