@@ -56,6 +56,38 @@ test('uploads that a lost connection has ended are in progress no more', async (
   await expect(page.getByRole('progressbar')).toHaveCount(0)
 })
 
+test('more pictures than a set may have are refused before any is uploaded', async ({ page }) => {
+  await page.route('/v1/models', async (route) => {
+    const response = await route.fetch()
+    const models = await response.json()
+    models.data[0].max_set_examples = 2
+    await route.fulfill({ response, json: models })
+  })
+  let numUploads = 0
+  page.on('request', (sent) => (numUploads += Number(sent.url().endsWith('/v1/images'))))
+  const picture = (name: string) => ({ name, mimeType: 'image/jpeg', buffer: readFileSync(IMAGE) })
+  const notes = { name: 'notes.txt', mimeType: 'text/plain', buffer: Buffer.from('no image') }
+  const files = page.getByTestId('files')
+
+  await page.goto('/#/sets')
+  await expect(page.getByText('flamboyance-lite')).toBeVisible()
+  await files.setInputFiles([picture('1.jpg'), picture('2.jpg'), picture('3.jpg')])
+  await page.getByLabel('Name').fill('full')
+  await page.getByRole('button', { name: 'Create set' }).click()
+  await expect(page.getByRole('alert')).toHaveText('These are 3 pictures, and a set may have 2 examples.')
+  expect(numUploads).toBe(0)
+
+  await page.getByRole('button', { name: 'Cancel' }).click()
+  await files.setInputFiles([picture('1.jpg'), notes])
+  await page.getByLabel('Name').fill('full')
+  await page.getByRole('button', { name: 'Create set' }).click()
+  await page.getByRole('link', { name: 'Open full' }).click()
+  const adding = page.getByRole('region', { name: 'Add examples' })
+  await adding.getByTestId('files').setInputFiles([notes, picture('2.jpg'), picture('3.jpg')])
+  await expect(page.getByRole('alert')).toHaveText('There was room for 1 of 2 pictures.')
+  await expect(page.getByRole('article')).toHaveCount(2)
+})
+
 test('a picture that left the server is known again after an upload', async ({ page }) => {
   await page.goto('/')
   await page.getByRole('button', { name: TITLE }).click()

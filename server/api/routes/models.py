@@ -39,6 +39,7 @@ from server.schemas.models import DetokenizeRequest, EmbeddingsRequest, Inputs, 
 from server.schemas.prompt import MediaPart, Part, TextPart
 from server.schemas.responses.models import Embeddings, Inspection, Model, Models, Text, TokenizerInfo, Tokens
 from server.served_model import ServedModel
+from server.settings import Settings
 from server.telemetry.request_record import RequestRecord
 from server.wire import AttentionMap, Inspect
 
@@ -49,7 +50,7 @@ STARTED = int(time.time())
 @router.get("/v1/models", **describe("Model", response=Models))
 async def list_models(services: GivenServices) -> Response:
     """List the served models."""
-    cards = [_card(model, services.settings.max_media_per_request) for model in services.catalog.values()]
+    cards = [_card(model, services.settings) for model in services.catalog.values()]
     return JSONResponse({"object": "list", "data": cards})
 
 
@@ -58,10 +59,10 @@ async def show_model(name: str, services: GivenServices) -> Response:
     """Describe a served model."""
     if (model := services.catalog.get(name)) is None:
         raise services.model_not_found(name)
-    return JSONResponse(_card(model, services.settings.max_media_per_request))
+    return JSONResponse(_card(model, services.settings))
 
 
-def _card(model: ServedModel, max_media: int) -> dict[str, Any]:
+def _card(model: ServedModel, settings: Settings) -> dict[str, Any]:
     config = model.config
     return {
         "id": model.name,
@@ -71,13 +72,14 @@ def _card(model: ServedModel, max_media: int) -> dict[str, Any]:
         "root": config.name,
         "family": config.family,
         "max_model_len": model.max_model_len,
+        "max_set_examples": settings.max_set_examples,
         "end_of_chunk": config.prompt.end_of_chunk or None,
         "sources": [msgspec.structs.asdict(part) for part in model.origin.parts],
         "vision": {
             "image_size": config.vision.image_size,
             "resize": config.vision.resize,
             "visual_tokens": config.resampler.num_latents,
-            "max_media_per_request": max_media,
+            "max_media_per_request": settings.max_media_per_request,
         },
     }
 

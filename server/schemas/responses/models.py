@@ -36,6 +36,7 @@ class Model(ResponseSchema):
     root: str
     family: str
     max_model_len: int
+    max_set_examples: int = Field(description="The number of examples that a support set may have.")
     end_of_chunk: str | None = Field(
         description="The token after each shot, null if the model has none: a line break then ends a shot."
     )

@@ -2908,6 +2908,8 @@ export interface components {
             root: string;
             family: string;
             max_model_len: number;
+            /** @description The number of examples that a support set may have. */
+            max_set_examples: number;
             /** @description The token after each shot, null if the model has none: a line break then ends a shot. */
             end_of_chunk: string | null;
             /** @description The repositories that the model was imported from. */

@@ -11,6 +11,8 @@ export const server = $state({
   model: '',
   visualTokens: 0,
   maxMedia: 0,
+  /** How many examples a set may have. */
+  maxSetExamples: Infinity,
   /** Whether the model has a token that ends a shot. Without one, a line break does. */
   hasEndOfChunk: true,
   /** How pictures become the square that the encoder reads. */
@@ -48,6 +50,7 @@ async function describe() {
   server.model = model.id
   server.visualTokens = model.vision.visual_tokens
   server.maxMedia = model.vision.max_media_per_request
+  server.maxSetExamples = model.max_set_examples
   server.hasEndOfChunk = model.end_of_chunk !== null
   server.resize = model.vision.resize
 }

@@ -28,6 +28,9 @@ export async function filesOf(event: Event): Promise<Dropped[]> {
   return files.map(({ file, folders }) => ({ file, root, folder: (folders[isOne ? 1 : 0] ?? '').normalize('NFC') }))
 }
 
+/** Returns whether a file may be an image or a video, as far as its name tells: others are left out when they are uploaded. */
+export const mayBePicture = ({ file }: Dropped) => !file.type || /^(image|video)\//.test(file.type)
+
 /** Uploads a file. Throws an `ApiError` that names the file if it is no image or video, or can no longer be read. */
 export async function upload(file: Blob, name: string, folder = '', signal?: AbortSignal): Promise<Picture> {
   const headers = { 'Content-Type': 'application/octet-stream' }

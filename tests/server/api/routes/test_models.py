@@ -22,10 +22,11 @@ from tests.server.fakes import EOS, TOKENIZER, FakeClient, served_model
 pytestmark = pytest.mark.anyio
 
 
-async def test_the_card_has_the_limits_of_the_model(http: httpx.AsyncClient) -> None:
+async def test_the_card_has_the_limits_of_the_model(http: httpx.AsyncClient, settings: Settings) -> None:
     (card,) = (await http.get("/v1/models")).json()["data"]
     assert card["id"] == "tiny"
     assert card["max_model_len"] == 64
+    assert card["max_set_examples"] == settings.max_set_examples
     assert card["end_of_chunk"] == "<|endofchunk|>"
     assert card["vision"] == {
         "image_size": 8,
