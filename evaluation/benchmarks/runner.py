@@ -118,6 +118,7 @@ class Run:
             self._check_count(len(draw(())))
         if not (models := await self._client.models()):
             raise ValueError(f"{options.server} serves no model")
+        self._create_folder()
         with self._progress:
             registered = await self._register(draw) if self._needs_examples else None
             settings = self._settings(models[0].id, queries.items, registered)
@@ -133,6 +134,13 @@ class Run:
             num_left_out=registered.num_left_out if registered else 0,
             results=results,
         )
+
+    def _create_folder(self) -> None:
+        """Create the folder of the results before any example is sent. Raises ValueError."""
+        try:
+            self.options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--out: the folder {self.options.out} cannot be created: {error.strerror}") from None
 
     @property
     def _needs_examples(self) -> bool:

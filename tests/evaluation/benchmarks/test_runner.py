@@ -19,7 +19,7 @@ from PIL import Image
 
 from evaluation.benchmarks.__main__ import main
 from evaluation.benchmarks.benchmark import Wording, load, names
-from evaluation.benchmarks.runner import Options, report_name
+from evaluation.benchmarks.runner import Options, Run, report_name
 from flamboyance_client import Client, Query, Retries, Shot, Template
 from tests.clients.serving import KEY, tiny_server
 from tests.evaluation.benchmarks.official_files import WRITERS, write_image
@@ -383,6 +383,16 @@ def test_orders_of_written_answers_are_refused(server: str, tmp_path: Path, caps
     WRITERS["coco"](tmp_path / "data")
     assert main(arguments("coco", server, tmp_path, "--shots", "1", "--ensemble")) == 1
     assert "error: --ensemble is for ranked candidates, and the answers of COCO are written" in capsys.readouterr().err
+
+
+def test_results_that_have_no_folder_are_refused_before_examples_are_sent(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    WRITERS["coco"](tmp_path / "data")
+    (tmp_path / "out").touch()
+    monkeypatch.delattr(Run, "_register")
+    assert main(arguments("coco", server, tmp_path, "--shots", "1")) == 1
+    assert f"error: --out: the folder {tmp_path / 'out'} cannot be created: File exists" in capsys.readouterr().err
 
 
 def test_the_list_says_what_data_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
