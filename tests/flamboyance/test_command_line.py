@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -132,8 +133,20 @@ def test_python_m_prints_the_version_without_torch_and_web_framework() -> None:
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert finished.stdout == f"flamboyance {VERSION}\n"
     imported = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
-    assert "flamboyance.command_line" in imported
+    assert "typer" in imported
     assert not imported & {"torch", "fastapi", "server.__main__", "model.config", "rich.console"}
+
+
+@pytest.mark.parametrize("module", ["typer", "flamboyance_client"])
+def test_an_interrupt_of_an_import_is_no_traceback(module: str, tmp_path: Path) -> None:
+    (tmp_path / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n", encoding="utf-8")
+    (tmp_path / "tiny-1.dist-info").mkdir()
+    points = f"[{plugins.GROUP}]\nask = flamboyance_client.cli.ask:ask\n"
+    (tmp_path / "tiny-1.dist-info" / "entry_points.txt").write_text(points, encoding="utf-8")
+    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, "-m", "flamboyance", "ask"]
+    finished = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (130, "", "")
 
 
 def test_the_application_takes_precedence_over_installed_packages() -> None:
