@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from bench.driver import BenchFailed
 from bench.load_tools import CASES, QUICK, TOOLS, Case, Load, _parser, install, run
 from bench.options import as_settings, parse
+from bench.table import ROOT
 
 LOAD = Load(
     url="http://127.0.0.1:1",
@@ -91,6 +94,16 @@ def test_aiperf_requests_answers_with_a_text() -> None:
     command, _ = TOOLS["aiperf"]
     lines = [" ".join(command(case, LOAD, Path("/out"))) for case in CASES if case.route != "embeddings"]
     assert all("--extra-inputs min_tokens:8" in line and "ignore_eos" not in line for line in lines)
+
+
+def test_the_page_of_clients_has_the_command_of_aiperf() -> None:
+    page = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+    _, command_line = page.split("\naiperf profile ", 1)
+    words = shlex.split(command_line.partition("```")[0].replace("\\\n", ""))
+    load = replace(LOAD, url="http://localhost:8000", model="flamboyance-lite", tokenizer=Path("$MODEL"), new_tokens=4)
+    unlisted = {"--workers-max", "1", "--ui", "simple", "--artifact-dir", "/out", "profile"}
+    command, _ = TOOLS["aiperf"]
+    assert set(command(IMAGES, load, Path("/out"))) - unlisted == set(words)
 
 
 @pytest.mark.parametrize(("tools", "expected"), [([], []), (["aiperf"], ["aiperf"])])
