@@ -118,9 +118,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_server_options(parser)
     parser.add_argument("--domains", choices=("drawing", "photograph"), nargs="+", default=["drawing", "photograph"])
     parser.add_argument("--sets", type=at_least(1), default=100, help="support sets per row (default: 100)")
-    parser.add_argument("--ways", type=int, default=5, help="words per set (default: 5)")
-    parser.add_argument("--shots", type=int, nargs="+", default=[2, 5], help="examples per word, a row each")
-    parser.add_argument("--fresh", type=int, default=1, help="fresh images per word (default: 1)")
+    parser.add_argument("--ways", type=at_least(2), default=5, help="words per set (default: 5)")
+    parser.add_argument("--shots", type=at_least(1), nargs="+", default=[2, 5], help="examples per word, a row each")
+    parser.add_argument("--fresh", type=at_least(1), default=1, help="fresh images per word (default: 1)")
 
 
 def all_sets(options: argparse.Namespace) -> Iterator[Sets]:

@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=at_least(1), default=500, help="episodes per row (default: 500)")
     parser.add_argument(
         "--controls",
-        type=int,
+        type=at_least(0),
         help="episodes that are also judged shuffled, blind and with real names (default: all)",
     )
     parser.add_argument("--model", type=Path, help="a model folder (default: the default model's)")

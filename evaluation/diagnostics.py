@@ -102,10 +102,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.diagnostics", description=__doc__)
     add_server_options(parser)
     parser.add_argument("--sets", type=at_least(1), default=200, help="sets per row (default: 200)")
-    parser.add_argument("--ways", type=int, default=5, help="labels per set (default: 5)")
-    parser.add_argument("--per-label", type=int, nargs="+", default=[10, 20], help="examples per label, a row each")
+    parser.add_argument("--ways", type=at_least(2), default=5, help="labels per set (default: 5)")
     parser.add_argument(
-        "--fresh", type=int, default=5, help="fresh images per label, if there are as many (default: 5)"
+        "--per-label", type=at_least(1), nargs="+", default=[10, 20], help="examples per label, a row each"
+    )
+    parser.add_argument(
+        "--fresh", type=at_least(1), default=5, help="fresh images per label, if there are as many (default: 5)"
     )
     options = parser.parse_args()
     print(f"| | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|", sep="\n", flush=True)

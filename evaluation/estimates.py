@@ -55,8 +55,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a model folder (default: the default model's)")
     add_data_option(parser)
     parser.add_argument("--sets", type=at_least(1), default=100, help="support sets per row (default: 100)")
-    parser.add_argument("--ways", type=int, default=5, help="labels per set (default: 5)")
-    parser.add_argument("--per-label", type=int, nargs="+", default=[2, 3, 4, 5, 8], help="examples, a row each")
+    parser.add_argument("--ways", type=at_least(2), default=5, help="labels per set (default: 5)")
+    parser.add_argument(
+        "--per-label", type=at_least(1), nargs="+", default=[2, 3, 4, 5, 8], help="examples, a row each"
+    )
     options = parser.parse_args()
     summaries: dict[str, dict[str, Any]] = {}
     for domain in load_domains(options.data, options.model or prepare()):

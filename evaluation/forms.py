@@ -143,9 +143,9 @@ def format_rows(rows: Sequence[dict[str, str | float]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.forms", description=__doc__)
     parser.add_argument("--episodes", type=at_least(1), default=500, help="episodes per set of images (default: 500)")
-    parser.add_argument("--orders", type=int, default=6, help="random orders of the shots (default: 6)")
+    parser.add_argument("--orders", type=at_least(0), default=6, help="random orders of the shots (default: 6)")
     parser.add_argument(
-        "--order-episodes", type=int, default=100, help="episodes in all of these orders (default: 100)"
+        "--order-episodes", type=at_least(0), default=100, help="episodes in all of these orders (default: 100)"
     )
     parser.add_argument("--model", type=Path, help="a model folder (default: the default model's)")
     add_data_option(parser)

@@ -224,16 +224,18 @@ def main() -> None:
     add_server_options(parser)
     parser.add_argument("--domain", choices=("drawing", "photograph"), default="drawing")
     parser.add_argument("--sets", type=at_least(1), default=20, help="the number of support sets (default: 20)")
-    parser.add_argument("--ways", type=int, default=5, help="categories per set (default: 5)")
-    parser.add_argument("--examples", type=int, default=4, help="examples per category in a set (default: 4)")
-    parser.add_argument("--fresh", type=int, default=3, help="fresh images per category (default: 3)")
+    parser.add_argument("--ways", type=at_least(2), default=5, help="categories per set (default: 5)")
+    parser.add_argument("--examples", type=at_least(1), default=4, help="examples per category in a set (default: 4)")
+    parser.add_argument("--fresh", type=at_least(1), default=3, help="fresh images per category (default: 3)")
     parser.add_argument("--methods", nargs="+", default=[], help="methods of classification (default: all)")
-    parser.add_argument("--k", type=int, nargs="+", default=[2, 5, 10, 15], help="numbers of shots")
+    parser.add_argument("--k", type=at_least(1), nargs="+", default=[2, 5, 10, 15], help="numbers of shots")
     parser.add_argument("--strategies", nargs="+", default=["random", "rices_image"], help="selection strategies")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the selection")
     parser.add_argument("--calibration", choices=("none", "contextual"), default="none")
     parser.add_argument("--normalisation", choices=("sum", "mean"), default="sum")
-    parser.add_argument("--permutations", type=int, default=1, help="orders of the shots to average (default: 1)")
+    parser.add_argument(
+        "--permutations", type=at_least(1), default=1, help="orders of the shots to average (default: 1)"
+    )
     print(json.dumps(measure(Options(**vars(parser.parse_args())))))
 
 

@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--domains", choices=("drawing", "photograph"), nargs="+", default=["drawing", "photograph"])
     parser.add_argument("--methods", choices=METHODS, nargs="+", default=METHODS, help="methods (default: all)")
     parser.add_argument("--episodes", type=at_least(1), default=200, help="episodes per row (default: 200)")
-    parser.add_argument("--ways", type=int, default=5, help="words per episode (default: 5)")
+    parser.add_argument("--ways", type=at_least(2), default=5, help="words per episode (default: 5)")
     parser.add_argument("--rounds", type=at_least(1), nargs="+", default=[1, 2, 5], help="shots per word, a row each")
     options = parser.parse_args()
     records, results = read_records(options.data), {}
