@@ -8,14 +8,27 @@ import numpy as np
 from torch import Tensor
 
 from kernels.backend import use_compiled
-from kernels.compiled import float32s, int32s, pointer_to_dtype
+from kernels.compiled import float32s, inlined, pointer_to_dtype
 from kernels.paged_attention import paged_attention_reference
-from kernels.paged_attention_loop import LoopRows, as_tensor, compile_loop, kernel_sizes, row_attention
+from kernels.paged_attention_loop import (
+    TABLES,
+    Cache,
+    LoopRows,
+    as_tensor,
+    compile_loop,
+    kernel_sizes,
+    row_attention,
+    row_tables,
+)
 from kernels.self_attention import kv_store, rotate_, rotate_heads, store_token
-from kernels.threads import run_on_threads, share, take, thread_functions, threaded, wait_until
+from kernels.threads import indices, run_on_threads, share, take, thread_functions, threaded, wait_until
 
-Arguments = ctypes.c_int64 * 24
-TASKS = 23  # the index of the next task
+# the arguments of the kernel: a counter of `wait_until`, addresses of tensors, sizes, and the next task
+AT = indices(
+    "counter qkv cos sin kv_cache out scale num_rows num_kv_heads block_size table_width qkv_stride block_stride rotary_dim"
+    f" offset_dim {TABLES} task"
+)
+Arguments = ctypes.c_int64 * len(AT)
 
 
 def decode_attention_reference(
@@ -33,9 +46,16 @@ def decode_attention_reference(
     return paged_attention_reference(query, kv_cache, *rest, scale=scale, spans=plan.spans).flatten(1)
 
 
-# arguments: a counter of `wait_until`; addresses of qkv, cosines, sines, the cache, the output and the scale; the number of
-# rows, key heads, the block size, the width of the tables, the strides of a row and of a block, the widths of angles and of
-# offsets' angles; the addresses of `LoopRows`; the next task
+@inlined
+def rotate_and_store_row(qkv, cos, sin, cache, rows, row, stride, group, head_dim, rotary_dim):
+    """Rotate the queries and keys of a row, and store its keys and values in the last slot of the row."""
+    at, last, size = row * stride, np.int64(rows.lengths[row]) - 1, cache.num_heads * head_dim
+    rotate_heads(qkv, cos, sin, at, row * rotary_dim, (group + 1) * cache.num_heads, head_dim, rotary_dim)
+    block, key = np.int64(rows.tables[row * rows.width + last // cache.block_size]), at + group * size
+    target = block * cache.block_stride + last % cache.block_size * head_dim
+    store_token(qkv, qkv, cache.elements, key, key + size, target, cache.num_heads, cache.block_size, head_dim)
+
+
 @threaded
 def _rotate_store_attend(dtype, head_dim, group, has_spans, has_offsets):
     attend_row, elements = row_attention(head_dim, group, has_spans, has_offsets), pointer_to_dtype(dtype)
@@ -43,31 +63,22 @@ def _rotate_store_attend(dtype, head_dim, group, has_spans, has_offsets):
 
     def rotate_store_attend(arguments):
         thread, num_threads = np.int64(thread_number()), np.int64(count_threads())
-        qkv, cos, sin = elements(arguments[1]), elements(arguments[2]), elements(arguments[3])
-        kv_cache, out, scale = elements(arguments[4]), elements(arguments[5]), float32s(arguments[6])
-        num_rows, num_kv_heads, block_size, table_width = arguments[7], arguments[8], arguments[9], arguments[10]
-        qkv_stride, block_stride, rotary_dim = arguments[11], arguments[12], arguments[13]
-        tables, lengths = int32s(arguments[15]), int32s(arguments[16])
-        size = num_kv_heads * head_dim
+        qkv, cos, sin = elements(arguments[AT.qkv]), elements(arguments[AT.cos]), elements(arguments[AT.sin])
+        out, scale, rotary_dim = elements(arguments[AT.out]), float32s(arguments[AT.scale]), arguments[AT.rotary_dim]
+        num_rows, num_kv_heads, stride = arguments[AT.num_rows], arguments[AT.num_kv_heads], arguments[AT.qkv_stride]
+        kv_cache, block_size = elements(arguments[AT.kv_cache]), arguments[AT.block_size]
+        cache = Cache(kv_cache, num_kv_heads, block_size, arguments[AT.block_stride])
+        rows = row_tables(arguments, AT.tables, arguments[AT.table_width], arguments[AT.offset_dim])
         first, end = share(num_rows, thread, num_threads)
         for row in range(first, end):
-            at, last = row * qkv_stride, np.int64(lengths[row]) - 1
-            rotate_heads(qkv, cos, sin, at, row * rotary_dim, (group + 1) * num_kv_heads, head_dim, rotary_dim)
-            block, key = np.int64(tables[row * table_width + last // block_size]), at + group * size
-            target = block * block_stride + last % block_size * head_dim
-            store_token(qkv, qkv, kv_cache, key, key + size, target, num_kv_heads, block_size, head_dim)
+            rotate_and_store_row(qkv, cos, sin, cache, rows, row, stride, group, head_dim, rotary_dim)
         wait_until(arguments, num_threads)  # a row may read the keys of others
-        task = take(arguments, TASKS)
+        task = take(arguments, AT.task)
         while task < num_rows * num_kv_heads:
             row, kv_head = task // num_kv_heads, task % num_kv_heads
-            no_slopes = scale  # never read
-            attend_row(
-                qkv, kv_cache, out, tables, int32s(arguments[17]), int32s(arguments[18]), int32s(arguments[19]),
-                int32s(arguments[20]), float32s(arguments[21]), float32s(arguments[22]), no_slopes, scale[0], False,
-                row * qkv_stride, row * group * size, row, table_width, np.int64(lengths[row]), kv_head, num_kv_heads,
-                block_size, block_stride, arguments[14],
-            )  # fmt: skip
-            task = take(arguments, TASKS)
+            at, to, no_slopes = row * stride, row * num_kv_heads * group * head_dim, scale
+            attend_row(qkv, cache, out, rows, no_slopes, scale[0], False, at, to, row, kv_head)
+            task = take(arguments, AT.task)
 
     return rotate_store_attend
 

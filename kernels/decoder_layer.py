@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.compiled import bfloat16s, exp, float32s, inlined, int32s, int64s, load, store
-from kernels.decode_attention import decode_attention
+from kernels.compiled import bfloat16s, exp, float32s, inlined, int64s, load, store
+from kernels.decode_attention import decode_attention, rotate_and_store_row
 from kernels.integer_product import (
     OFFSETS,
     IntegerWeights,
@@ -25,13 +25,16 @@ from kernels.integer_product import (
     quantise_group,
 )
 from kernels.integer_tile import GROUP, GROUP_BYTES, KNOWN
-from kernels.paged_attention_loop import LoopRows, row_attention
+from kernels.paged_attention_loop import TABLES, Cache, LoopRows, row_attention, row_tables
 from kernels.rows import add_rms_norm, norm_row, rms_norm, swiglu
-from kernels.self_attention import rotate_heads, store_token
-from kernels.threads import run_on_threads, share, take, thread_functions, threaded, wait_until
+from kernels.threads import indices, run_on_threads, share, take, thread_functions, threaded, wait_until
 
-Arguments = ctypes.c_int64 * 23
-TASKS = 22  # the index of the next task of attention
+# the arguments of the kernel: a counter of `wait_until`, addresses of tensors, sizes, and the next task of attention
+AT = indices(
+    "counter layout x out scratch num_rows kv_cache num_kv_heads block_size block_stride table_width cos sin rotary_dim"
+    f" {TABLES} task"
+)
+Arguments = ctypes.c_int64 * len(AT)
 # where the layouts of the matrices begin in that of a layer, and after them the addresses of two norms and of three numbers
 QKV, OUTPUT, GATE_UP, DOWN, NORMS = range(0, 25, 5)
 TILES, GROUPS = 2, 3  # the numbers of tiles and of groups of a matrix, in its layout
@@ -90,10 +93,7 @@ def quantise_swiglu(gate_up, groups, first, end, width, offset):
         quantise_group(gate_up, gate, groups + group * GROUP_BYTES, offset)
 
 
-# arguments: a counter of `wait_until`, whose n-th call waits for n times the number of threads; the addresses of the
-# layer's layout, of x, the output and the scratch; the number of rows; the address of the cache, its heads, block size and
-# block stride; the width of the tables; the addresses of cosines and sines, and their width; the addresses of `LoopRows`;
-# the next task of attention
+# the n-th call of `wait_until` waits for n times the number of threads
 @threaded
 def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
     known, offset = KNOWN[instructions], OFFSETS[bits]
@@ -103,12 +103,12 @@ def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
 
     def decoder_layer(arguments):
         thread, num_threads = np.int64(thread_number()), np.int64(count_threads())
-        layout, x, out, groups = int64s(arguments[1]), bfloat16s(arguments[2]), bfloat16s(arguments[3]), arguments[4]
-        num_rows, kv_cache, num_kv_heads, block_size = arguments[5], bfloat16s(arguments[6]), arguments[7], arguments[8]
-        block_stride, table_width, rotary_dim = arguments[9], arguments[10], arguments[13]
-        cos, sin, tables, lengths = (
-            bfloat16s(arguments[11]), bfloat16s(arguments[12]), int32s(arguments[14]), int32s(arguments[15])
-        )  # fmt: skip
+        layout, x, out = int64s(arguments[AT.layout]), bfloat16s(arguments[AT.x]), bfloat16s(arguments[AT.out])
+        cos, sin, rotary_dim = bfloat16s(arguments[AT.cos]), bfloat16s(arguments[AT.sin]), arguments[AT.rotary_dim]
+        groups, num_rows, num_kv_heads = arguments[AT.scratch], arguments[AT.num_rows], arguments[AT.num_kv_heads]
+        kv_cache, block_size = bfloat16s(arguments[AT.kv_cache]), arguments[AT.block_size]
+        cache = Cache(kv_cache, num_kv_heads, block_size, arguments[AT.block_stride])
+        rows = row_tables(arguments, AT.tables, arguments[AT.table_width], rotary_dim)
         attention_norm, ffn_norm = float32s(layout[NORMS]), float32s(layout[NORMS + 1])
         numbers = float32s(layout[NORMS + 2])
         dim_groups, head_groups, ffn_groups = layout[QKV + GROUPS], layout[OUTPUT + GROUPS], layout[DOWN + GROUPS]
@@ -135,23 +135,14 @@ def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
         wait_until(arguments, 2 * num_threads)
 
         for row in range(first_row, end_row):
-            at, last = row * qkv_dim, np.int64(lengths[row]) - 1
-            rotate_heads(qkv, cos, sin, at, row * rotary_dim, (group + 1) * num_kv_heads, head_dim, rotary_dim)
-            block, key = np.int64(tables[row * table_width + last // block_size]), at + heads_dim
-            target, value = block * block_stride + last % block_size * head_dim, key + num_kv_heads * head_dim
-            store_token(qkv, qkv, kv_cache, key, value, target, num_kv_heads, block_size, head_dim)
+            rotate_and_store_row(qkv, cos, sin, cache, rows, row, qkv_dim, group, head_dim, rotary_dim)
         wait_until(arguments, 3 * num_threads)
-        task = take(arguments, TASKS)
+        task = take(arguments, AT.task)
         while task < num_rows * num_kv_heads:
             row, kv_head = task // num_kv_heads, task % num_kv_heads
-            no_slopes = numbers  # never read
-            attend_row(
-                qkv, kv_cache, attended, tables, int32s(arguments[16]), int32s(arguments[17]), int32s(arguments[18]),
-                int32s(arguments[19]), float32s(arguments[20]), float32s(arguments[21]), no_slopes, numbers[2], False,
-                row * qkv_dim, row * heads_dim, row, table_width, np.int64(lengths[row]), kv_head,
-                num_kv_heads, block_size, block_stride, rotary_dim,
-            )  # fmt: skip
-            task = take(arguments, TASKS)
+            at, to, no_slopes = row * qkv_dim, row * heads_dim, numbers
+            attend_row(qkv, cache, attended, rows, no_slopes, numbers[2], False, at, to, row, kv_head)
+            task = take(arguments, AT.task)
         wait_until(arguments, 4 * num_threads)
         first, end = share(num_rows * head_groups, thread, num_threads)
         quantise(attended, groups, first, end, offset)

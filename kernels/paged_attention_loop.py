@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,12 +28,41 @@ from kernels.compiled import (
     store,
 )
 from kernels.spans import Offsets, Spans
-from kernels.threads import run_on_threads, take, threaded
+from kernels.threads import indices, run_on_threads, take, threaded
 from kernels.tiles import with_whole_heads
 
-Arguments = ctypes.c_int64 * 23
-TASKS = 22  # the index of the next task
-NUM_ADDRESSES = 8
+
+class Cache(NamedTuple):
+    """The address and the sizes of a cache [N, 2, G, B, K], for compiled loops."""
+
+    elements: Any
+    num_heads: int
+    block_size: int
+    block_stride: int
+
+
+class RowTables(NamedTuple):
+    """The addresses of the tables of `LoopRows`, and the widths of a block table and of an angle, for compiled loops."""
+
+    tables: Any
+    lengths: Any
+    positions: Any
+    block_positions: Any
+    block_lengths: Any
+    block_offsets: Any
+    offset_cos: Any
+    offset_sin: Any
+    width: int
+    rotary_dim: int
+
+
+TABLES = " ".join(RowTables._fields[:-2])
+# the arguments of the kernel: addresses of tensors, sizes, and the next task
+AT = indices(
+    "counter query kv_cache out rows slopes scale num_rows num_kv_heads block_size table_width query_stride block_stride"
+    f" rotary_dim {TABLES} task"
+)
+Arguments = ctypes.c_int64 * len(AT)
 # number of scores, query heads times keys, from which two threads are faster than one
 MIN_THREADED_SCORES = 1 << 10
 # while a block is read, the one this many keys later is requested from memory: blocks of a sequence may be anywhere
@@ -53,7 +82,7 @@ class LoopRows:
     slopes: Tensor | None  # [H] float32
     spans: Spans | None = None  # with one position per row
 
-    # looked up once per step: the addresses of the tables, the lengths, and the tables of `spans`; the sum of the lengths
+    # looked up once per step: the addresses of `TABLES`, 0 for those that `spans` lacks; the sum of the lengths
     addresses: tuple[int, ...] = field(init=False, repr=False)
     num_slots: int = field(init=False, repr=False)
 
@@ -65,7 +94,7 @@ class LoopRows:
             tables += [self.offsets.blocks, self.offsets.cos, self.offsets.sin]
         addresses = [table.data_ptr() for table in tables]
         object.__setattr__(self, "num_slots", int(self.lengths.sum()))
-        object.__setattr__(self, "addresses", (*addresses, *[0] * (NUM_ADDRESSES - len(addresses))))
+        object.__setattr__(self, "addresses", (*addresses, *[0] * (len(TABLES.split()) - len(addresses))))
 
     @property
     def offsets(self) -> Offsets | None:
@@ -79,6 +108,16 @@ class LoopRows:
     def num_threads(self, num_heads: int) -> int | None:
         """Return the number of threads that attend with this number of query heads; None: all."""
         return 1 if self.num_slots * num_heads < MIN_THREADED_SCORES else None
+
+
+@inlined
+def row_tables(arguments, first, width, rotary_dim):
+    """Return the tables whose addresses begin at index `first` of a kernel's arguments."""
+    return RowTables(
+        int32s(arguments[first]), int32s(arguments[first + 1]), int32s(arguments[first + 2]), int32s(arguments[first + 3]),
+        int32s(arguments[first + 4]), int32s(arguments[first + 5]), float32s(arguments[first + 6]),
+        float32s(arguments[first + 7]), width, rotary_dim,
+    )  # fmt: skip
 
 
 @inlined
@@ -113,32 +152,34 @@ def row_attention(head_dim: int, group: int, has_spans: int, has_offsets: int) -
     """Return a part of kernels that attends with one query, whose first element is at `at`; the output begins at `to`.
 
     The `group` query heads of one key head are computed, so that a key is read once for all of them. At each change in
-    `block_offsets`, the query is rotated back by a row of `offset_cos` and `offset_sin`.
+    `block_offsets`, the query is rotated back by a row of `offset_cos` and `offset_sin`. Slopes are read if `has_slopes`.
     """
     size, score, add = group * head_dim, score_keys(head_dim, group), add_values(head_dim, group)
 
     @inlined
-    def keys_of(block, entry, block_positions, block_lengths, position, num_slots, block_size):
+    def keys_of(rows, block, entry, position, num_slots, block_size):
         """Return the position of the first key of a block, and the number of its keys that the query reads."""
         if has_spans:
-            begin = np.int64(block_positions[entry])
-            return begin, np.int64(max(min(block_lengths[entry], position + 1 - begin), 0))
+            begin = np.int64(rows.block_positions[entry])
+            return begin, np.int64(max(min(rows.block_lengths[entry], position + 1 - begin), 0))
         begin = np.int64(block * block_size)
         return begin, np.int64(min(block_size, num_slots - begin))
 
     @inlined
-    def attend_row(
-        query, kv_cache, out, tables, positions, block_positions, block_lengths, block_offsets, offset_cos, offset_sin,
-        slopes, scale, has_slopes, at, to, row, table_width, num_slots, kv_head, num_kv_heads, block_size, block_stride,
-        rotary_dim,
-    ):  # fmt: skip
-        position = np.int64(positions[row]) if has_spans else num_slots - 1
-        table, last = row * table_width, row * table_width + (num_slots - 1) // block_size
+    def attend_row(query, cache, out, rows, slopes, scale, has_slopes, at, to, row, kv_head):
+        kv_cache, tables, block_size, num_slots = (
+            cache.elements,
+            rows.tables,
+            cache.block_size,
+            np.int64(rows.lengths[row]),
+        )
+        position = np.int64(rows.positions[row]) if has_spans else num_slots - 1
+        table, last = row * rows.width, row * rows.width + (num_slots - 1) // block_size
         block_dim, ahead = block_size * head_dim, max(KEYS_AHEAD // block_size, 1)
         stride = num_slots | 16  # scores of two heads are not at the same place of a processor's cache
         q, o, weights = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(group * stride, np.float32)
         base, offset = np.empty(size, np.float32) if has_offsets else q, np.int64(0)
-        first_key, first_value = kv_head * block_dim, (num_kv_heads + kv_head) * block_dim
+        first_key, first_value = kv_head * block_dim, (cache.num_heads + kv_head) * block_dim
         for i in range(size):
             q[i] = load(query, at + kv_head * size + i) * scale
             o[i] = np.float32(0)
@@ -147,14 +188,12 @@ def row_attention(head_dim: int, group: int, has_spans: int, has_offsets: int) -
                 base[i] = q[i]
         num_keys = np.int64(0)
         for entry in range(table, last + 1):
-            prefetch(kv_cache, tables[min(entry + ahead, last)] * block_stride + first_key, block_dim)
-            begin, count = keys_of(
-                entry - table, entry, block_positions, block_lengths, position, num_slots, block_size
-            )
-            if has_offsets and block_offsets[entry] != offset:
-                offset = np.int64(block_offsets[entry])
-                rotate_back(q, base, offset_cos, offset_sin, offset * rotary_dim, group, head_dim, rotary_dim)
-            score(q, kv_cache, tables[entry] * block_stride + first_key, count, weights, num_keys, stride)
+            prefetch(kv_cache, tables[min(entry + ahead, last)] * cache.block_stride + first_key, block_dim)
+            begin, count = keys_of(rows, entry - table, entry, position, num_slots, block_size)
+            if has_offsets and rows.block_offsets[entry] != offset:
+                offset, width = np.int64(rows.block_offsets[entry]), rows.rotary_dim
+                rotate_back(q, base, rows.offset_cos, rows.offset_sin, offset * width, group, head_dim, width)
+            score(q, kv_cache, tables[entry] * cache.block_stride + first_key, count, weights, num_keys, stride)
             if has_slopes:
                 for head in range(group):
                     for key in range(count):
@@ -165,9 +204,9 @@ def row_attention(head_dim: int, group: int, has_spans: int, has_offsets: int) -
             softmax(weights, head * stride, num_keys)
         num_keys = np.int64(0)
         for entry in range(table, last + 1):
-            prefetch(kv_cache, tables[min(entry + ahead, last)] * block_stride + first_value, block_dim)
-            _, count = keys_of(entry - table, entry, block_positions, block_lengths, position, num_slots, block_size)
-            add(o, kv_cache, tables[entry] * block_stride + first_value, count, weights, num_keys, stride)
+            prefetch(kv_cache, tables[min(entry + ahead, last)] * cache.block_stride + first_value, block_dim)
+            _, count = keys_of(rows, entry - table, entry, position, num_slots, block_size)
+            add(o, kv_cache, tables[entry] * cache.block_stride + first_value, count, weights, num_keys, stride)
             num_keys += count
         for i in range(size):
             store(out, to + kv_head * size + i, o[i])
@@ -175,30 +214,24 @@ def row_attention(head_dim: int, group: int, has_spans: int, has_offsets: int) -
     return attend_row
 
 
-# arguments: a counter of `wait_until`; addresses of query, cache, output, rows, slopes and scale; the
-# number of rows, key heads, the block size, the width of the tables, the strides of a query and of a block, the width of
-# offsets' angles; the addresses of `LoopRows`; the next task
 @threaded
 def _attend_rows(dtype, head_dim, group, has_spans, has_offsets):
     attend_row, elements = row_attention(head_dim, group, has_spans, has_offsets), pointer_to_dtype(dtype)
 
     def attend_rows(arguments):
-        query, kv_cache, out = elements(arguments[1]), elements(arguments[2]), elements(arguments[3])
-        rows, slopes, scale = int32s(arguments[4]), float32s(arguments[5]), float32s(arguments[6])[0]
-        num_rows, num_kv_heads, block_size, table_width = arguments[7], arguments[8], arguments[9], arguments[10]
-        query_stride, block_stride, rotary_dim = arguments[11], arguments[12], arguments[13]
-        tables, lengths = int32s(arguments[14]), int32s(arguments[15])
-        task = take(arguments, TASKS)
+        query, out, rows = elements(arguments[AT.query]), elements(arguments[AT.out]), int32s(arguments[AT.rows])
+        slopes, scale = float32s(arguments[AT.slopes]), float32s(arguments[AT.scale])[0]
+        num_rows, num_kv_heads, stride = arguments[AT.num_rows], arguments[AT.num_kv_heads], arguments[AT.query_stride]
+        kv_cache, block_size = elements(arguments[AT.kv_cache]), arguments[AT.block_size]
+        cache = Cache(kv_cache, num_kv_heads, block_size, arguments[AT.block_stride])
+        tables = row_tables(arguments, AT.tables, arguments[AT.table_width], arguments[AT.rotary_dim])
+        task = take(arguments, AT.task)
         while task < num_rows * num_kv_heads:
             entry, kv_head = task // num_kv_heads, task % num_kv_heads
-            row, num_slots = np.int64(rows[entry]), np.int64(lengths[entry])
-            attend_row(
-                query, kv_cache, out, tables, int32s(arguments[16]), int32s(arguments[17]), int32s(arguments[18]),
-                int32s(arguments[19]), float32s(arguments[20]), float32s(arguments[21]), slopes, scale,
-                arguments[5] != 0, row * query_stride, row * num_kv_heads * group * head_dim, entry, table_width, num_slots,
-                kv_head, num_kv_heads, block_size, block_stride, rotary_dim,
-            )  # fmt: skip
-            task = take(arguments, TASKS)
+            row = np.int64(rows[entry])
+            at, to = row * stride, row * num_kv_heads * group * head_dim
+            attend_row(query, cache, out, tables, slopes, scale, arguments[AT.slopes] != 0, at, to, entry, kv_head)
+            task = take(arguments, AT.task)
 
     return attend_rows
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections import namedtuple
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -75,6 +76,12 @@ def threaded(build: Callable[..., Callable[..., None]]) -> OnDemand[tuple[int, .
         return value
 
     return OnDemand(address)
+
+
+def indices(names: str) -> Any:
+    """Return a named tuple of the index of each word: a kernel reads its arguments by name."""
+    words = names.split()
+    return namedtuple("Indices", words)(*range(len(words)))
 
 
 def thread_functions() -> tuple[Any, Any]:
