@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from server.concurrency import cancel
 from server.errors import EngineFailed, ServerError
 from server.limits.deadline import Deadline
 
@@ -39,9 +40,8 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result
             return working.result()
         raise ClientDisconnect
     finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.wait({working, leaving})
+        # work that fails while it is cancelled is not logged as a task whose failure was never seen
+        await cancel((working, leaving))
 
 
 async def _disconnect(receive: Receive) -> None:

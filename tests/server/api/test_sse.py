@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from server.api.sse import _with_keep_alives
+from server.api.sse import _with_keep_alives, unless_disconnected
 from server.errors import EngineDied
 from server.limits.admission import Admission
 from tests.server.fakes import FakeClient, eventually
@@ -140,5 +140,25 @@ async def test_an_error_is_not_logged_as_unseen_if_the_client_leaves_at_the_same
     await asyncio.wait({reading})
     assert reading.cancelled()
     del reading
+    gc.collect()
+    assert not unseen
+
+
+async def test_work_that_fails_while_it_is_cancelled_is_not_logged_as_unseen() -> None:
+    unseen: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
+
+    async def fail() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise EngineDied("the worker died")
+
+    request = asyncio.create_task(unless_disconnected(asyncio.Queue[Any]().get, fail()))
+    await asyncio.sleep(0.01)
+    request.cancel()
+    await asyncio.wait({request})
+    assert request.cancelled()
+    del request
     gc.collect()
     assert not unseen
