@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cache
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
-from jiter import from_json
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -26,8 +24,9 @@ from server.access.tenants import TENANT_NAME
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.limits.deadline import MAX_SECONDS
 from server.schemas.lists import stop_at_first_error
+from server.schemas.parsing import MAX_NAME, parse
 from server.schemas.sentences import in_words
-from server.schemas.separators import MAX_SEPARATORS, check_separators
+from server.schemas.separators import MAX_SEPARATORS
 from server.spelling import advice
 
 
@@ -114,7 +113,6 @@ NULL = {"type": "null"}
 NO_SUPPORT = "no_support"
 # the tag of an object without the field that tells the members of a union apart; no value of the field has it
 NO_TAG = "<"
-MAX_NAME = 64  # characters of a client's own name in a message
 
 
 def with_example(**fields: Any) -> ConfigDict:
@@ -286,11 +284,7 @@ def read(schema: type[SchemaType], body: bytes, name: str = "the body") -> Schem
 
     Raises `InvalidRequest` that names the field at fault, unknown fields first, and `BodyTooLarge`.
     """
-    check_separators(body, {**MAX_SEPARATORS, b":": schema.max_names}, name)
-    try:
-        values = from_json(body, catch_duplicate_keys=True)
-    except ValueError as error:
-        raise _not_json(str(error)) from None
+    values = parse(body, {**MAX_SEPARATORS, b":": schema.max_names}, name)
     _is_reported.set(False)
     try:
         return schema.model_validate(values)
@@ -309,8 +303,6 @@ def read(schema: type[SchemaType], body: bytes, name: str = "the body") -> Schem
 
 # pydantic's names for a value without a known tag, for an unknown field, and for a value that is none of several
 UNKNOWN_TAG, UNKNOWN_FIELD, UNSUPPORTED_VALUE = "union_tag_invalid", "extra_forbidden", "literal_error"
-# the parser's sentence for a name that occurs twice in an object
-REPEATED = re.compile(r'Detected duplicate key "(?P<name>.*)" at (?P<place>line \d+ column \d+)', re.DOTALL)
 # pydantic's names for a number beyond a field's bounds, and those of the bounds
 OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
@@ -376,16 +368,6 @@ def _unsupported(param: str | None, context: Mapping[str, Any]) -> InvalidReques
         return InvalidRequest(f"{at}: is required, one of {known}", param=at)
     name = (tag[1:-1] if tag.startswith("<") else tag)[:MAX_NAME] or "''"
     return UnsupportedParameter(f"{at}: no support for {name}, only {known}", param=at)
-
-
-def _not_json(problem: str) -> InvalidRequest:
-    """Return the error of a body that is not JSON, or that has a name twice in an object."""
-    if repeated := REPEATED.fullmatch(problem):
-        field = repeated["name"][:MAX_NAME]
-        return InvalidRequest(f"{field}: set more than once, at {repeated['place']}", param=field)
-    if "recursion limit" in problem:
-        return InvalidRequest("the body has too many lists and objects in each other")
-    return InvalidRequest(f"the body is not JSON: {problem}")
 
 
 def _param(location: tuple[int | str, ...]) -> str | None:

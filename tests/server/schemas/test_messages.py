@@ -76,24 +76,6 @@ def test_a_wrong_value_is_answered_with_what_it_must_be(
     assert (refusal.value.message, refusal.value.code) == (message, "invalid_value")
 
 
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        (b'{"prompt":"x","max_tokens":1,"max_tokens":2}', "max_tokens: set more than once, at line 1 column 43"),
-        (b'{"prompt":"x","n":null,"\\u006e":1}', "n: set more than once, at line 1 column 33"),
-        (b'{"prompt":[{"type":"text","text":"a",\n"text":"b"}]}', "text: set more than once, at line 2 column 8"),
-        (
-            b'{"a":1,"%s":1,"%s":1}' % (b"n" * 1000, b"n" * 1000),
-            f"{'n' * 64}: set more than once, at line 1 column 2016",
-        ),
-    ],
-)
-def test_a_name_that_occurs_twice_in_an_object_is_refused(body: bytes, message: str) -> None:
-    with pytest.raises(InvalidRequest) as refusal:
-        read(CompletionRequest, body)
-    assert (refusal.value.message, refusal.value.param) == (message, message.partition(":")[0])
-
-
 def json_of_decision(data: object) -> dict[str, Any]:
     message = {"role": "user", "content": [{"type": "input_json", "data": data}]}
     return {"input": [message], "questions": [{"type": "predicate", "instructions": "x"}]}
