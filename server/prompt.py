@@ -101,7 +101,7 @@ async def prepare_prompts(
     parts = {
         f"{param}[{index}]": part
         for param, prompt in prompts.items()
-        if prompt_form(prompt) == "<parts>"
+        if prompt_form(prompt) == "<list of parts>"
         for index, part in enumerate(prompt)
         if isinstance(part, MediaPart)
     }

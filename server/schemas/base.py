@@ -358,20 +358,20 @@ def _unsupported(param: str | None, context: Mapping[str, Any]) -> InvalidReques
         return UnsupportedParameter(f"unknown parameter {param}", param=param)
     tag, known = context["tag"], context["expected_tags"].replace("<", "").replace(">", "")
     field = context["discriminator"].removesuffix("()")
-    if field.startswith(".") and not tag.startswith("<"):
-        return InvalidRequest(f"{param}: must be an object whose {field[1:]} is one of {known}", param=param)
-    if not tag.startswith("<"):
-        forms = known.replace("'", "").replace(", ", " or ")
+    if not field.startswith("."):
+        forms = " or ".join(known.replace("'", "").rsplit(", ", 1))
         return InvalidRequest(f"{param}: must be a {forms}", param=param)
-    at = f"{param}{field}" if field.startswith(".") else param
+    if not tag.startswith("<"):
+        return InvalidRequest(f"{param}: must be an object whose {field[1:]} is one of {known}", param=param)
+    at = f"{param}{field}"
     if tag == NO_TAG:
         return InvalidRequest(f"{at}: is required, one of {known}", param=at)
-    name = (tag[1:-1] if tag.startswith("<") else tag)[:MAX_NAME] or "''"
+    name = tag[1:-1][:MAX_NAME] or "''"
     return UnsupportedParameter(f"{at}: no support for {name}, only {known}", param=at)
 
 
 def _param(location: tuple[int | str, ...]) -> str | None:
-    """Return the path of a location: ("prompt", "<parts>", 2, "<image_url>", "image_url") is `prompt[2].image_url`."""
+    """Return the path of a location: ("prompt", "<list of parts>", 2, "<text>", "text") is `prompt[2].text`."""
     text = ""
     for step in location:
         if isinstance(step, int):

@@ -42,16 +42,16 @@ def _input_tag(value: Any) -> str:
     if not isinstance(value, list):
         return form_of(value)
     first = value[0] if value else None
-    kinds = {str: "<strings>", int: "<token ids>", list: "<lists of token ids>"}
-    return kinds.get(type(first), "<parts>")
+    kinds = {str: "<list of strings>", int: "<list of token ids>", list: "<list of lists of token ids>"}
+    return kinds.get(type(first), "<list of parts>")
 
 
 Inputs = Annotated[
     Annotated[str, Tag("<string>")]
-    | Annotated[list[str], Field(max_length=MAX_INPUTS), Tag("<strings>")]
-    | Annotated[TokenIds, Tag("<token ids>")]
-    | Annotated[list[TokenIds], Field(max_length=MAX_INPUTS), Tag("<lists of token ids>")]
-    | Annotated[list[Part], Field(min_length=1, max_length=MAX_INPUTS), Tag("<parts>")],
+    | Annotated[list[str], Field(max_length=MAX_INPUTS), Tag("<list of strings>")]
+    | Annotated[TokenIds, Tag("<list of token ids>")]
+    | Annotated[list[TokenIds], Field(max_length=MAX_INPUTS), Tag("<list of lists of token ids>")]
+    | Annotated[list[Part], Field(min_length=1, max_length=MAX_INPUTS), Tag("<list of parts>")],
     Discriminator(_input_tag),
 ]
 

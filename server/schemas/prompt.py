@@ -148,14 +148,14 @@ def prompt_form(value: Any) -> str:
         return form_of(value)
     first = value[0] if value else None
     if isinstance(first, str | list):
-        return "<parts>" if any(isinstance(item, dict) for item in value) else "<list of prompts>"
-    return "<token ids>" if isinstance(first, int) else "<parts>"
+        return "<list of parts>" if any(isinstance(item, dict) for item in value) else "<list of prompts>"
+    return "<list of token ids>" if isinstance(first, int) else "<list of parts>"
 
 
 OnePrompt = (
     Annotated[str, Tag("<string>")]
-    | Annotated[list[Annotated[int, Field(ge=0)]], Tag("<token ids>")]
-    | Annotated[list[Part], Tag("<parts>")]
+    | Annotated[list[Annotated[int, Field(ge=0)]], Tag("<list of token ids>")]
+    | Annotated[list[Part], Tag("<list of parts>")]
 )
 Prompt = Annotated[OnePrompt, Discriminator(prompt_form)]
 # one prompt, or a list of them

@@ -17,6 +17,7 @@ from server.schemas.models import EmbeddingsRequest
 from server.schemas.stored import CreateRequest
 
 USER = {"role": "user", "content": "x"}
+IDS = "list of token ids"
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
 
 
@@ -62,7 +63,15 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
             "structured_outputs.json: must be a string or object",
         ),
         (CompletionRequest, {"prompt": "x", "stop": 5}, "stop: must be a string or list"),
-        (CompletionRequest, {"prompt": 5}, "prompt: must be a string or token ids or parts or list of prompts"),
+        (CompletionRequest, {"prompt": 5}, f"prompt: must be a string, {IDS}, list of parts or list of prompts"),
+        (CompletionRequest, {"prompt": {}}, f"prompt: must be a string, {IDS}, list of parts or list of prompts"),
+        (CompletionRequest, {"prompt": ["x", ["y"]]}, f"prompt[1]: must be a string, {IDS} or list of parts"),
+        (
+            EmbeddingsRequest,
+            {"input": 5},
+            f"input: must be a string, list of strings, {IDS}, list of lists of token ids or list of parts",
+        ),
+        (ChatRequest, {"messages": [USER | {"content": {}}]}, "messages[0].content: must be a string or list"),
         (ChatRequest, {"messages": [USER | {"content": 5}]}, "messages[0].content: must be a string or list"),
         (DecisionRequest, {"input": 5}, "input: must be a string or list"),
         (ClassifyRequest, {"query": {"text": "x"}, "template": 3}, "template: must be a string or object"),
