@@ -6,12 +6,13 @@ same shots.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from server.concurrency import run_both
+from server.concurrency import cancel
 from server.errors import InvalidRequest, SupportSetNotFound
 from server.fewshot.retrieval import SPACES, Retrieval, Search, Similar, SimilarityQuery
 from server.fewshot.templates import Shot, Template
@@ -112,14 +113,19 @@ class ShotSource:
         """Return the version of the support set that a request names, None if it names none.
 
         Meanwhile, the media of the query are embedded if examples may be compared with them. Raises `SupportSetNotFound`,
-        `InvalidRequest` for an impossible selection, even if no prompt is written, and the engine's errors.
+        `InvalidRequest` for an impossible selection, even if no prompt is written, and only then the engine's errors.
         """
         if (examples := fields.examples) is None:
             return None
         selects_by_media = examples.k != 0 and "media" in SPACES.get(examples.strategy, ())
         if not query or not (selects_by_media or fields.compares_media):
             return await self._find(examples)
-        support_set, _ = await run_both(self._find(examples), self.retrieval.embed_query(query))
+        embedding = asyncio.create_task(self.retrieval.embed_query(query))
+        try:
+            support_set = await self._find(examples)
+            await embedding
+        finally:
+            await cancel((embedding,))
         return support_set
 
     async def _find(self, examples: ExamplesFields) -> SupportSet:

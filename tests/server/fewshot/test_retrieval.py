@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from model.prompt import Media, Segment, Text
+from server.errors import EngineNotReady
 from server.fewshot import retrieval
 from server.media.source import EncodedMedia
 from server.settings import Settings
@@ -234,6 +235,26 @@ async def test_a_query_that_is_not_compared_is_not_embedded(
 ) -> None:
     await shot_ids(http, **fields)
     assert client.embedded == []
+
+
+@pytest.mark.parametrize(
+    ("examples", "code"),
+    [({"support_set": "unknown"}, "support_set_not_found"), ({"support_set": "colours", "k": 99}, "invalid_value")],
+)
+async def test_an_error_of_the_set_is_answered_before_one_of_the_embedding(
+    http: httpx.AsyncClient,
+    client: FakeClient,
+    colours: SupportSetInfo,
+    examples: dict[str, Any],
+    code: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail(media: Sequence[EncodedMedia]) -> NDArray[np.float32]:
+        raise EngineNotReady("the engine is loading")
+
+    monkeypatch.setattr(client, "embed", fail)
+    response = await post(http, examples={"strategy": "rices_image", **examples})
+    assert refusal(response)[1] == code
 
 
 async def test_a_set_that_is_not_found_is_refused_although_the_query_is_embedded(
