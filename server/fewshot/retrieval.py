@@ -149,7 +149,7 @@ class Retrieval:
         if not support_set.examples:
             return []
         search = await self.search(support_set, strategy, query)
-        return await asyncio.to_thread(search.most_similar, k)
+        return await self.model.tokenize(search.most_similar, k)
 
     async def search(self, support_set: SupportSet, strategy: Strategy, query: SimilarityQuery) -> Search:
         """Return the search for the examples, at least one, that are most similar to a query.
