@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from evaluation.benchmarks.__main__ import main
 from evaluation.benchmarks.benchmark import SETS, UnknownBenchmark, load, names, parse
 from evaluation.benchmarks.data import READERS
 from evaluation.benchmarks.scoring import METRICS
@@ -83,3 +86,13 @@ def test_an_answer_is_cut_where_the_next_prompt_begins() -> None:
     assert load("coco").prompt("openflamingo").trim(' A "cat" Output:A dog') == "A cat"
     assert load("vqav2").prompt("openflamingo").trim("red, blue Question:") == "red"
     assert load("vqav2").prompt("paper").trim("red, blue Question:") == "red, blue"
+
+
+def test_the_list_says_what_data_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    WRITERS["star"](tmp_path / "star")
+    assert main(["--data", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * len(names())
+    assert lines[lines.index("star           accuracy, val") + 1].strip() == "2 queries of val"
+    assert sum("wants data" in line for line in lines) == len(names()) - 1
+    assert all(load(name).title for name in names())

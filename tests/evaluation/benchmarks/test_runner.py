@@ -393,13 +393,3 @@ def test_results_that_have_no_folder_are_refused_before_examples_are_sent(
     monkeypatch.delattr(Run, "_register")
     assert main(arguments("coco", server, tmp_path, "--shots", "1")) == 1
     assert f"error: --out: the folder {tmp_path / 'out'} cannot be created: File exists" in capsys.readouterr().err
-
-
-def test_the_list_says_what_data_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    WRITERS["star"](tmp_path / "star")
-    assert main(["--data", str(tmp_path)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 * len(names())
-    assert lines[lines.index("star           accuracy, val") + 1].strip() == "2 queries of val"
-    assert sum("wants data" in line for line in lines) == len(names()) - 1
-    assert all(load(name).title for name in names())
