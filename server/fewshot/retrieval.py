@@ -128,7 +128,7 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """Ranks examples by similarity; `observe` receives the seconds of each search. `embed_query` comes before it.
+    """Ranks examples by similarity; `observe` receives the seconds of each search, without those of embedding its media.
 
     `queries` has the features of recent queries: a request may compare its query for its shots and for each question.
     """

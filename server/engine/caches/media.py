@@ -282,7 +282,8 @@ class MediaCache:
     def complete(self) -> list[Piece]:
         """Return the last pieces of media that earlier steps have encoded for their features.
 
-        Their visual tokens are kept in host memory, and in a slot that is free or, without host memory, not in use.
+        Their visual tokens are kept in host memory, and in a slot that is free or, without host memory, not in use. Media
+        with neither are dropped.
         """
         read = [encoding for encoding in self._encodings.values() if encoding.is_read]
         for encoding in read:
@@ -293,7 +294,8 @@ class MediaCache:
             encoding.slot = self.slots.assign(encoding.key)
         for encoding in lacking[:num_slots]:
             self.slots.release(encoding.key)
-        return [encoding.next_piece(0) for encoding in lacking]
+        kept = lacking if self.host.max_size else lacking[:num_slots]
+        return [encoding.next_piece(0) for encoding in kept]
 
     @property
     def has_incomplete(self) -> bool:

@@ -93,11 +93,10 @@ class Encoder:
         begun: dict[bytes, list[Tensor]] = defaultdict(list)  # in this step
         for piece in pieces:
             encoding, new = piece.encoding, begun[piece.encoding.key]
-            earlier = upload(encoding.features, self._device)
             if piece.count:
                 new.append(next(parts))
             if piece.has_last_frame:
-                yield piece, torch.cat([*earlier, *new])
+                yield piece, torch.cat([*upload(encoding.features, self._device), *new])
             if piece.count and not piece.is_last:
                 new[-1] = new[-1].clone()  # a view would keep the features of the whole step
                 results.add(new[-1:], encoding.features.append)
