@@ -100,8 +100,10 @@ class Binding:
         answers = {number: {name: int(values.argmax()) for name, values in of.items()} for number, of in logs.items()}
         for number in rounds:
             answers[number][NEAREST_MEAN] = nearest_mean(episode, number, self._normalised_feature)
-        for variant, by_rounds in self._rank_variants(episode, rounds, variants).items():
-            for number, values in by_rounds.items():
+        num_shots = {number * len(episode.words): number for number in rounds}
+        for variant, by_shots in self._rank_variants(episode, [*num_shots], variants).items():
+            for count, values in by_shots.items():
+                number = num_shots[count]
                 answers[number][variant] = int(values.argmax())
                 if variant == IN_CONTEXT:
                     likeness = [logs[number][part] for part in BLEND_PARTS if part != IN_CONTEXT]
@@ -113,20 +115,21 @@ class Binding:
     def answer_in_context(
         self,
         episode: Episode,
-        rounds: Sequence[int],
+        num_shots: Sequence[int],
         shots_attend: ShotsAttend = "previous",
         alone_positions: AlonePositions | None = None,
     ) -> dict[int, int]:
-        """Return the language model's answer after each number of rounds, as the index of a word."""
-        answers = self._rank_variants(episode, rounds, (IN_CONTEXT,), shots_attend, alone_positions)[IN_CONTEXT]
+        """Return the language model's answer after each number of shots, as the index of a word."""
+        answers = self._rank_variants(episode, num_shots, (IN_CONTEXT,), shots_attend, alone_positions)[IN_CONTEXT]
         return {number: int(values.argmax()) for number, values in answers.items()}
 
     @torch.inference_mode()
     def log_probabilities(self, episode: Episode, num_rounds: int, variants: Sequence[str]) -> dict[str, Array]:
         """Return the language model's log-probabilities of the words after so many rounds, in each variant."""
-        shorter = replace(episode, shots=episode.shots[: num_rounds * len(episode.words)])
-        by_variant = self._rank_variants(shorter, (num_rounds,), variants)
-        return {name: by_rounds[num_rounds] for name, by_rounds in by_variant.items()}
+        num_shots = num_rounds * len(episode.words)
+        shorter = replace(episode, shots=episode.shots[:num_shots])
+        by_variant = self._rank_variants(shorter, (num_shots,), variants)
+        return {name: by_shots[num_shots] for name, by_shots in by_variant.items()}
 
     def _compare(self, episode: Episode, num_rounds: int) -> dict[str, Array]:
         """Return the log-probabilities of the words by each method by likeness and by `auto`, as the server does it."""
@@ -150,7 +153,7 @@ class Binding:
     def _rank_variants(
         self,
         episode: Episode,
-        rounds: Sequence[int],
+        num_shots: Sequence[int],
         variants: Sequence[str],
         shots_attend: ShotsAttend = "previous",
         alone_positions: AlonePositions | None = None,
@@ -166,12 +169,12 @@ class Binding:
         completed = self.model.vision.with_kin(torch.stack(features).to(self._dtype))
         media = self.model.fresh_media(self.model.resampler(completed))
         ranker = Ranker(self.model, media, shots_attend, alone_positions)
-        return {name: self._rank(ranker, _variant(episode, name), rounds, pages, name) for name in variants}
+        return {name: self._rank(ranker, _variant(episode, name), num_shots, pages, name) for name in variants}
 
     def _rank(
-        self, ranker: Ranker, episode: Episode, rounds: Sequence[int], pages: dict[int, int], variant: str
+        self, ranker: Ranker, episode: Episode, num_shots: Sequence[int], pages: dict[int, int], variant: str
     ) -> dict[int, Array]:
-        """Return the log-probabilities of the words after each number of rounds."""
+        """Return the log-probabilities of the words after each number of shots."""
         pages = {} if variant == "blind" else pages
         shots = [
             encode_segments(item(row, TEMPLATE, episode.words[word]), self.tokenizer, pages.get(row, -1))
@@ -179,14 +182,13 @@ class Binding:
         ]
         page = len(pages) if variant == MEAN_IMAGE else pages.get(episode.query, -1)
         branches = []
-        for num_rounds in rounds:
+        for number in num_shots:
             for word in episode.words:
                 *query, answer, end_of_answer = item(episode.query, TEMPLATE, word)
                 candidate = encode_segments([answer, end_of_answer], self.tokenizer, page)
-                num_shots = num_rounds * len(episode.words)
-                branches.append(Branch(num_shots, encode_segments(query, self.tokenizer, page), candidate))
-        scores = np.reshape(ranker.scores(shots, branches), (len(rounds), len(episode.words)))
-        return dict(zip(rounds, log_softmax(scores), strict=True))
+                branches.append(Branch(number, encode_segments(query, self.tokenizer, page), candidate))
+        scores = np.reshape(ranker.scores(shots, branches), (len(num_shots), len(episode.words)))
+        return dict(zip(num_shots, log_softmax(scores), strict=True))
 
 
 def nearest_mean(episode: Episode, num_rounds: int, feature: Callable[[int], Tensor]) -> int:

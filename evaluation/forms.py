@@ -99,8 +99,8 @@ def _answer(task: tuple[Episode, int]) -> Answers:
 
 
 def _is_correct(episode: Episode, form: Form) -> Correct:
-    answers = _process_binding[0].answer_in_context(episode, ROUNDS, *form)
-    return {number: answer == episode.answer for number, answer in answers.items()}
+    answers = _process_binding[0].answer_in_context(episode, [WAYS * number for number in ROUNDS], *form)
+    return {number: answers[WAYS * number] == episode.answer for number in ROUNDS}
 
 
 def answer_all(

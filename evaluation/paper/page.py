@@ -47,7 +47,8 @@ processor time of a step relative to a step of the base; the steps of the two al
 DEFAULT_NOTE = """\
 `python -m evaluation.paper.shots`: the default model has to write the novel word of an image. The shots show {ways}
 held-out labels, one of which is the label of the image ({ways} candidates, chance {chance:.0f}%). The model was trained
-with at most {media} images per sequence. Brackets are Wilson's {confidence:.0%} intervals over the queries.
+with at most {media} images per sequence. With fewer than {ways} shots, the label of the query is not always among them.
+Brackets are Wilson's {confidence:.0%} intervals over the queries.
 """
 CURVE_NOTE = """\
 `python -m training.few_shot images images-all-previous`: {steps} steps, {queries} queries, seeds {seeds}. A decoder was
