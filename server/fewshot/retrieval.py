@@ -128,7 +128,7 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """Ranks examples by similarity; `observe` receives the seconds of each search, without those of embedding its media.
+    """Ranks examples by similarity; `observe` receives the seconds of each search, after its query is embedded.
 
     `queries` has the features of recent queries: a request may compare its query for its shots and for each question.
     """
@@ -157,12 +157,11 @@ class Retrieval:
         Raises as `check_comparable`, and the engine's errors.
         """
         _check_query(strategy, query)
-        if "media" in SPACES[strategy]:
-            await self.embed_query(query.media)
+        features = {space: await self._query_features(space, query) for space in SPACES[strategy]}
         began = time.monotonic()
         return Search(
             index=await self._index(support_set, strategy),
-            features={space: await self._query_features(space, query) for space in SPACES[strategy]},
+            features=features,
             likeness=self.model.likeness,
             began=began,
             observe=self.observe,

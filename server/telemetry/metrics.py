@@ -152,7 +152,7 @@ class Metrics:
         self.request_media = self._histogram("request_media", "Images and videos per request", _MEDIA_COUNTS)
         self.request_shots = self._histogram("request_shots", "Shots per few-shot request", _MEDIA_COUNTS)
         self.retrieval = self._histogram(
-            "retrieval_seconds", "Time to find the examples most similar to a query, once its media are embedded"
+            "retrieval_seconds", "Time to find the examples most similar to a query, after the query is embedded"
         )
         self.media_decode = self._histogram("media_decode_seconds", "Time to decode and resize one media item")
         self.media_fetch = self._histogram("media_fetch_seconds", "Time to fetch one media item from its URL")
