@@ -25,10 +25,11 @@ wait_until: Any = None
 take: Any = None
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
-# A thread reads the counter this many times, for about a microsecond, and then offers its processor to other programs: on
-# a busy machine, the thread for which it waits may need the same processor. The loop does not contain the instruction
-# `pause`, since a hypervisor may suspend a processor that repeats it
-MAX_READS = 1024
+# A thread reads the counter this many times, for about a tenth of a millisecond, and then offers its processor to other
+# programs: on a busy machine, the thread for which it waits may need the same processor. An earlier offer would cost a time
+# slice, by which Linux then postpones the thread. The loop does not contain the instruction `pause`, since a hypervisor may
+# suspend a processor that repeats it
+MAX_READS = 1 << 17
 
 
 @cache
