@@ -46,8 +46,8 @@ class Encoding:
         return 0 if self.frames is None else len(self.frames) - self.num_begun
 
     @property
-    def is_read(self) -> bool:
-        """True if it has frames, and steps have taken all of them."""
+    def awaits_completion(self) -> bool:
+        """True if it has frames, and steps have taken all of them, but no step its last piece."""
         return self.frames is not None and not self.num_left
 
     def next_piece(self, num_frames: int, *, completes: bool = True) -> Piece:
@@ -249,7 +249,7 @@ class MediaCache:
 
     def num_cached(self, keys: Iterable[bytes]) -> int:
         """Return the number of different media among these that need no pixels."""
-        return sum(self._is_encoded(key) or self._is_read(key) for key in set(keys))
+        return sum(self._is_encoded(key) or self._awaits_completion(key) for key in set(keys))
 
     def encode(self, key: bytes, max_frames: int, *, is_last_resort: bool = False) -> Piece | None:
         """Return the next piece of a page's encoding, from visual tokens if they are kept; None if it has to wait.
@@ -285,7 +285,7 @@ class MediaCache:
         Their visual tokens are kept in host memory, and in a slot that is free or, without host memory, not in use. Media
         with neither are dropped.
         """
-        read = [encoding for encoding in self._encodings.values() if encoding.is_read]
+        read = [encoding for encoding in self._encodings.values() if encoding.awaits_completion]
         for encoding in read:
             del self._encodings[encoding.key]
         lacking = [encoding for encoding in read if not self._is_encoded(encoding.key)]
@@ -300,7 +300,7 @@ class MediaCache:
     @property
     def has_incomplete(self) -> bool:
         """True if media wait for `complete`."""
-        return any(encoding.is_read for encoding in self._encodings.values())
+        return any(encoding.awaits_completion for encoding in self._encodings.values())
 
     def _next_count(self, encoding: Encoding, max_frames: int, is_last_resort: bool = False) -> int | None:
         """Return the number of frames of the next piece; None if it has to wait."""
@@ -325,11 +325,11 @@ class MediaCache:
     def forget_frames(self, still_needed: set[bytes]) -> None:
         """Drop the frames, and the features so far, of media that no request waits for, unless `complete` needs them."""
         for key in self._encodings.keys() - still_needed:
-            if not self._encodings[key].is_read:
+            if not self._encodings[key].awaits_completion:
                 del self._encodings[key]
 
-    def _is_read(self, key: bytes) -> bool:
-        return key in self._encodings and self._encodings[key].is_read
+    def _awaits_completion(self, key: bytes) -> bool:
+        return key in self._encodings and self._encodings[key].awaits_completion
 
     def _is_encoded(self, key: bytes) -> bool:
         return self.slots.find(key) is not None or key in self.host

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any
 
 import pytest
@@ -122,8 +122,24 @@ async def test_a_client_that_disconnects_aborts_its_request(
     assert b"[DONE]" not in caller.text
 
 
+async def unseen_errors(coroutine: Coroutine[Any, Any, Any], event: asyncio.Event) -> list[dict[str, Any]]:
+    """Run a coroutine, set the event, and at once cancel it; return the errors that are logged as never seen."""
+    unseen: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
+    task = asyncio.create_task(coroutine)
+    await asyncio.sleep(0.01)
+    event.set()
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    del task
+    gc.collect()
+    return unseen
+
+
 async def test_an_error_is_not_logged_as_unseen_if_the_client_leaves_at_the_same_time() -> None:
-    failing, unseen = asyncio.Event(), list[dict[str, Any]]()
+    failing = asyncio.Event()
 
     async def bodies() -> AsyncGenerator[Any, None]:
         await failing.wait()
@@ -131,34 +147,18 @@ async def test_an_error_is_not_logged_as_unseen_if_the_client_leaves_at_the_same
             raise ValueError
         yield
 
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
-    reading = asyncio.ensure_future(anext(_with_keep_alives(bodies(), 60)))
-    await asyncio.sleep(0.01)
-    failing.set()
-    await asyncio.sleep(0)
-    reading.cancel()
-    await asyncio.wait({reading})
-    assert reading.cancelled()
-    del reading
-    gc.collect()
-    assert not unseen
+    async def read() -> Any:
+        return await anext(_with_keep_alives(bodies(), 60))
+
+    assert not await unseen_errors(read(), failing)
 
 
 async def test_work_that_fails_while_it_is_cancelled_is_not_logged_as_unseen() -> None:
-    unseen: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
-
     async def fail() -> None:
         try:
             await asyncio.Event().wait()
         finally:
             raise EngineDied("the worker died")
 
-    request = asyncio.create_task(unless_disconnected(asyncio.Queue[Any]().get, fail()))
-    await asyncio.sleep(0.01)
-    request.cancel()
-    await asyncio.wait({request})
-    assert request.cancelled()
-    del request
-    gc.collect()
-    assert not unseen
+    work = unless_disconnected(asyncio.Queue[Any]().get, fail())
+    assert not await unseen_errors(work, asyncio.Event())
