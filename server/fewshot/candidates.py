@@ -1,13 +1,13 @@
-"""The candidates of a classification, and the correct answers of examples."""
+"""The candidates of a classification: those of the request, or the answers of its examples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from server.errors import InvalidRequest
 from server.schemas.fewshot import MAX_CANDIDATE_LENGTH, MAX_CANDIDATES, CandidateField
+from server.store.examples import Answered, Examples
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,26 +20,6 @@ class Candidate:
     label: str
     text: str
     param: str = field(default="candidates", compare=False)
-
-
-class Answered(Protocol):
-    """An example of a support set, or a shot."""
-
-    @property
-    def label(self) -> str: ...
-
-    @property
-    def text(self) -> str: ...
-
-
-def answer_of(example: Answered) -> str:
-    """Return the correct answer of an example: its label or, without one, its text."""
-    return example.label or example.text
-
-
-def are_labelled(examples: Sequence[Answered]) -> bool:
-    """Return whether there are examples, and all of them have labels: these are classes, texts may be any answers."""
-    return bool(examples) and all(example.label for example in examples)
 
 
 def read_candidates(fields: Iterable[CandidateField]) -> list[Candidate]:
@@ -55,9 +35,9 @@ def read_candidates(fields: Iterable[CandidateField]) -> list[Candidate]:
     return candidates
 
 
-def candidates_of(examples: Iterable[Answered]) -> list[Candidate]:
+def candidates_of(examples: Examples[Answered]) -> list[Candidate]:
     """Return the answers of examples as candidates. Raises `InvalidRequest` if a request could not give these."""
-    answers = dict.fromkeys(filter(None, map(answer_of, examples)))
+    answers = list(filter(None, examples.by_answer))
     if len(answers) > MAX_CANDIDATES:
         message = f"the examples have {len(answers)} different answers, the limit is {MAX_CANDIDATES}: set candidates"
         raise InvalidRequest(message, param="candidates")

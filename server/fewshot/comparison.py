@@ -17,12 +17,11 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from model.likeness import Likeness, Vectors
 from model.prior import NEAREST_MEAN, Prior
 from server.errors import DatabaseUnavailable, InvalidRequest, UnsupportedParameter
-from server.fewshot.candidates import Answered, Candidate, answer_of, are_labelled, candidates_of
+from server.fewshot.candidates import Candidate, candidates_of
 from server.fewshot.confidence import Confidence, default_confidence, fit_confidence
 from server.fewshot.fits import Fit, FitStore, FittedVersion, LeftOut
 from server.fewshot.methods import IN_CONTEXT, METHODS, load_method, parts_of
@@ -42,6 +41,7 @@ from server.fewshot.shots import place_of
 from server.fewshot.templates import Shot
 from server.limits.turns import ThreadTurns
 from server.schemas.fewshot import ConfidenceFields
+from server.store.examples import Answered, Examples, answer_of
 from server.store.records import Example, SupportSet
 
 NO_CANDIDATE = -1
@@ -215,7 +215,7 @@ class Comparison:
     async def prepare(self, support_set: SupportSet) -> None:
         """Choose and fit the method of later requests for a version whose examples have labels, if it is by likeness."""
         examples = support_set.examples
-        if not are_labelled(examples):
+        if not examples.are_labelled:
             return
         try:
             candidates = candidates_of(examples)
@@ -260,7 +260,7 @@ class Comparison:
         """
         if not parts:
             return {}
-        vectors = await self.retrieval.example_vectors(support_set, likeness)
+        vectors = await self.retrieval.example_vectors(support_set.examples, likeness)
         labelled = _labelled(vectors, support_set.examples, candidates)
 
         def load_and_measure(part: str) -> Result:
@@ -286,9 +286,9 @@ class Comparison:
         version = FittedVersion(support_set.id, support_set.version, self.retrieval.embedder)
 
         async def build() -> ComparedExamples:
-            vectors = await self.retrieval.example_vectors(support_set)
+            vectors = await self.retrieval.example_vectors(support_set.examples)
             labelled = _labelled(vectors, support_set.examples, candidates)
-            if not _are_all_answers(candidates, support_set.examples):
+            if [candidate.label for candidate in candidates] != [*filter(None, support_set.examples.by_answer)]:
                 return ComparedExamples(labelled, self.retrieval.model.prior)
             return ComparedExamples(labelled, self.retrieval.model.prior, version, await self.fits.get(version))
 
@@ -300,24 +300,18 @@ def _part_by_likeness(method: str) -> str:
     return likeness
 
 
-def _are_all_answers(candidates: Sequence[Candidate], examples: Sequence[Example]) -> bool:
-    """Return whether the candidates are the answers of the examples, in the order of the examples."""
-    answers = dict.fromkeys(filter(None, map(answer_of, examples)))
-    return [candidate.label for candidate in candidates] == [*answers]
-
-
 def _labelled(vectors: Vectors, examples: Sequence[Answered], candidates: Sequence[Candidate]) -> Labelled:
     """Return the vectors of the examples whose answer is a candidate."""
-    indices = _answered_candidates(examples, candidates)
+    by_answer = _by_answer(candidates)
+    indices = np.array([by_answer.get(answer_of(example), NO_CANDIDATE) for example in examples], np.int64)
     is_used = indices != NO_CANDIDATE
     return Labelled(vectors[is_used], indices[is_used], len(candidates))
 
 
-def _answered_candidates(examples: Sequence[Answered], candidates: Sequence[Candidate]) -> NDArray[np.int64]:
-    """Return the index of each example's candidate, by its label or else its text; or `NO_CANDIDATE`."""
+def _by_answer(candidates: Sequence[Candidate]) -> dict[str, int]:
+    """Return the indices of candidates by the answers of their examples: their labels, or else their texts."""
     by_text = {candidate.text: index for index, candidate in enumerate(candidates)}
-    by_answer = by_text | {candidate.label: index for index, candidate in enumerate(candidates)}
-    return np.array([by_answer.get(answer_of(example), NO_CANDIDATE) for example in examples], np.int64)
+    return by_text | {candidate.label: index for index, candidate in enumerate(candidates)}
 
 
 def _obstacle(question: Question, candidates: Sequence[Candidate]) -> Obstacle | None:
@@ -329,17 +323,17 @@ def _obstacle(question: Question, candidates: Sequence[Candidate]) -> Obstacle |
     return _lack(question.examples, candidates)
 
 
-def can_compare(examples: Sequence[Example], candidates: Sequence[Candidate]) -> bool:
+def can_compare(examples: Examples[Example], candidates: Sequence[Candidate]) -> bool:
     """Return whether requests with these examples and candidates can use methods by likeness."""
     return _lack(examples, candidates) is None
 
 
-def _lack(examples: Sequence[Shot | Example], candidates: Sequence[Candidate]) -> Obstacle | None:
+def _lack(examples: Examples[Shot | Example], candidates: Sequence[Candidate]) -> Obstacle | None:
     """Return what examples lack for methods by likeness, None if nothing."""
-    if (bare := next((example for example in examples if not example.media), None)) is not None:
+    if (bare := examples.first_without_media) is not None:
         _, name = place_of(bare)
         return Obstacle(f"compares media, but {name} has none: the method in_context supports examples without media")
-    answered = set(_answered_candidates(examples, candidates).tolist())
+    answered = {index for answer, index in _by_answer(candidates).items() if answer in examples.by_answer}
     for index, candidate in enumerate(candidates):
         if index not in answered:
             fault = f"needs an example of each candidate, but {candidate.label[:80]!r} has none"
@@ -347,16 +341,16 @@ def _lack(examples: Sequence[Shot | Example], candidates: Sequence[Candidate]) -
     return None
 
 
-def _some_answers(examples: Sequence[Shot | Example]) -> str:
+def _some_answers(examples: Examples[Shot | Example]) -> str:
     """Return the first answers of examples, shortened, for a message."""
-    answers = [*dict.fromkeys(filter(None, map(answer_of, examples)))]
+    answers = [*filter(None, examples.by_answer)]
     listed = [*(repr(answer[:40]) for answer in answers[:MAX_SHOWN]), *["..."][: len(answers) > MAX_SHOWN]]
     return ", ".join(listed) or "no label"
 
 
 def _check_answers(question: Question) -> None:
     """Check that each example has an answer: others would be ignored silently. Raises `InvalidRequest`."""
-    for example in question.examples:
-        if not answer_of(example):
-            path, name = place_of(example)
-            raise InvalidRequest(f"{name} has neither a label nor a text, so it has no answer", param=path)
+    examples = question.examples
+    for index in examples.by_answer.get("", ()):
+        path, name = place_of(examples[index])
+        raise InvalidRequest(f"{name} has neither a label nor a text, so it has no answer", param=path)

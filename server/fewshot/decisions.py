@@ -21,7 +21,7 @@ from dataclasses import fields as fields_of
 
 from model.prompt import Media, Segment, Text
 from server.errors import InvalidRequest
-from server.fewshot.candidates import Candidate, answer_of
+from server.fewshot.candidates import Candidate
 from server.fewshot.methods import IN_CONTEXT
 from server.fewshot.passages import Passage, read_input, read_instructions
 from server.fewshot.prompting import Question, as_shot, find_template, shots_by_param
@@ -30,6 +30,7 @@ from server.fewshot.templates import LINE_END, Shot, Template
 from server.media.source import EncodedMedia
 from server.schemas.decisions import ChoiceQuestion, DecisionQuestion, DecisionRequest, ScoreQuestion
 from server.served_model import ServedModel
+from server.store.examples import answer_of
 
 YES, NO = "yes", "no"
 INPUT = "input"
@@ -112,13 +113,12 @@ async def read_decisions(fields: DecisionRequest, model: ServedModel, source: Sh
         media={item.digest: item for items in media.values() for item in items},
         support_set=await source.find(fields, media[INPUT]),
     )
-    answers = {answer_of(example) for example in question.examples}
     decisions = [
         _decision(
             question,
             each,
             _instructed(question, each, media[each.param]),
-            has_examples=each.is_answered_by(answers),
+            has_examples=each.is_answered_by(question.examples.by_answer),
             fields=fields,
         )
         for each in parsed
@@ -217,9 +217,8 @@ def _check_examples(question: Question, decisions: Sequence[Decision], fields: D
 
 def _check_same_media(question: Question) -> None:
     """Check that all examples show media if the input does, and none if it does not. Raises `InvalidRequest`."""
-    has_media = bool(question.query.media)
-    for example in question.examples:
-        if bool(example.media) != has_media:
-            path, name = place_of(example)
-            shows, lacks = ("the input", name) if has_media else (name, "the input")
-            raise InvalidRequest(f"{shows} has images, but {lacks} has none", param=path)
+    examples, has_media = question.examples, bool(question.query.media)
+    if (example := examples.first_without_media if has_media else examples.first_with_media) is not None:
+        path, name = place_of(example)
+        shows, lacks = ("the input", name) if has_media else (name, "the input")
+        raise InvalidRequest(f"{shows} has images, but {lacks} has none", param=path)

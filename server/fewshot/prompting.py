@@ -12,9 +12,8 @@ from typing import Any
 
 from model.prompt import Media, ShotsAttend
 from server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
-from server.fewshot.candidates import are_labelled
-from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
-from server.fewshot.shots import DEFAULT_K, SUPPORT_SET, Selection, ShotSource, check_media
+from server.fewshot.retrieval import SPACES, Search, SimilarityQuery, compared_text
+from server.fewshot.shots import DEFAULT_K, SUPPORT_SET, ShotSource, check_media
 from server.fewshot.templates import InvalidTemplate, Shot, Template, TemplateError, built_in, with_end
 from server.media.source import EncodedMedia
 from server.prompt import PreparedPrompt, check_may_attend_alone, encode_segments
@@ -29,6 +28,7 @@ from server.schemas.fewshot import (
     TemplateChoice,
 )
 from server.served_model import ServedModel
+from server.store.examples import Examples
 from server.store.records import Example, SupportSet
 from server.telemetry.request_record import RequestRecord
 
@@ -59,9 +59,9 @@ class Question:
         return SimilarityQuery(media=media, text=compared_text(self.query.question, self.query.text))
 
     @property
-    def examples(self) -> Sequence[Shot | Example]:
+    def examples(self) -> Examples[Shot | Example]:
         """All examples: the shots given, or the whole version of the support set."""
-        return self.shots if self.support_set is None else self.support_set.examples
+        return Examples(self.shots) if self.support_set is None else self.support_set.examples
 
     def with_selection(self, examples: ExamplesFields, attend: ShotsAttend) -> Question:
         """Return the question with this selection of shots, unless the request itself says how to select them."""
@@ -77,14 +77,13 @@ class Question:
         The first examples of a set may all have one label, which the language model would then prefer. `num_labels`: those
         of the candidates, None for the labels of the examples.
         """
-        source = self.fields.examples
-        is_labelled = self.support_set is not None and are_labelled(self.support_set.examples)
-        if source is None or not is_labelled or "strategy" in source.model_fields_set:
+        source, examples = self.fields.examples, self.examples
+        if source is None or not examples.are_labelled or "strategy" in source.model_fields_set:
             return self
         if num_labels is None:
-            num_labels = len({example.label for example in self.examples})
-        k = min(max(DEFAULT_K, num_labels), MAX_DEFAULT_K, len(self.examples)) if source.k is None else source.k
-        if self.fields.zero_shot or k >= len(self.examples):
+            num_labels = len(examples.by_answer)
+        k = min(max(DEFAULT_K, num_labels), MAX_DEFAULT_K, len(examples)) if source.k is None else source.k
+        if self.fields.zero_shot or k >= len(examples):
             return self
         balanced = source.model_copy(update={"strategy": "balanced", "k": k})
         return replace(self, fields=self.fields.model_copy(update={"examples": balanced}))
@@ -168,24 +167,26 @@ async def assemble(
     `room`: tokens that `truncate_shots` keeps free. `without`: ids of examples that must not become shots.
     Raises `InvalidRequest` that names the invalid field, and errors of stored media and the engine.
     """
-    fields, selection = question.fields, None
-    if fields.examples is not None and question.support_set is not None:
-        selection = await source.begin_selection(
-            question.support_set,
-            fields.examples,
-            question.compared,
-            is_text_only=fields.zero_shot,
-            without=without,
-        )
-    return await model.tokenize(_assemble, question, selection, model, source, room)
+    search = None
+    if question.fields.examples is not None and question.support_set is not None:
+        search = await source.search(question.support_set, question.fields.examples, question.compared)
+    return await model.tokenize(_assemble, question, search, model, source, room, without)
 
 
 def _assemble(
-    question: Question, selection: Selection | None, model: ServedModel, source: ShotSource, room: int
+    question: Question,
+    search: Search | None,
+    model: ServedModel,
+    source: ShotSource,
+    room: int,
+    without: Collection[str],
 ) -> AssembledPrompt:
-    if selection is None:
+    fields, support_set = question.fields, question.support_set
+    if fields.examples is None or support_set is None:
         return _fit(question, question.shots, question.media, model, room)
-    shots, stored = source.select(selection, question.template)
+    shots, stored = source.select(
+        support_set, fields.examples, question.template, search, is_text_only=fields.zero_shot, without=without
+    )
     _check_number([*shots, question.query], source.intake.settings.max_media_per_request)
     return _fit(question, shots, {**stored, **question.media}, model, room)
 
@@ -203,8 +204,7 @@ async def assemble_prefix(
         raise InvalidRequest(f"k is {k}, the shots of a prompt are at most {MAX_SHOTS}", param="k")
     fields = ExamplesFields(support_set=support_set.id, version=support_set.version, k=k, order="stored")
     try:
-        selection = await source.begin_selection(support_set, fields, SimilarityQuery(media=(), text=""))
-        shots, media = source.select(selection, template)
+        shots, media = source.select(support_set, fields, template)
         prompt = await model.tokenize(write, template, shots, ANY_QUERY, media, model)
     except InvalidRequest as error:
         error.param = "k" if error.param == "examples.k" else "template"

@@ -2,7 +2,7 @@
 
 Examples are embedded once for all servers that share a database. The database keys their vectors by the fingerprint of the
 weights, their format unless it is native, and the version of the decoding. A version of a support set never changes, so its
-index is built once. The search is exact, because sets are small.
+index is built once.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Literal
 
-import faiss
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import delete, insert, select, tuple_
 from sqlalchemy.orm import Session
 
@@ -27,6 +26,7 @@ from server.access.tenants import DEFAULT_TENANT, qualified, split
 from server.engine_client.client import Client
 from server.errors import InvalidRequest
 from server.fewshot.recent import Recent
+from server.fewshot.vector_index import Similar, VectorIndex
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore
 from server.prompt import encode_text
@@ -53,46 +53,12 @@ RETENTION_SECONDS = 30 * 24 * 3600.0
 VECTORS_PER_TRANSACTION = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Similar:
-    """The index of an example in the set, and its similarity to the query, from -1 to 1."""
-
-    index: int
-    score: float
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimilarityQuery:
     """The media and text that examples are compared with."""
 
     media: Sequence[EncodedMedia]
     text: str
-
-
-class VectorIndex:
-    """Exact search by inner product over vectors [N, D] of length one."""
-
-    def __init__(self, vectors: Vectors) -> None:
-        self.num_bytes = vectors.nbytes
-        self._num_vectors, width = vectors.shape
-        self._index = faiss.IndexFlatIP(width)
-        self._index.add(np.ascontiguousarray(vectors))
-
-    def search(self, query: Vectors, k: int) -> list[Similar]:
-        """Return the `k` vectors most similar to `query` [D], best first; equal scores in the order of their indices."""
-        k = min(k, self._num_vectors)
-        if k == 0:
-            return []
-        scores, indices = self._nearest(query, min(k + 1, self._num_vectors))
-        if len(scores) > k and scores[k] == scores[k - 1]:
-            # among equal scores the library may return any: rank all vectors
-            scores, indices = self._nearest(query, self._num_vectors)
-        best = np.lexsort((indices, -scores))[:k]
-        return [Similar(int(indices[rank]), float(np.clip(scores[rank], -1, 1))) for rank in best]
-
-    def _nearest(self, query: Vectors, k: int) -> tuple[Vectors, NDArray[np.int64]]:
-        scores, indices = self._index.search(np.ascontiguousarray(query[None]), k)
-        return scores[0], indices[0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,10 +137,10 @@ class Retrieval:
         """Return the features of stored media by id, and store new ones. Raises `MediaNotFound` and the engine's errors."""
         return await self._vectors(media_ids, self._embed_stored, is_stored=True)
 
-    async def example_vectors(self, support_set: SupportSet, likeness: Likeness | None = None) -> Vectors:
+    async def example_vectors(self, examples: Sequence[Example], likeness: Likeness | None = None) -> Vectors:
         """Return the vectors [N, D] of the examples' media, by a likeness or else the model's. Raises as `embed_media`."""
-        features = await self.embed_media(support_set.media)
-        keys = [example.media for example in support_set.examples]
+        keys = [example.media for example in examples]
+        features = await self.embed_media([*dict.fromkeys(chain.from_iterable(keys))])
         return await asyncio.to_thread(_compared_vectors, keys, features, likeness or self.model.likeness)
 
     async def embed_query(self, media: Sequence[EncodedMedia]) -> Vectors:  # -> [M, Dv]
@@ -201,9 +167,9 @@ class Retrieval:
         keys = [[item.id for item in group] for group in groups]
         return await asyncio.to_thread(_compared_vectors, keys, features, self.model.likeness)
 
-    async def embed_texts(self, support_set: SupportSet) -> dict[str, Vectors]:
+    async def embed_texts(self, examples: Sequence[Example]) -> dict[str, Vectors]:
         """Return the vectors of the examples' texts, and store new ones. Raises the engine's errors."""
-        texts = [compared_text(example.question, example.text) for example in support_set.examples]
+        texts = [compared_text(example.question, example.text) for example in examples]
         ids = await self.model.tokenize(self._all_ids, list(filter(None, texts)))
         return await self._text_vectors(ids, is_stored=True)
 
@@ -212,8 +178,7 @@ class Retrieval:
         examples, media = support_set.examples, support_set.media
         if space == "media":
             return [partial(self.embed_media, media[start : start + BATCH]) for start in range(0, len(media), BATCH)]
-        parts = [examples[start : start + BATCH] for start in range(0, len(examples), BATCH)]
-        return [partial(self.embed_texts, replace(support_set, examples=part)) for part in parts]
+        return [partial(self.embed_texts, examples[start : start + BATCH]) for start in range(0, len(examples), BATCH)]
 
     async def _index(self, support_set: SupportSet, strategy: Strategy) -> VectorIndex:
         async def build() -> VectorIndex:
@@ -246,7 +211,7 @@ class Retrieval:
             return await asyncio.to_thread(_means, keys, await self._text_vectors(texts, is_stored=True))
         for example in support_set.examples:
             _compared(example, space, strategy)
-        return await self.example_vectors(support_set)
+        return await self.example_vectors(support_set.examples)
 
     def _all_ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [encode_text(text, self.model, "examples.support_set") for text in texts]

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 from server.concurrency import cancel
 from server.errors import InvalidRequest, SupportSetNotFound
-from server.fewshot.retrieval import SPACES, Retrieval, Search, Similar, SimilarityQuery
+from server.fewshot.retrieval import SPACES, Retrieval, Search, SimilarityQuery
 from server.fewshot.templates import Shot, Template
+from server.fewshot.vector_index import Similar
 from server.media.intake import Intake
 from server.media.source import EncodedMedia
 from server.schemas.fewshot import ExamplesFields, Order, ShotFields, ShotsFields, Strategy
 from server.schemas.prompt import MediaPartOrUrl
+from server.store.examples import Examples
 from server.store.records import Example, SupportSet
 from server.store.support_sets import SupportSets
 
@@ -51,35 +54,6 @@ class Selected:
 
     example: Example
     score: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """A selection of `k` examples of a support set: the fields of the request, and the search of a strategy that compares.
-
-    `without`: indices of examples that may not be selected.
-    """
-
-    fields: ExamplesFields
-    all_examples: Sequence[Example]
-    k: int
-    without: Collection[int]
-    search: Search | None
-    is_text_only: bool
-
-    def examples(self) -> list[Selected]:
-        """Return the selected examples in prompt order. Raises `InvalidRequest`."""
-        fields, k = self.fields, self.k
-        similar = self.search.most_similar(k + len(self.without)) if self.search else ()
-        return select(
-            fields.strategy,
-            self.all_examples,
-            k,
-            seed=fields.seed,
-            order=fields.order,
-            similar=similar,
-            without=self.without,
-        )
 
 
 def place_of(example: Shot | Example) -> tuple[str, str]:
@@ -137,35 +111,44 @@ class ShotSource:
         check_selection(examples.strategy, len(version.examples), examples.k or 0, examples.order)
         return version
 
-    async def begin_selection(
+    async def search(self, support_set: SupportSet, fields: ExamplesFields, query: SimilarityQuery) -> Search | None:
+        """Return the search of a strategy that compares examples with the query, None for another one.
+
+        Raises as `Retrieval.search`.
+        """
+        if fields.strategy not in SPACES or fields.k == 0 or not support_set.examples:
+            return None
+        return await self.retrieval.search(support_set, fields.strategy, query)
+
+    def select(
         self,
         support_set: SupportSet,
         fields: ExamplesFields,
-        query: SimilarityQuery,
+        template: Template,
+        search: Search | None = None,
         *,
         is_text_only: bool = False,
         without: Collection[str] = (),
-    ) -> Selection:
-        """Check a selection of examples of a support set, and embed all that it compares.
-
-        `without`: ids of examples that may not become shots. Raises `InvalidRequest` for a selection that the set does not
-        allow, and the engine's errors.
-        """
-        examples, strategy = support_set.examples, fields.strategy
-        excluded = {index for index, example in enumerate(examples) if example.id in without}
-        num_selectable = len(examples) - len(excluded)
-        default = min(DEFAULT_K_TEXT_ONLY if is_text_only else DEFAULT_K, num_selectable)
-        k = default if fields.k is None else fields.k
-        check_selection(strategy, num_selectable, k, fields.order)
-        search = await self.retrieval.search(support_set, strategy, query) if strategy in SPACES and k else None
-        return Selection(fields, examples, k, excluded, search, is_text_only)
-
-    def select(self, selection: Selection, template: Template) -> tuple[list[Shot], dict[bytes, EncodedMedia]]:
+    ) -> tuple[list[Shot], dict[bytes, EncodedMedia]]:
         """Return the selected examples as shots, and their media by digest. It takes milliseconds for a large set.
 
-        Raises `InvalidRequest` for a selection that the template does not allow.
+        `search`: that of these fields. `without`: ids of examples that may not become shots. Raises `InvalidRequest` for a
+        selection that the set or the template does not allow.
         """
-        return self._read(selection.examples(), template, is_text_only=selection.is_text_only)
+        examples = support_set.examples
+        excluded = {index for index, example in enumerate(examples) if example.id in without} if without else set()
+        default = min(DEFAULT_K_TEXT_ONLY if is_text_only else DEFAULT_K, len(examples) - len(excluded))
+        k = default if fields.k is None else fields.k
+        selected = select(
+            fields.strategy,
+            examples,
+            k,
+            seed=fields.seed,
+            order=fields.order,
+            similar=search.most_similar(k + len(excluded)) if search else (),
+            without=excluded,
+        )
+        return self._read(selected, template, is_text_only=is_text_only)
 
     def read_examples(
         self, examples: Sequence[Example], template: Template
@@ -214,7 +197,7 @@ def check_media(has_media: bool, param: str, template: Template, owner: str, *, 
 
 def select(
     strategy: Strategy,
-    examples: Sequence[Example],
+    examples: Examples[Example],
     k: int,
     *,
     seed: int = 0,
@@ -230,7 +213,7 @@ def select(
     check_selection(strategy, len(examples) - len(without), k, order)
     scores = {item.index: item.score for item in similar[: k + len(without)]} if strategy in SPACES else {}
     picked = scores if strategy in SPACES else _picked(strategy, examples, k, random.Random(seed), without)
-    kept = [index for index in picked if index not in without][:k]
+    kept = list(islice((index for index in picked if index not in without), k))
     ordered = _ordered(kept, order or DEFAULT_ORDER[strategy], seed)
     return [Selected(examples[index], scores.get(index)) for index in ordered]
 
@@ -264,28 +247,33 @@ def _ordered(indices: list[int], order: Order, seed: int) -> list[int]:
 
 
 def _picked(
-    strategy: Strategy, examples: Sequence[Example], k: int, rng: random.Random, without: Collection[int]
-) -> Sequence[int]:
+    strategy: Strategy, examples: Examples[Example], k: int, rng: random.Random, without: Collection[int]
+) -> Iterable[int]:
     """Return the indices in the order of the draw, at least `k` besides those of `without`."""
     if strategy == "balanced":
         return _balanced(examples, k, rng, without)
-    indices = range(len(examples))
     # a larger `k` begins with the draw of a smaller one
-    return rng.sample(indices, len(indices)) if strategy == "random" else indices
+    return _shuffled(len(examples), rng) if strategy == "random" else range(len(examples))
 
 
-def _balanced(examples: Sequence[Example], k: int, rng: random.Random, without: Collection[int]) -> list[int]:
+def _shuffled(size: int, rng: random.Random) -> Iterator[int]:
+    """Yield the indices in random order: those of `rng.sample(range(size), size)`, each only when it is needed."""
+    moved: dict[int, int] = {}
+    for num_left in range(size, 0, -1):
+        place = rng.randrange(num_left)
+        yield moved.get(place, place)
+        moved[place] = moved.get(num_left - 1, num_left - 1)
+
+
+def _balanced(examples: Examples[Example], k: int, rng: random.Random, without: Collection[int]) -> list[int]:
     """Draw in rounds of one example per label, so that the counts of labels differ by at most one.
 
     An example in `without` is replaced by another one of its label, which would otherwise be missing in that round.
     """
-    by_label: dict[str, list[int]] = {}
-    for index, example in enumerate(examples):
-        if not example.label:
-            raise InvalidRequest(
-                f"balanced needs a label for each example, but {example.id!r} has none", param="examples.strategy"
-            )
-        by_label.setdefault(example.label, []).append(index)
+    if (bare := next((example for example in examples if not example.label), None)) is not None:
+        message = f"balanced needs a label for each example, but {bare.id!r} has none"
+        raise InvalidRequest(message, param="examples.strategy")
+    by_label = {label: [*indices] for label, indices in examples.by_answer.items()}
     for indices in by_label.values():
         rng.shuffle(indices)
     for index in sorted(without):

@@ -242,7 +242,7 @@ class Warming:
             await self._warm_media(entry, support_set.media)
             await self._comparison.prepare(support_set)
             if entry.target.with_texts:
-                vectors = await self._retrieval.embed_texts(support_set)
+                vectors = await self._retrieval.embed_texts(support_set.examples)
                 entry.warmth = replace(entry.warmth, texts_embedded=len(vectors))
             await self._compute_shots(entry)
             entry.warmth, entry.num_deaths = replace(entry.warmth, status="ready"), 0

@@ -6,7 +6,7 @@ The computations run in a thread of their own, one at a time, and what was compu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -19,7 +19,7 @@ from server.fewshot.recent import Recent
 from server.fewshot.retrieval import Retrieval
 from server.limits.turns import ThreadTurns
 from server.media.source import EncodedMedia
-from server.quality.diagnostics import Diagnosis, LabelledExamples, diagnose, read_labelled
+from server.quality.diagnostics import Diagnosis, diagnose, read_labelled
 from server.quality.suggestion import Suggestion, suggest
 from server.store.records import SupportSet
 
@@ -52,7 +52,7 @@ class Curation:
         labelled = read_labelled(support_set.examples)
 
         async def build() -> Diagnosis:
-            return await self._run(diagnose, labelled, await self._vectors(support_set, labelled))
+            return await self._run(diagnose, labelled, await self.retrieval.example_vectors(labelled.examples))
 
         return await self.diagnoses.get(self._key(support_set), build)
 
@@ -66,7 +66,7 @@ class Curation:
             return Suggestions(None, await self._run(suggest, vectors, vectors[:0], None, (), count))
 
         async def build() -> ComparedExamples:
-            known = labelled.labelled(await self._vectors(support_set, labelled))
+            known = labelled.labelled(await self.retrieval.example_vectors(labelled.examples))
             return ComparedExamples(known, self.retrieval.model.prior)
 
         examples = await self.compared.get(self._key(support_set), build)
@@ -77,9 +77,6 @@ class Curation:
         stored = dict.fromkeys(item.id for media in pool for item in media if item.is_stored)
         await self.retrieval.embed_media(list(stored))
         return await self.retrieval.media_vectors(pool) if pool else np.zeros((0, 0), np.float32)
-
-    async def _vectors(self, support_set: SupportSet, labelled: LabelledExamples) -> Vectors:
-        return await self.retrieval.example_vectors(replace(support_set, examples=labelled.examples))
 
     def _key(self, support_set: SupportSet) -> tuple[str, ...]:
         return "labelled media", support_set.id, str(support_set.version), self.retrieval.embedder

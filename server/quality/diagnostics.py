@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.likeness import Vectors
-from server.fewshot.candidates import answer_of
 from server.fewshot.methods.likeness import Array, Labelled
 from server.quality.left_out import (
     Indices,
@@ -33,6 +32,7 @@ from server.schemas.responses.curation import (
     MislabelledExample,
     RedundantExample,
 )
+from server.store.examples import answer_of
 from server.store.records import Example
 
 # Near duplicates differ by at most this part of the difference, one minus the similarity, of two examples on average:

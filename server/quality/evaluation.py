@@ -9,7 +9,6 @@ data. A plan is checked and stored when it is requested, and executed later by a
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -21,7 +20,7 @@ import numpy as np
 
 from model.prompt import ShotsAttend
 from server.errors import InvalidRequest
-from server.fewshot.candidates import Candidate, answer_of, are_labelled, candidates_of, read_candidates
+from server.fewshot.candidates import Candidate, candidates_of, read_candidates
 from server.fewshot.classification import combine
 from server.fewshot.confidence import SHOWN_POINTS, curve, fit_temperatures, probabilities
 from server.fewshot.methods import IN_CONTEXT, METHODS, parts_of
@@ -36,6 +35,7 @@ from server.quality.measures import Predictions
 from server.schemas.fewshot import Method, Order, Strategy, WeighingFields
 from server.schemas.stored import Control, EvaluateRequest
 from server.served_model import ServedModel
+from server.store.examples import Examples, answer_of
 from server.store.records import Example, SupportSet
 
 MAX_PROMPTS = 256
@@ -149,23 +149,23 @@ def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedMod
     )
 
 
-def _queries(examples: Sequence[Example], fields: EvaluateRequest) -> Sequence[Example]:
+def _queries(examples: Examples[Example], fields: EvaluateRequest) -> Sequence[Example]:
     """Return the examples that are left out in turn.
 
     If all have labels, the only example of a label is none of them, unless fewer than two labels would be left: always
     answering with the same label would then be perfect. Texts may be answers of their own, which the language model can
     know without another example.
     """
-    judged = examples
-    if are_labelled(examples) and len(repeated := _repeated_labels(examples)) > 1:
+    judged: Sequence[Example] = examples
+    if examples.are_labelled and len(repeated := _repeated_labels(examples)) > 1:
         judged = [example for example in examples if answer_of(example) in repeated]
     answers = [answer_of(example) for example in judged]
     return [judged[index] for index in stratified(answers, fields.max_queries, fields.seed)]
 
 
-def _repeated_labels(examples: Sequence[Example]) -> set[str]:
+def _repeated_labels(examples: Examples[Example]) -> set[str]:
     """Return the labels, or other answers, of two or more examples."""
-    return {answer for answer, count in Counter(map(answer_of, examples)).items() if count > 1}
+    return {answer for answer, indices in examples.by_answer.items() if len(indices) > 1}
 
 
 def _prompts(
@@ -214,7 +214,7 @@ def _control_cells(fields: EvaluateRequest, prompts: Sequence[PromptSetting]) ->
 
 
 def _methods(
-    requested: Sequence[Method], examples: Sequence[Example], candidates: Sequence[Candidate], template: Template
+    requested: Sequence[Method], examples: Examples[Example], candidates: Sequence[Candidate], template: Template
 ) -> list[Method]:
     """Return the requested methods or, without any, all that these examples allow. Raises `InvalidRequest`."""
     obstacles = {method: _obstacle(method, examples, candidates, template) for method in requested or get_args(Method)}
@@ -225,15 +225,15 @@ def _methods(
     return allowed
 
 
-def _obstacle(method: Method, examples: Sequence[Example], candidates: Sequence[Candidate], template: Template) -> str:
+def _obstacle(method: Method, examples: Examples[Example], candidates: Sequence[Candidate], template: Template) -> str:
     """Return why a method cannot be evaluated with these examples, or nothing if it can."""
     if method == IN_CONTEXT:
         return ""
-    if not template.has_media or any(not example.media for example in examples):
+    if not template.has_media or examples.first_without_media is not None:
         return "compares media, and an example or the template has none"
-    counts = Counter(map(answer_of, examples))
-    least = 1 if are_labelled(examples) else 2
-    if rare := next((candidate.label for candidate in candidates if counts[candidate.label] < least), None):
+    least, by_answer = 1 if examples.are_labelled else 2, examples.by_answer
+    labels = (candidate.label for candidate in candidates)
+    if rare := next((label for label in labels if len(by_answer.get(label, ())) < least), None):
         number = "an example" if least == 1 else "two examples"
         return f"needs {number} of each candidate to leave one out, and {rare[:80]!r} has fewer"
     if len(_repeated_labels(examples)) < 2:

@@ -10,7 +10,6 @@ from functools import partial
 
 from model.likeness import unit
 from server.engine_client.client import Client
-from server.fewshot.candidates import answer_of
 from server.fewshot.classification import prepare_scoring, score_in_context
 from server.fewshot.comparison import Comparison
 from server.fewshot.methods import IN_CONTEXT
@@ -25,6 +24,7 @@ from server.quality.learning_curve import MAX_EXAMPLES, Curve, learning_curve
 from server.schemas.fewshot import ExamplesFields, FewShotFields, Method, QueryFields, TemplateFields, WeighingFields
 from server.schemas.prompt import stored_media_part
 from server.served_model import ServedModel
+from server.store.examples import answer_of
 from server.store.records import Example
 from server.telemetry.metrics import Metrics
 from server.telemetry.request_record import RequestRecord

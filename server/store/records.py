@@ -17,6 +17,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from server.media.source import EncodedMedia
 from server.store.database import Base
+from server.store.examples import Examples
 
 # SQLite generates ids only for a key that is declared as INTEGER
 RowId = BigInteger().with_variant(Integer(), "sqlite")
@@ -77,7 +78,7 @@ class SupportSet:
     id: str
     name: str | None
     version: int
-    examples: tuple[Example, ...]
+    examples: Examples[Example]
 
     @property
     def media(self) -> list[str]:

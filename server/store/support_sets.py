@@ -25,6 +25,7 @@ from server.access.tenants import DEFAULT_TENANT, qualified
 from server.errors import IdempotencyConflict, ServerError
 from server.store import media_references, versions
 from server.store.database import Database, Transaction, lock_tenant
+from server.store.examples import Examples
 from server.store.media_references import MediaReferences
 from server.store.records import (
     Example,
@@ -63,7 +64,7 @@ class SupportSets:
         self._tenant = DEFAULT_TENANT
         self._max_examples = max_examples
         self._cache_lock = threading.Lock()
-        self._cache: OrderedDict[tuple[str, int], tuple[Example, ...]] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, int], Examples[Example]] = OrderedDict()
 
     def of(self, tenant: str, media: MediaReferences) -> SupportSets:
         """Return the support sets of a tenant with these media references; the cache of recent versions is shared."""

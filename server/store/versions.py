@@ -36,6 +36,7 @@ from server.errors import (
     VersionConflict,
 )
 from server.store.database import chunked, made_at
+from server.store.examples import Examples
 from server.store.records import (
     Example,
     ExampleMediaRow,
@@ -231,14 +232,14 @@ def check_version(row: SupportSetRow, version: int | None) -> int:
     return version
 
 
-def examples(session: Session, set_id: str, version: int) -> tuple[Example, ...]:
+def examples(session: Session, set_id: str, version: int) -> Examples[Example]:
     """Return the examples of a version, in order."""
     media: dict[int, list[str]] = {}
     references = _references(set_id, version, ExampleMediaRow.row_id, ExampleMediaRow.media_id)
     for row_id, media_id in session.execute(references.order_by(ExampleMediaRow.row_id, ExampleMediaRow.position)):
         media.setdefault(row_id, []).append(split(media_id)[1])
     rows = session.scalars(select(ExampleRow).where(*_in_version(set_id, version)).order_by(ExampleRow.position))
-    return tuple(
+    return Examples(
         Example(row.example_id, tuple(media.get(row.row_id, ())), row.text, row.label, row.question, row.metadata_)
         for row in rows
     )

@@ -15,7 +15,6 @@ from server.api.openapi import SUPPORT_SET_ERRORS, describe
 from server.api.responses import JSONResponse
 from server.api.services import GivenServices
 from server.errors import DatabaseUnavailable, EvaluationNotFound
-from server.fewshot.candidates import answer_of
 from server.fewshot.comparison import can_compare
 from server.quality.controls import judge_controls
 from server.quality.evaluation import make_plan
@@ -27,6 +26,7 @@ from server.schemas.base import list_page
 from server.schemas.responses.base import Deleted
 from server.schemas.responses.evaluations import EvaluationHeads, EvaluationReport
 from server.schemas.stored import EvaluateRequest, ListEvaluationsRequest
+from server.store.examples import answer_of
 from server.store.staging import ID_PREFIX
 
 router = APIRouter()

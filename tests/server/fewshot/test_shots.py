@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from typing import get_args
 
@@ -10,18 +11,20 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from server.errors import InvalidRequest
-from server.fewshot.retrieval import SPACES, Similar
+from server.fewshot.retrieval import SPACES
 from server.fewshot.shots import DEFAULT_ORDER, Selected, select
+from server.fewshot.vector_index import Similar
 from server.schemas.fewshot import Order, Strategy
+from server.store.examples import Examples
 from server.store.records import Example
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 ORDERS: tuple[Order, ...] = get_args(Order)
 
 
-def examples(labels: str) -> list[Example]:
-    """Return one example per letter, with the letter as its label."""
-    return [Example(id=str(index), media=(), label=label) for index, label in enumerate(labels)]
+def examples(labels: str) -> Examples[Example]:
+    """Return one example per letter, with the letter as its label; a space has none."""
+    return Examples(Example(id=str(index), media=(), label=label.strip()) for index, label in enumerate(labels))
 
 
 def ids(selected: list[Selected]) -> list[int]:
@@ -98,13 +101,15 @@ def test_an_error_names_the_field_of_an_impossible_selection(
     strategy: Strategy, labels: str, k: int, order: Order | None, field: str
 ) -> None:
     with pytest.raises(InvalidRequest) as refusal:
-        select(
-            strategy,
-            [Example(id=example.id, media=(), label=example.label.strip()) for example in examples(labels)],
-            k,
-            order=order,
-        )
+        select(strategy, examples(labels), k, order=order)
     assert refusal.value.param == f"examples.{field}"
+
+
+@pytest.mark.parametrize("size", [1, 5, 40])
+def test_a_random_draw_is_that_of_the_standard_library(size: int) -> None:
+    for seed in range(20):
+        drawn = random.Random(seed).sample(range(size), size)
+        assert ids(select("random", examples("a" * size), size, seed=seed)) == drawn
 
 
 def test_each_strategy_has_a_default_order() -> None:

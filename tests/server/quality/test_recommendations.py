@@ -18,6 +18,7 @@ from server.quality import recommendations
 from server.quality.evaluation_store import CellRow, Changes, Evaluations
 from server.quality.recommendations import KEPT_SECONDS, Recommendations
 from server.settings import Settings
+from server.store.examples import Examples
 from server.store.records import NewExample, SupportSet
 from server.wire import Score
 from tests.server.evaluations import (
@@ -215,7 +216,7 @@ async def test_what_was_found_in_periods_that_are_over_is_dropped(monkeypatch: p
 
     monkeypatch.setattr(recommendations, "time", SimpleNamespace(monotonic=lambda: now))
     recommended = Recommendations(cast(Evaluations, SimpleNamespace(latest=latest, changes=Changes())))
-    support_set = SupportSet(id="ss_1", name=None, version=1, examples=())
+    support_set = SupportSet(id="ss_1", name=None, version=1, examples=Examples())
     for period in (*range(2000), 0):
         now = period * KEPT_SECONDS
         for _ in range(2):

@@ -22,6 +22,7 @@ from server.settings import Settings
 from server.store import archive_reader
 from server.store.archive_reader import Archive
 from server.store.archive_writer import write_archive
+from server.store.examples import Examples
 from server.store.records import Example, SupportSet
 from tests.server.archives import archive, reference
 from tests.server.conftest import png
@@ -79,7 +80,7 @@ def test_a_written_archive_is_read(tmp_path: Any) -> None:
     store = MediaStore(str(tmp_path))
     red, blue = store.put(RED, "image"), store.put(png("blue"), "image")
     examples = (Example("a", (red, blue, red), "t", "l", "?", {"x": 1}), Example("b", (blue,)))
-    support_set = SupportSet(id="ss_1", name="s", version=3, examples=examples)
+    support_set = SupportSet(id="ss_1", name="s", version=3, examples=Examples(examples))
     read = read_all(io.BytesIO(b"".join(write_archive(support_set, {"owner": "me"}, store))))
     ids = {item: read.read_media(item, param).id for item, param in read.media.items()}
     again = tuple(

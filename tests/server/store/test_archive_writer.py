@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from server.errors import MediaNotFound
 from server.media.store import MediaStore
 from server.store.archive_writer import write_archive
+from server.store.examples import Examples
 from server.store.records import Example, SupportSet
 from tests.server.archives import unpacked
 from tests.server.conftest import png
@@ -28,7 +29,7 @@ def store(tmp_path: Path) -> MediaStore:
 
 
 def support_set(*examples: Example) -> SupportSet:
-    return SupportSet(id="ss_1", name="s", version=3, examples=examples)
+    return SupportSet(id="ss_1", name="s", version=3, examples=Examples(examples))
 
 
 def test_an_archive_holds_the_manifest_the_examples_and_the_bytes_of_the_media(store: MediaStore) -> None:
