@@ -260,9 +260,9 @@ def _shuffled(size: int, rng: random.Random) -> Iterator[int]:
     """Yield the indices in random order: those of `rng.sample(range(size), size)`, each only when it is needed."""
     moved: dict[int, int] = {}
     for num_left in range(size, 0, -1):
-        place = rng.randrange(num_left)
-        yield moved.get(place, place)
-        moved[place] = moved.get(num_left - 1, num_left - 1)
+        position = rng.randrange(num_left)
+        yield moved.get(position, position)
+        moved[position] = moved.get(num_left - 1, num_left - 1)
 
 
 def _balanced(examples: Examples[Example], k: int, rng: random.Random, without: Collection[int]) -> list[int]:
