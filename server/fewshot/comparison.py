@@ -288,6 +288,7 @@ class Comparison:
         async def build() -> ComparedExamples:
             vectors = await self.retrieval.example_vectors(support_set.examples)
             labelled = _labelled(vectors, support_set.examples, candidates)
+            # only a fit to all answers is stored
             if [candidate.label for candidate in candidates] != [*filter(None, support_set.examples.by_answer)]:
                 return ComparedExamples(labelled, self.retrieval.model.prior)
             return ComparedExamples(labelled, self.retrieval.model.prior, version, await self.fits.get(version))
@@ -302,14 +303,14 @@ def _part_by_likeness(method: str) -> str:
 
 def _labelled(vectors: Vectors, examples: Sequence[Answered], candidates: Sequence[Candidate]) -> Labelled:
     """Return the vectors of the examples whose answer is a candidate."""
-    by_answer = _by_answer(candidates)
+    by_answer = _candidate_by_answer(candidates)
     indices = np.array([by_answer.get(answer_of(example), NO_CANDIDATE) for example in examples], np.int64)
     is_used = indices != NO_CANDIDATE
     return Labelled(vectors[is_used], indices[is_used], len(candidates))
 
 
-def _by_answer(candidates: Sequence[Candidate]) -> dict[str, int]:
-    """Return the indices of candidates by the answers of their examples: their labels, or else their texts."""
+def _candidate_by_answer(candidates: Sequence[Candidate]) -> dict[str, int]:
+    """Return the index of the candidate with an answer: by its label or, if no label is equal, by its text."""
     by_text = {candidate.text: index for index, candidate in enumerate(candidates)}
     return by_text | {candidate.label: index for index, candidate in enumerate(candidates)}
 
@@ -333,7 +334,7 @@ def _lack(examples: Examples[Shot | Example], candidates: Sequence[Candidate]) -
     if (bare := examples.first_without_media) is not None:
         _, name = place_of(bare)
         return Obstacle(f"compares media, but {name} has none: the method in_context supports examples without media")
-    answered = {index for answer, index in _by_answer(candidates).items() if answer in examples.by_answer}
+    answered = {index for answer, index in _candidate_by_answer(candidates).items() if answer in examples.by_answer}
     for index, candidate in enumerate(candidates):
         if index not in answered:
             fault = f"needs an example of each candidate, but {candidate.label[:80]!r} has none"
@@ -351,6 +352,6 @@ def _some_answers(examples: Examples[Shot | Example]) -> str:
 def _check_answers(question: Question) -> None:
     """Check that each example has an answer: others would be ignored silently. Raises `InvalidRequest`."""
     examples = question.examples
-    for index in examples.by_answer.get("", ()):
-        path, name = place_of(examples[index])
+    if bare := examples.by_answer.get(""):
+        path, name = place_of(examples[bare[0]])
         raise InvalidRequest(f"{name} has neither a label nor a text, so it has no answer", param=path)

@@ -30,7 +30,7 @@ from server.fewshot.templates import LINE_END, Shot, Template
 from server.media.source import EncodedMedia
 from server.schemas.decisions import ChoiceQuestion, DecisionQuestion, DecisionRequest, ScoreQuestion
 from server.served_model import ServedModel
-from server.store.examples import answer_of
+from server.store.examples import Examples, answer_of
 
 YES, NO = "yes", "no"
 INPUT = "input"
@@ -103,7 +103,7 @@ async def read_decisions(fields: DecisionRequest, model: ServedModel, source: Sh
     question = Question(
         fields=fields,
         template=template,
-        shots=[as_shot(shot, param, media.get(param, ())) for param, shot in shots.items()],
+        shots=Examples(as_shot(shot, param, media.get(param, ())) for param, shot in shots.items()),
         query=Shot(
             media=tuple(item.digest for item in media[INPUT]),
             content=passage.segments(media[INPUT]),
@@ -165,7 +165,7 @@ def _decision(
     """Return a question with its template, and with the examples of the request if they answer it."""
     if not has_examples:
         bare = fields.model_copy(update={"examples": None})
-        question = replace(question, shots=[], support_set=None, fields=bare)
+        question = replace(question, shots=Examples(), support_set=None, fields=bare)
     is_by_examples = has_examples and isinstance(parsed.fields, ChoiceQuestion)
     return Decision(
         parsed=parsed,

@@ -47,7 +47,7 @@ class Question:
 
     fields: ShotsFields
     template: Template
-    shots: list[Shot]
+    shots: Examples[Shot]
     query: Shot
     media: Mapping[bytes, EncodedMedia]
     support_set: SupportSet | None
@@ -61,7 +61,7 @@ class Question:
     @property
     def examples(self) -> Examples[Shot | Example]:
         """All examples: the shots given, or the whole version of the support set."""
-        return Examples(self.shots) if self.support_set is None else self.support_set.examples
+        return self.shots if self.support_set is None else self.support_set.examples
 
     def with_selection(self, examples: ExamplesFields, attend: ShotsAttend) -> Question:
         """Return the question with this selection of shots, unless the request itself says how to select them."""
@@ -95,10 +95,10 @@ class AssembledPrompt:
 
     question: Question
     prompt: PreparedPrompt
-    shots: list[Shot]
+    shots: Sequence[Shot]
     num_left_out: int
 
-    async def with_shots(self, shots: list[Shot], model: ServedModel) -> AssembledPrompt:
+    async def with_shots(self, shots: Sequence[Shot], model: ServedModel) -> AssembledPrompt:
         """Write the prompt again with these shots, which must show the same media."""
         question, media = self.question, self.prompt.media
         attend = question.fields.shots_attend
@@ -141,7 +141,7 @@ async def read_question(fields: FewShotFields, model: ServedModel, source: ShotS
     return Question(
         fields=fields,
         template=template,
-        shots=[as_shot(shot, param, read.get(param, ())) for param, shot in owners.items()],
+        shots=Examples(as_shot(shot, param, read.get(param, ())) for param, shot in owners.items()),
         query=as_shot(fields.query, "query", read["query"]),
         media={item.digest: item for items in read.values() for item in items},
         support_set=await source.find(fields, read["query"]),
@@ -336,7 +336,7 @@ def _check_number(shots: Sequence[Shot], limit: int) -> None:
 
 
 def _fit(
-    question: Question, shots: list[Shot], media: Mapping[bytes, EncodedMedia], model: ServedModel, room: int
+    question: Question, shots: Sequence[Shot], media: Mapping[bytes, EncodedMedia], model: ServedModel, room: int
 ) -> AssembledPrompt:
     """Write the prompt with all shots or, if requested, without the first shots that exceed the model's context."""
     fields, template, query = question.fields, question.template, question.query

@@ -112,7 +112,7 @@ class ShotSource:
         return version
 
     async def search(self, support_set: SupportSet, fields: ExamplesFields, query: SimilarityQuery) -> Search | None:
-        """Return the search of a strategy that compares examples with the query, None for another one.
+        """Return the search of a strategy that compares examples with the query; None for another one, or without shots.
 
         Raises as `Retrieval.search`.
         """
@@ -132,10 +132,10 @@ class ShotSource:
     ) -> tuple[list[Shot], dict[bytes, EncodedMedia]]:
         """Return the selected examples as shots, and their media by digest. It takes milliseconds for a large set.
 
-        `search`: that of these fields. `without`: ids of examples that may not become shots. Raises `InvalidRequest` for a
-        selection that the set or the template does not allow.
+        `search`: the result of the method `search` for the same fields. `without`: ids of examples that may not become
+        shots. Raises `InvalidRequest` for a selection that the set or the template does not allow.
         """
-        examples = support_set.examples
+        examples, without = support_set.examples, frozenset(without)
         excluded = {index for index, example in enumerate(examples) if example.id in without} if without else set()
         default = min(DEFAULT_K_TEXT_ONLY if is_text_only else DEFAULT_K, len(examples) - len(excluded))
         k = default if fields.k is None else fields.k
@@ -221,7 +221,7 @@ def select(
 def check_selection(
     strategy: Strategy, num_examples: int, k: int, order: Order | None, *, within: str = "examples."
 ) -> None:
-    """Check a selection before any example is compared. Raises `InvalidRequest`.
+    """Check that a selection is possible. Raises `InvalidRequest`.
 
     `within` begins the paths of its fields in the request.
     """
@@ -270,7 +270,8 @@ def _balanced(examples: Examples[Example], k: int, rng: random.Random, without: 
 
     An example in `without` is replaced by another one of its label, which would otherwise be missing in that round.
     """
-    if (bare := next((example for example in examples if not example.label), None)) is not None:
+    if examples and not examples.are_labelled:
+        bare = next(example for example in examples if not example.label)
         message = f"balanced needs a label for each example, but {bare.id!r} has none"
         raise InvalidRequest(message, param="examples.strategy")
     by_label = {label: [*indices] for label, indices in examples.by_answer.items()}

@@ -28,8 +28,8 @@ from server.media.source import Kind
 LENGTH_BYTES = 4
 # the reply to `Setup`
 READY = bytes(LENGTH_BYTES)
-# With a niceness of 10, the worker and the API get nine tenths of a busy processor.
-NICENESS = 10
+# With a niceness of 5, the worker and the API get three quarters of a busy processor.
+NICENESS = 5
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):

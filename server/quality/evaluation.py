@@ -243,9 +243,9 @@ def _obstacle(method: Method, examples: Examples[Example], candidates: Sequence[
     return ""
 
 
-def _check_answers(examples: Sequence[Example], labels: set[str]) -> None:
-    for example in examples:
-        answer = answer_of(example)
+def _check_answers(examples: Examples[Example], labels: set[str]) -> None:
+    for answer, indices in examples.by_answer.items():
+        example = examples[indices[0]]
         if not answer:
             message = f"the example {example.id!r} has neither a label nor a text, so it has no correct answer"
             raise InvalidRequest(message, param="candidates")

@@ -1,6 +1,6 @@
 """Examples in order, with what each request asks of all of them: their answers, and whether they have media.
 
-A version of a support set may have ten thousand examples and never changes, so this is computed once per version.
+A version of a support set may have ten thousand examples and never changes, so this is computed once while it is cached.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Examples(tuple[ExampleType, ...]):
     """All examples of a version, or all shots of a request."""
 
     @cached_property
-    def by_answer(self) -> Mapping[str, list[int]]:
+    def by_answer(self) -> Mapping[str, Sequence[int]]:
         """The indices of the examples by their correct answers, in order of appearance; "": those without an answer."""
         indices: dict[str, list[int]] = {}
         for index, example in enumerate(self):

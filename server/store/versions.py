@@ -239,10 +239,12 @@ def examples(session: Session, set_id: str, version: int) -> Examples[Example]:
     for row_id, media_id in session.execute(references.order_by(ExampleMediaRow.row_id, ExampleMediaRow.position)):
         media.setdefault(row_id, []).append(split(media_id)[1])
     rows = session.scalars(select(ExampleRow).where(*_in_version(set_id, version)).order_by(ExampleRow.position))
-    return Examples(
+    examples = Examples(
         Example(row.example_id, tuple(media.get(row.row_id, ())), row.text, row.label, row.question, row.metadata_)
         for row in rows
     )
+    examples.by_answer  # noqa: B018  # here, in a thread of the database, and not in the event loop
+    return examples
 
 
 def history(

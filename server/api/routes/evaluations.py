@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import msgspec
@@ -60,7 +59,7 @@ async def create_evaluation(support_set: str, request: Request, services: GivenS
         "num_examples": len(version.examples),
         "prior": services.model.prior.method(len(version.examples) / len(plan.candidates), plan.methods),
         "comparable": can_compare(version.examples, plan.candidates),
-        "single": [label for label, count in Counter(answers.values()).items() if count == 1],
+        "single": [label for label, indices in version.examples.by_answer.items() if len(indices) == 1],
     }
     return JSONResponse(_card(await services.evaluations.create(version.id, version.version, stored, client)), 202)
 

@@ -47,7 +47,7 @@ class Encoding:
 
     @property
     def awaits_completion(self) -> bool:
-        """True if it has frames, and steps have taken all of them, but no step its last piece."""
+        """True if it has frames, and steps have taken all of them; the cache drops it with its last piece."""
         return self.frames is not None and not self.num_left
 
     def next_piece(self, num_frames: int, *, completes: bool = True) -> Piece:
@@ -285,10 +285,10 @@ class MediaCache:
         Their visual tokens are kept in host memory, and in a slot that is free or, without host memory, not in use. Media
         with neither are dropped.
         """
-        read = [encoding for encoding in self._encodings.values() if encoding.awaits_completion]
-        for encoding in read:
+        waiting = [encoding for encoding in self._encodings.values() if encoding.awaits_completion]
+        for encoding in waiting:
             del self._encodings[encoding.key]
-        lacking = [encoding for encoding in read if not self._is_encoded(encoding.key)]
+        lacking = [encoding for encoding in waiting if not self._is_encoded(encoding.key)]
         num_slots = self.slots.num_free if self.host.max_size else self.slots.num_available
         for encoding in lacking[:num_slots]:
             encoding.slot = self.slots.assign(encoding.key)

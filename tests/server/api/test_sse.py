@@ -122,18 +122,21 @@ async def test_a_client_that_disconnects_aborts_its_request(
     assert b"[DONE]" not in caller.text
 
 
-async def unseen_errors(coroutine: Coroutine[Any, Any, Any], event: asyncio.Event) -> list[dict[str, Any]]:
-    """Run a coroutine, set the event, and at once cancel it; return the errors that are logged as never seen."""
+async def unseen_errors(
+    coroutine: Coroutine[Any, Any, Any], event: asyncio.Event | None = None
+) -> list[dict[str, Any]]:
+    """Run a coroutine, set the event, if any, and at once cancel it; return the errors that are logged as never seen."""
     unseen: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
     task = asyncio.create_task(coroutine)
     await asyncio.sleep(0.01)
-    event.set()
-    await asyncio.sleep(0)
+    if event is not None:
+        event.set()
+        await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait({task})
     assert task.cancelled()
-    del task
+    del task, coroutine
     gc.collect()
     return unseen
 
@@ -160,5 +163,4 @@ async def test_work_that_fails_while_it_is_cancelled_is_not_logged_as_unseen() -
         finally:
             raise EngineDied("the worker died")
 
-    work = unless_disconnected(asyncio.Queue[Any]().get, fail())
-    assert not await unseen_errors(work, asyncio.Event())
+    assert not await unseen_errors(unless_disconnected(asyncio.Queue[Any]().get, fail()))

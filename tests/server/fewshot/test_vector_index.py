@@ -85,10 +85,7 @@ async def test_the_next_request_tries_again_after_a_failure() -> None:
 
 
 async def test_the_least_recently_used_index_is_evicted_first() -> None:
-    indexes, sources = (
-        Recent[VectorIndex](max_bytes=2 * 4 * 4 * 4),
-        {name: FakeVectors() for name in "abc"},
-    )
+    indexes, sources = Recent[VectorIndex](max_bytes=2 * 4 * 4 * 4), {name: FakeVectors() for name in "abc"}
     for name in "abacaab":
         await indexes.get(name, sources[name])
     assert {name: vectors.num_calls for name, vectors in sources.items()} == {"a": 1, "b": 2, "c": 1}
