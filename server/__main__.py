@@ -25,6 +25,7 @@ from model.zoo.fetch import DefaultModelError
 from server.address import check_address
 from server.allocator import return_freed_memory
 from server.engine_client.spare import Spare
+from server.engine_client.thread_binding import thread_variables
 from server.settings import PROGRAM, Settings, SettingsError, read_settings
 from server.signals import ending_signals
 from server.telemetry import logs
@@ -38,7 +39,7 @@ async def start(settings: Settings, *, factory: str = ENGINE_FACTORY) -> int:
     if (starting := asyncio.current_task()) is not None:
         for number in set(ending_signals()) - {signal.SIGINT}:  # which asyncio handles
             asyncio.get_running_loop().add_signal_handler(number, _cancel, starting)
-    async with aclosing(Spare(factory, settings.max_restart_delay)) as spare:
+    async with aclosing(Spare(factory, settings.max_restart_delay, thread_variables(settings))) as spare:
         spare.prepare()
         # in a thread, so that the event loop can spawn the worker
         serving = await asyncio.to_thread(import_module, "server.serving")

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
+from functools import partial
 
 import zmq
 
-from server.engine_client.worker_process import WorkerProcess
+from server.engine_client.worker_process import NO_VARIABLES, WorkerProcess
 
 FIRST_PAUSE = 1.0
 
@@ -20,10 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 class Spare:
-    """Holds one spare, or none. `prepare` spawns it, and `take` returns it as the next worker."""
+    """Holds one spare, or none. `prepare` spawns it, and `take` returns it as the next worker.
 
-    def __init__(self, factory: str, max_pause: float) -> None:
-        self._factory = factory
+    `variables` are added to the environment of all workers.
+    """
+
+    def __init__(self, factory: str, max_pause: float, variables: Mapping[str, str] = NO_VARIABLES) -> None:
+        self._spawn = partial(WorkerProcess.spawn, factory, variables)
         self._max_pause = max_pause
         self._waiting: WorkerProcess | None = None
         self._keeping: asyncio.Task[None] | None = None
@@ -39,7 +44,7 @@ class Spare:
         if process is not None and not (process.is_exiting or process.is_stopped):
             return process
         await _discard(process)
-        return await WorkerProcess.spawn(self._factory)
+        return await self._spawn()
 
     async def aclose(self) -> None:
         """End the spare."""
@@ -59,7 +64,7 @@ class Spare:
         pause = FIRST_PAUSE
         while True:
             try:
-                self._waiting = await WorkerProcess.spawn(self._factory)
+                self._waiting = await self._spawn()
             except (OSError, zmq.ZMQError) as error:
                 logger.warning("the spare worker could not be started", extra={"error": str(error)})
             else:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +29,7 @@ FLAGS, SIGNALS = 6, 28
 PF_EXITING = 0x4
 PENDING_SIGKILL = 1 << 8
 STOPPED_STATES = ("T", "t")
+NO_VARIABLES: Mapping[str, str] = {}
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,11 @@ class WorkerProcess:
         self._sending = asyncio.create_task(self._send_all())
 
     @classmethod
-    async def spawn(cls, factory: str) -> WorkerProcess:
-        """Spawn a process. Raises `OSError` or `zmq.ZMQError` if there are too many processes or files, or no memory."""
+    async def spawn(cls, factory: str, variables: Mapping[str, str] = NO_VARIABLES) -> WorkerProcess:
+        """Spawn a process, with these variables in its environment.
+
+        Raises `OSError` or `zmq.ZMQError` if there are too many processes or files, or no memory.
+        """
         with ExitStack() as resources:
             folder = resources.enter_context(TemporaryDirectory(prefix="flamboyance-"))  # created with mode 0700
             socket_file = Path(folder) / "worker.sock"
@@ -57,7 +61,7 @@ class WorkerProcess:
                 *(sys.executable, "-m", WORKER_MODULE, factory),
                 stdin=PIPE,
                 cwd=ROOT,
-                env=child_environment(),
+                env=child_environment(**variables),
                 # in the session of the decode processes: their lower priority has an effect only within a session
                 process_group=0,
             )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
 import weakref
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
@@ -131,7 +133,7 @@ def _end(connection: Connection, process: subprocess.Popen[bytes]) -> None:
 
 
 def _start(theirs: Connection) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", MODULE, str(theirs.fileno())],
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
@@ -140,3 +142,7 @@ def _start(theirs: Connection) -> subprocess.Popen[bytes]:
         # an interrupt from the keyboard is for the server, which ends this process
         process_group=0,
     )
+    if sys.platform == "linux":  # the worker's threads may be bound to cores, its parent's are not
+        with suppress(OSError):
+            os.sched_setaffinity(process.pid, os.sched_getaffinity(os.getppid()))
+    return process
