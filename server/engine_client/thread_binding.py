@@ -1,6 +1,6 @@
 """Binds each thread of a worker on a CPU to a core of its own.
 
-Otherwise, beside a busy program, Linux may run two of them on one core, where each waits for the other for whole time
+Otherwise, next to a busy program, Linux may run two of them on one core, where each waits for the other for whole time
 slices.
 """
 
