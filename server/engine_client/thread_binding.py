@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from server.settings import Settings
+from server.settings import Settings, child_environment
 
 # a system with one of these files has a GPU, which the device "auto" may select
 GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
@@ -24,6 +24,6 @@ def thread_variables(settings: Settings) -> dict[str, str]:
     """
     has_gpu = settings.device == "cuda" or (settings.device == "auto" and any(map(os.path.exists, GPU_FILES)))
     shares_cores = settings.num_threads is not None or settings.tensor_parallel > 1
-    if has_gpu or shares_cores or any(name.startswith(CONFIGURED) for name in os.environ):
+    if has_gpu or shares_cores or any(name.startswith(CONFIGURED) for name in child_environment()):
         return {}
     return {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
