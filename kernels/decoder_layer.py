@@ -17,6 +17,7 @@ from torch import Tensor
 from kernels.compiled import bfloat16s, exp, float32s, inlined, int64s, load, store
 from kernels.decode_attention import decode_attention, rotate_and_store_row
 from kernels.integer_product import (
+    ENTRY,
     OFFSETS,
     IntegerWeights,
     integer_product,
@@ -36,8 +37,7 @@ AT = indices(
 )
 Arguments = ctypes.c_int64 * len(AT)
 # where the layouts of the matrices begin in that of a layer, and after them the addresses of two norms and of three numbers
-QKV, OUTPUT, GATE_UP, DOWN, NORMS = range(0, 25, 5)
-TILES, GROUPS = 2, 3  # the numbers of tiles and of groups of a matrix, in its layout
+QKV, OUTPUT, GATE_UP, DOWN, NORMS = range(0, 5 * len(ENTRY), len(ENTRY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,8 @@ class LayerWeights:
             *(tensor.data_ptr() for tensor in tensors),
         ]
         # the parts of the kernel's scratch: outputs of products, a norm and what is attended, and a quantised input
-        num_numbers = sum(matrix.num_features for matrix in matrices) + GROUP * (
-            layout[QKV + GROUPS] + layout[OUTPUT + GROUPS]
-        )
+        num_groups = layout[QKV + ENTRY.num_groups] + layout[OUTPUT + ENTRY.num_groups]
+        num_numbers = sum(matrix.num_features for matrix in matrices) + GROUP * num_groups
         object.__setattr__(self, "layout", torch.tensor(layout))
         object.__setattr__(self, "scratch_bytes", 2 * num_numbers + max(matrix.row_bytes for matrix in matrices))
 
@@ -111,7 +110,8 @@ def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
         rows = row_tables(arguments, AT.tables, arguments[AT.table_width], rotary_dim)
         attention_norm, ffn_norm = float32s(layout[NORMS]), float32s(layout[NORMS + 1])
         numbers = float32s(layout[NORMS + 2])
-        dim_groups, head_groups, ffn_groups = layout[QKV + GROUPS], layout[OUTPUT + GROUPS], layout[DOWN + GROUPS]
+        dim_groups, head_groups = layout[QKV + ENTRY.num_groups], layout[OUTPUT + ENTRY.num_groups]
+        ffn_groups = layout[DOWN + ENTRY.num_groups]
         dim, heads_dim, ffn_dim = dim_groups * GROUP, head_groups * GROUP, ffn_groups * GROUP
         qkv_dim = heads_dim + 2 * num_kv_heads * head_dim
 
@@ -162,7 +162,7 @@ def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
         quantise_swiglu(gate_up, groups, first, end, ffn_dim, offset)
         wait_until(arguments, 9 * num_threads)
         multiply(layout, DOWN, groups, branch_at, num_rows, thread, num_threads)
-        first, end = share(layout[DOWN + TILES], thread, num_threads)
+        first, end = share(layout[DOWN + ENTRY.num_tiles], thread, num_threads)
         for row in range(num_rows):  # no wait: a thread adds the features that it has computed
             for i in range(row * dim + first * lanes, row * dim + end * lanes):
                 store(out, i, load(total, i) + load(branch, i))

@@ -31,14 +31,19 @@ from kernels.integer_tile import (
     multiply_tile,
     supported,
 )
-from kernels.threads import has_threads, run_on_threads, share, thread_functions, threaded, wait_until
+from kernels.threads import has_threads, indices, run_on_threads, share, thread_functions, threaded, wait_until
 from kernels.weight_only import quantise_groups, quantise_int8
 
 # groups whose numbers all are less, 2^-100 as bits of a bfloat16, become zero: the inverse of their scale could be infinite
 SMALLEST = 0x0D80
 # u - OFFSETS[bits] is the signed integer of the packed u
 OFFSETS = {4: 8, 8: 128}
-Arguments = ctypes.c_int64 * 10
+# what a kernel reads of a matrix: two addresses, the numbers of its tiles and groups, and the bytes of a group of a tile
+LAYOUT = "packed scales num_tiles num_groups group_bytes"
+ENTRY = indices(LAYOUT)
+# the arguments of the kernel: a counter of `wait_until`, the layout of the matrix, addresses of tensors, the number of rows
+AT = indices(f"counter {LAYOUT} x groups out num_rows")
+Arguments = ctypes.c_int64 * len(AT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ class IntegerWeights:
     instructions: Instructions
     bits: int
 
-    # looked up once: the kernel, what it reads of a matrix, and the size of its output and of its quantised input
+    # looked up once: the kernel, the `LAYOUT`, and the size of the output and of the quantised input
     kernel: int = field(init=False, repr=False)
     layout: tuple[int, ...] = field(init=False, repr=False)
     num_features: int = field(init=False, repr=False)
@@ -172,8 +177,8 @@ def multiply_share(known: Instructions, bits: int) -> Any:
 
     @inlined
     def multiply(layout, matrix, groups, out, num_rows, thread, num_threads):
-        packed, scales, num_tiles = layout[matrix], layout[matrix + 1], layout[matrix + 2]
-        num_groups, group_bytes = layout[matrix + 3], layout[matrix + 4]
+        packed, scales, num_tiles = layout[matrix], layout[matrix + ENTRY.scales], layout[matrix + ENTRY.num_tiles]
+        num_groups, group_bytes = layout[matrix + ENTRY.num_groups], layout[matrix + ENTRY.group_bytes]
         row_groups, row_out = num_groups * GROUP_BYTES, num_tiles * lanes * 2
         first_tile, end_tile = share(num_tiles, thread, num_threads)
         for tile in range(first_tile, end_tile):
@@ -194,7 +199,6 @@ def multiply_share(known: Instructions, bits: int) -> Any:
     return multiply
 
 
-# arguments: a counter of `wait_until`, the layout of the matrix, the addresses of x, scratch and output, the number of rows
 @threaded
 def _multiply(bits, instructions):
     multiply, offset = multiply_share(KNOWN[instructions], bits), OFFSETS[bits]
@@ -202,10 +206,10 @@ def _multiply(bits, instructions):
 
     def multiply_rows(arguments):
         thread, num_threads = np.int64(thread_number()), np.int64(count_threads())
-        x, groups, out, num_rows = bfloat16s(arguments[6]), arguments[7], arguments[8], arguments[9]
-        first, end = share(num_rows * arguments[4], thread, num_threads)
-        quantise(x, groups, first, end, offset)
+        groups, num_rows = arguments[AT.groups], arguments[AT.num_rows]
+        first, end = share(num_rows * arguments[AT.num_groups], thread, num_threads)
+        quantise(bfloat16s(arguments[AT.x]), groups, first, end, offset)
         wait_until(arguments, num_threads)
-        multiply(arguments, 1, groups, out, num_rows, thread, num_threads)
+        multiply(arguments, AT.packed, groups, arguments[AT.out], num_rows, thread, num_threads)
 
     return multiply_rows
