@@ -54,7 +54,6 @@ class PiecePlan:
     blocks: Tensor
     num_slots: int
     mask: Tensor | None  # None: causal from the start of the sequence
-    is_causal: bool
     unfilled: Tensor | None = None  # indices of slots without a valid key, if there may be any
     rotation: KeyRotation | None = None
 
@@ -177,16 +176,17 @@ def _shared_columns(step: _Step, queries: _Queries) -> Tensor:
 def _gathered_rows(step: _Step, queries: _Queries, is_shared: Tensor) -> GatheredRows:
     block_size, slopes, lengths = step.block_size, step.alibi_slopes, queries.lengths
     width, rows = -(-max(lengths) // block_size), torch.tensor(queries.rows, device=step.kv_cache.device)
-    tables = step.block_table[queries.sequences, :width]
     spans = None if step.spans is None else step.spans.select(rows, queries.sequences)
     num_shared = int(is_shared.sum())
-    columns = torch.cat([is_shared.nonzero()[:, 0], (~is_shared).nonzero()[:, 0]]) if num_shared else None
-    tables = tables if columns is None else tables[:, columns]
+    columns: Tensor | slice = slice(width)
+    if num_shared:
+        columns = torch.cat([is_shared.nonzero()[:, 0], (~is_shared).nonzero()[:, 0]])
+    tables = step.block_table[queries.sequences, :width][:, columns]
     contexts = torch.tensor(lengths, device=rows.device)
-    distance, is_empty = _distances(contexts, width if columns is None else columns, block_size, spans)
+    distance, is_empty = _distances(contexts, columns, block_size, spans)
     is_hidden = distance > 0 if is_empty is None else is_empty | (distance > 0)  # [S, C + C']
     num_slots = num_shared * block_size
-    shared_rotation, unshared_rotation = _rotations(spans, slice(width) if columns is None else columns, num_shared)
+    shared_rotation, unshared_rotation = _rotations(spans, columns, num_shared)
     shared_unfilled = None
     if is_empty is not None and bool(is_empty[0, :num_slots].any()):
         shared_unfilled = is_empty[0, :num_slots].nonzero()[:, 0]
@@ -230,19 +230,18 @@ def _equal_columns(*tables: Tensor) -> Tensor:
 
 
 def _distances(
-    contexts: Tensor, columns: Tensor | int, block_size: int, spans: Spans | None
+    contexts: Tensor, columns: Tensor | slice, block_size: int, spans: Spans | None
 ) -> tuple[Tensor, Tensor | None]:
     """Return, for each row, the distances from its query to the keys in these columns, and which slots hold no key.
 
-    Both are [S, C]. A number stands for the first columns. In plain sequences, every slot up to the query's holds a key.
+    Both are [S, C]. In plain sequences, every slot up to the query's holds a key.
     """
     if spans is None:
         device = contexts.device
-        blocks = torch.arange(columns, device=device) if isinstance(columns, int) else columns
+        blocks = torch.arange(columns.stop, device=device) if isinstance(columns, slice) else columns
         keys = (blocks[:, None] * block_size + torch.arange(block_size, device=device)).flatten()
         return keys - (contexts[:, None] - 1), None
-    order = slice(columns) if isinstance(columns, int) else columns
-    keys, is_empty = spans.keys(order, block_size)
+    keys, is_empty = spans.keys(columns, block_size)
     return keys - spans.positions[:, None], is_empty
 
 
@@ -265,13 +264,12 @@ def _loop_rows(step: _Step, queries: _Queries) -> LoopRows:
 
 def _plan_piece(step: _Step, run: _Run) -> PiecePlan:
     context, num_queries, slopes, mask = run.context, run.num_queries, step.alibi_slopes, None
-    is_whole = num_queries == context and slopes is None
     if slopes is not None:
         mask = alibi_bias(slopes, num_queries, context).to(step.kv_cache.dtype)
-    elif not is_whole:
+    elif num_queries < context:
         mask = step.kv_cache.new_ones(num_queries, context, dtype=torch.bool).tril(context - num_queries)
     blocks = step.block_table[run.sequence, : -(-context // step.block_size)]
-    return PiecePlan(run.first, run.end, blocks, context, mask, is_whole)
+    return PiecePlan(run.first, run.end, blocks, context, mask)
 
 
 def _plan_piece_of_spans(step: _Step, run: _Run) -> PiecePlan:
@@ -287,7 +285,7 @@ def _plan_piece_of_spans(step: _Step, run: _Run) -> PiecePlan:
         mask = bias.masked_fill(is_hidden, float("-inf")).to(step.kv_cache.dtype)
     rotation = None if spans.offsets is None else spans.offsets.rotation(spans.offsets.blocks[0, :width])
     blocks, unfilled = step.block_table[run.sequence, :width], is_empty.nonzero()[:, 0]
-    return PiecePlan(run.first, run.end, blocks, context, mask, False, unfilled, rotation)
+    return PiecePlan(run.first, run.end, blocks, context, mask, unfilled, rotation)
 
 
 def attend(query: Tensor, kv_cache: Tensor, plan: GatherPlan, scale: float) -> Tensor:
@@ -320,8 +318,9 @@ def _attend_piece(query: Tensor, kv_cache: Tensor, piece: PiecePlan, scale: floa
     if piece.unfilled is not None:
         kv.index_fill_(2, piece.unfilled, 0)
     key, value = kv[:, None]
+    is_causal = piece.mask is None
     out = F.scaled_dot_product_attention(
-        query.transpose(0, 1)[None], key, value, piece.mask, is_causal=piece.is_causal, scale=scale, enable_gqa=True
+        query.transpose(0, 1)[None], key, value, piece.mask, is_causal=is_causal, scale=scale, enable_gqa=True
     )
     return out[0].transpose(0, 1)
 
