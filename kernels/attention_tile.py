@@ -30,7 +30,7 @@ def score_keys(head_dim: int, group: int) -> Any:
     It multiplies `group` query heads, the float32 array `query`, by `count` keys whose first element is `cache[first]`. The
     score of a head and a key is written to the array element `weights[at + head * stride + key]`.
     """
-    return _loop(head_dim, group, lambda tile, query: tile.score(query))
+    return _loop(head_dim, group, _Tile.score)
 
 
 def add_values(head_dim: int, group: int) -> Any:
@@ -39,7 +39,7 @@ def add_values(head_dim: int, group: int) -> Any:
     It adds `count` values whose first element is `cache[first]`, times the weights that `score_keys` describes, to the
     `group` heads of the float32 array `out`.
     """
-    return _loop(head_dim, group, lambda tile, out: tile.add(out))
+    return _loop(head_dim, group, _Tile.add)
 
 
 def _loop(head_dim: int, group: int, append: Any) -> Any:

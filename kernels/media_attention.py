@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import use_triton
+from kernels.backend import needs_gradients, use_triton
 from kernels.media_attention_gpu import DifferentiableMediaAttention, launch_media, media_tiles
 from kernels.rows import rms_norm, rms_norm_reference
 from kernels.tiles import by_row, with_whole_heads
@@ -151,8 +151,7 @@ def _attend_groups(query: Tensor, media_kv: Tensor, groups: PageGroups, scale: f
 def _attend_in_torch(query: Tensor, media_kv: Tensor, plan: MediaRuns, scale: float) -> Tensor:
     """Attend to the pages of media_kv [M, H, 2, R, K], differentiably: query [T, H, K] -> [T, H, K]."""
     # the backward pass of one run costs as much as that of the whole batch
-    trains = torch.is_grad_enabled() and (query.requires_grad or media_kv.requires_grad)
-    are_long = plan.num_rows >= ROWS_PER_RUN * len(plan.runs) and not trains
+    are_long = plan.num_rows >= ROWS_PER_RUN * len(plan.runs) and not needs_gradients(query, media_kv)
     if plan.reads_all_previous or len(plan.runs) <= 4 or are_long:
         return _attend_runs(query, media_kv, plan, scale)
     return _attend_groups(query, media_kv, plan.groups, scale)
@@ -196,12 +195,12 @@ def media_attention(
 
     Raises `ValueError` for pages in a layout that the kernel cannot read.
     """
-    grad = torch.is_grad_enabled() and (query.requires_grad or media_kv.requires_grad)
     if not use_triton(query):
         if query_norm is not None:
             query = rms_norm(query, query_norm, query_norm_eps)
         runs = plan if isinstance(plan, MediaRuns) else MediaRuns(media_slot)
         return _attend_in_torch(query, dequantise_pages(media_kv, media_scale).to(query.dtype), runs, scale)
+    grad = needs_gradients(query, media_kv)
     if query_norm is not None and (grad or media_slot.dim() == 2):  # the kernel's own norm has no gradient
         query, query_norm = rms_norm(query, query_norm, query_norm_eps), None
     if media_scale is not None and (grad or media_slot.dim() == 2):

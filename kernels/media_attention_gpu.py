@@ -235,39 +235,6 @@ def _page_gradients(
     store_tile(grad_page + R * K, page_at, grad_v, key_mask, columns, K, BLOCK_K == K)
 
 
-def _media_gradients(
-    query: Tensor,
-    media_kv: Tensor,
-    slots: Tensor,
-    tiles: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    grad_out: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of query and media_kv.
-
-    query, out, grad_out [T, H, K]; media_kv [M, H, 2, R, K]; slots [T, J]; tiles as in the forward pass; lse [T, H].
-    """
-    num_pages, num_heads, _, _, head_dim = media_kv.shape
-    config = launch_config("media_backward", head_dim, query.dtype)
-    sizes = {"BLOCK": config.block, **page_sizes(media_kv)}
-    grad_out = grad_out.contiguous()
-    delta, grad_query, grad_kv = torch.empty_like(lse), torch.empty_like(out), media_kv.new_empty(media_kv.shape)
-    scales = (scale, scale * LOG2_E)
-    strides = (query.stride(0), media_kv.stride(0), num_heads)
-    _query_gradient[(len(tiles), num_heads)](
-        query, media_kv, slots, tiles, out, grad_out, lse, delta, grad_query, *scales, *strides, slots.shape[1],
-        **sizes, **config.options,
-    )  # fmt: skip
-    page_starts, page_tiles = tiles_of_pages(tiles, slots, num_pages)
-    _page_gradients[(num_pages, num_heads)](
-        query, media_kv, tiles, page_starts, page_tiles, grad_out, lse, delta, grad_kv, *scales, *strides,
-        **sizes, **config.options,
-    )  # fmt: skip
-    return grad_query, grad_kv
-
-
 class DifferentiableMediaAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, media_kv: Tensor, slots: Tensor, tiles: Tensor, scale: float) -> Tensor:
@@ -280,4 +247,20 @@ class DifferentiableMediaAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         query, media_kv, slots, tiles, out, lse = ctx.saved_tensors
-        return *_media_gradients(query, media_kv, by_row(slots), tiles, out, lse, grad_out, ctx.scale), None, None, None
+        slots, grad_out = by_row(slots), grad_out.contiguous()
+        num_pages, num_heads, _, _, head_dim = media_kv.shape
+        config = launch_config("media_backward", head_dim, query.dtype)
+        sizes = {"BLOCK": config.block, **page_sizes(media_kv)}
+        delta, grad_query, grad_kv = torch.empty_like(lse), torch.empty_like(out), media_kv.new_empty(media_kv.shape)
+        scales = (ctx.scale, ctx.scale * LOG2_E)
+        strides = (query.stride(0), media_kv.stride(0), num_heads)
+        _query_gradient[(len(tiles), num_heads)](
+            query, media_kv, slots, tiles, out, grad_out, lse, delta, grad_query, *scales, *strides, slots.shape[1],
+            **sizes, **config.options,
+        )  # fmt: skip
+        page_starts, page_tiles = tiles_of_pages(tiles, slots, num_pages)
+        _page_gradients[(num_pages, num_heads)](
+            query, media_kv, tiles, page_starts, page_tiles, grad_out, lse, delta, grad_kv, *scales, *strides,
+            **sizes, **config.options,
+        )  # fmt: skip
+        return grad_query, grad_kv, None, None, None

@@ -167,12 +167,8 @@ def row_attention(head_dim: int, group: int, has_spans: int, has_offsets: int) -
 
     @inlined
     def attend_row(query, cache, out, rows, slopes, scale, has_slopes, at, to, row, kv_head):
-        kv_cache, tables, block_size, num_slots = (
-            cache.elements,
-            rows.tables,
-            cache.block_size,
-            np.int64(rows.lengths[row]),
-        )
+        kv_cache, tables, block_size = cache.elements, rows.tables, cache.block_size
+        num_slots = np.int64(rows.lengths[row])
         position = np.int64(rows.positions[row]) if has_spans else num_slots - 1
         table, last = row * rows.width, row * rows.width + (num_slots - 1) // block_size
         block_dim, ahead = block_size * head_dim, max(KEYS_AHEAD // block_size, 1)

@@ -286,7 +286,7 @@ def causal_attention(
         seen = positions if seen_positions is None else seen_positions
         context = _SpanContext(positions, spans, seen, key if seen_key is None else seen_key)
         return _attend_padded(query, key, value, query_starts, scale, alibi_slopes, context)
-    if torch.is_grad_enabled() and query.requires_grad and len(query_starts) > 2:
+    if needs_gradients(query) and len(query_starts) > 2:
         return _attend_padded(query, key, value, query_starts, scale, alibi_slopes)
     outputs = [query[:0]]
     for first, end in pairwise(query_starts.tolist()):

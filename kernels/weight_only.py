@@ -61,18 +61,10 @@ def unpack_int4_reference(packed: Tensor, constants: Tensor, dtype: torch.dtype)
     return ((groups.float() - 8) * scale + zero).transpose(0, 1).flatten(1).to(dtype)
 
 
-def int8_linear_reference(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    return F.linear(x, unpack_int8_reference(weight, scale, x.dtype))
-
-
-def int4_linear_reference(x: Tensor, packed: Tensor, constants: Tensor) -> Tensor:
-    return F.linear(x, unpack_int4_reference(packed, constants, x.dtype))
-
-
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """Multiply x [T, K] by the weights of `quantise_int8`: -> [T, N]. On a GPU, K is a multiple of 64."""
     if not use_triton(x):
-        return int8_linear_reference(x, weight, scale)
+        return F.linear(x, unpack_int8_reference(weight, scale, x.dtype))
     if len(x) > MAX_ROWS:
         return F.linear(x, unpack_int8(weight, scale, x.dtype))
     return multiply_int8(x, weight, scale)
@@ -81,7 +73,7 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 def int4_linear(x: Tensor, packed: Tensor, constants: Tensor) -> Tensor:
     """Multiply x [T, K] by the weights of `pack_int4`: -> [T, N]. K is a multiple of 64."""
     if not use_triton(x):
-        return int4_linear_reference(x, packed, constants)
+        return F.linear(x, unpack_int4_reference(packed, constants, x.dtype))
     if len(x) > MAX_ROWS:
         return F.linear(x, unpack_int4(packed, constants, x.dtype))
     return multiply_int4(x, packed, constants)

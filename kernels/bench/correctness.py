@@ -18,9 +18,9 @@ from kernels.bench.sizes import Sizes, Spec
 from kernels.bench.task import Task
 from kernels.bench.variants import VARIANTS
 from kernels.media_attention import media_attention, media_attention_reference
+from kernels.media_attention_gpu import media_tiles
 from kernels.paged_attention import paged_attention, paged_attention_reference
 from kernels.resampler_attention import resampler_attention, resampler_attention_reference
-from kernels.tiles import tile_records
 
 STAGE = "2 correctness"
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
@@ -49,8 +49,7 @@ def device_tiles(slots: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor | N
     """Return the tile table as a server builds it, from host memory once per step."""
     if not use_triton(slots):
         return None
-    records = tile_records(slots.cpu(), launch_config("media", head_dim, dtype).block)
-    return records.to(slots.device)
+    return media_tiles(slots.cpu(), head_dim, dtype).to(slots.device)
 
 
 def poison(device: torch.device) -> None:

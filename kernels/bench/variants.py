@@ -19,21 +19,9 @@ Variant = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 
 @jit_runtime("tiles")
 def _early_loads(
-    query,
-    media_kv,
-    tiles,
-    out,
-    scale,
-    query_stride,
-    page_stride,
-    num_heads,
-    R: tl.constexpr,
-    K: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    query, media_kv, tiles, out, scale, query_stride, page_stride, num_heads, R: tl.constexpr, K: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """Compute one tile and one head without a loop, and request all of K and V before waiting for the query.
 
     The preceding kernel may write the query, but not the table or the pages. Every program waits before it exits: if a
@@ -65,19 +53,9 @@ def _early_loads(
 
 @jit_runtime("tiles")
 def _multiply_add(
-    query,
-    media_kv,
-    tiles,
-    out,
-    scale,
-    query_stride,
-    page_stride,
-    num_heads,
-    R: tl.constexpr,
-    K: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    query, media_kv, tiles, out, scale, query_stride, page_stride, num_heads, R: tl.constexpr, K: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """Compute one tile and one head row by row in float32, because a matrix unit would multiply 15 empty rows at decode.
 
     Each row loads the page again: keeping a page in float32 for all rows would need twice the registers.
