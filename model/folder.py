@@ -82,10 +82,7 @@ def load_folder(
     Of the tensors that are divided between ranks, only the part of `rank` is read. With a weight format, each matrix is
     packed as it is read, so that the device never holds all of them unpacked.
     """
-    config = load_config(folder)
-    files = weight_files(folder, WEIGHTS)
-    if not files:
-        raise CheckpointError(f"{folder} holds no weights: neither {WEIGHTS} nor {WEIGHTS}.index.json")
+    config, files = load_config(folder), model_files(folder)
     with torch.device("meta"):
         model = Flamingo(rank_config(config, rank), rank)
         whole = model if rank == ALONE else Flamingo(config)
@@ -254,6 +251,13 @@ def check_kind(name: str, *, is_floating: bool) -> None:
     """Raise `CheckpointError` for a tensor whose values are not floating-point numbers, unless it is a counter."""
     if not is_floating and not name.endswith(COUNTER):
         raise CheckpointError(f"{name} is not a tensor of floating-point numbers")
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Return the files with the weights of a model folder. Raises `CheckpointError` if there are none."""
+    if not (files := weight_files(folder, WEIGHTS)):
+        raise CheckpointError(f"{folder} holds no weights: neither {WEIGHTS} nor {WEIGHTS}.index.json")
+    return files
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:

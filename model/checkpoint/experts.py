@@ -23,14 +23,13 @@ from model.checkpoint.timm_models import load_timm_folder
 from model.checkpoint.vision_models import load_clip_folder
 from model.config import LanguageModelConfig, PromptConfig, VisionConfig, load_config
 from model.folder import (
-    WEIGHTS,
     CheckpointError,
     SafetensorsFiles,
     check_shapes,
     load_vision_folder,
+    model_files,
     read_json,
     shapes_of,
-    weight_files,
 )
 from model.language_model import LanguageModel
 from model.prompt import open_tokenizer
@@ -190,9 +189,7 @@ def open_vision_expert(folder: Path) -> VisionExpert:
 
 def _read_part(folder: Path, prefix: str, part: type[nn.Module], config: Any) -> dict[str, Tensor]:
     """Read the tensors of one part of a model folder, without rows of new tokens, under their full names."""
-    if not (files := weight_files(folder, WEIGHTS)):
-        raise CheckpointError(f"{folder} holds no weights: neither {WEIGHTS} nor {WEIGHTS}.index.json")
-    stored = SafetensorsFiles(files)
+    stored = SafetensorsFiles(model_files(folder))
     names = [name for name in stored if name.startswith(prefix) and not name.endswith(NEW_ROWS)]
     with torch.device("meta"):
         shapes = shapes_of(part(config).state_dict())

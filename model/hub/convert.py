@@ -19,7 +19,7 @@ from model.cache import begin_import, is_ready, only_import
 from model.checkpoint.idefics import import_idefics
 from model.checkpoint.openflamingo import import_openflamingo
 from model.config import ConfigError
-from model.folder import WEIGHTS, CheckpointError, moved_when_complete, weight_files
+from model.folder import WEIGHTS, CheckpointError, model_files, moved_when_complete
 from model.hub.job import SOURCE, Idefics, Job, ModelFolder, OpenFlamingo
 from model.likeness import LIKENESS
 from model.prior import PRIOR
@@ -56,9 +56,7 @@ def _write(job: Job, folder: Path) -> None:
 
 def _link(source: Path, folder: Path, files: dict[str, str]) -> None:
     """Create a folder with the files of another: as hard links on the same file system, else as copies."""
-    weights = weight_files(source, WEIGHTS)
-    if not weights:
-        raise CheckpointError(f"{source} holds no weights: neither {WEIGHTS} nor {WEIGHTS}.index.json")
+    weights = model_files(source)
     names = ("config.json", "tokenizer.json", f"{WEIGHTS}.index.json", LIKENESS, PRIOR)
     named = [source / name for name in names]
     with moved_when_complete(folder) as partial:
