@@ -10,6 +10,7 @@ inputs and outputs, for an encoder whose other numbers stay float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -88,16 +89,11 @@ def instruction_names() -> list[str | None]:
     return [known.name if known else None for known in (_instructions(4), _instructions(8))]
 
 
-def int4(weight: Tensor, bias: Tensor | None) -> Product:
-    """Return a product of weights in groups of four bits, as integers if the processor has instructions for it."""
-    instructions = _instructions(4)
-    return Int4(weight, bias) if instructions is None else IntegerProduct(weight, bias, 4, instructions)
-
-
-def int8(weight: Tensor, bias: Tensor | None) -> Product:
-    """Return a product of weights in 8 bits, as integers if the processor has instructions for it."""
-    instructions = _instructions(8)
-    return Int8(weight, bias) if instructions is None else IntegerProduct(weight, bias, 8, instructions)
+def packed(weight: Tensor, bias: Tensor | None, bits: int) -> Product:
+    """Return a product of weights in 4 or 8 bits, as integers if the processor has instructions for it."""
+    if (instructions := _instructions(bits)) is not None:
+        return IntegerProduct(weight, bias, bits, instructions)
+    return Int4(weight, bias) if bits == 4 else Int8(weight, bias)
 
 
 class Plain:
@@ -167,8 +163,8 @@ class Rounded:
 
 
 FORMATS: dict[Format, Callable[[Tensor, Tensor | None], Product]] = {
-    "int4": int4,
-    "int8": int8,
+    "int4": partial(packed, bits=4),
+    "int8": partial(packed, bits=8),
     "bfloat16": bfloat16,
     "float32": Plain,
     "onednn": OneDNN,

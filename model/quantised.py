@@ -51,18 +51,27 @@ class QuantisedLinear(nn.Module):
         return linear.out_features % FEATURES == 0 and linear.in_features % cls.columns == 0
 
 
-class Fp8Linear(QuantisedLinear):
-    """A linear map in fp8 (e4m3) with a float32 scale per feature; activations become fp8 with a scale per token."""
+class ScaledLinear(QuantisedLinear):
+    """A linear map of 8 bits per weight, with a float32 scale per feature."""
 
     packed: Tensor
     scale: Tensor
-    columns = 16
+    dtype: ClassVar[torch.dtype]
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
-        num_features, width = linear.weight.shape
-        self.register_buffer("packed", torch.empty(num_features, width, dtype=FP8))
-        self.register_buffer("scale", torch.empty(num_features))
+        self.register_buffer("packed", torch.empty(linear.weight.shape, dtype=self.dtype))
+        self.register_buffer("scale", torch.empty(linear.out_features))
+
+    def scale_features(self, factors: Tensor) -> None:
+        self.scale.mul_(factors)
+
+
+class Fp8Linear(ScaledLinear):
+    """A linear map in fp8 (e4m3); activations become fp8 with a scale per token."""
+
+    dtype = FP8
+    columns = 16
 
     @staticmethod
     def pack(weight: Tensor) -> dict[str, Tensor]:
@@ -72,22 +81,12 @@ class Fp8Linear(QuantisedLinear):
     def multiply(self, x: Tensor) -> Tensor:
         return fp8_linear(x, self.packed, self.scale)
 
-    def scale_features(self, factors: Tensor) -> None:
-        self.scale.mul_(factors)
 
+class Int8Linear(ScaledLinear):
+    """A linear map in int8."""
 
-class Int8Linear(QuantisedLinear):
-    """A linear map in int8 with a float32 scale per feature."""
-
-    packed: Tensor
-    scale: Tensor
+    dtype = torch.int8
     columns = 64
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear)
-        num_features, width = linear.weight.shape
-        self.register_buffer("packed", torch.empty(num_features, width, dtype=torch.int8))
-        self.register_buffer("scale", torch.empty(num_features))
 
     @staticmethod
     def pack(weight: Tensor) -> dict[str, Tensor]:
@@ -96,9 +95,6 @@ class Int8Linear(QuantisedLinear):
 
     def multiply(self, x: Tensor) -> Tensor:
         return int8_linear(x, self.packed, self.scale)
-
-    def scale_features(self, factors: Tensor) -> None:
-        self.scale.mul_(factors)
 
 
 class Int4Linear(QuantisedLinear):
