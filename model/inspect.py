@@ -101,9 +101,9 @@ def patch_shares(resampler: Resampler, features: Tensor) -> Tensor:
     if isinstance(resampler, MLPResampler):
         shares = _averaged_shares(resampler, embedded)
     elif isinstance(resampler, TransformerResampler):
-        shares = _shares_of_all(resampler, embedded, resampler.latents)
+        shares = _shares_of_all(resampler, embedded)
     else:
-        shares = rollout(_latent_maps(resampler, embedded, resampler.latents), embedded.shape[1])
+        shares = rollout(_latent_maps(resampler, embedded), embedded.shape[1])
     return shares.unflatten(-1, features.shape[:2])
 
 
@@ -113,8 +113,8 @@ def _averaged_shares(resampler: Resampler, features: Tensor) -> Tensor:
     return F.adaptive_avg_pool1d(identity[None], resampler.num_latents)[0].T
 
 
-def _latent_maps(resampler: Resampler, features: Tensor, latents: Tensor) -> list[Tensor]:
-    maps, latents = [], latents[None]
+def _latent_maps(resampler: Resampler, features: Tensor) -> list[Tensor]:
+    maps, latents = [], resampler.latents[None]
     for layer in resampler.layers:
         assert isinstance(layer, ResamplerLayer)
         maps.append(_latent_weights(layer.attention, latents, features))
@@ -145,10 +145,10 @@ def rollout(maps: Sequence[Tensor], num_features: int) -> Tensor:
     return _normalised(shares)
 
 
-def _shares_of_all(resampler: Resampler, features: Tensor, latents: Tensor) -> Tensor:
+def _shares_of_all(resampler: Resampler, features: Tensor) -> Tensor:
     """Return the shares by rollout for a resampler in which features attend, too."""
     num_features = features.shape[1]
-    x = torch.cat([features, latents[None]], dim=1)  # [1, N + R, D]
+    x = torch.cat([features, resampler.latents[None]], dim=1)  # [1, N + R, D]
     shares = torch.eye(x.shape[1], num_features, device=x.device)
     for layer in resampler.layers:
         assert isinstance(layer, TransformerLayer)

@@ -54,11 +54,8 @@ class Kin(nn.Module):
 def classifier_tensors(likeness: Mapping[str, NDArray[np.generic]]) -> dict[str, Tensor]:
     """Return the tensors of kin, except its directions, under their full names, from a model folder's likeness."""
     matrices = {name: torch.from_numpy(likeness[name].astype(np.float32)) for name in ("weight", "bias")}
-    return {**{f"{PREFIX}{name}": matrix for name, matrix in matrices.items()}, ANCESTORS: _ancestors(likeness)}
-
-
-def _ancestors(likeness: Mapping[str, NDArray[np.generic]]) -> Tensor:  # -> [A, C]
-    return torch.from_numpy(unpack_ancestors(likeness))
+    tensors = {f"{PREFIX}{name}": matrix for name, matrix in matrices.items()}
+    return {**tensors, ANCESTORS: torch.from_numpy(unpack_ancestors(likeness))}
 
 
 def principal_components(ancestors: Tensor, dim: int) -> Tensor:

@@ -113,10 +113,8 @@ class Parts:
 
 def _self_attention(config: LanguageModelConfig, rank: Rank) -> dict[str, Part]:
     width, key_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    query, key = (
-        _features(config.num_heads, config.head_dim, rank),
-        _features(config.num_kv_heads, config.head_dim, rank),
-    )
+    query = _features(config.num_heads, config.head_dim, rank)
+    key = _features(config.num_kv_heads, config.head_dim, rank)
     rows = Part(0, (query, _shifted(key, width), _shifted(key, width + key_width)))
     return {
         "attention.qkv.weight": rows,

@@ -74,18 +74,16 @@ def join(
     language_model: Path,
     vision_model: Path,
     out: Path,
-    sizes: BridgeSizes | None = None,
-    name: str = "",
+    sizes: BridgeSizes,
     files: Mapping[str, str | bytes] = NO_FILES,
 ) -> FlamingoConfig:
     """Write the experts of two folders and an untrained bridge to the new folder `out`, with further text files by name.
 
-    The model's name is the folder's unless it is given. Raises `CheckpointError` and `ConfigError`.
+    The model's name is the folder's. Raises `CheckpointError` and `ConfigError`.
     """
-    sizes = sizes or BridgeSizes()
     text, vision = open_language_expert(language_model), open_vision_expert(vision_model)
     resampler, gated = sizes.resampler(vision.config), sizes.gated(text.config)
-    config = joined_config(text, vision, resampler, gated, name or out.resolve().name)
+    config = joined_config(text, vision, resampler, gated, out.resolve().name)
     experts = vision.tensors | text.tensors
     tensors = experts | start_bridge(config, experts)
     save_folder(out, config, tensors.items(), text.tokenizer.to_str(), files=files)

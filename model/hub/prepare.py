@@ -28,7 +28,7 @@ from model.hub.job import (
     OpenFlamingo,
     Origin,
 )
-from model.hub.published import CLIP_VIT_L_14, Experts, experts_of, experts_of_folder, supported
+from model.hub.published import CLIP_VIT_L_14, OPENFLAMINGO, Experts, experts_of_folder, supported
 from model.hub.sources import (
     CHECKPOINT,
     DEFAULT_REVISION,
@@ -132,7 +132,7 @@ def _plan_openflamingo(source: Source) -> tuple[OpenFlamingo, Origin]:
 
 def _experts(source: Source) -> Experts:
     """Return the frozen models of an OpenFlamingo. Raises `ModelNameError` if they are unknown or not distributed."""
-    experts = experts_of_folder(source.path) if isinstance(source, LocalFolder) else experts_of(source.name)
+    experts = experts_of_folder(source.path) if isinstance(source, LocalFolder) else OPENFLAMINGO.get(source.name)
     interval = "N" if experts is None else experts.every_n_layers
     command = (
         f"flamboyance import openflamingo --checkpoint {source} --language-model LANGUAGE_MODEL "

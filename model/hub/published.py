@@ -54,10 +54,6 @@ IDEFICS = (
 )
 
 
-def experts_of(repository: str) -> Experts | None:
-    return OPENFLAMINGO.get(repository)
-
-
 def experts_of_folder(folder: Path) -> Experts | None:
     """Return the experts of a downloaded repository by its folder's name, or by its path in huggingface_hub's cache."""
     for repository, experts in OPENFLAMINGO.items():

@@ -52,9 +52,6 @@ def byte_tokenizer(vocab_size: int, new_tokens: tuple[str, ...]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE({token: token_id for token_id, token in enumerate(frozen)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([_special(token) for token in (END_OF_TEXT, *new_tokens)])
+    special = [AddedToken(token, special=True, normalized=False) for token in (END_OF_TEXT, *new_tokens)]
+    tokenizer.add_special_tokens(special)
     return tokenizer
-
-
-def _special(token: str) -> AddedToken:
-    return AddedToken(token, special=True, normalized=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from model.config import FlamingoConfig, GatedConfig, LanguageModelConfig, ResamplerConfig
 
@@ -27,43 +27,28 @@ def tiny(preset: FlamingoConfig) -> FlamingoConfig:
 
     Depths and gated layers are the same, and so are latents, patches, frames, norms and activations.
     """
+    resampler, text = preset.resampler, preset.language_model
     return replace(
         preset,
         name=f"{preset.name}-tiny",
         vision=replace(preset.vision, architecture=TINY_NETWORK, feature_dim=TINY_FEATURE_DIM),
-        resampler=_tiny_resampler(preset.resampler),
-        gated=_tiny_gated(preset.gated),
-        language_model=_tiny_language_model(preset.language_model),
+        resampler=replace(resampler, dim=resampler.dim // WIDTH_DIVISOR, **_small_layers(resampler)),
+        gated=replace(preset.gated, **_small_layers(preset.gated)),
+        language_model=replace(
+            text,
+            vocab_size=TINY_VOCABULARY,
+            dim=text.dim // WIDTH_DIVISOR,
+            num_kv_heads=text.num_kv_heads // HEADS_DIVISOR,
+            rotary_dim=text.rotary_dim // HEADS_DIVISOR,
+            **_small_layers(text),
+        ),
     )
 
 
-def _tiny_resampler(config: ResamplerConfig) -> ResamplerConfig:
-    return replace(
-        config,
-        dim=config.dim // WIDTH_DIVISOR,
-        num_heads=config.num_heads // HEADS_DIVISOR,
-        head_dim=config.head_dim // HEADS_DIVISOR,
-        ffn_dim=config.ffn_dim // WIDTH_DIVISOR,
-    )
-
-
-def _tiny_gated(config: GatedConfig) -> GatedConfig:
-    return replace(
-        config,
-        num_heads=config.num_heads // HEADS_DIVISOR,
-        head_dim=config.head_dim // HEADS_DIVISOR,
-        ffn_dim=config.ffn_dim // WIDTH_DIVISOR,
-    )
-
-
-def _tiny_language_model(config: LanguageModelConfig) -> LanguageModelConfig:
-    return replace(
-        config,
-        vocab_size=TINY_VOCABULARY,
-        dim=config.dim // WIDTH_DIVISOR,
-        num_heads=config.num_heads // HEADS_DIVISOR,
-        num_kv_heads=config.num_kv_heads // HEADS_DIVISOR,
-        head_dim=config.head_dim // HEADS_DIVISOR,
-        ffn_dim=config.ffn_dim // WIDTH_DIVISOR,
-        rotary_dim=config.rotary_dim // HEADS_DIVISOR,
-    )
+def _small_layers(config: ResamplerConfig | GatedConfig | LanguageModelConfig) -> dict[str, Any]:
+    """Return the sizes of a layer's heads and of its feed-forward."""
+    return {
+        "num_heads": config.num_heads // HEADS_DIVISOR,
+        "head_dim": config.head_dim // HEADS_DIVISOR,
+        "ffn_dim": config.ffn_dim // WIDTH_DIVISOR,
+    }
