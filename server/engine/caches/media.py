@@ -38,12 +38,12 @@ class Encoding:
     frames: np.ndarray | None = None
     visual_tokens: Tensor | None = None
     slot: int | None = None
-    num_begun: int = 0  # frames that steps have taken
+    num_taken: int = 0  # frames that steps have taken
     features: list[Tensor] = field(default_factory=list)
 
     @property
     def num_left(self) -> int:
-        return 0 if self.frames is None else len(self.frames) - self.num_begun
+        return 0 if self.frames is None else len(self.frames) - self.num_taken
 
     @property
     def awaits_completion(self) -> bool:
@@ -52,8 +52,8 @@ class Encoding:
 
     def next_piece(self, num_frames: int, *, completes: bool = True) -> Piece:
         """Return a piece of the next frames; with the last ones, it is the last piece if it `completes` the media item."""
-        piece = Piece(self, self.num_begun, num_frames, is_last=completes and num_frames == self.num_left)
-        self.num_begun += num_frames
+        piece = Piece(self, self.num_taken, num_frames, is_last=completes and num_frames == self.num_left)
+        self.num_taken += num_frames
         return piece
 
 
@@ -258,11 +258,10 @@ class MediaCache:
         """
         visual_tokens = self.host.get(key)
         encoding = self._encodings[key] if visual_tokens is None else Encoding(key, visual_tokens=visual_tokens)
-        count = self._next_count(encoding, max_frames, is_last_resort) if self.slots.num_available else None
-        if count is None:
+        if not self.slots.num_available:
             return None
-        piece = encoding.next_piece(count)
-        if piece.is_last:
+        piece = self._piece_within(encoding, max_frames, is_last_resort=is_last_resort)
+        if piece is not None and piece.is_last:
             encoding.slot = self.slots.assign(key)
             self.num_host_hits += visual_tokens is not None
             if visual_tokens is None:
@@ -274,10 +273,7 @@ class MediaCache:
 
         It is completed later, by `complete`.
         """
-        encoding = self._encodings[key]
-        if (count := self._next_count(encoding, max_frames)) is None:
-            return None
-        return encoding.next_piece(count, completes=False)
+        return self._piece_within(self._encodings[key], max_frames, completes=False)
 
     def complete(self) -> list[Piece]:
         """Return the last pieces of media that earlier steps have encoded for their features.
@@ -302,18 +298,20 @@ class MediaCache:
         """True if media wait for `complete`."""
         return any(encoding.awaits_completion for encoding in self._encodings.values())
 
-    def _next_count(self, encoding: Encoding, max_frames: int, is_last_resort: bool = False) -> int | None:
-        """Return the number of frames of the next piece; None if it has to wait."""
+    def _piece_within(
+        self, encoding: Encoding, max_frames: int, *, is_last_resort: bool = False, completes: bool = True
+    ) -> Piece | None:
+        """Return the next piece, of at most `max_frames` frames; None if it has to wait."""
         num_left = encoding.num_left
         count = min(num_left, max_frames)
         if count < num_left and not (count and (is_last_resort or self._may_keep_features(encoding))):
             return None
-        return count
+        return encoding.next_piece(count, completes=completes)
 
     def _may_keep_features(self, encoding: Encoding) -> bool:
         """Return whether there is room for features. One encoding may always begin and continue."""
-        begun = [other for other in self._encodings.values() if other.num_begun]
-        return not begun or encoding in begun[:1] or sum(other.num_begun for other in begun) < self._max_kept_frames
+        begun = [other for other in self._encodings.values() if other.num_taken]
+        return not begun or encoding in begun[:1] or sum(other.num_taken for other in begun) < self._max_kept_frames
 
     def discard(self, keys: Iterable[bytes]) -> None:
         """Drop the visual tokens and pages of media, which may be wrong; pages only once they have no references."""

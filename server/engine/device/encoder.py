@@ -74,7 +74,7 @@ class Encoder:
 
     def _encode(self, pieces: Sequence[Piece], results: Downloads) -> None:
         by_length: dict[int, list[tuple[Encoding, Tensor]]] = defaultdict(list)
-        for piece, features in self._read([piece for piece in pieces if piece.frames is not None], results):
+        for piece, features in self._encode_frames([piece for piece in pieces if piece.frames is not None], results):
             if piece.is_last:
                 by_length[len(features)].append((piece.encoding, features))
             else:
@@ -83,7 +83,7 @@ class Encoder:
             features = torch.stack([features for _, features in same_length])
             self._resample([encoding for encoding, _ in same_length], features, results)
 
-    def _read(self, pieces: list[Piece], results: Downloads) -> Iterator[tuple[Piece, Tensor]]:
+    def _encode_frames(self, pieces: list[Piece], results: Downloads) -> Iterator[tuple[Piece, Tensor]]:
         """Encode the frames of these pieces; yield the features [F, P, Dv] of media whose last frame they have.
 
         The features of all but last pieces are kept.
