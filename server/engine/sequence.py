@@ -159,9 +159,9 @@ class Sequence:
         if self.prompt.has_spans:
             self.spans = Spans.of(self.prompt, keys, block_size, alone_positions)
             self._hashes = self.spans.hashes
-            self.arrange(range(len(self.spans.shots)), block_size)
+            self.arrange(range(len(self.spans.shots)))
 
-    def arrange(self, shots: Iterable[int], block_size: int) -> Layout:
+    def arrange(self, shots: Iterable[int]) -> Layout:
         """Put the shots, numbered as in the block table, into the order in which they are computed."""
         spans, order = self.spans, list(shots)
         assert spans is not None
@@ -171,7 +171,7 @@ class Sequence:
         start = self.prompt.span_starts[-1]
         query = self.token_ids[start:]
         arranged = [spans.shots[shot] for shot in order]
-        self.layout = Layout(spans, order, block_size)
+        self.layout = Layout(spans, order)
         self.token_ids = [*spans.prefix, *(token_id for shot in arranged for token_id in shot.token_ids), *query]
         index = [[media] * len(shot.token_ids) for media, shot in enumerate(arranged)]
         self.media_index = [-1] * len(spans.prefix) + [media for indices in index for media in indices]

@@ -74,8 +74,7 @@ class Memory:
     def blocks_of_shots(self, sequence: Sequence, start: int, stop: int) -> set[bytes]:
         """Return the hashes of the blocks of shots that attend alone which a range of tokens completes."""
         layout = sequence.layout
-        if layout is None:
-            return set()
+        assert layout is not None
         parts = layout.parts(start, min(stop, layout.query_start))
         blocks = chain.from_iterable(map(layout.completed_blocks, parts))
         return {sequence.block_hash(block, self.config.block_size) for block in blocks}
@@ -94,7 +93,7 @@ class Memory:
         """Return the cached blocks with which a sequence that waits can begin; its cached shots become the first ones."""
         if sequence.layout is None:
             return self._find_from(sequence, 0, 0)
-        spans, size = sequence.spans, self.config.block_size
+        spans = sequence.spans
         assert spans is not None
         cached = self._find(spans.prefix_hashes, len(spans.prefix))
         if cached.missing:
@@ -104,7 +103,7 @@ class Memory:
         order = sorted(
             range(len(matches)), key=lambda shot: -matches[shot].num_tokens if matches[shot].missing else -inf
         )
-        sequence.arrange(order, size)
+        sequence.arrange(order)
         for shot in order:
             if not cached.missing:
                 cached.blocks += matches[shot].blocks
@@ -147,7 +146,7 @@ class Memory:
         if not span or not cached:
             return
         rest = [shot for shot in order[span - 1 :] if shot not in cached]
-        layout = sequence.arrange([*order[: span - 1], *cached, *rest], size)
+        layout = sequence.arrange([*order[: span - 1], *cached, *rest])
         for index in chain.from_iterable(map(layout.blocks, range(span, span + len(cached)))):
             block = self.blocks.find(sequence.block_hash(index, size))
             assert block is not None
@@ -192,7 +191,7 @@ class Memory:
         if not later:
             return len(sequence.token_ids)
         sooner = [shot for shot in order if shot not in later]
-        layout = sequence.arrange([*sooner, *later], self.config.block_size)
+        layout = sequence.arrange([*sooner, *later])
         self.release_read_media(sequence)
         return layout.starts[1 + len(sooner)]
 

@@ -39,6 +39,7 @@ class Spans:
     prefix_hashes: list[bytes]
     shots: list[Shot]
     salt: bytes
+    block_size: int
     alone_positions: AlonePositions
 
     @classmethod
@@ -56,7 +57,7 @@ class Spans:
         ]
         if alone_positions == "restart":
             shots.sort(key=lambda shot: shot.hashes[-1])
-        return cls(token_ids[0], prefix_hashes, shots, prompt.salt, alone_positions)
+        return cls(token_ids[0], prefix_hashes, shots, prompt.salt, block_size, alone_positions)
 
     @property
     def hashes(self) -> list[bytes]:
@@ -98,12 +99,12 @@ class Layout:
     positions: `block_offsets` has by how much.
     """
 
-    def __init__(self, spans: Spans, computed: Sequence[int], block_size: int) -> None:
+    def __init__(self, spans: Spans, computed: Sequence[int]) -> None:
+        block_size = self.block_size = spans.block_size
         lengths = [len(spans.prefix), *(len(spans.shots[shot].token_ids) for shot in computed)]
         num_blocks = [len(shot.hashes) for shot in spans.shots]
         blocks_of_prefix = len(spans.prefix_hashes)
         first_blocks = list(accumulate(num_blocks, initial=blocks_of_prefix))  # in the order of the block table
-        self.block_size = block_size
         self.num_prefix_blocks = blocks_of_prefix
         self.starts = list(accumulate(lengths, initial=0))
         self.first_blocks = [0, *(first_blocks[shot] for shot in computed), first_blocks[-1]]
