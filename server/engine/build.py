@@ -88,14 +88,7 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
         check_weights(memory, settings.memory_fraction, sum(footprint.weights.values()))
     model, followers = _load_model(settings, served, device, dtype, weight_formats.packed)
     phases.end("weights")
-    known_formats = FormatMemory.of(settings.cache_folder / "formats", served.config)
-    if not (known := known_formats.load()):
-        logger.info("the first start on this machine measures the formats of the weights, which may take minutes")
-    processor_time = ProcessorTime()
-    prepared = prepare_for_inference(model, weight_formats.layers, _vision_formats(settings), known)
-    known_formats.save(prepared.formats, is_disturbed=processor_time.is_disturbed(torch.get_num_threads()))
-    for shape, best in prepared.formats.items():
-        logger.info("weights %s: %s", shape, ", ".join(f"{name} from {rows}" for rows, name in best.items()))
+    prepared = _prepare(model, weight_formats.layers, served, settings)
     if all(gated.is_closed for gated in model.gated_layers().values()):
         logger.warning("the gates are closed: the model is not trained yet, and images have no effect on answers")
     phases.end("formats")
@@ -205,6 +198,21 @@ def _load(
         return load_folder(folder, device, dtype, rank, weight_format)
     except (CheckpointError, ConfigError) as error:
         raise SettingsError(f"model: {error}") from None
+
+
+def _prepare(
+    model: Flamingo, layer_formats: tuple[Format, ...], served: ServedModel, settings: Settings
+) -> InferenceModel:
+    """Convert the weights to their fastest formats: those of an earlier start, or else measured ones, which are stored."""
+    known_formats = FormatMemory.of(settings.cache_folder / "formats", served.config)
+    if not (known := known_formats.load()):
+        logger.info("the first start on this machine measures the formats of the weights, which may take minutes")
+    processor_time = ProcessorTime()
+    prepared = prepare_for_inference(model, layer_formats, _vision_formats(settings), known)
+    known_formats.save(prepared.formats, is_disturbed=processor_time.is_disturbed(torch.get_num_threads()))
+    for shape, best in prepared.formats.items():
+        logger.info("weights %s: %s", shape, ", ".join(f"{name} from {rows}" for rows, name in best.items()))
+    return prepared
 
 
 def _recorder(config: FlamingoConfig, device: torch.device, rank: Rank) -> CudaRecorder | None:
