@@ -67,9 +67,9 @@ class Answers(SequenceTask):
         except GrammarError as error:
             assert self._request.sampling.grammar is not None
             field = self._request.sampling.grammar.field
-            return list(self.end("error", f"{field}: {error}", param=field))
+            return self.end("error", f"{field}: {error}", param=field)
         except TrialUnavailable as error:
-            return list(self.end("error", str(error), is_temporary=True))
+            return self.end("error", str(error), is_temporary=True)
         for sequence, copied in zip(self._held_back, matcher.copies(len(self._held_back)), strict=True):
             sequence.matcher = copied
         self._live[0] = self._held_back.pop(0)

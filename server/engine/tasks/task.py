@@ -43,7 +43,7 @@ class Task:
 
     def end(
         self, reason: FinishReason, error: str = "", param: str = "", *, is_temporary: bool = False
-    ) -> Iterable[Outbound]:
+    ) -> list[Outbound]:
         """End the whole request, in any state, without a further token."""
         self.is_finished = True
         answers = self._unfinished_answers()
