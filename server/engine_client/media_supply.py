@@ -118,7 +118,7 @@ class MediaSupply:
         if media is None:
             worker.send(MediaFailed(digest=digest, message=ENDED))
             return
-        job = Job(*(request.requester for request in self._open.values() if digest in request.media))
+        job = Job(*(request.requester for request in self._showing(digest)))
         task = asyncio.create_task(self._decode_and_send(media, job, worker))
         decoding = self._decoding[digest] = _Decoding(job, task, worker)
         task.add_done_callback(lambda done: self._forget(digest, decoding))
@@ -152,9 +152,13 @@ class MediaSupply:
             decoding.task.cancel()
             decoding.worker.send(MediaFailed(digest=digest, message=ENDED))
 
+    def _showing(self, digest: bytes) -> list[OpenRequest]:
+        """Return the open requests that show a media item."""
+        return [request for request in self._open.values() if digest in request.media]
+
     def _offered(self, digest: bytes, tried: Collection[EncodedMedia] = ()) -> EncodedMedia | None:
         """Return the media item from any open request, preferably with its bytes: a stored one may be deleted."""
-        offered = [request.media[digest] for request in self._open.values() if digest in request.media]
+        offered = [request.media[digest] for request in self._showing(digest)]
         untried = [media for media in offered if media not in tried]
         return max(untried, key=lambda media: media.is_in_memory, default=None)
 
@@ -174,14 +178,11 @@ class MediaSupply:
             logger.exception("a media item could not be decoded")
             self._fail(media.digest, InvalidMedia("decoding failed"), worker)
         else:
-            self._note_decoded(media, time.monotonic() - started)
-            worker.send(MediaPixels(digest=media.digest, shape=frames.shape, data=frames.data))
-
-    def _note_decoded(self, media: EncodedMedia, seconds: float) -> None:
-        self._metrics.media_decode.observe(seconds)
-        for request in self._open.values():
-            if media.digest in request.media:
+            seconds = time.monotonic() - started
+            self._metrics.media_decode.observe(seconds)
+            for request in self._showing(media.digest):
                 request.stages.note("media.decode", seconds)
+            worker.send(MediaPixels(digest=media.digest, shape=frames.shape, data=frames.data))
 
     async def _decode(self, media: EncodedMedia, job: Job) -> Frames:
         """Decode a media item from the first request that still has it: tenants that share caches have files of their own.
@@ -206,7 +207,7 @@ class MediaSupply:
         if (total := job.frame_bytes_before(media.digest) + num_bytes) > self._max_request_bytes:
             message = f"the frames of this request have {total} bytes up to this media item"
             raise InvalidMedia(f"{message}, the limit is {self._max_request_bytes}", param=media.param)
-        sharers = [request for request in self._open.values() if media.digest in request.media]
+        sharers = self._showing(media.digest)
         for request in sharers:
             request.requester.frame_bytes.record(media.digest, num_bytes)
             request.num_bytes_held += 0 if request.is_encoded else num_bytes / len(sharers)
@@ -225,8 +226,7 @@ class MediaSupply:
 
     def _fail(self, digest: bytes, error: ServerError, worker: WorkerProcess) -> None:
         self._metrics.media_decode_failures.inc()
-        for request in self._open.values():
-            if digest in request.media:
-                failure = type(error)(error.message, param=request.media[digest].param)
-                request.media_errors.setdefault(error.message, failure)
+        for request in self._showing(digest):
+            failure = type(error)(error.message, param=request.media[digest].param)
+            request.media_errors.setdefault(error.message, failure)
         worker.send(MediaFailed(digest=digest, message=error.message))
