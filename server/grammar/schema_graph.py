@@ -43,7 +43,7 @@ class Node:
         while node.parent is not None:
             steps[:0] = node.steps
             node = node.parent
-        return "/".join(("#", *node.steps, *(quote(step.replace("~", "~0").replace("/", "~1")) for step in steps)))
+        return "/".join(("#", *node.steps, *map(escaped, steps)))
 
     @property
     def path(self) -> str:
@@ -52,6 +52,11 @@ class Node:
         if len(pointer) > MAX_SHOWN:
             return f"…{pointer[1 - MAX_SHOWN :]}"
         return "the schema" if pointer == "#" else pointer
+
+
+def escaped(step: str) -> str:
+    """Return a step as a JSON pointer writes it."""
+    return quote(step.replace("~", "~0").replace("/", "~1"))
 
 
 def nodes_of(root: dict[str, Any], prepare: Callable[[Node, dict[str, Any]], None]) -> list[Node]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
-from urllib.parse import quote
 
 from server.grammar import GrammarError
-from server.grammar.schema_graph import ALTERNATIVES, PARTS_BY_NAME, Node, target
+from server.grammar.schema_graph import ALTERNATIVES, PARTS_BY_NAME, Node, escaped, target
 
 # keywords whose values are integers; in JSON schema, 1.0 is one
 COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
@@ -113,8 +112,7 @@ def _translate_names(node: Node, root: dict[str, Any]) -> None:
         return
     value = schema.get("additionalProperties", True)
     if names := _names_of(limits):
-        first = quote(names[0].replace("~", "~0").replace("/", "~1"))
-        same = {"$ref": f"{node.pointer}/properties/{first}"} if isinstance(value, dict) else value
+        same = {"$ref": f"{node.pointer}/properties/{escaped(names[0])}"} if isinstance(value, dict) else value
         schema["properties"] = {name: value if name == names[0] else same for name in names}
     elif limits and (pattern := _pattern_of(limits)) is not None:
         schema["patternProperties"] = {pattern: value}
