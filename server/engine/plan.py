@@ -82,7 +82,7 @@ class Plan:
     work: float = 0.0
     num_frames: int = 0
     frames_by_request: Counter[str] = field(default_factory=Counter)
-    later_pages: set[bytes] = field(default_factory=set)  # keys of media that no row of this step reads
+    unread_pages: set[bytes] = field(default_factory=set)  # keys of media that no row of this step reads
     seconds: float = 0.0  # the expected duration of the step
     max_seconds: float = inf
     # the next piece of a prompt or a media item may take longer: otherwise the smallest one might never run
@@ -104,7 +104,7 @@ class Plan:
     @property
     def reads_its_pages(self) -> bool:
         """True if rows may read media that are encoded in this step."""
-        return not self.overlaps or any(p.is_last and p.encoding.key not in self.later_pages for p in self.pieces)
+        return not self.overlaps or any(p.is_last and p.encoding.key not in self.unread_pages for p in self.pieces)
 
     def note_progress(self, sequence: Sequence, blocks: abc.Iterable[bytes]) -> None:
         """Note blocks that a sequence computes; if several compute a block, the most urgent one counts."""
@@ -116,7 +116,7 @@ class Plan:
         """Encode a piece of a media item for a request; others may wait for it too."""
         self.pieces.append(piece)
         if self.overlaps and self.rows and piece.is_last:
-            self.later_pages.add(piece.encoding.key)
+            self.unread_pages.add(piece.encoding.key)
         if piece.count:
             self.frames_by_request[request_id] += piece.count
         self.num_frames += piece.count
@@ -125,7 +125,7 @@ class Plan:
     def add_unread(self, pieces: abc.Collection[Piece]) -> None:
         """Add last pieces without frames, of media that no row of this step reads."""
         self.pieces += pieces
-        self.later_pages.update(piece.encoding.key for piece in pieces)
+        self.unread_pages.update(piece.encoding.key for piece in pieces)
 
 
 @dataclass(slots=True)

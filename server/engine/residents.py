@@ -17,7 +17,7 @@ from server.engine.caches.memory import Memory
 from server.engine.config import EngineConfig
 from server.engine.pace import HEAVY_SHARE
 from server.engine.plan import Plan
-from server.engine.sequence import Order, Sequence
+from server.engine.sequence import Sequence
 from server.engine.shares import Account, Shares
 
 # the work done for other requests after which a sequence that lacks blocks may preempt later requests
@@ -53,7 +53,7 @@ class Residents:
         self.queue(sequence)
         return self.media.request(self.memory.missing_sources(sequence), is_first=True)
 
-    def lack(self, request_id: str, source: bytes) -> bool:
+    def lacks_media(self, request_id: str, source: bytes) -> bool:
         """Return whether a sequence of a request has still to read a media item that is in no cache."""
         sequences = (s for s in chain(self.waiting, self.running) if s.request_id == request_id)
         return any(source in self.memory.missing_sources(sequence) for sequence in sequences)
@@ -95,7 +95,7 @@ class Residents:
 
         If there are no blocks, and no other candidate is left, it waits for blocks as other sequences do.
         """
-        if not self.num_admissible() or self._has_its_share(stem):
+        if not self.num_free_seats or self._has_its_share(stem):
             return False
         if not self.fork(stem, child):
             if stem.account.num_sequences > 1:
@@ -139,8 +139,8 @@ class Residents:
         account = sequence.account
         return not account.is_large and account.need(sequence.num_left) <= self.config.max_light_tokens
 
-    def num_admissible(self) -> int:
-        """Return the number of free seats."""
+    @property
+    def num_free_seats(self) -> int:
         return max(self.config.max_sequences - self.shares.num_seats, 0)
 
     def reserve(self, plan: Plan, sequence: Sequence) -> bool:
@@ -211,11 +211,11 @@ class Residents:
 
     def free_seat(self) -> None:
         """If all seats are taken, free a seat of the request with the most seats for a request without any."""
-        if not self.waiting or self.num_admissible():
+        if not self.waiting or self.num_free_seats:
             return
         newcomers = [s for s in self.waiting if not s.account.num_running and self.memory.resolve(s)]
         if newcomers:
-            newcomer = min(newcomers, key=lambda s: (s.account.priority, *_rank(s)))
+            newcomer = min(newcomers, key=lambda s: (s.account.priority, _turn_of(s), s.order))
             if (victim := self._last_that_yields(newcomer)) is not None:
                 account = victim.account
                 beams = [s for s in self.running if s.account is account]
@@ -249,8 +249,8 @@ class Residents:
         It is heavy from then on, even if it keeps one of the seats of heavy ones: otherwise it would lose each seat.
         """
         num_heavy = self._num_seats_of_heavy()
-        for largest in sorted(seated, key=_place_of, reverse=True):
-            if _place_of(largest) - _place_of(newcomer) <= self.config.max_light_tokens / 4:
+        for largest in sorted(seated, key=_turn_of, reverse=True):
+            if _turn_of(largest) - _turn_of(newcomer) <= self.config.max_light_tokens / 4:
                 return None
             num_heavy += self.is_light(largest)
             largest.account.is_large = True
@@ -317,7 +317,7 @@ class Residents:
             return True
         is_lone_stem = last.is_stem and last.is_computed and len(self.running) == 1
         lacks_block = is_lone_stem and self.starved in self.waiting[:1]
-        if lacks_slot or lacks_block or (self.waiting and _blocks(last, self.waiting[0])):
+        if lacks_slot or lacks_block or (self.waiting and _gives_way(last, self.waiting[0])):
             self.preempt(last)
             return True
         return False
@@ -329,15 +329,11 @@ class Residents:
         self._wait(sequence)
 
 
-def _place_of(sequence: Sequence) -> float:
+def _turn_of(sequence: Sequence) -> float:
     return sequence.account.need(sequence.num_left) + sequence.account.age
 
 
-def _rank(sequence: Sequence) -> tuple[float, Order]:
-    return _place_of(sequence), sequence.order
-
-
-def _blocks(last: Sequence, waiting: Sequence) -> bool:
+def _gives_way(last: Sequence, waiting: Sequence) -> bool:
     """Return whether a sequence that runs gives way to one that waits: of an earlier request, or another beam of its own.
 
     A beam that is not done goes on first, and the candidates of a stem share its blocks.

@@ -103,7 +103,7 @@ class Scheduler:
 
     def _note_running(self, plan: Plan) -> None:
         """Note the free seats and what running sequences compute, in a plan without rows."""
-        plan.seats_left = self._residents.num_admissible()
+        plan.seats_left = self._residents.num_free_seats
         for sequence in self.running if self.waiting else ():
             plan.note_progress(sequence, self._memory.next_blocks(sequence))
         plan.shots = self._memory.shots_in_part(self.running)
@@ -134,12 +134,12 @@ class Scheduler:
         able = [s for s in self.running if s.num_computed < len(s.token_ids) and s.step < self._step]
         able += self._admissible(plan)
         first = min((sequence.account.priority for sequence in able), default=0)
-        is_by_age = self._random.random() < BY_AGE_SHARE
+        age_decides = self._random.random() < BY_AGE_SHARE
         light, heavy, yielding = Group(), Group(), Group()
         for sequence in able:
             account, num_left = sequence.account, sequence.num_left
             need = account.need(num_left)
-            sequence.turn = account.age + (account.client.surplus if is_by_age else need)
+            sequence.turn = account.age + (account.client.surplus if age_decides else need)
             is_first, is_light = account.priority == first, self._residents.is_light(sequence)
             group = (light if is_light else heavy) if is_first else yielding
             (group.prompts if num_left > 1 or sequence.is_waiting else group.decoding).append(sequence)
@@ -170,20 +170,20 @@ class Scheduler:
         plan.seats_left += num_seats
 
     def _fill_heavy(self, plan: Plan, heavy: Group) -> None:
-        kinds, most = [heavy.decoding, heavy.prompts], self.config.step_seconds / 4
+        kinds, max_credit = [heavy.decoding, heavy.prompts], self.config.step_seconds / 4
         # on a slow machine the smallest piece of a prompt takes many times its credit, which later steps have to earn first
-        debts = [most, self.config.step_seconds]
+        max_debts = [max_credit, self.config.step_seconds]
         if not plan.rows or self.config.step_seconds == inf:
             self._fill_group(plan, heavy, self.pace.longest())
-            self._credits = [0.0, -debts[1] if any(s.step == self._step for s in heavy.prompts) else 0.0]
+            self._credits = [0.0, -max_debts[1] if any(s.step == self._step for s in heavy.prompts) else 0.0]
             return
         earned = HEAVY_SHARE * plan.seconds / max(sum(map(bool, kinds)), 1)
         for kind, sequences in enumerate(kinds):
-            credit = min(self._credits[kind] + earned, most) if sequences else 0.0
+            credit = min(self._credits[kind] + earned, max_credit) if sequences else 0.0
             before, is_shared = plan.seconds, kind == 0 and bool(heavy.prompts)
             free = ((1 + HEAVY_SHARE) * self.pace.fixed - before) / (1 + is_shared)
-            self._fill(plan, _in_turn(sequences), before + max(credit, free), may_exceed=credit == most)
-            self._credits[kind] = max(credit - (plan.seconds - before), -debts[kind])
+            self._fill(plan, _in_turn(sequences), before + max(credit, free), may_exceed=credit == max_credit)
+            self._credits[kind] = max(credit - (plan.seconds - before), -max_debts[kind])
 
     def _fill_yielding(self, plan: Plan, yielding: Group) -> None:
         sequences = yielding.decoding + yielding.prompts
@@ -364,7 +364,7 @@ class Scheduler:
         for media in range(max(media_index[start], 0), media_index[start + count - 1] + 1):
             if not self._memory.hold(sequence, media, plan):
                 count = min(count, max(sequence.first_token_of(media), start) - start)
-                if sequence.keys[media] not in plan.later_pages:
+                if sequence.keys[media] not in plan.unread_pages:
                     break
         if plan.num_frames > num_frames:
             work = (plan.num_frames - num_frames) * TOKENS_PER_FRAME

@@ -248,7 +248,7 @@ class Memory:
                 if slot is None:
                     return False
                 sequence.media_slots[key] = slot
-            can_be_read = can_be_read and key not in plan.later_pages
+            can_be_read = can_be_read and key not in plan.unread_pages
         return can_be_read
 
     def _slot(self, sequence: Sequence, media: int, plan: Plan) -> int | None:
