@@ -140,6 +140,11 @@ class Sequence:
             return min(len(self.token_ids) - 1, max(self.scored.start, self.num_scored))
         return len(self.token_ids) - 1
 
+    @property
+    def query_place(self) -> tuple[int, int]:
+        """The first block and the first token after shots that attend alone; zeros without such shots."""
+        return (0, 0) if self.layout is None else (self.layout.first_query_block, self.layout.query_start)
+
     def append(self, token_id: int) -> None:
         """Append a generated token, which reads the media item that the token before it reads."""
         self.token_ids.append(token_id)
@@ -205,11 +210,11 @@ class Sequence:
     def block_hash(self, block: int, block_size: int) -> bytes:
         """Return the hash of a complete block by its place in the table. Hashes form a chain and are computed once."""
         while len(self._hashes) <= block:
-            number, first_token = len(self._hashes), 0
+            first_block, first_token = self.query_place
+            number = len(self._hashes) - first_block
             parent = self._hashes[-1] if self._hashes else self.prompt.salt
-            if self.spans is not None and self.layout is not None:
-                number, first_token = number - self.layout.first_query_block, self.layout.query_start
-                parent = parent if number else self.spans.query_parent
+            if self.spans is not None and not number:
+                parent = self.spans.query_parent
             start = first_token + number * block_size
             span = slice(start, start + block_size)
             keys = [self.keys[i] if i >= 0 else b"" for i in self.media_index[span]]

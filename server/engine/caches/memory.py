@@ -61,7 +61,7 @@ class Memory:
         if layout is not None and num_computed < layout.query_start:
             last = layout.span_of(min(num_computed + horizon, layout.query_start - 1))
             return self.blocks_of_shots(sequence, num_computed, layout.starts[last + 1])
-        first_block, first_token = (0, 0) if layout is None else (layout.first_query_block, layout.query_start)
+        first_block, first_token = sequence.query_place
         block = (num_computed - first_token) // size
         is_full = first_token + (block + 1) * size <= len(sequence.token_ids)
         return {sequence.block_hash(first_block + block, size)} if is_full else set()
@@ -92,7 +92,7 @@ class Memory:
     def find_cached(self, sequence: Sequence) -> Cached:
         """Return the cached blocks with which a sequence that waits can begin; its cached shots become the first ones."""
         if sequence.layout is None:
-            return self._find_from(sequence, 0, 0)
+            return self._find_after_shots(sequence)
         spans = sequence.spans
         assert spans is not None
         cached = self._find(spans.prefix_hashes, len(spans.prefix))
@@ -110,7 +110,7 @@ class Memory:
                 cached.num_tokens += matches[shot].num_tokens
             cached.missing += matches[shot].missing
         if not cached.missing:
-            rest = self._find_from(sequence, sequence.layout.first_query_block, sequence.layout.query_start)
+            rest = self._find_after_shots(sequence)
             return Cached(cached.blocks + rest.blocks, cached.num_tokens + rest.num_tokens, rest.missing)
         return cached
 
@@ -124,9 +124,9 @@ class Memory:
             blocks.append(block)
         return Cached(blocks, num_tokens, [])
 
-    def _find_from(self, sequence: Sequence, first_block: int, first_token: int) -> Cached:
-        """Return the cached blocks of a sequence's tokens from `first_token` on, up to the first that must be computed."""
-        size = self.config.block_size
+    def _find_after_shots(self, sequence: Sequence) -> Cached:
+        """Return the cached blocks after shots that attend alone, up to the first token that must be computed."""
+        size, (first_block, first_token) = self.config.block_size, sequence.query_place
         num_blocks = (sequence.first_computed - first_token) // size
         hashes = (sequence.block_hash(first_block + number, size) for number in range(num_blocks))
         return self._find(hashes, num_blocks * size)
