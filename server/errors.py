@@ -22,6 +22,8 @@ class ServerError(Exception):
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
     is_retryable: ClassVar[bool] = False
+    # the connection cannot carry another request
+    closes: bool = False
 
     def __init_subclass__(cls, *, code: str) -> None:
         cls.code = code
@@ -39,7 +41,8 @@ class ServerError(Exception):
 
     def headers(self) -> dict[str, str]:
         # OpenAI's clients obey this header; without it they also retry errors that are permanent
-        return {"X-Should-Retry": "true" if self.is_retryable else "false"}
+        retry = {"X-Should-Retry": "true" if self.is_retryable else "false"}
+        return {**retry, "Connection": "close"} if self.closes else retry
 
 
 class InvalidRequest(ServerError, code="invalid_value"):
@@ -116,10 +119,7 @@ class BodyTooLarge(InvalidRequest, code="body_too_large"):
     """The body exceeds the limit."""
 
     status = 413
-
-    def headers(self) -> dict[str, str]:
-        # the rest of the body is unread, so the connection cannot carry another request
-        return super().headers() | {"Connection": "close"}
+    closes = True  # the rest of the body is unread
 
 
 class Unauthorized(ServerError, code="invalid_api_key"):
@@ -237,15 +237,12 @@ class Unavailable(ServerError, code="unavailable"):
 
 
 class Overloaded(Unavailable, code="overloaded"):
-    """The queue, the memory for bodies, or the processor is full. `closes`: the body is unread, so the connection ends."""
+    """The queue, the memory for bodies, or the processor is full. `closes`: the body is unread."""
 
     def __init__(self, message: str, *, retry_after: int = 1, closes: bool = False) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-        self._closes = closes
-
-    def headers(self) -> dict[str, str]:
-        return super().headers() | ({"Connection": "close"} if self._closes else {})
+        self.closes = closes
 
 
 class ClientOverShare(Overloaded, code="client_over_share"):
@@ -265,8 +262,7 @@ class QuotaExceeded(Overloaded, code="quota_exceeded"):
 class ShuttingDown(Unavailable, code="shutting_down"):
     """The server received SIGTERM."""
 
-    def headers(self) -> dict[str, str]:
-        return super().headers() | {"Connection": "close"}
+    closes = True
 
 
 class StorageUnavailable(Unavailable, code="storage_unavailable"):
