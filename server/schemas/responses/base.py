@@ -28,6 +28,15 @@ class ResponseRecord:
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
 
+class AnswerHead(ResponseSchema):
+    """The first fields of an answer of the engine, as `response_head` writes them."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+
+
 class ListSchema(ResponseSchema):
     object: Literal["list"]
 

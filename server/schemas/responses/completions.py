@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from server.schemas.fewshot import Calibration, Method, Normalisation
-from server.schemas.responses.base import Absent, ResponseRecord, ResponseSchema, Usage
+from server.schemas.responses.base import Absent, AnswerHead, ResponseRecord, ResponseSchema, Usage
 from server.wire import FinishReason
 
 
@@ -50,19 +50,14 @@ class CompletionChunkChoice(CompletionChoiceFields):
     finish_reason: FinishReason | None
 
 
-class CompletionHead(ResponseSchema):
-    id: str
+class Completion(AnswerHead):
     object: Literal["text_completion"]
-    created: int
-    model: str
-
-
-class Completion(CompletionHead):
     choices: list[CompletionChoice]
     usage: Usage
 
 
-class CompletionChunk(CompletionHead):
+class CompletionChunk(AnswerHead):
+    object: Literal["text_completion"]
     choices: list[CompletionChunkChoice]
     usage: Usage | None = Field(None, description="The usage, if `stream_options` requests it for this chunk.")
 
@@ -164,20 +159,14 @@ class ChatChunkChoice(ChoiceFields):
     finish_reason: ChatFinishReason | None
 
 
-class ChatCompletion(ResponseSchema):
-    id: str
+class ChatCompletion(AnswerHead):
     object: Literal["chat.completion"]
-    created: int
-    model: str
     choices: list[ChatChoice]
     usage: Usage
 
 
-class ChatCompletionChunk(ResponseSchema):
-    id: str
+class ChatCompletionChunk(AnswerHead):
     object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = Field(None, description="The usage, if `stream_options` requests it for this chunk.")
 
@@ -207,13 +196,10 @@ class ClassificationReport(FewShotReport):
     permutations: int = Field(description="The number of orders of the shots that were computed.")
 
 
-class Classification(ResponseSchema):
+class Classification(AnswerHead):
     """The most likely label, and the candidates from the most to the least likely."""
 
-    id: str
     object: Literal["classification"]
-    created: int
-    model: str
     method: Method = Field(description="The method that was used.")
     label: str | None = Field(description="Null if a target is set and `confidence` does not exceed `threshold`.")
     confidence: float = Field(description="The probability of the most likely candidate.")
@@ -233,12 +219,9 @@ class ScoredContinuation(ResponseSchema):
     token_logprobs: list[float]
 
 
-class Scores(ResponseSchema):
+class Scores(AnswerHead):
     """The log-probabilities of the candidates, in the order of the request."""
 
-    id: str
     object: Literal["score"]
-    created: int
-    model: str
     data: list[ScoredContinuation]
     usage: Usage

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from server.schemas.fewshot import Method
-from server.schemas.responses.base import Absent, FewShotDetails, ResponseSchema
+from server.schemas.responses.base import Absent, AnswerHead, FewShotDetails, ResponseSchema
 
 
 class AnswerFields(ResponseSchema):
@@ -75,12 +75,9 @@ class DecisionUsage(ResponseSchema):
     fewshot_details: FewShotDetails
 
 
-class Decision(ResponseSchema):
+class Decision(AnswerHead):
     """The answers in the order of the questions."""
 
-    id: str
     object: Literal["decision"]
-    created: int
-    model: str
     answers: list[Annotated[PredicateAnswer | ChoiceAnswer | ScoreAnswer | RefusalAnswer, Field(discriminator="type")]]
     usage: DecisionUsage

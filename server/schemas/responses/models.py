@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from model.config import Resize
-from server.schemas.responses.base import Absent, ListSchema, ResponseSchema, Usage
+from server.schemas.responses.base import Absent, AnswerHead, ListSchema, ResponseSchema, Usage
 
 
 class Vision(ResponseSchema):
@@ -93,11 +93,8 @@ class Attention(ResponseSchema):
     grid: list[list[list[float]]] = Field(description="The weights of the patches, by frame, row and column.")
 
 
-class Inspection(ResponseSchema):
-    id: str
+class Inspection(AnswerHead):
     object: Literal["inspection"]
-    created: int
-    model: str
     tokens: list[InspectedToken]
     num_prompt_tokens: int
     token: int
