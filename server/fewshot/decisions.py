@@ -15,7 +15,7 @@ questions are asked without shots.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from dataclasses import fields as fields_of
 
@@ -23,17 +23,14 @@ from model.prompt import Media, Segment, Text
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Candidate
 from server.fewshot.methods import IN_CONTEXT
-from server.fewshot.passages import Passage, read_input, read_instructions
+from server.fewshot.passages import INPUT, Passage, read_input, read_instructions
 from server.fewshot.prompting import Question, as_shot, find_template, shots_by_param
 from server.fewshot.shots import SUPPORT_SET, ShotSource, place_of
 from server.fewshot.templates import LINE_END, Shot, Template
 from server.media.source import EncodedMedia
-from server.schemas.decisions import ChoiceQuestion, DecisionQuestion, DecisionRequest, ScoreQuestion
+from server.schemas.decisions import ChoiceQuestion, DecisionQuestion, DecisionRequest
 from server.served_model import ServedModel
 from server.store.examples import Examples, answer_of
-
-YES, NO = "yes", "no"
-INPUT = "input"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +41,6 @@ class ParsedQuestion:
     fields: DecisionQuestion
     instructions: Passage
     candidates: list[Candidate]
-
-    def is_answered_by(self, answers: Collection[str]) -> bool:
-        """Return whether a candidate is one of these answers of examples."""
-        return any(candidate.text in answers for candidate in self.candidates)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +89,7 @@ async def read_decisions(fields: DecisionRequest, model: ServedModel, source: Sh
     """
     template, shots = find_template(fields.template, model), shots_by_param(fields)
     _check_places(template)
-    passage = read_input(fields.input, INPUT)
+    passage = read_input(fields.input)
     parsed = [_read_question(question, f"questions[{index}]") for index, question in enumerate(fields.questions)]
     owners = {INPUT: passage, **{each.param: each.instructions for each in parsed}}
     media = await source.read_media({**({} if fields.zero_shot else shots), **owners}, INPUT)
@@ -113,16 +106,7 @@ async def read_decisions(fields: DecisionRequest, model: ServedModel, source: Sh
         media={item.digest: item for items in media.values() for item in items},
         support_set=await source.find(fields, media[INPUT]),
     )
-    decisions = [
-        _decision(
-            question,
-            each,
-            _instructed(question, each, media[each.param]),
-            has_examples=each.is_answered_by(question.examples.by_answer),
-            fields=fields,
-        )
-        for each in parsed
-    ]
+    decisions = [_decision(question, each, media[each.param], fields) for each in parsed]
     _check_examples(question, decisions, fields)
     return decisions
 
@@ -138,38 +122,27 @@ def _check_places(template: Template) -> None:
 def _read_question(fields: DecisionQuestion, param: str) -> ParsedQuestion:
     """Read a question. Raises `InvalidRequest` if it has no instructions, or two equal candidates."""
     instructions = read_instructions(fields.instructions, f"{param}.instructions")
-    match fields:
-        case ChoiceQuestion(choices=choices):
-            paths = [(f"{param}.choices[{index}].value", text_of(each.value)) for index, each in enumerate(choices)]
-        case ScoreQuestion(levels=levels):
-            paths = [(f"{param}.levels[{index}].label", each.label) for index, each in enumerate(levels)]
-        case _:
-            paths = [(param, YES), (param, NO)]
+    candidates = [Candidate(answer.text, answer.text, param=param + answer.path) for answer in fields.answers]
     seen: dict[str, str] = {}
-    for path, text in paths:
-        if text in seen:
-            raise InvalidRequest(f"{text[:80]!r} is also the text of {seen[text]}", param=path)
-        seen[text] = path
-    candidates = [Candidate(text, text, param=path) for path, text in paths]
+    for candidate in candidates:
+        if (first := seen.setdefault(candidate.text, candidate.param)) != candidate.param:
+            raise InvalidRequest(f"{candidate.text[:80]!r} is also the text of {first}", param=candidate.param)
     return ParsedQuestion(param=param, fields=fields, instructions=instructions, candidates=candidates)
 
 
-def text_of(value: str | bool) -> str:
-    """Return the text of a choice."""
-    return value if isinstance(value, str) else YES if value else NO
-
-
 def _decision(
-    question: Question, parsed: ParsedQuestion, template: Instructed, *, has_examples: bool, fields: DecisionRequest
+    question: Question, parsed: ParsedQuestion, media: Sequence[EncodedMedia], fields: DecisionRequest
 ) -> Decision:
     """Return a question with its template, and with the examples of the request if they answer it."""
+    answers = question.examples.by_answer
+    has_examples = any(candidate.text in answers for candidate in parsed.candidates)
     if not has_examples:
         bare = fields.model_copy(update={"examples": None})
         question = replace(question, shots=Examples(), support_set=None, fields=bare)
     is_by_examples = has_examples and isinstance(parsed.fields, ChoiceQuestion)
     return Decision(
         parsed=parsed,
-        question=replace(question, template=template),
+        question=replace(question, template=_instructed(question, parsed, media)),
         method=fields.method_or_default if is_by_examples else IN_CONTEXT,
         has_examples=has_examples,
     )
@@ -187,17 +160,10 @@ def _instructed(question: Question, parsed: ParsedQuestion, media: Sequence[Enco
 
 def _described(parsed: ParsedQuestion) -> list[str]:
     """Return a line per candidate, or none if no candidate has a description."""
-    match parsed.fields:
-        case ChoiceQuestion(choices=choices):
-            descriptions = [choice.description for choice in choices]
-        case ScoreQuestion(levels=levels):
-            descriptions = [level.description for level in levels]
-        case _:
-            descriptions = []
-    if not any(descriptions):
+    answers = parsed.fields.answers
+    if not any(answer.description for answer in answers):
         return []
-    pairs = zip(parsed.candidates, descriptions, strict=True)
-    return [f"{each.text}: {description}" if description else each.text for each, description in pairs]
+    return [f"{each.text}: {each.description}" if each.description else each.text for each in answers]
 
 
 def _check_examples(question: Question, decisions: Sequence[Decision], fields: DecisionRequest) -> None:

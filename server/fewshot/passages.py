@@ -22,6 +22,9 @@ from server.schemas.decisions import (
 )
 from server.schemas.prompt import MediaPartOrUrl
 
+# the path of the input in a request
+INPUT = "input"
+
 
 @dataclass(frozen=True, slots=True)
 class PositionedMedia:
@@ -53,19 +56,23 @@ class Passage:
         return (*segments, Text(LINE_END)) if is_text else tuple(segments)
 
 
-def read_input(value: DecisionInput, param: str) -> Passage:
+def read_input(value: DecisionInput) -> Passage:
     """Read the input of a decision, with a line per message. Raises `InvalidRequest` if it is empty.
 
     Messages of a conversation, in which an assistant takes part, begin with their role.
     """
-    if isinstance(value, str):
-        return _not_empty(Passage([value]), param)
     pieces: list[str | PositionedMedia] = []
-    is_conversation = any(isinstance(message, DecisionAssistantMessage) for message in value)
-    for index, message in enumerate(value):
-        pieces += [LINE_END] * bool(index) + [f"{message.role.capitalize()}: "] * is_conversation
-        pieces += _pieces(message.content, f"{param}[{index}].content")
-    return _not_empty(Passage(list(filter(None, pieces))), param)
+    if isinstance(value, str):
+        pieces.append(value)
+    else:
+        is_conversation = any(isinstance(message, DecisionAssistantMessage) for message in value)
+        for index, message in enumerate(value):
+            pieces += [LINE_END] * bool(index) + [f"{message.role.capitalize()}: "] * is_conversation
+            pieces += _pieces(message.content, f"{INPUT}[{index}].content")
+    passage = Passage(list(filter(None, pieces)))
+    if not passage.text and not passage.parts(INPUT):
+        raise InvalidRequest("the input has no text and no image", param=INPUT)
+    return passage
 
 
 def read_instructions(value: DecisionContent, param: str) -> Passage:
@@ -74,12 +81,6 @@ def read_instructions(value: DecisionContent, param: str) -> Passage:
     if not instructions.text:
         raise InvalidRequest("the instructions have no text", param=param)
     return instructions
-
-
-def _not_empty(passage: Passage, param: str) -> Passage:
-    if not passage.text and not passage.parts(param):
-        raise InvalidRequest("the input has no text and no image", param=param)
-    return passage
 
 
 def _pieces(content: str | Sequence[DecisionPart | OutputPart], param: str) -> Iterator[str | PositionedMedia]:

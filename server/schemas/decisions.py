@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from pydantic_core import PydanticCustomError
@@ -25,6 +25,8 @@ MAX_QUESTIONS = 400
 # of all questions together; each is scored by the language model
 MAX_ANSWERS = 4096
 
+# the answers to a predicate, and the texts of boolean choices
+YES, NO = "yes", "no"
 UNUSED = "Accepted and not used."
 
 
@@ -135,16 +137,23 @@ class QuestionFields(Schema):
     instructions: DecisionContent
     name: str | None = Field(None, max_length=1024, description="A name that the answer repeats.")
 
-    @property
-    def num_answers(self) -> int:
-        """The number of possible answers."""
-        return 2
+
+class PossibleAnswer(NamedTuple):
+    """An answer to a question: its path from the question, its text in a prompt, and its description."""
+
+    path: str
+    text: str
+    description: str = ""
 
 
 class PredicateQuestion(QuestionFields):
     """A question for the probability that a statement about the input is true."""
 
     type: Literal["predicate"]
+
+    @property
+    def answers(self) -> list[PossibleAnswer]:
+        return [PossibleAnswer("", YES), PossibleAnswer("", NO)]
 
 
 class DecisionChoice(Schema):
@@ -156,14 +165,21 @@ class DecisionChoice(Schema):
     ]
     description: str = Field("", description="A description, which the prompt shows.")
 
+    @property
+    def text(self) -> str:
+        if isinstance(self.value, str):
+            return self.value
+        return YES if self.value else NO
+
 
 class ChoiceQuestion(QuestionFields):
     type: Literal["choice"]
     choices: list[DecisionChoice] = Field(min_length=2, max_length=MAX_CANDIDATES)
 
     @property
-    def num_answers(self) -> int:
-        return len(self.choices)
+    def answers(self) -> list[PossibleAnswer]:
+        choices = enumerate(self.choices)
+        return [PossibleAnswer(f".choices[{index}].value", each.text, each.description) for index, each in choices]
 
 
 class ScoreLevel(Schema):
@@ -178,8 +194,9 @@ class ScoreQuestion(QuestionFields):
     levels: list[ScoreLevel] = Field(min_length=2, max_length=MAX_CANDIDATES)
 
     @property
-    def num_answers(self) -> int:
-        return len(self.levels)
+    def answers(self) -> list[PossibleAnswer]:
+        levels = enumerate(self.levels)
+        return [PossibleAnswer(f".levels[{index}].label", each.label, each.description) for index, each in levels]
 
 
 DecisionQuestion = Annotated[
@@ -224,7 +241,7 @@ class DecisionRequest(ShotsFields, WeighingFields, ConfidenceFields, Prioritized
     @field_validator("questions")
     @classmethod
     def _few_answers(cls, questions: list[DecisionQuestion]) -> list[DecisionQuestion]:
-        number = sum(question.num_answers for question in questions)
+        number = sum(len(question.answers) for question in questions)
         if number > MAX_ANSWERS:
             raise ValueError(f"all questions together have {number} possible answers, the limit is {MAX_ANSWERS}")
         return questions

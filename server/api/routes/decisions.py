@@ -24,11 +24,11 @@ from server.api.sse import unless_disconnected
 from server.concurrency import run_concurrently
 from server.errors import ContextLengthExceeded
 from server.fewshot.classification import weigh
-from server.fewshot.decisions import YES, Decision, read_decisions, text_of
+from server.fewshot.decisions import Decision, read_decisions
 from server.fewshot.evidence import PreparedQuestion, gather, prepare
 from server.fewshot.methods import IN_CONTEXT, METHODS
 from server.fewshot.prompting import fewshot_report
-from server.schemas.decisions import ChoiceQuestion, DecisionQuestion, DecisionRequest, ScoreQuestion
+from server.schemas.decisions import YES, ChoiceQuestion, DecisionQuestion, DecisionRequest, ScoreQuestion
 from server.schemas.responses.completions import WeighedCandidate
 from server.schemas.responses.decisions import Decision as DecisionResponse
 from server.telemetry.request_record import RequestRecord
@@ -146,13 +146,11 @@ def _judgement(fields: DecisionQuestion, ranked: Sequence[WeighedCandidate]) -> 
     probabilities = {each.text: each.probability for each in ranked}
     match fields:
         case ChoiceQuestion(choices=choices):
-            (choice,) = (each.value for each in choices if text_of(each.value) == ranked[0].text)
+            (choice,) = (each.value for each in choices if each.text == ranked[0].text)
             return {
                 "choice": choice,
                 "confidence": ranked[0].probability,
-                "probabilities": [
-                    {"value": each.value, "probability": probabilities[text_of(each.value)]} for each in choices
-                ],
+                "probabilities": [{"value": each.value, "probability": probabilities[each.text]} for each in choices],
             }
         case ScoreQuestion(levels=levels):
             return {
