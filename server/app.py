@@ -207,7 +207,7 @@ def _create_services(
     retrieval = Retrieval(client, model, EmbeddingStore(database), store, observe=observe)
     shots, comparison = ShotSource(intake, support_sets, retrieval), Comparison(retrieval, FitStore(database))
     slots = SharedLimit(MAX_UNFINISHED, settings.max_client_share, "requests to warm that may be unfinished")
-    warming = Warming(client, model, store, retrieval, comparison, slots, asyncio.Semaphore(MAX_BATCHES))
+    warming = Warming(comparison, slots, asyncio.Semaphore(MAX_BATCHES))
     evaluations = Evaluations(database, None if catalog is None else model.name, max_share=settings.max_client_share)
     return Services(
         settings=settings,
@@ -233,7 +233,7 @@ def _create_services(
         shots=shots,
         comparison=comparison,
         warming=warming,
-        warm_sets=WarmSets(support_sets, warming, client),
+        warm_sets=WarmSets(support_sets, warming),
         evaluations=evaluations,
         recommendations=Recommendations(evaluations),
         curation=Curation(retrieval, comparison.recent),

@@ -44,8 +44,7 @@ def _services_of(tenant: str, services: Services) -> Services:
     embeddings = services.retrieval.embeddings.of(tenant)
     retrieval = replace(services.retrieval, client=client, embeddings=embeddings, store=store)
     comparison = replace(services.comparison, retrieval=retrieval)
-    slots, turns = services.warming.slots, services.warming.turns
-    warming = Warming(client, services.model, store, retrieval, comparison, slots, turns)
+    warming = Warming(comparison, services.warming.slots, services.warming.turns)
     return replace(
         services,
         client=client,
@@ -57,7 +56,7 @@ def _services_of(tenant: str, services: Services) -> Services:
         shots=replace(services.shots, intake=intake, support_sets=support_sets, retrieval=retrieval),
         comparison=comparison,
         warming=warming,
-        warm_sets=WarmSets(support_sets, warming, client),
+        warm_sets=WarmSets(support_sets, warming),
         evaluations=evaluations,
         recommendations=replace(services.recommendations, evaluations=evaluations),
         curation=replace(services.curation, retrieval=retrieval),

@@ -40,10 +40,10 @@ logger = logging.getLogger(__name__)
 class WarmSets:
     """The support sets of one tenant that are kept warm."""
 
-    def __init__(self, support_sets: SupportSets, warming: Warming, client: Client) -> None:
+    def __init__(self, support_sets: SupportSets, warming: Warming) -> None:
         self.warming = warming
         self._support_sets = support_sets
-        self._client = client
+        self._client = warming.client
         # for this worker: media and shots of pinned versions, and versions that could not be warmed since the last sweep
         self._worker_id: object = None
         self._pinned_media: dict[tuple[str, int], Sequence[str]] = {}

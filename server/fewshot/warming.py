@@ -15,21 +15,17 @@ import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from model.prompt import EncodedPrompt, Media, encode
 from server.concurrency import cancel, run_concurrently
-from server.engine_client.client import Client
 from server.errors import EngineDied, EngineNotReady, ServerError
 from server.fewshot.comparison import Comparison
-from server.fewshot.retrieval import Retrieval
 from server.limits.background import MAX_DEATHS
 from server.limits.shared_limit import SharedLimit
 from server.media.source import EncodedMedia
-from server.media.store import MediaStore
 from server.prompt import PreparedPrompt
-from server.served_model import ServedModel
 from server.store.records import SupportSet
 from server.wire import BACKGROUND_PRIORITY, Admitted, Generate, Sampling
 
@@ -100,7 +96,7 @@ class _Entry:
     worker_id: object
     target: WarmTarget
     warmth: Warmth
-    task: asyncio.Task[None] | None = None
+    task: asyncio.Task[None] = field(init=False)
     num_deaths: int = 0
     is_interrupted: bool = False
 
@@ -120,21 +116,10 @@ class Warming:
     tenants that are warmed concurrently, and the versions that are read for it.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        model: ServedModel,
-        store: MediaStore,
-        retrieval: Retrieval,
-        comparison: Comparison,
-        slots: SharedLimit,
-        turns: asyncio.Semaphore,
-    ) -> None:
-        self._client = client
-        self._model = model
-        self._store = store
-        self._retrieval = retrieval
+    def __init__(self, comparison: Comparison, slots: SharedLimit, turns: asyncio.Semaphore) -> None:
         self._comparison = comparison
+        self._retrieval = comparison.retrieval
+        self.client = self._retrieval.client
         self.slots = slots
         self.turns = turns
         self._entries: OrderedDict[tuple[str, int], _Entry] = OrderedDict()
@@ -143,7 +128,7 @@ class Warming:
     @property
     def worker_id(self) -> object:
         """An id of the running worker, different after each restart."""
-        return self._client.info.get("pid")
+        return self.client.info.get("pid")
 
     def warmth(self, set_id: str, version: int) -> Warmth:
         entry = self._entries.get((set_id, version))
@@ -162,16 +147,16 @@ class Warming:
         `requester`: the client, whose task takes a slot; None for the maintenance of support sets. Raises
         `EngineNotReady`, `Overloaded` and `ClientOverShare`.
         """
-        if self._client.state != "ready":
-            raise EngineNotReady(f"the model is not ready: the engine is {self._client.state}")
+        if self.client.state != "ready":
+            raise EngineNotReady(f"the model is not ready: the engine is {self.client.state}")
         entry = self._entries.get((support_set.id, support_set.version))
-        if entry is not None and (entry.worker_id != self.worker_id or entry.task is None or entry.task.done()):
+        if entry is not None and (entry.worker_id != self.worker_id or entry.task.done()):
             entry = None
         if entry is None or not entry.target.covers(target):
             if requester is not None:
                 self.slots.check(requester)
             entry = self._start(support_set, target, None if entry is None else entry.task, requester)
-        if wait and entry.task is not None:
+        if wait:
             await asyncio.shield(entry.task)
         return entry.warmth
 
@@ -264,8 +249,9 @@ class Warming:
                 await self._warm_batch(entry, media_ids[start : start + MAX_CONCURRENT])
 
     async def _warm_batch(self, entry: _Entry, media_ids: Sequence[str]) -> None:
-        media = await asyncio.to_thread(lambda: [self._store.find(media_id) for media_id in media_ids])
-        prompts = [encode([Media(item.digest)], self._model.tokenizer) for item in media]
+        store, tokenizer = self._retrieval.store, self._retrieval.model.tokenizer
+        media = await asyncio.to_thread(lambda: [store.find(media_id) for media_id in media_ids])
+        prompts = [encode([Media(item.digest)], tokenizer) for item in media]
         work = [self._encode(entry, prompt, {m.digest: m}) for prompt, m in zip(prompts, media, strict=True)]
         results = await asyncio.gather(*work, return_exceptions=True)
         if errors := [result for result in results if isinstance(result, BaseException)]:
@@ -299,7 +285,7 @@ class Warming:
 
     def _shot_bytes(self, prompt: EncodedPrompt) -> int:
         """Return the memory of the shot of a prompt, besides its prefix and query; 0 if it is not known."""
-        block_size, block_bytes = (int(self._client.info.get(name, 0)) for name in ("block_size", "block_bytes"))
+        block_size, block_bytes = (int(self.client.info.get(name, 0)) for name in ("block_size", "block_bytes"))
         return -(-_num_shot_tokens(prompt) // block_size) * block_bytes if prompt.has_spans and block_size else 0
 
     async def _compute(self, prompt: EncodedPrompt, media: Mapping[bytes, EncodedMedia]) -> Admitted:
@@ -311,7 +297,7 @@ class Warming:
             priority=BACKGROUND_PRIORITY,
             arrived=time.monotonic(),
         )
-        async with aclosing(self._client.stream(request, media)) as events:
+        async with aclosing(self.client.stream(request, media)) as events:
             (admitted,) = [event async for event in events if isinstance(event, Admitted)]
         return admitted
 
