@@ -72,24 +72,8 @@ class QueryFeatures:
         return self.vectors.nbytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Search:
-    """The features of a query by space, and the index of the examples that are compared with it.
-
-    `began`: the time at which the search began, in seconds.
-    """
-
-    index: VectorIndex
-    features: Mapping[Space, Vectors]
-    likeness: Likeness
-    began: float
-    observe: Callable[[float], None]
-
-    def most_similar(self, k: int) -> list[Similar]:
-        """Return the `k` most similar examples, best first. It takes milliseconds for a large set."""
-        similar = self.index.search(query_vector(self.features, self.likeness), k)
-        self.observe(time.monotonic() - self.began)
-        return similar
+# returns the most similar examples, as many as its argument, best first; it takes milliseconds for a large set
+Search = Callable[[int], list[Similar]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +95,9 @@ class Retrieval:
         self, support_set: SupportSet, strategy: Strategy, query: SimilarityQuery, k: int
     ) -> list[Similar]:
         """Return the `k` most similar examples, best first. Raises as `check_comparable`, and the engine's errors."""
-        _check_query(strategy, query)
         if not support_set.examples:
             return []
-        search = await self.search(support_set, strategy, query)
-        return await self.model.tokenize(search.most_similar, k)
+        return await self.model.tokenize(await self.search(support_set, strategy, query), k)
 
     async def search(self, support_set: SupportSet, strategy: Strategy, query: SimilarityQuery) -> Search:
         """Return the search for the examples, at least one, that are most similar to a query.
@@ -125,13 +107,14 @@ class Retrieval:
         _check_query(strategy, query)
         features = {space: await self._query_features(space, query) for space in SPACES[strategy]}
         began = time.monotonic()
-        return Search(
-            index=await self._index(support_set, strategy),
-            features=features,
-            likeness=self.model.likeness,
-            began=began,
-            observe=self.observe,
-        )
+        index = await self._index(support_set, strategy)
+
+        def most_similar(k: int) -> list[Similar]:
+            similar = index.search(_vector_of_query(features, self.model.likeness), k)
+            self.observe(time.monotonic() - began)
+            return similar
+
+        return most_similar
 
     async def embed_media(self, media_ids: Sequence[str]) -> dict[str, Vectors]:
         """Return the features of stored media by id, and store new ones. Raises `MediaNotFound` and the engine's errors."""
@@ -158,7 +141,7 @@ class Retrieval:
     async def query_vector(self, media: Sequence[EncodedMedia]) -> Vectors:
         """Return the vector [D] of a query's media. Raises the engine's errors."""
         features = await self.embed_query(media)
-        return await asyncio.to_thread(query_vector, {"media": features}, self.model.likeness)
+        return await asyncio.to_thread(_vector_of_query, {"media": features}, self.model.likeness)
 
     async def media_vectors(self, groups: Sequence[Sequence[EncodedMedia]]) -> Vectors:
         """Return one vector per group of media, [N, D]; new ones are not stored. Raises the engine's errors."""
@@ -204,14 +187,14 @@ class Retrieval:
 
     async def _example_vectors(self, support_set: SupportSet, space: Space, strategy: Strategy) -> Vectors:
         """Return one vector per example, [N, D]; the work for a large set runs in threads, not in the event loop."""
-        if space == "text":
-            compared = [_compared(example, "text", strategy)[0] for example in support_set.examples]
-            texts = await self.model.tokenize(self._all_ids, compared)
-            keys = [[_text_key(ids)] for ids in texts]
-            return await asyncio.to_thread(_means, keys, await self._text_vectors(texts, is_stored=True))
-        for example in support_set.examples:
-            _compared(example, space, strategy)
-        return await self.example_vectors(support_set.examples)
+        examples = support_set.examples
+        _check_examples(examples, space, strategy)
+        if space == "media":
+            return await self.example_vectors(examples)
+        texts = [compared_text(example.question, example.text) for example in examples]
+        ids = await self.model.tokenize(self._all_ids, texts)
+        keys = [[_text_key(of_text)] for of_text in ids]
+        return await asyncio.to_thread(_means, keys, await self._text_vectors(ids, is_stored=True))
 
     def _all_ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [encode_text(text, self.model, "examples.support_set") for text in texts]
@@ -242,7 +225,7 @@ class Retrieval:
         return vectors
 
 
-def query_vector(features: Mapping[Space, Vectors], likeness: Likeness) -> Vectors:  # -> [D]
+def _vector_of_query(features: Mapping[Space, Vectors], likeness: Likeness) -> Vectors:  # -> [D]
     """Return the vector of a query from its features by space; `likeness` is that of media."""
     likenesses: Mapping[Space, Likeness] = {"media": likeness, "text": unit}
     return _joined(_mean(likenesses[space](vectors)) for space, vectors in features.items())
@@ -257,8 +240,7 @@ def check_comparable(support_set: SupportSet, strategy: Strategy, query: Similar
     """Check that the query and all examples have the media or text that the strategy compares. Raises `InvalidRequest`."""
     _check_query(strategy, query)
     for space in SPACES[strategy]:
-        for example in support_set.examples:
-            _compared(example, space, strategy)
+        _check_examples(support_set.examples, space, strategy)
 
 
 def _check_query(strategy: Strategy, query: SimilarityQuery) -> None:
@@ -269,13 +251,10 @@ def _check_query(strategy: Strategy, query: SimilarityQuery) -> None:
         raise _refusal(strategy, "media", "the query", "query")
 
 
-def _compared(example: Example, space: Space, strategy: Strategy) -> list[str]:
-    """Return the keys that a space compares: the ids of the example's media, or its text. Raises `InvalidRequest`."""
-    text = compared_text(example.question, example.text)
-    compared = list(example.media) if space == "media" else [text] if text else []
-    if not compared:
-        raise _refusal(strategy, space, f"the example {example.id!r}", "examples.strategy")
-    return compared
+def _check_examples(examples: Sequence[Example], space: Space, strategy: Strategy) -> None:
+    for example in examples:
+        if not (example.media if space == "media" else compared_text(example.question, example.text)):
+            raise _refusal(strategy, space, f"the example {example.id!r}", "examples.strategy")
 
 
 def _refusal(strategy: Strategy, space: Space, owner: str, param: str) -> InvalidRequest:

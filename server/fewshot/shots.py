@@ -145,10 +145,11 @@ class ShotSource:
             k,
             seed=fields.seed,
             order=fields.order,
-            similar=search.most_similar(k + len(excluded)) if search else (),
+            similar=search(k + len(excluded)) if search else (),
             without=excluded,
         )
-        return self._read(selected, template, is_text_only=is_text_only)
+        media_ids = [] if is_text_only else _media_of(selected, template)
+        return _as_shots(selected, self.intake.refer_all(media_ids, SUPPORT_SET))
 
     def read_examples(
         self, examples: Sequence[Example], template: Template
@@ -157,26 +158,9 @@ class ShotSource:
 
         Each has at most one media item. Their number may exceed the limit of a request.
         """
-        shots: list[Shot] = []
-        media: dict[bytes, EncodedMedia] = {}
-        limit = self.intake.settings.max_media_per_request
-        for start in range(0, len(examples), limit):
-            batch = [Selected(example) for example in examples[start : start + limit]]
-            of_batch, media_of_batch = self._read(batch, template)
-            shots += of_batch
-            media |= media_of_batch
-        return shots, media
-
-    def _read(
-        self, selected: Sequence[Selected], template: Template, *, is_text_only: bool = False
-    ) -> tuple[list[Shot], dict[bytes, EncodedMedia]]:
-        media_ids: dict[str, None] = {}
-        if not is_text_only:
-            for example in (item.example for item in selected):
-                check_media(bool(example.media), SUPPORT_SET, template, f"the example {example.id!r}")
-                media_ids.update(dict.fromkeys(example.media))
-        media = {item.id: item for item in self.intake.refer_all(media_ids, SUPPORT_SET)}
-        return [_shot(item, media) for item in selected], {item.digest: item for item in media.values()}
+        selected = [Selected(example) for example in examples]
+        media_ids = _media_of(selected, template)
+        return _as_shots(selected, [self.intake.store.refer(media_id, SUPPORT_SET) for media_id in media_ids])
 
 
 def check_media(has_media: bool, param: str, template: Template, owner: str, *, remedy: str = "") -> None:
@@ -289,15 +273,28 @@ def _balanced(examples: Examples[Example], k: int, rng: random.Random, without: 
     return picked
 
 
-def _shot(selected: Selected, media: Mapping[str, EncodedMedia]) -> Shot:
-    """Return the example as a shot, with those of its media that were read."""
-    example = selected.example
-    return Shot(
-        media=tuple(media[media_id].digest for media_id in example.media if media_id in media),
-        text=example.text,
-        question=example.question,
-        label=example.label,
-        id=example.id,
-        score=selected.score,
-        param=SUPPORT_SET,
-    )
+def _media_of(selected: Sequence[Selected], template: Template) -> list[str]:
+    """Return the ids of all media of examples. Raises `InvalidRequest` for an example that does not fit the template."""
+    for item in selected:
+        check_media(bool(item.example.media), SUPPORT_SET, template, f"the example {item.example.id!r}")
+    return list(dict.fromkeys(media_id for item in selected for media_id in item.example.media))
+
+
+def _as_shots(
+    selected: Sequence[Selected], media: Sequence[EncodedMedia]
+) -> tuple[list[Shot], dict[bytes, EncodedMedia]]:
+    """Return examples as shots with these media, which may lack all of theirs, and the media by digest."""
+    digests = {item.id: item.digest for item in media}
+    shots = [
+        Shot(
+            media=tuple(digests[media_id] for media_id in item.example.media if media_id in digests),
+            text=item.example.text,
+            question=item.example.question,
+            label=item.example.label,
+            id=item.example.id,
+            score=item.score,
+            param=SUPPORT_SET,
+        )
+        for item in selected
+    ]
+    return shots, {item.digest: item for item in media}

@@ -10,9 +10,9 @@ from server.api.answers import CompletionShape, respond
 from server.api.body import read_request
 from server.api.generation import completion_requests
 from server.api.openapi import PROMPT, SUPPORT_SET_ERRORS, describe
-from server.api.services import GivenRecord, GivenServices, Services
+from server.api.services import GivenRecord, GivenServices
 from server.api.sse import unless_disconnected
-from server.fewshot.prompting import AssembledPrompt, assemble, fewshot_report, read_question
+from server.fewshot.prompting import assemble, fewshot_report, read_question
 from server.prompt import prepare_prompts
 from server.schemas.fewshot import FewShotCompletionRequest
 from server.schemas.generation import CompletionRequest
@@ -48,17 +48,13 @@ async def create_fewshot_completion(request: Request, services: GivenServices, r
     """Answer a query after shots, which are in the request or selected from a support set."""
     fields = await read_request(FewShotCompletionRequest, request, services)
     services = services.with_salt(fields.cache_salt)
-    assembled = await unless_disconnected(request.receive, _assemble(fields, services))
-    fewshot = fewshot_report(assembled.question, assembled, record)
+    model, shots = services.model, services.shots
+    question = (await unless_disconnected(request.receive, read_question(fields, model, shots))).with_each_label()
+    assembling = assemble(question, model, shots, room=fields.max_tokens)
+    assembled = await unless_disconnected(request.receive, assembling)
+    fewshot = fewshot_report(question, assembled, record)
     if fields.echo:
         token_ids = assembled.prompt.encoded.token_ids
-        fewshot["prompt"] = services.model.tokenizer.decode(token_ids, skip_special_tokens=False)
-    template = assembled.question.template
-    generations = completion_requests(fields, [assembled.prompt], services.model, template=template)
+        fewshot["prompt"] = model.tokenizer.decode(token_ids, skip_special_tokens=False)
+    generations = completion_requests(fields, [assembled.prompt], model, template=question.template)
     return await respond(request, services, record, generations, CompletionShape(fields, {"fewshot": fewshot}))
-
-
-async def _assemble(fields: FewShotCompletionRequest, services: Services) -> AssembledPrompt:
-    question = await read_question(fields, services.model, services.shots)
-    question = question.with_each_label()
-    return await assemble(question, services.model, services.shots, room=fields.max_tokens)
