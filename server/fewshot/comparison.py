@@ -22,7 +22,7 @@ from model.likeness import Likeness, Vectors
 from model.prior import NEAREST_MEAN, Prior
 from server.errors import DatabaseUnavailable, InvalidRequest, UnsupportedParameter
 from server.fewshot.candidates import Candidate, candidates_of
-from server.fewshot.confidence import Confidence, default_confidence, fit_confidence
+from server.fewshot.confidence import DEFAULT_TEMPERATURES, Confidence, fit_confidence
 from server.fewshot.fits import Fit, FitStore, FittedVersion, LeftOut
 from server.fewshot.methods import IN_CONTEXT, METHODS, load_method, parts_of
 from server.fewshot.methods.likeness import (
@@ -63,11 +63,10 @@ class Obstacle(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A method, the confidence in its answers, and the name and the fit of its part by likeness, if it has one."""
+    """A method, the confidence in its answers, and the fit of its part by likeness, if it has one."""
 
     method: str
     confidence: Confidence
-    likeness: str | None = None
     fitted: Fitted | None = None
 
     @property
@@ -148,7 +147,9 @@ class ComparedExamples:
 
     def confidence(self, method: str) -> Confidence:
         """Return the confidence of a method; the default one if no example can be left out."""
-        return self._leave_out(method).confidence if self.can_leave_out(method) else default_confidence(method)
+        if self.can_leave_out(method):
+            return self._leave_out(method).confidence
+        return Confidence(DEFAULT_TEMPERATURES[method])
 
     def can_leave_out(self, method: str) -> bool:
         """Return whether leave-one-out with a method by likeness is possible, and fast enough for a waiting request."""
@@ -196,7 +197,7 @@ class Comparison:
         Raises `InvalidRequest` for a method that cannot be used with these examples.
         """
         if IN_CONTEXT in (method, recommended) or ((obstacle := _obstacle(question, candidates)) and method == "auto"):
-            return Chosen(IN_CONTEXT, default_confidence(IN_CONTEXT))
+            return Chosen(IN_CONTEXT, Confidence(DEFAULT_TEMPERATURES[IN_CONTEXT]))
         if obstacle:
             raise InvalidRequest(f"{method} {obstacle.fault}", param=obstacle.param)
         _check_answers(question)
@@ -206,11 +207,10 @@ class Comparison:
         examples = await self._examples(question, candidates)
         if method == "auto":
             method = await self._run(examples.choose) if recommended is None else recommended
-        likeness = _part_by_likeness(method)
         confidence = await self._run(examples.confidence, method)
-        fitted = await self._run(examples.fit, likeness)
+        fitted = await self._run(examples.fit, _part_by_likeness(method))
         await self._save(examples)
-        return Chosen(method, confidence, likeness, fitted)
+        return Chosen(method, confidence, fitted)
 
     async def prepare(self, support_set: SupportSet) -> None:
         """Choose and fit the method of later requests for a version whose examples have labels, if it is by likeness."""
@@ -221,7 +221,7 @@ class Comparison:
             candidates = candidates_of(examples)
         except InvalidRequest:  # too many labels: a request has to list its candidates
             return
-        if not _lack(examples, candidates):
+        if not obstacle_of(examples, candidates):
             compared = await self._of_version(support_set, candidates)
             await self._run(compared.fit, _part_by_likeness(await self._run(compared.choose)))
             await self._save(compared)
@@ -240,11 +240,11 @@ class Comparison:
 
     async def compare(self, question: Question, chosen: Chosen) -> dict[str, Array]:
         """Return the log-probabilities [C] of the candidates by the name of the part by likeness, if there is one."""
-        if chosen.likeness is None or chosen.fitted is None:
+        if chosen.fitted is None:
             return {}
         media = [question.media[digest] for digest in question.query.media]
         vector = await self.retrieval.query_vector(media)
-        return {chosen.likeness: chosen.fitted.log_probabilities(vector[None])[0]}
+        return {_part_by_likeness(chosen.method): chosen.fitted.log_probabilities(vector[None])[0]}
 
     async def leave_out(
         self,
@@ -321,16 +321,11 @@ def _obstacle(question: Question, candidates: Sequence[Candidate]) -> Obstacle |
         return Obstacle("compares media, but the query has none", question.query.param)
     if question.fields.zero_shot:
         return Obstacle("compares media, but zero_shot shows examples without media")
-    return _lack(question.examples, candidates)
+    return obstacle_of(question.examples, candidates)
 
 
-def can_compare(examples: Examples[Example], candidates: Sequence[Candidate]) -> bool:
-    """Return whether requests with these examples and candidates can use methods by likeness."""
-    return _lack(examples, candidates) is None
-
-
-def _lack(examples: Examples[Shot | Example], candidates: Sequence[Candidate]) -> Obstacle | None:
-    """Return what examples lack for methods by likeness, None if nothing."""
+def obstacle_of(examples: Examples[Shot | Example], candidates: Sequence[Candidate]) -> Obstacle | None:
+    """Return what these examples lack for methods by likeness, None if nothing."""
     if (bare := examples.first_without_media) is not None:
         _, name = place_of(bare)
         return Obstacle(f"compares media, but {name} has none: the method in_context supports examples without media")
@@ -345,7 +340,9 @@ def _lack(examples: Examples[Shot | Example], candidates: Sequence[Candidate]) -
 def _some_answers(examples: Examples[Shot | Example]) -> str:
     """Return the first answers of examples, shortened, for a message."""
     answers = [*filter(None, examples.by_answer)]
-    listed = [*(repr(answer[:40]) for answer in answers[:MAX_SHOWN]), *["..."][: len(answers) > MAX_SHOWN]]
+    listed = [repr(answer[:40]) for answer in answers[:MAX_SHOWN]]
+    if len(answers) > MAX_SHOWN:
+        listed.append("...")
     return ", ".join(listed) or "no label"
 
 

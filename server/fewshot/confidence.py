@@ -57,11 +57,6 @@ class Confidence:
         return threshold_of_coverage(self.curve, target, self.num_left_out)
 
 
-def default_confidence(method: str) -> Confidence:
-    """Return the confidence of a method without left-out examples."""
-    return Confidence(DEFAULT_TEMPERATURES[method])
-
-
 def fit_confidence(method: str, logs: Array, truth: NDArray[np.int64]) -> Confidence:
     """Fit to left-out log-probabilities [N, C] and the indices [N] of the right labels."""
     temperature, _ = fit_temperatures(method, logs, truth)

@@ -210,10 +210,7 @@ class Evaluations:
         query = select(EvaluationRow.status, func.count()).where(EvaluationRow.status.in_(UNFINISHED))
         by_status = query.group_by(EvaluationRow.status)
         rows = await self._database.read(lambda session, now: session.execute(by_status).all())
-        numbers: dict[str, int] = {"queued": 0, "running": 0}
-        for status, number in rows:
-            numbers[status] = number
-        return numbers
+        return dict.fromkeys(UNFINISHED, 0) | dict(rows)
 
     async def cancel(self, evaluation_id: str) -> Evaluation:
         """Cancel an evaluation, unless it has finished already. Raises `EvaluationNotFound`."""

@@ -36,8 +36,7 @@ def summarise(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _setting(entry: Mapping[str, Any]) -> tuple[str, int, str, bool, str]:
     """Return what all cells of a row have in common, in the order of the rows: without a prompt first, controls last."""
-    num_shots = -1 if entry["k"] is None else int(entry["k"])
-    return entry["control"] or "", num_shots, entry["strategy"] or "", _is_alone(entry), entry["method"]
+    return entry["control"] or "", _num_shots(entry), entry["strategy"] or "", _is_alone(entry), entry["method"]
 
 
 def _is_alone(entry: Mapping[str, Any]) -> bool:
@@ -191,9 +190,9 @@ def _most_accurate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return max(rows, key=lambda row: (row["accuracy"], -_num_shots(row), -row["prompt_tokens"]))
 
 
-def _num_shots(row: dict[str, Any]) -> int:
+def _num_shots(entry: Mapping[str, Any]) -> int:
     """Return the shots in the prompt, or -1 without a prompt."""
-    return -1 if row["k"] is None else int(row["k"])
+    return -1 if entry["k"] is None else int(entry["k"])
 
 
 def _reason(

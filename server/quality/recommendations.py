@@ -13,7 +13,7 @@ from server.fewshot.methods import IN_CONTEXT, METHODS
 from server.fewshot.recent import Recent
 from server.quality.evaluation_store import Evaluation, Evaluations
 from server.quality.recommendation import baseline, recommend, summarise
-from server.schemas.fewshot import SELECTING, ClassifyRequest, ExamplesFields, Method, WeighingFields
+from server.schemas.fewshot import SELECTING, ClassifyRequest, ExamplesFields, Method, ShotsFields, WeighingFields
 from server.schemas.responses.evaluations import CurvePoint
 from server.store.records import SupportSet
 
@@ -46,13 +46,14 @@ class Recommended:
         """Return whether `auto` may follow it: the method has no prompt, or was compared in the template of a request."""
         return self.method in METHODS or (self.is_compared and fields.template == EVALUATED_TEMPLATE)
 
-    def is_of(self, method: str, examples: ExamplesFields | None, attend: ShotsAttend, fields: ClassifyRequest) -> bool:
+    def is_of(self, method: str, selection: ShotsFields, fields: ClassifyRequest) -> bool:
         """Return whether a request has the method and the prompts that were evaluated, given its selection of shots."""
         weighing = WeighingFields(**fields.model_dump(include=set(WeighingFields.model_fields)))
         is_default = fields.template == EVALUATED_TEMPLATE and weighing == WeighingFields()
         has_all = not (fields.zero_shot or fields.truncate_shots)
+        examples = selection.examples
         is_same = method == self.method and examples is not None and _shots(examples) == _shots(self.examples)
-        return is_default and has_all and is_same and attend == self.shots_attend
+        return is_default and has_all and is_same and selection.shots_attend == self.shots_attend
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,17 +86,13 @@ async def _choose(
     if question.support_set is not None and (method == "auto" or (fields.target and fields.has_prompt)):
         labels = [candidate.label for candidate in candidates]
         recommended = await services.recommendations.find(question.support_set, labels)
-    is_followed = recommended is not None and method == "auto" and recommended.suits(fields)
-    best = recommended.method if recommended is not None and is_followed else None
+    followed = recommended if recommended and method == "auto" and recommended.suits(fields) else None
+    best = followed.method if followed else None
     chosen = await services.comparison.choose(question, method, candidates, best)
-    if best == chosen.method and recommended is not None:
-        question = question.with_selection(recommended.examples, recommended.shots_attend)
+    if followed and best == chosen.method:
+        question = question.with_selection(followed.examples, followed.shots_attend)
     question = question.with_each_label(len(candidates))
-    if (
-        chosen.reads_prompt
-        and recommended is not None
-        and recommended.is_of(chosen.method, question.fields.examples, question.fields.shots_attend, fields)
-    ):
+    if recommended and chosen.reads_prompt and recommended.is_of(chosen.method, question.fields, fields):
         chosen = replace(chosen, confidence=recommended.confidence)
     return chosen, question
 

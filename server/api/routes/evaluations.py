@@ -14,7 +14,7 @@ from server.api.openapi import SUPPORT_SET_ERRORS, describe
 from server.api.responses import JSONResponse
 from server.api.services import GivenServices
 from server.errors import DatabaseUnavailable, EvaluationNotFound
-from server.fewshot.comparison import can_compare
+from server.fewshot.comparison import obstacle_of
 from server.quality.controls import judge_controls
 from server.quality.evaluation import make_plan
 from server.quality.evaluation_store import Evaluation
@@ -58,7 +58,7 @@ async def create_evaluation(support_set: str, request: Request, services: GivenS
         "truths": [answers[example_id] for example_id in plan.queries],
         "num_examples": len(version.examples),
         "prior": services.model.prior.method(len(version.examples) / len(plan.candidates), plan.methods),
-        "comparable": can_compare(version.examples, plan.candidates),
+        "comparable": obstacle_of(version.examples, plan.candidates) is None,
         "single": [label for label, indices in version.examples.by_answer.items() if len(indices) == 1],
     }
     return JSONResponse(_card(await services.evaluations.create(version.id, version.version, stored, client)), 202)
