@@ -15,7 +15,8 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -113,7 +114,7 @@ async def restore_backup(file: Path, database: Database, store: MediaStore) -> M
     Raises `BackupError`, `ServerError` and `OSError`. Media that were stored before an error stay; they are the same ones
     when the backup is restored again.
     """
-    with _opened(file) as archive, _damage():
+    with _open(file) as archive, _damage():
         manifest = _read_manifest(archive)
         media = _check_members(archive, manifest)
         await database.use_as_is(lambda session, now: _require_empty(session.connection()), is_writing=False)
@@ -252,7 +253,7 @@ def _restore(connection: Connection, table: Table, lines: IO[bytes]) -> int:
     count = 0
     names = {column.name for column in table.columns}
     binary = [column.name for column in table.columns if isinstance(column.type, LargeBinary)]
-    for rows in _chunks(lines):
+    while rows := [decode(line) for line in islice(lines, ROWS_PER_STATEMENT)]:
         for row in rows:
             if row.keys() != names:
                 raise BackupError(f"the backup is damaged: a row of {table.name} has other columns than the table")
@@ -267,25 +268,11 @@ def _restore(connection: Connection, table: Table, lines: IO[bytes]) -> int:
     return count
 
 
-def _chunks(lines: IO[bytes]) -> Iterator[list[dict[str, Any]]]:
-    rows: list[dict[str, Any]] = []
-    for line in lines:
-        rows.append(decode(line))
-        if len(rows) == ROWS_PER_STATEMENT:
-            yield rows
-            rows = []
-    if rows:
-        yield rows
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[tarfile.TarFile]:
-    with ExitStack() as stack:
-        try:
-            archive = stack.enter_context(tarfile.open(file, "r:"))
-        except tarfile.TarError:
-            raise BackupError("the file is not a backup") from None
-        yield archive
+def _open(file: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(file, "r:")
+    except tarfile.TarError:
+        raise BackupError("the file is not a backup") from None
 
 
 @contextmanager
