@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from model.config import ConfigError
 from model.hub import prepare as hub
@@ -27,7 +26,7 @@ from server.allocator import return_freed_memory
 from server.engine_client.spare import Spare
 from server.engine_client.thread_binding import thread_variables
 from server.settings import PROGRAM, Settings, SettingsError, read_settings
-from server.signals import ending_signals
+from server.signals import ending_signals, raise_ending_signals
 from server.telemetry import logs
 from server.wire import ENGINE_FACTORY
 
@@ -50,10 +49,6 @@ async def start(settings: Settings, *, factory: str = ENGINE_FACTORY) -> int:
 def _cancel(task: asyncio.Task[Any]) -> None:
     if not task.cancelling():  # a second signal must not cancel the clean-up
         task.cancel()
-
-
-def _exit(number: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
 
 
 def with_model(settings: Settings) -> Settings:
@@ -90,8 +85,7 @@ def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
         logs.configure(settings.log_level, settings.log_format)
         check_address(settings.host, settings.port)
         # signals become exceptions, so that `run_import` ends an import, which would otherwise outlive this process
-        for number in set(ending_signals()) - {signal.SIGINT}:
-            signal.signal(number, _exit)
+        raise_ending_signals()
         return asyncio.run(start(with_model(settings)))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from asyncio.subprocess import Process
 from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
 
 
 def ending_signals() -> list[signal.Signals]:
     """Return SIGTERM, SIGINT and SIGHUP, which a closed terminal sends; without SIGHUP if it is ignored, as by `nohup`."""
     is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [signal.SIGTERM, signal.SIGINT, *([] if is_ignored else [signal.SIGHUP])]
+
+
+def raise_ending_signals() -> None:
+    """Let the ending signals raise `SystemExit`, for a clean-up; SIGINT raises `KeyboardInterrupt` by itself."""
+    for number in set(ending_signals()) - {signal.SIGINT}:
+        signal.signal(number, _exit)
+
+
+def _exit(number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def kill(process: Process) -> None:

@@ -12,13 +12,11 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from server.errors import ServerError
 from server.media.store import MediaStore
 from server.settings import Settings, SettingsError
-from server.signals import ending_signals
+from server.signals import raise_ending_signals
 from server.store.backup import BackupError, Manifest, restore_backup, write_backup
 from server.store.database import Database
 from server.store.location import add_location, read_location
@@ -32,8 +30,7 @@ def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
     """Write or restore a backup, and return the exit status: 1 if media are missing, 2 for an error."""
     options = _parser(prog).parse_args(arguments)
     file: Path = options.file
-    for number in set(ending_signals()) - {signal.SIGINT}:
-        signal.signal(number, _exit)  # as an exception, which removes the partial file
+    raise_ending_signals()  # an exception removes the partial file
     try:
         settings = read_location(options, prog)
         logs.configure(settings.log_level, settings.log_format)
@@ -48,10 +45,6 @@ def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
     if manifest.missing:
         print(f"warning: {len(manifest.missing)} media are missing: {', '.join(manifest.missing)}", file=sys.stderr)
     return bool(manifest.missing)
-
-
-def _exit(number: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
 
 
 async def _backup(file: Path, settings: Settings) -> Manifest:
