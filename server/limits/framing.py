@@ -45,11 +45,6 @@ class Framing(h11.Connection):
         self._is_chunk_next = False  # the next bytes of a body begin a chunk
         self._is_trailer_next = False
 
-    @property
-    def is_body_unread(self) -> bool:
-        """True while a body arrives that is not read to its end if the request is refused."""
-        return self.their_state is h11.SEND_BODY and not self._is_short
-
     def next_event(self) -> Any:
         """Return the next event, as h11 does. Raises `h11.RemoteProtocolError` also for a limit."""
         if self.their_state is h11.IDLE:
@@ -66,7 +61,8 @@ class Framing(h11.Connection):
 
     def send(self, event: h11.Event) -> Any:
         """Return the bytes of an event; a response before the end of a body ends the connection, and says so."""
-        if isinstance(event, h11.Response) and self.is_body_unread:
+        is_unread = self.their_state is h11.SEND_BODY and not self._is_short
+        if isinstance(event, h11.Response) and is_unread:
             headers = [(name, value) for name, value in event.headers if name != b"connection"]
             event = h11.Response(
                 status_code=event.status_code, headers=[*headers, (b"connection", b"close")], reason=event.reason

@@ -41,11 +41,8 @@ class Intake:
         self.store = store
         self._names = MediaNames(settings.named_media_mb * 2**20, decoder)
         self._fetcher = fetcher or Fetcher(settings)
-        self._max_media_bytes = settings.max_media_bytes
-        self._max_bytes = settings.max_body_bytes
 
     def of(self, store: MediaStore) -> Intake:
-        """Return the intake of the tenant with this store."""
         intake = copy(self)
         intake.store = store
         return intake
@@ -97,8 +94,8 @@ class Intake:
         media = {path: first.setdefault(read[path].digest, read[path]) for path in parts}
         # fetched media count as if sent in the body; stored media are read one by one, if at all
         total = sum(item.num_bytes for item in first.values() if item.is_in_memory)
-        if total > self._max_bytes:
-            raise too_large_together(total, self._max_bytes, param)
+        if total > (limit := self.settings.max_body_bytes):
+            raise too_large_together(total, limit, param)
         return media
 
     def refer_all(self, media_ids: Collection[str], param: str) -> list[EncodedMedia]:
@@ -114,7 +111,7 @@ class Intake:
         """
         match url.partition(":")[0].lower():
             case "data":
-                reading = partial(read_data_url, url, kind, max_bytes=self._max_media_bytes, param=param)
+                reading = partial(read_data_url, url, kind, max_bytes=self.settings.max_media_bytes, param=param)
                 return reading() if len(url) < LARGE_URL else await asyncio.to_thread(reading)
             case "http" | "https" if self._fetcher.is_enabled:
                 return await self._fetcher.fetch(url, kind, param)

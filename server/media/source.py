@@ -45,7 +45,6 @@ class EncodedMedia:
 
     @property
     def is_in_memory(self) -> bool:
-        """True if the bytes are in memory."""
         return isinstance(self.source, bytes)
 
     @property
@@ -95,7 +94,7 @@ def read_data_url(url: str, kind: Kind, *, max_bytes: int, param: str) -> Encode
         raise too_large(size, max_bytes, param)
     try:
         data = _decoded(payload)
-    except (binascii.Error, ValueError):
+    except ValueError:
         hint = ": leave out data:TYPE;base64, or send the whole as a url" if payload.startswith("data:") else ""
         raise InvalidMedia(f"the media's data is not valid base64{hint}", param=param) from None
     if not data:

@@ -113,8 +113,7 @@ class MediaStore:
         except (ValueError, ImportError) as error:
             reason = str(error).rstrip(".")
             raise SettingsError(f"media_store: {url!r} is not a folder or URL that fsspec can open: {reason}") from None
-        self.is_local = isinstance(self._fs, LocalFileSystem)
-        self._folder = LocalFolder(self._top) if self.is_local else None
+        self._folder = LocalFolder(self._top) if isinstance(self._fs, LocalFileSystem) else None
         self.tenant = DEFAULT_TENANT
 
     def of(self, tenant: str) -> MediaStore:
@@ -285,11 +284,10 @@ class MediaStore:
         return sorted(entry.rstrip("/").rpartition("/")[2] for entry in entries)
 
     def _write(self, path: str, content: bytes) -> None:
-        if not self.is_local:
+        if self._folder is None:
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             self._fs.pipe_file(path, content)  # atomic in an object store
             return
-        assert self._folder is not None
         target = Path(path)
         # one level after the other: the store's own folder may vanish at any time
         for level in range(len(target.relative_to(self._top).parts) - 2, -1, -1):

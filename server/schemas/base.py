@@ -8,6 +8,7 @@ from functools import cache
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
+from jiter import from_json
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -24,9 +25,9 @@ from server.access.tenants import TENANT_NAME
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.limits.deadline import MAX_SECONDS
 from server.schemas.lists import stop_at_first_error
-from server.schemas.parsing import MAX_NAME, parse
+from server.schemas.parsing import MAX_NAME, not_json
 from server.schemas.sentences import in_words
-from server.schemas.separators import MAX_SEPARATORS
+from server.schemas.separators import MAX_SEPARATORS, check_separators
 from server.spelling import advice
 
 
@@ -284,7 +285,11 @@ def read(schema: type[SchemaType], body: bytes, name: str = "the body") -> Schem
 
     Raises `InvalidRequest` that names the field at fault, unknown fields first, and `BodyTooLarge`.
     """
-    values = parse(body, {**MAX_SEPARATORS, b":": schema.max_names}, name)
+    check_separators(body, {**MAX_SEPARATORS, b":": schema.max_names}, name)
+    try:
+        values = from_json(body, catch_duplicate_keys=True)
+    except ValueError as error:
+        raise not_json(str(error), body) from None
     _is_reported.set(False)
     try:
         return schema.model_validate(values)

@@ -1,33 +1,19 @@
-"""Parses the JSON of a request, or says what it is instead."""
+"""Says what is wrong with a body that the parser of JSON refuses."""
 
 from __future__ import annotations
 
 import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Mapping
-from typing import Any
-
-from jiter import from_json
 
 from server.errors import InvalidRequest
-from server.schemas.separators import check_separators
 
 MAX_NAME = 64  # characters of a client's own name in a message
 # the parser's sentence for a name that occurs twice in an object
 REPEATED = re.compile(r'Detected duplicate key "(?P<name>.*)" at (?P<place>line \d+ column \d+)', re.DOTALL)
 
 
-def parse(body: bytes, max_separators: Mapping[bytes, int], name: str) -> Any:
-    """Return the value of a JSON body, or of other JSON with this name. Raises `InvalidRequest` and `BodyTooLarge`."""
-    check_separators(body, max_separators, name)
-    try:
-        return from_json(body, catch_duplicate_keys=True)
-    except ValueError as error:
-        raise _not_json(str(error), body) from None
-
-
-def _not_json(problem: str, body: bytes) -> InvalidRequest:
-    """Return the error of a body that is not JSON, or that has a name twice in an object."""
+def not_json(problem: str, body: bytes) -> InvalidRequest:
+    """Return the error of a body in which the parser has found a problem: it is no JSON, or repeats a name."""
     if repeated := REPEATED.fullmatch(problem):
         field = repeated["name"][:MAX_NAME]
         return InvalidRequest(f"{field}: set more than once, at {repeated['place']}", param=field)

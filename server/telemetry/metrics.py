@@ -198,17 +198,11 @@ class Metrics:
         self.support_set_media_bytes = self._gauge(
             "support_set_media_bytes", "Bytes of the encoded media that support sets refer to"
         )
-        self._support_sets = Gauge(
-            PREFIX + "support_sets",
-            "Support sets, by the warm status of their latest version",
-            ["model_name", "status"],
-            registry=self.registry,
+        self._support_sets = self._gauge_by_status(
+            "support_sets", "Support sets, by the warm status of their latest version"
         )
-        self._unfinished_evaluations = Gauge(
-            PREFIX + "evaluations_unfinished",
-            "Evaluations that are queued or run, on all servers that share the database",
-            ["model_name", "status"],
-            registry=self.registry,
+        self._unfinished_evaluations = self._gauge_by_status(
+            "evaluations_unfinished", "Evaluations that are queued or run, on all servers that share the database"
         )
         self.engine_ready = self._gauge("engine_ready", "1 while the worker serves, 0 while it loads or restarts")
         self.last_step_age = self._gauge(
@@ -257,6 +251,9 @@ class Metrics:
 
     def _gauge(self, name: str, help_text: str) -> Gauge:
         return Gauge(PREFIX + name, help_text, ["model_name"], registry=self.registry).labels(self._model_name)
+
+    def _gauge_by_status(self, name: str, help_text: str) -> Gauge:
+        return Gauge(PREFIX + name, help_text, ["model_name", "status"], registry=self.registry)
 
     def _labelled_counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, help_text, ["model_name", *labels], registry=self.registry)
