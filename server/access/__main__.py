@@ -69,7 +69,8 @@ async def _create(options: Namespace, keys: Keys) -> None:
     limits = Limits(**{name: getattr(options, name) for name in LIMITS})
     key, secret = await keys.create(options.name, options.role, limits, tenant=options.tenant or DEFAULT_TENANT)
     log_change("made", key, NAME)
-    print(f"{key.id} has the role {key.role}{_of_tenant(key)}. Its secret is shown only now:", file=sys.stderr)
+    of_tenant = f" in the tenant {key.tenant}" if key.tenant else ""
+    print(f"{key.id} has the role {key.role}{of_tenant}. Its secret is shown only now:", file=sys.stderr)
     print(secret)
     if len(await keys.all()) == 1:
         print("This is the first key: the server now refuses requests without a key.", file=sys.stderr)
@@ -98,10 +99,6 @@ async def _revoke(options: Namespace, keys: Keys) -> None:
         raise LastKey(f"{error.message}, or use --last") from None
     log_change("revoked", key, NAME)
     print(f"revoked {key.id} ({key.name})")
-
-
-def _of_tenant(key: Key) -> str:
-    return f" in the tenant {key.tenant}" if key.tenant else ""
 
 
 def _limits(key: Key) -> str:

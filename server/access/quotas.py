@@ -47,7 +47,6 @@ class Quotas:
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
 
     def of(self, key: str, limits: Limits) -> Quota:
-        """Return the quota of the key with this id."""
         return Quota(self._limiter, key, limits)
 
 

@@ -108,7 +108,6 @@ class DecodeProcess:
         return process
 
     async def _exchange(self, process: Process, request: Decode) -> Frames | Refused:
-        """Send a request and read its reply."""
         with self._kills_at_failure():
             async with asyncio.timeout(self._timeout):
                 _stdin(process).write(with_length(request))

@@ -352,7 +352,6 @@ def cell_result(
 
 
 def failed_cell(cell: Cell, code: str, message: str) -> dict[str, Any]:
-    """Return the record of a cell that failed."""
     return {**asdict(cell), "status": "failed", "error": {"code": code, "message": message}}
 
 

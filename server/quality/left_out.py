@@ -67,7 +67,6 @@ class LabelSums:
 
 
 def label_sums(labelled: Labelled) -> LabelSums:
-    """Return the sums of the labels' vectors."""
     sums = labelled.sums()
     lengths = np.einsum("nd,nd->n", labelled.vectors, labelled.vectors, dtype=np.float64)
     squares = np.einsum("cd,cd->c", sums, sums)

@@ -10,7 +10,6 @@ SETTINGS = ("data_dir", "database", "media_store", "config")
 
 
 def add_location(parser: ArgumentParser) -> None:
-    """Add the flags to a command."""
     for name in SETTINGS:
         parser.add_argument(_flag(name), help=f"setting of the server: {Settings.model_fields[name].description}")
 

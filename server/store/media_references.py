@@ -58,7 +58,6 @@ class MediaReferences:
         self._failed = ""
 
     def of(self, store: MediaStore) -> MediaReferences:
-        """Return the references to the media of the tenant with this store."""
         return MediaReferences(self._database, store, self._decoder)
 
     async def write(

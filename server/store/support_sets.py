@@ -100,7 +100,6 @@ class SupportSets:
         )
 
     async def totals(self) -> Totals:
-        """Return the totals of all tenants."""
         return await self._database.read(
             lambda session, now: Totals(versions.latest(session, now), media_references.total_bytes(session))
         )
