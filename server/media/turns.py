@@ -20,12 +20,12 @@ NEWCOMER_LEAD = 64
 Resource = TypeVar("Resource")
 
 
+@dataclass(slots=True, eq=False)
 class Tally:
     """A total over media, each of which counts once, however often it is decoded."""
 
-    def __init__(self) -> None:
-        self._total = 0
-        self._by_digest: dict[bytes, int] = {}
+    _total: int = 0
+    _by_digest: dict[bytes, int] = field(default_factory=dict)
 
     def without(self, digest: bytes) -> int:
         """Return the total of all other media."""
