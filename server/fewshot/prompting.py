@@ -181,16 +181,22 @@ def _assemble(
     room: int,
     without: Collection[str],
 ) -> AssembledPrompt:
+    fields, support_set = question.fields, question.support_set
+    if fields.examples is None or support_set is None:
+        return _fit(question, question.shots, question.media, model, room)
+    shots, stored = source.select(
+        support_set, fields.examples, question.template, search, is_text_only=fields.zero_shot, without=without
+    )
+    _check_number([*shots, question.query], source.intake.settings.max_media_per_request)
+    return _fit(question, shots, {**stored, **question.media}, model, room)
+
+
+def _fit(
+    question: Question, shots: Sequence[Shot], media: Mapping[bytes, EncodedMedia], model: ServedModel, room: int
+) -> AssembledPrompt:
     """Write the prompt with all shots or, if requested, without the first shots that exceed the model's context."""
     fields, template, query = question.fields, question.template, question.query
-    shots: Sequence[Shot] = question.shots
-    media, attend, limit = question.media, fields.shots_attend, model.max_model_len
-    if fields.examples is not None and question.support_set is not None:
-        shots, stored = source.select(
-            question.support_set, fields.examples, template, search, is_text_only=fields.zero_shot, without=without
-        )
-        _check_number([*shots, query], source.intake.settings.max_media_per_request)
-        media = {**stored, **media}
+    num_left_out, limit, attend = 0, model.max_model_len, fields.shots_attend
 
     def fits(number: int) -> bool:
         try:
@@ -198,7 +204,6 @@ def _assemble(
         except ContextLengthExceeded:  # so many tokens that not all of them are counted
             return False
 
-    num_left_out = 0
     if fields.truncate_shots and not fits(0):
         num_left_out = bisect_left(range(len(shots)), True, key=fits)
     prompt = write(template, shots[num_left_out:], query, media, model, attend)
