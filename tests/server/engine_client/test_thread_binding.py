@@ -28,6 +28,7 @@ print(json.dumps([torch.get_num_threads(), bound]))
 @pytest.fixture(autouse=True)
 def _unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thread_binding, "GPU_FILES", ())
+    monkeypatch.setattr(thread_binding, "_num_processors", lambda: 3)
     for name in [name for name in os.environ if name.startswith(CONFIGURED)]:
         monkeypatch.delenv(name)
 
@@ -38,6 +39,7 @@ def _unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
         ({}, BOUND),
         ({"device": "cpu"}, BOUND),
         ({"device": "cuda"}, {}),
+        ({"num_threads": 3}, BOUND),
         ({"num_threads": 2}, {}),
         ({"tensor_parallel": 2}, {}),
     ],
