@@ -25,10 +25,10 @@ wait_until: Any = None
 take: Any = None
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
-# A thread reads the counter this many times, for some ten microseconds, and then offers its processor to other
-# programs: on a busy machine, the thread for which it waits may need the same processor. An offer may cost a time slice of
-# milliseconds, so it is not made in the short waits of an idle machine. The loop does not contain the instruction `pause`,
-# since a hypervisor may suspend a processor that repeats it
+# A thread reads the counter this many times, for some ten microseconds, and then offers its processor to other programs: on
+# a busy machine, the thread for which it waits may need the same processor. An offer may cost a time slice of milliseconds,
+# so it is not made in the short waits of an idle machine. The loop does not contain the instruction `pause`, since a
+# hypervisor may suspend a processor that repeats it
 MAX_READS = 1 << 14
 
 

@@ -243,7 +243,7 @@ def examples(session: Session, set_id: str, version: int) -> Examples[Example]:
         Example(row.example_id, tuple(media.get(row.row_id, ())), row.text, row.label, row.question, row.metadata_)
         for row in rows
     )
-    examples.by_answer  # noqa: B018  # here, in a thread of the database, and not in the event loop
+    _ = examples.by_answer  # computed here, in a thread of the database, and not in the event loop
     return examples
 
 
