@@ -67,10 +67,11 @@ async def test_a_prepared_process_is_the_first_worker(
     decoder: FakeDecoder, metrics: Metrics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLOW_IMPORTS", str(tmp_path))
-    spare = Spare(FACTORY, max_pause=1.0)
+    spare = Spare(FACTORY, max_pause=1.0, variables={"OMP_PROC_BIND": "true"})
     spare.prepare()
     await eventually(lambda: has_imported(tmp_path, workers(tmp_path)))
     (first,) = workers(tmp_path)
+    assert psutil.Process(first).environ()["OMP_PROC_BIND"] == "true"
     client = EngineClient(Settings(), decoder, metrics, spare)
     await client.start()
     await asyncio.wait_for(client.loaded(), 20)
