@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from model.prompt import EncodedPrompt
 from server import wire
 from server.engine_client.media_supply import MediaDecoder, MediaSupply, OpenRequest
-from server.engine_client.run_queue import RunQueue
 from server.engine_client.salt import (
     NO_SALT,
     SaltKind,
@@ -36,6 +35,7 @@ from server.engine_client.watchdog import Watchdog
 from server.engine_client.worker_process import WorkerProcess
 from server.errors import EngineDied, EngineNotReady, EngineStalled, ServerError
 from server.media.source import EncodedMedia
+from server.run_queue import RunQueue
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
 

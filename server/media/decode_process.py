@@ -14,6 +14,7 @@ from math import inf
 import msgspec
 
 from server.media.decoder import LENGTH_BYTES, Decode, Frames, Refused, Setup, decode_reply, with_length
+from server.run_queue import RunQueue
 from server.settings import ROOT, child_environment
 from server.signals import kill
 
@@ -41,7 +42,8 @@ class DecodeProcess:
         self._setup = setup
         self._timeout = timeout
         self._process: Process | None = None
-        self._started_at = -inf
+        self._work_began = -inf
+        self._run_queue: RunQueue | None = None
         self._is_stopped = False
 
     @property
@@ -49,10 +51,17 @@ class DecodeProcess:
         """The id of the running process, None before the first use and after a failure."""
         return None if self._process is None else self._process.pid
 
-    @property
-    def seconds_since_start(self) -> float:
-        """The time since the process has started; 0 while it does."""
-        return max(time.monotonic() - self._started_at, 0.0)
+    def begin_work(self) -> None:
+        """Measure the work on a media item from now on."""
+        self._work_began = time.monotonic()
+        if self._run_queue is not None:
+            self._run_queue.take_wait()
+
+    def seconds_of_work(self) -> float:
+        """Return the seconds since `begin_work`, without those in which the process starts or waits for a processor."""
+        if self._run_queue is not None:
+            self._work_began += self._run_queue.take_wait()
+        return max(time.monotonic() - self._work_began, 0.0)
 
     async def decode(self, request: Decode) -> Frames | Refused:
         """Return the reply. Raises `TookTooLong`, `TimeoutError` and the errors of `LOST`.
@@ -68,11 +77,11 @@ class DecodeProcess:
                 pass
         if self._is_stopped:
             raise BrokenPipeError(STOPPED)
-        self._started_at = inf
+        self._work_began = inf
         try:
             process = await self._start()
         finally:
-            self._started_at = time.monotonic()
+            self.begin_work()
         return await self._exchange(process, request)
 
     async def stop(self) -> None:
@@ -105,6 +114,7 @@ class DecodeProcess:
             async with asyncio.timeout(START_SECONDS):
                 _stdin(process).write(with_length(self._setup))
                 await _read(process)
+        self._run_queue = RunQueue(process.pid)
         return process
 
     async def _exchange(self, process: Process, request: Decode) -> Frames | Refused:

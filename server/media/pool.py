@@ -22,9 +22,9 @@ from server.settings import Settings
 
 # a loaded machine gives a process its processor time within this number of times as long
 WAIT_FACTOR = 3
-# Seconds in which almost every image is decoded, although a small file can take as long as `decode_timeout`. An image that
-# takes longer must not keep those of other clients waiting: the pool checks this every `LOOK_SECONDS`.
-SHORT_SECONDS = 1.0
+# Seconds of work in which almost every image is decoded, although a small file can take as long as `decode_timeout`. An
+# image that takes longer must not keep those of other clients waiting: the pool checks this every `LOOK_SECONDS`.
+SHORT_SECONDS = 0.5
 LOOK_SECONDS = 0.1
 # about the time in which a process starts
 ABANDONED_SECONDS = 0.5
@@ -67,6 +67,7 @@ class DecodePool:
         except (*LOST, TookTooLong) as error:
             logger.warning("a decode process was lost", extra={"error": type(error).__name__, "media": media.id})
             raise self._failure(media, error) from None
+        self.turns.record_end(job)
         if isinstance(reply, Refused):
             if reply.unexpected:
                 logger.error("decoding failed", extra={"error": reply.unexpected, "media": media.id})
@@ -83,14 +84,14 @@ class DecodePool:
     async def _attempt(self, media: EncodedMedia, job: Job, *, is_long: bool) -> Frames | Refused:
         """Return the reply of a process. If it is taken from a slow job, the job begins again as a long one."""
         process = await self.turns.take(job, is_long=is_long)
+        process.begin_work()
         decoding = asyncio.create_task(self._decode(process, media, job.pixels_before(media.digest)))
         try:
             await asyncio.wait({decoding}, timeout=SHORT_SECONDS)
             while not (job.is_long or decoding.done()):
-                if process.seconds_since_start >= SHORT_SECONDS and not self.turns.try_to_keep(process, job):
+                if process.seconds_of_work() >= SHORT_SECONDS and not self.turns.try_to_keep(process, job):
                     decoding.cancel()  # which kills the process
                     await asyncio.wait({decoding})
-                    job.is_slow = True
                     return await self._attempt(media, job, is_long=True)
                 await asyncio.wait({decoding}, timeout=LOOK_SECONDS)
             return await asyncio.shield(decoding)

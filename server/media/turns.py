@@ -16,6 +16,8 @@ from typing import Any, Generic, TypeVar
 from server.limits.turns import client_in_turn
 
 NEWCOMER_LEAD = 64
+# short jobs of a client that must end before its jobs are expected to be short again
+NUM_SHORT = 16
 
 Resource = TypeVar("Resource")
 
@@ -51,14 +53,11 @@ class Requester:
 
 
 class Job:
-    """The decoding of one media item, for every request that needs it.
-
-    `is_long`: it may take seconds. `is_slow`: it has taken as long, although it was to be short.
-    """
+    """The decoding of one media item, for every request that needs it. `is_long`: it may take seconds."""
 
     def __init__(self, *requesters: Requester) -> None:
         self.requesters = set(requesters)
-        self.is_long = self.is_slow = False
+        self.is_long = False
         self._queue: DecodeTurns[Any] | None = None
 
     @property
@@ -99,15 +98,16 @@ class DecodeTurns(Generic[Resource]):
     """Lends resources, each to one job at a time; the last returned one is lent first.
 
     One of several resources is never lent to a long job, so that short jobs need not wait for long ones. A job that turns
-    out slow is long, and so are the other jobs of its client meanwhile.
+    out slow is long, and so are its client's other jobs, until `NUM_SHORT` of them have turned out short.
     """
 
     def __init__(self, resources: Iterable[Resource]) -> None:
         self._idle = list(resources)
         self._num_for_long = max(len(self._idle) - 1, 1)
-        self._lent_for_long: dict[Resource, Job] = {}
+        self._lent_for_long: set[Resource] = set()
         self._waiting: dict[Requester, dict[Job, None]] = {}
         self._granted: dict[Job, asyncio.Future[Resource]] = {}
+        self._slow_clients: dict[str, int] = {}  # the number of short jobs that must end first
         self._last_turns: dict[str, int] = {}  # of the clients that wait, and of those that have just had a turn
         self._turn = 0
 
@@ -129,21 +129,29 @@ class DecodeTurns(Generic[Resource]):
 
     def give_back(self, resource: Resource) -> None:
         self._idle.append(resource)
-        self._lent_for_long.pop(resource, None)
+        self._lent_for_long.discard(resource)
         self.grant()
 
     def try_to_keep(self, resource: Resource, job: Job) -> bool:
-        """Make a slow job a long one if another long one may run, and return whether it keeps its resource.
+        """Return whether a job that turned out slow keeps its resource: as a long job, if another one may run.
 
         It also does while no other client waits for the resource.
         """
+        self._slow_clients |= dict.fromkeys(job.clients, NUM_SHORT)
         if resource in self._lent_for_long or len(self._lent_for_long) < self._num_for_long:
-            job.is_long = job.is_slow = True
-            self._lent_for_long[resource] = job
+            job.is_long = True
+            self._lent_for_long.add(resource)
         return job.is_long or not any(
             requester.client not in job.clients and not requester.is_paused and any(map(self._is_short, jobs))
             for requester, jobs in self._waiting.items()
         )
+
+    def record_end(self, job: Job) -> None:
+        """Record that a job has ended and has not been cancelled."""
+        for client in () if job.is_long else self._slow_clients.keys() & job.clients:
+            self._slow_clients[client] -= 1
+            if not self._slow_clients[client]:
+                del self._slow_clients[client]
 
     def enter(self, job: Job, requester: Requester) -> None:
         newcomer = self._turn - NEWCOMER_LEAD
@@ -165,7 +173,7 @@ class DecodeTurns(Generic[Resource]):
             if not (granted := self._granted[job]).done():
                 resource = self._idle.pop()
                 if not self._is_short(job):
-                    self._lent_for_long[resource] = job
+                    self._lent_for_long.add(resource)
                 granted.set_result(resource)
 
     def _next(self) -> Job | None:
@@ -190,12 +198,12 @@ class DecodeTurns(Generic[Resource]):
         self._last_turns = {
             client: turn for client, turn in self._last_turns.items() if turn > newcomer or client in waiting
         }
+        self._slow_clients = {
+            client: number for client, number in self._slow_clients.items() if client in self._last_turns
+        }
 
     def _may_run(self, job: Job) -> bool:
         return len(self._lent_for_long) < self._num_for_long or self._is_short(job)
 
     def _is_short(self, job: Job) -> bool:
-        if job.is_long:
-            return False
-        slow = [lent.clients for lent in self._lent_for_long.values() if lent.is_slow]
-        return not slow or not job.clients <= set().union(*slow)
+        return not (job.is_long or job.clients <= self._slow_clients.keys())

@@ -17,7 +17,7 @@ from server.media.decoder import LENGTH_BYTES, READY, Decode, Frames, Refused, d
 from server.media.source import Kind
 from server.settings import ROOT
 from tests.server.conftest import png
-from tests.server.media.test_pool import VISION
+from tests.server.media.pools import VISION
 from tests.server.media.videos import film
 
 

@@ -18,30 +18,21 @@ import pytest
 from PIL import Image
 
 from model import heif
-from model.config import VisionConfig
 from model.media import MediaLimits, load_image, resize
 from server.errors import InvalidMedia, MediaNotFound, Unavailable
 from server.media.decoder import NICENESS, Decode
 from server.media.pool import DecodePool
-from server.media.source import EncodedMedia, Kind, encoded
+from server.media.source import EncodedMedia
 from server.media.turns import Job, Requester
 from server.settings import Settings
 from tests.server.conftest import png
 from tests.server.fakes import eventually
+from tests.server.media.pools import VISION, media, pids, slowly_started
 from tests.server.media.videos import film
 
 pytestmark = pytest.mark.anyio
 # of Linux: a process that is nice already may be unable to become nicer
 MAX_NICENESS = 19
-VISION = VisionConfig(
-    architecture="tf_efficientnet_lite0",
-    image_size=12,
-    feature_dim=1,
-    num_patches=1,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    resize="crop",
-)
 
 
 @pytest.fixture
@@ -56,18 +47,10 @@ async def pool(settings: Settings) -> AsyncIterator[DecodePool]:
     await pool.stop()
 
 
-def media(data: bytes, kind: Kind = "image") -> EncodedMedia:
-    return encoded(data, kind, "prompt[0]")
-
-
 def noise(size: tuple[int, int] = (40, 30)) -> bytes:
     file = io.BytesIO()
     Image.effect_noise(size, 80).convert("RGB").save(file, "PNG")
     return file.getvalue()
-
-
-def pids(pool: DecodePool) -> set[int]:
-    return {process.pid for process in pool._processes if process.pid is not None}
 
 
 async def test_frames_are_resized_for_the_family(pool: DecodePool) -> None:
@@ -173,14 +156,6 @@ async def test_a_process_has_a_memory_limit(pool: DecodePool, settings: Settings
     (pid,) = pids(pool)
     limits = Path(f"/proc/{pid}/limits").read_text()
     assert f"Max address space         {settings.decode_memory_mb * 2**20}" in limits
-
-
-def slowly_started(folder: Path) -> str:
-    """Return the path of an interpreter that starts late."""
-    slow = folder / "python"
-    slow.write_text(f'#!/bin/sh\nsleep 1.5\nexec {sys.executable} "$@"\n')
-    slow.chmod(0o700)
-    return str(slow)
 
 
 async def test_the_time_in_which_a_process_starts_is_not_that_of_decoding(
@@ -307,44 +282,6 @@ async def test_requests_take_turns(pool: DecodePool) -> None:
     tasks += [asyncio.create_task(decode("small", small)) for _ in range(2)]
     await asyncio.gather(*tasks)
     assert decoded[:4] == ["large", "small", "large", "small"]
-
-
-async def test_images_that_take_long_delay_no_image_of_another_client(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A JPEG of 300 kB may have so many scans that it takes 20 seconds."""
-    monkeypatch.setattr("server.media.pool.SHORT_SECONDS", 0.1)
-    pool, is_over = DecodePool(VISION, settings.model_copy(update={"decode_processes": 2})), threading.Event()
-
-    def read() -> bytes:
-        is_over.wait(60)
-        return png()
-
-    slow = [
-        asyncio.create_task(pool.decode(replace(media(b""), source=read), Job(Requester(client="slow"))))
-        for _ in range(3)
-    ]
-    await asyncio.sleep(0.3)
-    await asyncio.wait_for(pool.decode(media(png()), Job(Requester(client="other"))), 30)
-    assert not any(task.done() for task in slow)
-    is_over.set()
-    assert [frames.shape[0] for frames in await asyncio.gather(*slow)] == [1, 1, 1]
-    await pool.stop()
-
-
-async def test_an_image_is_not_slow_because_its_process_starts(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("server.media.pool.SHORT_SECONDS", 0.5)
-    monkeypatch.setattr(sys, "executable", slowly_started(tmp_path))
-    pool = DecodePool(VISION, settings.model_copy(update={"decode_processes": 2}))
-    clients = [pool.decode(media(png()), Job(Requester(client=str(number)))) for number in range(6)]
-    decoding = asyncio.gather(*clients)
-    await eventually(lambda: len(pids(pool)) == 2)
-    before = pids(pool)
-    await decoding
-    assert pids(pool) == before
-    await pool.stop()
 
 
 async def test_the_pixels_of_a_request_have_a_limit(settings: Settings) -> None:

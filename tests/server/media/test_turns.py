@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from server.limits.turns import client_in_turn
-from server.media.turns import NEWCOMER_LEAD, DecodeTurns, Job, Requester
+from server.media.turns import NEWCOMER_LEAD, NUM_SHORT, DecodeTurns, Job, Requester
 
 pytestmark = pytest.mark.anyio
 
@@ -208,3 +208,35 @@ async def test_a_slow_job_leaves_a_resource_to_other_clients() -> None:
     assert not third.done(), "another job of the client was lent the other resource"
     turns.give_back(first)
     await asyncio.wait_for(third, 5)
+
+
+async def test_a_client_of_a_slow_job_leaves_a_resource_to_others_until_its_jobs_are_short_again() -> None:
+    turns, slow = DecodeTurns(["a", "b"]), Requester(client="slow")
+    job = Job(slow)
+    resource = await turns.take(job)
+    assert turns.try_to_keep(resource, job)
+    turns.record_end(job)
+    turns.give_back(resource)
+    for _ in range(NUM_SHORT):
+        jobs = [Job(slow), Job(slow)]
+        resource = await turns.take(jobs[0])
+        second = asyncio.create_task(turns.take(jobs[1]))
+        await asyncio.sleep(0)
+        assert not second.done()
+        turns.record_end(jobs[0])
+        turns.give_back(resource)
+        turns.give_back(await second)
+    await turns.take(Job(slow))
+    await asyncio.wait_for(turns.take(Job(slow)), 5)
+
+
+async def test_a_slow_client_is_forgotten_when_others_have_had_many_turns() -> None:
+    turns, slow = DecodeTurns(["a", "b"]), Requester(client="slow")
+    job = Job(slow)
+    resource = await turns.take(job)
+    turns.try_to_keep(resource, job)
+    turns.give_back(resource)
+    for number in range(NEWCOMER_LEAD + 1):
+        turns.give_back(await turns.take(Job(Requester(client=str(number)))))
+    await turns.take(Job(slow))
+    await asyncio.wait_for(turns.take(Job(slow)), 5)

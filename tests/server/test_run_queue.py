@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from server.engine_client.run_queue import RunQueue
+from server.run_queue import RunQueue
 
 BUSY = "import os; os.sched_setaffinity(0, {int(os.environ['CPU'])}); print(flush=True)\nwhile True: pass"
 
