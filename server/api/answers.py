@@ -20,7 +20,7 @@ from model.prompt import PromptTokenizer
 from server.api.answer_text import AnswerPiece, AnswerText, Echo, completion_logprobs, prompt_logprobs
 from server.api.generation import GenerationRequest
 from server.api.responses import JSONResponse, response_head
-from server.api.services import Services, count_failure
+from server.api.services import Services
 from server.api.sse import EventStream, unless_disconnected
 from server.api.writer import Writer
 from server.concurrency import merge
@@ -181,8 +181,7 @@ async def respond(
     head = response_head(kind, shape.prefix, fields, record, services.model)
     if fields.stream:
         bodies = chunks(prompts, record, shape, head, fields.stream_options)
-        failed = partial(count_failure, request)
-        return EventStream(bodies, request.state.deadline, failed, keep_alive=services.settings.keep_alive)
+        return EventStream(bodies, keep_alive=services.settings.keep_alive)
     return await unless_disconnected(request.receive, whole(prompts, record, shape, head))
 
 

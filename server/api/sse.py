@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from server.api.services import count_failure
 from server.concurrency import cancel
 from server.errors import EngineFailed, ServerError
 from server.limits.deadline import Deadline
@@ -50,47 +51,39 @@ async def _disconnect(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """A stream of events. `count_failure` counts an error that ends it after its status was sent."""
+    """A stream of events. An error that ends it after its status was sent is counted as a failure of the request."""
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self,
-        bodies: AsyncGenerator[Any, None],
-        deadline: Deadline,
-        count_failure: Callable[[ServerError], None],
-        *,
-        keep_alive: float,
-    ) -> None:
+    def __init__(self, bodies: AsyncGenerator[Any, None], *, keep_alive: float) -> None:
         # like starlette's own streams: without a body there is no content-length
         self.status_code = 200
         self.background = None
         self.init_headers(HEADERS)
         self._bodies = bodies
-        self._deadline = deadline
-        self._count_failure = count_failure
         self._keep_alive = keep_alive
         self._is_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await unless_disconnected(receive, self._send_all(send))
+            await unless_disconnected(receive, self._send_all(Request(scope), send))
         except ClientDisconnect:
             # once the stream has begun, no other response is possible
             if not self._is_begun:
                 raise
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, request: Request, send: Send) -> None:
+        deadline: Deadline = request.state.deadline
         try:
             bodies = _with_keep_alives(self._bodies, self._keep_alive)
-            async with self._deadline.limit(), aclosing(bodies):
+            async with deadline.limit(), aclosing(bodies):
                 async for body in bodies:
                     await self._send(send, KEEP_ALIVE if body is None else event(body))
         except Exception as error:
             if not self._is_begun:
                 raise
             failure = _shown(error)
-            self._count_failure(failure)
+            count_failure(request, failure)
             await self._send(send, event(failure.body()))
         await self._send(send, DONE)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
