@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 
 from model.prompt import PromptTokenizer
@@ -21,7 +20,7 @@ from server.api.answer_text import AnswerPiece, AnswerText, Echo, completion_log
 from server.api.generation import GenerationRequest
 from server.api.responses import JSONResponse, response_head
 from server.api.services import Services
-from server.api.sse import EventStream, unless_disconnected
+from server.api.sse import EventStream
 from server.api.writer import Writer
 from server.concurrency import merge
 from server.engine_client.client import Client
@@ -164,11 +163,7 @@ class Shape(Protocol):
 
 
 async def respond(
-    request: Request,
-    services: Services,
-    record: RequestRecord,
-    generations: Sequence[GenerationRequest],
-    shape: Shape,
+    services: Services, record: RequestRecord, generations: Sequence[GenerationRequest], shape: Shape
 ) -> Response:
     """Generate the answers to each prompt, and respond whole or with a stream."""
     fields, tokenizer = shape.fields, services.model.tokenizer
@@ -182,7 +177,7 @@ async def respond(
     if fields.stream:
         bodies = chunks(prompts, record, shape, head, fields.stream_options)
         return EventStream(bodies, keep_alive=services.settings.keep_alive)
-    return await unless_disconnected(request.receive, whole(prompts, record, shape, head))
+    return await whole(prompts, record, shape, head)
 
 
 async def pieces_of(prompts: Sequence[AnswerStream], record: RequestRecord) -> AsyncGenerator[AnswerPiece, None]:

@@ -16,10 +16,12 @@ from server.api.body import read_request
 from server.api.chat_prompt import prepare_chat
 from server.api.generation import completion_requests
 from server.api.openapi import PROMPT, describe
-from server.api.services import GivenRecord, GivenServices
+from server.api.services import GivenRecord, GivenServices, Services
+from server.api.sse import unless_disconnected
 from server.errors import InvalidRequest
 from server.schemas.generation import ChatRequest, Function
 from server.schemas.responses.completions import ChatCompletion, ChatCompletionChunk
+from server.telemetry.request_record import RequestRecord
 
 router = APIRouter()
 
@@ -32,14 +34,18 @@ async def create_chat_completion(request: Request, services: GivenServices, reco
     """Answer a conversation, which is written as a few-shot prompt."""
     fields = await read_request(ChatRequest, request, services)
     _check(fields)
-    services = services.with_salt(fields.cache_salt)
+    work = _answer(fields, record, services.with_salt(fields.cache_salt))
+    return await unless_disconnected(request.receive, work)
+
+
+async def _answer(fields: ChatRequest, record: RequestRecord, services: Services) -> Response:
     prompt, template = await prepare_chat(fields.messages, fields.template, services.model, services.intake)
     if fields.shots_attend == "alone":
         prompt = prompt.alone(services.model)
     generations = completion_requests(
         fields.completion(), [prompt], services.model, template=template, form_field=fields.form.field
     )
-    return await respond(request, services, record, generations, ChatShape(fields, fields.called))
+    return await respond(services, record, generations, ChatShape(fields, fields.called))
 
 
 def _check(fields: ChatRequest) -> None:

@@ -10,13 +10,14 @@ from server.api.answers import CompletionShape, respond
 from server.api.body import read_request
 from server.api.generation import completion_requests
 from server.api.openapi import PROMPT, SUPPORT_SET_ERRORS, describe
-from server.api.services import GivenRecord, GivenServices
+from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.fewshot.prompting import assemble, fewshot_report, read_question
 from server.prompt import prepare_prompts
 from server.schemas.fewshot import FewShotCompletionRequest
 from server.schemas.generation import CompletionRequest
 from server.schemas.responses.completions import Completion, CompletionChunk, FewShotCompletion, FewShotCompletionChunk
+from server.telemetry.request_record import RequestRecord
 
 router = APIRouter()
 
@@ -28,10 +29,14 @@ router = APIRouter()
 async def create_completion(request: Request, services: GivenServices, record: GivenRecord) -> Response:
     """Continue one or more prompts."""
     fields = await read_request(CompletionRequest, request, services)
-    services = services.with_salt(fields.cache_salt)
+    work = _complete(fields, record, services.with_salt(fields.cache_salt))
+    return await unless_disconnected(request.receive, work)
+
+
+async def _complete(fields: CompletionRequest, record: RequestRecord, services: Services) -> Response:
     prompts = await prepare_prompts(fields.prompt, services.model, services.intake, fields.shots_attend)
     generations = completion_requests(fields, prompts, services.model)
-    return await respond(request, services, record, generations, CompletionShape(fields))
+    return await respond(services, record, generations, CompletionShape(fields))
 
 
 @router.post(
@@ -47,14 +52,17 @@ async def create_completion(request: Request, services: GivenServices, record: G
 async def create_fewshot_completion(request: Request, services: GivenServices, record: GivenRecord) -> Response:
     """Answer a query after shots, which are in the request or selected from a support set."""
     fields = await read_request(FewShotCompletionRequest, request, services)
-    services = services.with_salt(fields.cache_salt)
-    model, shots = services.model, services.shots
-    question = (await unless_disconnected(request.receive, read_question(fields, model, shots))).with_each_label()
-    assembling = assemble(question, model, shots, room=fields.max_tokens)
-    assembled = await unless_disconnected(request.receive, assembling)
+    work = _complete_fewshot(fields, record, services.with_salt(fields.cache_salt))
+    return await unless_disconnected(request.receive, work)
+
+
+async def _complete_fewshot(fields: FewShotCompletionRequest, record: RequestRecord, services: Services) -> Response:
+    model = services.model
+    question = (await read_question(fields, model, services.shots)).with_each_label()
+    assembled = await assemble(question, model, services.shots, room=fields.max_tokens)
     fewshot = fewshot_report(question, assembled, record)
     if fields.echo:
         token_ids = assembled.prompt.encoded.token_ids
         fewshot["prompt"] = model.tokenizer.decode(token_ids, skip_special_tokens=False)
     generations = completion_requests(fields, [assembled.prompt], model, template=question.template)
-    return await respond(request, services, record, generations, CompletionShape(fields, {"fewshot": fewshot}))
+    return await respond(services, record, generations, CompletionShape(fields, {"fewshot": fewshot}))

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from server.api.sse import _with_keep_alives, unless_disconnected
 from server.errors import EngineDied
 from server.limits.admission import Admission
+from tests.server.conftest import image_part
 from tests.server.fakes import FakeClient, eventually
 
 pytestmark = pytest.mark.anyio
@@ -120,6 +121,33 @@ async def test_a_client_that_disconnects_aborts_its_request(
     assert client.aborted == [client.requests[0].request_id]
     assert (admission.num_waiting, admission.num_running) == (0, 0)
     assert b"[DONE]" not in caller.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": [image_part()]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [image_part()]}]}),
+    ],
+)
+async def test_a_client_that_disconnects_ends_the_reading_of_its_media(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def read_all(*_: object) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(type(app.state.services.intake), "read_all", read_all)
+    caller = Caller(app, body, path)
+    await asyncio.wait_for(begun.wait(), 5)
+    caller.disconnected.set()
+    await asyncio.wait_for(caller.task, 5)
+    assert ended.is_set()
 
 
 async def unseen_errors(
