@@ -155,9 +155,11 @@ class Shape(Protocol):
     @property
     def extras(self) -> Mapping[str, Any]: ...
 
-    def choice(self, whole: AnswerPiece, answers: AnswerStream) -> dict[str, Any]: ...
+    def choice(self, answer: AnswerPiece, stream: AnswerStream) -> dict[str, Any]:
+        """Return a whole answer, which is one piece, as a choice."""
+        ...
 
-    def deltas(self, piece: AnswerPiece, answers: AnswerStream, *, is_first: bool) -> Iterator[dict[str, Any]]:
+    def deltas(self, piece: AnswerPiece, stream: AnswerStream, *, is_first: bool) -> Iterator[dict[str, Any]]:
         """Yield a piece as the choices of one or more chunks; `is_first`: it is the first piece of its answer."""
         ...
 
@@ -168,60 +170,63 @@ async def respond(
     """Generate the answers to each prompt, and respond whole or with a stream."""
     fields, tokenizer = shape.fields, services.model.tokenizer
     record.priority = fields.priority
-    prompts = [
+    streams = [
         AnswerStream(generation, services.client, tokenizer, record, services.writer, index * generation.sampling.n)
         for index, generation in enumerate(generations)
     ]
     kind = shape.chunk_object if fields.stream else shape.whole_object
     head = response_head(kind, shape.prefix, fields, record, services.model)
     if fields.stream:
-        bodies = chunks(prompts, record, shape, head, fields.stream_options)
+        bodies = chunks(streams, record, shape, head, fields.stream_options)
         return EventStream(bodies, keep_alive=services.settings.keep_alive)
-    return await whole(prompts, record, shape, head)
+    return await whole(streams, record, shape, head)
 
 
-async def pieces_of(prompts: Sequence[AnswerStream], record: RequestRecord) -> AsyncGenerator[AnswerPiece, None]:
+async def pieces_of(streams: Sequence[AnswerStream], record: RequestRecord) -> AsyncGenerator[AnswerPiece, None]:
     """Yield the pieces of all answers to all prompts.
 
     At most `MAX_ANSWERS` answers or beams of one request are in the engine at once: further prompts begin as others end.
     """
-    sampling = prompts[0].generation.sampling
+    sampling = streams[0].generation.sampling
     limit = max(MAX_ANSWERS // max(sampling.n, sampling.beam_width), 1)
     with record:
         # a single prompt needs no tasks
-        merged = prompts[0].pieces() if len(prompts) == 1 else merge((prompt.pieces() for prompt in prompts), limit)
+        merged = streams[0].pieces() if len(streams) == 1 else merge((stream.pieces() for stream in streams), limit)
         async with aclosing(merged) as pieces:
             async for piece in pieces:
                 yield piece
 
 
-async def whole(prompts: Sequence[AnswerStream], record: RequestRecord, shape: Shape, head: dict[str, Any]) -> Response:
-    num_answers = prompts[0].generation.sampling.n
-    wholes = [AnswerPiece("", index=index) for index in range(num_answers * len(prompts))]
-    async with aclosing(pieces_of(prompts, record)) as pieces:
+async def whole(streams: Sequence[AnswerStream], record: RequestRecord, shape: Shape, head: dict[str, Any]) -> Response:
+    """Return the response with all answers, once the last one is complete."""
+    num_answers = streams[0].generation.sampling.n
+    answers = [
+        (AnswerPiece("", index=stream.first + number), stream) for stream in streams for number in range(num_answers)
+    ]
+    async with aclosing(pieces_of(streams, record)) as pieces:
         async for piece in pieces:
-            wholes[piece.index].add(piece)
-    answers = [(piece, prompts[piece.index // num_answers]) for piece in wholes]
+            answers[piece.index][0].add(piece)
 
     def write() -> Response:
-        choices = [shape.choice(piece, prompt) for piece, prompt in answers]
+        choices = [shape.choice(answer, stream) for answer, stream in answers]
         return JSONResponse({**head, **shape.extras, "choices": choices, "usage": record.usage()})
 
-    num_shown = sum(prompt.num_shown(piece, is_first=True) for piece, prompt in answers)
-    return await prompts[0].writer.write(num_shown, write)
+    num_shown = sum(stream.num_shown(answer, is_first=True) for answer, stream in answers)
+    return await streams[0].writer.write(num_shown, write)
 
 
 async def chunks(
-    prompts: Sequence[AnswerStream], record: RequestRecord, shape: Shape, head: dict[str, Any], options: StreamOptions
+    streams: Sequence[AnswerStream], record: RequestRecord, shape: Shape, head: dict[str, Any], options: StreamOptions
 ) -> AsyncGenerator[dict[str, Any], None]:
+    """Yield the chunks of a streamed response, as the answers grow."""
     extras, begun = shape.extras, set[int]()
-    num_answers = prompts[0].generation.sampling.n
-    async with aclosing(pieces_of(prompts, record)) as pieces:
+    num_answers = streams[0].generation.sampling.n
+    async with aclosing(pieces_of(streams, record)) as pieces:
         async for piece in pieces:
-            answers, is_first = prompts[piece.index // num_answers], piece.index not in begun
-            write: Callable[[], list[dict[str, Any]]] = partial(list, shape.deltas(piece, answers, is_first=is_first))
-            num_shown = answers.num_shown(piece, is_first=is_first)
-            for choice in await answers.writer.write(num_shown, write):
+            stream, is_first = streams[piece.index // num_answers], piece.index not in begun
+            write: Callable[[], list[dict[str, Any]]] = partial(list, shape.deltas(piece, stream, is_first=is_first))
+            num_shown = stream.num_shown(piece, is_first=is_first)
+            for choice in await stream.writer.write(num_shown, write):
                 chunk = {**head, **extras, "choices": [choice]}
                 extras = {}
                 if options.include_usage or options.continuous_usage_stats:
@@ -243,15 +248,15 @@ class CompletionShape:
     fields: CompletionFields
     extras: Mapping[str, Any] = field(default_factory=dict)
 
-    def choice(self, whole: AnswerPiece, answers: AnswerStream) -> dict[str, Any]:
-        return next(self.deltas(whole, answers, is_first=True))
+    def choice(self, answer: AnswerPiece, stream: AnswerStream) -> dict[str, Any]:
+        return next(self.deltas(answer, stream, is_first=True))
 
-    def deltas(self, piece: AnswerPiece, answers: AnswerStream, *, is_first: bool) -> Iterator[dict[str, Any]]:
+    def deltas(self, piece: AnswerPiece, stream: AnswerStream, *, is_first: bool) -> Iterator[dict[str, Any]]:
         is_scored = self.fields.logprobs is not None
         yield {
             "index": piece.index,
             "text": piece.text,
-            "logprobs": answers.logprobs(piece) if is_scored else None,
+            "logprobs": stream.logprobs(piece) if is_scored else None,
             "finish_reason": piece.finish_reason,
-            **answers.extras(piece, is_first=is_first),
+            **stream.extras(piece, is_first=is_first),
         }

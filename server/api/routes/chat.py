@@ -82,37 +82,37 @@ class ChatShape:
     fields: ChatRequest
     called: Function | None
 
-    def choice(self, whole: AnswerPiece, answers: AnswerStream) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": whole.text, "refusal": None}
+    def choice(self, answer: AnswerPiece, stream: AnswerStream) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
         if self.called is not None:
-            call = self._call(answers, whole)
-            call["function"]["arguments"] = whole.text
+            call = self._call(answer, stream)
+            call["function"]["arguments"] = answer.text
             message |= {"content": None, "tool_calls": [call]}
-        return {"index": whole.index, "message": message, **self._rest(whole, answers, is_first=True)}
+        return {"index": answer.index, "message": message, **self._rest(answer, stream, is_first=True)}
 
-    def deltas(self, piece: AnswerPiece, answers: AnswerStream, *, is_first: bool) -> Iterator[dict[str, Any]]:
+    def deltas(self, piece: AnswerPiece, stream: AnswerStream, *, is_first: bool) -> Iterator[dict[str, Any]]:
         if is_first:
             delta: dict[str, Any] = {"role": "assistant", "content": ""}
             if self.called is not None:
-                delta |= {"content": None, "tool_calls": [{"index": 0, **self._call(answers, piece)}]}
+                delta |= {"content": None, "tool_calls": [{"index": 0, **self._call(piece, stream)}]}
             yield {"index": piece.index, "delta": delta, "logprobs": None, "finish_reason": None}
         delta = {"content": piece.text}
         if self.called is not None:
             delta = {"tool_calls": [{"index": 0, "function": {"arguments": piece.text}}]}
-        yield {"index": piece.index, "delta": delta, **self._rest(piece, answers, is_first=is_first)}
+        yield {"index": piece.index, "delta": delta, **self._rest(piece, stream, is_first=is_first)}
 
-    def _call(self, answers: AnswerStream, piece: AnswerPiece) -> dict[str, Any]:
+    def _call(self, piece: AnswerPiece, stream: AnswerStream) -> dict[str, Any]:
         """Return a call without its arguments."""
         assert self.called is not None
-        call_id = f"call_{answers.record.request_id}_{piece.index}"
+        call_id = f"call_{stream.record.request_id}_{piece.index}"
         return {"id": call_id, "type": "function", "function": {"name": self.called.name, "arguments": ""}}
 
-    def _rest(self, piece: AnswerPiece, answers: AnswerStream, *, is_first: bool) -> dict[str, Any]:
+    def _rest(self, piece: AnswerPiece, stream: AnswerStream, *, is_first: bool) -> dict[str, Any]:
         num_top = self.fields.top_logprobs or 0
         # OpenAI's clients expect "tool_calls" of an answer that must call any function, and "stop" of a named one
         is_call = piece.finish_reason == "stop" and self.fields.tool_choice == "required"
         return {
-            "logprobs": chat_logprobs(piece.tokens, answers.tokenizer, num_top) if self.fields.logprobs else None,
+            "logprobs": chat_logprobs(piece.tokens, stream.tokenizer, num_top) if self.fields.logprobs else None,
             "finish_reason": "tool_calls" if is_call else piece.finish_reason,
-            **answers.extras(piece, is_first=is_first),
+            **stream.extras(piece, is_first=is_first),
         }
