@@ -65,8 +65,8 @@ class Question:
 
     def with_selection(self, examples: ExamplesFields, attend: ShotsAttend) -> Question:
         """Return the question with this selection of shots, unless the request itself says how to select them."""
-        source = self.fields.examples
-        if source is None or source.model_fields_set & SELECTING:
+        selection = self.fields.examples
+        if selection is None or selection.model_fields_set & SELECTING:
             return self
         form = {} if "shots_attend" in self.fields.model_fields_set else {"shots_attend": attend}
         return replace(self, fields=self.fields.model_copy(update={"examples": examples, **form}))
@@ -77,15 +77,15 @@ class Question:
         The first examples of a set may all have one label, which the language model would then prefer. `num_labels`: those
         of the candidates, None for the labels of the examples.
         """
-        source, examples = self.fields.examples, self.examples
-        if source is None or not examples.are_labelled or "strategy" in source.model_fields_set:
+        selection, examples = self.fields.examples, self.examples
+        if selection is None or not examples.are_labelled or "strategy" in selection.model_fields_set:
             return self
         if num_labels is None:
             num_labels = len(examples.by_answer)
-        k = min(max(DEFAULT_K, num_labels), MAX_DEFAULT_K, len(examples)) if source.k is None else source.k
+        k = min(max(DEFAULT_K, num_labels), MAX_DEFAULT_K, len(examples)) if selection.k is None else selection.k
         if self.fields.zero_shot or k >= len(examples):
             return self
-        balanced = source.model_copy(update={"strategy": "balanced", "k": k})
+        balanced = selection.model_copy(update={"strategy": "balanced", "k": k})
         return replace(self, fields=self.fields.model_copy(update={"examples": balanced}))
 
 
@@ -106,24 +106,28 @@ class AssembledPrompt:
         return replace(self, prompt=prompt, shots=shots)
 
 
-def fewshot_report(question: Question, assembled: AssembledPrompt | None, record: RequestRecord) -> dict[str, Any]:
-    """Return the field `fewshot` of a response, and add the shots to the record for `usage`.
+def record_shots(question: Question, assembled: AssembledPrompt | None, record: RequestRecord) -> None:
+    """Add the shots of a question, and its support set, to the record of the request, for `usage` and the metrics.
 
     `assembled`: the question's prompt, None if the language model is not used.
     """
     examples, stored = question.fields.examples, question.support_set
-    strategy = examples.strategy if assembled and examples else None
-    shots = assembled.shots if assembled else []
-    source = {"support_set": stored and stored.id, "version": stored and stored.version}
     if assembled:
-        record.strategy = strategy
-        record.num_shots = max(len(shots), record.num_shots or 0)
+        record.strategy = examples.strategy if examples else None
+        record.num_shots = max(len(assembled.shots), record.num_shots or 0)
         record.details["shots_used"] = record.num_shots
-    record.details |= source
+    record.details |= {"support_set": stored and stored.id, "version": stored and stored.version}
+
+
+def fewshot_report(question: Question, assembled: AssembledPrompt | None) -> dict[str, Any]:
+    """Return the field `fewshot` of a response; `assembled` as for `record_shots`."""
+    examples, stored = question.fields.examples, question.support_set
+    shots = assembled.shots if assembled else []
     return {
         "template": question.template.name,
-        "strategy": strategy,
-        **source,
+        "strategy": examples.strategy if assembled and examples else None,
+        "support_set": stored and stored.id,
+        "version": stored and stored.version,
         "shots": [{"id": shot.id, "score": shot.score, "label": shot.label or None} for shot in shots],
         "shots_left_out": assembled.num_left_out if assembled else 0,
     }

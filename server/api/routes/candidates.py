@@ -22,7 +22,7 @@ from server.fewshot.candidates import Candidate, candidates_of, read_candidates
 from server.fewshot.classification import check_candidates, score_prompt, weigh
 from server.fewshot.comparison import Chosen
 from server.fewshot.evidence import gather, prepare
-from server.fewshot.prompting import Question, fewshot_report, read_question
+from server.fewshot.prompting import Question, fewshot_report, read_question, record_shots
 from server.fewshot.shots import SUPPORT_SET
 from server.prompt import PromptEnd, check_texts, check_token_ids, prepare_prompt
 from server.schemas.fewshot import ClassifyRequest, ScoreRequest
@@ -53,7 +53,7 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
     chosen, question = await _choose(question, fields, candidates, services)
     threshold = chosen.threshold(fields)
     prepared = await prepare(question, candidates, chosen, fields, model, services.shots)
-    fewshot = fewshot_report(question, prepared.assembled, record)
+    record_shots(question, prepared.assembled, record)
     with record:
         in_context, likeness = await gather(prepared, record, services.comparison, services.client)
     record.classified(chosen.method)
@@ -69,7 +69,7 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
         "threshold": threshold,
         "candidates": [asdict(candidate) for candidate in ranked[: fields.top_k]],
         "fewshot": {
-            **fewshot,
+            **fewshot_report(question, prepared.assembled),
             "normalisation": fields.normalisation,
             "calibration": fields.calibration,
             "permutations": in_context.num_orders if in_context else 0,

@@ -12,7 +12,7 @@ from server.api.generation import completion_requests
 from server.api.openapi import PROMPT, SUPPORT_SET_ERRORS, describe
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
-from server.fewshot.prompting import assemble, fewshot_report, read_question
+from server.fewshot.prompting import assemble, fewshot_report, read_question, record_shots
 from server.prompt import prepare_prompts
 from server.schemas.fewshot import FewShotCompletionRequest
 from server.schemas.generation import CompletionRequest
@@ -60,7 +60,8 @@ async def _complete_fewshot(fields: FewShotCompletionRequest, record: RequestRec
     model = services.model
     question = (await read_question(fields, model, services.shots)).with_each_label()
     assembled = await assemble(question, model, services.shots, room=fields.max_tokens)
-    fewshot = fewshot_report(question, assembled, record)
+    record_shots(question, assembled, record)
+    fewshot = fewshot_report(question, assembled)
     if fields.echo:
         token_ids = assembled.prompt.encoded.token_ids
         fewshot["prompt"] = model.tokenizer.decode(token_ids, skip_special_tokens=False)

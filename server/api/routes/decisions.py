@@ -27,7 +27,7 @@ from server.fewshot.classification import weigh
 from server.fewshot.decisions import Decision, read_decisions
 from server.fewshot.evidence import PreparedQuestion, gather, prepare
 from server.fewshot.methods import IN_CONTEXT, METHODS
-from server.fewshot.prompting import fewshot_report
+from server.fewshot.prompting import record_shots
 from server.schemas.decisions import YES, ChoiceQuestion, DecisionQuestion, DecisionRequest, ScoreQuestion
 from server.schemas.responses.completions import WeighedCandidate
 from server.schemas.responses.decisions import Decision as DecisionResponse
@@ -127,7 +127,7 @@ async def _answer(
     Raises the engine's errors.
     """
     if decision.has_examples:
-        fewshot_report(prepared.question, prepared.assembled, record)
+        record_shots(prepared.question, prepared.assembled, record)
     in_context, likeness = await gather(prepared, record, services.comparison, services.client)
     record.classified(prepared.chosen.method)
     ranked = weigh(decision.parsed.candidates, in_context, likeness, prepared.chosen.temperature(request))
