@@ -8,31 +8,24 @@ from math import inf
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """The limits of an engine.
-
-    `max_tokens_per_step` bounds one forward. `max_frames_per_step` bounds the frames encoded in a step next to sequences,
-    and `max_frames_idle` those in a step without any; the features of `max_kept_frames` wait for later pieces. A request is
-    light while it has had, and is known to want, no more than `max_light_tokens` of work. `step_seconds` is the longest
-    that a step should take. A decoding sequence has at most `speculative_tokens` proposed tokens in a step. The engine
-    `reports_encoding` if requests are traced: it then says how many frames each step has encoded for a request. If it
-    `overlaps`, a step is launched while the one before it runs, where that is possible, and pages that are encoded next to
-    rows are read from the next step on.
-    """
+    """The limits of an engine."""
 
     block_size: int = 16
     num_blocks: int = 2048
     num_media_slots: int = 256
-    host_media_bytes: int = 256 << 20
-    max_sequences: int = 64
+    host_media_bytes: int = 256 << 20  # of visual tokens in host memory
+    max_sequences: int = 64  # that run at the same time
     max_tokens_per_step: int = 512
-    max_frames_per_step: int = 2
-    max_frames_idle: int = 16
-    max_kept_frames: int = 256
+    max_frames_per_step: int = 2  # in a step with rows
+    max_frames_idle: int = 16  # in a step without rows
+    max_kept_frames: int = 256  # whose features wait for later pieces of their media item
     max_model_len: int = 2048
-    max_light_tokens: int = 256
-    step_seconds: float = inf
-    speculative_tokens: int = 0
-    reports_encoding: bool = False
+    max_light_tokens: int = 256  # the largest need of a light request
+    step_seconds: float = inf  # the longest that a step should take
+    speculative_tokens: int = 0  # the most proposed tokens of a decoding sequence in a step
+    reports_encoding: bool = False  # how many frames each step encodes for a request, for traces
+    # where possible, a step is launched while the one before it runs; pages that are encoded next to rows are read from the
+    # next step on
     overlaps: bool = False
 
     def __post_init__(self) -> None:

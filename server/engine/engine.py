@@ -1,9 +1,9 @@
 """The engine runs requests on a model in steps: schedule -> launch -> wait -> commit -> emit.
 
-On a device that works while the host does, the next step is launched before the wait, if it is known by then.
+On a GPU, which works while the host does, the next step is launched before the wait if it is known by then.
 
-It takes requests and returns events as messages of `wire`, and knows neither HTTP nor processes. A request's task (see
-`tasks`) turns its results into events.
+The engine takes requests and returns events, which are messages of `wire`. It knows neither HTTP nor processes. A request's
+task (see `tasks`) turns its results into events.
 """
 
 from __future__ import annotations
@@ -256,23 +256,28 @@ class Engine:
         return None if plan is None else self.runner.launch(plan, launched)
 
     def _wait_for(self, launched: Launched) -> list[Result]:
-        plan, results = launched.plan, launched.results()
-        ended = self._clock()
+        """Wait for the results of a step; from its seconds, forwards of side tasks get theirs."""
+        plan, results, ended = launched.plan, launched.results(), self._clock()
         seconds, self._began = ended - self._began, ended
         if plan.rows or plan.pieces:
-            if plan.rows or plan.num_frames:  # media are completed by steps without either
-                self.scheduler.pace.learn(plan.work, plan.num_frames, seconds)
-            num_proposed = sum(len(row.proposed) for row in plan.rows)
-            self._num_proposed += num_proposed
-            self._num_accepted += sum(result.is_proposed for result in results) if num_proposed else 0
-            # the rows of answers that have ended since the step was launched were computed in vain
-            counts = [row.count for row in plan.rows if not row.sequence.is_finished]
-            self._measures.note_step(counts, num_proposed, plan.num_frames, seconds)
-            if self.config.reports_encoding:
-                self._events += _encoded(plan, seconds)
+            self._measure(plan, results, seconds)
         # next to rows, forwards of side tasks get the same share of the time as heavy sequences
         self._forward_seconds = min(self._forward_seconds, 0.0) + HEAVY_SHARE * seconds if plan.rows else inf
         return results
+
+    def _measure(self, plan: Plan, results: list[Result], seconds: float) -> None:
+        """Learn from the seconds that a step took, count its tokens, and report what it has encoded."""
+        if plan.rows or plan.num_frames:  # media are completed by steps without either
+            self.scheduler.pace.learn(plan.work, plan.num_frames, seconds)
+        num_proposed = sum(len(row.proposed) for row in plan.rows)
+        self._num_proposed += num_proposed
+        self._num_accepted += sum(result.is_proposed for result in results) if num_proposed else 0
+        # the rows of answers that have ended since the step was launched were computed in vain
+        counts = [row.count for row in plan.rows if not row.sequence.is_finished]
+        self._measures.note_step(counts, num_proposed, plan.num_frames, seconds)
+        if self.config.reports_encoding:
+            frames = plan.frames_by_request.items()
+            self._events += [Encoded(request_id=name, num_frames=count, seconds=seconds) for name, count in frames]
 
     def _emit(self, plan: Plan, results: list[Result]) -> list[Outbound]:
         for sequence in plan.admitted:
@@ -357,9 +362,3 @@ class Engine:
 
     def _tasks(self) -> Iterable[Task]:
         return chain(self._sequence_tasks.values(), self._side_tasks.values())
-
-
-def _encoded(plan: Plan, seconds: float) -> list[Outbound]:
-    """Return what a step of so many seconds has encoded, by request."""
-    frames = plan.frames_by_request.items()
-    return [Encoded(request_id=name, num_frames=count, seconds=seconds) for name, count in frames]
