@@ -126,53 +126,48 @@ class Metrics:
         self.registry.register(self.engine)
         self._vllm = CollectorRegistry()
         self._vllm.register(VllmCollector(self.registry))
+        self._add_histograms()
+        self._add_counters()
+        self._add_gauges()
 
-        self.time_to_first_token = self._histogram(
-            "time_to_first_token_seconds", "Time from acceptance to the first token"
-        )
-        self.inter_token_latency = self._histogram(
+    def _add_histograms(self) -> None:
+        histogram = self._histogram
+        self.time_to_first_token = histogram("time_to_first_token_seconds", "Time from acceptance to the first token")
+        self.inter_token_latency = histogram(
             "inter_token_latency_seconds", "Time between two tokens of a request", _TOKEN_SECONDS
         )
-        self.e2e_request_latency = self._histogram(
-            "e2e_request_latency_seconds", "Time from acceptance to the last token"
-        )
-        self.request_queue_time = self._histogram(
+        self.e2e_request_latency = histogram("e2e_request_latency_seconds", "Time from acceptance to the last token")
+        self.request_queue_time = histogram(
             "request_queue_time_seconds", "Time from acceptance to the first step of the prompt"
         )
-        self.request_prefill_time = self._histogram(
+        self.request_prefill_time = histogram(
             "request_prefill_time_seconds", "Time from the first step of the prompt to the first token"
         )
-        self.request_decode_time = self._histogram(
-            "request_decode_time_seconds", "Time from the first token to the last one"
-        )
-        self.request_prompt_tokens = self._histogram("request_prompt_tokens", "Prompt tokens per request", _COUNTS)
-        self.request_generation_tokens = self._histogram(
-            "request_generation_tokens", "Generated tokens per request", _COUNTS
-        )
-        self.request_media = self._histogram("request_media", "Images and videos per request", _MEDIA_COUNTS)
-        self.request_shots = self._histogram("request_shots", "Shots per few-shot request", _MEDIA_COUNTS)
-        self.retrieval = self._histogram(
+        self.request_decode_time = histogram("request_decode_time_seconds", "Time from the first token to the last one")
+        self.request_prompt_tokens = histogram("request_prompt_tokens", "Prompt tokens per request", _COUNTS)
+        self.request_generation_tokens = histogram("request_generation_tokens", "Generated tokens per request", _COUNTS)
+        self.request_media = histogram("request_media", "Images and videos per request", _MEDIA_COUNTS)
+        self.request_shots = histogram("request_shots", "Shots per few-shot request", _MEDIA_COUNTS)
+        self.retrieval = histogram(
             "retrieval_seconds", "Time to find the examples most similar to a query, after the query is embedded"
         )
-        self.media_decode = self._histogram("media_decode_seconds", "Time to decode and resize one media item")
-        self.media_fetch = self._histogram("media_fetch_seconds", "Time to fetch one media item from its URL")
+        self.media_decode = histogram("media_decode_seconds", "Time to decode and resize one media item")
+        self.media_fetch = histogram("media_fetch_seconds", "Time to fetch one media item from its URL")
 
-        self.prompt_tokens = self._counter("prompt_tokens_total", "Prompt tokens of admitted requests")
-        self.prompt_tokens_cached = self._counter(
-            "prompt_tokens_cached_total", "Prompt tokens that were in the prefix cache"
-        )
-        self.generation_tokens = self._counter("generation_tokens_total", "Generated tokens")
-        self.media_encoded = self._counter("media_encoded_total", "Media encoded by the vision encoder")
-        self.media_queries = self._counter(
+    def _add_counters(self) -> None:
+        counter = self._counter
+        self.prompt_tokens = counter("prompt_tokens_total", "Prompt tokens of admitted requests")
+        self.prompt_tokens_cached = counter("prompt_tokens_cached_total", "Prompt tokens that were in the prefix cache")
+        self.generation_tokens = counter("generation_tokens_total", "Generated tokens")
+        self.media_encoded = counter("media_encoded_total", "Media encoded by the vision encoder")
+        self.media_queries = counter(
             "media_queries_total",
             "Media of prompts and of vectors that the engine computed, each once per prompt or request",
         )
-        self.media_cached = self._counter(
-            "media_cached_total", "Media that needed no encoding, with those in host memory"
-        )
-        self.media_decode_failures = self._counter("media_decode_failures_total", "Media that could not be decoded")
-        self.media_stored = self._counter("media_stored_total", "Uploaded media that were not yet in the store")
-        self.engine_restarts = self._counter("engine_restarts_total", "Restarts of the worker")
+        self.media_cached = counter("media_cached_total", "Media that needed no encoding, with those in host memory")
+        self.media_decode_failures = counter("media_decode_failures_total", "Media that could not be decoded")
+        self.media_stored = counter("media_stored_total", "Uploaded media that were not yet in the store")
+        self.engine_restarts = counter("engine_restarts_total", "Restarts of the worker")
         self._request_success = self._labelled_counter("request_success", "Finished requests", "finished_reason")
         self._request_refused = self._labelled_counter(
             "request_refused", "Requests that failed, by error code and tenant", "code", "tenant"
@@ -184,18 +179,21 @@ class Metrics:
             "selections", "Requests with shots from a support set, by the strategy that selected them", "strategy"
         )
         self._evaluations = self._labelled_counter("evaluations", "Evaluations that ended, by how", "status")
+        # exposed as 0 before the first event, so that its rate is known
         for method in get_args(Method):
-            self._classifications.labels(model_name, method)
+            self._classifications.labels(self._model_name, method)
         for status in ("completed", "failed"):
-            self._evaluations.labels(model_name, status)
+            self._evaluations.labels(self._model_name, status)
         for reason in FINISHED_REASONS:
-            self._request_success.labels(model_name, reason)
+            self._request_success.labels(self._model_name, reason)
 
-        self.num_requests_waiting = self._gauge("num_requests_waiting", "Accepted requests before their first step")
-        self.num_requests_running = self._gauge(
+    def _add_gauges(self) -> None:
+        gauge = self._gauge
+        self.num_requests_waiting = gauge("num_requests_waiting", "Accepted requests before their first step")
+        self.num_requests_running = gauge(
             "num_requests_running", "Requests after their first step and without a whole response"
         )
-        self.support_set_media_bytes = self._gauge(
+        self.support_set_media_bytes = gauge(
             "support_set_media_bytes", "Bytes of the encoded media that support sets refer to"
         )
         self._support_sets = self._gauge_by_status(
@@ -204,10 +202,8 @@ class Metrics:
         self._unfinished_evaluations = self._gauge_by_status(
             "evaluations_unfinished", "Evaluations that are queued or run, on all servers that share the database"
         )
-        self.engine_ready = self._gauge("engine_ready", "1 while the worker serves, 0 while it loads or restarts")
-        self.last_step_age = self._gauge(
-            "last_step_age_seconds", "Time since the last finished step, while there is work"
-        )
+        self.engine_ready = gauge("engine_ready", "1 while the worker serves, 0 while it loads or restarts")
+        self.last_step_age = gauge("last_step_age_seconds", "Time since the last finished step, while there is work")
 
     def count_media(self, num_encoded: int, num_cached: int) -> None:
         """Count the media of a prompt, or of a request for vectors, that the engine has computed."""
