@@ -17,6 +17,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,13 +27,12 @@ from model.checkpoint.idefics import import_idefics
 from model.checkpoint.join import BridgeSizes, join
 from model.checkpoint.named import describe_experts, fetch_language_model, open_language_model
 from model.checkpoint.openflamingo import import_openflamingo
-from model.config import ConfigError, FlamingoConfig
-from model.folder import CheckpointError
+from model.command import run
+from model.config import FlamingoConfig
 from model.hub.inputs import describe, fetch_checkpoint, fetch_model, fetch_vision_model, open_expert
 from model.hub.job import SOURCE
 from model.hub.prepare import prepare
-from model.hub.sources import LocalFolder, ModelNameError, Source, open_source
-from model.zoo.fetch import DefaultModelError
+from model.hub.sources import LocalFolder, Source, open_source
 
 DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LINEAGES = ("openflamingo", "idefics")
@@ -55,15 +55,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m model.ch
         words[:1] == ["import"] and words[1:2] != [] and not words[1].startswith("-") and words[1] not in LINEAGES
     )
     options = (_name_parser(prog) if is_named else _parser(prog)).parse_args(words)
-    try:
-        print(prepare(options.name, options.cache) if is_named else _create(options))
-    except (ModelNameError, DefaultModelError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (CheckpointError, ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run(partial(prepare, options.name, options.cache) if is_named else partial(_create, options))
 
 
 def _create(options: argparse.Namespace) -> str:

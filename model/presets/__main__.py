@@ -10,21 +10,21 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import torch
 
 from model.checkpoint.named import describe_experts, fetch_language_model, open_language_model
-from model.config import ConfigError, FlamingoConfig
-from model.folder import NO_FILES, CheckpointError
+from model.command import run
+from model.config import FlamingoConfig
+from model.folder import NO_FILES
 from model.hub.inputs import fetch_vision_model, open_expert
 from model.hub.job import SOURCE
-from model.hub.sources import ModelNameError
 from model.presets.build import build
 from model.presets.paper import PRESETS, find_preset
 from model.presets.scale import Scale, at_scale
-from model.zoo.fetch import DefaultModelError
 
 BUILD = (
     "Write one of the paper's models as a model folder that is yet to be trained. Its experts have random weights, unless "
@@ -35,18 +35,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m model.presets") -> int:
     options = _parser(prog).parse_args(arguments)
-    try:
-        config = _build(options)
-    except (ModelNameError, DefaultModelError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (CheckpointError, ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run(partial(_create, options))
+
+
+def _create(options: argparse.Namespace) -> str:
+    """Create the folder and describe it in one line."""
+    config = _build(options)
     note = "" if options.gate else ". The gates are closed: images have no effect until it is trained"
     layers = ", ".join(map(str, config.gated_layers))
-    print(f"{options.out}: {options.preset} at {options.scale} scale, gated layers before {layers}{note}")
-    return 0
+    return f"{options.out}: {options.preset} at {options.scale} scale, gated layers before {layers}{note}"
 
 
 def _build(options: argparse.Namespace) -> FlamingoConfig:
