@@ -140,7 +140,7 @@ class Binding:
         is_query = np.arange(len(labels)) == len(shots)
         examples = ComparedExamples(images.without(is_query), self._prior)
         logs = {name: examples.fit(name).log_probabilities(images.vectors[is_query])[0] for name in BY_LIKENESS}
-        return {**logs, AUTO: logs[examples.choose()]}
+        return {**logs, AUTO: logs[examples.choose_method()]}
 
     def _normalised_feature(self, row: int) -> Tensor:
         return F.normalize(self.catalogue.pooled(row), dim=0)

@@ -47,7 +47,7 @@ def measure(episodes: Sequence[Episode], prior: Prior | None = None) -> Shares:
     """Return the shares of the methods by episode and, with a prior, of `auto`."""
     shares: Shares = {method: [answer(episode, method) for episode in episodes] for method in METHODS}
     if prior is not None:
-        chosen = [ComparedExamples(episode.examples, prior).choose() for episode in episodes]
+        chosen = [ComparedExamples(episode.examples, prior).choose_method() for episode in episodes]
         shares[AUTO] = [shares[method][number] for number, method in enumerate(chosen)]
     return shares
 

@@ -36,7 +36,7 @@ from server.engine.tasks.beams import BeamAnswers
 from server.engine.tasks.embedding import MediaEmbedding, TextEmbedding
 from server.engine.tasks.inspection import Inspection
 from server.engine.tasks.scoring import Scoring
-from server.engine.tasks.task import ForwardTask, RequestError, SequenceTask, SideTask, Task, finished
+from server.engine.tasks.task import ForwardTask, RequestError, SequenceTask, SideTask, Task, finished_events
 from server.grammar.compiler import Grammars
 from server.telemetry.measures import Measures
 from server.wire import (
@@ -122,7 +122,7 @@ class Engine:
             task = self._create_task(request)
         except RequestError as error:
             num_answers = request.sampling.n if isinstance(request, Generate) else 1
-            self._events += finished(request.request_id, range(num_answers), "error", str(error))
+            self._events += finished_events(request.request_id, range(num_answers), "error", str(error))
             return
         if isinstance(task, SideTask):
             self._side_tasks[task.request_id] = task

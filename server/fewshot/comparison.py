@@ -62,7 +62,7 @@ class Obstacle(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ChosenMethod:
     """A method, the confidence in its answers, and the fit of its part by likeness, if it has one."""
 
     method: str
@@ -132,7 +132,7 @@ class ComparedExamples:
                 self.fitted[name] = method.restore(parameters, self.labelled)
         return self.fitted[name]
 
-    def choose(self) -> str:
+    def choose_method(self) -> str:
         """Return the method that the model's prior expects to be best, or one that is clearly better in leave-one-out.
 
         Leave-one-out is impossible if a label has a single example.
@@ -191,13 +191,13 @@ class Comparison:
 
     async def choose(
         self, question: Question, method: str, candidates: Sequence[Candidate], recommended: str | None = None
-    ) -> Chosen:
+    ) -> ChosenMethod:
         """Return the method of a request; `recommended`, for `auto`, comes from an evaluation of its support set.
 
         Raises `InvalidRequest` for a method that cannot be used with these examples.
         """
         if IN_CONTEXT in (method, recommended) or ((obstacle := _obstacle(question, candidates)) and method == "auto"):
-            return Chosen(IN_CONTEXT, Confidence(DEFAULT_TEMPERATURES[IN_CONTEXT]))
+            return ChosenMethod(IN_CONTEXT, Confidence(DEFAULT_TEMPERATURES[IN_CONTEXT]))
         if obstacle:
             raise InvalidRequest(f"{method} {obstacle.fault}", param=obstacle.param)
         _check_answers(question)
@@ -206,13 +206,13 @@ class Comparison:
             raise InvalidRequest(f"{method} supports up to {limit} examples, but there are {number}", param="method")
         examples = await self._examples(question, candidates)
         if method == "auto":
-            method = await self._run(examples.choose) if recommended is None else recommended
+            method = await self._run(examples.choose_method) if recommended is None else recommended
         confidence = await self._run(examples.confidence, method)
         fitted = await self._run(examples.fit, _part_by_likeness(method))
         await self._save(examples)
-        return Chosen(method, confidence, fitted)
+        return ChosenMethod(method, confidence, fitted)
 
-    async def prepare(self, support_set: SupportSet) -> None:
+    async def fit_version(self, support_set: SupportSet) -> None:
         """Choose and fit the method of later requests for a version whose examples have labels, if it is by likeness."""
         examples = support_set.examples
         if not examples.are_labelled:
@@ -223,7 +223,7 @@ class Comparison:
             return
         if not obstacle_of(examples, candidates):
             compared = await self._of_version(support_set, candidates)
-            await self._run(compared.fit, _part_by_likeness(await self._run(compared.choose)))
+            await self._run(compared.fit, _part_by_likeness(await self._run(compared.choose_method)))
             await self._save(compared)
 
     async def _save(self, examples: ComparedExamples) -> None:
@@ -238,7 +238,7 @@ class Comparison:
             await self._run(examples.unsaved.update, fits)
             logger.warning("a fitted classifier of a support set could not be stored", extra={"error": error.message})
 
-    async def compare(self, question: Question, chosen: Chosen) -> dict[str, Array]:
+    async def compare(self, question: Question, chosen: ChosenMethod) -> dict[str, Array]:
         """Return the log-probabilities [C] of the candidates by the name of the part by likeness, if there is one."""
         if chosen.fitted is None:
             return {}

@@ -1,6 +1,6 @@
 """Gathers the evidence for the candidates of one question: the language model's scores, likeness to the examples, or both.
 
-`prepare` finds all errors of a request before the engine works on it and its record begins.
+`prepare_question` finds all errors of a request before the engine works on it and its record begins.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from server.concurrency import run_both
 from server.engine_client.client import Client
 from server.fewshot.candidates import Candidate
 from server.fewshot.classification import InContext, ScoringPrompts, prepare_scoring, score_in_context
-from server.fewshot.comparison import Chosen, Comparison
+from server.fewshot.comparison import ChosenMethod, Comparison
 from server.fewshot.methods.likeness import Array
 from server.fewshot.prompting import AssembledPrompt, Question, assemble
 from server.fewshot.shots import ShotSource
@@ -27,15 +27,15 @@ class PreparedQuestion:
     """A question with its method, and with its prompts if the language model takes part."""
 
     question: Question
-    chosen: Chosen
+    chosen: ChosenMethod
     assembled: AssembledPrompt | None = None
     prompts: ScoringPrompts | None = None
 
 
-async def prepare(
+async def prepare_question(
     question: Question,
     candidates: Sequence[Candidate],
-    chosen: Chosen,
+    chosen: ChosenMethod,
     weighing: WeighingFields,
     model: ServedModel,
     source: ShotSource,

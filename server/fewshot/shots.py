@@ -139,7 +139,7 @@ class ShotSource:
         excluded = {index for index, example in enumerate(examples) if example.id in without} if without else set()
         default = min(DEFAULT_K_TEXT_ONLY if is_text_only else DEFAULT_K, len(examples) - len(excluded))
         k = default if fields.k is None else fields.k
-        selected = select(
+        selected = select_examples(
             fields.strategy,
             examples,
             k,
@@ -179,7 +179,7 @@ def check_media(has_media: bool, param: str, template: Template, owner: str, *, 
     raise InvalidRequest(f"{fault}: {advice}", param=param)
 
 
-def select(
+def select_examples(
     strategy: Strategy,
     examples: Examples[Example],
     k: int,

@@ -225,7 +225,7 @@ class Warming:
             await asyncio.wait([previous])
         try:
             await self._warm_media(entry, support_set.media)
-            await self._comparison.prepare(support_set)
+            await self._comparison.fit_version(support_set)
             if entry.target.with_texts:
                 vectors = await self._retrieval.embed_texts(support_set.examples)
                 entry.warmth = replace(entry.warmth, texts_embedded=len(vectors))

@@ -99,7 +99,7 @@ def _suggest(examples: ComparedExamples, names: Sequence[str], vectors: Vectors,
     labelled = examples.labelled.vectors
     if len(names) < 2:
         return Suggestions(None, suggest(vectors, labelled, None, names, count))
-    method = examples.choose()
+    method = examples.choose_method()
     logs = examples.fit(method).log_probabilities(vectors)
     certainty = probabilities(logs, examples.confidence(method).temperature)
     return Suggestions(method, suggest(vectors, labelled, certainty, names, count))

@@ -20,8 +20,8 @@ from server.api.sse import unless_disconnected
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Candidate, candidates_of, read_candidates
 from server.fewshot.classification import check_candidates, score_prompt, weigh
-from server.fewshot.comparison import Chosen
-from server.fewshot.evidence import gather, prepare
+from server.fewshot.comparison import ChosenMethod
+from server.fewshot.evidence import gather, prepare_question
 from server.fewshot.prompting import Question, fewshot_report, read_question, record_shots
 from server.fewshot.shots import SUPPORT_SET
 from server.prompt import PromptEnd, check_texts, check_token_ids, prepare_prompt
@@ -52,7 +52,7 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
     candidates = candidates or _answers(question)
     chosen, question = await _choose(question, fields, candidates, services)
     threshold = chosen.threshold(fields)
-    prepared = await prepare(question, candidates, chosen, fields, model, services.shots)
+    prepared = await prepare_question(question, candidates, chosen, fields, model, services.shots)
     record_shots(question, prepared.assembled, record)
     with record:
         in_context, likeness = await gather(prepared, record, services.comparison, services.client)
@@ -80,7 +80,7 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
 
 async def _choose(
     question: Question, fields: ClassifyRequest, candidates: Sequence[Candidate], services: Services
-) -> tuple[Chosen, Question]:
+) -> tuple[ChosenMethod, Question]:
     """Return the method of a request, and the question, with the shots of its prompt if the method has a prompt."""
     method, recommended = fields.method_or_default, None
     if question.support_set is not None and (method == "auto" or (fields.target and fields.has_prompt)):

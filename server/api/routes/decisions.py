@@ -25,7 +25,7 @@ from server.concurrency import run_concurrently
 from server.errors import ContextLengthExceeded
 from server.fewshot.classification import weigh
 from server.fewshot.decisions import Decision, read_decisions
-from server.fewshot.evidence import PreparedQuestion, gather, prepare
+from server.fewshot.evidence import PreparedQuestion, gather, prepare_question
 from server.fewshot.methods import IN_CONTEXT, METHODS
 from server.fewshot.prompting import record_shots
 from server.schemas.decisions import YES, ChoiceQuestion, DecisionQuestion, DecisionRequest, ScoreQuestion
@@ -95,11 +95,11 @@ async def _method(decision: Decision, fields: DecisionRequest, services: Service
 
 
 async def _prepare(decision: Decision, method: str, fields: DecisionRequest, services: Services) -> PreparedQuestion:
-    """Fit the method of a question, and write its prompts if the method needs some. Raises what `prepare` raises."""
+    """Fit the method of a question, and write its prompts if the method needs some. Raises as `prepare_question`."""
     candidates = decision.parsed.candidates
     chosen = await services.comparison.choose(decision.question, method, candidates)
     question = decision.question.with_each_label(len(candidates))
-    return await prepare(question, candidates, chosen, fields, services.model, services.shots)
+    return await prepare_question(question, candidates, chosen, fields, services.model, services.shots)
 
 
 async def _first_that_fits(

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from server.engine.device.sampler import Result
 from server.engine.residents import Residents
 from server.engine.sequence import Order, Sequence
-from server.engine.tasks.task import RequestError, SequenceTask, check_prompt, finished
+from server.engine.tasks.task import RequestError, SequenceTask, check_prompt, finished_events
 from server.grammar import GrammarError, TrialUnavailable
 from server.grammar.compiler import Compilation
 from server.wire import Admitted, FinishReason, Generate, MediaWanted, Outbound, PromptScored, Token, TokenLogprob
@@ -172,7 +172,7 @@ class Answers(SequenceTask):
     def _end_early(self, sequence: Sequence, reason: FinishReason) -> list[Outbound]:
         """End one answer without a last token."""
         self._finish(sequence)
-        return finished(self.request_id, [sequence.index], reason)
+        return finished_events(self.request_id, [sequence.index], reason)
 
     def _finish(self, sequence: Sequence) -> None:
         """Release one answer; with the last of them, the request is finished."""

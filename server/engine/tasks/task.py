@@ -47,7 +47,7 @@ class Task:
         """End the whole request, in any state, without a further token."""
         self.is_finished = True
         answers = self._unfinished_answers()
-        return finished(self.request_id, answers, reason, error, param, is_temporary=is_temporary)
+        return finished_events(self.request_id, answers, reason, error, param, is_temporary=is_temporary)
 
     def _unfinished_answers(self) -> Iterable[int]:
         return [0]
@@ -151,7 +151,7 @@ def check_prompt(prompt: EncodedPrompt, num_new_tokens: int, residents: Resident
         raise RequestError(f"the model reads the media of a prompt together: {count} do not fit into {slots}")
 
 
-def finished(
+def finished_events(
     request_id: str,
     indices: Iterable[int],
     reason: FinishReason,

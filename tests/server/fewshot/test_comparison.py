@@ -25,23 +25,23 @@ def labelled(groups: dict[int, list[tuple[float, float]]], noise: float = 0.02) 
 
 def test_methods_that_are_equally_accurate_leave_the_expected_one() -> None:
     easy = {0: [(1.0, 0.0)] * 4, 1: [(0.0, 1.0)] * 4}
-    assert ComparedExamples(labelled(easy), LINEAR).choose() == "linear"
-    assert ComparedExamples(labelled(easy), Prior({1: "knn"})).choose() == "knn"
+    assert ComparedExamples(labelled(easy), LINEAR).choose_method() == "linear"
+    assert ComparedExamples(labelled(easy), Prior({1: "knn"})).choose_method() == "knn"
 
 
 def test_the_expected_method_depends_on_the_examples_per_label() -> None:
     few = {0: [(1.0, 0.0)] * 2, 1: [(0.0, 1.0)] * 2}
-    assert ComparedExamples(labelled(few), LINEAR).choose() == "nearest_mean"
+    assert ComparedExamples(labelled(few), LINEAR).choose_method() == "nearest_mean"
 
 
 def test_a_label_with_a_single_example_leaves_the_expected_method() -> None:
     single = {0: [(1.0, 0.0)], 1: [(0.0, 1.0)] * 6}
-    assert ComparedExamples(labelled(single), LINEAR).choose() == "linear"
-    assert ComparedExamples(labelled(single)).choose() == "nearest_mean"
+    assert ComparedExamples(labelled(single), LINEAR).choose_method() == "linear"
+    assert ComparedExamples(labelled(single)).choose_method() == "nearest_mean"
 
 
 @pytest.mark.parametrize("per_group", [8, 16])
 def test_a_method_that_is_clearly_better_takes_its_place(per_group: int) -> None:
     """The mean of a label with two opposite groups is near neither of them."""
     groups = {0: [(1.0, 0.0), (-1.0, 0.0)] * per_group, 1: [(0.0, 1.0), (0.0, -1.0)] * per_group}
-    assert ComparedExamples(labelled(groups)).choose() == "knn"
+    assert ComparedExamples(labelled(groups)).choose_method() == "knn"
