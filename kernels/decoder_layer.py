@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -80,6 +81,36 @@ def decoder_layer_reference(
     return h + integer_product(swiglu(integer_product(normed, weights.gate_up)), weights.down)
 
 
+class Scratch(NamedTuple):
+    """The addresses of the parts of the kernel's scratch: rows quantised in groups, and rows in bfloat16."""
+
+    groups: int
+    normed: int
+    qkv: int
+    attended: int
+    branch: int
+    total: int
+    gate_up: int
+
+
+@inlined
+def scratch_parts(begin, num_rows, num_groups, dim, qkv_dim, heads_dim):
+    normed = begin + num_rows * num_groups * GROUP_BYTES
+    qkv = normed + 2 * num_rows * dim
+    attended = qkv + 2 * num_rows * qkv_dim
+    branch = attended + 2 * num_rows * heads_dim
+    total = branch + 2 * num_rows * dim
+    return Scratch(begin, normed, qkv, attended, branch, total, total + 2 * num_rows * dim)
+
+
+@inlined
+def norm_rows(x, weight, normed, groups, first_row, end_row, dim, eps, offset):
+    """Normalise rows, and quantise the results."""
+    for row in range(first_row, end_row):
+        norm_row(x, weight, normed, row * dim, dim, eps)
+    quantise(normed, groups, first_row * dim // GROUP, end_row * dim // GROUP, offset)
+
+
 @inlined
 def quantise_swiglu(gate_up, groups, first, end, width, offset):
     """Quantise groups of silu(gate) * up of rows [gate; up]; the gates are overwritten."""
@@ -104,7 +135,7 @@ def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
         thread, num_threads = np.int64(thread_number()), np.int64(count_threads())
         layout, x, out = int64s(arguments[AT.layout]), bfloat16s(arguments[AT.x]), bfloat16s(arguments[AT.out])
         cos, sin, rotary_dim = bfloat16s(arguments[AT.cos]), bfloat16s(arguments[AT.sin]), arguments[AT.rotary_dim]
-        groups, num_rows, num_kv_heads = arguments[AT.scratch], arguments[AT.num_rows], arguments[AT.num_kv_heads]
+        num_rows, num_kv_heads = arguments[AT.num_rows], arguments[AT.num_kv_heads]
         kv_cache, block_size = bfloat16s(arguments[AT.kv_cache]), arguments[AT.block_size]
         cache = Cache(kv_cache, num_kv_heads, block_size, arguments[AT.block_stride])
         rows = row_tables(arguments, AT.tables, arguments[AT.table_width], rotary_dim)
@@ -113,25 +144,16 @@ def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
         dim_groups, head_groups = layout[QKV + ENTRY.num_groups], layout[OUTPUT + ENTRY.num_groups]
         ffn_groups = layout[DOWN + ENTRY.num_groups]
         dim, heads_dim, ffn_dim = dim_groups * GROUP, head_groups * GROUP, ffn_groups * GROUP
-        qkv_dim = heads_dim + 2 * num_kv_heads * head_dim
-
-        # the parts of the scratch
-        normed_at = groups + num_rows * max(dim_groups, head_groups, ffn_groups) * GROUP_BYTES
-        qkv_at = normed_at + 2 * num_rows * dim
-        attended_at = qkv_at + 2 * num_rows * qkv_dim
-        branch_at = attended_at + 2 * num_rows * heads_dim
-        total_at = branch_at + 2 * num_rows * dim
-        gate_up_at = total_at + 2 * num_rows * dim
-        normed, qkv, attended = bfloat16s(normed_at), bfloat16s(qkv_at), bfloat16s(attended_at)
-        branch, total, gate_up = bfloat16s(branch_at), bfloat16s(total_at), bfloat16s(gate_up_at)
-
+        qkv_dim, num_groups = heads_dim + 2 * num_kv_heads * head_dim, max(dim_groups, head_groups, ffn_groups)
+        parts = scratch_parts(arguments[AT.scratch], num_rows, num_groups, dim, qkv_dim, heads_dim)
+        groups, normed, qkv = parts.groups, bfloat16s(parts.normed), bfloat16s(parts.qkv)
+        attended, branch = bfloat16s(parts.attended), bfloat16s(parts.branch)
+        total, gate_up = bfloat16s(parts.total), bfloat16s(parts.gate_up)
         first_row, end_row = share(num_rows, thread, num_threads)
 
-        for row in range(first_row, end_row):
-            norm_row(x, attention_norm, normed, row * dim, dim, numbers[0])
-        quantise(normed, groups, first_row * dim_groups, end_row * dim_groups, offset)
+        norm_rows(x, attention_norm, normed, groups, first_row, end_row, dim, numbers[0], offset)
         wait_until(arguments, num_threads)
-        multiply(layout, QKV, groups, qkv_at, num_rows, thread, num_threads)
+        multiply(layout, QKV, groups, parts.qkv, num_rows, thread, num_threads)
         wait_until(arguments, 2 * num_threads)
 
         for row in range(first_row, end_row):
@@ -147,21 +169,19 @@ def _decoder_layer(bits, instructions, head_dim, group, has_spans, has_offsets):
         first, end = share(num_rows * head_groups, thread, num_threads)
         quantise(attended, groups, first, end, offset)
         wait_until(arguments, 5 * num_threads)
-        multiply(layout, OUTPUT, groups, branch_at, num_rows, thread, num_threads)
+        multiply(layout, OUTPUT, groups, parts.branch, num_rows, thread, num_threads)
         wait_until(arguments, 6 * num_threads)
 
-        for row in range(first_row, end_row):
-            for i in range(row * dim, (row + 1) * dim):
-                store(total, i, load(x, i) + load(branch, i))
-            norm_row(total, ffn_norm, normed, row * dim, dim, numbers[1])
-        quantise(normed, groups, first_row * dim_groups, end_row * dim_groups, offset)
+        for i in range(first_row * dim, end_row * dim):
+            store(total, i, load(x, i) + load(branch, i))
+        norm_rows(total, ffn_norm, normed, groups, first_row, end_row, dim, numbers[1], offset)
         wait_until(arguments, 7 * num_threads)
-        multiply(layout, GATE_UP, groups, gate_up_at, num_rows, thread, num_threads)
+        multiply(layout, GATE_UP, groups, parts.gate_up, num_rows, thread, num_threads)
         wait_until(arguments, 8 * num_threads)
         first, end = share(num_rows * ffn_groups, thread, num_threads)
         quantise_swiglu(gate_up, groups, first, end, ffn_dim, offset)
         wait_until(arguments, 9 * num_threads)
-        multiply(layout, DOWN, groups, branch_at, num_rows, thread, num_threads)
+        multiply(layout, DOWN, groups, parts.branch, num_rows, thread, num_threads)
         first, end = share(layout[DOWN + ENTRY.num_tiles], thread, num_threads)
         for row in range(num_rows):  # no wait: a thread adds the features that it has computed
             for i in range(row * dim + first * lanes, row * dim + end * lanes):
