@@ -1,6 +1,6 @@
 """The HTTP application: routes, the guard in front of them, and one shape for all errors.
 
-Its dependencies are arguments, so tests can pass a client without an engine.
+Its dependencies are arguments, so tests can pass the client of a fake engine.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from server.api.services import Services, count_failure
 from server.api.tenants import Tenants
 from server.api.unknown_routes import no_route
 from server.concurrency import cancel
-from server.engine_client.client import Client
+from server.engine_client.client import EngineClient
 from server.errors import InvalidRequest, ServerError
 from server.fewshot.comparison import Comparison
 from server.fewshot.fits import FitStore
@@ -145,19 +145,20 @@ class Application(FastAPI):
 
 
 def create_app(
-    client: Client,
+    engine: EngineClient,
     model: ServedModel,
     settings: Settings,
     metrics: Metrics,
     decoder: DecodePool | None = None,
     catalog: Mapping[str, ServedModel] | None = None,
 ) -> FastAPI:
-    """Create the application; `decoder` is the client's decode pool, to share it; None: a new one.
+    """Create the application of a model.
 
-    `catalog`: the models at the same address, by name; it may change. None: only this model.
+    `decoder`: the decode pool of `engine`, which the application shares; None: a new one. `catalog`: the models at the same
+    address, by name; it may change. None: only this model.
     """
     decoder = decoder or DecodePool(model.config.vision, settings)
-    services = _create_services(client, model, settings, metrics, decoder, catalog)
+    services = _create_services(engine, model, settings, metrics, decoder, catalog)
     tenants = Tenants(services)
     runner = EvaluationRunner(
         services.evaluations,
@@ -170,7 +171,7 @@ def create_app(
         services.support_sets,
         services.retrieval.embeddings,
         tenants.warm_sets,
-        client,
+        engine,
         metrics,
         sweep_interval=settings.sweep_interval,
     )
@@ -188,7 +189,7 @@ def create_app(
 
 
 def _create_services(
-    client: Client,
+    engine: EngineClient,
     model: ServedModel,
     settings: Settings,
     metrics: Metrics,
@@ -204,7 +205,7 @@ def _create_services(
         settings, store, decoder, Fetcher(settings, observe=noting("media.fetch", metrics.media_fetch.observe))
     )
     observe = noting("retrieval", metrics.retrieval.observe)
-    retrieval = Retrieval(client, model, EmbeddingStore(database), store, observe=observe)
+    retrieval = Retrieval(engine, model, EmbeddingStore(database), store, observe=observe)
     shots, comparison = ShotSource(intake, support_sets, retrieval), Comparison(retrieval, FitStore(database))
     slots = SharedLimit(MAX_UNFINISHED, settings.max_client_share, "requests to warm that may be unfinished")
     warming = Warming(comparison, slots, asyncio.Semaphore(MAX_BATCHES))
@@ -213,7 +214,7 @@ def _create_services(
         settings=settings,
         model=model,
         catalog={model.name: model} if catalog is None else catalog,
-        client=client,
+        engine=engine,
         admission=Admission(
             settings.max_num_queued,
             metrics,
@@ -253,13 +254,13 @@ async def _lifespan(
         await services.database.prepare()
         await services.keys.exist()  # reads the keys: from now on, requests work without the database
         stopping.push_async_callback(services.decoder.stop)
-        stopping.push_async_callback(services.client.stop)
-        await services.client.start()
+        stopping.push_async_callback(services.engine.stop)
+        await services.engine.start()
         stopping.push_async_callback(_stop_warming, tenants)
         stopping.push_async_callback(runner.stop)
         await runner.start()
         stopping.push_async_callback(cancel, [asyncio.create_task(maintenance.run())])
-        digesting = services.weights.compute(lambda: services.client.state == "ready")
+        digesting = services.weights.compute(lambda: services.engine.state == "ready")
         stopping.push_async_callback(cancel, [asyncio.create_task(digesting)])
         stopping.callback(services.database.end_soon)
         yield
@@ -267,7 +268,7 @@ async def _lifespan(
 
 def _leave_one_out(tenants: Tenants, tenant: str) -> LeaveOneOut:
     services = tenants.of(tenant)
-    return LeaveOneOut(services.shots, services.comparison, services.client, services.model, services.metrics)
+    return LeaveOneOut(services.shots, services.comparison, services.engine, services.model, services.metrics)
 
 
 async def _stop_warming(tenants: Tenants) -> None:

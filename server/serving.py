@@ -25,7 +25,7 @@ from starlette.types import ASGIApp
 from threadpoolctl import threadpool_limits
 
 from server.app import create_app
-from server.engine_client.client import Client, EngineClient
+from server.engine_client.client import EngineClient, WorkerClient
 from server.engine_client.spare import Spare
 from server.errors import DatabaseUnavailable, ShuttingDown
 from server.limits.admission import Admission
@@ -84,10 +84,10 @@ async def serve(settings: Settings, spare: Spare) -> int:
     Raises `SettingsError` for settings that cannot work, also if only the worker detects it.
     """
     set_up_process()
-    app, client = await assemble(settings, spare)
+    app, engine = await assemble(settings, spare)
     permit_open_files(settings)
     server = Server(listener(app, settings))
-    watcher = asyncio.create_task(_watch(server, client, app.state.services.admission, settings.shutdown_timeout))
+    watcher = asyncio.create_task(_watch(server, engine, app.state.services.admission, settings.shutdown_timeout))
     await server.serve()
     if not server.started:
         watcher.cancel()
@@ -122,7 +122,7 @@ def set_up_process() -> None:
 
 async def assemble(
     settings: Settings, spare: Spare, catalog: Mapping[str, ServedModel] | None = None
-) -> tuple[FastAPI, EngineClient]:
+) -> tuple[FastAPI, WorkerClient]:
     """Return the application of a model, with its database open, and the engine that its lifespan starts.
 
     `catalog` has the models at the address of this server by name, if it is not the only one. Raises `SettingsError`.
@@ -130,12 +130,12 @@ async def assemble(
     model = ServedModel.load(settings)
     metrics = Metrics(model.name)
     decoder = DecodePool(model.config.vision, settings)
-    client = EngineClient(settings, decoder, metrics, spare)
-    app = create_app(client, model, settings, metrics, decoder, catalog)
+    engine = WorkerClient(settings, decoder, metrics, spare)
+    app = create_app(engine, model, settings, metrics, decoder, catalog)
     if settings.otlp_endpoint is not None:
         _trace_requests(app, settings.otlp_endpoint, model.name)
     await open_database(app.state.services.database)
-    return app, client
+    return app, engine
 
 
 def _trace_requests(app: FastAPI, endpoint: str, model_name: str) -> None:
@@ -166,13 +166,13 @@ async def open_database(database: Database) -> None:
         raise
 
 
-async def _watch(server: Server, client: EngineClient, admission: Admission, timeout: float) -> int:
+async def _watch(server: Server, engine: WorkerClient, admission: Admission, timeout: float) -> int:
     """Wait for a signal or a failed start of the worker, then drain the requests and stop the server.
 
     Raises `SettingsError` if the worker has refused the settings.
     """
     signals = _signals()
-    loaded = asyncio.ensure_future(client.loaded())
+    loaded = asyncio.ensure_future(engine.loaded())
     first_signal = asyncio.ensure_future(signals.get())
     await asyncio.wait({loaded, first_signal}, return_when=asyncio.FIRST_COMPLETED)
     is_broken = loaded.done() and loaded.exception() is not None
@@ -182,7 +182,7 @@ async def _watch(server: Server, client: EngineClient, admission: Admission, tim
         await first_signal
         loaded.cancel()
         second_signal = asyncio.ensure_future(signals.get())
-        await drain(admission, client, timeout, second_signal)
+        await drain(admission, engine, timeout, second_signal)
         second_signal.cancel()
     server.should_exit = True
     if is_broken and isinstance(error := loaded.exception(), SettingsError):
@@ -197,7 +197,9 @@ def _signals() -> asyncio.Queue[int]:
     return received
 
 
-async def drain(admission: Admission, client: Client, timeout: float, hurry: asyncio.Future[int] | None = None) -> None:
+async def drain(
+    admission: Admission, engine: EngineClient, timeout: float, hurry: asyncio.Future[int] | None = None
+) -> None:
     """Refuse new requests, and let running ones finish for `timeout` seconds or until `hurry`; then they fail."""
     admission.close()
     logger.info("shutting down", extra={"waiting": admission.num_waiting, "running": admission.num_running})
@@ -205,6 +207,6 @@ async def drain(admission: Admission, client: Client, timeout: float, hurry: asy
     ends: set[asyncio.Future[Any]] = {idle} if hurry is None else {idle, hurry}
     await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     if not idle.done():
-        client.fail_all(ShuttingDown("the server is shutting down"))
+        engine.fail_all(ShuttingDown("the server is shutting down"))
         await asyncio.wait({idle}, timeout=FINAL_EVENTS_SECONDS)
     idle.cancel()

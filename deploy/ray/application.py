@@ -15,7 +15,7 @@ from starlette.types import Message
 
 from deploy.ray.call import Call
 from server.api.services import Services
-from server.engine_client.client import EngineClient
+from server.engine_client.client import WorkerClient
 from server.engine_client.spare import Spare
 from server.served_model import ServedModel
 from server.serving import assemble, drain
@@ -31,10 +31,10 @@ logger = logging.getLogger(__name__)
 class Application:
     """A running application. Create it with `start`; `stop` drains its requests."""
 
-    def __init__(self, app: FastAPI, client: EngineClient, stack: AsyncExitStack) -> None:
+    def __init__(self, app: FastAPI, engine: WorkerClient, stack: AsyncExitStack) -> None:
         self._app = app
         self._services: Services = app.state.services
-        self._client = client
+        self._engine = engine
         self._stack = stack
         self._handlers: set[asyncio.Task[None]] = set()
 
@@ -47,19 +47,19 @@ class Application:
             spare = Spare(factory, settings.max_restart_delay)
             stack.push_async_callback(spare.aclose)
             spare.prepare()
-            app, client = await assemble(settings, spare, catalog)
+            app, engine = await assemble(settings, spare, catalog)
             await stack.enter_async_context(app.router.lifespan_context(app))
-            await client.loaded()
-            return cls(app, client, stack.pop_all())
+            await engine.loaded()
+            return cls(app, engine, stack.pop_all())
 
     @property
     def engine_state(self) -> str:
-        return self._client.state
+        return self._engine.state
 
     @property
     def metrics(self) -> bytes:
         """The metrics in the text format of Prometheus."""
-        self._services.metrics.last_step_age.set(self._client.step_age)
+        self._services.metrics.last_step_age.set(self._engine.step_age)
         return self._services.metrics.expose(with_vllm_names=self._services.settings.vllm_metrics)
 
     async def answer(self, call: Call) -> AsyncGenerator[list[Message], None]:
@@ -77,7 +77,7 @@ class Application:
 
     async def drain(self, timeout: float) -> None:
         """Refuse new requests, and let running ones finish for `timeout` seconds; then they fail."""
-        await drain(self._services.admission, self._client, timeout)
+        await drain(self._services.admission, self._engine, timeout)
 
     async def stop(self) -> None:
         """Refuse new requests, wait for running ones as long as the server would, and end the engine."""

@@ -23,7 +23,7 @@ from server.api.services import Services
 from server.api.sse import EventStream
 from server.api.writer import Writer
 from server.concurrency import merge
-from server.engine_client.client import Client
+from server.engine_client.client import EngineClient
 from server.schemas.generation import MAX_ANSWERS, CompletionFields, GenerationFields, StreamOptions
 from server.telemetry.request_record import RequestRecord
 from server.wire import Admitted, Finished, Generate, PromptScored, Token, TokenLogprob
@@ -37,7 +37,7 @@ class AnswerStream:
     """
 
     generation: GenerationRequest
-    client: Client
+    engine: EngineClient
     tokenizer: PromptTokenizer
     record: RequestRecord
     writer: Writer
@@ -59,7 +59,7 @@ class AnswerStream:
             client=record.client,
             arrived=record.arrived,
         )
-        async with aclosing(self.client.stream(request, prompt.media)) as events:
+        async with aclosing(self.engine.stream(request, prompt.media)) as events:
             async for event in events:
                 match event:
                     case Admitted():
@@ -95,7 +95,7 @@ class AnswerStream:
         piece = answer.take(event)
         if piece.finish_reason is not None and event.finish_reason is None and not self._are_finished():
             # otherwise the engine would continue to decode this answer until the last answer ends
-            self.client.end_answer(request_id, event.index)
+            self.engine.end_answer(request_id, event.index)
         return piece
 
     def _are_finished(self) -> bool:
@@ -171,7 +171,7 @@ async def respond(
     fields, tokenizer = shape.fields, services.model.tokenizer
     record.priority = fields.priority
     streams = [
-        AnswerStream(generation, services.client, tokenizer, record, services.writer, index * generation.sampling.n)
+        AnswerStream(generation, services.engine, tokenizer, record, services.writer, index * generation.sampling.n)
         for index, generation in enumerate(generations)
     ]
     kind = shape.chunk_object if fields.stream else shape.whole_object

@@ -16,7 +16,7 @@ from server.access.callers import Caller
 from server.access.keys import Keys
 from server.access.tenants import DEFAULT_TENANT
 from server.api.writer import Writer
-from server.engine_client.client import Client
+from server.engine_client.client import EngineClient
 from server.errors import ModelNotFound, ServerError
 from server.fewshot.comparison import Comparison
 from server.fewshot.maintenance import WarmSets
@@ -55,7 +55,7 @@ class Services:
     model: ServedModel
     # the models at the same address, including this one
     catalog: Mapping[str, ServedModel]
-    client: Client
+    engine: EngineClient
     admission: Admission
     metrics: Metrics
     store: MediaStore
@@ -88,11 +88,11 @@ class Services:
         """Return the services of a request that shares caches only with those of the same `cache_salt`."""
         if cache_salt is None:
             return self
-        client = self.client.salted("request", cache_salt)
-        retrieval = replace(self.retrieval, client=client)
+        engine = self.engine.salted("request", cache_salt)
+        retrieval = replace(self.retrieval, engine=engine)
         return replace(
             self,
-            client=client,
+            engine=engine,
             retrieval=retrieval,
             shots=replace(self.shots, retrieval=retrieval),
             comparison=replace(self.comparison, retrieval=retrieval),

@@ -37,17 +37,17 @@ class Tenants:
 
 
 def _services_of(tenant: str, services: Services) -> Services:
-    client = services.client if services.settings.share_caches else services.client.salted("tenant", tenant)
+    engine = services.engine if services.settings.share_caches else services.engine.salted("tenant", tenant)
     store, evaluations = services.store.of(tenant), services.evaluations.of(tenant)
     references = services.media_references.of(store)
     support_sets, intake = services.support_sets.of(tenant, references), services.intake.of(store)
     embeddings = services.retrieval.embeddings.of(tenant)
-    retrieval = replace(services.retrieval, client=client, embeddings=embeddings, store=store)
+    retrieval = replace(services.retrieval, engine=engine, embeddings=embeddings, store=store)
     comparison = replace(services.comparison, retrieval=retrieval)
     warming = Warming(comparison, services.warming.slots, services.warming.turns)
     return replace(
         services,
-        client=client,
+        engine=engine,
         store=store,
         intake=intake,
         media_references=references,

@@ -44,8 +44,8 @@ ReplyType = TypeVar("ReplyType", wire.Scored, wire.Embedded, wire.Inspected)
 logger = logging.getLogger(__name__)
 
 
-class Client(Protocol):
-    """The engine's interface for the HTTP side."""
+class EngineClient(Protocol):
+    """The engine as the API process sees it."""
 
     @property
     def state(self) -> State: ...
@@ -70,7 +70,7 @@ class Client(Protocol):
         self, request: wire.Generate, media: Mapping[bytes, EncodedMedia]
     ) -> AsyncGenerator[wire.Event, None]: ...
 
-    def salted(self, kind: SaltKind, name: str) -> Client:
+    def salted(self, kind: SaltKind, name: str) -> EngineClient:
         """Return the client of a tenant, or of requests with one `cache_salt`, which share no cache with others."""
 
     def end_answer(self, request_id: str, index: int) -> None:
@@ -96,8 +96,8 @@ class Client(Protocol):
         """
 
 
-class EngineClient:
-    """Sends requests to a worker process; the first one and its successors are taken from `spare`."""
+class WorkerClient:
+    """The engine in a worker process. The first worker and its successors are taken from `spare`."""
 
     def __init__(self, settings: Settings, decoder: MediaDecoder, metrics: Metrics, spare: Spare) -> None:
         self._metrics = metrics
@@ -108,7 +108,7 @@ class EngineClient:
         self._serving: asyncio.Task[None] | None = None
         self._salt = NO_SALT
 
-    def salted(self, kind: SaltKind, name: str) -> EngineClient:
+    def salted(self, kind: SaltKind, name: str) -> WorkerClient:
         client = copy(self)
         client._salt = add_salt(self._salt, kind, name)
         return client

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from server.concurrency import run_concurrently
-from server.engine_client.client import Client
+from server.engine_client.client import EngineClient
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Candidate
 from server.fewshot.confidence import probabilities
@@ -116,13 +116,13 @@ async def prepare_scoring(
     return ScoringPrompts(prompts=prompts, candidate_ids=token_ids, num_orders=len(orders), weighing=weighing)
 
 
-async def score_in_context(prompts: ScoringPrompts, record: RequestRecord, client: Client) -> InContext:
+async def score_in_context(prompts: ScoringPrompts, record: RequestRecord, engine: EngineClient) -> InContext:
     """Score the candidates after each prompt, concurrently, and return their log-probabilities.
 
     Raises the engine's errors; the first one cancels the other prompts.
     """
     ids = prompts.candidate_ids
-    scored = await run_concurrently([score_prompt(prompt, ids, record, client) for prompt in prompts.prompts])
+    scored = await run_concurrently([score_prompt(prompt, ids, record, engine) for prompt in prompts.prompts])
     weighing, num_tokens = prompts.weighing, list(map(len, scored[0].logprobs))
     shape = (prompts.num_orders, -1, len(num_tokens))  # [orders, queries, candidates]; the query itself is the first
     per_order = np.array([scores(prompt.logprobs, weighing.normalisation) for prompt in scored]).reshape(shape)
@@ -147,7 +147,7 @@ def check_candidates(
 
 
 async def score_prompt(
-    prompt: PreparedPrompt, candidate_ids: list[list[int]], record: RequestRecord, client: Client
+    prompt: PreparedPrompt, candidate_ids: list[list[int]], record: RequestRecord, engine: EngineClient
 ) -> Scored:
     """Score the candidates after one prompt. Raises the engine's errors.
 
@@ -167,7 +167,7 @@ async def score_prompt(
         client=record.client,
         arrived=record.arrived,
     )
-    scored = await client.score(request, prompt.media)
+    scored = await engine.score(request, prompt.media)
     record.admitted(scored, prompt.num_tokens)
     return scored
 

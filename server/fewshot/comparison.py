@@ -279,7 +279,7 @@ class Comparison:
             return ComparedExamples(labelled, self.retrieval.model.prior)
 
         source = tuple((shot.media, answer_of(shot)) for shot in shots)
-        key = (self.retrieval.client.salt, source, tuple(candidates), self.retrieval.embedder)
+        key = (self.retrieval.engine.salt, source, tuple(candidates), self.retrieval.embedder)
         return await self.recent.get(key, build)
 
     async def _of_version(self, support_set: SupportSet, candidates: Sequence[Candidate]) -> ComparedExamples:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from server.concurrency import run_both
-from server.engine_client.client import Client
+from server.engine_client.client import EngineClient
 from server.fewshot.candidates import Candidate
 from server.fewshot.classification import InContext, ScoringPrompts, prepare_scoring, score_in_context
 from server.fewshot.comparison import ChosenMethod, Comparison
@@ -50,12 +50,12 @@ async def prepare_question(
 
 
 async def gather(
-    prepared: PreparedQuestion, record: RequestRecord, comparison: Comparison, client: Client
+    prepared: PreparedQuestion, record: RequestRecord, comparison: Comparison, engine: EngineClient
 ) -> tuple[InContext | None, Mapping[str, Array]]:
     """Return the evidence of the method's parts: the language model's, and that of likeness. Raises the engine's errors."""
     question, chosen = prepared.question, prepared.chosen
     if prepared.prompts is not None:
-        scoring = score_in_context(prepared.prompts, record, client)
+        scoring = score_in_context(prepared.prompts, record, engine)
         return await run_both(scoring, comparison.compare(question, chosen))
     record.begin_prompt(0, question.query.media)
     likeness = await comparison.compare(question, chosen)

@@ -19,7 +19,7 @@ from typing import get_args
 
 from model.prompt import EncodedPrompt
 from server.concurrency import cancel
-from server.engine_client.client import Client
+from server.engine_client.client import EngineClient
 from server.errors import ServerError, SupportSetNotFound
 from server.fewshot.retrieval import EmbeddingStore
 from server.fewshot.warming import Status, Warming
@@ -43,7 +43,7 @@ class WarmSets:
     def __init__(self, support_sets: SupportSets, warming: Warming) -> None:
         self.warming = warming
         self._support_sets = support_sets
-        self._client = warming.client
+        self._engine = warming.engine
         # for this worker: media and shots of pinned versions, and versions that could not be warmed since the last sweep
         self._worker_id: object = None
         self._pinned_media: dict[tuple[str, int], Sequence[str]] = {}
@@ -64,7 +64,7 @@ class WarmSets:
                 await self._warm_and_pin(set_id, version)
         kept = {key: self._pinned_media[key] for key in versions if key in self._pinned_media}
         if unpinned := {*chain(*self._pinned_media.values())}.difference(*kept.values()):
-            self._client.pin(_digests(unpinned), is_kept=False)
+            self._engine.pin(_digests(unpinned), is_kept=False)
         self._pinned_media = kept
         are_released = self._pin_shots({key: self.warming.shots(*key) for key in kept})
         return are_released or bool(unpinned)
@@ -72,7 +72,7 @@ class WarmSets:
     def pin_again(self) -> None:
         """Pin the same media and shots again: there may be room now, and tenants that share caches also share pins."""
         media, shots = chain(*self._pinned_media.values()), chain(*self._pinned_shots.values())
-        self._client.pin(_digests(media), is_kept=True, prompts=[*shots])
+        self._engine.pin(_digests(media), is_kept=True, prompts=[*shots])
 
     async def warm_again(self) -> bool:
         """Warm one version that was warm in a previous worker; return whether there are more."""
@@ -93,9 +93,9 @@ class WarmSets:
         if shots == self._pinned_shots:
             return False
         if released := [*chain(*self._pinned_shots.values())]:
-            self._client.pin([], is_kept=False, prompts=released)
+            self._engine.pin([], is_kept=False, prompts=released)
         if pinned := [*chain(*shots.values())]:
-            self._client.pin([], is_kept=True, prompts=pinned)
+            self._engine.pin([], is_kept=True, prompts=pinned)
         self._pinned_shots = shots
         return bool(released)
 
@@ -106,7 +106,7 @@ class WarmSets:
             return
         support_set = await self._read(set_id, version)
         if (await self.warming.warm_again(support_set)).status == "ready":
-            self._client.pin(_digests(support_set.media), is_kept=True)
+            self._engine.pin(_digests(support_set.media), is_kept=True)
             self._pinned_media[key] = support_set.media
         else:
             self._failed_versions.add(key)
@@ -129,7 +129,7 @@ class Maintenance:
         support_sets: SupportSets,
         embeddings: EmbeddingStore,
         warm_sets: Callable[[Iterable[str]], Mapping[str, WarmSets]],
-        client: Client,
+        engine: EngineClient,
         metrics: Metrics,
         *,
         sweep_interval: float,
@@ -137,7 +137,7 @@ class Maintenance:
         self._support_sets = support_sets
         self._embeddings = embeddings
         self._warm_sets = warm_sets
-        self._client = client
+        self._engine = engine
         self._metrics = metrics
         self._sweep_interval = sweep_interval
         self._next_sweep = 0.0
@@ -170,7 +170,7 @@ class Maintenance:
         if is_due or is_changed:
             self._totals = await self._support_sets.totals()
         self._update_metrics()
-        if self._client.state == "ready":
+        if self._engine.state == "ready":
             pinned = await self._support_sets.pinned()
             for tenant, warm_sets in self._warm_sets(pinned).items():
                 if tenant not in self._tasks:

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from model.likeness import Likeness, Vectors, unit
 from model.media import DECODING
 from server.access.tenants import DEFAULT_TENANT, qualified, split
-from server.engine_client.client import Client
+from server.engine_client.client import EngineClient
 from server.errors import InvalidRequest
 from server.fewshot.recent import Recent
 from server.fewshot.vector_index import Similar, VectorIndex
@@ -83,7 +83,7 @@ class Retrieval:
     `queries` has the features of recent queries: a request may compare its query for its shots and for each question.
     """
 
-    client: Client
+    engine: EngineClient
     model: ServedModel
     embeddings: EmbeddingStore
     store: MediaStore
@@ -134,9 +134,9 @@ class Retrieval:
         distinct = {item.id: item for item in media}
 
         async def build() -> QueryFeatures:
-            return QueryFeatures(await self.client.embed([*distinct.values()]))
+            return QueryFeatures(await self.engine.embed([*distinct.values()]))
 
-        return (await self.queries.get((self.client.salt, *distinct, self.embedder), build)).vectors
+        return (await self.queries.get((self.engine.salt, *distinct, self.embedder), build)).vectors
 
     async def query_vector(self, media: Sequence[EncodedMedia]) -> Vectors:
         """Return the vector [D] of a query's media. Raises the engine's errors."""
@@ -146,7 +146,7 @@ class Retrieval:
     async def media_vectors(self, groups: Sequence[Sequence[EncodedMedia]]) -> Vectors:
         """Return one vector per group of media, [N, D]; new ones are not stored. Raises the engine's errors."""
         media = {item.id: item for group in groups for item in group}
-        features = await self._vectors(media, lambda names: self.client.embed([media[name] for name in names]))
+        features = await self._vectors(media, lambda names: self.engine.embed([media[name] for name in names]))
         keys = [[item.id for item in group] for group in groups]
         return await asyncio.to_thread(_compared_vectors, keys, features, self.model.likeness)
 
@@ -173,7 +173,7 @@ class Retrieval:
     @property
     def embedder(self) -> str:
         """The key of everything, apart from its input, on which a vector and fits to vectors depend."""
-        numbers, weight_format = self.client.info.get("dtype", ""), self.client.info.get("weight_format", "native")
+        numbers, weight_format = self.engine.info.get("dtype", ""), self.engine.info.get("weight_format", "native")
         if weight_format != "native":
             numbers += f"-{weight_format}"
         return f"{self.model.fingerprint}-{numbers}-mean-{DECODING}"
@@ -202,12 +202,12 @@ class Retrieval:
     async def _text_vectors(self, texts: Iterable[list[int]], *, is_stored: bool) -> dict[str, Vectors]:
         ids = {_text_key(text): text for text in texts}
         return await self._vectors(
-            ids, lambda keys: self.client.embed_text([ids[key] for key in keys]), is_stored=is_stored
+            ids, lambda keys: self.engine.embed_text([ids[key] for key in keys]), is_stored=is_stored
         )
 
     async def _embed_stored(self, media_ids: Sequence[str]) -> Vectors:
         media = await asyncio.to_thread(lambda: [self.store.find(name, "examples.support_set") for name in media_ids])
-        return await self.client.embed(media)
+        return await self.engine.embed(media)
 
     async def _vectors(
         self, keys: Iterable[str], embed: Callable[[Sequence[str]], Awaitable[Vectors]], *, is_stored: bool = False

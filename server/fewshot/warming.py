@@ -119,7 +119,7 @@ class Warming:
     def __init__(self, comparison: Comparison, slots: SharedLimit, turns: asyncio.Semaphore) -> None:
         self._comparison = comparison
         self._retrieval = comparison.retrieval
-        self.client = self._retrieval.client
+        self.engine = self._retrieval.engine
         self.slots = slots
         self.turns = turns
         self._entries: OrderedDict[tuple[str, int], _Entry] = OrderedDict()
@@ -128,7 +128,7 @@ class Warming:
     @property
     def worker_id(self) -> object:
         """An id of the running worker, different after each restart."""
-        return self.client.info.get("pid")
+        return self.engine.info.get("pid")
 
     def warmth(self, set_id: str, version: int) -> Warmth:
         entry = self._entries.get((set_id, version))
@@ -147,8 +147,8 @@ class Warming:
         `requester`: the client, whose task takes a slot; None for the maintenance of support sets. Raises
         `EngineNotReady`, `Overloaded` and `ClientOverShare`.
         """
-        if self.client.state != "ready":
-            raise EngineNotReady(f"the model is not ready: the engine is {self.client.state}")
+        if self.engine.state != "ready":
+            raise EngineNotReady(f"the model is not ready: the engine is {self.engine.state}")
         entry = self._entries.get((support_set.id, support_set.version))
         if entry is not None and (entry.worker_id != self.worker_id or entry.task.done()):
             entry = None
@@ -285,7 +285,7 @@ class Warming:
 
     def _shot_bytes(self, prompt: EncodedPrompt) -> int:
         """Return the memory of the shot of a prompt, besides its prefix and query; 0 if it is not known."""
-        block_size, block_bytes = (int(self.client.info.get(name, 0)) for name in ("block_size", "block_bytes"))
+        block_size, block_bytes = (int(self.engine.info.get(name, 0)) for name in ("block_size", "block_bytes"))
         return -(-_num_shot_tokens(prompt) // block_size) * block_bytes if prompt.has_spans and block_size else 0
 
     async def _compute(self, prompt: EncodedPrompt, media: Mapping[bytes, EncodedMedia]) -> Admitted:
@@ -297,7 +297,7 @@ class Warming:
             priority=BACKGROUND_PRIORITY,
             arrived=time.monotonic(),
         )
-        async with aclosing(self.client.stream(request, media)) as events:
+        async with aclosing(self.engine.stream(request, media)) as events:
             (admitted,) = [event async for event in events if isinstance(event, Admitted)]
         return admitted
 

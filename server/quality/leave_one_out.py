@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from model.likeness import unit
-from server.engine_client.client import Client
+from server.engine_client.client import EngineClient
 from server.fewshot.classification import prepare_scoring, score_in_context
 from server.fewshot.comparison import Comparison
 from server.fewshot.methods import IN_CONTEXT
@@ -50,7 +50,7 @@ class LeaveOneOut:
 
     shots: ShotSource
     comparison: Comparison
-    client: Client
+    engine: EngineClient
     model: ServedModel
     metrics: Metrics
 
@@ -72,7 +72,7 @@ class LeaveOneOut:
         weighing = WeighingFields(**{**plan.weighing, "seed": prompt.seed})
         prompts = await prepare_scoring(assembled, plan.candidates, weighing, self.model)
         with record:
-            result = await score_in_context(prompts, record, self.client)
+            result = await score_in_context(prompts, record, self.engine)
         return Outcome(
             truth=query.truth,
             logs={IN_CONTEXT: result.log_probabilities, **query.likeness},
@@ -89,7 +89,7 @@ class LeaveOneOut:
         names = [media_id for query in queries for media_id in query.example.media]
         media = await asyncio.to_thread(lambda: [store.find(name) for name in names])
         if media:
-            await self.client.embed(media)
+            await self.engine.embed(media)
 
     async def batches(self, evaluation: Evaluation, space: Space) -> list[Callable[[], Awaitable[object]]]:
         """Return the work to embed the examples in a space, as `Retrieval.batches`. Raises `SupportSetNotFound`."""

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from model.folder import save_folder
 from server.app import create_app
-from server.engine_client.client import EngineClient
+from server.engine_client.client import WorkerClient
 from server.engine_client.spare import Spare
 from server.media.pool import DecodePool
 from server.served_model import ServedModel
@@ -57,7 +57,7 @@ def tiny_server(folder: Path) -> Iterator[str]:
     )
     model, metrics = ServedModel.load(settings), Metrics(CONFIG.name)
     decoder = DecodePool(CONFIG.vision, settings)
-    engine = EngineClient(settings, decoder, metrics, Spare(ENGINE_FACTORY, settings.max_restart_delay))
+    engine = WorkerClient(settings, decoder, metrics, Spare(ENGINE_FACTORY, settings.max_restart_delay))
     with listening(create_app(engine, model, settings, metrics, decoder)) as url:
         wait_until(lambda: engine.state != "starting")
         yield url

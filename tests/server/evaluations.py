@@ -49,7 +49,7 @@ def constant_share(share: float) -> Logprobs:
 
 @asynccontextmanager
 async def running(services: Services) -> AsyncIterator[EvaluationRunner]:
-    leave_one_out = LeaveOneOut(services.shots, services.comparison, services.client, services.model, services.metrics)
+    leave_one_out = LeaveOneOut(services.shots, services.comparison, services.engine, services.model, services.metrics)
     background = Background(services.admission)
     num_lanes = services.settings.evaluation_queries
     runner = EvaluationRunner(services.evaluations, lambda _: leave_one_out, services.metrics, background, num_lanes)

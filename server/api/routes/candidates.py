@@ -55,7 +55,7 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
     prepared = await prepare_question(question, candidates, chosen, fields, model, services.shots)
     record_shots(question, prepared.assembled, record)
     with record:
-        in_context, likeness = await gather(prepared, record, services.comparison, services.client)
+        in_context, likeness = await gather(prepared, record, services.comparison, services.engine)
     record.classified(chosen.method)
     temperature = chosen.temperature(fields)
     ranked = weigh(candidates, in_context, likeness, temperature)
@@ -126,7 +126,7 @@ async def _score(fields: ScoreRequest, record: RequestRecord, services: Services
     record.priority = fields.priority
     check_candidates([prompt], candidate_ids, list(candidates), model)
     with record:
-        scored = await score_prompt(prompt, candidate_ids, record, services.client)
+        scored = await score_prompt(prompt, candidate_ids, record, services.engine)
     return {
         **response_head("score", "score", fields, record, model),
         "data": [

@@ -128,7 +128,7 @@ async def _answer(
     """
     if decision.has_examples:
         record_shots(prepared.question, prepared.assembled, record)
-    in_context, likeness = await gather(prepared, record, services.comparison, services.client)
+    in_context, likeness = await gather(prepared, record, services.comparison, services.engine)
     record.classified(prepared.chosen.method)
     ranked = weigh(decision.parsed.candidates, in_context, likeness, prepared.chosen.temperature(request))
     threshold = prepared.chosen.threshold(request)

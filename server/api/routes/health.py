@@ -39,7 +39,7 @@ async def progress(services: GivenServices) -> Response:
     """
     body = {
         "status": "stalled" if _is_stalled(services) else "ok",
-        "last_step_age_seconds": round(services.client.step_age, 3),
+        "last_step_age_seconds": round(services.engine.step_age, 3),
         "requests_waiting": services.admission.num_waiting,
         "requests_running": services.admission.num_running,
     }
@@ -50,7 +50,7 @@ async def progress(services: GivenServices) -> Response:
 async def health(services: GivenServices) -> Response:
     """Report readiness, the model, and the engine's device, number formats and kernels."""
     status = readiness(services)
-    body = {"status": status, "model": services.model.name, "engine": services.client.info}
+    body = {"status": status, "model": services.model.name, "engine": services.engine.info}
     return JSONResponse(body, 200 if status == "ready" else 503)
 
 
@@ -58,13 +58,13 @@ async def health(services: GivenServices) -> Response:
 async def version(services: GivenServices) -> Response:
     """Report the versions of the server and its packages, the engine's device, and the digests of the weights."""
     weights = services.weights.describe()
-    return JSONResponse({"version": VERSION, "engine": services.client.info, "weights": weights})
+    return JSONResponse({"version": VERSION, "engine": services.engine.info, "weights": weights})
 
 
 @router.get("/metrics", **describe("Health", response={"text/plain": str}))
 async def metrics(services: GivenServices) -> Response:
     """Return the metrics in the text format of Prometheus."""
-    services.metrics.last_step_age.set(services.client.step_age)
+    services.metrics.last_step_age.set(services.engine.step_age)
     text = services.metrics.expose(with_vllm_names=services.settings.vllm_metrics)
     return Response(text, media_type=metrics_module.CONTENT_TYPE)
 
@@ -73,12 +73,12 @@ def readiness(services: Services) -> str:
     """Return "ready", or the first reason why the server is not."""
     if services.admission.is_closed:
         return "shutting_down"
-    if services.client.state != "ready":
-        return services.client.state
+    if services.engine.state != "ready":
+        return services.engine.state
     if _is_stalled(services):
         return "stalled"
     return "overloaded" if services.admission.queue.is_full else "ready"
 
 
 def _is_stalled(services: Services) -> bool:
-    return services.client.step_age > services.settings.stall_timeout
+    return services.engine.step_age > services.settings.stall_timeout

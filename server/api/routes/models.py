@@ -171,11 +171,11 @@ async def _embed(fields: EmbeddingsRequest, record: RequestRecord, services: Ser
     if parts:
         media = list((await services.intake.read_all(parts, "input")).values())
         record.begin_prompt(0, [item.digest for item in media])
-        embedding = services.client.embed(media)
+        embedding = services.engine.embed(media)
     else:
         texts = await _texts(fields.input, services.model)
         record.begin_prompt(sum(map(len, texts)))
-        embedding = services.client.embed_text(texts)
+        embedding = services.engine.embed_text(texts)
     with record:
         vectors = await embedding
         record.begun(record.prompt_tokens)
@@ -251,7 +251,7 @@ async def _inspect(fields: InspectRequest, record: RequestRecord, services: Serv
         layers=list(dict.fromkeys(fields.layers)),
     )
     with record:
-        inspected = await services.client.inspect(inspection, prompt.media)
+        inspected = await services.engine.inspect(inspection, prompt.media)
         record.begun(record.prompt_tokens)
     return {
         **response_head("inspection", "inspect", fields, record, model),

@@ -54,7 +54,7 @@ async def test_pinned_sets_of_all_tenants_are_kept_warm(
     await create(acme, "s", pinned=True)
     await create(other, "s", pinned=True, examples=EXAMPLES[:1])
     await asyncio.gather(*await maintenance.run_once())
-    assert {tenant: len(tenants.of(tenant).client.pinned) for tenant in ("acme", "other")} == {"acme": 4, "other": 1}
+    assert {tenant: len(tenants.of(tenant).engine.pinned) for tenant in ("acme", "other")} == {"acme": 4, "other": 1}
     assert set(client.salts) == {ACME, OTHER}
     await asyncio.gather(*await maintenance.run_once())
     metrics = (await acme.get("/metrics")).text
@@ -63,7 +63,7 @@ async def test_pinned_sets_of_all_tenants_are_kept_warm(
     await acme.delete(f"{SETS}/s")
     for _ in range(2):  # the second counts what the first has warmed
         await asyncio.gather(*await maintenance.run_once())
-    assert {tenant: len(tenants.of(tenant).client.pinned) for tenant in ("acme", "other")} == {"acme": 4, "other": 1}
+    assert {tenant: len(tenants.of(tenant).engine.pinned) for tenant in ("acme", "other")} == {"acme": 4, "other": 1}
     assert 'flamboyance:support_sets{model_name="tiny",status="ready"} 1.0' in (await acme.get("/metrics")).text
 
 
@@ -79,10 +79,10 @@ async def test_a_large_set_of_a_tenant_delays_no_other_one(
     tenants, resume = app.state.tenants, asyncio.Event()
     await create(acme, "large", pinned=True)
     await create(other, "small", pinned=True, examples=EXAMPLES[:1])
-    client_of_acme = tenants.of("acme").client
-    hold_streams(client_of_acme, resume, monkeypatch)
+    engine_of_acme = tenants.of("acme").engine
+    hold_streams(engine_of_acme, resume, monkeypatch)
     warming = await maintenance.run_once()
-    await eventually(lambda: len(tenants.of("other").client.pinned) == 1)
+    await eventually(lambda: len(tenants.of("other").engine.pinned) == 1)
     (unfinished,) = [task for task in warming if not task.done()]
     assert unfinished in await maintenance.run_once()
     metrics = (await acme.get("/metrics")).text
@@ -90,7 +90,7 @@ async def test_a_large_set_of_a_tenant_delays_no_other_one(
         assert f'flamboyance:support_sets{{model_name="tiny",status="{status}"}} 1.0' in metrics
     resume.set()
     await asyncio.gather(*warming)
-    assert len(client_of_acme.pinned) == 4
+    assert len(engine_of_acme.pinned) == 4
 
 
 async def test_room_that_a_tenant_leaves_is_for_all(
@@ -99,7 +99,7 @@ async def test_room_that_a_tenant_leaves_is_for_all(
     await create(acme, "s", pinned=True)
     await create(other, "s", pinned=True, examples=EXAMPLES[:1])
     await asyncio.gather(*await maintenance.run_once())
-    worker = app.state.tenants.of("other").client
+    worker = app.state.tenants.of("other").engine
     worker.pinned = set()  # as if it had had no room
     await acme.delete(f"{SETS}/s")
     await asyncio.gather(*await maintenance.run_once())
@@ -127,10 +127,10 @@ async def test_more_tenants_than_transactions_may_wait_are_kept_warm(
     for worker in (1, 2):
         client.info["pid"] = worker
         for tenant in tenants:
-            tenant.client.pinned = set()
+            tenant.engine.pinned = set()
         for _ in range(2):
             await asyncio.gather(*await maintenance.run_once())
-        assert [len(tenant.client.pinned) for tenant in tenants] == [1] * len(tenants)
+        assert [len(tenant.engine.pinned) for tenant in tenants] == [1] * len(tenants)
         assert num_reads == worker * len(tenants)
 
 

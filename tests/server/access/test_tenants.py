@@ -170,7 +170,7 @@ async def test_evaluations_are_a_tenants_own(
 
     def leave_one_out(tenant: str) -> LeaveOneOut:
         services = tenants.of(tenant)
-        return LeaveOneOut(services.shots, services.comparison, services.client, services.model, services.metrics)
+        return LeaveOneOut(services.shots, services.comparison, services.engine, services.model, services.metrics)
 
     runner = EvaluationRunner(services.evaluations, leave_one_out, services.metrics, Background(services.admission), 1)
     await runner.start()

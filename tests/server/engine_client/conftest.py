@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.engine_client.client import EngineClient
+from server.engine_client.client import WorkerClient
 from server.engine_client.spare import Spare
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
@@ -29,9 +29,9 @@ async def decoder() -> FakeDecoder:
 @pytest.fixture
 async def engine(
     decoder: FakeDecoder, metrics: Metrics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[EngineClient]:
+) -> AsyncIterator[WorkerClient]:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    client = EngineClient(Settings(), decoder, metrics, Spare("tests.server.scripted_engine:build", 30.0))
+    client = WorkerClient(Settings(), decoder, metrics, Spare("tests.server.scripted_engine:build", 30.0))
     await client.start()
     await asyncio.wait_for(client.loaded(), 20)
     yield client

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from model.prompt import EncodedPrompt
-from server.engine_client.client import EngineClient
+from server.engine_client.client import WorkerClient
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
 from server.media.turns import DecodeTurns, Job, Requester
@@ -58,7 +58,7 @@ def text_prompt(text: str, *media: EncodedMedia) -> EncodedPrompt:
 
 
 def stream(
-    engine: EngineClient, request_id: str, *media: EncodedMedia, text: str = "abc", script: int | None = None
+    engine: WorkerClient, request_id: str, *media: EncodedMedia, text: str = "abc", script: int | None = None
 ) -> AsyncGenerator[Event, None]:
     sampling = Sampling(max_tokens=10**6, seed=script)
     request = Generate(request_id=request_id, prompt=text_prompt(text, *media), sampling=sampling)

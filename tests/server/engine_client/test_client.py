@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model.prompt import EncodedPrompt
-from server.engine_client.client import EngineClient
+from server.engine_client.client import WorkerClient
 from server.errors import EngineFailed, InvalidRequest, ShuttingDown
 from server.telemetry.metrics import Metrics
 from server.wire import Admitted, Finished, Generate, Inspect, Sampling, Token
@@ -20,7 +20,7 @@ from tests.server.scripted_engine import FAIL, REFUSE
 pytestmark = pytest.mark.anyio
 
 
-async def test_concurrent_requests_get_their_own_events(engine: EngineClient) -> None:
+async def test_concurrent_requests_get_their_own_events(engine: WorkerClient) -> None:
     first, second = await asyncio.gather(
         read_tokens(stream(engine, "1"), 6), read_tokens(stream(engine, "2", text="xy"), 6)
     )
@@ -28,17 +28,17 @@ async def test_concurrent_requests_get_their_own_events(engine: EngineClient) ->
     assert second == TOKENIZER.encode_plain("xyxyxy")
 
 
-async def test_the_first_event_is_the_admission(engine: EngineClient) -> None:
+async def test_the_first_event_is_the_admission(engine: WorkerClient) -> None:
     async with aclosing(stream(engine, "1")) as events:
         assert isinstance(await anext(events), Admitted)
 
 
-async def test_a_closed_stream_aborts_its_request_in_the_worker(engine: EngineClient, metrics: Metrics) -> None:
+async def test_a_closed_stream_aborts_its_request_in_the_worker(engine: WorkerClient, metrics: Metrics) -> None:
     await read_tokens(stream(engine, "1"), 1)
     await eventually(lambda: metrics.engine.values.get("num_preemptions") == 1)  # where it counts aborts
 
 
-async def test_fail_all_ends_every_stream(engine: EngineClient) -> None:
+async def test_fail_all_ends_every_stream(engine: WorkerClient) -> None:
     running = asyncio.create_task(read_tokens(stream(engine, "1"), 10**6))
     await asyncio.sleep(0.05)
     engine.fail_all(ShuttingDown("bye"))
@@ -46,18 +46,18 @@ async def test_fail_all_ends_every_stream(engine: EngineClient) -> None:
         await running
 
 
-async def test_an_error_of_the_engine_fails_its_request(engine: EngineClient) -> None:
+async def test_an_error_of_the_engine_fails_its_request(engine: WorkerClient) -> None:
     with pytest.raises(EngineFailed, match="scripted to fail"):
         await read_tokens(stream(engine, "1", script=FAIL), 1)
 
 
-async def test_an_error_that_a_field_caused_is_the_clients(engine: EngineClient) -> None:
+async def test_an_error_that_a_field_caused_is_the_clients(engine: WorkerClient) -> None:
     with pytest.raises(InvalidRequest, match="scripted to fail") as refusal:
         await read_tokens(stream(engine, "1", script=REFUSE), 1)
     assert refusal.value.param == "seed"
 
 
-async def test_ending_one_of_several_answers_keeps_the_stream_open(engine: EngineClient) -> None:
+async def test_ending_one_of_several_answers_keeps_the_stream_open(engine: WorkerClient) -> None:
     request = Generate(request_id="1", prompt=text_prompt("abc"), sampling=Sampling(max_tokens=40, n=2))
     reasons: dict[int, str] = {}
     was_ended = False
@@ -72,7 +72,7 @@ async def test_ending_one_of_several_answers_keeps_the_stream_open(engine: Engin
     engine.end_answer("1", 0)  # its request is closed: nothing is sent
 
 
-async def test_scores_and_inspections_have_one_reply(engine: EngineClient, decoder: FakeDecoder) -> None:
+async def test_scores_and_inspections_have_one_reply(engine: WorkerClient, decoder: FakeDecoder) -> None:
     a = image("a")
     prompt = EncodedPrompt(token_ids=[1, 2], media_index=[0, 0], media=[a.digest])
     scored, inspected, token_ids = await asyncio.gather(
@@ -87,7 +87,7 @@ async def test_scores_and_inspections_have_one_reply(engine: EngineClient, decod
 
 
 async def test_vectors_are_in_the_order_of_the_request(
-    engine: EngineClient, decoder: FakeDecoder, metrics: Metrics
+    engine: WorkerClient, decoder: FakeDecoder, metrics: Metrics
 ) -> None:
     vectors, text_vectors = await asyncio.gather(
         engine.embed([image("b"), image("a"), image("b")]), engine.embed_text([[1, 2, 3], [4]])
@@ -101,7 +101,7 @@ async def test_vectors_are_in_the_order_of_the_request(
     assert (await engine.embed([])).size == 0
 
 
-async def test_a_cancelled_score_is_aborted(engine: EngineClient, decoder: FakeDecoder, metrics: Metrics) -> None:
+async def test_a_cancelled_score_is_aborted(engine: WorkerClient, decoder: FakeDecoder, metrics: Metrics) -> None:
     decoder.opened.clear()
     a = image("a")
     waiting = asyncio.create_task(engine.score(score("1", a), {a.digest: a}))
@@ -112,14 +112,14 @@ async def test_a_cancelled_score_is_aborted(engine: EngineClient, decoder: FakeD
     await eventually(lambda: metrics.engine.values.get("num_preemptions") == 1)
 
 
-async def test_pins_reach_the_worker(engine: EngineClient, metrics: Metrics) -> None:
+async def test_pins_reach_the_worker(engine: WorkerClient, metrics: Metrics) -> None:
     engine.pin([image("a").digest, image("b").digest], True)
     await eventually(lambda: metrics.engine.values.get("media_slots_pinned") == 2)
     engine.pin([image("a").digest], False)
     await eventually(lambda: metrics.engine.values.get("media_slots_pinned") == 1)
 
 
-async def test_salted_clients_have_media_of_their_own(engine: EngineClient, decoder: FakeDecoder) -> None:
+async def test_salted_clients_have_media_of_their_own(engine: WorkerClient, decoder: FakeDecoder) -> None:
     decoder.opened.clear()
     clients = [engine, engine.salted("request", "x"), engine.salted("request", "y"), engine.salted("request", "x")]
     requests = [

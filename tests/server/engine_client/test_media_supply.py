@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from server.engine_client.client import EngineClient
+from server.engine_client.client import WorkerClient
 from server.engine_client.media_supply import OpenRequest
 from server.engine_client.spare import Spare
 from server.errors import EngineDied, EngineFailed, InvalidMedia, MediaNotFound, Overloaded
@@ -36,7 +36,7 @@ def deleted(name: str) -> EncodedMedia:
     return replace(image(name), source=read, param="prompt[0].image_id")
 
 
-async def test_media_are_decoded_on_request_and_once_for_all(engine: EngineClient, decoder: FakeDecoder) -> None:
+async def test_media_are_decoded_on_request_and_once_for_all(engine: WorkerClient, decoder: FakeDecoder) -> None:
     a, b = image("a"), image("b")
     decoder.opened.clear()
     running = [asyncio.create_task(read_tokens(stream(engine, str(i), a, b), 3)) for i in range(4)]
@@ -47,7 +47,7 @@ async def test_media_are_decoded_on_request_and_once_for_all(engine: EngineClien
     assert sorted(decoder.decoded) == [b"a", b"b"]
 
 
-async def test_an_image_of_an_abandoned_request_is_decoded_again(engine: EngineClient, decoder: FakeDecoder) -> None:
+async def test_an_image_of_an_abandoned_request_is_decoded_again(engine: WorkerClient, decoder: FakeDecoder) -> None:
     decoder.opened.clear()
     cancelled = asyncio.create_task(read_tokens(stream(engine, "1", image("a")), 1))
     await eventually(lambda: decoder.decoded == [b"a"])
@@ -59,7 +59,7 @@ async def test_an_image_of_an_abandoned_request_is_decoded_again(engine: EngineC
 
 
 async def test_an_image_that_another_request_shows_is_decoded_to_its_end(
-    engine: EngineClient, decoder: FakeDecoder
+    engine: WorkerClient, decoder: FakeDecoder
 ) -> None:
     decoder.opened.clear()
     tasks = [asyncio.create_task(read_tokens(stream(engine, str(i), image("a")), 1)) for i in range(2)]
@@ -75,8 +75,8 @@ def mib(num_frames: float) -> float:
 
 
 @asynccontextmanager
-async def running(settings: Settings, decoder: FakeDecoder, metrics: Metrics) -> AsyncIterator[EngineClient]:
-    client = EngineClient(
+async def running(settings: Settings, decoder: FakeDecoder, metrics: Metrics) -> AsyncIterator[WorkerClient]:
+    client = WorkerClient(
         settings, decoder, metrics, Spare("tests.server.scripted_engine:build", settings.max_restart_delay)
     )
     await client.start()
@@ -127,7 +127,7 @@ async def test_a_request_without_media_does_not_pause_the_others(decoder: FakeDe
 
 
 async def test_an_image_that_cannot_be_decoded_fails_only_the_requests_that_show_it(
-    engine: EngineClient, decoder: FakeDecoder, metrics: Metrics
+    engine: WorkerClient, decoder: FakeDecoder, metrics: Metrics
 ) -> None:
     decoder.error = InvalidMedia("not an image", param="prompt[of another request]")
     bad = asyncio.create_task(read_tokens(stream(engine, "1", image("a")), 1))
@@ -155,7 +155,7 @@ async def test_a_request_that_fails_for_a_while_may_be_repeated() -> None:
     assert caught.value.is_retryable
 
 
-async def test_an_image_that_cannot_be_decoded_fails_its_embedding(engine: EngineClient, decoder: FakeDecoder) -> None:
+async def test_an_image_that_cannot_be_decoded_fails_its_embedding(engine: WorkerClient, decoder: FakeDecoder) -> None:
     decoder.error = InvalidMedia("broken")
     with pytest.raises(InvalidMedia, match="broken") as caught:
         await engine.embed([image("a")])
@@ -163,27 +163,27 @@ async def test_an_image_that_cannot_be_decoded_fails_its_embedding(engine: Engin
     assert (await engine.embed_text([[1]])).tolist() == [[1.0]]
 
 
-async def test_an_unexpected_error_in_decoding_fails_the_request(engine: EngineClient, decoder: FakeDecoder) -> None:
+async def test_an_unexpected_error_in_decoding_fails_the_request(engine: WorkerClient, decoder: FakeDecoder) -> None:
     decoder.error = KeyError("bug")
     with pytest.raises(InvalidMedia, match="decoding failed"):
         await read_tokens(stream(engine, "1", image("a")), 1)
 
 
-async def test_an_image_deleted_meanwhile_is_not_found(engine: EngineClient, decoder: FakeDecoder) -> None:
+async def test_an_image_deleted_meanwhile_is_not_found(engine: WorkerClient, decoder: FakeDecoder) -> None:
     decoder.error = MediaNotFound("there is no media 'img_0'", param="prompt[of another request]")
     with pytest.raises(MediaNotFound, match="no media 'img_0'") as caught:
         await read_tokens(stream(engine, "1", image("a")), 1)
     assert caught.value.param == "prompt[a]"
 
 
-async def test_a_deleted_image_is_decoded_from_another_request(engine: EngineClient, decoder: FakeDecoder) -> None:
+async def test_a_deleted_image_is_decoded_from_another_request(engine: WorkerClient, decoder: FakeDecoder) -> None:
     media = [deleted("a"), image("a"), deleted("a")]
     await asyncio.gather(*(read_tokens(stream(engine, str(i), item), 1) for i, item in enumerate(media)))
     assert decoder.decoded == [b"a"]
 
 
 async def test_an_image_that_another_tenant_has_lost_is_decoded_from_its_own_file(
-    engine: EngineClient, decoder: FakeDecoder
+    engine: WorkerClient, decoder: FakeDecoder
 ) -> None:
     stored = replace(image("a"), source=lambda: b"a")
     media = [deleted("a"), deleted("a"), stored]
@@ -192,7 +192,7 @@ async def test_an_image_that_another_tenant_has_lost_is_decoded_from_its_own_fil
 
 
 async def test_a_deleted_image_is_decoded_from_a_request_that_comes_later(
-    engine: EngineClient, decoder: FakeDecoder, monkeypatch: pytest.MonkeyPatch
+    engine: WorkerClient, decoder: FakeDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decode, reading = decoder.decode, asyncio.Event()
 
@@ -213,7 +213,7 @@ async def test_a_deleted_image_is_decoded_from_a_request_that_comes_later(
 
 
 async def test_media_of_a_dead_worker_are_decoded_again_for_the_next(
-    engine: EngineClient, decoder: FakeDecoder
+    engine: WorkerClient, decoder: FakeDecoder
 ) -> None:
     decoder.opened.clear()
     waiting = asyncio.create_task(read_tokens(stream(engine, "1", image("a")), 1))

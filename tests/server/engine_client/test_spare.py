@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from server.engine_client import spare as spare_module
-from server.engine_client.client import EngineClient
+from server.engine_client.client import WorkerClient
 from server.engine_client.spare import Spare
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
@@ -30,12 +30,12 @@ FACTORY = "tests.server.engine_client.slow_import:build"
 @pytest.fixture
 async def engine(
     decoder: FakeDecoder, metrics: Metrics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[EngineClient]:
+) -> AsyncIterator[WorkerClient]:
     """Yield a client of a ready worker, whose spare has imported the engine."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("SLOW_IMPORTS", str(tmp_path))
     monkeypatch.setattr(spare_module, "FIRST_PAUSE", 0.05)
-    client = EngineClient(Settings(), decoder, metrics, Spare(FACTORY, 30.0))
+    client = WorkerClient(Settings(), decoder, metrics, Spare(FACTORY, 30.0))
     await client.start()
     await asyncio.wait_for(client.loaded(), 20)
     await eventually(lambda: has_imported(tmp_path, spares(client, tmp_path)))
@@ -55,7 +55,7 @@ def _is_worker(process: psutil.Process, folder: Path) -> bool:
         return False
 
 
-def spares(client: EngineClient, folder: Path) -> set[int]:
+def spares(client: WorkerClient, folder: Path) -> set[int]:
     return workers(folder) - {client.info["pid"]}
 
 
@@ -72,7 +72,7 @@ async def test_a_prepared_process_is_the_first_worker(
     await eventually(lambda: has_imported(tmp_path, workers(tmp_path)))
     (first,) = workers(tmp_path)
     assert psutil.Process(first).environ()["OMP_PROC_BIND"] == "true"
-    client = EngineClient(Settings(), decoder, metrics, spare)
+    client = WorkerClient(Settings(), decoder, metrics, spare)
     await client.start()
     await asyncio.wait_for(client.loaded(), 20)
     assert client.info["pid"] == first
@@ -80,7 +80,7 @@ async def test_a_prepared_process_is_the_first_worker(
 
 
 async def test_a_spare_takes_the_place_of_a_dead_worker_and_another_is_kept(
-    engine: EngineClient, tmp_path: Path
+    engine: WorkerClient, tmp_path: Path
 ) -> None:
     (spare,) = spares(engine, tmp_path)
     os.kill(engine.info["pid"], signal.SIGKILL)
@@ -90,14 +90,14 @@ async def test_a_spare_takes_the_place_of_a_dead_worker_and_another_is_kept(
     assert spare not in spares(engine, tmp_path)
 
 
-async def test_a_spare_that_dies_is_replaced(engine: EngineClient, tmp_path: Path) -> None:
+async def test_a_spare_that_dies_is_replaced(engine: WorkerClient, tmp_path: Path) -> None:
     (spare,), worker = spares(engine, tmp_path), engine.info["pid"]
     os.kill(spare, signal.SIGKILL)
     await eventually(lambda: spare not in workers(tmp_path) and has_imported(tmp_path, spares(engine, tmp_path)))
     assert (engine.state, engine.info["pid"]) == ("ready", worker)
 
 
-async def test_a_restart_next_to_a_dead_spare_starts_a_new_worker(engine: EngineClient, tmp_path: Path) -> None:
+async def test_a_restart_next_to_a_dead_spare_starts_a_new_worker(engine: WorkerClient, tmp_path: Path) -> None:
     (spare,), worker = spares(engine, tmp_path), engine.info["pid"]
     for pid in (spare, worker):
         os.kill(pid, signal.SIGKILL)
@@ -105,7 +105,7 @@ async def test_a_restart_next_to_a_dead_spare_starts_a_new_worker(engine: Engine
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells that a process is stopped")
-async def test_a_stopped_spare_is_not_taken(engine: EngineClient, tmp_path: Path) -> None:
+async def test_a_stopped_spare_is_not_taken(engine: WorkerClient, tmp_path: Path) -> None:
     (spare,), worker = spares(engine, tmp_path), engine.info["pid"]
     os.kill(spare, signal.SIGSTOP)
     os.kill(worker, signal.SIGKILL)
@@ -114,7 +114,7 @@ async def test_a_stopped_spare_is_not_taken(engine: EngineClient, tmp_path: Path
 
 
 async def test_a_worker_that_dies_before_its_spare_has_imported_is_replaced(
-    engine: EngineClient, tmp_path: Path
+    engine: WorkerClient, tmp_path: Path
 ) -> None:
     first = engine.info["pid"]
     os.kill(first, signal.SIGKILL)
@@ -125,7 +125,7 @@ async def test_a_worker_that_dies_before_its_spare_has_imported_is_replaced(
     assert await read_tokens(stream(engine, "after"), 3) == TOKENIZER.encode_plain("abc")
 
 
-async def test_no_spare_is_kept_after_the_client_has_stopped(engine: EngineClient, tmp_path: Path) -> None:
+async def test_no_spare_is_kept_after_the_client_has_stopped(engine: WorkerClient, tmp_path: Path) -> None:
     assert len(workers(tmp_path)) == 2
     await engine.stop()
     assert not workers(tmp_path)
@@ -136,7 +136,7 @@ async def test_a_spare_is_not_kept_if_it_is_switched_off(
     decoder: FakeDecoder, metrics: Metrics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLOW_IMPORTS", str(tmp_path))
-    client = EngineClient(
+    client = WorkerClient(
         Settings(spare_worker=False), decoder, metrics, Spare("tests.server.scripted_engine:build", 30.0)
     )
     await client.start()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from server.engine_client import supervisor as supervisor_module
-from server.engine_client.client import EngineClient
+from server.engine_client.client import WorkerClient
 from server.engine_client.spare import Spare
 from server.errors import EngineDied, EngineNotReady, EngineStalled
 from server.settings import Settings, SettingsError
@@ -28,7 +28,7 @@ from tests.server.scripted_engine import EXIT, RAISE, SLEEP
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_killed_worker_fails_its_requests_and_is_restarted(engine: EngineClient, metrics: Metrics) -> None:
+async def test_a_killed_worker_fails_its_requests_and_is_restarted(engine: WorkerClient, metrics: Metrics) -> None:
     pid = engine.info["pid"]
     running = [asyncio.create_task(read_tokens(stream(engine, str(i)), 10**6)) for i in range(3)]
     await asyncio.sleep(0.1)
@@ -44,13 +44,13 @@ async def test_a_killed_worker_fails_its_requests_and_is_restarted(engine: Engin
     assert 'flamboyance:engine_restarts_total{model_name="tiny"} 1.0' in metrics.expose().decode()
 
 
-async def test_a_step_that_raises_ends_the_worker(engine: EngineClient) -> None:
+async def test_a_step_that_raises_ends_the_worker(engine: WorkerClient) -> None:
     with pytest.raises(EngineDied):
         await read_tokens(stream(engine, "1", script=RAISE), 1)
     await eventually(lambda: engine.state == "ready")
 
 
-async def test_a_killed_worker_fails_a_score(engine: EngineClient, decoder: FakeDecoder) -> None:
+async def test_a_killed_worker_fails_a_score(engine: WorkerClient, decoder: FakeDecoder) -> None:
     decoder.opened.clear()
     a = image("a")
     waiting = asyncio.create_task(engine.score(score("1", a), {a.digest: a}))
@@ -63,7 +63,7 @@ async def test_a_killed_worker_fails_a_score(engine: EngineClient, decoder: Fake
     engine.pin([a.digest], True)  # without a worker, a hint is ignored
 
 
-async def test_the_step_age_of_a_hanging_worker_grows(engine: EngineClient) -> None:
+async def test_the_step_age_of_a_hanging_worker_grows(engine: WorkerClient) -> None:
     assert engine.step_age == 0.0
     hanging = asyncio.create_task(read_tokens(stream(engine, "1", script=SLEEP), 1))
     await eventually(lambda: engine.step_age > 1.0)
@@ -72,16 +72,16 @@ async def test_the_step_age_of_a_hanging_worker_grows(engine: EngineClient) -> N
     await eventually(lambda: engine.state == "restarting")
 
 
-async def test_the_step_age_of_an_idle_worker_is_zero(engine: EngineClient) -> None:
+async def test_the_step_age_of_an_idle_worker_is_zero(engine: WorkerClient) -> None:
     await asyncio.sleep(1.2)
     assert engine.step_age == 0.0
 
 
 @pytest.fixture
-async def impatient(decoder: FakeDecoder, metrics: Metrics) -> AsyncIterator[EngineClient]:
+async def impatient(decoder: FakeDecoder, metrics: Metrics) -> AsyncIterator[WorkerClient]:
     """Yield a client that takes a worker for hanging after 1.5 seconds."""
     settings = Settings(stall_timeout=1.5)
-    client = EngineClient(
+    client = WorkerClient(
         settings, decoder, metrics, Spare("tests.server.scripted_engine:build", settings.max_restart_delay)
     )
     await client.start()
@@ -90,7 +90,7 @@ async def impatient(decoder: FakeDecoder, metrics: Metrics) -> AsyncIterator[Eng
     await client.stop()
 
 
-async def test_a_stopped_worker_is_replaced_and_its_requests_fail(impatient: EngineClient) -> None:
+async def test_a_stopped_worker_is_replaced_and_its_requests_fail(impatient: WorkerClient) -> None:
     pid = impatient.info["pid"]
     running = asyncio.create_task(read_tokens(stream(impatient, "running"), 10**6))
     await asyncio.sleep(0.1)
@@ -104,14 +104,14 @@ async def test_a_stopped_worker_is_replaced_and_its_requests_fail(impatient: Eng
     assert await read_tokens(stream(impatient, "after"), 3) == TOKENIZER.encode_plain("abc")
 
 
-async def test_a_worker_competes_with_the_decode_processes(engine: EngineClient) -> None:
+async def test_a_worker_competes_with_the_decode_processes(engine: WorkerClient) -> None:
     """Their lower priority counts only within a session. A Ctrl-C is not for the worker: its process group is its own."""
     pid = engine.info["pid"]
     assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0)
     assert (os.getsid(pid), os.getpgid(pid)) == (os.getsid(0), pid)
 
 
-async def test_a_worker_that_waits_for_media_does_not_hang(impatient: EngineClient, decoder: FakeDecoder) -> None:
+async def test_a_worker_that_waits_for_media_does_not_hang(impatient: WorkerClient, decoder: FakeDecoder) -> None:
     pid = impatient.info["pid"]
     decoder.opened.clear()
     a = image("a")
@@ -123,7 +123,7 @@ async def test_a_worker_that_waits_for_media_does_not_hang(impatient: EngineClie
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells that a process is exiting")
-async def test_a_worker_that_has_begun_to_exit_is_not_ready(engine: EngineClient) -> None:
+async def test_a_worker_that_has_begun_to_exit_is_not_ready(engine: WorkerClient) -> None:
     dying = asyncio.create_task(read_tokens(stream(engine, "1", script=EXIT), 1))
     await eventually(lambda: engine.state == "restarting")
     assert not dying.done()
@@ -135,7 +135,7 @@ async def test_a_worker_that_has_begun_to_exit_is_not_ready(engine: EngineClient
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells that a process is exiting")
-async def test_a_killed_worker_is_not_ready_before_its_end_is_noticed(engine: EngineClient) -> None:
+async def test_a_killed_worker_is_not_ready_before_its_end_is_noticed(engine: WorkerClient) -> None:
     assert engine.state == "ready"
     os.kill(engine.info["pid"], signal.SIGKILL)
     deadline = time.monotonic() + 5
@@ -151,7 +151,7 @@ async def test_failed_restarts_are_reported_and_tried_again(
     weights = tmp_path / "weights"
     weights.touch()
     factory = "tests.server.scripted_engine:build_if_model_exists"
-    client = EngineClient(Settings(model=str(weights), max_restart_delay=0.05), decoder, metrics, Spare(factory, 0.05))
+    client = WorkerClient(Settings(model=str(weights), max_restart_delay=0.05), decoder, metrics, Spare(factory, 0.05))
     await client.start()
     await asyncio.wait_for(client.loaded(), 20)
     weights.unlink()
@@ -165,7 +165,7 @@ async def test_failed_restarts_are_reported_and_tried_again(
 
 
 async def test_a_worker_that_cannot_be_spawned_is_tried_again(
-    engine: EngineClient, monkeypatch: pytest.MonkeyPatch
+    engine: WorkerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spawn, errors = asyncio.create_subprocess_exec, [BlockingIOError("no more processes")]
 
@@ -189,7 +189,7 @@ def recorded_delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return delays
 
 
-async def test_only_this_user_may_open_the_socket(engine: EngineClient, tmp_path: Path) -> None:
+async def test_only_this_user_may_open_the_socket(engine: WorkerClient, tmp_path: Path) -> None:
     folders = list(tmp_path.glob("flamboyance-*"))
     assert folders
     for folder in folders:
@@ -199,7 +199,7 @@ async def test_only_this_user_may_open_the_socket(engine: EngineClient, tmp_path
 
 
 async def test_a_worker_that_cannot_start_is_not_restarted(decoder: FakeDecoder, metrics: Metrics) -> None:
-    client = EngineClient(Settings(), decoder, metrics, Spare("tests.server.scripted_engine:build_fails", 30.0))
+    client = WorkerClient(Settings(), decoder, metrics, Spare("tests.server.scripted_engine:build_fails", 30.0))
     await client.start()
     with pytest.raises(EngineDied, match="could not be started"):
         await asyncio.wait_for(client.loaded(), 20)
@@ -210,7 +210,7 @@ async def test_a_worker_that_cannot_start_is_not_restarted(decoder: FakeDecoder,
 async def test_settings_that_a_worker_refuses_are_named(
     decoder: FakeDecoder, metrics: Metrics, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = EngineClient(Settings(), decoder, metrics, Spare("tests.server.scripted_engine:build_refuses", 30.0))
+    client = WorkerClient(Settings(), decoder, metrics, Spare("tests.server.scripted_engine:build_refuses", 30.0))
     await client.start()
     with pytest.raises(SettingsError, match=r"^device: there is none$"):
         await asyncio.wait_for(client.loaded(), 20)
@@ -219,14 +219,14 @@ async def test_settings_that_a_worker_refuses_are_named(
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-async def test_objects_from_before_the_first_request_are_not_collected(engine: EngineClient, metrics: Metrics) -> None:
+async def test_objects_from_before_the_first_request_are_not_collected(engine: WorkerClient, metrics: Metrics) -> None:
     await eventually(lambda: metrics.engine.values.get("num_frozen_objects", 0) > 1000)
     assert metrics.engine.values["is_collecting"] == 1.0
 
 
 @pytest.mark.parametrize("stops", [True, False], ids=["stopped", "killed"])
 async def test_only_an_unexpected_end_of_a_worker_is_an_error(
-    engine: EngineClient, caplog: pytest.LogCaptureFixture, stops: bool
+    engine: WorkerClient, caplog: pytest.LogCaptureFixture, stops: bool
 ) -> None:
     caplog.set_level(logging.INFO)
     if stops:

@@ -40,7 +40,7 @@ def maintenance(app: FastAPI) -> Maintenance:
         services.support_sets,
         EmbeddingStore(services.database),
         app.state.tenants.warm_sets,
-        services.client,
+        services.engine,
         services.metrics,
         sweep_interval=3600,
     )

@@ -104,7 +104,7 @@ async def test_every_route_of_the_engine_has_deadlines(http: httpx.AsyncClient, 
         await asyncio.Event().wait()
 
     for name in ("score", "inspect", "embed", "embed_text"):
-        setattr(app.state.services.client, name, before)
+        setattr(app.state.services.engine, name, before)
     shots = [{"image": data_url(png()), "label": label} for label in ("a", "b")]
     bodies: dict[str, dict[str, object]] = {
         "/v1/classify": {"shots": shots, "query": {"image": data_url(png())}},
