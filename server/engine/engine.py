@@ -20,7 +20,7 @@ from model.inference import InferenceModel
 from model.prompt import PromptTokenizer
 from server.engine.caches.blocks import BlockPool
 from server.engine.caches.media import MediaCache
-from server.engine.caches.spans import Spans
+from server.engine.caches.spans import PromptSpans
 from server.engine.config import EngineConfig
 from server.engine.device.graphs import Recorder
 from server.engine.device.runner import Launched, Runner
@@ -30,7 +30,7 @@ from server.engine.plan import Plan
 from server.engine.ranks.messages import NO_FOLLOWERS, Followers
 from server.engine.residents import Residents
 from server.engine.scheduler import Scheduler
-from server.engine.sequence import Order
+from server.engine.sequence import QueueOrder
 from server.engine.tasks.answers import Answers
 from server.engine.tasks.beams import BeamAnswers
 from server.engine.tasks.embedding import MediaEmbedding, TextEmbedding
@@ -172,7 +172,7 @@ class Engine:
         for prompt in pin.prompts:
             keys = list(filter(None, map(self.media.content_keys.get, prompt.media)))
             if len(keys) == len(prompt.media):
-                hashes = Spans.of(prompt, keys, self.config.block_size, self._alone_positions).hashes
+                hashes = PromptSpans.of(prompt, keys, self.config.block_size, self._alone_positions).hashes
                 (self.blocks.pin if pin.is_kept else self.blocks.unpin)(hashes)
 
     def step(self) -> list[Outbound]:
@@ -214,7 +214,7 @@ class Engine:
         """Return the task of a request. Raises `RequestError` for a request that could never run."""
         match request:
             case Generate() | Score():
-                order = Order(request.priority, request.arrived, next(self._numbers), request.client)
+                order = QueueOrder(request.priority, request.arrived, next(self._numbers), request.client)
                 if isinstance(request, Score):
                     return Scoring(request, order, self.residents)
                 if request.sampling.beam_width:

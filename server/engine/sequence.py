@@ -12,14 +12,14 @@ from typing import NamedTuple
 from model.config import AlonePositions
 from model.prompt import EncodedPrompt
 from server.engine.caches.blocks import block_hash
-from server.engine.caches.spans import Layout, Spans
+from server.engine.caches.spans import Layout, PromptSpans
 from server.engine.lookup import Lookup
 from server.engine.shares import Account
 from server.grammar.matcher import Matcher
 from server.wire import Sampling, TokenLogprob
 
 
-class Order(NamedTuple):
+class QueueOrder(NamedTuple):
     """A request's position by age: smallest `priority` first, then earliest arrival, then first received."""
 
     priority: int = 0
@@ -43,7 +43,7 @@ class Sequence:
     request_id: str
     prompt: EncodedPrompt
     sampling: Sampling
-    order: Order
+    order: QueueOrder
     index: int = 0  # the index of the answer within its request
     targets: Mapping[int, list[int]] = field(default_factory=dict)
 
@@ -78,7 +78,7 @@ class Sequence:
     num_scored: int = field(init=False, default=0)  # positions whose log-probabilities have been reported
     wants_prompt_logprobs: bool = field(init=False)
 
-    spans: Spans | None = field(init=False, default=None)
+    spans: PromptSpans | None = field(init=False, default=None)
     layout: Layout | None = field(init=False, default=None)
     order_of_shots: list[int] = field(init=False, default_factory=list)  # as computed; numbers are those of `spans`
     _hashes: list[bytes] = field(init=False, default_factory=list)  # hashes of the full blocks, in order
@@ -162,7 +162,7 @@ class Sequence:
         """Note the content keys of all media, and with them the spans of a prompt whose shots attend alone."""
         self.keys = keys
         if self.prompt.has_spans:
-            self.spans = Spans.of(self.prompt, keys, block_size, alone_positions)
+            self.spans = PromptSpans.of(self.prompt, keys, block_size, alone_positions)
             self._hashes = self.spans.hashes
             self.arrange(range(len(self.spans.shots)))
 

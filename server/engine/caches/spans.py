@@ -22,7 +22,7 @@ from server.engine.caches.blocks import block_hash
 
 
 @dataclass(frozen=True, slots=True)
-class Shot:
+class ShotSpan:
     """A shot's tokens, the media item that they read, and the hashes of its blocks."""
 
     token_ids: list[int]
@@ -32,12 +32,12 @@ class Shot:
 
 
 @dataclass(frozen=True, slots=True)
-class Spans:
+class PromptSpans:
     """The prefix of a prompt, and its shots, in the order of the block table."""
 
     prefix: list[int]
     prefix_hashes: list[bytes]
-    shots: list[Shot]
+    shots: list[ShotSpan]
     salt: bytes
     block_size: int
     alone_positions: AlonePositions
@@ -45,14 +45,14 @@ class Spans:
     @classmethod
     def of(
         cls, prompt: EncodedPrompt, keys: Sequence[bytes], block_size: int, alone_positions: AlonePositions
-    ) -> Spans:
+    ) -> PromptSpans:
         """Return the spans of a prompt; `keys` are the content keys of its media. Hashes form a chain from the salt on."""
         starts = prompt.span_starts
         token_ids = [prompt.token_ids[first:end] for first, end in pairwise(starts)]
         prefix_hashes = _chain(prompt.salt, token_ids[0], b"", block_size)
         parent = prefix_hashes[-1] if prefix_hashes else prompt.salt
         shots = [
-            Shot(ids, source, key, _chain(parent, ids, key, block_size))
+            ShotSpan(ids, source, key, _chain(parent, ids, key, block_size))
             for ids, source, key in zip(token_ids[1:], prompt.media, keys, strict=False)
         ]
         if alone_positions == "restart":
@@ -99,7 +99,7 @@ class Layout:
     positions: `block_offsets` has by how much.
     """
 
-    def __init__(self, spans: Spans, computed: Sequence[int]) -> None:
+    def __init__(self, spans: PromptSpans, computed: Sequence[int]) -> None:
         block_size = self.block_size = spans.block_size
         lengths = [len(spans.prefix), *(len(spans.shots[shot].token_ids) for shot in computed)]
         num_blocks = [len(shot.hashes) for shot in spans.shots]

@@ -18,7 +18,7 @@ from server.engine.device.memory import DeviceMemory, Room
 from server.engine.device.runner import Runner
 from server.engine.device.sampler import Sampler
 from server.engine.plan import Plan, Row
-from server.engine.sequence import Order, Sequence
+from server.engine.sequence import QueueOrder, Sequence
 from server.wire import Sampling
 
 KEY = b"image"
@@ -64,7 +64,7 @@ class LargestStep:
         """Return the last tokens of the longest sequence."""
         length = max(self._config.max_model_len, count)
         prompt = EncodedPrompt(token_ids=[0] * length, media_index=[0] * length, media=[KEY])
-        sequence = Sequence(f"{number}", prompt, sampling, Order())
+        sequence = Sequence(f"{number}", prompt, sampling, QueueOrder())
         sequence.keys, sequence.media_slots = [KEY], {KEY: 0}
         sequence.block_table = [number % NUM_BLOCKS] * -(-length // self._config.block_size)
         return Row(sequence, length - count, count, samples=True)

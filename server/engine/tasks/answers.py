@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from server.engine.device.sampler import Result
 from server.engine.residents import Residents
-from server.engine.sequence import Order, Sequence
+from server.engine.sequence import QueueOrder, Sequence
 from server.engine.tasks.task import RequestError, SequenceTask, check_prompt, finished_events
 from server.grammar import GrammarError, TrialUnavailable
 from server.grammar.compiler import Compilation
@@ -25,7 +25,7 @@ class Answers(SequenceTask):
     def __init__(
         self,
         request: Generate,
-        order: Order,
+        order: QueueOrder,
         residents: Residents,
         eos_ids: frozenset[int],
         compiling: Compilation | None = None,

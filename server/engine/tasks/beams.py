@@ -13,7 +13,7 @@ from typing import NamedTuple
 from server.engine.config import EngineConfig
 from server.engine.device.sampler import Result, num_candidates
 from server.engine.residents import Residents
-from server.engine.sequence import Order, Sequence
+from server.engine.sequence import QueueOrder, Sequence
 from server.engine.tasks.answers import Answers
 from server.engine.tasks.task import RequestError
 from server.wire import FinishReason, Generate, Outbound, Token, TokenLogprob
@@ -47,7 +47,7 @@ class BeamAnswers(Answers):
     Raises `RequestError` also if the beams need more blocks than the engine has.
     """
 
-    def __init__(self, request: Generate, order: Order, residents: Residents, eos_ids: frozenset[int]) -> None:
+    def __init__(self, request: Generate, order: QueueOrder, residents: Residents, eos_ids: frozenset[int]) -> None:
         super().__init__(request, order, residents, eos_ids)
         _check_blocks(request, residents.config)
         self._sampling = request.sampling

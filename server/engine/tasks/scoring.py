@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from server.engine.config import EngineConfig
 from server.engine.device.sampler import Result
 from server.engine.residents import Residents
-from server.engine.sequence import Order, Sequence
+from server.engine.sequence import QueueOrder, Sequence
 from server.engine.tasks.task import RequestError, SequenceTask, check_prompt
 from server.wire import Outbound, Sampling, Score, Scored
 
@@ -20,7 +20,7 @@ from server.wire import Outbound, Sampling, Score, Scored
 class Scoring(SequenceTask):
     """The candidates of one prompt. Raises `RequestError` for candidates that are missing, empty or too long."""
 
-    def __init__(self, request: Score, order: Order, residents: Residents) -> None:
+    def __init__(self, request: Score, order: QueueOrder, residents: Residents) -> None:
         super().__init__(request.request_id, request.prompt.media)
         _check(request, residents.config)
         check_prompt(request.prompt, 0, residents)

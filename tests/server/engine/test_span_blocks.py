@@ -9,7 +9,7 @@ import torch
 
 from model.config import AlonePositions
 from model.inference import prepare_for_inference
-from server.engine.caches.spans import Spans
+from server.engine.caches.spans import PromptSpans
 from server.engine.device.sampler import NOT_FINITE
 from server.engine.engine import Engine
 from server.wire import Pin, Score
@@ -55,7 +55,7 @@ def test_a_shot_of_which_the_end_was_evicted_is_completed(family: Family, alone_
     ask(answer, "first", prompt)
     encoded, blocks = prompt.request("x").prompt, answer.engine.blocks
     keys = [answer.engine.media.content_keys.get(digest) or b"" for digest in encoded.media]
-    spans = Spans.of(encoded, keys, CONFIG.block_size, alone_positions)
+    spans = PromptSpans.of(encoded, keys, CONFIG.block_size, alone_positions)
     shot = max(spans.shots, key=lambda shot: len(shot.token_ids))
     last = blocks._block_of.pop(shot.hashes[-1])
     blocks._free.append(last)

@@ -22,7 +22,7 @@ from server.engine.device.graphs import Step
 from server.engine.device.runner import Launched
 from server.engine.engine import Engine
 from server.engine.plan import Plan
-from server.engine.sequence import Order, Sequence
+from server.engine.sequence import QueueOrder, Sequence
 from server.telemetry.measures import STEP_SECONDS, STEP_TOKENS
 from server.wire import Abort, Grammar, Sampling
 from tests.engine_client import (
@@ -151,7 +151,7 @@ def test_an_answer_that_repeats_itself_takes_fewer_steps(family: Family) -> None
 
 def test_the_first_token_of_an_answer_is_compared_with_the_prompt() -> None:
     prompt = EncodedPrompt(token_ids=[1, 2, 3, 4, 9, 1, 2], media_index=[-1] * 7, media=[])
-    sequence = Sequence("a", prompt, SAMPLING, Order())
+    sequence = Sequence("a", prompt, SAMPLING, QueueOrder())
     sequence.append(3)
     lookup = sequence.updated_lookup()
     share = lookup.hit_share

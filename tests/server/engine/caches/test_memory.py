@@ -11,7 +11,7 @@ from model.prompt import EncodedPrompt
 from server.engine.caches.blocks import BlockPool
 from server.engine.caches.media import MediaCache
 from server.engine.caches.memory import Memory
-from server.engine.sequence import Order, Sequence
+from server.engine.sequence import QueueOrder, Sequence
 from tests.engine_client import CONFIG, GREEDY, Prompt, client
 from tests.engine_simulation import Simulation
 from tests.tiny_models import CONFIGS
@@ -20,7 +20,7 @@ from tests.tiny_models import CONFIGS
 def test_a_cached_prefix_ends_before_the_first_block_that_is_missing() -> None:
     blocks = BlockPool(4)
     memory = Memory(CONFIG, blocks, MediaCache(1, 0, b""), CONFIGS["flamingo"])
-    sequence = Sequence("a", Prompt(((-1, 4 * CONFIG.block_size),)).request("a").prompt, GREEDY, Order())
+    sequence = Sequence("a", Prompt(((-1, 4 * CONFIG.block_size),)).request("a").prompt, GREEDY, QueueOrder())
     taken = blocks.allocate(3)
     assert taken is not None
     for number in (0, 2):

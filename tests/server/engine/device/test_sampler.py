@@ -12,7 +12,7 @@ from model.prompt import EncodedPrompt
 from server.engine.device.choice import draw, parameters
 from server.engine.device.sampler import NOT_FINITE, NOTHING_PERMITTED, Result, Sampler, logit_positions
 from server.engine.plan import Row
-from server.engine.sequence import Order, Sequence
+from server.engine.sequence import QueueOrder, Sequence
 from server.schemas.generation import GenerationFields
 from server.wire import Sampling
 
@@ -22,7 +22,7 @@ LOGITS = PROBS.log()[None]
 
 def make_sequence(sampling: Sampling, prompt: tuple[int, ...] = (0,), output: tuple[int, ...] = ()) -> Sequence:
     encoded = EncodedPrompt(token_ids=list(prompt), media_index=[-1] * len(prompt), media=[])
-    sequence = Sequence("r", encoded, sampling, Order())
+    sequence = Sequence("r", encoded, sampling, QueueOrder())
     for token_id in output:
         sequence.append(token_id)
     return sequence
@@ -337,7 +337,7 @@ def test_the_greedy_token_of_a_broken_row_is_in_the_vocabulary(value: float) -> 
 def test_log_probabilities_in_groups_of_rows_are_those_of_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     sequence = make_sequence(Sampling(max_tokens=1, prompt_logprobs=2), tuple(range(11)))
     prompt = EncodedPrompt(token_ids=list(range(11)), media_index=[-1] * 11, media=[])
-    targets = Sequence("t", prompt, Sampling(max_tokens=0), Order(), targets={at: [at, 3] for at in range(2, 11)})
+    targets = Sequence("t", prompt, Sampling(max_tokens=0), QueueOrder(), targets={at: [at, 3] for at in range(2, 11)})
     rows = [Row(sequence, 0, 11, samples=True), Row(targets, 0, 11, samples=True)]
     positions = [logit_positions(row) for row in rows]
     logits = torch.randn(sum(map(len, positions)), VOCABULARY)
