@@ -25,7 +25,7 @@ from bench.table import Bar, Report, format_table
 from kernels import backend
 from kernels.bench.sizes import FULL, Spec
 from kernels.bench.tuning import BLOCK_SIZE, block_table
-from kernels.paged_plan import Shape, Tiles, plan_tiles
+from kernels.paged_plan import Tiles, TileShape, plan_tiles
 
 QUICK = {"models": ["OF-3B"], "sequences": [1]}
 SIZES = FULL  # 32 shots of 30 tokens, which all sequences share, and 20 tokens of a query
@@ -140,7 +140,7 @@ def paged_reads(spec: Spec, num_sequences: int) -> Reads:
     table = block_table(SIZES, num_sequences, is_shared=True)
     starts = torch.arange(num_sequences + 1, dtype=torch.int32)
     contexts = torch.full((num_sequences,), SIZES.context, dtype=torch.int32)
-    shape = Shape(BLOCK_SIZE, 1, spec.head_dim, DTYPE)
+    shape = TileShape(BLOCK_SIZE, 1, spec.head_dim, DTYPE)
     plan = plan_tiles(table, starts, contexts, num_tokens=num_sequences, shape=shape)
     assert plan.few is not None
     return Reads(

@@ -25,7 +25,7 @@ from bench.options import as_settings, parse
 from bench.published_models import MAX_TOKENS, PUBLISHED
 from bench.table import Report
 from kernels import backend
-from kernels.paged_plan import Shape, static_plan
+from kernels.paged_plan import TileShape, static_plan
 from kernels.rows import greedy_argmax_reference
 from model.batch import Batch, KVCache, MediaPages
 from model.config import FlamingoConfig
@@ -132,7 +132,7 @@ def run_step(config: FlamingoConfig, num_rows: int, nodes: Nodes) -> None:
 def static_step(config: FlamingoConfig, num_rows: int) -> Batch:
     """Return the batch on the meta device that a recorded step of this number of rows reads."""
     text, width = config.language_model, MAX_TOKENS // BLOCK_SIZE
-    shape = Shape(BLOCK_SIZE, text.num_heads // text.num_kv_heads, text.head_dim, DTYPE)
+    shape = TileShape(BLOCK_SIZE, text.num_heads // text.num_kv_heads, text.head_dim, DTYPE)
     tiles = torch.zeros(num_rows, 4, dtype=torch.int32)
     batch = replace(
         static_batch(num_rows, width, BLOCK_SIZE), plan=static_plan(num_rows, width, shape), media_plan=tiles

@@ -20,7 +20,7 @@ from bench.published_models import PUBLISHED
 from bench.table import Report
 from kernels.bench.ahead_of_time import TARGETS, Compiled, Launched, compiling, read
 from kernels.media_attention_gpu import media_tiles
-from kernels.paged_plan import Shape, plan_tiles
+from kernels.paged_plan import TileShape, plan_tiles
 from model.batch import Batch, KVCache, MediaPages
 from model.config import FlamingoConfig
 from model.flamingo import Flamingo
@@ -92,7 +92,7 @@ def prompt(config: FlamingoConfig) -> Batch:
     table = torch.arange(PROMPT // BLOCK_SIZE, dtype=torch.int32)[None]
     starts, lengths = torch.tensor([0, PROMPT], dtype=torch.int32), torch.tensor([PROMPT], dtype=torch.int32)
     slots = (positions // SHOT).to(torch.int32)
-    shape = Shape(BLOCK_SIZE, text.num_heads // text.num_kv_heads, text.head_dim, DTYPE)
+    shape = TileShape(BLOCK_SIZE, text.num_heads // text.num_kv_heads, text.head_dim, DTYPE)
     batch = Batch(
         token_ids=positions,
         positions=positions,

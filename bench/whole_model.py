@@ -25,7 +25,7 @@ from kernels.bench.sizes import Sizes, Spec
 from kernels.bench.tuning import BLOCK_SIZE, block_table
 from kernels.bench.whole_model import GATES, PROJECTED, WRITTEN
 from kernels.media_attention_gpu import media_tiles
-from kernels.paged_plan import Shape, plan_tiles, static_plan
+from kernels.paged_plan import TileShape, plan_tiles, static_plan
 from kernels.rows import greedy_argmax_reference
 from model.batch import Batch, KVCache, MediaPages
 from model.flamingo import GatedCrossAttention, MediaCrossAttention
@@ -90,8 +90,8 @@ class Served:
         return cls(spec, model, kv, pages, torch.zeros(1, dtype=torch.int64, device=device), device)
 
     @property
-    def shape(self) -> Shape:
-        return Shape(BLOCK_SIZE, 1, self.spec.head_dim, DTYPE)
+    def shape(self) -> TileShape:
+        return TileShape(BLOCK_SIZE, 1, self.spec.head_dim, DTYPE)
 
     def tile_media(self, slots: Tensor) -> Tensor:
         return media_tiles(slots, self.spec.media_head_dim, DTYPE)

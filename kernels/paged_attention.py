@@ -14,7 +14,7 @@ from torch import Tensor
 from kernels.backend import use_triton
 from kernels.paged_attention_cpu import GatherPlan, attend, gather_blocks, gather_plan
 from kernels.paged_attention_gpu import attend_tiles
-from kernels.paged_plan import Plan, Shape, plan_tiles
+from kernels.paged_plan import TilePlan, TileShape, plan_tiles
 from kernels.spans import Spans
 from kernels.tiles import with_whole_heads
 
@@ -29,7 +29,7 @@ def paged_attention_reference(
     scale: float,
     alibi_slopes: Tensor | None = None,
     spans: Spans | None = None,
-    plan: Plan | GatherPlan | None = None,
+    plan: TilePlan | GatherPlan | None = None,
 ) -> Tensor:
     """The specification: a key is read if and only if it is valid and its position is at most the query's.
 
@@ -70,7 +70,7 @@ def plan_step(
     num_heads: int,
     alibi_slopes: Tensor | None,
     spans: Spans | None = None,
-) -> Plan | GatherPlan:
+) -> TilePlan | GatherPlan:
     """Return the plan that all layers of a step share, for their backend; `kv_cache` [N, 2, G, B, K] is any layer's.
 
     Tables on a GPU are copied to the host, which waits for them. So a server builds the plan from tables in host memory.
@@ -83,7 +83,7 @@ def plan_step(
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     tables = (table.cpu() for table in (block_table, query_starts, context_lengths))
     has_offsets = spans is not None and spans.offsets is not None
-    shape = Shape(block_size, num_heads // num_kv_heads, head_dim, kv_cache.dtype, has_offsets)
+    shape = TileShape(block_size, num_heads // num_kv_heads, head_dim, kv_cache.dtype, has_offsets)
     plan = plan_tiles(*tables, num_tokens=num_tokens, shape=shape, spans=None if spans is None else spans.to("cpu"))
     return plan.to(kv_cache.device).over(block_table, block_size, spans)
 
@@ -107,7 +107,7 @@ def paged_attention(
     scale: float,
     alibi_slopes: Tensor | None = None,
     spans: Spans | None = None,
-    plan: Plan | GatherPlan | None = None,
+    plan: TilePlan | GatherPlan | None = None,
 ) -> Tensor:
     """Attend from the last tokens of each sequence to its blocks: query [T, H, K] -> [T, H, K].
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import jit, jit_runtime, launch_config, tl, triton
-from kernels.paged_plan import Plan, Tiles
+from kernels.paged_plan import TilePlan, Tiles
 from kernels.spans import Offsets
 from kernels.tiles import LOG2_E, block_width, load_tile, online_softmax, rotary_partner, store_tile
 
@@ -137,7 +137,7 @@ def attend_tiles(
     query: Tensor,
     kv_cache: Tensor,
     block_table: Tensor,
-    plan: Plan,
+    plan: TilePlan,
     scale: float,
     slopes: Tensor | None,
 ) -> Tensor:

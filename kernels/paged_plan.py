@@ -31,7 +31,7 @@ FACTORS = np.random.default_rng(0).integers(1, 1 << 63, 4096, dtype=np.uint64) *
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class TileShape:
     """The sizes of a model and its cache that determine how rows are divided into tiles."""
 
     block_size: int
@@ -63,7 +63,7 @@ class Tiles:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TilePlan:
     """The tiles of one step: of runs of few tokens, in parts, and of runs of many tokens."""
 
     few: Tiles | None
@@ -76,17 +76,17 @@ class Plan:
         """The tables of all tiles, in the order that `with_tables` expects."""
         return [getattr(tiles, name) for tiles in (self.few, self.many) if tiles is not None for name in TABLES]
 
-    def with_tables(self, tables: Iterator[Tensor]) -> Plan:
+    def with_tables(self, tables: Iterator[Tensor]) -> TilePlan:
         few, many = (
             None if tiles is None else replace(tiles, records=next(tables), members=next(tables), rows=next(tables))
             for tiles in (self.few, self.many)
         )
         return replace(self, few=few, many=many)
 
-    def to(self, device: torch.device) -> Plan:
+    def to(self, device: torch.device) -> TilePlan:
         return self.with_tables(table.to(device) for table in self.tables)
 
-    def over(self, block_table: Tensor, block_size: int, spans: Spans | None) -> Plan:
+    def over(self, block_table: Tensor, block_size: int, spans: Spans | None) -> TilePlan:
         """Return the plan with the positions of keys, computed from tables on the device without waiting."""
         offsets = None if spans is None else spans.offsets
         return replace(self, keys=slot_positions(block_table, block_size, spans), offsets=offsets)
@@ -110,9 +110,9 @@ def plan_tiles(
     context_lengths: Tensor,
     *,
     num_tokens: int,
-    shape: Shape,
+    shape: TileShape,
     spans: Spans | None = None,
-) -> Plan:
+) -> TilePlan:
     """Build the plan from tables in host memory; rows after the last of query_starts are padding, their results zero."""
     few, many = shape.launches()
     starts, contexts = (table.numpy().astype(np.int64) for table in (query_starts, context_lengths))
@@ -121,7 +121,7 @@ def plan_tiles(
     tables = [block_table] if spans is None else [block_table, *spans.block_tables]
     content = np.stack([table.numpy() for table in tables], -1)  # [S, W, 1, 3 or 4]
     padding = np.arange(starts[-1], num_tokens)
-    return Plan(
+    return TilePlan(
         _few(rows.take(is_few), padding, content, contexts, shape, few),
         _many(rows.take(~is_few), many, many.block // shape.group),
     )
@@ -133,7 +133,7 @@ def _rows(starts: Array, contexts: Array, spans: Spans | None) -> Rows:
     return Rows(row, sequence, end, end - 1 if spans is None else spans.positions.numpy()[: len(row)])
 
 
-def _few(rows: Rows, padding: Array, content: Array, contexts: Array, shape: Shape, launch: Launch) -> Tiles | None:
+def _few(rows: Rows, padding: Array, content: Array, contexts: Array, shape: TileShape, launch: Launch) -> Tiles | None:
     """Return tiles of rows, also of different sequences, whose tables are equal over a part."""
     num_parts = -(-rows.end // SPLIT)
     merged = np.concatenate([np.stack([rows.row, num_parts], 1), np.stack([padding, 0 * padding], 1)])
@@ -195,23 +195,23 @@ def _table(values: NDArray[Any]) -> Tensor:
     return torch.from_numpy(values.astype(np.int32))
 
 
-def static_plan(num_rows: int, table_width: int, shape: Shape) -> Plan:
+def static_plan(num_rows: int, table_width: int, shape: TileShape) -> TilePlan:
     """Return a plan of `num_rows` padding rows, with the largest tables that decoding rows need, for `fill_plan`."""
     num_parts = -(-table_width * shape.block_size // SPLIT)
     rows = torch.stack([torch.arange(num_rows), torch.zeros(num_rows)], 1).to(torch.int32)
     records, members = (rows.new_zeros(num_rows * num_parts, width) for width in (5, 3))
-    return Plan(Tiles(records, members, rows, num_parts, SPLIT, shape.launches()[0]))
+    return TilePlan(Tiles(records, members, rows, num_parts, SPLIT, shape.launches()[0]))
 
 
-def first_rows_of(plan: Plan, num_rows: int) -> Plan:
+def first_rows_of(plan: TilePlan, num_rows: int) -> TilePlan:
     """Return a static plan of views of the first rows of a larger one."""
     few = plan.few
     assert few is not None
     size = num_rows * few.num_parts
-    return Plan(replace(few, records=few.records[:size], members=few.members[:size], rows=few.rows[:num_rows]))
+    return TilePlan(replace(few, records=few.records[:size], members=few.members[:size], rows=few.rows[:num_rows]))
 
 
-def fill_plan(static: Plan, plan: Plan) -> None:
+def fill_plan(static: TilePlan, plan: TilePlan) -> None:
     """Write the plan of a decode step into a static one; the remaining rows and tiles are padding."""
     assert static.few is not None
     assert plan.few is not None

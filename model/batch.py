@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from kernels.paged_attention_cpu import GatherPlan
-from kernels.paged_plan import Plan
+from kernels.paged_plan import TilePlan
 from model.config import AlonePositions, FlamingoConfig
 
 
@@ -54,7 +54,9 @@ class Batch:
     # tokens of its own span and of span 0; in a query (-1, -2, ...) also those of the shots (1, 2, ...). None: all 0
     spans: Tensor | None = None
     span_offsets: Tensor | None = None  # [T], position at which queries see each token, minus its own. None: all 0
-    plan: Plan | GatherPlan | None = None  # how the cache is read, by `LanguageModel.plan`; None: the forward makes it
+    plan: TilePlan | GatherPlan | None = (
+        None  # how the cache is read, by `LanguageModel.plan`; None: the forward makes it
+    )
 
     @property
     def seen_positions(self) -> Tensor:
@@ -65,7 +67,7 @@ class Batch:
     def tensors(self) -> list[Tensor]:
         """All tensors of the batch, including those of a GPU's plan, in the order that `with_tensors` expects."""
         tables = [table for name in TABLES if (table := getattr(self, name)) is not None]
-        return [*tables, *(self.plan.tables if isinstance(self.plan, Plan) else [])]
+        return [*tables, *(self.plan.tables if isinstance(self.plan, TilePlan) else [])]
 
     def with_tensors(self, tensors: Iterable[Tensor]) -> Batch:
         """Return the batch with other tensors in place of its own, such as copies of them on a device."""
@@ -73,7 +75,7 @@ class Batch:
         names = [name for name in TABLES if getattr(self, name) is not None]
         tables: dict[str, Any] = {name: next(remaining) for name in names}
         batch = replace(self, **tables)
-        return replace(batch, plan=self.plan.with_tables(remaining)) if isinstance(self.plan, Plan) else batch
+        return replace(batch, plan=self.plan.with_tables(remaining)) if isinstance(self.plan, TilePlan) else batch
 
 
 TABLES = tuple(field.name for field in fields(Batch) if field.name != "plan")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kernels.paged_attention import paged_attention, plan_step
 from kernels.paged_attention_cpu import GatherPlan
 from kernels.paged_attention_loop import LoopRows
-from kernels.paged_plan import Plan
+from kernels.paged_plan import TilePlan
 from kernels.self_attention import (
     causal_attention,
     rotary_angles,
@@ -39,7 +39,7 @@ class StepContext(NamedTuple):
     alibi_slopes: Tensor | None = None  # [H] float32
     # without a cache: cos and sin that rotate keys to the positions at which queries see them
     seen_angles: tuple[Tensor, Tensor] | None = None
-    plan: Plan | GatherPlan | None = None  # how the K/V cache is read
+    plan: TilePlan | GatherPlan | None = None  # how the K/V cache is read
     decoding: LoopRows | None = None  # if the compiled loop computes all rows, each as one that decodes
 
 
@@ -157,7 +157,7 @@ class LanguageModel(nn.Module):
         plan, spans = batch.plan, self.spans(batch)
         if kv is not None and plan is None:
             plan = self.plan(batch, kv, slopes)
-        elif kv is not None and isinstance(plan, Plan) and batch.block_table is not None:
+        elif kv is not None and isinstance(plan, TilePlan) and batch.block_table is not None:
             plan = plan.over(batch.block_table, kv.shape[3], spans)
         decoding = plan.only_loop(len(batch.token_ids)) if isinstance(plan, GatherPlan) else None
         return StepContext(batch, cos, sin, slopes, seen_angles, plan, decoding)
@@ -182,7 +182,7 @@ class LanguageModel(nn.Module):
         heads = self.rank.part_of(num_heads * self.rank.size)
         return alibi_slopes(num_heads * self.rank.size, self.config.alibi_bias_max, device)[heads.start : heads.stop]
 
-    def plan(self, batch: Batch, kv: Tensor, slopes: Tensor | None = None) -> Plan | GatherPlan:
+    def plan(self, batch: Batch, kv: Tensor, slopes: Tensor | None = None) -> TilePlan | GatherPlan:
         """Return how all layers read their parts of the K/V cache; `kv` is the part of any layer."""
         assert batch.block_table is not None
         assert batch.context_lengths is not None

@@ -24,7 +24,7 @@ from kernels.bench.measure import Call, Result, Stopwatch
 from kernels.bench.sizes import Sizes, Spec
 from kernels.bench.task import Task
 from kernels.paged_attention import paged_attention
-from kernels.paged_plan import Shape, plan_tiles
+from kernels.paged_plan import TileShape, plan_tiles
 from kernels.resampler_attention import resampler_attention
 from kernels.weight_only import int4_linear, int8_linear, pack_int4, quantise_int8
 
@@ -137,7 +137,7 @@ def _paged_calls(spec: Spec, sizes: Sizes, device: torch.device, table: Tensor, 
     sequences, rows = len(table), len(table) * new_tokens
     starts = torch.arange(sequences + 1, dtype=torch.int32) * new_tokens
     lengths = torch.full((sequences,), sizes.context, dtype=torch.int32)
-    shape = Shape(BLOCK_SIZE, 1, spec.head_dim, DTYPE)
+    shape = TileShape(BLOCK_SIZE, 1, spec.head_dim, DTYPE)
     plan = plan_tiles(table, starts, lengths, num_tokens=rows, shape=shape).to(device)
     on_device = table.to(device)
     cache = (int(table.max()) + 1, 2, spec.num_heads, BLOCK_SIZE, spec.head_dim)

@@ -13,7 +13,7 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from kernels import backend, paged_plan
-from kernels.paged_plan import Plan
+from kernels.paged_plan import TilePlan
 from server.engine.device.graphs import Step
 from server.engine.engine import Engine
 from tests.engine_client import (
@@ -55,7 +55,7 @@ def test_replayed_steps_equal_the_reference_and_share_what_they_read(family: Fam
 
     def record(step: Any) -> Step:
         replayed, plan = record_on_cpu(step, launches), step.args[0].plan
-        assert isinstance(plan, Plan)
+        assert isinstance(plan, TilePlan)
         assert plan.few is not None
         records = plan.few.records
 

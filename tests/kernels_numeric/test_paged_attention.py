@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels import paged_plan as module
 from kernels.paged_attention import paged_attention, paged_attention_reference
-from kernels.paged_plan import Shape, plan_tiles
+from kernels.paged_plan import TileShape, plan_tiles
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 Check = Callable[..., None]
@@ -133,4 +133,4 @@ def test_an_unreadable_cache_is_refused() -> None:
     with pytest.raises(ValueError, match="block size of 12, the kernel requires a power of two"):
         paged_attention(query, kv_cache[:, :, :, :12].contiguous(), *rest, scale=0.2)
     with pytest.raises(ValueError, match="32 query heads per key head do not fit into a tile of 16"):
-        plan_tiles(*rest, num_tokens=3, shape=Shape(16, 32, 64, torch.float32))
+        plan_tiles(*rest, num_tokens=3, shape=TileShape(16, 32, 64, torch.float32))

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from kernels import paged_plan as module
 from kernels.paged_attention import paged_attention, paged_attention_reference
-from kernels.paged_plan import Plan, Shape, fill_plan, first_rows_of, plan_tiles, static_plan
+from kernels.paged_plan import TilePlan, TileShape, fill_plan, first_rows_of, plan_tiles, static_plan
 from kernels.spans import Spans
 from tests.span_steps import Row, Span, Step, span_rows, step_of
 
 Check = Callable[..., None]
-SHAPE = Shape(4, 2, 16, torch.float32)
+SHAPE = TileShape(4, 2, 16, torch.float32)
 PREFIX, A, B, C = Span(0, 21, "prefix"), Span(21, 7, "a"), Span(21, 6, "b"), Span(21, 9, "c")
 LAST = Span(30, 3)
 
@@ -29,12 +29,12 @@ def short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SPLIT", 16)
 
 
-def planned(step: Step) -> Plan:
+def planned(step: Step) -> TilePlan:
     _, _, *tables = step.inputs
     return plan_tiles(*tables, num_tokens=len(step.query), shape=SHAPE, spans=step.spans)
 
 
-def attend(step: Step, slopes: Tensor | None = None, plan: Plan | None = None) -> Tensor:
+def attend(step: Step, slopes: Tensor | None = None, plan: TilePlan | None = None) -> Tensor:
     return paged_attention(*step.inputs, scale=0.3, alibi_slopes=slopes, spans=step.spans, plan=plan)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.backend import select
 from kernels.media_attention_gpu import media_tiles
-from kernels.paged_plan import Shape, static_plan
+from kernels.paged_plan import TileShape, static_plan
 from model.batch import Batch, KVCache, MediaPages
 from model.config import AlonePositions, LanguageModelConfig
 from server.engine.device.graphs import DecodeGraphs, static_batch
@@ -76,7 +76,7 @@ def test_a_step_equals_the_reference(family: Family, alone_positions: AlonePosit
     if max(counts) > 1:
         return
     largest = static_batch(4, 16, BLOCK_SIZE, has_offsets=text.has_key_offsets)
-    shape = Shape(BLOCK_SIZE, text.num_heads // text.num_kv_heads, text.head_dim, torch.float32)
+    shape = TileShape(BLOCK_SIZE, text.num_heads // text.num_kv_heads, text.head_dim, torch.float32)
     largest = replace(largest, plan=static_plan(4, 16, shape))
     graphs = DecodeGraphs(
         lambda static: (model(static, kv, pages),), lambda step: step, [2, 4], largest, torch.device("cpu")

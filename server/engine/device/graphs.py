@@ -13,7 +13,7 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from kernels.paged_plan import Plan, fill_plan, first_rows_of
+from kernels.paged_plan import TilePlan, fill_plan, first_rows_of
 from kernels.spans import plain_tables
 from model.batch import Batch
 from model.config import FlamingoConfig
@@ -170,7 +170,7 @@ def first_rows(batch: Batch, size: int) -> Batch:
     """Return a batch of views of the first rows of a static batch."""
     tensors = {name: getattr(batch, name) for name in ("last_token", *PADDING)}
     rows = {name: tensor[:size] for name, tensor in tensors.items() if tensor is not None}
-    plan = first_rows_of(batch.plan, size) if isinstance(batch.plan, Plan) else None
+    plan = first_rows_of(batch.plan, size) if isinstance(batch.plan, TilePlan) else None
     media_plan = None if batch.media_plan is None else batch.media_plan[:size]
     return Batch(query_starts=batch.query_starts[: size + 1], plan=plan, media_plan=media_plan, **rows)
 
@@ -188,7 +188,7 @@ def fill(static: Batch, batch: Batch) -> None:
             target[0 if values is None else count :].fill_(padding)
     static.query_starts[: count + 1].copy_(batch.query_starts)
     static.query_starts[count + 1 :].fill_(count)
-    if isinstance(static.plan, Plan) and isinstance(batch.plan, Plan):
+    if isinstance(static.plan, TilePlan) and isinstance(batch.plan, TilePlan):
         fill_plan(static.plan, batch.plan)
 
 

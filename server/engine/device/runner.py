@@ -18,7 +18,7 @@ from torch import Tensor
 from kernels.backend import use_triton
 from kernels.decode_attention import compile_attention
 from kernels.media_attention_gpu import media_tiles
-from kernels.paged_plan import Shape, plan_tiles, static_plan
+from kernels.paged_plan import TileShape, plan_tiles, static_plan
 from model.batch import Batch, KVCache, MediaPages
 from model.cpu import DecodeLayer
 from model.inference import InferenceModel
@@ -228,10 +228,10 @@ class Runner:
         return replace(batch, plan=plan, media_plan=media_plan)
 
     @property
-    def _shape(self) -> Shape:
+    def _shape(self) -> TileShape:
         text = self.model.config.language_model
         group = text.num_heads // text.num_kv_heads
-        return Shape(self.config.block_size, group, text.head_dim, self.dtype, text.has_key_offsets)
+        return TileShape(self.config.block_size, group, text.head_dim, self.dtype, text.has_key_offsets)
 
     def _media_tiles(self, slots: Tensor) -> Tensor:
         return media_tiles(slots, self.model.config.gated.head_dim, self.dtype)
