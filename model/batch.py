@@ -38,7 +38,9 @@ class Batch:
     media_plan: Tensor | None = None  # how a GPU reads the pages, by `plan_media`; None: the forward makes it
     query_starts: Tensor  # [S + 1] int32, first row of each sequence
     last_token: Tensor  # [W] int64, the rows whose logits are requested
-    # with a K/V cache only
+
+    # fields of a forward with a K/V cache
+
     # [S] int32, number of slots in each row of block_table up to the last token of this step, where all blocks but the last
     # count as full; in a plain sequence, its number of tokens
     context_lengths: Tensor | None = None
@@ -50,13 +52,16 @@ class Batch:
     # [S, B] int32, the positions at which the row sees a block's keys, minus those to which they were rotated; None: all 0
     block_offsets: Tensor | None = None
     slot_mapping: Tensor | None = None  # [T] int64, block * block_size + offset of each token's keys and values
-    # without a cache only: [T] int32, the span of each token in sequences whose shots attend alone. A token reads earlier
-    # tokens of its own span and of span 0; in a query (-1, -2, ...) also those of the shots (1, 2, ...). None: all 0
+
+    # fields of a forward without a cache
+
+    # [T] int32, the span of each token in sequences whose shots attend alone. A token reads earlier tokens of its own span
+    # and of span 0; in a query (-1, -2, ...) also those of the shots (1, 2, ...). None: all 0
     spans: Tensor | None = None
     span_offsets: Tensor | None = None  # [T], position at which queries see each token, minus its own. None: all 0
-    plan: TilePlan | GatherPlan | None = (
-        None  # how the cache is read, by `LanguageModel.plan`; None: the forward makes it
-    )
+
+    # how the cache is read, by `LanguageModel.plan`; None: the forward makes it
+    plan: TilePlan | GatherPlan | None = None
 
     @property
     def seen_positions(self) -> Tensor:

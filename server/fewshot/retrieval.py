@@ -109,12 +109,12 @@ class Retrieval:
         began = time.monotonic()
         index = await self._index(support_set, strategy)
 
-        def most_similar(k: int) -> list[Similar]:
+        def search(k: int) -> list[Similar]:
             similar = index.search(_vector_of_query(features, self.model.likeness), k)
             self.observe(time.monotonic() - began)
             return similar
 
-        return most_similar
+        return search
 
     async def embed_media(self, media_ids: Sequence[str]) -> dict[str, Vectors]:
         """Return the features of stored media by id, and store new ones. Raises `MediaNotFound` and the engine's errors."""

@@ -106,7 +106,7 @@ def _repeated(request: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str
 
 
 def lacks_likeness(evaluation: Evaluation) -> bool:
-    """Return whether methods by likeness could not be measured, although requests can use them."""
+    """Return whether an evaluation of all methods could measure none by likeness, although requests can use them."""
     return not evaluation.plan["request"].get("methods") and _is_of_prompts_alone(evaluation)
 
 

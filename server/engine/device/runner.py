@@ -149,7 +149,7 @@ class Runner:
         else:
             logits, greedy = self._forward(self._uploaded(batch, token_ids)), []
         if self._mark_spans(rows, positions, logits):
-            greedy = []
+            greedy = []  # they were of the logits before
         return self._sampler.read(rows, positions, logits, greedy)
 
     def _uploaded(self, batch: Batch, token_ids: Tensor | None = None) -> Batch:
@@ -158,10 +158,10 @@ class Runner:
         return batch if token_ids is None else replace(batch, token_ids=token_ids)
 
     def _mark_spans(self, rows: list[Row], positions: list[range], logits: Tensor) -> bool:
-        """Make the logits NaN of rows whose keys or values are not finite, among those that end before the query.
+        """Replace the logits of rows whose keys or values are not finite by NaN; return whether logits may have changed.
 
-        Their logits are those of the last shot, and do not depend on the others. A token that is not finite in any layer
-        has keys and values that are not finite in the last one. Return whether there are rows that end before the query.
+        Only rows that end before the query are checked: their logits are those of the last shot, and do not depend on the
+        others. A token that is not finite in any layer has keys and values that are not finite in the last one.
         """
         suspects = [i for i, row in enumerate(rows) if _ends_before_query(row)]
         if not suspects:

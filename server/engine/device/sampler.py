@@ -85,7 +85,7 @@ class Reading:
 
 @dataclass(slots=True)
 class StepLogits:
-    """A step's logits [W, V] in float32, of which `positions[i]` has those of result i, from number `starts[i]` on."""
+    """A step's logits [W, V] in float32. Result i has those after the tokens at `positions[i]`, from row `starts[i]` on."""
 
     logits: Tensor
     results: list[Result]
@@ -104,7 +104,7 @@ class StepLogits:
         return cls(logits, results, positions, starts, *copies, sampled, token_ids=logits.new_empty(0))
 
     def last(self, index: int) -> int:
-        """Return the number of a result's last logits."""
+        """Return the row of a result's last logits."""
         return self.starts[index + 1] - 1
 
     def take(self, numbers: abc.Sequence[int], on_device: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class Sampler:
     ) -> Reading:
         """Begin to read logits [W, V] of the model's dtype, of which `len(positions[i])` belong to row i.
 
-        They are overwritten. `greedy` is what that method gives for these logits, if it was called.
+        They are overwritten. `greedy`: the result of the method `greedy` for these logits, if it was called.
         """
         by_row = [[Result(row, number) for number in range(1 + len(row.proposed))] for row in rows]
         results = list(chain.from_iterable(by_row))
