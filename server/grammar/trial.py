@@ -39,14 +39,11 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a grammar is refused, "" if it is not, and what the worker compiles otherwise.
-
-    For the log: a library's reason, or the type of an unexpected error.
-    """
+    """The result of a trial: why the grammar is refused, or else what the worker compiles."""
 
     refusal: str = ""
     source: Source = Source()
-    reason: str = ""
+    reason: str = ""  # of a refusal, for the log: a library's words, or the type of an unexpected error
     unexpected: str = ""
 
 

@@ -81,7 +81,10 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
 async def _choose(
     question: Question, fields: ClassifyRequest, candidates: Sequence[Candidate], services: Services
 ) -> tuple[ChosenMethod, Question]:
-    """Return the method of a request, and the question, with the shots of its prompt if the method has a prompt."""
+    """Return the method of a request, and the question with the shots for it.
+
+    Where the request leaves them to the server, both are what the latest evaluation of the support set recommends, if any.
+    """
     method, recommended = fields.method_or_default, None
     if question.support_set is not None and (method == "auto" or (fields.target and fields.has_prompt)):
         labels = [candidate.label for candidate in candidates]

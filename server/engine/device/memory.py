@@ -60,7 +60,7 @@ class CudaMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """The memory of a device that is not for the caches, in bytes."""
+    """The memory of a device, in bytes: what is taken, and what is `left` for the caches."""
 
     total: int
     fraction: float  # of the total that may be used
