@@ -18,7 +18,7 @@ from server.engine.config import EngineConfig
 from server.engine.pace import HEAVY_SHARE
 from server.engine.plan import Plan
 from server.engine.sequence import Sequence
-from server.engine.shares import Account, Shares
+from server.engine.shares import Shares
 
 # the work done for other requests after which a sequence that lacks blocks may preempt later requests
 PATIENCE = 2048
@@ -59,13 +59,10 @@ class Residents:
         return any(source in self.memory.missing_sources(sequence) for sequence in sequences)
 
     def queue(self, sequence: Sequence) -> None:
-        """Queue a sequence that is not known yet."""
-        sequence.account = self._open_account(sequence)
-        self._wait(sequence)
-
-    def _open_account(self, sequence: Sequence) -> Account:
+        """Open an account for a new sequence, and queue it."""
         order, is_search = sequence.order, sequence.sampling.beam_width > 0
-        return self.shares.open(sequence.request_id, order.client, order.priority, is_search=is_search)
+        sequence.account = self.shares.open(sequence.request_id, order.client, order.priority, is_search=is_search)
+        self._wait(sequence)
 
     def fork(self, parent: Sequence, child: Sequence) -> bool:
         """Let `child` continue from its parent's last token; without blocks for its tokens, return False and do nothing.
@@ -74,13 +71,12 @@ class Residents:
         """
         num_full = self.memory.num_full_blocks(parent)
         num_new = self.memory.num_blocks_for(child, len(child.token_ids)) - num_full
-        child.account = self._open_account(child)
-        child.num_computed = parent.num_computed
+        child.account, child.num_computed = parent.account, parent.num_computed
         new_blocks = self._allocate(child, num_new) if parent.block_table else None
         if new_blocks is None:
             child.num_computed = 0
-            self.shares.close(child.request_id)
             return False
+        child.account.num_sequences += 1
         shared = parent.block_table[:num_full]
         self.blocks.share(shared)
         child.block_table = shared + new_blocks
