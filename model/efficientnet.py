@@ -159,7 +159,13 @@ def fold_batch_norms(encoder: nn.Module) -> None:
 
 @torch.no_grad()
 def pack_convolutions(encoder: EfficientNetLite0) -> None:
-    """Replace each convolution and the activation after it by one call, once the batch norms are folded."""
+    """Replace each convolution and the activation after it by one call, once the batch norms are folded.
+
+    A network with a weight that is not finite stays as it is: oneDNN's activation turns NaN into a number, which would hide
+    the fault.
+    """
+    if not all(parameter.isfinite().all() for parameter in encoder.parameters()):
+        return
     for parent in list(encoder.modules()):
         for (name, convolution), (act_name, act) in pairwise(list(parent.named_children())):
             if isinstance(convolution, Convolution):

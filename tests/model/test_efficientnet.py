@@ -65,6 +65,17 @@ def test_folding_is_that_of_timms_network_and_packing_only_rounds(
         torch.testing.assert_close(packed, expected, atol=1e-4, rtol=1e-4)
 
 
+@torch.inference_mode()
+def test_a_weight_that_is_not_a_number_is_not_hidden_by_packing() -> None:
+    """The activation of oneDNN turns NaN into a number: a damaged model would answer instead of failing."""
+    network = EfficientNetLite0().eval()
+    fold_batch_norms(network)
+    network.get_parameter("blocks.2.0.conv_pw.weight")[3, 2] = torch.nan
+    pack_convolutions(network)
+    pixels = torch.randn(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    assert bool(network.forward_features(pixels).isnan().all())
+
+
 def test_a_larger_efficientnet_is_timms() -> None:
     with torch.device("meta"):
         encoder = VisionEncoder(replace(DEFAULT.vision, architecture="tf_efficientnet_lite1"))
