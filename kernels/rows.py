@@ -321,8 +321,9 @@ def largest(logits, first, width):
 @inlined
 def index_of(top, logits, first, width):
     index = np.int32(width)
+    least = np.int32(-1) if top == 0 else top  # zero and minus zero, whose ordered bits are -1, are equal
     for i in range(width):
-        candidate = np.int32(i) if ordered_bits(load(logits, first + i)) == top else np.int32(width)
+        candidate = np.int32(i) if ordered_bits(load(logits, first + i)) >= least else np.int32(width)
         index = min(index, candidate)
     return index
 

@@ -253,6 +253,16 @@ def test_greedy_argmax_and_whether_all_logits_are_finite(dtype: torch.dtype) -> 
     assert greedy_argmax(logits[:0], excluded)[0].shape == (0,)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_greedy_argmax_chooses_the_first_zero_whatever_its_sign(dtype: torch.dtype) -> None:
+    logits = -torch.rand(4, 50) - 1
+    for row, zeros in enumerate(([-0.0, 0.0], [0.0, -0.0], [-0.0, -0.0], [-0.0, -1.0])):
+        logits[row, 20], logits[row, 30] = zeros
+    excluded = torch.tensor([1])
+    assert greedy_argmax_reference(logits.to(dtype), excluded)[0].tolist() == [20] * 4
+    assert greedy_argmax(logits.to(dtype), excluded)[0].tolist() == [20] * 4
+
+
 def test_the_loop_serves_all_decoding_rows_and_few_new_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     cache, table = torch.randn(6, 2, 2, 4, 16), torch.tensor([[0, 1], [0, 2]]).int()
 
