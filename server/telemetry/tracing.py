@@ -28,6 +28,9 @@ from server.telemetry.stages import NO_STAGES, Interval, Stages, current
 from server.version import VERSION
 
 SERVICE = "flamboyance"
+# Time for the last spans at the end of the process. By default, a collector that hangs would delay it by half a minute,
+# which is more than the grace period of an orchestrator leaves.
+LAST_MILLISECONDS = 3000
 # probes, scrapes and pages are not traced
 TRACED = "/v1/"
 # OpenTelemetry's names for the model operation of a route
@@ -60,15 +63,19 @@ def trace_requests(app: FastAPI, endpoint: str, model_name: str) -> None:
 
 @cache
 def _tracer(endpoint: str) -> Tracer:
-    """Return the tracer of this process, whose thread the applications of its models share until the process ends.
-
-    Remaining spans are sent then.
-    """
+    """Return the tracer of this process, whose thread the applications of its models share until the process ends."""
     resource = Resource({"service.name": SERVICE, "service.version": VERSION}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=Resource.create().merge(resource))
     exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    provider.add_span_processor(_Batches(exporter))
     return provider.get_tracer(SERVICE, VERSION)
+
+
+class _Batches(BatchSpanProcessor):
+    """Sends spans in batches; at the end of the process it sends those that are left, but only for some seconds."""
+
+    def shutdown(self) -> None:
+        self._batch_processor.shutdown(LAST_MILLISECONDS)
 
 
 # characters of a path in a span: spans wait in memory for the collector

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import subprocess
 import sys
 import threading
@@ -275,12 +276,19 @@ def test_the_setting_without_the_packages_names_the_extra(model_folder: Path, tm
     assert "is not installed: install the extra otel" in done.stderr.splitlines()[-1]
 
 
-def test_a_collector_that_does_not_respond_delays_no_request(model_folder: Path, tmp_path: Path) -> None:
-    with running(model_folder, tmp_path / "log", "-m", "server", "--otlp-endpoint", "http://127.0.0.1:9") as server:
-        assert server.http.post("/v1/completions", json={"prompt": "a"}, headers=traceparent(TRACE)).is_success
-        began = time.monotonic()
-        assert server.stop() == 0
-        assert time.monotonic() - began < 10
+@pytest.mark.parametrize("is_listening", [False, True])
+def test_a_collector_that_does_not_respond_delays_no_request(
+    is_listening: bool, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor the end of the server, for which an orchestrator waits only some seconds: each span is sent for ten here."""
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1] if is_listening else 9}"
+        with running(model_folder, tmp_path / "log", "-m", "server", "--otlp-endpoint", endpoint) as server:
+            assert server.http.post("/v1/completions", json={"prompt": "a"}, headers=traceparent(TRACE)).is_success
+            began = time.monotonic()
+            assert server.stop() == 0
+            assert time.monotonic() - began < 10
 
 
 def test_other_processes_do_not_get_the_key_of_the_collector(monkeypatch: pytest.MonkeyPatch) -> None:
