@@ -11,7 +11,12 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 MIN_KEY_LENGTH = 8
 # of a page, as browsers send it, or of an application that is no web page, or all
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@]+|null|\*", re.ASCII | re.IGNORECASE)
-COLLECTOR = re.compile(r"https?://[^/\s]")
+# a name or an IPv4 address, or an IPv6 address in brackets
+NAME = r"[^\s/?#@*:\[\]]+|\[[0-9a-fA-F:.]+\]"
+HOST = re.compile(NAME)
+# without a query: a path is added to it
+COLLECTOR = re.compile(rf"https?://([^\s/?#@]*@)?({NAME})(:\d{{1,5}})?(/[^\s?#]*)?")
+TRACES = "/v1/traces"
 # they have a meaning in the URLs of the database and of the media store
 URL_PARTS = ("?", "::")
 
@@ -51,16 +56,29 @@ def _sendable(key: SecretStr) -> SecretStr:
     return SecretStr(text)
 
 
+def _parts(setting: str) -> list[str]:
+    return [part for each in setting.split(",") if (part := each.strip())]
+
+
+def _of_hosts(setting: str) -> str:
+    for part in _parts(setting):
+        if HOST.fullmatch(part) is None:
+            raise ValueError(f"{part!r} is not the name of a host, such as api.example.org, without scheme and port")
+    return setting
+
+
 def _of_origins(setting: str) -> str:
-    for part in filter(None, map(str.strip, setting.split(","))):
+    for part in _parts(setting):
         if ORIGIN.fullmatch(part) is None:
             raise ValueError(f"{part!r} is not an origin, such as https://app.example.org, or * for all pages")
     return setting
 
 
 def _of_collector(url: str) -> str:
-    if COLLECTOR.match(url) is None:
+    if COLLECTOR.fullmatch(url) is None:
         raise ValueError(f"{url!r} is not a URL such as http://collector:4318")
+    if url.rstrip("/").endswith(TRACES):
+        raise ValueError(f"{url!r} ends with {TRACES}, which the server adds")
     return url
 
 
@@ -69,5 +87,6 @@ AbsolutePath: TypeAlias = Annotated[Path, BeforeValidator(_not_empty), AfterVali
 Model: TypeAlias = Annotated[str, AfterValidator(_expanded)]
 DataFolder: TypeAlias = Annotated[AbsolutePath, AfterValidator(_of_data)]
 Key: TypeAlias = Annotated[SecretStr, AfterValidator(_sendable)]
+Hosts: TypeAlias = Annotated[str, AfterValidator(_of_hosts)]
 Origins: TypeAlias = Annotated[str, AfterValidator(_of_origins)]
 Collector: TypeAlias = Annotated[str, AfterValidator(_of_collector)]

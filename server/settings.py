@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSetti
 
 from model.cache import cache_folder
 from server.schemas.sentences import in_words
-from server.setting_values import AbsolutePath, Collector, DataFolder, Key, Model, Origins
+from server.setting_values import AbsolutePath, Collector, DataFolder, Hosts, Key, Model, Origins
 from server.settings_file import read_file
 from server.spelling import advice
 from server.telemetry.logs import LogFormat
@@ -150,7 +150,7 @@ class Settings(BaseModel):
         "time of an answer reveals to a tenant what others have sent",
     )
     require_key: bool = Field(False, description="refuse requests without a key even while the database has no key")
-    allowed_hosts: str | None = Field(
+    allowed_hosts: Hosts | None = Field(
         None,
         description="names that the header Host may have, comma-separated; none: any name, or only localhost if the server "
         "listens on a loopback address and has no api_key",
@@ -373,6 +373,8 @@ def _config_file(arguments: Sequence[str]) -> str | None:
 
 
 def _read_file(file: str | None) -> dict[str, Any]:
+    if file == "":
+        raise SettingsError("config: must be a path, and is empty")
     try:
         return {} if file is None else read_file(file, Settings.model_fields)
     except ValueError as error:

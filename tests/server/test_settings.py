@@ -175,12 +175,34 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pyte
         ("--cors-origins=nonsense,*", "^cors_origins: 'nonsense' is not an origin"),
         ("--cors-origins=https://a.org/", "^cors_origins: .*'https://a.org/' is not an origin"),
         ("--data-dir=", "^data_dir: must be a path, and is empty$"),
+        ("--config=", "^config: must be a path, and is empty$"),
+        ("--allowed-hosts=http://a.org", "^allowed_hosts: 'http://a.org' is not the name of a host"),
+        ("--allowed-hosts=a.org, b.org:80", "^allowed_hosts: 'b.org:80' is not the name of a host"),
+        ("--allowed-hosts=*", "^allowed_hosts: '[*]' is not the name of a host"),
         ("--otlp-endpoint=http://", "^otlp_endpoint: 'http://' is not a URL such as http://collector:4318$"),
+        ("--otlp-endpoint=http://a:b", "^otlp_endpoint: 'http://a:b' is not a URL"),
+        ("--otlp-endpoint=http://a/x?y=1", "^otlp_endpoint: 'http://a/x?y=1' is not a URL"),
+        ("--otlp-endpoint=http://a:4318/v1/traces", "^otlp_endpoint: .* ends with /v1/traces, which the server adds$"),
     ],
 )
 def test_a_value_that_would_not_do_what_it_says_is_refused(flag: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message.replace("?", "[?]")):
         read_settings([flag])
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *("--allowed-hosts=", "--allowed-hosts=localhost, 10.0.0.1,[::1],A_b.org."),
+        *(
+            "--otlp-endpoint=http://[::1]:4318",
+            "--otlp-endpoint=https://me:word@a.org/otlp/",
+            "--otlp-endpoint=http://a",
+        ),
+    ],
+)
+def test_names_of_hosts_and_urls_of_collectors_are_accepted(flag: str) -> None:
+    assert read_settings([flag]).model_fields_set
 
 
 @pytest.mark.parametrize(
