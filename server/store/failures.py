@@ -19,6 +19,10 @@ DAMAGE = (
 )
 # PostgreSQL's undefined_table, data_corrupted and index_corrupted, whose messages may be in any language
 DAMAGE_STATES = {"42P01", "XX001", "XX002"}
+# messages of SQLite and PostgreSQL for a full disk
+FULL_DISK = ("disk is full", "No space left", "could not extend")
+# SQLite's name of the error if the file for the index of its log cannot grow; the message is that of a broken disk
+INDEX_CANNOT_GROW = "SQLITE_IOERR_SHMSIZE"
 # messages of PostgreSQL for too_many_connections, of all clients, of a role or of a database: its driver gives an error of
 # connecting no state
 FULL = ("too many clients", "too many connections", "connection slots")
@@ -64,7 +68,7 @@ def _reason(error: exc.DBAPIError) -> str:
     message = str(error.orig)
     if is_damage(error):
         return DAMAGED
-    if "disk is full" in message or "No space left" in message or "could not extend" in message:
+    if any(part in message for part in FULL_DISK) or getattr(error.orig, "sqlite_errorname", "") == INDEX_CANNOT_GROW:
         return "the database cannot be written: its disk is full"
     if is_read_only(error.orig) or "readonly" in message or "read-only" in message:
         return "the database cannot be written: it is read-only"
