@@ -41,9 +41,19 @@ async def start(settings: Settings, *, factory: str = ENGINE_FACTORY) -> int:
     async with aclosing(Spare(factory, settings.max_restart_delay, thread_variables(settings))) as spare:
         spare.prepare()
         # in a thread, so that the event loop can spawn the worker
-        serving = await asyncio.to_thread(import_module, "server.serving")
+        serving = await asyncio.to_thread(_import_serving)
         status: int = await serving.serve(settings, spare)
         return status
+
+
+def _import_serving() -> Any:
+    """Import the web framework. FastAPI imports OpenTelemetry, which reads a variable then. Raises `SettingsError`."""
+    try:
+        return import_module("server.serving")
+    except ValueError as error:
+        if "Propagator" not in str(error):
+            raise
+        raise SettingsError(f"OTEL_PROPAGATORS: {error}") from None
 
 
 def _cancel(task: asyncio.Task[Any]) -> None:

@@ -139,13 +139,21 @@ async def assemble(
 
 
 def _trace_requests(app: FastAPI, endpoint: str, model_name: str) -> None:
-    """Trace requests; imports packages that only tracing needs. Raises `SettingsError` if they are not installed."""
+    """Trace requests; imports packages that only tracing needs.
+
+    Raises `SettingsError` if they are not installed, or refuse a value of OpenTelemetry's own variables.
+    """
     try:
         tracing = import_module("server.telemetry.tracing")
     except ModuleNotFoundError as error:
         message = f"otlp_endpoint: {error.name} is not installed: install the extra otel"
         raise SettingsError(message) from None
-    tracing.trace_requests(app, endpoint, model_name)
+    try:
+        tracing.trace_requests(app, endpoint, model_name)
+    except ValueError as error:
+        raise SettingsError(
+            f"otlp_endpoint: a variable of OpenTelemetry has a value that cannot work: {error}"
+        ) from None
 
 
 async def open_database(database: Database) -> None:

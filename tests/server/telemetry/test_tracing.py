@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 import subprocess
 import sys
@@ -274,6 +275,29 @@ def test_the_setting_without_the_packages_names_the_extra(model_folder: Path, tm
     assert done.returncode == 2
     assert "error: otlp_endpoint: opentelemetry.sdk" in done.stderr.splitlines()[-1]
     assert "is not installed: install the extra otel" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("OTEL_PROPAGATORS", "tracecontext,unknown", "error: OTEL_PROPAGATORS: Propagator unknown not found"),
+        (
+            "OTEL_BSP_SCHEDULE_DELAY",
+            "0",
+            "error: otlp_endpoint: a variable of OpenTelemetry .*: schedule_delay_millis must",
+        ),
+    ],
+)
+def test_a_variable_of_opentelemetry_that_cannot_work_ends_the_start_with_one_line(
+    variable: str, value: str, message: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    flags = ["--port", "0", "--data-dir", str(tmp_path), "--otlp-endpoint", "http://127.0.0.1:9"]
+    command = [sys.executable, "-m", "server", str(model_folder), *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert re.match(message, line), line
 
 
 @pytest.mark.parametrize("is_listening", [False, True])
