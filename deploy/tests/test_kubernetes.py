@@ -128,6 +128,14 @@ def test_the_container_is_that_of_the_dockerfile(overlay: str) -> None:
     assert {mount["name"] for mount in server["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
 
 
+@pytest.mark.parametrize("overlay", ["cpu", "postgresql"])
+def test_a_worker_has_the_threads_for_which_its_pod_requests_processors(overlay: str) -> None:
+    """Otherwise it has one for each processor of its node, and the workers of a node bind theirs to the same ones."""
+    server = container(overlay)
+    threads = {each["name"]: each.get("value") for each in server["env"]}.get("FLAMBOYANCE_NUM_THREADS")
+    assert threads == server["resources"]["requests"]["cpu"]
+
+
 def test_several_replicas_share_their_disks_and_their_database() -> None:
     claims = [manifest for manifest in manifests("postgresql") if manifest["kind"] == "PersistentVolumeClaim"]
     assert [claim["spec"]["accessModes"] for claim in claims] == [["ReadWriteMany"]] * 2
