@@ -112,7 +112,10 @@ class MediaStore:
             self._fs, self._top = fsspec.url_to_fs(url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             reason = str(error).rstrip(".")
-            raise SettingsError(f"media_store: {url!r} is not a folder or URL that fsspec can open: {reason}") from None
+            shown = re.sub(r"//[^/]*@", "//", url)  # without a password
+            raise SettingsError(
+                f"media_store: {shown!r} is not a folder or URL that fsspec can open: {reason}"
+            ) from None
         self._folder = LocalFolder(self._top) if isinstance(self._fs, LocalFileSystem) else None
         self.tenant = DEFAULT_TENANT
 

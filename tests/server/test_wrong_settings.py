@@ -125,6 +125,7 @@ def test_a_port_in_use_is_named(model_folder: Path, capsys: pytest.CaptureFixtur
         ({"database": "postgresql://u:p@127.0.0.1/x?foo=bar"}, r'^database: the URL has a wrong option: .*"foo"\Z'),
         ({"database": "sqlite:////nowhere/x.db?timeout=abc"}, "^database: the URL has a wrong option: .*'abc'"),
         ({"media_store": "nosuch://bucket"}, "media_store: 'nosuch://bucket' is not a folder or URL"),
+        ({"media_store": "nosuch://me:word@host/a"}, "media_store: 'nosuch://host/a' is not a folder or URL"),
         ({"media_url_hosts": "http://a.org"}, "media_url_hosts: 'http://a.org' is not a host name"),
         ({"media_url_hosts": "*.a.org"}, r"media_url_hosts: '\*.a.org' is not a host name"),
         ({"media_url_ports": "all"}, "media_url_ports: 'all' is not a port"),
