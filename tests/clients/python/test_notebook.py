@@ -190,6 +190,19 @@ def test_points_of_a_chart_are_where_their_numbers_are() -> None:
     assert y(0.5) - y(1.0) == pytest.approx((y(0.0) - y(1.0)) / 2)
 
 
+def test_a_legend_of_many_long_names_is_in_the_chart_and_tells_its_curves_apart() -> None:
+    names = [f"in_context, rices_image, shots alone, control {number}" for number in range(24)]
+    chart = accuracy_chart([(name, 4, 0.5, (0.25, 0.75)) for name in names], ("cat", 0.5))
+    width, height = (float(chart.get(side) or 0) for side in ("width", "height"))
+    assert chart.get("viewBox") == f"0 0 {width:.0f} {height:.0f}"
+    legend = {text.text: text for text in chart.iter("text")}
+    for name in (*names, "most common label"):
+        left, top = (float(legend[name].get(axis) or 0) for axis in ("x", "y"))
+        assert left + 5 * len(name) < width  # a letter of 11 pixels is 5 wide on average
+        assert top < height
+    assert len({(line.get("stroke"), line.get("stroke-dasharray")) for line in chart.iter("polyline")}) == 24
+
+
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_a_thumbnail_is_small_and_keeps_the_shape(file_format: str) -> None:
     stream = io.BytesIO()

@@ -17,29 +17,41 @@ TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Lines of different names are shifted, so that their intervals do not cover each other.
 SHIFT = 4.0
 CAP = 3.0
+# The legend is right of the plot: pixels of a line of it, of its sample of the curve, and of a letter, rounded up.
+LEGEND_LINE, LEGEND_SAMPLE, LETTER = 16, 28, 6
+# Curves that have the same colour differ in their dashes.
+DASHES = ("none", "6 3", "2 3", "8 3 2 3")
+BASELINE = "most common label"
 
 Scale = Callable[[float], float]
 
 
 def accuracy_chart(points: Sequence[Point], baseline: tuple[str, float] | None) -> Element:
     """Return the chart. The numbers of shots are equally spaced; the accuracy is shown from 0 to 1 with its intervals."""
-    box = f"0 0 {WIDTH} {HEIGHT}"
-    svg = Element("svg", viewBox=box, width=str(WIDTH), height=str(HEIGHT), role="img", fill="currentColor")
+    names = list(dict.fromkeys(name for name, *_ in points))
+    width, height = _size([*names, *([] if baseline is None else [BASELINE])])
+    box = f"0 0 {width} {height}"
+    svg = Element("svg", viewBox=box, width=str(width), height=str(height), role="img", fill="currentColor")
     svg.set("font-size", "11")
     svg.set("aria-label", "accuracy by number of shots and method")
     shots = sorted({k for _, k, _, _ in points}, key=_order)
     _axes(svg, shots)
-    names = list(dict.fromkeys(name for name, *_ in points))
     for index, name in enumerate(names):
         shift = SHIFT * (index - (len(names) - 1) / 2)
-        colour = COLOURS[index % len(COLOURS)]
+        colour, dashes = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
         curve = sorted((point for point in points if point[0] == name), key=lambda point: _order(point[1]))
-        _curve(svg, [(x(shots, k) + shift, mean, interval) for _, k, mean, interval in curve], colour)
-        _legend(svg, index, name, colour)
+        _curve(svg, [(x(shots, k) + shift, mean, interval) for _, k, mean, interval in curve], colour, dashes)
+        _legend(svg, index, name, colour, dashes=dashes)
     if baseline is not None:
         _line(svg, (LEFT, y(baseline[1])), (WIDTH - RIGHT, y(baseline[1])), "currentColor", dashes="4 3")
-        _legend(svg, len(names), "most common label", "currentColor", dashes="4 3")
+        _legend(svg, len(names), BASELINE, "currentColor", dashes="4 3")
     return svg
+
+
+def _size(names: Sequence[str]) -> tuple[int, int]:
+    """Return the width and height of the chart, which grow with its legend."""
+    longest = max(map(len, names), default=0)
+    return max(WIDTH, WIDTH - RIGHT + LEGEND_SAMPLE + LETTER * longest), max(HEIGHT, TOP + LEGEND_LINE * len(names))
 
 
 def shots_text(k: int | None) -> str:
@@ -69,10 +81,11 @@ def _axes(svg: Element, shots: Sequence[int | None]) -> None:
     _text(svg, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "shots", anchor="middle")
 
 
-def _curve(svg: Element, points: Sequence[tuple[float, float, tuple[float, float]]], colour: str) -> None:
+def _curve(svg: Element, points: Sequence[tuple[float, float, tuple[float, float]]], colour: str, dashes: str) -> None:
     path = " ".join(f"{left:.1f},{y(mean):.1f}" for left, mean, _ in points)
     line = SubElement(svg, "polyline", points=path, fill="none", stroke=colour)
     line.set("stroke-width", "1.5")
+    line.set("stroke-dasharray", dashes)
     for left, mean, (low, high) in points:
         _line(svg, (left, y(low)), (left, y(high)), colour)
         for end in (low, high):
@@ -82,9 +95,9 @@ def _curve(svg: Element, points: Sequence[tuple[float, float, tuple[float, float
 
 
 def _legend(svg: Element, index: int, name: str, colour: str, *, dashes: str = "none") -> None:
-    left, top = WIDTH - RIGHT + 8, TOP + 5 + 16 * index
+    left, top = WIDTH - RIGHT + 8, TOP + 5 + LEGEND_LINE * index
     _line(svg, (left, top), (left + 14, top), colour, dashes=dashes)
-    _text(svg, left + 20, top + 4, name)
+    _text(svg, WIDTH - RIGHT + LEGEND_SAMPLE, top + 4, name)
 
 
 def _line(
