@@ -25,6 +25,36 @@ test('the views are reached by the keyboard alone', async ({ page }) => {
   await expect(page.getByRole('link', { name: 'Server', exact: true })).toHaveAttribute('aria-current', 'page')
 })
 
+test('the focus stays where the element that had it is removed', async ({ page, request }) => {
+  const name = 'focused'
+  const example = (id: string, label: string) => ({ id, label })
+  await request.post('/v1/support_sets', { data: { name, examples: [example('one', 'a'), example('two', 'b')] } })
+  await page.goto('/#/sets')
+  const section = page.getByRole('region', { name: 'New set' })
+  await page.getByRole('button', { name: 'Empty set' }).press('Enter')
+  await expect(section).toBeFocused()
+  await page.keyboard.press('Tab')
+  await expect(page.getByLabel('Name')).toBeFocused()
+  await page.getByRole('button', { name: 'Cancel' }).press('Enter')
+  await expect(section).toBeFocused()
+
+  // a link in the view leads to another one
+  await page.getByRole('link', { name, exact: true }).press('Enter')
+  await expect(heading(page)).toHaveText(name)
+  await expect(page.getByRole('main')).toBeFocused()
+
+  // an example that gets another label is in another place
+  const edit = page.getByRole('button', { name: 'Edit a one' })
+  await edit.press('Enter')
+  await page.keyboard.press('Escape')
+  await expect(edit).toBeFocused()
+  await edit.press('Enter')
+  await page.getByRole('combobox', { name: 'Label', exact: true }).fill('b')
+  await page.keyboard.press('Enter')
+  await expect(page.getByRole('button', { name: 'Edit b one' })).toBeFocused()
+  await request.delete(`/v1/support_sets/${name}`)
+})
+
 test('the theme is chosen, and stays after a reload', async ({ page }) => {
   const background = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor)
   await page.emulateMedia({ colorScheme: 'light' })

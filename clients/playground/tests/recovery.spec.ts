@@ -307,6 +307,40 @@ test('uploads are cancelled, and can be started again', async ({ page, request }
   await request.delete('/v1/support_sets/cancelled')
 })
 
+test('uploads that failed go on where they stopped, and a set is made once', async ({ page, request }) => {
+  await page.goto('/#/sets')
+  const pictures = Array.from({ length: 8 }, (_, at) => ({
+    ...{ name: `${at}.jpg`, mimeType: 'image/jpeg' },
+    buffer: Buffer.concat([readFileSync(IMAGE), Buffer.from(`part ${at}`)]),
+  }))
+  await page.getByTestId('files').setInputFiles(pictures)
+  await page.getByLabel('Name').fill('in-parts')
+  let numSent = 0
+  await page.route('/v1/images', (route) => {
+    numSent += 1
+    return numSent <= 3 ? route.continue() : route.abort()
+  })
+  await page.getByRole('button', { name: 'Create set' }).click()
+  await expect(page.getByRole('alert')).toContainText('The server cannot be reached.')
+  await page.unroute('/v1/images')
+  let numAgain = 0
+  page.on('request', (sent) => (numAgain += Number(sent.url().endsWith('/v1/images'))))
+  // the server makes it, and its response is lost
+  await page.route('/v1/support_sets', async (route) => {
+    await route.fetch()
+    await route.abort()
+  })
+  await page.getByRole('button', { name: 'Create set' }).click()
+  await expect.poll(() => numAgain).toBe(5)
+  await expect(page.getByRole('alert')).toHaveText('The server cannot be reached.')
+  await page.unroute('/v1/support_sets')
+  await page.getByRole('button', { name: 'Create set' }).click()
+  await expect(heading(page)).toHaveText('in-parts')
+  await expect(page.getByRole('article')).toHaveCount(8)
+  expect(numAgain).toBe(5)
+  await request.delete('/v1/support_sets/in-parts')
+})
+
 test('a removal that failed is shown until the set has another version', async ({ page, request }) => {
   const name = 'removed-twice'
   const examples = ['one', 'two'].map((id) => ({ id, text: id }))
@@ -322,4 +356,90 @@ test('a removal that failed is shown until the set has another version', async (
   await expect(page.getByRole('button', { name: 'Edit second two' })).toBeVisible()
   await expect(page.getByRole('alert')).toHaveCount(0)
   await request.delete(`/v1/support_sets/${name}`)
+})
+
+test('pictures that the server did not send are asked for again, and those that it refuses are not', async ({
+  page,
+  request,
+}) => {
+  const name = 'seen-late'
+  const image = await (await request.post('/v1/images', { data: readFileSync(IMAGE) })).json()
+  const examples = [{ label: 'brick', media: [{ type: 'image_id', image_id: image.id }] }]
+  await request.post('/v1/support_sets', { data: { name, examples } })
+  const contents = '/v1/images/*/content'
+  let numAsked = 0
+  await page.route(contents, (route) => {
+    numAsked += 1
+    return numAsked === 1 ? route.abort() : route.fulfill({ status: 503, json: { error: { message: 'busy' } } })
+  })
+  await page.goto(`/#/sets/${name}`)
+  await expect(page.getByRole('button', { name: /^Edit brick/ })).toBeVisible()
+  await expect.poll(() => numAsked).toBeGreaterThan(1)
+  await expect(page.getByRole('img', { name: /no longer on the server/ })).toHaveCount(0)
+  await page.unroute(contents)
+  await expect(page.getByRole('img', { name: 'brick', exact: true })).toBeVisible()
+
+  await page.route(contents, (route) => route.fulfill({ status: 404, json: { error: { message: 'not found' } } }))
+  await page.reload()
+  await expect(page.getByRole('img', { name: 'brick (no longer on the server)' })).toBeVisible()
+  await request.delete(`/v1/support_sets/${name}`)
+})
+
+test('pictures whose upload or addition has failed are added by a button, once', async ({ page, request }) => {
+  const name = 'added-once'
+  await request.post('/v1/support_sets', { data: { name, examples: [{ id: 'one', label: 'one' }] } })
+  await page.goto(`/#/sets/${name}`)
+  const adding = page.getByRole('region', { name: 'Add examples' })
+  const again = adding.getByRole('button', { name: 'Try again' })
+  await page.route('/v1/images', (route) => route.abort())
+  await adding.getByTestId('files').setInputFiles(IMAGE)
+  await expect(adding.getByRole('alert')).toContainText('The server cannot be reached.')
+  await page.unroute('/v1/images')
+
+  // the server adds them, and its response is lost
+  const address = `/v1/support_sets/${name}/examples`
+  await page.route(address, async (route) => {
+    await route.fetch()
+    await route.abort()
+  })
+  const sent = page.waitForRequest((request) => request.method() === 'POST' && request.url().endsWith(address))
+  await again.click()
+  await sent
+  await expect(adding.getByRole('alert')).toContainText('The server cannot be reached.')
+  await page.unroute(address)
+  await again.click()
+  await expect(page.getByRole('article')).toHaveCount(2)
+  await expect(again).toBeHidden()
+  await expect(page.getByText('version 2', { exact: true })).toBeVisible()
+  await request.delete(`/v1/support_sets/${name}`)
+})
+
+test('evaluations that could not be listed are not said to be none', async ({ page, request }) => {
+  const name = 'unlisted'
+  await request.post('/v1/support_sets', { data: { name, examples: [{ text: 'one' }] } })
+  await page.route(/\/v1\/evaluations\?/, (route) => route.abort())
+  await page.goto(`/#/sets/${name}/evaluations`)
+  const past = page.getByRole('region', { name: 'Past evaluations' })
+  await expect(past.getByRole('alert')).toHaveText('The server cannot be reached.')
+  await expect(past.getByText('None yet.')).toHaveCount(0)
+  await page.unroute(/\/v1\/evaluations\?/)
+  await past.getByRole('button', { name: 'Try again' }).click()
+  await expect(past.getByText('None yet.')).toBeVisible()
+  await request.delete(`/v1/support_sets/${name}`)
+})
+
+test('the examples of the page, and what is inside, are asked for again by a button', async ({ page }) => {
+  const again = page.getByRole('button', { name: 'Try again' })
+  await page.route('/playground/examples/*', (route) => route.abort())
+  await page.goto('/#/inside')
+  await expect(page.getByRole('alert')).toHaveText('The server cannot be reached.')
+  await page.unroute('/playground/examples/*')
+  await page.route('/v1/inspect', (route) => route.abort())
+  await again.click()
+  await page.getByRole('button', { name: TITLE }).click()
+  await expect(again.first()).toBeVisible()
+  await page.unroute('/v1/inspect')
+  while (await again.count()) await again.first().click()
+  await expect(page.getByRole('img', { name: /tokens by .* pictures/ })).toBeVisible()
+  await expect(page.getByRole('img', { name: /^64 visual tokens/ }).first()).toBeVisible()
 })

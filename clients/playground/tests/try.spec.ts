@@ -78,6 +78,15 @@ test('the moving drawing is named', async ({ page }) => {
   await expect(answer(page)).toHaveText('wug')
 })
 
+test('a video stands still for a person who wants less motion', async ({ page }) => {
+  await page.emulateMedia({ reducedMotion: 'reduce' })
+  await page.goto('/')
+  await page.getByRole('button', { name: 'A video' }).click()
+  const video = page.locator('video').first()
+  await expect(video).toHaveJSProperty('readyState', 4)
+  await expect(video).toHaveJSProperty('paused', true)
+})
+
 test('a folder of pictures, shots 0 to 8 by keyboard, and a reload that keeps everything', async ({ page }) => {
   await page.goto('/')
   await page.getByTestId('folder').setInputFiles(folderOfShots())

@@ -10,6 +10,11 @@ export async function send(input: RequestInfo | URL, init?: RequestInit): Promis
   return response
 }
 
+/** Returns a new key. `crypto.randomUUID` is missing where the page is served over http from another machine. */
+export function newKey(): string {
+  return crypto.getRandomValues(new Uint32Array(4)).join('-')
+}
+
 /** A `fetch` without an answer throws a `TypeError`, as mistakes in code do. */
 function throwUnreachable(error: unknown): never {
   throw error instanceof TypeError ? new ApiError('The server cannot be reached.', 0, 'unreachable', null) : error

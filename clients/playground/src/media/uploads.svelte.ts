@@ -10,6 +10,9 @@ export class Uploads {
   /** What is wrong with the files that were left out. */
   refused = $state<string[]>([])
   #controller = new AbortController()
+  /** The files of the last run, and what was uploaded of them: another run of the same files does not send it again. */
+  #files: Dropped[] = []
+  #uploaded = new Map<File, Picture>()
 
   /** Ends all uploads with an `AbortError`. */
   cancel() {
@@ -20,6 +23,8 @@ export class Uploads {
   /** Returns the uploaded pictures in the order of the files. */
   async run(files: Dropped[]): Promise<Picture[]> {
     Object.assign(this, { total: files.length, done: 0, refused: [] })
+    if (files !== this.#files) this.#uploaded.clear()
+    this.#files = files
     const pictures: (Picture | null)[] = []
     const remaining = [...files.entries()].reverse()
     const { signal } = this.#controller
@@ -38,7 +43,9 @@ export class Uploads {
 
   async #uploadOne({ file, folder }: Dropped, signal: AbortSignal): Promise<Picture | null> {
     try {
-      return await upload(file, file.name, folder, signal)
+      const picture = this.#uploaded.get(file) ?? (await upload(file, file.name, folder, signal))
+      this.#uploaded.set(file, picture)
+      return picture
     } catch (error) {
       if (!(error instanceof ApiError) || ![400, 413, 415, 422].includes(error.status)) throw error
       this.refused.push(error.message)

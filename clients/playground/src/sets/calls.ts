@@ -60,8 +60,12 @@ export function readExamples(name: string, version: number): Promise<Example[]> 
   })
 }
 
-export async function createSet(name: string, examples: NewExample[]): Promise<SetInfo> {
-  const { data } = await api.POST('/v1/support_sets', { body: body<Schemas['CreateRequest']>({ name, examples }) })
+/** Creates a set, once for each idempotency key. */
+export async function createSet(name: string, examples: NewExample[], key: string): Promise<SetInfo> {
+  const { data } = await api.POST('/v1/support_sets', {
+    params: { header: { 'Idempotency-Key': key } },
+    body: body<Schemas['CreateRequest']>({ name, examples }),
+  })
   return data!
 }
 
@@ -69,8 +73,16 @@ export async function deleteSet(name: string): Promise<void> {
   await api.DELETE('/v1/support_sets/{support_set}', { params: { path: { support_set: name } } })
 }
 
-/** Adds examples; one with an existing id replaces the old one. Fails if a given `version` is no longer the latest. */
-export async function putExamples(name: string, examples: NewExample[], version?: number): Promise<void> {
+/** Adds examples, once for each idempotency key. */
+export async function addExamples(name: string, examples: NewExample[], key: string): Promise<void> {
+  await api.POST('/v1/support_sets/{support_set}/examples', {
+    params: { path: { support_set: name }, header: { 'Idempotency-Key': key } },
+    body: body<Schemas['PutExamplesRequest']>({ examples }),
+  })
+}
+
+/** Replaces examples with the same ids. Fails if `version` is no longer the latest. */
+export async function putExamples(name: string, examples: NewExample[], version: number): Promise<void> {
   await api.POST('/v1/support_sets/{support_set}/examples', {
     params: { path: { support_set: name } },
     body: body<Schemas['PutExamplesRequest']>({ examples, expected_version: version }),

@@ -2,6 +2,7 @@
 import { ApiError } from '../api/errors'
 import { part, type Picture } from '../media/pictures'
 import {
+  addExamples,
   putExamples,
   readExamples,
   readSet,
@@ -25,9 +26,12 @@ export class OpenSet {
     this.info = info
   }
 
-  /** Adds examples to the latest version, whichever that is: none of them replaces another. */
-  async add(examples: NewExample[]): Promise<void> {
-    await putExamples(this.name, examples)
+  /**
+   * Adds examples to the latest version, whichever that is: none of them replaces another. With the same key they are added
+   * once, also if the response to the first request was lost.
+   */
+  async add(examples: NewExample[], key: string): Promise<void> {
+    await addExamples(this.name, examples, key)
     await this.load()
   }
 

@@ -1,4 +1,5 @@
 // The examples that come with the page: pictures that work with the default model, and their texts.
+import { send } from '../api/request'
 import { upload, type Picture } from '../media/pictures'
 import { addQueries, addShots, clearWorkspace, workspace } from './workspace.svelte'
 
@@ -8,7 +9,7 @@ export type Example = { name: string; title: string; pattern: string; shots: Ite
 const FOLDER = '/playground/examples/'
 
 export async function readExamples(): Promise<Example[]> {
-  return (await fetch(`${FOLDER}manifest.json`)).json()
+  return (await send(`${FOLDER}manifest.json`)).json()
 }
 
 export function exampleUrl(file: string): string {
@@ -27,6 +28,6 @@ export async function openExample(example: Example) {
 /** The text of a picture is its folder, as if it had been dropped in one. */
 function uploadAll(items: Item[]): Promise<Picture[]> {
   return Promise.all(
-    items.map(async ({ file, text }) => upload(await (await fetch(exampleUrl(file))).blob(), file, text)),
+    items.map(async ({ file, text }) => upload(await (await send(exampleUrl(file))).blob(), file, text)),
   )
 }

@@ -3,6 +3,7 @@
 import { SvelteMap } from 'svelte/reactivity'
 import { api } from '../api/client'
 import { ApiError } from '../api/errors'
+import { newKey } from '../api/request'
 import type { Picture } from '../media/pictures'
 import type { Answer } from './answers'
 import { keep, read } from './storage'
@@ -92,11 +93,6 @@ export function addShots(pictures: Picture[]) {
 /** A picture that was missing has its old id when it is uploaded again. */
 export function noteUploaded(pictures: Picture[]) {
   for (const { id } of pictures) delete kept.missing[id]
-}
-
-/** `crypto.randomUUID` is missing where the page is served over http from another machine. */
-function newKey(): string {
-  return crypto.getRandomValues(new Uint32Array(4)).join('-')
 }
 
 /** Orders pictures so that the first ones are of different folders: a few shots then show each label. */
