@@ -98,6 +98,21 @@ for (const [name, address] of Object.entries(VIEWS)) {
   })
 }
 
+// axe does not judge a number of one digit
+for (const colorScheme of ['light', 'dark'] as const) {
+  test(`the numbers of a filter can be read, ${colorScheme}`, async ({ page, request }) => {
+    const name = `counted-${colorScheme}`
+    const examples = Array.from({ length: 12 }, (_, index) => ({ id: `e${index}`, label: 'twelve' }))
+    await request.post('/v1/support_sets', { data: { name, examples } })
+    await page.emulateMedia({ colorScheme })
+    await page.goto(`/#/sets/${name}`)
+    await expect(page.getByRole('button', { name: 'All 12' })).toBeVisible()
+    const { violations } = await new AxeBuilder({ page }).withRules('color-contrast').analyze()
+    expect(violations.flatMap(({ nodes }) => nodes.map(({ html }) => html))).toEqual([])
+    await request.delete(`/v1/support_sets/${name}`)
+  })
+}
+
 test('the head of the page has two rows on a phone', async ({ page }) => {
   await page.setViewportSize({ width: 360, height: 640 })
   await page.goto('/')
@@ -202,6 +217,30 @@ test.describe('a server with a key', () => {
     await expect(other.getByRole('dialog', { name: 'This server needs a key' })).toBeVisible()
     await other.waitForTimeout(2500)
     expect(asked).toBe(1) // it waits for the key
+  })
+
+  test('a key that is revoked during an edit is asked for above its dialog, each time', async ({ page, request }) => {
+    const headers = { Authorization: 'Bearer let-me-in' }
+    const name = 'revoked'
+    await request.post(`${address}/v1/support_sets`, { headers, data: { name, examples: [{ id: 'one', label: 'a' }] } })
+    const { key, id } = await (
+      await request.post(`${address}/v1/keys`, { headers, data: { name, role: 'manage' } })
+    ).json()
+    await page.goto(`${address}/#/sets/${name}`)
+    const asking = page.getByRole('dialog', { name: /key$/ })
+    await asking.getByLabel('API key').fill(key)
+    await page.keyboard.press('Enter')
+    await page.getByRole('button', { name: 'Edit a one' }).click()
+    await request.delete(`${address}/v1/keys/${id}`, { headers })
+    for (const text of ['b', 'c']) {
+      await page.getByRole('combobox', { name: 'Label', exact: true }).fill(text)
+      await page.keyboard.press('Enter')
+      await expect(asking).toHaveAccessibleName('This server refused the key')
+      await expect(asking.getByLabel('API key')).toBeFocused()
+      await page.keyboard.press('Escape')
+      await expect(page.getByRole('dialog', { name: 'Edit the example' })).toBeVisible()
+    }
+    await request.delete(`${address}/v1/support_sets/${name}`, { headers })
   })
 
   test('the key is changed, and another tenant sees nothing of the first', async ({ page, request }) => {

@@ -19,7 +19,10 @@ export async function throwUnlessOk(response: Response): Promise<void> {
   const body = await response.json().catch(() => null)
   const error = body?.error ?? { message: `${response.status} ${response.statusText}` }
   const wait = response.headers.get('Retry-After')
-  if (response.status === 401) key.isNeeded = true
+  if (response.status === 401) {
+    key.isNeeded = true
+    key.numRefusals += 1
+  }
   const message = wait ? `${error.message} (try again in ${wait} s)` : error.message
   throw new ApiError(message, response.status, error.code ?? null, error.param ?? null)
 }

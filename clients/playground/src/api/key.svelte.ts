@@ -2,7 +2,7 @@
 
 const NAME = 'flamboyance-api-key'
 
-export const key = $state({ value: sessionStorage.getItem(NAME) ?? '', isNeeded: false })
+export const key = $state({ value: sessionStorage.getItem(NAME) ?? '', isNeeded: false, numRefusals: 0 })
 
 export function setKey(value: string) {
   key.value = value
