@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import Sequence
 
+from server.concurrency import run_concurrently
 from server.fewshot.shots import MediaOwner
 from server.media.intake import Intake
 from server.media.source import EncodedMedia, too_large_together
@@ -47,7 +48,7 @@ async def read_groups(owners: Sequence[MediaOwner], param: str, intake: Intake) 
     num_bytes, limit = 0, intake.settings.max_body_bytes
     for start in range(0, len(owners), MAX_CONCURRENT):
         batch = enumerate(owners[start : start + MAX_CONCURRENT], start)
-        media = await asyncio.gather(*(_read_owner(owner, f"{param}[{index}]", intake) for index, owner in batch))
+        media = await run_concurrently([_read_owner(owner, f"{param}[{index}]", intake) for index, owner in batch])
         num_bytes += sum(item.num_bytes for items in media for item in items if item.is_in_memory)
         if num_bytes > limit:
             raise too_large_together(num_bytes, limit, param)

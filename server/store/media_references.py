@@ -18,6 +18,7 @@ from sqlalchemy import delete, exists, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from server.access.tenants import qualified, split
+from server.concurrency import run_concurrently
 from server.errors import MediaInUse, StorageUnavailable, Unavailable
 from server.media.pool import DecodePool
 from server.media.source import EncodedMedia
@@ -178,7 +179,7 @@ class MediaReferences:
             batch = new[start : start + DECODE_BATCH]
             if not batch[0].is_in_memory:
                 requester.pixels = Tally()  # an archive holds the media of several requests
-            decoded = await asyncio.gather(*(self._decoder.decode(item, Job(requester)) for item in batch))
+            decoded = await run_concurrently([self._decoder.decode(item, Job(requester)) for item in batch])
             for item, frames in zip(batch, decoded, strict=True):
                 infos[item.id] = {"size": frames.size, "num_frames": frames.shape[0]}
         return infos

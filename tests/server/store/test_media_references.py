@@ -11,9 +11,11 @@ from sqlalchemy import event, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from server.errors import MediaInUse, MediaNotFound, SupportSetNotFound
+from server.errors import InvalidMedia, MediaInUse, MediaNotFound, SupportSetNotFound
+from server.media.decoder import Frames
 from server.media.source import EncodedMedia, encoded
 from server.media.store import MediaStore
+from server.media.turns import Job
 from server.store import media_references as module
 from server.store.database import SWEEP_PAUSE_SECONDS, Database
 from server.store.media_references import MAX_FAILURES, MediaReferences, is_used
@@ -122,6 +124,29 @@ async def test_concurrent_uploads_and_sets_that_refer_to_them(
         await support_sets.delete(media.id)
     await support_sets.sweep()
     assert all(store.exists(media.id) for media in many)
+
+
+class EndlessDecoder:
+    """Refuses one media item, and never ends with the others."""
+
+    num_running = 0
+
+    async def decode(self, media: EncodedMedia, job: Job) -> Frames:
+        if media is RED:
+            raise InvalidMedia("broken")
+        self.num_running += 1
+        try:
+            return await asyncio.get_running_loop().create_future()
+        finally:
+            self.num_running -= 1
+
+
+async def test_no_media_of_a_refused_request_are_decoded_any_longer(database: Database, store: MediaStore) -> None:
+    decoder = EndlessDecoder()
+    support_sets = SupportSets(database, MediaReferences(database, store, decoder))  # type: ignore[arg-type]
+    with pytest.raises(InvalidMedia):
+        await support_sets.create("s", [example("a", GREEN, BLUE, RED)])
+    assert decoder.num_running == 0
 
 
 async def test_bytes_of_referred_media_are_counted_once(
