@@ -42,7 +42,7 @@ ANSWER_SECONDS = 60.0
 POINTS = ("body", "work", "answer", "none")
 # closes a connection with a reset instead of an end
 RESET = struct.pack("ii", 1, 0)
-# only one is written at a time, so all threads of the database get a transaction and open a connection
+# only one is written at a time, so all threads of the database that a client may have get a transaction, and a connection
 NUM_WRITERS = 4 * NUM_THREADS
 # pictures that no other request shows: several at once start every decode process that was ended by a cancellation
 NUM_NEW_PICTURES = 16

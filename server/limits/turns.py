@@ -1,10 +1,10 @@
-"""Lets clients take turns at the work of a few threads."""
+"""Lets clients take turns at work, such as that of a few threads."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -21,16 +21,91 @@ Result = TypeVar("Result")
 TURN_SECONDS = 0.005
 
 
-class ThreadTurns:
+class Turns:
+    """Lets work run, up to `number` pieces at once and `max_of_client` of each client. Waiting clients take turns."""
+
+    def __init__(self, number: int, max_of_client: int | None = None) -> None:
+        self._num_free = number
+        self._max_of_client = max_of_client or number
+        self._num_held: Counter[str] = Counter()  # by client
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncIterator[None]:
+        """Wait for a turn of the client, and hold it for the block."""
+        client = await self.take()
+        try:
+            yield
+        finally:
+            self.give_back(client)
+
+    async def take(self) -> str:
+        """Wait for a turn of the current client, and return the client; `give_back` must follow."""
+        client = client_in_turn.get()
+        if self._num_free and self._num_held[client] < self._max_of_client:
+            self._hold(client)
+        else:
+            await self._wait(client)
+        return client
+
+    def give_back(self, client: str) -> None:
+        self._num_free += 1
+        self._num_held[client] -= 1
+        if not self._num_held[client]:
+            del self._num_held[client]
+        self._pass_on()
+
+    def num_waiting(self, client: str) -> int:
+        return len(self._waiting.get(client, ()))
+
+    def _hold(self, client: str) -> None:
+        self._num_free -= 1
+        self._num_held[client] += 1
+
+    async def _wait(self, client: str) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(client, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._withdraw(client, turn)
+            else:  # the turn has come as well
+                self.give_back(client)
+            raise
+
+    def _withdraw(self, client: str, turn: asyncio.Future[None]) -> None:
+        turns = self._waiting.get(client, deque())
+        if turn in turns:
+            turns.remove(turn)
+        if not turns:
+            self._waiting.pop(client, None)
+
+    def _pass_on(self) -> None:
+        """Give free turns to the next clients, each of which becomes the last one."""
+        while self._num_free and (client := self._next()) is not None:
+            turns = self._waiting.pop(client)
+            turn = turns.popleft()
+            if turns:
+                self._waiting[client] = turns
+            if not turn.cancelled():
+                self._hold(client)
+                turn.set_result(None)
+
+    def _next(self) -> str | None:
+        """Return the client that has waited longest of those that may hold one more."""
+        return next((client for client in self._waiting if self._num_held[client] < self._max_of_client), None)
+
+
+class ThreadTurns(Turns):
     """Runs functions in `number` threads, which nothing else uses. While functions wait, their clients take turns.
 
     A function's client is that of the current request, whose context variables it reads.
     """
 
     def __init__(self, number: int, name: str) -> None:
+        super().__init__(number)
         self._threads = ThreadPoolExecutor(number, thread_name_prefix=name)
-        self._num_free = number
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     async def __call__(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Return the result of a function. A function that is cancelled while it waits does not run."""
@@ -44,49 +119,6 @@ class ThreadTurns:
         while len(results) < len(items):
             results += await self(_some, function, waiting)
         return results
-
-    @asynccontextmanager
-    async def hold(self) -> AsyncIterator[None]:
-        """Wait for a turn of the client, and hold it for the block."""
-        if self._num_free:
-            self._num_free -= 1
-        else:
-            await self._wait(client_in_turn.get())
-        try:
-            yield
-        finally:
-            self._pass_on()
-
-    async def _wait(self, client: str) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(client, deque()).append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.cancelled():
-                self._withdraw(client, turn)
-            else:  # the turn has come as well
-                self._pass_on()
-            raise
-
-    def _withdraw(self, client: str, turn: asyncio.Future[None]) -> None:
-        turns = self._waiting.get(client, deque())
-        if turn in turns:
-            turns.remove(turn)
-        if not turns:
-            self._waiting.pop(client, None)
-
-    def _pass_on(self) -> None:
-        """Give a turn to the next client, which becomes the last one."""
-        while self._waiting:
-            client, turns = self._waiting.popitem(last=False)
-            turn = turns.popleft()
-            if turns:
-                self._waiting[client] = turns
-            if not turn.cancelled():
-                turn.set_result(None)
-                return
-        self._num_free += 1
 
 
 def _some(function: Callable[[Item], Result], items: Iterator[Item]) -> list[Result]:

@@ -28,15 +28,16 @@ from server.store import schema
 from server.store.database_file import DatabaseFile, Identity
 from server.store.failures import LOCKED, is_contention, is_damage, is_read_only, refusal
 from server.store.schema import DatabaseError
-from server.store.threads import Threads
+from server.store.threads import SharedThreads
 
 BUSY_SECONDS = 15
 MAX_ATTEMPTS = 8
-# transactions run in dedicated threads, so a slow database delays no other work; if more than these wait, they fail
-NUM_THREADS = 16
+# Transactions run in dedicated threads, so a slow database delays no other work; if more than these wait, they fail. Of a
+# client, two run at once: they hold the interpreter for most of their time, and those of others would wait.
+NUM_THREADS, NUM_THREADS_OF_CLIENT = 16, 2
 # one connection for each thread: those of SQLite's writers are additional
 POOL = {"pool_size": 8, "max_overflow": 2 * NUM_THREADS - 8, "pool_timeout": 30}
-MAX_TRANSACTIONS = 512
+MAX_TRANSACTIONS, MAX_WAITING_OF_CLIENT = 512, 384
 # a PostgreSQL server that does not respond fails a transaction in this time
 POSTGRESQL_CONNECTION = {"connect_timeout": 10, "keepalives_idle": 10, "tcp_user_timeout": 60_000}
 POSTGRESQL_SESSION = "SET statement_timeout = '60s'; SET lock_timeout = '15s'"
@@ -77,9 +78,11 @@ class Database:
         parsed = _parsed(url)
         self._file = DatabaseFile(Path(str(parsed.database)), setting) if parsed.drivername == "sqlite" else None
         self._engine = _postgresql(parsed) if self._file is None else _sqlite(parsed, self._file)
-        self._threads = Threads(NUM_THREADS, "database")
+        self._threads = SharedThreads(NUM_THREADS, NUM_THREADS_OF_CLIENT, "database")
         # SQLite's writers wait for each other and for other processes, which its readers need not
-        self._writers = self._threads if self._file is None else Threads(NUM_THREADS, "database writer")
+        self._writers = self._threads
+        if self._file is not None:
+            self._writers = SharedThreads(NUM_THREADS, NUM_THREADS_OF_CLIENT, "database writer")
         self._timeouts: set[asyncio.Timeout] = set()
         self._closes_at = math.inf
         self._num_transactions = 0
@@ -173,12 +176,12 @@ class Database:
         finally:
             self._timeouts.discard(timeout)
 
-    async def _in_thread(self, threads: Threads, function: Callable[..., Result], *arguments: Any) -> Result:
-        if self._num_transactions >= MAX_TRANSACTIONS:
+    async def _in_thread(self, threads: SharedThreads, function: Callable[..., Result], *arguments: Any) -> Result:
+        if self._num_transactions >= MAX_TRANSACTIONS or threads.num_waiting() >= MAX_WAITING_OF_CLIENT:
             raise DatabaseUnavailable("the database is busy: too many transactions at once")
         self._num_transactions += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
+            return await threads.run(function, *arguments)
         finally:
             self._num_transactions -= 1
 

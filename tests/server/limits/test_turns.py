@@ -9,19 +9,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from server.limits.turns import ThreadTurns, client_in_turn
+from server.limits.turns import ThreadTurns, Turns, client_in_turn
 
 pytestmark = pytest.mark.anyio
 
 
-async def work(turns: ThreadTurns, client: str, name: str, done: list[str], seconds: float = 0.01) -> None:
+async def work(turns: Turns, client: str, name: str, done: list[str], seconds: float = 0.01) -> None:
     client_in_turn.set(client)
     async with turns.hold():
         await asyncio.sleep(seconds)
         done.append(name)
 
 
-async def begin(turns: ThreadTurns, done: list[str], *names: str) -> list[asyncio.Task[None]]:
+async def begin(turns: Turns, done: list[str], *names: str) -> list[asyncio.Task[None]]:
     """Begin work whose names begin with the client's, in this order."""
     tasks = []
     for name in names:
@@ -51,6 +51,16 @@ async def test_as_many_pieces_run_as_there_are_turns() -> None:
 
     await asyncio.gather(*(run(str(number % 3)) for number in range(20)))
     assert most == 2
+
+
+async def test_a_client_leaves_turns_to_others_that_come_later() -> None:
+    turns, done = Turns(3, max_of_client=2), list[str]()
+    tasks = await begin(turns, done, "a1", "a2", "a3", "a4", "b1", "b2")
+    assert (turns.num_waiting("a"), turns.num_waiting("b")) == (2, 1)
+    await asyncio.gather(*tasks)
+    assert sorted(done[:3]) == ["a1", "a2", "b1"]
+    assert (turns.num_waiting("a"), turns.num_waiting("b")) == (0, 0)
+    assert await asyncio.wait_for(turns.take(), 1) == client_in_turn.get()
 
 
 async def test_cancelled_work_has_no_turn() -> None:
