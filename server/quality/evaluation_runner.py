@@ -25,7 +25,8 @@ from server.errors import DatabaseUnavailable, EngineDied, ServerError, SupportS
 from server.fewshot.retrieval import SPACES, Space
 from server.limits.background import MAX_DEATHS, Background
 from server.quality.evaluation import Cell, EvaluationPlan, Outcome, PromptSetting, cell_result, failed_cell
-from server.quality.evaluation_store import Evaluation, Evaluations, Status
+from server.quality.evaluation_records import Evaluation, Status
+from server.quality.evaluation_store import Evaluations
 from server.quality.learning_curve import Curve
 from server.quality.leave_one_out import LeaveOneOut, Query
 from server.quality.remaining_time import RemainingTime

@@ -12,83 +12,33 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
-import msgspec
-from sqlalchemy import JSON, ColumnElement, ForeignKey, String, Update, func, or_, select, true, update
-from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
+from sqlalchemy import ColumnElement, Update, func, or_, select, true, update
+from sqlalchemy.orm import Session, aliased
 
 from server.access.tenants import DEFAULT_TENANT
 from server.errors import EvaluationNotFound, Overloaded
-from server.fewshot.methods import IN_CONTEXT
 from server.limits.shared_limit import SharedLimit
-from server.store.database import Base, Database, new_id
+from server.quality.evaluation_records import (
+    HEAD,
+    UNFINISHED,
+    CellRow,
+    Evaluation,
+    EvaluationHead,
+    EvaluationRow,
+    Status,
+    with_cells,
+    without_cells,
+)
+from server.store.database import Database, new_id
 
 ID_PREFIX = "eval_"
 LEASE_SECONDS = 30.0
 MAX_UNFINISHED = 64
 # a client that was refused is refused for as long, so that a refusal costs less than the request, and reads no support set
 REFUSED_SECONDS = 1.0
-
-Status = Literal["queued", "running", "completed", "failed", "cancelled"]
-UNFINISHED: tuple[Status, ...] = ("queued", "running")
-# what the results of cells lack that were stored before there were other methods and controls, and temperatures
-OLD_CELL = {"method": IN_CONTEXT, "control": None}
-OLD_RESULTS = {"temperature": 1.0, "curve": []}
-
-
-class EvaluationRow(Base):
-    """An evaluation, which outlives its support set; `plan` is the request and what was derived from it on arrival."""
-
-    __tablename__ = "evaluations"
-
-    id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    support_set: Mapped[str] = mapped_column(String(64), index=True)
-    version: Mapped[int]
-    status: Mapped[str] = mapped_column(String(16), index=True)
-    plan: Mapped[dict[str, Any]] = mapped_column(JSON)
-    queries_done: Mapped[int] = mapped_column(default=0)
-    created_at: Mapped[float]
-    started_at: Mapped[float | None]
-    finished_at: Mapped[float | None]
-    error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
-    holder: Mapped[str] = mapped_column(String(64), default="")
-    held_until: Mapped[float] = mapped_column(default=0.0)
-    client: Mapped[str] = mapped_column(String(128), server_default="")
-    interruptions: Mapped[int] = mapped_column(default=0, server_default="0")  # since the last finished cell
-    tenant: Mapped[str] = mapped_column(String(48), server_default="", index=True)
-    seconds_left: Mapped[float | None]
-
-
-class CellRow(Base):
-    """The result of a finished cell. `index` is that of the cell in the evaluation's plan."""
-
-    __tablename__ = "evaluation_cells"
-
-    evaluation_id: Mapped[str] = mapped_column(ForeignKey("evaluations.id", ondelete="CASCADE"), primary_key=True)
-    index: Mapped[int] = mapped_column("place", primary_key=True)
-    result: Mapped[dict[str, Any]] = mapped_column(JSON)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """An evaluation without the database. `cells` are the results of the finished cells, by index in the plan."""
-
-    id: str
-    support_set: str
-    version: int
-    status: Status
-    plan: dict[str, Any]
-    queries_done: int
-    created_at: float
-    started_at: float | None
-    finished_at: float | None
-    error: dict[str, Any] | None
-    tenant: str
-    interruptions: int
-    seconds_left: float | None
-    cells: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -155,7 +105,7 @@ class Evaluations:
             )
             session.add(row)
             session.flush()
-            return _without_cells(row)
+            return without_cells(row)
 
         clients = select(EvaluationRow.client).where(EvaluationRow.status.in_(UNFINISHED))
         self.check_room(client)
@@ -179,7 +129,7 @@ class Evaluations:
 
     async def get(self, evaluation_id: str) -> Evaluation:
         """Return an evaluation with its cells. Raises `EvaluationNotFound`."""
-        return await self._database.read(lambda session, now: _with_cells(session, self._find(session, evaluation_id)))
+        return await self._database.read(lambda session, now: with_cells(session, self._find(session, evaluation_id)))
 
     async def latest(self, support_set: str, version: int) -> Evaluation | None:
         """Return the completed evaluation of a version by this model that was created last, with its cells, if any."""
@@ -193,17 +143,18 @@ class Evaluations:
 
         def find(session: Session, now: float) -> Evaluation | None:
             row = session.scalar(newest)
-            return None if row is None else _with_cells(session, row)
+            return None if row is None else with_cells(session, row)
 
         return await self._database.read(find)
 
-    async def page(self, support_set: str | None, after: str, limit: int) -> list[Evaluation]:
-        """Return the evaluations that were created after the one with the id `after`, oldest first, without cells."""
+    async def page(self, support_set: str | None, after: str, limit: int) -> list[EvaluationHead]:
+        """Return the evaluations that were created after the one with the id `after`, oldest first."""
         is_listed = (EvaluationRow.tenant == self._tenant, EvaluationRow.id > after)
-        query = select(EvaluationRow).where(*is_listed).order_by(EvaluationRow.id).limit(limit)
+        query = select(*HEAD.values()).where(*is_listed).order_by(EvaluationRow.id).limit(limit)
         if support_set is not None:
             query = query.where(EvaluationRow.support_set == support_set)
-        return await self._database.read(lambda session, now: [_without_cells(row) for row in session.scalars(query)])
+        rows = await self._database.read(lambda session, now: session.execute(query).all())
+        return [EvaluationHead(**dict(zip(HEAD, row, strict=True))) for row in rows]
 
     async def num_unfinished(self) -> dict[str, int]:
         """Return how many evaluations of all tenants are queued, and how many run, on all servers of the database."""
@@ -220,7 +171,7 @@ class Evaluations:
             if row.status in UNFINISHED:
                 row.status, row.finished_at = "cancelled", now
             session.flush()
-            return _with_cells(session, row)
+            return with_cells(session, row)
 
         evaluation = await self._database.write(end)
         self._refused.clear()
@@ -275,7 +226,7 @@ class Evaluations:
             row.status, row.holder, row.held_until = "running", holder, now + LEASE_SECONDS
             row.started_at, row.seconds_left = row.started_at or now, None
             session.flush()
-            return _with_cells(session, row)
+            return with_cells(session, row)
 
         evaluation = await self._database.write(take)
         self.forget(holder)
@@ -361,27 +312,3 @@ def _change(session: Session, evaluation_id: str, holder: str, **values: Any) ->
     is_held = (EvaluationRow.id == evaluation_id, EvaluationRow.holder == holder, EvaluationRow.status == "running")
     changed = session.execute(update(EvaluationRow).where(*is_held).values(**values))
     return bool(changed.rowcount)  # type: ignore[attr-defined]
-
-
-def _with_cells(session: Session, row: EvaluationRow) -> Evaluation:
-    cells = session.scalars(select(CellRow).where(CellRow.evaluation_id == row.id).order_by(CellRow.index))
-    completed = {cell.index: _with_form(_completed(cell.result), row.plan) for cell in cells}
-    return replace(_without_cells(row), cells=completed)
-
-
-def _completed(result: dict[str, Any]) -> dict[str, Any]:
-    """Return the result of a cell with the fields that it lacks if it is old."""
-    return OLD_CELL | (OLD_RESULTS if result["status"] == "completed" else {}) | result
-
-
-def _without_cells(row: EvaluationRow) -> Evaluation:
-    evaluation = msgspec.convert(row, Evaluation, from_attributes=True)
-    settled = row.plan.get("settled", {})
-    cells = [_with_form(cell, row.plan) for cell in settled.get("cells", ())]
-    return replace(evaluation, plan={**row.plan, "settled": {**settled, "cells": cells}})
-
-
-def _with_form(cell: dict[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a cell with its form. If it is old, it has none: all prompts with shots have the form of their plan."""
-    k, form = cell.get("k"), plan.get("settled", {}).get("shots_attend", "previous")
-    return {"shots_attend": None if k is None else form if k else "previous"} | cell

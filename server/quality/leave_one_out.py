@@ -19,7 +19,7 @@ from server.fewshot.retrieval import SPACES, Space
 from server.fewshot.shots import ShotSource
 from server.quality.controls import COMPARED_METHOD, ENCODER_FEATURES, with_shuffled_labels, without_media
 from server.quality.evaluation import EvaluationPlan, Outcome, PromptSetting, left_out_together
-from server.quality.evaluation_store import Evaluation
+from server.quality.evaluation_records import Evaluation
 from server.quality.learning_curve import MAX_EXAMPLES, Curve, learning_curve
 from server.schemas.fewshot import ExamplesFields, FewShotFields, Method, QueryFields, TemplateFields, WeighingFields
 from server.schemas.prompt import stored_media_part

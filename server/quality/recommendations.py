@@ -11,7 +11,8 @@ from model.prompt import ShotsAttend
 from server.fewshot.confidence import Confidence
 from server.fewshot.methods import IN_CONTEXT, METHODS
 from server.fewshot.recent import Recent
-from server.quality.evaluation_store import Evaluation, Evaluations
+from server.quality.evaluation_records import Evaluation
+from server.quality.evaluation_store import Evaluations
 from server.quality.recommendation import baseline, recommend, summarise
 from server.schemas.fewshot import SELECTING, ClassifyRequest, ExamplesFields, Method, ShotsFields, WeighingFields
 from server.schemas.responses.evaluations import CurvePoint

@@ -17,7 +17,7 @@ from server.errors import DatabaseUnavailable, EvaluationNotFound
 from server.fewshot.comparison import obstacle_of
 from server.quality.controls import judge_controls
 from server.quality.evaluation import make_plan
-from server.quality.evaluation_store import Evaluation
+from server.quality.evaluation_records import Evaluation, EvaluationHead
 from server.quality.learning_curve import report_curve
 from server.quality.recommendation import baseline, explain, summarise
 from server.quality.recommendations import lacks_likeness, recommendation_of, unjudged_labels
@@ -100,9 +100,8 @@ async def delete_evaluation(evaluation_id: str, services: GivenServices) -> Resp
     return JSONResponse({"id": evaluation_id, "object": "evaluation", "deleted": True})
 
 
-def _head(evaluation: Evaluation) -> dict[str, Any]:
-    plan = evaluation.plan["settled"]
-    num_cells, num_queries = len(plan["cells"]), len(plan["queries"])
+def _head(evaluation: EvaluationHead) -> dict[str, Any]:
+    num_queries = evaluation.num_cells * evaluation.num_queries
     return {
         "id": evaluation.id,
         "object": "evaluation",
@@ -113,9 +112,9 @@ def _head(evaluation: Evaluation) -> dict[str, Any]:
         "started_at": evaluation.started_at,
         "finished_at": evaluation.finished_at,
         "progress": {
-            "cells": num_cells,
-            "queries": num_cells * num_queries,
-            "queries_done": min(evaluation.queries_done, num_cells * num_queries),
+            "cells": evaluation.num_cells,
+            "queries": num_queries,
+            "queries_done": min(evaluation.queries_done, num_queries),
             "seconds_left": evaluation.seconds_left if evaluation.status == "running" else None,
         },
         "error": evaluation.error,

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import update
 
 from server.api.services import Services
-from server.quality.evaluation_store import CellRow
+from server.quality.evaluation_records import CellRow
 from server.wire import Score
 from tests.server.evaluations import MEDIA, evaluate, logprobs_of, read, run_evaluation, running, wait_until_ended
 from tests.server.fakes import FakeClient

@@ -9,6 +9,7 @@ import pytest
 
 from server.errors import ClientOverShare, Overloaded
 from server.quality import evaluation_store
+from server.quality.evaluation_records import Evaluation
 from server.quality.evaluation_store import LEASE_SECONDS, Evaluations
 from server.store import database as database_module
 from server.store.database import Database
@@ -168,3 +169,13 @@ async def test_a_full_queue_is_asked_again_after_a_while(
         await evaluations.create("a", 1, {})
     await Evaluations(database).cancel(first.id)  # as another server does
     await evaluations.create("a", 1, {})
+
+
+async def test_a_page_has_no_plans_but_the_lengths_of_their_lists(database: Database) -> None:
+    """The plans of a page may have a gigabyte: 10,000 queries each, with their answers."""
+    evaluations = Evaluations(database)
+    created = await evaluations.create("a", 1, {"settled": {"cells": [{}, {}], "queries": ["e1", "e2", "e3"]}})
+    await evaluations.create("b", 1, {})
+    page = await evaluations.page(None, "", 9)
+    assert not any(isinstance(evaluation, Evaluation) for evaluation in page)
+    assert [(each.num_cells, each.num_queries) for each in (created, *page)] == [(2, 3), (2, 3), (0, 0)]

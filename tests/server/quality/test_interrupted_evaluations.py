@@ -16,7 +16,8 @@ from server.errors import EngineDied, Overloaded
 from server.fewshot import retrieval
 from server.media.source import EncodedMedia
 from server.quality import evaluation_runner, evaluation_store
-from server.quality.evaluation_store import Evaluation, Evaluations
+from server.quality.evaluation_records import Evaluation
+from server.quality.evaluation_store import Evaluations
 from server.store.database import Database
 from server.wire import Score
 from tests.server.evaluations import EXAMPLES, MEDIA, evaluate, logprobs_of, run_evaluation, running, wait_until_ended

@@ -15,7 +15,8 @@ from sqlalchemy import update
 
 from server.api.services import Services
 from server.quality import recommendations
-from server.quality.evaluation_store import CellRow, Changes, Evaluations
+from server.quality.evaluation_records import CellRow
+from server.quality.evaluation_store import Changes, Evaluations
 from server.quality.recommendations import KEPT_SECONDS, Recommendations
 from server.settings import Settings
 from server.store.examples import Examples

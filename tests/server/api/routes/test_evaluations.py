@@ -12,7 +12,8 @@ from pydantic import SecretStr
 from sqlalchemy import update
 
 from server.api.services import Services
-from server.quality.evaluation_store import MAX_UNFINISHED, CellRow
+from server.quality.evaluation_records import CellRow
+from server.quality.evaluation_store import MAX_UNFINISHED
 from server.settings import Settings
 from server.store.records import NewExample
 from tests.server.evaluations import EXAMPLES, MEDIA, evaluate, read, run_evaluation, running, wait_until_ended
