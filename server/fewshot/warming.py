@@ -13,7 +13,7 @@ import logging
 import time
 import uuid
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
@@ -134,9 +134,13 @@ class Warming:
         entry = self._entries.get((set_id, version))
         return entry.warmth if entry is not None and entry.worker_id == self.worker_id else Warmth()
 
-    def num_by_status(self, versions: Iterable[tuple[str, int]]) -> dict[str, int]:
-        """Return the number of these versions, pairs of set id and version, for each status."""
-        counts = Counter(self.warmth(set_id, version).status for set_id, version in versions)
+    def num_by_status(self, versions: Set[tuple[str, int]]) -> dict[str, int]:
+        """Return the number of these versions, pairs of set id and version, for each status.
+
+        Only those that are remembered are looked at, because a tenant may have a hundred thousand sets.
+        """
+        counts = Counter(self.warmth(*key).status for key in self._entries if key in versions)
+        counts["pending"] += len(versions) - counts.total()
         return {status: counts[status] for status in get_args(Status)}
 
     async def warm(

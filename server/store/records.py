@@ -90,7 +90,7 @@ class SupportSet:
 class Totals:
     """The ids and latest versions of all sets by tenant, and the number of bytes of all media that they refer to."""
 
-    latest: Mapping[str, list[tuple[str, int]]]
+    latest: Mapping[str, frozenset[tuple[str, int]]]
     num_bytes: int
 
 

@@ -100,9 +100,7 @@ class SupportSets:
         )
 
     async def totals(self) -> Totals:
-        return await self._database.read(
-            lambda session, now: Totals(versions.latest(session, now), media_references.total_bytes(session))
-        )
+        return await self._database.read(_totals)
 
     async def pinned(self) -> dict[str, list[tuple[str, int]]]:
         """Return the ids and latest versions of the pinned sets by tenant, oldest first."""
@@ -296,6 +294,11 @@ class SupportSets:
             while len(self._cache) > 1 and sum(map(len, self._cache.values())) > MAX_CACHED_EXAMPLES:
                 self._cache.popitem(last=False)
         return SupportSet(id=row.id, name=versions.own_name(row), version=number, examples=examples)
+
+
+def _totals(session: Session, now: float) -> Totals:
+    latest = {tenant: frozenset(sets) for tenant, sets in versions.latest(session, now).items()}
+    return Totals(latest, media_references.total_bytes(session))
 
 
 def _info(session: Session, row: SupportSetRow, examples: Sequence[NewExample]) -> SupportSetInfo:

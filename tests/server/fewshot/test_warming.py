@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from server.api.routes import support_sets as support_sets_routes
 from server.errors import EngineFailed, InvalidRequest, Overloaded
 from server.fewshot import prompting, warming
-from server.fewshot.warming import WarmTarget
+from server.fewshot.warming import Warming, WarmTarget, Warmth
 from server.prompt import PreparedPrompt
 from server.store.records import NewExample, SupportSetInfo
 from server.store.support_sets import SupportSets
@@ -324,3 +324,21 @@ async def test_remembered_prompts_have_a_limit(
         "second": "ready",
         "third": "ready",
     }
+
+
+async def test_statuses_are_counted_without_looking_at_each_set(
+    app: FastAPI, http: httpx.AsyncClient, colours: SupportSetInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a hundred thousand sets, this would keep the event loop from other requests after each change of a set."""
+    await warm(http, wait=True)
+    warmth, set_ids = app.state.services.warming.warmth, list[str]()
+
+    def warmth_of(self: Warming, set_id: str, version: int) -> Warmth:
+        set_ids.append(set_id)
+        return warmth(set_id, version)
+
+    monkeypatch.setattr(Warming, "warmth", warmth_of)
+    cold = {(f"ss_{number}", 1) for number in range(1000)}
+    numbers = app.state.services.warming.num_by_status(frozenset(cold | {(colours.id, 1)}))
+    assert numbers == {"pending": 1000, "warming": 0, "ready": 1, "failed": 0}
+    assert set_ids == [colours.id]
