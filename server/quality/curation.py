@@ -1,6 +1,7 @@
 """Diagnoses versions of support sets, and suggests what to label next.
 
-The computations run in a thread of their own, one at a time, and what was computed for a version is kept.
+The computations run in a thread of their own, in pieces at which clients take turns, and what was computed for a version is
+kept.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from server.fewshot.recent import Recent
 from server.fewshot.retrieval import Retrieval
 from server.limits.turns import ThreadTurns
 from server.media.source import EncodedMedia
-from server.quality.diagnostics import Diagnosis, diagnose, read_labelled
+from server.quality.diagnostics import Diagnosing, Diagnosis, read_labelled
 from server.quality.suggestion import Suggestion, suggest
 from server.store.records import SupportSet
 
@@ -52,7 +53,10 @@ class Curation:
         labelled = read_labelled(support_set.examples)
 
         async def build() -> Diagnosis:
-            return await self._run(diagnose, labelled, await self.retrieval.example_vectors(labelled.examples))
+            vectors = await self.retrieval.example_vectors(labelled.examples)
+            diagnosing = await self._run(Diagnosing, labelled, vectors)
+            await self._run.each(diagnosing.compare, diagnosing.pieces)
+            return await self._run(diagnosing.diagnosis)
 
         return await self.diagnoses.get(self._key(support_set), build)
 

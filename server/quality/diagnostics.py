@@ -95,31 +95,44 @@ class Diagnosis:
         return 1024 + 256 * (len(self.labels) + len(self.mislabelled) + len(self.harmful) + num_pairs)
 
 
-def diagnose(labelled: LabelledExamples, vectors: Vectors) -> Diagnosis:
-    """Diagnose examples with their vectors [N, D]; takes time in N x N and memory in N."""
-    sums = label_sums(labelled.labelled(vectors))
-    left_out = leave_each_out(sums)
-    values, duplicates = np.zeros(len(vectors)), Duplicates(labelled, duplicate_similarity(sums))
-    for rows in blocks(len(vectors), len(vectors)):
-        similarities = vectors[rows] @ vectors.T
-        values += shapley_values(labelled.indices, rows, similarities)
-        duplicates.add(rows, similarities)
-    is_judged = sums.has_others
-    return Diagnosis(
-        num_examples=len(vectors),
-        labels=labelled.names,
-        num_unlabelled=labelled.num_unlabelled,
-        num_without_media=labelled.num_without_media,
-        single=tuple(name for name, count in zip(labelled.names, sums.counts, strict=True) if count == 1),
-        num_judged=int(is_judged.sum()),
-        num_right=int((left_out.is_right & is_judged).sum()),
-        duplicate_similarity=duplicates.min_similarity,
-        mislabelled=_mislabelled(labelled, sums, left_out),
-        harmful=_harmful(labelled, sums, values),
-        redundant=sorted(duplicates.redundant, key=_most_similar_first),
-        conflicting=sorted(duplicates.conflicting, key=_most_similar_first),
-        confused=_confused(labelled, sums, left_out),
-    )
+class Diagnosing:
+    """The work to diagnose examples with their vectors [N, D]; takes time in N x N and memory in N.
+
+    It is done in `pieces`, each of which takes a fraction of a second, so that others need not wait for all of it.
+    """
+
+    def __init__(self, labelled: LabelledExamples, vectors: Vectors) -> None:
+        self.pieces = list(blocks(len(vectors), len(vectors)))
+        self._labelled, self._vectors = labelled, vectors
+        self._sums = label_sums(labelled.labelled(vectors))
+        self._left_out = leave_each_out(self._sums)
+        self._values, self._duplicates = np.zeros(len(vectors)), Duplicates(labelled, duplicate_similarity(self._sums))
+
+    def compare(self, rows: slice) -> None:
+        """Do a piece: compare examples with all others. The pieces are done in their order."""
+        similarities = self._vectors[rows] @ self._vectors.T
+        self._values += shapley_values(self._labelled.indices, rows, similarities)
+        self._duplicates.add(rows, similarities)
+
+    def diagnosis(self) -> Diagnosis:
+        """Return the diagnosis, after all pieces."""
+        labelled, sums, left_out, duplicates = self._labelled, self._sums, self._left_out, self._duplicates
+        is_judged = sums.has_others
+        return Diagnosis(
+            num_examples=len(self._vectors),
+            labels=labelled.names,
+            num_unlabelled=labelled.num_unlabelled,
+            num_without_media=labelled.num_without_media,
+            single=tuple(name for name, count in zip(labelled.names, sums.counts, strict=True) if count == 1),
+            num_judged=int(is_judged.sum()),
+            num_right=int((left_out.is_right & is_judged).sum()),
+            duplicate_similarity=duplicates.min_similarity,
+            mislabelled=_mislabelled(labelled, sums, left_out),
+            harmful=_harmful(labelled, sums, self._values),
+            redundant=sorted(duplicates.redundant, key=_most_similar_first),
+            conflicting=sorted(duplicates.conflicting, key=_most_similar_first),
+            confused=_confused(labelled, sums, left_out),
+        )
 
 
 def duplicate_similarity(sums: LabelSums) -> float:

@@ -9,7 +9,7 @@ import pytest
 
 from model.likeness import Vectors
 from server.quality import left_out
-from server.quality.diagnostics import Diagnosis, diagnose, read_labelled
+from server.quality.diagnostics import Diagnosing, Diagnosis, read_labelled
 from server.store.records import Example
 
 WIDTH = 64
@@ -43,7 +43,10 @@ def relabel(examples: list[Example], share: float, seed: int) -> dict[str, str]:
 
 
 def run(examples: list[Example], vectors: Vectors) -> Diagnosis:
-    return diagnose(read_labelled(examples), vectors)
+    diagnosing = Diagnosing(read_labelled(examples), vectors)
+    for piece in diagnosing.pieces:
+        diagnosing.compare(piece)
+    return diagnosing.diagnosis()
 
 
 @pytest.mark.parametrize("per_label", [10, 20])

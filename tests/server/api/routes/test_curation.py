@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
+from server.limits import turns
 from server.media.source import encoded
-from server.quality import curation
+from server.quality import curation, left_out
+from server.quality.diagnostics import Diagnosing
 from server.settings import Settings
 from tests.server.conftest import data_url, png
 from tests.server.fakes import CONFIG, FakeClient
@@ -111,10 +114,34 @@ class TestDiagnostics:
         assert (second["version"], second["examples"]) == (2, 7)
         assert second["single"] == {"count": 1, "data": ["cow"]}
         num_embedded = len(client.embedded)
-        monkeypatch.setattr(curation, "diagnose", None)
+        monkeypatch.setattr(curation, "Diagnosing", None)
         assert await diagnose(http, version=1) == first
         assert await diagnose(http) == second
         assert len(client.embedded) == num_embedded == 7
+
+    async def test_a_diagnosis_is_computed_in_pieces_at_which_clients_take_turns(
+        self, http: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Comparing ten thousand examples with each other takes 25 seconds."""
+        monkeypatch.setattr(left_out, "BLOCK", 6)
+        monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
+        compare, run, done = Diagnosing.compare, app.state.services.curation._run, list[str]()
+
+        def compare_and_note(self: Diagnosing, rows: slice) -> None:
+            compare(self, rows)
+            done.append("piece")
+            loop.call_soon_threadsafe(begin)
+
+        def begin() -> None:
+            if not tasks:
+                tasks.append(asyncio.create_task(run(done.append, "other")))
+
+        loop, tasks = asyncio.get_running_loop(), list[asyncio.Task[None]]()
+        monkeypatch.setattr(Diagnosing, "compare", compare_and_note)
+        await create(http, *examples(*LABELS))
+        await diagnose(http)
+        assert done.count("piece") == 6
+        assert 0 < done.index("other") < 5
 
     async def test_examples_that_cannot_be_compared_are_counted(self, http: httpx.AsyncClient) -> None:
         bare = [{"id": "text", "label": "cat", "text": "a cat"}, {"id": "unlabelled", **image("blue")}]
