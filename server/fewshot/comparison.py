@@ -48,6 +48,8 @@ NO_CANDIDATE = -1
 NO_FIT = Fit()
 # labels that a message lists
 MAX_SHOWN = 8
+# examples to which all methods are fitted, and left out of, in a fraction of a second
+MANY = 256
 
 Result = TypeVar("Result")
 
@@ -186,8 +188,10 @@ class Comparison:
     retrieval: Retrieval
     fits: FitStore
     recent: Recent[ComparedExamples] = field(default_factory=Recent)
-    # runs functions that fit methods, so that they do not occupy threads of other work
-    _run: ThreadTurns = field(default_factory=partial(ThreadTurns, 1, "likeness"), repr=False)
+    # Run functions that fit methods, so that they do not occupy threads of other work. Those of many examples may take
+    # seconds, for which requests with few do not wait.
+    _few: ThreadTurns = field(default_factory=partial(ThreadTurns, 1, "likeness"), repr=False)
+    _many: ThreadTurns = field(default_factory=partial(ThreadTurns, 1, "likeness of many"), repr=False)
 
     async def choose(
         self, question: Question, method: str, candidates: Sequence[Candidate], recommended: str | None = None
@@ -205,10 +209,11 @@ class Comparison:
         if method in METHODS and number > (limit := METHODS[method].max_examples):
             raise InvalidRequest(f"{method} supports up to {limit} examples, but there are {number}", param="method")
         examples = await self._examples(question, candidates)
+        run = self._turns_of(examples)
         if method == "auto":
-            method = await self._run(examples.choose_method) if recommended is None else recommended
-        confidence = await self._run(examples.confidence, method)
-        fitted = await self._run(examples.fit, _part_by_likeness(method))
+            method = await run(examples.choose_method) if recommended is None else recommended
+        confidence = await run(examples.confidence, method)
+        fitted = await run(examples.fit, _part_by_likeness(method))
         await self._save(examples)
         return ChosenMethod(method, confidence, fitted)
 
@@ -223,19 +228,25 @@ class Comparison:
             return
         if not obstacle_of(examples, candidates):
             compared = await self._of_version(support_set, candidates)
-            await self._run(compared.fit, _part_by_likeness(await self._run(compared.choose_method)))
+            run = self._turns_of(compared)
+            await run(compared.fit, _part_by_likeness(await run(compared.choose_method)))
             await self._save(compared)
+
+    def _turns_of(self, examples: ComparedExamples) -> ThreadTurns:
+        """Return the turns in which these examples are read and changed."""
+        return self._many if len(examples.labelled.vectors) > MANY else self._few
 
     async def _save(self, examples: ComparedExamples) -> None:
         """Store the fits to a version. A request does not fail if they cannot be stored."""
         if examples.version is None or not examples.unsaved:
             return
-        if not (fits := await self._run(examples.take_unsaved)):  # another request stores them
+        run = self._turns_of(examples)
+        if not (fits := await run(examples.take_unsaved)):  # another request stores them
             return
         try:
             await self.fits.put(examples.version, fits)
         except DatabaseUnavailable as error:
-            await self._run(examples.unsaved.update, fits)
+            await run(examples.unsaved.update, fits)
             logger.warning("a fitted classifier of a support set could not be stored", extra={"error": error.message})
 
     async def compare(self, question: Question, chosen: ChosenMethod) -> dict[str, Array]:

@@ -157,7 +157,7 @@ async def test_fits_that_cannot_be_stored_are_kept_by_the_thread_that_fits(
     failed, is_free, blocking = asyncio.Event(), threading.Event(), list[asyncio.Task[bool]]()
 
     async def fail(*arguments: Any) -> None:
-        blocking.append(asyncio.create_task(comparison._run(is_free.wait)))
+        blocking.append(asyncio.create_task(comparison._few(is_free.wait)))
         await asyncio.sleep(0)  # it has begun
         failed.set()
         raise DatabaseUnavailable("the database cannot be written: its disk is full")

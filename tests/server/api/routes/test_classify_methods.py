@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 
 from server.fewshot import candidates as candidates_module
 from server.fewshot import comparison
+from server.fewshot.comparison import ComparedExamples
 from server.fewshot.methods import METHODS
 from server.fewshot.methods.linear import Linear
 from server.media.source import EncodedMedia, encoded
@@ -86,6 +88,34 @@ async def test_a_blend_adds_both_parts(http: httpx.AsyncClient, client: FakeClie
     shares = np.exp(logs) / np.exp(logs).sum()
     assert [candidate["probability"] for candidate in body["candidates"]] == pytest.approx(shares.tolist())
     assert [shot["label"] for shot in body["fewshot"]["shots"]] == ["cat", "cat", "dog", "dog"]
+
+
+async def test_few_examples_do_not_wait_for_methods_that_are_fitted_to_many(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leave-one-out of ten thousand takes many seconds."""
+    may_end, choose = threading.Event(), ComparedExamples.choose
+
+    def choose_slowly(self: ComparedExamples) -> str:
+        if len(self.labelled.vectors) > len(SHOTS):
+            may_end.wait(60)
+        return choose(self)
+
+    monkeypatch.setattr(comparison, "MANY", len(SHOTS))
+    monkeypatch.setattr(ComparedExamples, "choose", choose_slowly)
+    many = [
+        *SHOTS,
+        {"image": data_url(png("tomato")), "label": "cat"},
+        {"image": data_url(png("lime")), "label": "dog"},
+    ]
+    waiting = asyncio.create_task(classify(http, shots=many))
+    await asyncio.sleep(0.1)  # it has begun
+    try:
+        assert (await asyncio.wait_for(classify(http), 10))["label"] == "cat"
+        assert not waiting.done()
+    finally:
+        may_end.set()
+    assert (await waiting)["label"] == "cat"
 
 
 async def test_the_query_of_a_blend_is_embedded_once_for_its_shots_and_its_likeness(
