@@ -25,4 +25,8 @@ class Writer:
 
     async def write(self, num_tokens: int, work: Callable[[], Result]) -> Result:
         """Return the result of work on this number of tokens; work on many tokens runs in the thread."""
-        return work() if num_tokens <= MAX_SHOWN else await self._run(work)
+        return work() if num_tokens <= MAX_SHOWN else await self.write_in_turn(work)
+
+    async def write_in_turn(self, work: Callable[[], Result]) -> Result:
+        """Return the result of work that takes some milliseconds, which runs in the thread."""
+        return await self._run(work)

@@ -21,9 +21,10 @@ from starlette.responses import Response
 from server.api.body import content_type, read_query, spool_body
 from server.api.examples import new_examples
 from server.api.openapi import BODY, SUPPORT_SET_ERRORS, describe
-from server.api.responses import JSONResponse, download
-from server.api.routes.support_sets import CREATE, KEY, changed_card, idempotency_key
+from server.api.responses import download
+from server.api.routes.support_sets import CREATE, KEY, idempotency_key
 from server.api.services import GivenServices, Services
+from server.api.set_cards import changed_response
 from server.api.sse import unless_disconnected
 from server.errors import (
     InvalidArchive,
@@ -107,7 +108,7 @@ async def _import(file: BinaryIO, digest: str, fields: ImportRequest, request: R
         idempotency_key=idempotency_key(request, f"{digest} {fields.name}".encode()),
         max_sets=request.state.caller.limits.support_sets,
     )
-    return JSONResponse(changed_card(info, services))
+    return await changed_response(info, services)
 
 
 async def _examples(archive: Archive) -> list[NewExample]:

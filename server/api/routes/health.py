@@ -5,6 +5,8 @@ An idle engine is ready; a busy engine that has made no step for `stall_timeout`
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -65,7 +67,8 @@ async def version(services: GivenServices) -> Response:
 async def metrics(services: GivenServices) -> Response:
     """Return the metrics in the text format of Prometheus."""
     services.metrics.last_step_age.set(services.engine.step_age)
-    text = services.metrics.expose(with_vllm_names=services.settings.vllm_metrics)
+    expose = partial(services.metrics.expose, with_vllm_names=services.settings.vllm_metrics)
+    text = await services.writer.write_in_turn(expose)
     return Response(text, media_type=metrics_module.CONTENT_TYPE)
 
 

@@ -9,14 +9,13 @@ import asyncio
 import hashlib
 import re
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from functools import partial
-from itertools import accumulate, islice
+from itertools import accumulate, islice, takewhile
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,6 +25,7 @@ from server.api.examples import read_examples
 from server.api.openapi import MEDIA, PROMPT, SUPPORT_SET_ERRORS, describe
 from server.api.responses import JSONResponse
 from server.api.services import GivenRecord, GivenServices, Services
+from server.api.set_cards import MAX_PAGE_CHARACTERS, card_response, changed_response, set_card
 from server.api.sse import unless_disconnected
 from server.errors import (
     DatabaseUnavailable,
@@ -72,8 +72,6 @@ EXAMPLES = (*MEDIA, TooManyExamples, IdempotencyConflict, Unavailable)
 CREATE = (*CHANGE, *EXAMPLES, NameTaken, TooManySupportSets)
 KEY = ("Idempotency-Key",)
 
-# limit of the texts in a page of examples, and of the labels in a page of sets; a control character takes six bytes in JSON
-MAX_PAGE_CHARACTERS = 2**20
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -111,7 +109,7 @@ async def list_support_sets(request: Request, services: GivenServices) -> Respon
     fields = read_query(ListSetsRequest, request)
     page = await services.support_sets.page(fields.after, fields.limit + 1, MAX_PAGE_CHARACTERS)
     limit = _num_shown((sum(map(len, info.label_counts)) for info in page), fields.limit)
-    return JSONResponse(list_page([_card(info, services) for info in page], limit))
+    return JSONResponse(list_page([set_card(info, services) for info in page], limit))
 
 
 @router.get(
@@ -121,7 +119,7 @@ async def list_support_sets(request: Request, services: GivenServices) -> Respon
 async def show_support_set(support_set: str, request: Request, services: GivenServices) -> Response:
     """Describe a version of a support set, by default the latest."""
     fields = read_query(VersionRequest, request)
-    return JSONResponse(_card(await services.support_sets.get(support_set, fields.version), services))
+    return await card_response(await services.support_sets.get(support_set, fields.version), services)
 
 
 @router.patch(
@@ -133,7 +131,7 @@ async def update_support_set(support_set: str, request: Request, services: Given
     fields = await read_request(UpdateRequest, request, services)
     changes = fields.changes(time.time())
     info = await services.support_sets.update(support_set, changes, expected_version=fields.expected_version)
-    return JSONResponse(_card(info, services))
+    return await card_response(info, services)
 
 
 @router.delete(
@@ -190,8 +188,7 @@ async def list_examples(support_set: str, request: Request, services: GivenServi
     version = await services.support_sets.get_version(support_set, fields.version)
     start = _index(version, fields.after) + 1 if fields.after else 0
     examples = version.examples[start : start + fields.limit + 1]
-    lengths = (len(example.text) + len(example.question) + len(example.label) for example in examples)
-    limit = _num_shown(lengths, fields.limit)
+    limit = _num_shown(map(_length, examples), fields.limit)
     cards = [_example_card(example) for example in examples[: limit + 1]]
     return JSONResponse({**list_page(cards, limit), "version": version.version})
 
@@ -223,7 +220,7 @@ async def delete_example(support_set: str, example_id: str, request: Request, se
     """Delete an example."""
     expected = read_query(ExpectedRequest, request).expected_version
     info = await services.support_sets.remove_examples(support_set, [example_id], expected_version=expected)
-    return JSONResponse(_card(info, services))
+    return await card_response(info, services)
 
 
 @router.delete(
@@ -237,7 +234,7 @@ async def delete_examples(support_set: str, request: Request, services: GivenSer
     fields = read_query(RemoveExamplesRequest, request)
     expected = fields.expected_version
     info = await services.support_sets.remove_examples(support_set, fields.ids, expected_version=expected)
-    return JSONResponse(_card(info, services))
+    return await card_response(info, services)
 
 
 @router.post(
@@ -258,7 +255,7 @@ async def warm_support_set(support_set: str, request: Request, services: GivenSe
     fields = await read_request(WarmRequest, request, services, empty=b"{}")
     ticket: Ticket = request.state.ticket
     version = await unless_disconnected(request.receive, _warm(support_set, fields, ticket, services))
-    return JSONResponse(_card(await services.support_sets.get(version.id, version.version), services))
+    return await card_response(await services.support_sets.get(version.id, version.version), services)
 
 
 async def _warm(name: str, fields: WarmRequest, ticket: Ticket, services: Services) -> SupportSet:
@@ -326,7 +323,7 @@ async def _store(
     async def work() -> SupportSetInfo:
         return await store(await read_examples(examples, services.intake))
 
-    return JSONResponse(changed_card(await unless_disconnected(request.receive, work()), services))
+    return await changed_response(await unless_disconnected(request.receive, work()), services)
 
 
 def idempotency_key(request: Request, content: bytes) -> IdempotencyKey | None:
@@ -352,33 +349,14 @@ def _index(version: SupportSet, example_id: str) -> int:
 
 def _num_shown(lengths: Iterable[int], limit: int) -> int:
     """Return how many entries with texts of these lengths a page shows: at least one, at most `limit`."""
-    return max(bisect_right(list(accumulate(islice(lengths, limit))), MAX_PAGE_CHARACTERS), 1)
+    totals = accumulate(islice(lengths, limit))
+    return max(sum(1 for _ in takewhile(lambda total: total <= MAX_PAGE_CHARACTERS, totals)), 1)
 
 
-def changed_card(info: SupportSetInfo, services: Services) -> dict[str, Any]:
-    return {**_card(info, services), "example_ids": info.example_ids}
-
-
-def _card(info: SupportSetInfo, services: Services) -> dict[str, Any]:
-    warmth = services.warming.warmth(info.id, info.version)
-    return {
-        "id": info.id,
-        "object": "support_set",
-        "name": info.name,
-        "version": info.version,
-        "latest_version": info.latest_version,
-        "created_at": info.created_at,
-        "updated_at": info.updated_at,
-        "expires_at": info.expires_at,
-        "pinned": info.is_pinned,
-        "metadata": info.metadata,
-        "num_examples": info.num_examples,
-        "num_media": info.num_media,
-        "bytes": info.num_bytes,
-        "label_counts": info.label_counts,
-        "status": warmth.status,
-        "warm": None if warmth.status == "pending" else asdict(warmth),
-    }
+def _length(example: Example) -> int:
+    """Return the number of characters in the texts of an example, and of bytes in its metadata."""
+    metadata = len(msgspec.json.encode(example.metadata)) if example.metadata else 0
+    return metadata + len(example.text) + len(example.question) + len(example.label)
 
 
 def _example_card(example: Example) -> dict[str, Any]:

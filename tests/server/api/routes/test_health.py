@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import httpx
 import pytest
 from fastapi import FastAPI
 
 from server.engine_client.supervisor import State
+from server.telemetry.metrics import Metrics
 from tests.server.fakes import FakeClient
 
 pytestmark = pytest.mark.anyio
@@ -64,3 +67,19 @@ async def test_head_has_the_headers_of_get_and_no_body(http: httpx.AsyncClient, 
     assert (head.status_code, head.content) == (200, b"")
     assert head.headers["content-type"] == full.headers["content-type"]
     assert "content-length" in head.headers
+
+
+async def test_metrics_are_written_outside_the_event_loop(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes milliseconds, for which requests of other clients would wait once per connection of a scraper."""
+    expose, threads = Metrics.expose, list[int]()
+
+    def expose_and_note(self: Metrics, **options: bool) -> bytes:
+        threads.append(threading.get_ident())
+        return expose(self, **options)
+
+    monkeypatch.setattr(Metrics, "expose", expose_and_note)
+    assert (await http.get("/metrics")).status_code == 200
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.api import set_cards
 from server.api.routes import support_sets
 from tests.server.api.routes.test_support_sets import SETS, create, example
 
@@ -28,6 +29,17 @@ async def test_a_page_of_long_examples_ends_before_its_limit(
     assert [[len(each["text"]) for each in page["data"]] for page in pages] == [[40, 60], [101], [100], [1]]
 
 
+async def test_a_page_of_examples_with_much_metadata_ends_before_its_limit(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The metadata of 1,000 examples may have 16 MB and 8 million values."""
+    monkeypatch.setattr(support_sets, "MAX_PAGE_CHARACTERS", 100)
+    await create(http, examples=[example(f"e{i}", text="a", metadata={"b": [1] * 20}) for i in range(5)])
+    page = (await http.get(f"{SETS}/s/examples", params={"limit": 5})).json()
+    assert [each["id"] for each in page["data"]] == ["e0", "e1"]
+    assert page["has_more"]
+
+
 async def test_a_page_of_sets_with_long_labels_ends_before_its_limit(
     http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,3 +58,22 @@ async def test_a_page_of_sets_with_long_labels_ends_before_its_limit(
 
 def after_entry(last_id: str) -> dict[str, str]:
     return {"after": last_id} if last_id else {}
+
+
+async def test_long_labels_of_a_set_are_written_in_slices(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To write 60 MB at once takes the event loop a tenth of a second."""
+    monkeypatch.setattr(set_cards, "MAX_PAGE_CHARACTERS", 100)
+    monkeypatch.setattr(set_cards, "SLICE", 30)
+    labels = [letter * 25 for letter in "abcde"]
+    created = await create(
+        http, examples=[example(f"e{i}", label=label) for i, label in enumerate([*labels, "a" * 25])]
+    )
+    card = (await http.get(f"{SETS}/s")).json()
+    assert card["label_counts"] == dict.fromkeys(labels, 1) | {"a" * 25: 2}
+    assert [*card["label_counts"]] == labels
+    assert len(created["example_ids"]) == 6
+    assert {**card, "example_ids": created["example_ids"]} == created
+    pieces = [*set_cards._slices(card["label_counts"])]
+    assert [piece.count(b":") for piece in pieces] == [2, 2, 1]
