@@ -272,7 +272,7 @@ class Comparison:
         if not parts:
             return {}
         vectors = await self.retrieval.example_vectors(support_set.examples, likeness)
-        labelled = _labelled(vectors, support_set.examples, candidates)
+        labelled = await asyncio.to_thread(_labelled, vectors, support_set.examples, candidates)
 
         def load_and_measure(part: str) -> Result:
             return measure(load_method(part), labelled)  # loading takes a second on first use
@@ -298,7 +298,7 @@ class Comparison:
 
         async def build() -> ComparedExamples:
             vectors = await self.retrieval.example_vectors(support_set.examples)
-            labelled = _labelled(vectors, support_set.examples, candidates)
+            labelled = await asyncio.to_thread(_labelled, vectors, support_set.examples, candidates)
             # only a fit to all answers is stored
             if [candidate.label for candidate in candidates] != [*filter(None, support_set.examples.by_answer)]:
                 return ComparedExamples(labelled, self.retrieval.model.prior)

@@ -166,7 +166,7 @@ class Retrieval:
     async def _index(self, support_set: SupportSet, strategy: Strategy) -> VectorIndex:
         async def build() -> VectorIndex:
             vectors = [await self._example_vectors(support_set, space, strategy) for space in SPACES[strategy]]
-            return VectorIndex(_joined(vectors))
+            return await asyncio.to_thread(lambda: VectorIndex(_joined(vectors)))
 
         return await self.indexes.get((support_set.id, support_set.version, strategy, self.embedder), build)
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from server.fewshot import candidates as candidates_module
-from server.fewshot import comparison
+from server.fewshot import comparison, retrieval
 from server.fewshot.comparison import ComparedExamples
 from server.fewshot.methods import METHODS
 from server.fewshot.methods.linear import Linear
@@ -116,6 +117,26 @@ async def test_few_examples_do_not_wait_for_methods_that_are_fitted_to_many(
     finally:
         may_end.set()
     assert (await waiting)["label"] == "cat"
+
+
+@pytest.mark.parametrize(("module", "name"), [(comparison, "_labelled"), (retrieval, "VectorIndex")])
+async def test_all_vectors_of_a_set_are_read_outside_the_event_loop(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str
+) -> None:
+    """Copying and dividing ten thousand takes a tenth of a second."""
+    function, threads = getattr(module, name), list[int]()
+
+    def call(*arguments: object) -> object:
+        threads.append(threading.get_ident())
+        return function(*arguments)
+
+    monkeypatch.setattr(module, name, call)
+    await http.post("/v1/support_sets", json={"name": "pets", "examples": SHOTS})
+    await classify(http, method="nearest_mean", shots=[], examples={"support_set": "pets"})
+    search = {"query": {"image": data_url(QUERY)}, "strategy": "rices_image"}
+    assert (await http.post("/v1/support_sets/pets/search", json=search)).status_code == 200
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()
 
 
 async def test_the_query_of_a_blend_is_embedded_once_for_its_shots_and_its_likeness(
