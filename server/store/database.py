@@ -33,7 +33,7 @@ from server.store.threads import SharedThreads
 BUSY_SECONDS = 15
 MAX_ATTEMPTS = 8
 # Transactions run in dedicated threads, so a slow database delays no other work; if more than these wait, they fail. Of a
-# client, two run at once: they hold the interpreter for most of their time, and those of others would wait.
+# client, half may run at once; two in SQLite, where they hold the interpreter for most of their time, and others wait.
 NUM_THREADS, NUM_THREADS_OF_CLIENT = 16, 2
 # one connection for each thread: those of SQLite's writers are additional
 POOL = {"pool_size": 8, "max_overflow": 2 * NUM_THREADS - 8, "pool_timeout": 30}
@@ -78,10 +78,10 @@ class Database:
         parsed = _parsed(url)
         self._file = DatabaseFile(Path(str(parsed.database)), setting) if parsed.drivername == "sqlite" else None
         self._engine = _postgresql(parsed) if self._file is None else _sqlite(parsed, self._file)
-        self._threads = SharedThreads(NUM_THREADS, NUM_THREADS_OF_CLIENT, "database")
-        # SQLite's writers wait for each other and for other processes, which its readers need not
-        self._writers = self._threads
+        self._threads = self._writers = SharedThreads(NUM_THREADS, NUM_THREADS // 2, "database")
         if self._file is not None:
+            self._threads = SharedThreads(NUM_THREADS, NUM_THREADS_OF_CLIENT, "database")
+            # SQLite's writers wait for each other and for other processes, which its readers need not
             self._writers = SharedThreads(NUM_THREADS, NUM_THREADS_OF_CLIENT, "database writer")
         self._timeouts: set[asyncio.Timeout] = set()
         self._closes_at = math.inf
