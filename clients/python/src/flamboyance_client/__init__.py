@@ -3,161 +3,25 @@
 with Client() as client:
     prompt = [*shot("cat.jpg", "This is a cat."), image("dog.jpg"), "This is a"]
     print(client.complete(prompt, max_tokens=5).text)
+
+The package itself imports nothing, so that its command catches an interrupt of the imports too.
 """
 
-from flamboyance_client.accuracy import Accuracy, Comparison
-from flamboyance_client.client import AsyncClient, Client
-from flamboyance_client.curation import (
-    Conflicting,
-    Confused,
-    Diagnostics,
-    Finding,
-    Findings,
-    Harmful,
-    Mislabelled,
-    Redundant,
-    Suggestion,
-    Suggestions,
-)
-from flamboyance_client.errors import (
-    ApiError,
-    BadRequest,
-    Conflict,
-    EvaluationFailed,
-    FlamboyanceError,
-    NotAuthorised,
-    NotConnected,
-    NotFound,
-    QueriesFailed,
-    ServerFault,
-    StreamFailed,
-    TimedOut,
-    TransportError,
-    Unavailable,
-    UnexpectedReply,
-)
-from flamboyance_client.evaluations import Baseline, Evaluation, Recommendation, SummaryRow
-from flamboyance_client.fewshot import (
-    Candidate,
-    Example,
-    Query,
-    Selection,
-    Shot,
-    Template,
-    example,
-    query,
-)
-from flamboyance_client.folders import media_files
-from flamboyance_client.keys import ApiKey, KeyLimits
-from flamboyance_client.options import (
-    ClassifyOptions,
-    EmbedOptions,
-    EvaluateOptions,
-    FewShotOptions,
-    InspectOptions,
-    NewSet,
-    Options,
-    ScoreOptions,
-    SearchOptions,
-    SetChanges,
-    SetFields,
-    StructuredOutputs,
-    SuggestOptions,
-    WarmOptions,
-)
-from flamboyance_client.prompt import Part, Prompt, end_of_chunk, image, shot, text, video
-from flamboyance_client.records import (
-    Classification,
-    Page,
-    Preview,
-    Score,
-    StoredExample,
-    StoredMedia,
-    SupportSet,
-    WeighedCandidate,
-)
-from flamboyance_client.replies import Choice, Completion, Health, Logprobs, Model, Usage
-from flamboyance_client.retries import Retries
+import importlib
+import importlib.util
+import typing
 
-__all__ = [
-    "Accuracy",
-    "ApiError",
-    "ApiKey",
-    "AsyncClient",
-    "BadRequest",
-    "Baseline",
-    "Candidate",
-    "Choice",
-    "Classification",
-    "ClassifyOptions",
-    "Client",
-    "Comparison",
-    "Completion",
-    "Conflict",
-    "Conflicting",
-    "Confused",
-    "Diagnostics",
-    "EmbedOptions",
-    "EvaluateOptions",
-    "Evaluation",
-    "EvaluationFailed",
-    "Example",
-    "FewShotOptions",
-    "Finding",
-    "Findings",
-    "FlamboyanceError",
-    "Harmful",
-    "Health",
-    "InspectOptions",
-    "KeyLimits",
-    "Logprobs",
-    "Mislabelled",
-    "Model",
-    "NewSet",
-    "NotAuthorised",
-    "NotConnected",
-    "NotFound",
-    "Options",
-    "Page",
-    "Part",
-    "Preview",
-    "Prompt",
-    "QueriesFailed",
-    "Query",
-    "Recommendation",
-    "Redundant",
-    "Retries",
-    "Score",
-    "ScoreOptions",
-    "SearchOptions",
-    "Selection",
-    "ServerFault",
-    "SetChanges",
-    "SetFields",
-    "Shot",
-    "StoredExample",
-    "StoredMedia",
-    "StreamFailed",
-    "StructuredOutputs",
-    "SuggestOptions",
-    "Suggestion",
-    "Suggestions",
-    "SummaryRow",
-    "SupportSet",
-    "Template",
-    "TimedOut",
-    "TransportError",
-    "Unavailable",
-    "UnexpectedReply",
-    "Usage",
-    "WarmOptions",
-    "WeighedCandidate",
-    "end_of_chunk",
-    "example",
-    "image",
-    "media_files",
-    "query",
-    "shot",
-    "text",
-    "video",
-]
+if typing.TYPE_CHECKING:
+    from flamboyance_client.exports import *  # noqa: F403 - all names, for type checkers
+    from flamboyance_client.exports import __all__ as __all__
+else:
+
+    def __getattr__(name: str) -> object:
+        """Return a module of the package or a public name, the first of which imports all of them."""
+        module = f"{__name__}.{name}"
+        if importlib.util.find_spec(module) is not None:
+            return importlib.import_module(module)
+        return getattr(importlib.import_module(f"{__name__}.exports"), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__getattr__("__all__")})

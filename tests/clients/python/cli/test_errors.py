@@ -249,6 +249,19 @@ class TestInstallation:
         names |= {str(group.name) for group in application.app.registered_groups}
         assert names == project["entry-points"]["flamboyance.commands"].keys()
 
+    @pytest.mark.parametrize("module", ["typer", "httpx"])
+    @pytest.mark.parametrize(
+        "start", [("-m", "flamboyance_client"), ("-c", "from flamboyance_client import cli; cli.main()")]
+    )
+    def test_an_interrupt_of_an_import_is_no_traceback(
+        self, start: tuple[str, ...], module: str, tmp_path: Path
+    ) -> None:
+        (tmp_path / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n", encoding="utf-8")
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(PACKAGE / "src")])}
+        command = [sys.executable, *start, "support-set", "list"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
     def test_the_library_does_not_need_the_extra(self) -> None:
         """Without typer, the library works, and the command says how to install it."""
         block = "import sys; sys.modules.update(typer=None, rich=None);"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flamboyance_client.cli import tables
+from flamboyance_client.cli import INTERRUPTED, tables
 from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, note, print_json
 from flamboyance_client.cli.pages import all_items
 from flamboyance_client.client import Client
@@ -14,7 +14,6 @@ from flamboyance_client.errors import FlamboyanceError, TransportError, Unavaila
 from flamboyance_client.evaluations import Evaluation
 from flamboyance_client.options import EvaluateOptions
 
-INTERRUPTED = 130
 WITH_PROMPTS = {"in_context", "blend"}
 QUICK = ", some of them with prompts; `--method nearest_mean --method linear` have none, and take seconds"
 
