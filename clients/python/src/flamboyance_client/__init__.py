@@ -4,14 +4,15 @@ with Client() as client:
     prompt = [*shot("cat.jpg", "This is a cat."), image("dog.jpg"), "This is a"]
     print(client.complete(prompt, max_tokens=5).text)
 
-The package itself imports nothing, so that its command catches an interrupt of the imports too.
+The package itself imports next to nothing, so that its command catches an interrupt of the imports too.
 """
 
 import importlib
-import importlib.util
-import typing
 
-if typing.TYPE_CHECKING:
+# not that of typing, whose import would take longer than all others here; type checkers know the name
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
     from flamboyance_client.exports import *  # noqa: F403 - all names, for type checkers
     from flamboyance_client.exports import __all__ as __all__
 else:
@@ -19,8 +20,11 @@ else:
     def __getattr__(name: str) -> object:
         """Return a module of the package or a public name, the first of which imports all of them."""
         module = f"{__name__}.{name}"
-        if importlib.util.find_spec(module) is not None:
+        try:
             return importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
         return getattr(importlib.import_module(f"{__name__}.exports"), name)
 
     def __dir__() -> list[str]:
