@@ -112,9 +112,9 @@ class MediaStore:
             self._fs, self._top = fsspec.url_to_fs(url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             reason = str(error).rstrip(".")
-            shown = re.sub(r"//[^/]*@", "//", url)  # without a password
+            without_password = re.sub(r"//[^/]*@", "//", url)
             raise SettingsError(
-                f"media_store: {shown!r} is not a folder or URL that fsspec can open: {reason}"
+                f"media_store: {without_password!r} is not a folder or URL that fsspec can open: {reason}"
             ) from None
         self._folder = LocalFolder(self._top) if isinstance(self._fs, LocalFileSystem) else None
         self.tenant = DEFAULT_TENANT

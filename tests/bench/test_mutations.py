@@ -60,7 +60,7 @@ def test_a_noticed_patch_is_killed_and_another_survives(root: Path) -> None:
         patch("no_module", "def add", "def addition"),
     ]
     before = {name: (root / name).read_text() for name in FILES}
-    results = run_patches(root, list(FILES), patches, jobs=2, timeout=10)
+    results = run_patches(root, list(FILES), patches, jobs=2, timeout=20)
     assert [result.outcome for result in results] == ["killed", "survived", "killed", "broken"]
     assert results[0].by == "test_adder.py::test_add"
     assert results[2].by == "a timeout"

@@ -95,7 +95,7 @@ async def test_few_examples_do_not_wait_for_methods_that_are_fitted_to_many(
     http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Leave-one-out of ten thousand takes many seconds."""
-    may_end, choose = threading.Event(), ComparedExamples.choose
+    may_end, choose = threading.Event(), ComparedExamples.choose_method
 
     def choose_slowly(self: ComparedExamples) -> str:
         if len(self.labelled.vectors) > len(SHOTS):
@@ -103,7 +103,7 @@ async def test_few_examples_do_not_wait_for_methods_that_are_fitted_to_many(
         return choose(self)
 
     monkeypatch.setattr(comparison, "MANY", len(SHOTS))
-    monkeypatch.setattr(ComparedExamples, "choose", choose_slowly)
+    monkeypatch.setattr(ComparedExamples, "choose_method", choose_slowly)
     many = [
         *SHOTS,
         {"image": data_url(png("tomato")), "label": "cat"},
