@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from server.access.tenants import DEFAULT_TENANT, qualified
 from server.errors import IdempotencyConflict, ServerError
-from server.store import media_references, versions
+from server.store import media_references, summaries, versions
 from server.store.database import Database, Transaction, lock_tenant
 from server.store.examples import Examples
 from server.store.media_references import MediaReferences
@@ -81,7 +81,7 @@ class SupportSets:
     async def get(self, id_or_name: str, version: int | None = None) -> SupportSetInfo:
         """Return a version, by default the latest, without its examples. Raises `SupportSetNotFound`."""
         return await self._database.read(
-            lambda session, now: versions.info(session, self._find(session, id_or_name, now), version)
+            lambda session, now: summaries.info(session, self._find(session, id_or_name, now), version)
         )
 
     async def page(self, after: str, limit: int, max_characters: float = inf) -> list[SupportSetInfo]:
@@ -90,7 +90,7 @@ class SupportSets:
         They are fewer than `limit` if their labels have more than `max_characters`; the last set is then one too many.
         """
         return await self._database.read(
-            lambda session, now: versions.page(session, self._tenant, after, limit, max_characters, now)
+            lambda session, now: summaries.page(session, self._tenant, after, limit, max_characters, now)
         )
 
     async def versions(self, id_or_name: str, after: int, limit: int) -> Sequence[Row[int, float, int, int, int, int]]:
@@ -211,7 +211,7 @@ class SupportSets:
         def transaction(session: Session, now: float) -> SupportSetInfo:
             row = self._find(session, id_or_name, now, lock=True, expected_version=expected_version)
             change(session, row, now)
-            return versions.info(session, row)
+            return summaries.info(session, row)
 
         info = await self._database.write(transaction)
         self.changed.set()
@@ -302,7 +302,7 @@ def _totals(session: Session, now: float) -> Totals:
 
 
 def _info(session: Session, row: SupportSetRow, examples: Sequence[NewExample]) -> SupportSetInfo:
-    return replace(versions.info(session, row), example_ids=tuple(example.id for example in examples))
+    return replace(summaries.info(session, row), example_ids=tuple(example.id for example in examples))
 
 
 def _first_answer(scope: str, key: IdempotencyKey, session: Session, now: float) -> SupportSetInfo | None:

@@ -19,8 +19,6 @@ from sqlalchemy import (
     func,
     or_,
     select,
-    true,
-    tuple_,
     update,
 )
 from sqlalchemy import insert as insert_into
@@ -35,15 +33,13 @@ from server.errors import (
     TooManySupportSets,
     VersionConflict,
 )
-from server.store.database import chunked, made_at
+from server.store.database import chunked
 from server.store.examples import Examples
 from server.store.records import (
     Example,
     ExampleMediaRow,
     ExampleRow,
-    MediaRow,
     NewExample,
-    SupportSetInfo,
     SupportSetRow,
     VersionRow,
 )
@@ -70,7 +66,7 @@ def find(
     if "\0" in id_or_name:  # PostgreSQL rejects such a parameter
         raise SupportSetNotFound("no support set has this name")
     is_named = or_(SupportSetRow.id == id_or_name, SupportSetRow.name == qualified(tenant, id_or_name))
-    query = select(SupportSetRow).where(SupportSetRow.tenant == tenant, is_named, _is_alive(now))
+    query = select(SupportSetRow).where(SupportSetRow.tenant == tenant, is_named, is_alive(now))
     row = session.scalar(query.with_for_update() if lock else query)
     if row is None:
         raise SupportSetNotFound(f"no support set {id_or_name[:128]!r}")
@@ -80,37 +76,11 @@ def find(
     return row
 
 
-def page(
-    session: Session, tenant: str, after: str, limit: int, max_characters: float, now: float
-) -> list[SupportSetInfo]:
-    """Return the sets of a tenant that were created after the one with the id `after`, oldest first.
-
-    If that one was deleted, sets that were created while its media were decoded may be listed again. After two sets or
-    more, the page ends with the first whose labels exceed `max_characters`, those of all sets added up.
-    """
-    # an id is older than its set: it is made before the media are decoded
-    order = (SupportSetRow.created_at, SupportSetRow.id)
-    last = session.scalar(
-        select(SupportSetRow.created_at).where(SupportSetRow.tenant == tenant, SupportSetRow.id == after)
-    )
-    start = made_at(after) if last is None else last
-    is_next = tuple_(*order) > (start, after) if after else true()
-    query = select(SupportSetRow).where(SupportSetRow.tenant == tenant, is_next, _is_alive(now)).order_by(*order)
-    listed: list[SupportSetInfo] = []
-    num_characters = 0
-    for row in session.scalars(query.limit(limit)).all():
-        if num_characters > max_characters and len(listed) > 1:
-            break
-        listed.append(info(session, row))
-        num_characters += sum(map(len, listed[-1].label_counts))
-    return listed
-
-
 def latest(
     session: Session, now: float, *conditions: ColumnExpressionArgument[bool]
 ) -> dict[str, list[tuple[str, int]]]:
     """Return the ids and latest versions of all sets that meet the conditions by tenant, oldest first."""
-    query = select(SupportSetRow.tenant, SupportSetRow.id, SupportSetRow.version).where(_is_alive(now), *conditions)
+    query = select(SupportSetRow.tenant, SupportSetRow.id, SupportSetRow.version).where(is_alive(now), *conditions)
     by_tenant: dict[str, list[tuple[str, int]]] = {}
     for row in session.execute(query.order_by(SupportSetRow.id)):
         by_tenant.setdefault(row.tenant, []).append((row.id, row.version))
@@ -119,7 +89,7 @@ def latest(
 
 def check_number(session: Session, tenant: str, now: float, max_sets: int) -> None:
     """Raise `TooManySupportSets` if a tenant has as many sets as it may."""
-    query = select(func.count()).select_from(SupportSetRow).where(SupportSetRow.tenant == tenant, _is_alive(now))
+    query = select(func.count()).select_from(SupportSetRow).where(SupportSetRow.tenant == tenant, is_alive(now))
     if (session.scalar(query) or 0) >= max_sets:
         raise TooManySupportSets(f"this key allows {max_sets} support sets, and the limit is reached")
 
@@ -256,28 +226,6 @@ def history(
     return session.execute(query.where(VersionRow.version > after).order_by(VersionRow.version).limit(limit)).all()
 
 
-def info(session: Session, row: SupportSetRow, version: int | None = None) -> SupportSetInfo:
-    """Return the record of a version, by default the latest. Raises `SupportSetNotFound`."""
-    version = check_version(row, version)
-    is_shown = MediaRow.media_id.in_(_references(row.id, version, ExampleMediaRow.media_id))
-    num_media, num_bytes = session.execute(
-        select(func.count(), func.coalesce(func.sum(MediaRow.num_bytes), 0)).where(is_shown)
-    ).one()
-    in_version = select(ExampleRow.label, func.count()).where(*_in_version(row.id, version), ExampleRow.label != "")
-    labels = session.execute(in_version.group_by(ExampleRow.label).order_by(func.min(ExampleRow.position)))
-    return SupportSetInfo(
-        **{name: getattr(row, name) for name in ("id", "created_at", "updated_at", "expires_at", "is_pinned")},
-        name=own_name(row),
-        version=version,
-        latest_version=row.version,
-        metadata=row.metadata_,
-        num_examples=session.get_one(VersionRow, (row.id, version)).num_examples,
-        num_media=num_media,
-        num_bytes=int(num_bytes),
-        label_counts=dict(labels.all()),  # a result has `keys`, but is not a mapping
-    )
-
-
 def own_name(row: SupportSetRow) -> str | None:
     """Return the name of a set as its tenant sees it."""
     return None if row.name is None else split(row.name)[1]
@@ -285,7 +233,7 @@ def own_name(row: SupportSetRow) -> str | None:
 
 def check_name(session: Session, name: str, now: float) -> None:
     """Raise `NameTaken` unless the qualified name is free."""
-    if session.scalar(select(SupportSetRow.id).where(SupportSetRow.name == name, _is_alive(now))) is not None:
+    if session.scalar(select(SupportSetRow.id).where(SupportSetRow.name == name, is_alive(now))) is not None:
         raise NameTaken(f"the name {split(name)[1]!r} is taken by another support set", param="name")
 
 
@@ -295,7 +243,8 @@ def take_name(session: Session, name: str, now: float) -> None:
     check_name(session, name, now)
 
 
-def _is_alive(now: float) -> ColumnElement[bool]:
+def is_alive(now: float) -> ColumnElement[bool]:
+    """Return the condition for sets that exist for readers at a time."""
     return and_(SupportSetRow.version > 0, or_(SupportSetRow.expires_at.is_(None), SupportSetRow.expires_at > now))
 
 
