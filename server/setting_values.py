@@ -15,8 +15,9 @@ ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@]+|null|\*", re.ASCII | re.IGN
 NAME = r"[^\s/?#@*:\[\]]+|\[[0-9a-fA-F:.]+\]"
 HOST = re.compile(NAME)
 # without a query: a path is added to it
-COLLECTOR = re.compile(rf"https?://([^\s/?#@]*@)?({NAME})(:\d{{1,5}})?(/[^\s?#]*)?")
+COLLECTOR = re.compile(rf"https?://([^\s/?#@]*@)?({NAME})(:(?P<port>\d{{1,5}}))?(/[^\s?#]*)?")
 TRACES = "/v1/traces"
+MAX_PORT = 65535
 # they have a meaning in the URLs of the database and of the media store
 URL_PARTS = ("?", "::")
 
@@ -60,8 +61,15 @@ def _parts(setting: str) -> list[str]:
     return [part for each in setting.split(",") if (part := each.strip())]
 
 
+def without_password(url: str) -> str:
+    """Return a URL for a message, without its user and password."""
+    return re.sub("//.*@", "//", url)
+
+
 def _of_hosts(setting: str) -> str:
-    for part in _parts(setting):
+    if not (parts := _parts(setting)):
+        raise ValueError("names no host, so every request would be refused")
+    for part in parts:
         if HOST.fullmatch(part) is None:
             raise ValueError(f"{part!r} is not the name of a host, such as api.example.org, without scheme and port")
     return setting
@@ -75,10 +83,11 @@ def _of_origins(setting: str) -> str:
 
 
 def _of_collector(url: str) -> str:
-    if COLLECTOR.fullmatch(url) is None:
-        raise ValueError(f"{url!r} is not a URL such as http://collector:4318")
+    match = COLLECTOR.fullmatch(url)
+    if match is None or int(match["port"] or 0) > MAX_PORT:
+        raise ValueError(f"{without_password(url)!r} is not a URL such as http://collector:4318")
     if url.rstrip("/").endswith(TRACES):
-        raise ValueError(f"{url!r} ends with {TRACES}, which the server adds")
+        raise ValueError(f"{without_password(url)!r} ends with {TRACES}, which the server adds")
     return url
 
 

@@ -24,6 +24,7 @@ from server.access.quotas import Limits
 from server.access.roles import Role
 from server.access.tenants import DEFAULT_TENANT
 from server.errors import DatabaseUnavailable, KeyNotFound, LastKey
+from server.limits.turns import client_in_turn
 from server.store.database import Base, Database, new_id
 
 ID_PREFIX, SECRET_PREFIX = "key_", "fl-"
@@ -171,6 +172,7 @@ class Keys:
         return self._by_digest
 
     async def _reload(self) -> None:
+        client_in_turn.set("API keys")  # no client's reads delay those of the keys, and neither do the server's own
         try:
             by_digest = await self._read_after_changes()
         except DatabaseUnavailable:

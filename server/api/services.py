@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends
@@ -26,6 +27,7 @@ from server.fewshot.warming import Warming
 from server.limits.admission import Admission
 from server.limits.resting_lock import RestingLock
 from server.limits.shared_limit import SharedLimit
+from server.limits.turns import ThreadTurns
 from server.media.intake import Intake
 from server.media.pool import DecodePool
 from server.media.store import MediaStore
@@ -77,6 +79,8 @@ class Services:
     # limits the rate of large bodies, whose validation blocks the event loop
     parsing: RestingLock = field(default_factory=RestingLock)
     writer: Writer = field(default_factory=Writer)
+    # a scrape has a deadline: it does not wait for long answers
+    exposition: ThreadTurns = field(default_factory=partial(ThreadTurns, 1, "metrics"))
     # slots for archives that arrive or are being imported; their files are on disk
     imports: SharedLimit = field(
         default_factory=lambda: SharedLimit(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -12,10 +12,12 @@ from starlette.responses import Response
 
 from server.api.responses import JSON, JSONResponse, WholeResponse
 from server.api.services import Services
+from server.schemas.base import list_page
 from server.store.records import SupportSetInfo
 
 # limit of the texts and metadata in a page of examples, and of the labels in a page of sets; some take six bytes in JSON
 MAX_PAGE_CHARACTERS = 2**20
+LABELS = "label_counts"
 # characters of labels that are written at once, in less than a millisecond
 SLICE = 2**16
 
@@ -37,10 +39,25 @@ def set_card(info: SupportSetInfo, services: Services) -> dict[str, Any]:
         "num_examples": info.num_examples,
         "num_media": info.num_media,
         "bytes": info.num_bytes,
-        "label_counts": info.label_counts,
+        LABELS: info.label_counts,
         "status": warmth.status,
         "warm": None if warmth.status == "pending" else asdict(warmth),
     }
+
+
+async def cards_response(infos: Sequence[SupportSetInfo], limit: int, services: Services) -> Response:
+    """Return a page of at most `limit` descriptions. Long labels are written as in `card_response`."""
+    cards = [set_card(info, services) for info in infos]
+    page = list_page(cards, limit)
+    if sum(map(_num_label_characters, infos[:limit])) <= MAX_PAGE_CHARACTERS:
+        return JSONResponse(page)
+
+    def write() -> bytes:
+        before, after = msgspec.json.encode({**page, "data": []}).split(b"[]", 1)
+        written = (_in_slices(card, LABELS) if card[LABELS] else msgspec.json.encode(card) for card in page["data"])
+        return b"".join((before, b"[", *_with_commas(written), b"]", after))
+
+    return WholeResponse(await services.writer.write_in_turn(write), media_type=JSON)
 
 
 async def card_response(info: SupportSetInfo, services: Services, **added: Any) -> Response:
@@ -49,9 +66,9 @@ async def card_response(info: SupportSetInfo, services: Services, **added: Any) 
     Long labels are written in a thread, in which clients take turns, and in slices, between which other threads run.
     """
     card = {**set_card(info, services), **added}
-    if sum(map(len, info.label_counts)) <= MAX_PAGE_CHARACTERS:
+    if _num_label_characters(info) <= MAX_PAGE_CHARACTERS:
         return JSONResponse(card)
-    body = await services.writer.write_in_turn(partial(_in_slices, card, "label_counts"))
+    body = await services.writer.write_in_turn(partial(_in_slices, card, LABELS))
     return WholeResponse(body, media_type=JSON)
 
 
@@ -60,11 +77,20 @@ async def changed_response(info: SupportSetInfo, services: Services) -> Response
     return await card_response(info, services, example_ids=info.example_ids)
 
 
+def _num_label_characters(info: SupportSetInfo) -> int:
+    return sum(map(len, info.label_counts))
+
+
 def _in_slices(card: Mapping[str, Any], name: str) -> bytes:
     """Return an object in JSON, whose field `name` is an object that is not empty."""
     other_fields = msgspec.json.encode({key: value for key, value in card.items() if key != name})
-    field = msgspec.json.encode(name) + b":{" + b",".join(_slices(card[name])) + b"}"
-    return other_fields.removesuffix(b"}") + b"," + field + b"}"
+    before = other_fields.removesuffix(b"}") + b"," + msgspec.json.encode(name) + b":{"
+    return b"".join((before, *_with_commas(_slices(card[name])), b"}}"))
+
+
+def _with_commas(parts: Iterable[bytes]) -> Iterator[bytes]:
+    for index, part in enumerate(parts):
+        yield from (b",", part) if index else (part,)
 
 
 def _slices(values: Mapping[str, Any]) -> Iterator[bytes]:

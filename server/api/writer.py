@@ -1,4 +1,4 @@
-"""Writes long answers in a thread of their own, in which clients take turns.
+"""Writes long answers and descriptions in a thread of their own, in which clients take turns.
 
 Log-probabilities of thousands of tokens take a quarter of a second. Meanwhile the event loop serves other requests,
 and a client waits for at most one answer of each other client.
@@ -28,5 +28,5 @@ class Writer:
         return work() if num_tokens <= MAX_SHOWN else await self.write_in_turn(work)
 
     async def write_in_turn(self, work: Callable[[], Result]) -> Result:
-        """Return the result of work that takes some milliseconds, which runs in the thread."""
+        """Return the result of work that takes some milliseconds or more, which runs in the thread."""
         return await self._run(work)

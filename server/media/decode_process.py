@@ -58,7 +58,10 @@ class DecodeProcess:
             self._run_queue.take_wait()
 
     def seconds_of_work(self) -> float:
-        """Return the seconds since `begin_work`, without those in which the process starts or waits for a processor."""
+        """Return the seconds since `begin_work`, without those in which the process starts or waits for a processor.
+
+        They include the time in which the bytes of the media item are read.
+        """
         if self._run_queue is not None:
             self._work_began += self._run_queue.take_wait()
         return max(time.monotonic() - self._work_began, 0.0)

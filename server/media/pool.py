@@ -22,8 +22,9 @@ from server.settings import Settings
 
 # a loaded machine gives a process its processor time within this number of times as long
 WAIT_FACTOR = 3
-# Seconds of work in which almost every image is decoded, although a small file can take as long as `decode_timeout`. An
-# image that takes longer must not keep those of other clients waiting: the pool checks this every `LOOK_SECONDS`.
+# Seconds in which almost every image is read and decoded, without waits for a processor, although a small file can take as
+# long as `decode_timeout`. An image that takes longer must not keep those of other clients waiting: the pool checks this
+# every `LOOK_SECONDS`.
 SHORT_SECONDS = 0.5
 LOOK_SECONDS = 0.1
 # about the time in which a process starts

@@ -26,6 +26,7 @@ from model.media import MediaError, media_type_of
 from server.access.tenants import DEFAULT_TENANT
 from server.errors import MediaNotFound, StorageUnavailable
 from server.media.source import EncodedMedia, Kind, begin_digest, digest_of, encoded, kind_of
+from server.setting_values import without_password
 from server.settings import SettingsError
 
 MEDIA_ID = re.compile(r"(img|vid)_[0-9a-f]{64}", re.ASCII)
@@ -112,9 +113,8 @@ class MediaStore:
             self._fs, self._top = fsspec.url_to_fs(url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             reason = str(error).rstrip(".")
-            without_password = re.sub(r"//[^/]*@", "//", url)
             raise SettingsError(
-                f"media_store: {without_password!r} is not a folder or URL that fsspec can open: {reason}"
+                f"media_store: {without_password(url)!r} is not a folder or URL that fsspec can open: {reason}"
             ) from None
         self._folder = LocalFolder(self._top) if isinstance(self._fs, LocalFileSystem) else None
         self.tenant = DEFAULT_TENANT

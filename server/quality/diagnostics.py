@@ -98,7 +98,8 @@ class Diagnosis:
 class Diagnosing:
     """The work to diagnose examples with their vectors [N, D]; takes time in N x N and memory in N.
 
-    It is done in `pieces`, each of which takes a fraction of a second, so that others need not wait for all of it.
+    It is done in `pieces`, each of which takes a fraction of a second, so that others need not wait for all of it. The
+    first and the last step, which compare each example with each label, are not divided.
     """
 
     def __init__(self, labelled: LabelledExamples, vectors: Vectors) -> None:

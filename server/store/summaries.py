@@ -42,8 +42,8 @@ def page(
     is_next = tuple_(*order) > (start, after) if after else true()
     is_latest = and_(VersionRow.set_id == SupportSetRow.id, VersionRow.version == SupportSetRow.version)
     query = select(SupportSetRow, VersionRow).join(VersionRow, is_latest).order_by(*order).limit(limit)
-    found = session.execute(query.where(SupportSetRow.tenant == tenant, is_next, is_alive(now)))
-    sets = [(row, version) for row, version in found]
+    result = session.execute(query.where(SupportSetRow.tenant == tenant, is_next, is_alive(now)))
+    sets = [(row, version) for row, version in result]
     listed: list[SupportSetInfo] = []
     num_characters = 0
     for record in (record for group in _groups(sets) for record in _infos(session, group)):

@@ -179,6 +179,9 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pyte
         ("--allowed-hosts=http://a.org", "^allowed_hosts: 'http://a.org' is not the name of a host"),
         ("--allowed-hosts=a.org, b.org:80", "^allowed_hosts: 'b.org:80' is not the name of a host"),
         ("--allowed-hosts=*", "^allowed_hosts: '[*]' is not the name of a host"),
+        ("--allowed-hosts=,", "^allowed_hosts: names no host"),
+        ("--otlp-endpoint=http://a:65536", "^otlp_endpoint: 'http://a:65536' is not a URL"),
+        ("--otlp-endpoint=http://me:w/rd@a:b", "^otlp_endpoint: 'http://a:b' is not a URL"),
         ("--otlp-endpoint=http://", "^otlp_endpoint: 'http://' is not a URL such as http://collector:4318$"),
         ("--otlp-endpoint=http://a:b", "^otlp_endpoint: 'http://a:b' is not a URL"),
         ("--otlp-endpoint=http://a/x?y=1", "^otlp_endpoint: 'http://a/x?y=1' is not a URL"),
@@ -193,7 +196,7 @@ def test_a_value_that_would_not_do_what_it_says_is_refused(flag: str, message: s
 @pytest.mark.parametrize(
     "flag",
     [
-        *("--allowed-hosts=", "--allowed-hosts=localhost, 10.0.0.1,[::1],A_b.org."),
+        "--allowed-hosts=localhost, 10.0.0.1,[::1],A_b.org.",
         *(
             "--otlp-endpoint=http://[::1]:4318",
             "--otlp-endpoint=https://me:word@a.org/otlp/",

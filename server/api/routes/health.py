@@ -68,7 +68,7 @@ async def metrics(services: GivenServices) -> Response:
     """Return the metrics in the text format of Prometheus."""
     services.metrics.last_step_age.set(services.engine.step_age)
     expose = partial(services.metrics.expose, with_vllm_names=services.settings.vllm_metrics)
-    text = await services.writer.write_in_turn(expose)
+    text = await services.exposition(expose)
     return Response(text, media_type=metrics_module.CONTENT_TYPE)
 
 

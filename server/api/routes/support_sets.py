@@ -25,7 +25,7 @@ from server.api.examples import read_examples
 from server.api.openapi import MEDIA, PROMPT, SUPPORT_SET_ERRORS, describe
 from server.api.responses import JSONResponse
 from server.api.services import GivenRecord, GivenServices, Services
-from server.api.set_cards import MAX_PAGE_CHARACTERS, card_response, changed_response, set_card
+from server.api.set_cards import MAX_PAGE_CHARACTERS, card_response, cards_response, changed_response
 from server.api.sse import unless_disconnected
 from server.errors import (
     DatabaseUnavailable,
@@ -109,7 +109,7 @@ async def list_support_sets(request: Request, services: GivenServices) -> Respon
     fields = read_query(ListSetsRequest, request)
     page = await services.support_sets.page(fields.after, fields.limit + 1, MAX_PAGE_CHARACTERS)
     limit = _num_shown((sum(map(len, info.label_counts)) for info in page), fields.limit)
-    return JSONResponse(list_page([set_card(info, services) for info in page], limit))
+    return await cards_response(page, limit, services)
 
 
 @router.get(

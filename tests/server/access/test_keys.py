@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -136,6 +137,17 @@ async def test_a_lost_database_opens_no_server(keys: Keys, database: Database, c
     clock.now += REFRESH_SECONDS
     assert await Callers(keys).identify("", "") is None
     assert await Callers(Keys(database, clock), require_key=True).identify("", "") is None
+
+
+async def test_keys_are_read_while_the_server_itself_reads_large_sets(keys: Keys, database: Database) -> None:
+    released = threading.Event()
+    reading = [asyncio.create_task(database.read(lambda session, now: released.wait(60))) for _ in range(8)]
+    await asyncio.sleep(0.1)  # as many as may run do
+    try:
+        assert not await asyncio.wait_for(keys.exist(), 10)
+    finally:
+        released.set()
+        await asyncio.gather(*reading)
 
 
 async def test_known_keys_do_not_wait_for_a_database_that_hangs(

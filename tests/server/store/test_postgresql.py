@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Callable
+
 import psycopg
 import pytest
 from sqlalchemy import insert, text
 from sqlalchemy.orm import Session
 
 from server.errors import DatabaseUnavailable
+from server.limits.turns import client_in_turn
 from server.serving import open_database
-from server.store.database import Database
+from server.store.database import NUM_THREADS, Database
 from server.store.records import EmbeddingRow
 from server.store.schema import DatabaseError
 
@@ -73,3 +78,20 @@ async def test_a_database_that_cannot_store_every_text_is_refused(encoding: str,
     finally:
         with psycopg.connect(postgresql_url, autocommit=True) as connection:
             connection.execute(f"DROP DATABASE {name}")
+
+
+async def test_a_client_has_half_of_the_threads(another_schema: str) -> None:
+    database, released = Database(another_schema), threading.Event()
+
+    async def read(client: str, transaction: Callable[[Session, float], object]) -> None:
+        client_in_turn.set(client)
+        await database.read(transaction)
+
+    waiting = [asyncio.create_task(read("a", lambda session, now: released.wait(60))) for _ in range(NUM_THREADS + 1)]
+    await asyncio.sleep(0.1)  # as many as may run do
+    try:
+        await asyncio.wait_for(asyncio.create_task(read("b", lambda session, now: None)), 10)
+    finally:
+        released.set()
+        await asyncio.gather(*waiting)
+    database.close()

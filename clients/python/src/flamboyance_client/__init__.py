@@ -25,7 +25,8 @@ else:
         except ModuleNotFoundError as error:
             if error.name != module:
                 raise
-        return getattr(importlib.import_module(f"{__name__}.exports"), name)
+        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.exports"), name)
+        return value
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__getattr__("__all__")})
