@@ -52,6 +52,8 @@ class Batch:
     # [S, B] int32, the positions at which the row sees a block's keys, minus those to which they were rotated; None: all 0
     block_offsets: Tensor | None = None
     slot_mapping: Tensor | None = None  # [T] int64, block * block_size + offset of each token's keys and values
+    # how the cache is read, by `LanguageModel.plan`; None: the forward makes it
+    plan: TilePlan | GatherPlan | None = None
 
     # fields of a forward without a cache
 
@@ -59,9 +61,6 @@ class Batch:
     # and of span 0; in a query (-1, -2, ...) also those of the shots (1, 2, ...). None: all 0
     spans: Tensor | None = None
     span_offsets: Tensor | None = None  # [T], position at which queries see each token, minus its own. None: all 0
-
-    # how the cache is read, by `LanguageModel.plan`; None: the forward makes it
-    plan: TilePlan | GatherPlan | None = None
 
     @property
     def seen_positions(self) -> Tensor:

@@ -63,7 +63,7 @@ def _parts(setting: str) -> list[str]:
 
 def without_password(url: str) -> str:
     """Return a URL for a message, without its user and password."""
-    return re.sub("//.*@", "//", url)
+    return re.sub("^([^:/]+://)?.*@", r"\1", url, flags=re.DOTALL)
 
 
 def _of_hosts(setting: str) -> str:

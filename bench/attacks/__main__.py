@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-from bench.attacks import connections, media, requests
+from bench.attacks import connections, media, requests, stored
 from bench.attacks.attack import Attack, Session
 from bench.attacks.bystander import KINDS, Measured, Plan, Series, measure
 from bench.driver import BenchFailed
@@ -27,7 +27,7 @@ from bench.target import START_SECONDS, Target, running, wait_until
 
 ATTACKS = tuple(
     sorted(
-        (*requests.ATTACKS, *media.ATTACKS, *connections.ATTACKS),
+        (*requests.ATTACKS, *media.ATTACKS, *connections.ATTACKS, *stored.ATTACKS),
         key=lambda attack: ("critical", "high", "medium", "low").index(attack.severity),
     )
 )

@@ -172,7 +172,7 @@ class Keys:
         return self._by_digest
 
     async def _reload(self) -> None:
-        client_in_turn.set("API keys")  # no client's reads delay those of the keys, and neither do the server's own
+        client_in_turn.set("API keys")  # neither a single client nor the server itself delays the reads of keys
         try:
             by_digest = await self._read_after_changes()
         except DatabaseUnavailable:

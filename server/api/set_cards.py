@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -46,16 +46,17 @@ def set_card(info: SupportSetInfo, services: Services) -> dict[str, Any]:
 
 
 async def cards_response(infos: Sequence[SupportSetInfo], limit: int, services: Services) -> Response:
-    """Return a page of at most `limit` descriptions. Long labels are written as in `card_response`."""
-    cards = [set_card(info, services) for info in infos]
-    page = list_page(cards, limit)
-    if sum(map(_num_label_characters, infos[:limit])) <= MAX_PAGE_CHARACTERS:
+    """Return a page of at most `limit` descriptions. Long labels are written as in `card_response`.
+
+    A page with more than `MAX_PAGE_CHARACTERS` of them has one description.
+    """
+    page = list_page([set_card(info, services) for info in infos], limit)
+    if limit > 1 or sum(map(_num_label_characters, infos[:limit])) <= MAX_PAGE_CHARACTERS:
         return JSONResponse(page)
 
     def write() -> bytes:
         before, after = msgspec.json.encode({**page, "data": []}).split(b"[]", 1)
-        written = (_in_slices(card, LABELS) if card[LABELS] else msgspec.json.encode(card) for card in page["data"])
-        return b"".join((before, b"[", *_with_commas(written), b"]", after))
+        return b"".join((before, b"[", _in_slices(page["data"][0], LABELS), b"]", after))
 
     return WholeResponse(await services.writer.write_in_turn(write), media_type=JSON)
 
@@ -85,12 +86,9 @@ def _in_slices(card: Mapping[str, Any], name: str) -> bytes:
     """Return an object in JSON, whose field `name` is an object that is not empty."""
     other_fields = msgspec.json.encode({key: value for key, value in card.items() if key != name})
     before = other_fields.removesuffix(b"}") + b"," + msgspec.json.encode(name) + b":{"
-    return b"".join((before, *_with_commas(_slices(card[name])), b"}}"))
-
-
-def _with_commas(parts: Iterable[bytes]) -> Iterator[bytes]:
-    for index, part in enumerate(parts):
-        yield from (b",", part) if index else (part,)
+    slices = (part for written in _slices(card[name]) for part in (b",", written))
+    next(slices)  # no comma comes before the first
+    return b"".join((before, *slices, b"}}"))
 
 
 def _slices(values: Mapping[str, Any]) -> Iterator[bytes]:

@@ -112,9 +112,11 @@ class MediaStore:
             # without fsspec's cache of listings, because other replicas write to the same folders
             self._fs, self._top = fsspec.url_to_fs(url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
-            reason = str(error).rstrip(".")
+            shown_url = without_password(url)
+            # the reason may repeat parts of a password
+            reason = ": " + str(error).rstrip(".") if shown_url == url else ""
             raise SettingsError(
-                f"media_store: {without_password(url)!r} is not a folder or URL that fsspec can open: {reason}"
+                f"media_store: {shown_url!r} is not a folder or URL that fsspec can open{reason}"
             ) from None
         self._folder = LocalFolder(self._top) if isinstance(self._fs, LocalFileSystem) else None
         self.tenant = DEFAULT_TENANT

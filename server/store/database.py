@@ -177,7 +177,9 @@ class Database:
             self._timeouts.discard(timeout)
 
     async def _in_thread(self, threads: SharedThreads, function: Callable[..., Result], *arguments: Any) -> Result:
-        if self._num_transactions >= MAX_TRANSACTIONS or threads.num_waiting() >= MAX_WAITING_OF_CLIENT:
+        # a client of which none waits, such as the reading of API keys, may always wait
+        num_waiting = threads.num_waiting()
+        if num_waiting >= MAX_WAITING_OF_CLIENT or (num_waiting and self._num_transactions >= MAX_TRANSACTIONS):
             raise DatabaseUnavailable("the database is busy: too many transactions at once")
         self._num_transactions += 1
         try:

@@ -13,8 +13,9 @@ from server.store.database import made_at
 from server.store.records import ExampleMediaRow, ExampleRow, MediaRow, SupportSetInfo, SupportSetRow, VersionRow
 from server.store.versions import check_version, is_alive, own_name
 
-# Small sets share queries. The labels of so many examples fit into memory.
-EXAMPLES_PER_QUERY = 1000
+# Small sets share queries: the first ones of a page, which may end after a few long labels, and further ones. The labels of
+# so many examples fit into memory.
+FIRST_EXAMPLES, MAX_EXAMPLES = 16, 1000
 
 SetVersion = tuple[SupportSetRow, VersionRow]
 
@@ -55,12 +56,12 @@ def page(
 
 
 def _groups(sets: Sequence[SetVersion]) -> Iterator[Sequence[SetVersion]]:
-    """Divide sets into groups of at most `EXAMPLES_PER_QUERY` examples; a larger set is a group of its own."""
-    first, num_examples = 0, 0
+    """Divide sets into groups, each of at most twice as many examples as the last; a larger set is a group of its own."""
+    first, num_examples, limit = 0, 0, FIRST_EXAMPLES
     for index, (_, version) in enumerate(sets):
-        if num_examples + version.num_examples > EXAMPLES_PER_QUERY and index > first:
+        if num_examples + version.num_examples > limit and index > first:
             yield sets[first:index]
-            first, num_examples = index, 0
+            first, num_examples, limit = index, 0, min(2 * limit, MAX_EXAMPLES)
         num_examples += version.num_examples
     if sets:
         yield sets[first:]

@@ -181,6 +181,7 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pyte
         ("--allowed-hosts=*", "^allowed_hosts: '[*]' is not the name of a host"),
         ("--allowed-hosts=,", "^allowed_hosts: names no host"),
         ("--otlp-endpoint=http://a:65536", "^otlp_endpoint: 'http://a:65536' is not a URL"),
+        ("--otlp-endpoint=me:word@a:4318", "^otlp_endpoint: 'a:4318' is not a URL"),
         ("--otlp-endpoint=http://me:w/rd@a:b", "^otlp_endpoint: 'http://a:b' is not a URL"),
         ("--otlp-endpoint=http://", "^otlp_endpoint: 'http://' is not a URL such as http://collector:4318$"),
         ("--otlp-endpoint=http://a:b", "^otlp_endpoint: 'http://a:b' is not a URL"),

@@ -95,7 +95,10 @@ async def _method(decision: Decision, fields: DecisionRequest, services: Service
 
 
 async def _prepare(decision: Decision, method: str, fields: DecisionRequest, services: Services) -> PreparedQuestion:
-    """Fit the method of a question, and write its prompts if the method needs some. Raises as `prepare_question`."""
+    """Fit the method of a question, and write its prompts if the method needs some.
+
+    Raises the errors of `prepare_question`.
+    """
     candidates = decision.parsed.candidates
     chosen = await services.comparison.choose(decision.question, method, candidates)
     question = decision.question.with_each_label(len(candidates))

@@ -158,7 +158,7 @@ class Runner:
         return batch if token_ids is None else replace(batch, token_ids=token_ids)
 
     def _mark_spans(self, rows: list[Row], positions: list[range], logits: Tensor) -> bool:
-        """Replace the logits of rows whose keys or values are not finite by NaN; return whether logits may have changed.
+        """Set the logits of rows whose keys or values are not finite to NaN; return whether logits may have changed.
 
         Only rows that end before the query are checked: their logits are those of the last shot, and do not depend on the
         others. A token that is not finite in any layer has keys and values that are not finite in the last one.

@@ -74,3 +74,19 @@ async def test_the_waiting_transactions_of_a_client_have_a_limit(
     finally:
         released.set()
         await asyncio.gather(*slow)
+
+
+async def test_transactions_of_other_clients_refuse_none_of_a_client_that_has_none(
+    sqlite: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_TRANSACTIONS", 6)
+    released = threading.Event()
+    slow = [asyncio.create_task(read_slowly(sqlite, client, released)) for client in ("a", "b") for _ in range(3)]
+    await asyncio.sleep(0.1)
+    try:
+        assert await asyncio.wait_for(sqlite.read(count), 10) == 0
+        with pytest.raises(DatabaseUnavailable, match="too many transactions"):
+            await asyncio.create_task(read_slowly(sqlite, "a", released))
+    finally:
+        released.set()
+        await asyncio.gather(*slow)

@@ -13,11 +13,11 @@ from tests.server.store.conftest import BLUE, GREEN, RED, example
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.parametrize("examples_per_query", [1, 3, 1000])
+@pytest.mark.parametrize("first_examples", [1, 3, 16])
 async def test_a_page_has_the_numbers_of_each_set(
-    support_sets: SupportSets, monkeypatch: pytest.MonkeyPatch, examples_per_query: int
+    support_sets: SupportSets, monkeypatch: pytest.MonkeyPatch, first_examples: int
 ) -> None:
-    monkeypatch.setattr(summaries, "EXAMPLES_PER_QUERY", examples_per_query)
+    monkeypatch.setattr(summaries, "FIRST_EXAMPLES", first_examples)
     await support_sets.create("empty", [])
     two = [example("a", RED, GREEN, label="warm"), example("b", RED, label="cold")]
     await support_sets.create("two", two)
@@ -41,7 +41,7 @@ async def test_a_page_has_the_numbers_of_each_set(
 async def test_small_sets_share_the_queries_of_a_page(
     support_sets: SupportSets, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(20):
+    for number in range(40):
         await support_sets.create(f"s{number}", [example("a", RED, label="warm")])
     num_queries, execute = 0, Session.execute
 
@@ -51,5 +51,5 @@ async def test_small_sets_share_the_queries_of_a_page(
         return execute(*arguments, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(Session, "execute", count)
-    assert len(await support_sets.page("", 20)) == 20
+    assert len(await support_sets.page("", 40)) == 40
     assert num_queries < 10

@@ -1,0 +1,67 @@
+"""Attacks with what a client has stored, which is cheap to ask for again and again: many sets, and large ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from bench import mixture
+from bench.attacks.attack import Attack, repeated
+from bench.driver import BenchFailed
+from bench.target import Target, get, post
+
+NUM_SETS = 1000
+NUM_EXAMPLES = 10_000
+LARGE = "large"
+# of labels that fill the body of a request
+NUM_LABELS, LABEL_CHARACTERS = 950, 60_000
+
+
+def _store(target: Target, name: str, examples: list[dict[str, Any]]) -> None:
+    answer = target.send(post("/v1/support_sets", name=name, examples=examples), timeout=300)
+    if answer.status != 201:
+        raise BenchFailed(f"a support set was not stored: {answer.status} {answer.body[:500]!r}{answer.error}")
+
+
+def _store_many(target: Target) -> None:
+    for number in range(NUM_SETS):
+        _store(target, f"set{number}", [])
+
+
+def _store_labels(target: Target) -> None:
+    _store(target, LARGE, [{"label": f"{number:0{LABEL_CHARACTERS}}"} for number in range(NUM_LABELS)])
+
+
+def _store_examples(target: Target) -> None:
+    _store(target, LARGE, [{"label": f"label {number % 50}", "text": "a"} for number in range(NUM_EXAMPLES)])
+
+
+def _asked_at_once(path: str, number: int) -> Callable[..., None]:
+    return repeated(*[partial(get, path)] * number, num_connections=number)
+
+
+ATTACKS = (
+    Attack(
+        name="64 lists of 1,000 sets",
+        severity="high",
+        run=_asked_at_once(f"/v1/support_sets?limit={NUM_SETS}", 64),
+        prepare=_store_many,
+        clean=mixture.clean,
+    ),
+    Attack(
+        name="4 descriptions with 57 MB of labels",
+        severity="high",
+        run=_asked_at_once(f"/v1/support_sets/{LARGE}", 4),
+        prepare=_store_labels,
+        clean=mixture.clean,
+    ),
+    Attack(
+        name="16 pages of 10,000 examples",
+        severity="medium",
+        run=_asked_at_once(f"/v1/support_sets/{LARGE}/examples?limit=1000", 16),
+        prepare=_store_examples,
+        clean=mixture.clean,
+    ),
+    Attack(name="64 scrapes of the metrics", severity="high", run=_asked_at_once("/metrics", 64)),
+)
