@@ -32,12 +32,11 @@ from server.store.threads import SharedThreads
 
 BUSY_SECONDS = 15
 MAX_ATTEMPTS = 8
-# Transactions run in dedicated threads, so a slow database delays no other work; if more than these wait, they fail. Of a
-# client, half may run at once; two in SQLite, where they hold the interpreter for most of their time, and others wait.
-NUM_THREADS, NUM_THREADS_OF_CLIENT = 16, 2
+# Transactions run in dedicated threads, so a slow database delays no other work. A client may have half of them; in SQLite,
+# where a transaction holds the interpreter for most of its time, two. If too many transactions wait, the next one fails.
+NUM_THREADS, NUM_THREADS_OF_CLIENT, MAX_TRANSACTIONS, MAX_WAITING_OF_CLIENT = 16, 2, 512, 384
 # one connection for each thread: those of SQLite's writers are additional
 POOL = {"pool_size": 8, "max_overflow": 2 * NUM_THREADS - 8, "pool_timeout": 30}
-MAX_TRANSACTIONS, MAX_WAITING_OF_CLIENT = 512, 384
 # a PostgreSQL server that does not respond fails a transaction in this time
 POSTGRESQL_CONNECTION = {"connect_timeout": 10, "keepalives_idle": 10, "tcp_user_timeout": 60_000}
 POSTGRESQL_SESSION = "SET statement_timeout = '60s'; SET lock_timeout = '15s'"
@@ -177,8 +176,7 @@ class Database:
             self._timeouts.discard(timeout)
 
     async def _in_thread(self, threads: SharedThreads, function: Callable[..., Result], *arguments: Any) -> Result:
-        # a client of which none waits, such as the reading of API keys, may always wait
-        num_waiting = threads.num_waiting()
+        num_waiting = threads.num_waiting()  # if it is 0, as for the reading of API keys, the client may always wait
         if num_waiting >= MAX_WAITING_OF_CLIENT or (num_waiting and self._num_transactions >= MAX_TRANSACTIONS):
             raise DatabaseUnavailable("the database is busy: too many transactions at once")
         self._num_transactions += 1
