@@ -57,7 +57,8 @@ def _sendable(key: SecretStr) -> SecretStr:
     return SecretStr(text)
 
 
-def _parts(setting: str) -> list[str]:
+def parts(setting: str) -> list[str]:
+    """Return the parts of a setting that is separated by commas."""
     return [part for each in setting.split(",") if (part := each.strip())]
 
 
@@ -67,16 +68,16 @@ def without_password(url: str) -> str:
 
 
 def _of_hosts(setting: str) -> str:
-    if not (parts := _parts(setting)):
+    if not (names := parts(setting)):
         raise ValueError("names no host, so every request would be refused")
-    for part in parts:
-        if HOST.fullmatch(part) is None:
-            raise ValueError(f"{part!r} is not the name of a host, such as api.example.org, without scheme and port")
+    for name in names:
+        if HOST.fullmatch(name) is None:
+            raise ValueError(f"{name!r} is not the name of a host, such as api.example.org, without scheme and port")
     return setting
 
 
 def _of_origins(setting: str) -> str:
-    for part in _parts(setting):
+    for part in parts(setting):
         if ORIGIN.fullmatch(part) is None:
             raise ValueError(f"{part!r} is not an origin, such as https://app.example.org, or * for all pages")
     return setting

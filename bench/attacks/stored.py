@@ -1,4 +1,4 @@
-"""Attacks with what a client has stored, which is cheap to ask for again and again: many sets, and large ones."""
+"""Attacks with what a client has stored and then requests again and again: many sets, and large ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _store_examples(target: Target) -> None:
     _store(target, LARGE, [{"label": f"label {number % 50}", "text": "a"} for number in range(NUM_EXAMPLES)])
 
 
-def _asked_at_once(path: str, number: int) -> Callable[..., None]:
+def _requested_at_once(path: str, number: int) -> Callable[..., None]:
     return repeated(*[partial(get, path)] * number, num_connections=number)
 
 
@@ -45,23 +45,23 @@ ATTACKS = (
     Attack(
         name="64 lists of 1,000 sets",
         severity="high",
-        run=_asked_at_once(f"/v1/support_sets?limit={NUM_SETS}", 64),
+        run=_requested_at_once(f"/v1/support_sets?limit={NUM_SETS}", 64),
         prepare=_store_many,
         clean=mixture.clean,
     ),
     Attack(
         name="4 descriptions with 57 MB of labels",
         severity="high",
-        run=_asked_at_once(f"/v1/support_sets/{LARGE}", 4),
+        run=_requested_at_once(f"/v1/support_sets/{LARGE}", 4),
         prepare=_store_labels,
         clean=mixture.clean,
     ),
     Attack(
         name="16 pages of 10,000 examples",
         severity="medium",
-        run=_asked_at_once(f"/v1/support_sets/{LARGE}/examples?limit=1000", 16),
+        run=_requested_at_once(f"/v1/support_sets/{LARGE}/examples?limit=1000", 16),
         prepare=_store_examples,
         clean=mixture.clean,
     ),
-    Attack(name="64 scrapes of the metrics", severity="high", run=_asked_at_once("/metrics", 64)),
+    Attack(name="64 scrapes of the metrics", severity="high", run=_requested_at_once("/metrics", 64)),
 )

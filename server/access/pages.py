@@ -12,6 +12,7 @@ import ipaddress
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from server.setting_values import parts
 from server.settings import Settings
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -78,7 +79,7 @@ def cors_options(origins: str) -> dict[str, Any]:
 
 
 def _names(setting: str) -> frozenset[str]:
-    return frozenset(name for part in setting.split(",") if (name := part.strip().lower()))
+    return frozenset(map(str.lower, parts(setting)))
 
 
 def _is_loopback(host: str) -> bool:

@@ -51,12 +51,12 @@ async def cards_response(infos: Sequence[SupportSetInfo], limit: int, services: 
     A page with more than `MAX_PAGE_CHARACTERS` of them has one description.
     """
     page = list_page([set_card(info, services) for info in infos], limit)
-    if limit > 1 or sum(map(_num_label_characters, infos[:limit])) <= MAX_PAGE_CHARACTERS:
+    if limit > 1 or sum(info.num_label_characters for info in infos[:limit]) <= MAX_PAGE_CHARACTERS:
         return JSONResponse(page)
 
     def write() -> bytes:
         before, after = msgspec.json.encode({**page, "data": []}).split(b"[]", 1)
-        return b"".join((before, b"[", _in_slices(page["data"][0], LABELS), b"]", after))
+        return b"".join((before, b"[", _in_slices(page["data"][0]), b"]", after))
 
     return WholeResponse(await services.writer.write_in_turn(write), media_type=JSON)
 
@@ -67,9 +67,9 @@ async def card_response(info: SupportSetInfo, services: Services, **added: Any) 
     Long labels are written in a thread, in which clients take turns, and in slices, between which other threads run.
     """
     card = {**set_card(info, services), **added}
-    if _num_label_characters(info) <= MAX_PAGE_CHARACTERS:
+    if info.num_label_characters <= MAX_PAGE_CHARACTERS:
         return JSONResponse(card)
-    body = await services.writer.write_in_turn(partial(_in_slices, card, LABELS))
+    body = await services.writer.write_in_turn(partial(_in_slices, card))
     return WholeResponse(body, media_type=JSON)
 
 
@@ -78,15 +78,11 @@ async def changed_response(info: SupportSetInfo, services: Services) -> Response
     return await card_response(info, services, example_ids=info.example_ids)
 
 
-def _num_label_characters(info: SupportSetInfo) -> int:
-    return sum(map(len, info.label_counts))
-
-
-def _in_slices(card: Mapping[str, Any], name: str) -> bytes:
-    """Return an object in JSON, whose field `name` is an object that is not empty."""
-    other_fields = msgspec.json.encode({key: value for key, value in card.items() if key != name})
-    before = other_fields.removesuffix(b"}") + b"," + msgspec.json.encode(name) + b":{"
-    slices = (part for written in _slices(card[name]) for part in (b",", written))
+def _in_slices(card: Mapping[str, Any]) -> bytes:
+    """Return a description with labels in JSON."""
+    other_fields = msgspec.json.encode({key: value for key, value in card.items() if key != LABELS})
+    before = other_fields.removesuffix(b"}") + b"," + msgspec.json.encode(LABELS) + b":{"
+    slices = (part for written in _slices(card[LABELS]) for part in (b",", written))
     next(slices)  # no comma comes before the first
     return b"".join((before, *slices, b"}}"))
 

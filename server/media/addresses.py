@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 import httpx
 
 from server.errors import MediaUrlRefused
+from server.setting_values import parts
 from server.settings import Settings, SettingsError
 
 Address = IPv4Address | IPv6Address
@@ -42,10 +43,10 @@ class UrlRules:
     def from_settings(cls, settings: Settings) -> UrlRules:
         """Read the rules from the settings. Raises `SettingsError`."""
         return cls(
-            hosts=tuple(map(_host, _items(settings.media_url_hosts))),
-            ports=frozenset(_port(port) for port in _items(settings.media_url_ports)),
+            hosts=tuple(map(_host, parts(settings.media_url_hosts or ""))),
+            ports=frozenset(_port(port) for port in parts(settings.media_url_ports or "")),
             schemes=("https", "http") if settings.media_url_http else ("https",),
-            networks=tuple(_network(network) for network in _items(settings.media_url_networks)),
+            networks=tuple(_network(network) for network in parts(settings.media_url_networks or "")),
         )
 
     def read(self, url: str, param: str) -> httpx.URL:
@@ -104,10 +105,6 @@ def _targets(address: Address) -> Iterator[Address]:
         if any(address in network for network in NAT64):
             yield IPv4Address(int(address) & 0xFFFFFFFF)
     yield address
-
-
-def _items(setting: str | None) -> list[str]:
-    return [item.strip() for item in (setting or "").split(",") if item.strip()]
 
 
 def _host(text: str) -> str:

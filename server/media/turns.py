@@ -133,9 +133,9 @@ class DecodeTurns(Generic[Resource]):
         self.grant()
 
     def try_to_keep(self, resource: Resource, job: Job) -> bool:
-        """Return whether a job that turned out slow keeps its resource: as a long job, if another one may run.
+        """Note that a job turned out slow, and return whether it keeps its resource.
 
-        It also does while no other client waits for the resource.
+        It does as a long job, if another one may run, and otherwise while no other client waits for the resource.
         """
         self._slow_clients |= dict.fromkeys(job.clients, NUM_SHORT)
         if resource in self._lent_for_long or len(self._lent_for_long) < self._num_for_long:
@@ -148,7 +148,9 @@ class DecodeTurns(Generic[Resource]):
 
     def record_end(self, job: Job) -> None:
         """Record that a job has ended and has not been cancelled."""
-        for client in () if job.is_long else self._slow_clients.keys() & job.clients:
+        if job.is_long:
+            return
+        for client in self._slow_clients.keys() & job.clients:
             self._slow_clients[client] -= 1
             if not self._slow_clients[client]:
                 del self._slow_clients[client]

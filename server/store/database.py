@@ -24,6 +24,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from server.errors import DatabaseUnavailable
+from server.setting_values import MAX_PORT
 from server.store import schema
 from server.store.database_file import DatabaseFile, Identity
 from server.store.failures import LOCKED, is_contention, is_damage, is_read_only, refusal
@@ -48,7 +49,6 @@ FIRST_PAUSE = 0.005
 # arbitrary numbers, the same in every process of this server
 SETUP_LOCK = 0x666C616D
 TENANT_LOCK = 0x666C6174
-MAX_PORT = 65535
 # parameters of one statement: SQLite accepts 32766
 MAX_PARAMETERS = 1000
 # seconds between two transactions of a sweep: a writer of SQLite in another process tries again every 0.1 seconds
@@ -77,10 +77,10 @@ class Database:
         parsed = _parsed(url)
         self._file = DatabaseFile(Path(str(parsed.database)), setting) if parsed.drivername == "sqlite" else None
         self._engine = _postgresql(parsed) if self._file is None else _sqlite(parsed, self._file)
-        self._threads = self._writers = SharedThreads(NUM_THREADS, NUM_THREADS // 2, "database")
-        if self._file is not None:
+        if self._file is None:
+            self._threads = self._writers = SharedThreads(NUM_THREADS, NUM_THREADS // 2, "database")
+        else:  # SQLite's writers wait for each other and for other processes, which its readers need not
             self._threads = SharedThreads(NUM_THREADS, NUM_THREADS_OF_CLIENT, "database")
-            # SQLite's writers wait for each other and for other processes, which its readers need not
             self._writers = SharedThreads(NUM_THREADS, NUM_THREADS_OF_CLIENT, "database writer")
         self._timeouts: set[asyncio.Timeout] = set()
         self._closes_at = math.inf

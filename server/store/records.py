@@ -70,6 +70,11 @@ class SupportSetInfo:
     label_counts: dict[str, int]
     example_ids: tuple[str, ...] = field(default=(), compare=False)
 
+    @property
+    def num_label_characters(self) -> int:
+        """The number of characters in the labels, of which one version may have hundreds of millions."""
+        return sum(map(len, self.label_counts))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupportSet:

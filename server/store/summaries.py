@@ -51,12 +51,12 @@ def page(
         if num_characters > max_characters and len(listed) > 1:
             break
         listed.append(record)
-        num_characters += sum(map(len, record.label_counts))
+        num_characters += record.num_label_characters
     return listed
 
 
 def _groups(sets: Sequence[SetVersion]) -> Iterator[Sequence[SetVersion]]:
-    """Divide sets into groups, each of at most twice as many examples as the last; a larger set is a group of its own."""
+    """Divide sets into groups, whose limit of examples doubles up to `MAX_EXAMPLES`; a larger set is a group of its own."""
     first, num_examples, limit = 0, 0, FIRST_EXAMPLES
     for index, (_, version) in enumerate(sets):
         if num_examples + version.num_examples > limit and index > first:

@@ -24,6 +24,7 @@ from opentelemetry.util.types import AttributeValue
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.setting_values import TRACES
 from server.telemetry.stages import NO_STAGES, Interval, Stages, current
 from server.version import VERSION
 
@@ -66,7 +67,7 @@ def _tracer(endpoint: str) -> Tracer:
     """Return the tracer of this process, whose thread the applications of its models share until the process ends."""
     resource = Resource({"service.name": SERVICE, "service.version": VERSION}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=Resource.create().merge(resource))
-    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
+    exporter = OTLPSpanExporter(endpoint=endpoint.rstrip("/") + TRACES)
     provider.add_span_processor(_Batches(exporter))
     return provider.get_tracer(SERVICE, VERSION)
 

@@ -108,7 +108,7 @@ async def list_support_sets(request: Request, services: GivenServices) -> Respon
     """List support sets in the order of their creation."""
     fields = read_query(ListSetsRequest, request)
     page = await services.support_sets.page(fields.after, fields.limit + 1, MAX_PAGE_CHARACTERS)
-    limit = _num_shown((sum(map(len, info.label_counts)) for info in page), fields.limit)
+    limit = _num_shown((info.num_label_characters for info in page), fields.limit)
     return await cards_response(page, limit, services)
 
 

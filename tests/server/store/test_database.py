@@ -7,7 +7,6 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -271,14 +270,6 @@ async def test_a_transaction_without_a_free_connection_is_refused(
     with pytest.raises(DatabaseUnavailable, match="too many transactions at once"):
         await database.read(nested)
     assert await database.read(count) == 0
-    database.close()
-
-
-@pytest.fixture
-async def sqlite(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'folder' / 'data.db'}")
-    await database.prepare()
-    yield database
     database.close()
 
 

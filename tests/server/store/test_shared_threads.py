@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -17,14 +15,6 @@ from server.store import database as module
 from server.store.database import Database
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def sqlite(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'data.db'}")
-    await database.prepare()
-    yield database
-    database.close()
 
 
 def count(session: Session, now: float) -> int:

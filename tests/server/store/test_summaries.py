@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from sqlalchemy.orm import Session
 
@@ -45,10 +47,10 @@ async def test_small_sets_share_the_queries_of_a_page(
         await support_sets.create(f"s{number}", [example("a", RED, label="warm")])
     num_queries, execute = 0, Session.execute
 
-    def count(*arguments: object, **options: object) -> object:
+    def count(*arguments: Any, **options: Any) -> Any:
         nonlocal num_queries
         num_queries += 1
-        return execute(*arguments, **options)  # type: ignore[call-overload]
+        return execute(*arguments, **options)
 
     monkeypatch.setattr(Session, "execute", count)
     assert len(await support_sets.page("", 40)) == 40
