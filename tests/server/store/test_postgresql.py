@@ -82,6 +82,7 @@ async def test_a_database_that_cannot_store_every_text_is_refused(encoding: str,
 
 async def test_a_client_has_half_of_the_threads(another_schema: str) -> None:
     database, released = Database(another_schema), threading.Event()
+    await database.prepare()
 
     async def read(client: str, transaction: Callable[[Session, float], object]) -> None:
         client_in_turn.set(client)
