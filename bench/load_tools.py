@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(_parser(), arguments, QUICK)
     folder = model_folder(options.model)
     tools = options.tools or list(PACKAGES)
-    binaries = {tool: install(tool, [PACKAGES[tool]], Path(options.venvs)) for tool in tools}
+    binaries = {tool: install(tool, [PACKAGES[tool]], Path(options.environments)) for tool in tools}
     report = Report("Third-party load tools, unmodified", as_settings(options))
     with serving(server_settings(options, folder)) as server:
         for tool, binary in binaries.items():
@@ -89,9 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(bar.is_met for bar in report.bars) else 1
 
 
-def install(tool: str, packages: Sequence[str], venvs: Path) -> Path:
+def install(tool: str, packages: Sequence[str], environments: Path) -> Path:
     """Return the path of a tool's command, and install packages into its own virtual environment if it is missing."""
-    folder = venvs / tool
+    folder = environments / tool
     binary = folder / "bin" / tool
     if not binary.exists():
         print(f"installing {tool} into {folder}", file=sys.stderr)
@@ -195,9 +195,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt-tokens", type=int, default=16, help="text tokens per prompt (default: 16)")
     parser.add_argument("--new-tokens", type=int, default=8, help="tokens per answer (default: 8)")
     home = cache_folder() / "load-tools"
-    parser.add_argument("--venvs", default=str(home), help="folder into which the tools are installed")
+    parser.add_argument("--environments", default=str(home), help="folder into which the tools are installed")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BenchFailed as failure:
+        sys.exit(str(failure))

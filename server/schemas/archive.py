@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from server.media.source import Kind
 from server.schemas.base import SHA_256, Schema
-from server.schemas.stored import MAX_NAMES, ExampleId, Metadata, SetName, StoredText
+from server.schemas.stored import MAX_NAMES, ExampleId, Metadata, SetName, StoredLabel, StoredText
 
 FORMAT = "flamboyance.support_set"
 FORMAT_VERSION = 1
@@ -62,7 +62,7 @@ class ArchivedExample(Schema):
     media: list[ArchivedMedia] = Field([], max_length=64)
     text: StoredText = ""
     question: StoredText = ""
-    label: StoredText = ""
+    label: StoredLabel = ""
     metadata: Metadata = Field({})
 
     @model_validator(mode="after")

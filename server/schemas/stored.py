@@ -74,6 +74,8 @@ class ListImagesRequest(ListRequest):
 
 
 MAX_TEXT = 65536
+# All labels of a set are in its description.
+MAX_LABEL = 1024
 # of fields in the examples of a request
 MAX_NAMES = 2**16
 MAX_METADATA_BYTES = 16384
@@ -122,6 +124,7 @@ def _in_future(moment: float) -> float:
 
 
 StoredText = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_no_zero)]
+StoredLabel = Annotated[str, Field(max_length=MAX_LABEL), AfterValidator(_no_zero)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_small)]
 SetName = Annotated[str, Field(pattern=SET_NAME), AfterValidator(_is_no_id)]
 ExampleId = Annotated[str, Field(pattern=ID)]
@@ -136,7 +139,7 @@ class ExampleFields(ShotFields):
     id: ExampleId | None = Field(None, description="Default: an id that the server generates.")
     text: StoredText = Field("", description="The text of the answer.")
     question: StoredText = Field("", description="The question.")
-    label: StoredText = Field("", description="The label of the answer.")
+    label: StoredLabel = Field("", description="The label of the answer. A longer answer is a `text`.")
     metadata: Metadata = Field({}, description=METADATA)
 
     @model_validator(mode="after")

@@ -8,10 +8,12 @@ bytes.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from sqlalchemy import JSON, BigInteger, ForeignKey, ForeignKeyConstraint, Index, Integer, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -21,6 +23,9 @@ from server.store.examples import Examples
 
 # SQLite generates ids only for a key that is declared as INTEGER
 RowId = BigInteger().with_variant(Integer(), "sqlite")
+
+# of an example without texts and metadata
+EXAMPLE_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,12 @@ class Example:
     label: str = ""
     question: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """The approximate number of bytes in memory."""
+        texts = (self.id, *self.media, self.text, self.label, self.question)
+        return EXAMPLE_BYTES + sum(map(sys.getsizeof, texts)) + len(msgspec.json.encode(self.metadata))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,12 +18,19 @@ from server.store.versions import check_version, is_alive, own_name
 FIRST_EXAMPLES, MAX_EXAMPLES = 16, 1000
 
 SetVersion = tuple[SupportSetRow, VersionRow]
+# the id of a set, and the number of a version
+VersionKey = tuple[str, int]
 
 
 def info(session: Session, row: SupportSetRow, version: int | None = None) -> SupportSetInfo:
     """Return the record of a version, by default the latest. Raises `SupportSetNotFound`."""
     key = (row.id, check_version(row, version))
     return next(_infos(session, [(row, session.get_one(VersionRow, key))]))
+
+
+def label_counts(session: Session, set_id: str, version: int) -> dict[str, int]:
+    """Return the number of examples by label of a version, in the order of their first examples; none if it was deleted."""
+    return _count_labels(session, [(set_id, version)])[set_id]
 
 
 def page(
@@ -68,7 +75,8 @@ def _groups(sets: Sequence[SetVersion]) -> Iterator[Sequence[SetVersion]]:
 
 
 def _infos(session: Session, sets: Sequence[SetVersion]) -> Iterator[SupportSetInfo]:
-    media, labels = _count_media(session, sets), _count_labels(session, sets)
+    keys = [(version.set_id, version.version) for _, version in sets]
+    media, labels = _count_media(session, keys), _count_labels(session, keys)
     for row, version in sets:
         num_media, num_bytes = media.get(row.id, (0, 0))
         yield SupportSetInfo(
@@ -84,18 +92,18 @@ def _infos(session: Session, sets: Sequence[SetVersion]) -> Iterator[SupportSetI
         )
 
 
-def _count_media(session: Session, sets: Sequence[SetVersion]) -> dict[str, tuple[int, int]]:
+def _count_media(session: Session, versions: Sequence[VersionKey]) -> dict[str, tuple[int, int]]:
     """Return the number of distinct media and of their bytes by the id of a set, if it has any."""
-    of_examples = _in_versions(sets, VersionRow.set_id, ExampleMediaRow.media_id)
+    of_examples = _in_versions(versions, VersionRow.set_id, ExampleMediaRow.media_id)
     references = of_examples.join(ExampleMediaRow, ExampleMediaRow.row_id == ExampleRow.row_id).distinct().subquery()
     query = select(references.c.set_id, func.count(), func.sum(MediaRow.num_bytes)).group_by(references.c.set_id)
     counted = session.execute(query.join(MediaRow, MediaRow.media_id == references.c.media_id))
     return {set_id: (num_media, int(num_bytes)) for set_id, num_media, num_bytes in counted}
 
 
-def _count_labels(session: Session, sets: Sequence[SetVersion]) -> dict[str, dict[str, int]]:
+def _count_labels(session: Session, versions: Sequence[VersionKey]) -> dict[str, dict[str, int]]:
     """Return the number of examples by label, in the order of their first examples, by the id of a set."""
-    query = _in_versions(sets, VersionRow.set_id, ExampleRow.label, func.count()).where(ExampleRow.label != "")
+    query = _in_versions(versions, VersionRow.set_id, ExampleRow.label, func.count()).where(ExampleRow.label != "")
     counts: dict[str, dict[str, int]] = defaultdict(dict)
     grouped = query.group_by(VersionRow.set_id, ExampleRow.label).order_by(func.min(ExampleRow.position))
     for set_id, label, count in session.execute(grouped):
@@ -103,13 +111,12 @@ def _count_labels(session: Session, sets: Sequence[SetVersion]) -> dict[str, dic
     return counts
 
 
-def _in_versions(sets: Sequence[SetVersion], *columns: Any) -> Select[Any]:
+def _in_versions(versions: Sequence[VersionKey], *columns: Any) -> Select[Any]:
     """Select columns of the examples of these versions."""
     is_in_version = and_(
         ExampleRow.set_id == VersionRow.set_id,
         ExampleRow.first_version <= VersionRow.version,
         or_(ExampleRow.end_version.is_(None), ExampleRow.end_version > VersionRow.version),
     )
-    keys = [(version.set_id, version.version) for _, version in sets]
-    is_wanted = tuple_(VersionRow.set_id, VersionRow.version).in_(keys)
+    is_wanted = tuple_(VersionRow.set_id, VersionRow.version).in_(versions)
     return select(*columns).select_from(VersionRow).join(ExampleRow, is_in_version).where(is_wanted)

@@ -42,8 +42,8 @@ from server.store.staging import Staging
 RETENTION_SECONDS = 24 * 3600.0
 # old responses that are deleted in one transaction, for which other writers wait
 ANSWERS_PER_TRANSACTION = 1000
-# the examples of recently read versions, in memory: versions never change
-MAX_CACHED_EXAMPLES = 50_000
+# the bytes of recently read versions, in memory: versions never change
+MAX_CACHED_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,8 @@ class SupportSets:
         self._tenant = DEFAULT_TENANT
         self._max_examples = max_examples
         self._cache_lock = threading.Lock()
-        self._cache: OrderedDict[tuple[str, int], Examples[Example]] = OrderedDict()
+        # recently read versions, each with its number of bytes
+        self._cache: OrderedDict[tuple[str, int], tuple[Examples[Example], int]] = OrderedDict()
 
     def of(self, tenant: str, media: MediaReferences) -> SupportSets:
         """Return the support sets of a tenant with these media references; the cache of recent versions is shared."""
@@ -284,16 +285,17 @@ class SupportSets:
         number = versions.check_version(row, version)
         key = (row.id, number)
         with self._cache_lock:
-            examples = self._cache.get(key)
-        if examples is None:
-            examples = versions.examples(session, row.id, number)
+            cached = self._cache.get(key)
+        if cached is None:
+            read = versions.examples(session, row.id, number)
+            cached = read, sum(example.num_bytes for example in read)
         with self._cache_lock:
-            self._cache[key] = examples
+            self._cache[key] = cached
             self._cache.move_to_end(key)
             # the last read version stays, whatever its size
-            while len(self._cache) > 1 and sum(map(len, self._cache.values())) > MAX_CACHED_EXAMPLES:
+            while len(self._cache) > 1 and sum(size for _, size in self._cache.values()) > MAX_CACHED_BYTES:
                 self._cache.popitem(last=False)
-        return SupportSet(id=row.id, name=versions.own_name(row), version=number, examples=examples)
+        return SupportSet(id=row.id, name=versions.own_name(row), version=number, examples=cached[0])
 
 
 def _totals(session: Session, now: float) -> Totals:
@@ -306,13 +308,17 @@ def _info(session: Session, row: SupportSetRow, examples: Sequence[NewExample]) 
 
 
 def _first_answer(scope: str, key: IdempotencyKey, session: Session, now: float) -> SupportSetInfo | None:
-    """Return the answer to the first request with this key. Raises `IdempotencyConflict` if it was another request."""
+    """Return the answer to the first request with this key. Raises `IdempotencyConflict` if it was another request.
+
+    The labels are those of the version, which never changes, or none if the set was deleted meanwhile.
+    """
     row = session.get(IdempotencyRow, (scope, key.key))
     if row is None or row.created_at < now - RETENTION_SECONDS:
         return None
     if row.request_digest != key.digest:
         raise IdempotencyConflict("this Idempotency-Key was sent with a different request")
-    return msgspec.convert(row.answer, SupportSetInfo)
+    answer = msgspec.convert(row.answer, SupportSetInfo)
+    return replace(answer, label_counts=summaries.label_counts(session, answer.id, answer.version))
 
 
 def _once(
@@ -324,7 +330,8 @@ def _once(
     info = change(session, now)
     is_this = IdempotencyRow.scope == scope, IdempotencyRow.key == key.key
     session.execute(delete(IdempotencyRow).where(*is_this, _is_old(now)))
-    answer = msgspec.to_builtins(info)
+    # without labels: all those of the set in each answer would be many times the bytes of the requests
+    answer = msgspec.to_builtins(replace(info, label_counts={}))
     session.add(IdempotencyRow(scope=scope, key=key.key, request_digest=key.digest, answer=answer, created_at=now))
     return info
 

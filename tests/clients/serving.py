@@ -25,13 +25,17 @@ from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
 CONFIG = CONFIGS["openflamingo"]
 KEY = "a-key-of-the-tests"
+GRACEFUL_SECONDS = 5
 
 
 @contextmanager
 def listening(app: FastAPI) -> Iterator[str]:
     """Serve an application until the block ends, and return its URL."""
-    # uvloop cannot start processes in groups of their own
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, loop="asyncio"))
+    # uvloop cannot start processes in groups of their own; a connection that a client never reads keeps uvicorn open
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=0, log_config=None, loop="asyncio", timeout_graceful_shutdown=GRACEFUL_SECONDS
+    )
+    server = uvicorn.Server(config)
     thread = Thread(target=server.run)
     thread.start()
     try:

@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 TOKEN = "hf_of_a_reader"
 LARGE = {".safetensors", ".bin", ".pt"}
 CHUNK = 16 * 1024
+GRACEFUL_SECONDS = 5
 
 
 @dataclass
@@ -177,7 +178,11 @@ async def part(file: Path, start: int, end: int) -> AsyncIterator[bytes]:
 @contextmanager
 def running() -> Iterator[StandIn]:
     hub = StandIn()
-    server = uvicorn.Server(uvicorn.Config(hub.app(), port=0, log_level="critical", access_log=False))
+    # a connection that a client never reads keeps uvicorn open without a limit
+    config = uvicorn.Config(
+        hub.app(), port=0, log_level="critical", access_log=False, timeout_graceful_shutdown=GRACEFUL_SECONDS
+    )
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -280,6 +281,24 @@ async def test_expired_sets_are_swept_and_counted(
     assert f'flamboyance:support_set_media_bytes{{model_name="tiny"}} {float(len(png("blue")))}' in metrics
     stored = app.state.services.store
     assert set(stored.names()) == {f"img_{digest.hex()}" for digest in digests("blue")}
+
+
+async def test_rounds_pause_for_much_longer_than_they_take(
+    maintenance: Maintenance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[float] = []
+
+    async def run_once() -> None:
+        maintenance._support_sets.changed.set()  # a client changes its sets without end
+        await asyncio.sleep(0.02)
+        rounds.append(time.monotonic())
+
+    monkeypatch.setattr(maintenance, "run_once", run_once)
+    task = asyncio.create_task(maintenance.run())
+    await eventually(lambda: len(rounds) == 4)
+    task.cancel()
+    await asyncio.wait([task])
+    assert rounds[3] - rounds[0] > 3 * (1 + maintenance_module.REST) * 0.02
 
 
 async def test_the_task_continues_after_an_error_and_wakes_at_a_change(

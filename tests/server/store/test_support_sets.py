@@ -24,7 +24,7 @@ from server.store import staging, versions
 from server.store import support_sets as support_sets_module
 from server.store.database import Database, Result, Transaction
 from server.store.media_references import MediaReferences
-from server.store.records import Example, ExampleRow, NewExample, SupportSetRow
+from server.store.records import Example, ExampleRow, IdempotencyRow, NewExample, SupportSetRow
 from server.store.support_sets import RETENTION_SECONDS, IdempotencyKey, SupportSets, delete_old_answers
 from tests.server.store.conftest import BLUE, GREEN, RED, Clock, example
 
@@ -88,11 +88,11 @@ async def test_the_versions_that_were_read_last_are_in_memory(
         return examples(session, set_id, version)
 
     monkeypatch.setattr(versions, "examples", counted)
-    monkeypatch.setattr(support_sets_module, "MAX_CACHED_EXAMPLES", 3)
+    monkeypatch.setattr(support_sets_module, "MAX_CACHED_BYTES", 2000)
     await support_sets.create("s", [example("a")])
     for _ in range(3):
         await support_sets.put_examples("s", [example("a")])
-    await support_sets.put_examples("s", [example(name) for name in "bcd"])
+    await support_sets.put_examples("s", [example("a", question="a" * 3000)])
     for version in (1, 2, 3, 1, 4, 1, 3):  # of these four versions three fit
         await support_sets.get_version("s", version)
     assert read == [1, 2, 3, 4]
@@ -224,6 +224,23 @@ async def test_a_repeated_request_gets_the_first_answer(support_sets: SupportSet
         await support_sets.create("t", [], idempotency_key=IdempotencyKey("key-1", "another digest"))
     clock.now += RETENTION_SECONDS + 1
     assert (await support_sets.create("t", [], idempotency_key=IdempotencyKey("key-1", "another digest"))).name == "t"
+
+
+async def test_a_first_answer_takes_no_room_for_the_labels_of_its_set(
+    support_sets: SupportSets, database: Database
+) -> None:
+    await support_sets.create("s", [example("a", label="warm"), example("b", label="cold")])
+    once = IdempotencyKey("key-1", "digest")
+    added = [example("c", label="warm")]
+    first = await support_sets.put_examples("s", added, idempotency_key=once)
+    assert first.label_counts == {"warm": 2, "cold": 1}
+    stored = await database.read(lambda session, now: session.scalars(select(IdempotencyRow.answer)).one())
+    assert stored["label_counts"] == {}
+    await support_sets.remove_examples("s", ["a"])
+    assert await support_sets.put_examples("s", added, idempotency_key=once) == first
+    await support_sets.delete("s")
+    with pytest.raises(SupportSetNotFound):
+        await support_sets.put_examples("s", added, idempotency_key=once)
 
 
 async def test_a_sweep_deletes_few_old_answers_at_once(

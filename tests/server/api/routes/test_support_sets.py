@@ -190,6 +190,7 @@ async def test_unknown_sets_versions_and_examples_are_not_found(http: httpx.Asyn
         ({"examples": [{"id": "a"}]}, 400, "examples[0]"),
         ({"examples": [example("a b")]}, 400, "examples[0].id"),
         ({"examples": [example("a", text="\0")]}, 400, "examples[0].text"),
+        ({"examples": [example("a", label="x" * 1025)]}, 400, "examples[0].label"),
         ({"examples": [example("a", weight=1)]}, 422, "examples[0].weight"),
         ({"examples": [example("a"), {"image": data_url(b"no image")}]}, 400, "examples[1].image"),
         ({"examples": [{"media": [image_part(b"no image")]}]}, 400, "examples[0].media[0].image_url.url"),
