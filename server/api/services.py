@@ -27,7 +27,7 @@ from server.fewshot.warming import Warming
 from server.limits.admission import Admission
 from server.limits.resting_lock import RestingLock
 from server.limits.shared_limit import SharedLimit
-from server.limits.turns import ThreadTurns
+from server.limits.turns import REST, ThreadTurns
 from server.media.intake import Intake
 from server.media.pool import DecodePool
 from server.media.store import MediaStore
@@ -80,7 +80,7 @@ class Services:
     parsing: RestingLock = field(default_factory=RestingLock)
     writer: Writer = field(default_factory=Writer)
     # a scrape has a deadline: it does not wait for long answers
-    exposition: ThreadTurns = field(default_factory=partial(ThreadTurns, 1, "metrics"))
+    exposition: ThreadTurns = field(default_factory=partial(ThreadTurns, 1, "metrics", rest=REST))
     # slots for archives that arrive or are being imported; their files are on disk
     imports: SharedLimit = field(
         default_factory=lambda: SharedLimit(

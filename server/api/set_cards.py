@@ -58,7 +58,7 @@ async def cards_response(infos: Sequence[SupportSetInfo], limit: int, services: 
         before, after = msgspec.json.encode({**page, "data": []}).split(b"[]", 1)
         return b"".join((before, b"[", _in_slices(page["data"][0]), b"]", after))
 
-    return WholeResponse(await services.writer.write_in_turn(write), media_type=JSON)
+    return WholeResponse(await services.writer.describe(write), media_type=JSON)
 
 
 async def card_response(info: SupportSetInfo, services: Services, **added: Any) -> Response:
@@ -69,7 +69,7 @@ async def card_response(info: SupportSetInfo, services: Services, **added: Any) 
     card = {**set_card(info, services), **added}
     if info.num_label_characters <= MAX_PAGE_CHARACTERS:
         return JSONResponse(card)
-    body = await services.writer.write_in_turn(partial(_in_slices, card))
+    body = await services.writer.describe(partial(_in_slices, card))
     return WholeResponse(body, media_type=JSON)
 
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from server.limits.admission import Admission
-from server.limits.resting_lock import REST
+from server.limits.turns import REST
 
 MAX_REST_SECONDS = 10.0
 # after this number of workers have died during a piece of background work, it is taken for the cause

@@ -10,13 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, ParamSpec, TypeVar
 
-from server.limits.turns import client_in_turn
+from server.limits.turns import REST, client_in_turn
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-# pause of a client per time of its work: it gets at most a quarter of the time
-REST = 3.0
 # pause of all clients per time of any work: together they get at most half of the time, from however many addresses
 REST_OF_ALL = 1.0
 

@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar, copy_context
 from typing import TypeVar
 
@@ -19,14 +19,22 @@ Result = TypeVar("Result")
 
 # a turn costs a wait for a thread: short work for several items shares one
 TURN_SECONDS = 0.005
+# pause of a client per time of its work that keeps the interpreter busy: it gets at most a quarter of the time
+REST = 3.0
+# work of ordinary requests, after which there is no pause
+SHORT_SECONDS = 0.002
 
 
 class Turns:
-    """Lets work run, up to `number` pieces at once and `max_of_client` of each client. Waiting clients take turns."""
+    """Lets work run, up to `number` pieces at once and `max_of_client` of each client. Waiting clients take turns.
 
-    def __init__(self, number: int, max_of_client: int | None = None) -> None:
+    After work of more than SHORT_SECONDS, a client may hold one turn less, for `rest` times as long as the work took.
+    """
+
+    def __init__(self, number: int, max_of_client: int | None = None, rest: float = 0.0) -> None:
         self._num_free = number
         self._max_of_client = max_of_client or number
+        self._rest = rest
         self._num_held: Counter[str] = Counter()  # by client
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
@@ -48,15 +56,25 @@ class Turns:
             await self._wait(client)
         return client
 
-    def give_back(self, client: str) -> None:
+    def give_back(self, client: str, seconds: float = 0.0) -> None:
+        """Give a turn back after work that took this processor time."""
         self._num_free += 1
+        if self._rest and seconds > SHORT_SECONDS:
+            asyncio.get_running_loop().call_later(self._rest * seconds, self._release, client)
+            self._pass_on()
+        else:
+            self._release(client)
+
+    def _release(self, client: str) -> None:
+        """Let a client hold one turn more."""
         self._num_held[client] -= 1
         if not self._num_held[client]:
             del self._num_held[client]
         self._pass_on()
 
-    def num_waiting(self, client: str) -> int:
-        return len(self._waiting.get(client, ()))
+    def num_waiting(self, client: str | None = None) -> int:
+        """Return the number of turns for which a client waits, by default the current one."""
+        return len(self._waiting.get(client_in_turn.get() if client is None else client, ()))
 
     def _hold(self, client: str) -> None:
         self._num_free -= 1
@@ -103,15 +121,46 @@ class ThreadTurns(Turns):
     A function's client is that of the current request, whose context variables it reads.
     """
 
-    def __init__(self, number: int, name: str) -> None:
-        super().__init__(number)
-        self._threads = ThreadPoolExecutor(number, thread_name_prefix=name)
+    def __init__(
+        self,
+        number: int,
+        name: str,
+        *,
+        max_of_client: int | None = None,
+        rest: float = 0.0,
+        threads: Executor | None = None,
+    ) -> None:
+        super().__init__(number, max_of_client, rest)
+        self._threads = threads or ThreadPoolExecutor(number, thread_name_prefix=name)
 
     async def __call__(self, function: Callable[..., Result], *arguments: object) -> Result:
-        """Return the result of a function. A function that is cancelled while it waits does not run."""
-        async with self.hold():
-            run = copy_context().run
-            return await asyncio.get_running_loop().run_in_executor(self._threads, run, function, *arguments)
+        """Return the result of a function.
+
+        A function that is cancelled while it waits does not run. Once begun, it keeps its turn until it ends: otherwise a
+        client that leaves again and again would have all threads.
+        """
+        client, run, seconds = await self.take(), copy_context().run, 0.0
+        loop = asyncio.get_running_loop()
+
+        def measured() -> Result:
+            nonlocal seconds
+            begun = time.thread_time()
+            try:
+                return run(function, *arguments)
+            finally:
+                seconds = time.thread_time() - begun
+
+        def give_back(ended: Future[Result]) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self.give_back, client, seconds)
+
+        try:
+            running = self._threads.submit(measured)
+        except BaseException:
+            self.give_back(client)
+            raise
+        running.add_done_callback(give_back)
+        return await asyncio.wrap_future(running)
 
     async def each(self, function: Callable[[Item], Result], items: Collection[Item]) -> list[Result]:
         """Return the results of a function for each item. In a turn it runs for as many items as take TURN_SECONDS."""

@@ -81,7 +81,7 @@ class Database:
             self._threads = self._writers = SharedThreads(NUM_THREADS, NUM_THREADS // 2, "database")
         else:  # SQLite's writers wait for each other and for other processes, which its readers need not
             self._threads = SharedThreads(NUM_THREADS, NUM_THREADS_OF_CLIENT, "database")
-            self._writers = SharedThreads(NUM_THREADS, NUM_THREADS_OF_CLIENT, "database writer")
+            self._writers = SharedThreads(NUM_THREADS, NUM_THREADS_OF_CLIENT, "database writer", rest=0.0)
         self._timeouts: set[asyncio.Timeout] = set()
         self._closes_at = math.inf
         self._num_transactions = 0
@@ -181,7 +181,7 @@ class Database:
             raise DatabaseUnavailable("the database is busy: too many transactions at once")
         self._num_transactions += 1
         try:
-            return await threads.run(function, *arguments)
+            return await threads(function, *arguments)
         finally:
             self._num_transactions -= 1
 

@@ -5,7 +5,6 @@ Python waits at its end for the threads of its own executors: a database that ha
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import threading
 import time
@@ -14,7 +13,7 @@ from concurrent.futures import Executor, Future
 from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
-from server.limits.turns import Turns, client_in_turn
+from server.limits.turns import REST, ThreadTurns
 
 Result = TypeVar("Result")
 Parameters = ParamSpec("Parameters")
@@ -68,40 +67,16 @@ class Threads(Executor):
             thread.join(max(end - time.monotonic(), 0.0))
 
 
-class SharedThreads:
+class SharedThreads(ThreadTurns):
     """Up to `max_threads` threads, and `max_of_client` of them for each client. Clients take turns.
 
-    A call that is cancelled keeps its thread, and the client its turn, until it ends: otherwise a client that leaves again
-    and again would have all threads.
+    After long calls a client pauses, by default as after other work that keeps the interpreter busy.
     """
 
-    def __init__(self, max_threads: int, max_of_client: int, name: str) -> None:
-        self._threads = Threads(max_threads, name)
-        self._turns = Turns(max_threads, max_of_client)
-
-    async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Return the result of a call in the turn of the current client."""
-        loop, client = asyncio.get_running_loop(), await self._turns.take()
-
-        def give_back(ended: Future[Result]) -> None:
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(self._turns.give_back, client)
-
-        try:
-            running = self._threads.submit(function, *arguments)
-        except BaseException:
-            self._turns.give_back(client)
-            raise
-        running.add_done_callback(give_back)
-        return await asyncio.wrap_future(running)
-
-    def num_waiting(self) -> int:
-        """Return the number of calls of the current client that wait for their turn."""
-        return self._turns.num_waiting(client_in_turn.get())
-
-    def close(self, seconds: float) -> None:
-        """Do what `Threads.close` does."""
-        self._threads.close(seconds)
+    def __init__(self, max_threads: int, max_of_client: int, name: str, rest: float = REST) -> None:
+        threads = Threads(max_threads, name)
+        super().__init__(max_threads, name, max_of_client=max_of_client, rest=rest, threads=threads)
+        self.close = threads.close
 
 
 def _work(calls: queue.SimpleQueue[Call | None]) -> None:

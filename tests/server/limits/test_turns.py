@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from contextlib import suppress
 from itertools import count
 from types import SimpleNamespace
 
@@ -114,7 +116,8 @@ async def test_threads_serve_the_clients_of_requests_in_turn() -> None:
 @pytest.mark.parametrize("item_seconds", [0.0, 10.0])
 async def test_short_work_for_several_items_shares_a_turn(item_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     run, done, seconds = ThreadTurns(1, "test"), list[str](), count(0, item_seconds)
-    monkeypatch.setattr("server.limits.turns.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    clock = SimpleNamespace(monotonic=lambda: next(seconds), thread_time=time.thread_time)
+    monkeypatch.setattr("server.limits.turns.time", clock)
 
     def double(name: str) -> str:
         done.append(name)
@@ -127,6 +130,54 @@ async def test_short_work_for_several_items_shares_a_turn(item_seconds: float, m
     assert await first == ["a1a1", "a2a2", "a3a3"]
     assert done == (["a1", "b1", "a2", "a3"] if item_seconds else ["a1", "a2", "a3", "b1"])
     assert await run.each(double, []) == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_client_pauses_after_long_work_and_no_other_does(fails: bool) -> None:
+    run = ThreadTurns(1, "test", rest=20.0)
+
+    def work(seconds: float) -> float:
+        end = time.thread_time() + seconds
+        while time.thread_time() < end:
+            pass
+        if fails:
+            raise ValueError("failed")
+        return time.monotonic()
+
+    client_in_turn.set("a")
+    with suppress(ValueError):
+        await run(work, 0.02)
+    started = time.monotonic()
+    paused = asyncio.create_task(run(time.monotonic))
+    await asyncio.sleep(0)
+    client_in_turn.set("b")
+    other = await run(time.monotonic)
+    assert await paused - started > 0.9 * 20 * 0.02
+    assert other < await paused
+    with suppress(ValueError):
+        await run(work, 0.0)  # short work
+    assert await asyncio.wait_for(run(str, 4), 10) == "4"
+
+
+async def test_a_function_that_has_begun_keeps_its_turn_when_its_request_leaves() -> None:
+    run, begun, may_end = ThreadTurns(2, "test", max_of_client=1), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        may_end.wait(60)
+
+    client_in_turn.set("a")
+    leaving = asyncio.create_task(run(work))
+    await asyncio.to_thread(begun.wait, 60)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    waiting = asyncio.create_task(run(str, 4))
+    try:
+        await asyncio.sleep(0.05)
+        assert run.num_waiting() == 1
+    finally:
+        may_end.set()
+    assert await asyncio.wait_for(waiting, 10) == "4"
 
 
 async def test_failed_work_for_an_item_ends_all_items() -> None:
