@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from server.limits import resting_lock
-from server.limits.resting_lock import REST, REST_OF_ALL, RestingLock
-from server.limits.turns import client_in_turn
+from server.limits.resting_lock import REST_OF_ALL, RestingLock
+from server.limits.turns import REST, client_in_turn
 
 pytestmark = pytest.mark.anyio
 
