@@ -201,11 +201,10 @@ def _create_services(
     database = Database(settings.database_url, settings.database_setting)
     media_references = MediaReferences(database, store, decoder)
     support_sets = SupportSets(database, media_references, max_examples=settings.max_set_examples)
-    intake = Intake(
-        settings, store, decoder, Fetcher(settings, observe=noting("media.fetch", metrics.media_fetch.observe))
-    )
-    observe = noting("retrieval", metrics.retrieval.observe)
-    retrieval = Retrieval(engine, model, EmbeddingStore(database), store, observe=observe)
+    observe_fetch = noting("media.fetch", metrics.media_fetch.observe)
+    intake = Intake(settings, store, decoder, Fetcher(settings, observe=observe_fetch))
+    observe_retrieval = noting("retrieval", metrics.retrieval.observe)
+    retrieval = Retrieval(engine, model, EmbeddingStore(database), store, observe=observe_retrieval)
     shots, comparison = ShotSource(intake, support_sets, retrieval), Comparison(retrieval, FitStore(database))
     slots = SharedLimit(MAX_UNFINISHED, settings.max_client_share, "requests to warm that may be unfinished")
     warming = Warming(comparison, slots, asyncio.Semaphore(MAX_BATCHES))
@@ -215,13 +214,7 @@ def _create_services(
         model=model,
         catalog={model.name: model} if catalog is None else catalog,
         engine=engine,
-        admission=Admission(
-            settings.max_num_queued,
-            metrics,
-            max_bytes=settings.max_bodies_mb * 2**20,
-            max_share=settings.max_client_share,
-            max_held=settings.max_connections // 4,
-        ),
+        admission=_create_admission(settings, metrics),
         metrics=metrics,
         store=store,
         intake=intake,
@@ -239,6 +232,16 @@ def _create_services(
         recommendations=Recommendations(evaluations),
         curation=Curation(retrieval, comparison.recent),
         weights=Weights(None if settings.model is None else Path(settings.model)),
+    )
+
+
+def _create_admission(settings: Settings, metrics: Metrics) -> Admission:
+    return Admission(
+        settings.max_num_queued,
+        metrics,
+        max_bytes=settings.max_bodies_mb * 2**20,
+        max_share=settings.max_client_share,
+        max_held=settings.max_connections // 4,
     )
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
+
+from server.lru_cache import LruCache
 
 MAX_BYTES = 256 * 2**20
 
 
 class Sized(Protocol):
-    """A value whose size never changes."""
-
     @property
     def num_bytes(self) -> int: ...
 
@@ -22,12 +21,10 @@ Value = TypeVar("Value", bound=Sized)
 
 
 class Recent(Generic[Value]):
-    """The most recently used values, up to a number of bytes."""
+    """The most recently used values, up to a number of bytes; the last one stays, whatever its size."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._num_bytes = 0
-        self._values: OrderedDict[Hashable, Value] = OrderedDict()
+        self._values = LruCache[Hashable, Value](max_bytes, lambda value: value.num_bytes, min_number=1)
         self._building: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
 
     async def get(self, key: Hashable, build: Callable[[], Awaitable[Value]]) -> Value:
@@ -38,10 +35,6 @@ class Recent(Generic[Value]):
         lock = self._building.setdefault(key, asyncio.Lock())
         async with lock:
             if (value := self._values.get(key)) is None:
-                value = self._values[key] = await build()
-                self._num_bytes += value.num_bytes
-            self._values.move_to_end(key)
-            # the most recently used value stays, whatever its size
-            while len(self._values) > 1 and self._num_bytes > self._max_bytes:
-                self._num_bytes -= self._values.popitem(last=False)[1].num_bytes
+                value = await build()
+                self._values.put(key, value)
         return value

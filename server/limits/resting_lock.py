@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 from server.limits.turns import REST, client_in_turn
 
@@ -29,8 +29,7 @@ class RestingLock:
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="parsing")
         self._lock = asyncio.Lock()
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._numbers: Counter[str] = Counter()  # of pieces of work, by client
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of clients with work
         self._rested: dict[str, float] = {}
         self._all_rested = 0.0
 
@@ -59,9 +58,7 @@ class RestingLock:
             held.close()
 
         with ExitStack() as waiting:
-            self._numbers[client] += 1
-            waiting.callback(self._forget, client)
-            await self._hold(self._locks[client], waiting)
+            await self._hold(self._locks.setdefault(client, asyncio.Lock()), waiting)
             await asyncio.sleep(max(self._rested.get(client, 0.0) - self._clock(), 0.0))
             await self._hold(self._lock, waiting)
             await asyncio.sleep(max(self._all_rested - self._clock(), 0.0))
@@ -80,9 +77,3 @@ class RestingLock:
         self._rested = {name: rested for name, rested in self._rested.items() if rested > now}
         self._rested[client] = now + REST * seconds
         self._all_rested = now + REST_OF_ALL * seconds
-
-    def _forget(self, client: str) -> None:
-        """Forget the lock of a client that has no work."""
-        self._numbers[client] -= 1
-        if not self._numbers[client]:
-            del self._numbers[client], self._locks[client]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from sqlalchemy.orm import Session
 
 from server.access.tenants import DEFAULT_TENANT, qualified
 from server.errors import IdempotencyConflict, ServerError
+from server.lru_cache import LruCache
 from server.store import media_references, summaries, versions
 from server.store.database import Database, Transaction, lock_tenant
 from server.store.examples import Examples
@@ -64,8 +64,8 @@ class SupportSets:
         self._tenant = DEFAULT_TENANT
         self._max_examples = max_examples
         self._cache_lock = threading.Lock()
-        # recently read versions, each with its number of bytes
-        self._cache: OrderedDict[tuple[str, int], tuple[Examples[Example], int]] = OrderedDict()
+        # recently read versions; the last one stays, whatever its size
+        self._cache = LruCache[tuple[str, int], Examples[Example]](MAX_CACHED_BYTES, _num_bytes, min_number=1)
 
     def of(self, tenant: str, media: MediaReferences) -> SupportSets:
         """Return the support sets of a tenant with these media references; the cache of recent versions is shared."""
@@ -285,17 +285,16 @@ class SupportSets:
         number = versions.check_version(row, version)
         key = (row.id, number)
         with self._cache_lock:
-            cached = self._cache.get(key)
-        if cached is None:
-            read = versions.examples(session, row.id, number)
-            cached = read, sum(example.num_bytes for example in read)
-        with self._cache_lock:
-            self._cache[key] = cached
-            self._cache.move_to_end(key)
-            # the last read version stays, whatever its size
-            while len(self._cache) > 1 and sum(size for _, size in self._cache.values()) > MAX_CACHED_BYTES:
-                self._cache.popitem(last=False)
-        return SupportSet(id=row.id, name=versions.own_name(row), version=number, examples=cached[0])
+            examples = self._cache.get(key)
+        if examples is None:
+            examples = versions.examples(session, row.id, number)
+            with self._cache_lock:
+                self._cache.put(key, examples)
+        return SupportSet(id=row.id, name=versions.own_name(row), version=number, examples=examples)
+
+
+def _num_bytes(examples: Examples[Example]) -> int:
+    return sum(example.num_bytes for example in examples)
 
 
 def _totals(session: Session, now: float) -> Totals:

@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from server.lru_cache import LruCache
+
 # of a source, before the salt
 SOURCE_BYTES = 32
 MAX_SOURCES = 1 << 20
 MAX_POOLED = 1 << 12
-
-Value = TypeVar("Value")
 
 
 @dataclass(slots=True, eq=False)
@@ -85,35 +84,6 @@ def content_key(frames: np.ndarray, salt: bytes) -> bytes:
     digest.update(np.asarray(frames.shape, dtype=np.int64).tobytes() + frames.dtype.str.encode())
     digest.update(np.ascontiguousarray(frames).data)
     return digest.digest()
-
-
-class LruCache(Generic[Value]):
-    """A cache of values by key, of at most `max_size` in total; the least recently used value is dropped first."""
-
-    def __init__(self, max_size: int, size_of: Callable[[Value], int] = lambda value: 1) -> None:
-        self.max_size = max_size
-        self.size = 0
-        self._size_of = size_of
-        self._values: OrderedDict[bytes, Value] = OrderedDict()
-
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._values
-
-    def get(self, key: bytes) -> Value | None:
-        if key in self._values:
-            self._values.move_to_end(key)
-        return self._values.get(key)
-
-    def put(self, key: bytes, value: Value) -> None:
-        self.discard(key)
-        self._values[key] = value
-        self.size += self._size_of(value)
-        while self.size > self.max_size:
-            self.discard(next(iter(self._values)))
-
-    def discard(self, key: bytes) -> None:
-        if key in self._values:
-            self.size -= self._size_of(self._values.pop(key))
 
 
 class MediaSlots:
@@ -203,9 +173,9 @@ class MediaCache:
 
     def __init__(self, num_slots: int, host_bytes: int, salt: bytes, max_kept_frames: int = 256) -> None:
         self.slots = MediaSlots(num_slots)
-        self.content_keys: LruCache[bytes] = LruCache(MAX_SOURCES)  # by source, once it was supplied
-        self.host: LruCache[Tensor] = LruCache(host_bytes, lambda tokens: tokens.nbytes)  # visual tokens [R, Dv]
-        self.pooled: LruCache[NDArray[np.float32]] = LruCache(MAX_POOLED)  # mean features [Dv]
+        self.content_keys: LruCache[bytes, bytes] = LruCache(MAX_SOURCES)  # by source, once it was supplied
+        self.host: LruCache[bytes, Tensor] = LruCache(host_bytes, lambda tokens: tokens.nbytes)  # visual tokens [R, Dv]
+        self.pooled: LruCache[bytes, NDArray[np.float32]] = LruCache(MAX_POOLED)  # mean features [Dv]
         self.nonfinite: set[bytes] = set()  # keys whose encoding in this step was not finite
         self._salt = salt
         self._max_kept_frames = max_kept_frames

@@ -166,7 +166,7 @@ async def test_fits_that_cannot_be_stored_are_kept_by_the_thread_that_fits(
     request = asyncio.create_task(classify(http, method="linear"))
     try:
         await asyncio.wait_for(failed.wait(), 20)
-        (examples,) = comparison.recent._values.values()
+        ((examples, _),) = comparison.recent._values._sized.values()
         assert examples.unsaved == set()
     finally:
         is_free.set()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from server.engine.caches.media import LruCache, MediaCache, MediaSlots, content_key
+from server.engine.caches.media import MediaCache, MediaSlots, content_key
 
 A, B, C, D, E = (letter * 32 for letter in (b"a", b"b", b"c", b"d", b"e"))
 
@@ -66,18 +65,6 @@ def test_pins_hold_and_take_at_most_a_quarter_of_the_slots() -> None:
     assert slots.num_pinned == 0
 
 
-def test_the_size_of_an_lru_cache_is_in_the_units_of_its_values() -> None:
-    host = LruCache[torch.Tensor](100, lambda tokens: tokens.nbytes)
-    host.put(A, torch.zeros(10))  # 40 bytes
-    host.put(B, torch.zeros(10))
-    assert host.get(A) is not None
-    host.put(C, torch.zeros(10))
-    assert (A in host, B in host, C in host) == (True, False, True)
-    assert host.size == 80
-    host.put(D, torch.zeros(100))  # larger than all there is
-    assert host.size == 0
-
-
 def test_a_key_is_of_pixels_shape_and_salt() -> None:
     frames = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(1, 2, 2, 3)
     key = content_key(frames, b"weights")
@@ -104,16 +91,6 @@ def test_two_sources_of_one_image_have_one_key() -> None:
     media.supply(B, frames.copy())
     assert media.content_keys.get(A) == media.content_keys.get(B)
     assert media.content_keys.get(C) is None
-
-
-def test_the_least_recently_used_value_is_dropped_first() -> None:
-    pooled = LruCache[NDArray[np.float32]](2)
-    for key in (A, B):
-        pooled.put(key, np.ones(3, np.float32))
-    assert pooled.get(A) is not None
-    pooled.put(C, np.ones(3, np.float32))
-    assert (A in pooled, B in pooled, C in pooled) == (True, False, True)
-    assert pooled.get(B) is None
 
 
 def test_discarding_media_frees_slots_at_once_or_with_the_last_reference() -> None:
