@@ -106,25 +106,31 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     warm_up(engine, served.tokenizer.media_token_id, served.config.vision.image_size)
     phases.end("warm-up")
     grammars.start_trials()
-    info = {
+    return engine, _describe(engine, phases) | {
         "model": served.config.name,
         "device": str(device),
         "tensor_parallel": rank.size,
-        "dtype": str(dtype).removeprefix("torch."),
         "weight_format": weight_formats.name,
         "weight_formats": prepared.formats,
-        "backend": {name: str(value) for name, value in backend.describe().items()},
         "kernel_launches": launches and str(launches),
+    }
+
+
+def _describe(engine: Engine, phases: Phases) -> dict[str, Any]:
+    """Return what clients may know about an engine that is built; `build` adds its choices."""
+    config, runner = engine.config, engine.runner
+    return {
+        "dtype": str(runner.dtype).removeprefix("torch."),
+        "backend": {name: str(value) for name, value in backend.describe().items()},
         "threads": torch.get_num_threads(),
         "num_blocks": config.num_blocks,
         "block_size": config.block_size,
-        "block_bytes": block_bytes(rank_config(served.config, rank), config.block_size, dtype),
+        "block_bytes": runner.block_bytes,
         "num_media_slots": config.num_media_slots,
         "max_model_len": config.max_model_len,
         "load_seconds": round(sum(phases.seconds.values()), 2),
         "load_phases": phases.seconds,
     }
-    return engine, info
 
 
 def build_rank(settings: Settings, rank: Rank, store: str) -> Runner:

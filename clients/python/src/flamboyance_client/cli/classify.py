@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,35 +86,43 @@ def classify(
         raise typer.BadParameter(choices, param_hint="--support-set")
     with connected(url, api_key, if_taken=OTHER_NAME) as client:
         sources = media_sources(images)
-        if folder is not None:
-            uploaded = client.support_sets.from_folder(folder, name=name_of(folder, OTHER_NAME))
-            note_removed(uploaded)
-            support_set = uploaded.id
         examples: Examples
         if recommended is not None:
             examples = _recommendation(client, recommended)
         else:
-            assert support_set is not None
-            examples = selection(support_set, k, strategy or ("rices_image" if method in WITH_SHOTS else None))
+            set_id = support_set if folder is None else _uploaded(client, folder)
+            assert set_id is not None
+            examples = selection(set_id, k, strategy or ("rices_image" if method in WITH_SHOTS else None))
         options: ClassifyOptions = {"examples": examples, "shots_attend": shots_attend, "method": method}
         options |= {"template": template, "target_accuracy": target_accuracy, "target_coverage": target_coverage}
         checked_selection(ClassifyOptions, options)
-        for_people = Table("image", "label", "confidence", "next")
-        remaining = iter(sources)
+        _classify(client, sources, options, url, json=json)
 
-        def show(outcome: Classification | Exception) -> None:
-            source = next(remaining)
-            if json:
-                print_json(_document(source, outcome, url))
-            else:
-                for_people.add_row(str(source), *_cells(outcome, url))
 
-        outcomes = run_all(partial(client.classify, **options), [*sources], CONCURRENCY, client.close, show)
-        if not json:
-            print_table(for_people)
-    num_failed = sum(isinstance(outcome, Exception) for outcome in outcomes)
-    if num_failed:
+def _classify(client: Client, sources: Sequence[Source], options: ClassifyOptions, url: str, *, json: bool) -> None:
+    """Classify images, and print the outcomes: each in JSON when it is known, or all in a table."""
+    for_people = Table("image", "label", "confidence", "next")
+    remaining = iter(sources)
+
+    def show(outcome: Classification | Exception) -> None:
+        source = next(remaining)
+        if json:
+            print_json(_document(source, outcome, url))
+        else:
+            for_people.add_row(str(source), *_cells(outcome, url))
+
+    outcomes = run_all(partial(client.classify, **options), [*sources], CONCURRENCY, client.close, show)
+    if not json:
+        print_table(for_people)
+    if num_failed := sum(isinstance(outcome, Exception) for outcome in outcomes):
         raise failure(f"{num_failed} of {len(outcomes)} images were not classified")
+
+
+def _uploaded(client: Client, folder: Path) -> str:
+    """Return the id of the support set of a folder, which is uploaded or updated."""
+    uploaded = client.support_sets.from_folder(folder, name=name_of(folder, OTHER_NAME))
+    note_removed(uploaded)
+    return uploaded.id
 
 
 def _recommendation(client: Client, evaluation_id: str) -> Recommendation:
