@@ -37,17 +37,17 @@ MANIFEST, TABLES, MEDIA = "backup.json", "tables/", "media/"
 # All tables except the version, which a restored database creates itself, and the leases of running requests. A schema of
 # PostgreSQL may also have tables of other applications.
 STORED = {
-    *(
-        "api_keys",
-        "embeddings",
-        "evaluation_cells",
-        "evaluations",
-        "example_media",
-        "examples",
-        "first_answers",
-        "fits",
-    ),
-    *("media", "support_set_versions", "support_sets"),
+    "api_keys",
+    "embeddings",
+    "evaluation_cells",
+    "evaluations",
+    "example_media",
+    "examples",
+    "first_answers",
+    "fits",
+    "media",
+    "support_set_versions",
+    "support_sets",
 }
 ROWS_PER_STATEMENT = 500
 # snapshots: if a media item is deleted while media are copied, the next one does not refer to it

@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Select, and_, func, or_, select, true, tuple_
+from sqlalchemy import Select, and_, func, select, true, tuple_
 from sqlalchemy.orm import Session
 
 from server.store.database import made_at
 from server.store.records import ExampleMediaRow, ExampleRow, MediaRow, SupportSetInfo, SupportSetRow, VersionRow
-from server.store.versions import check_version, is_alive, own_name
+from server.store.versions import check_version, in_version, is_alive, own_name
 
 # Small sets share queries: the first ones of a page, which may end after a few long labels, and further ones. The labels of
 # so many examples fit into memory.
@@ -113,10 +113,6 @@ def _count_labels(session: Session, versions: Sequence[VersionKey]) -> dict[str,
 
 def _in_versions(versions: Sequence[VersionKey], *columns: Any) -> Select[Any]:
     """Select columns of the examples of these versions."""
-    is_in_version = and_(
-        ExampleRow.set_id == VersionRow.set_id,
-        ExampleRow.first_version <= VersionRow.version,
-        or_(ExampleRow.end_version.is_(None), ExampleRow.end_version > VersionRow.version),
-    )
+    is_in_version = and_(*in_version(VersionRow.set_id, VersionRow.version))
     is_wanted = tuple_(VersionRow.set_id, VersionRow.version).in_(versions)
     return select(*columns).select_from(VersionRow).join(ExampleRow, is_in_version).where(is_wanted)

@@ -13,7 +13,6 @@ from sqlalchemy import (
     ColumnElement,
     ColumnExpressionArgument,
     Row,
-    Select,
     and_,
     delete,
     func,
@@ -160,7 +159,7 @@ def merge(session: Session, row: SupportSetRow, staged: SupportSetRow, now: floa
     """
     old, new = aliased(ExampleRow), aliased(ExampleRow)
     ids = select(new.example_id).where(new.set_id == staged.id)
-    is_replaced = (*_in_version(row.id, row.version), ExampleRow.example_id.in_(ids))
+    is_replaced = (*in_version(row.id, row.version), ExampleRow.example_id.in_(ids))
     num_replaced = session.scalar(select(func.count()).select_from(ExampleRow).where(*is_replaced)) or 0
     num_added = staged.next_position - num_replaced
     num_examples = _num_examples(session, row) + num_added
@@ -205,10 +204,12 @@ def check_version(row: SupportSetRow, version: int | None) -> int:
 def examples(session: Session, set_id: str, version: int) -> Examples[Example]:
     """Return the examples of a version, in order."""
     media: dict[int, list[str]] = {}
-    references = _references(set_id, version, ExampleMediaRow.row_id, ExampleMediaRow.media_id)
+    is_in_version = in_version(set_id, version)
+    references = select(ExampleMediaRow.row_id, ExampleMediaRow.media_id).where(*is_in_version)
+    references = references.join(ExampleRow, ExampleRow.row_id == ExampleMediaRow.row_id)
     for row_id, media_id in session.execute(references.order_by(ExampleMediaRow.row_id, ExampleMediaRow.position)):
         media.setdefault(row_id, []).append(split(media_id)[1])
-    rows = session.scalars(select(ExampleRow).where(*_in_version(set_id, version)).order_by(ExampleRow.position))
+    rows = session.scalars(select(ExampleRow).where(*is_in_version).order_by(ExampleRow.position))
     examples = Examples(
         Example(row.example_id, tuple(media.get(row.row_id, ())), row.text, row.label, row.question, row.metadata_)
         for row in rows
@@ -248,15 +249,12 @@ def is_alive(now: float) -> ColumnElement[bool]:
     return and_(SupportSetRow.version > 0, or_(SupportSetRow.expires_at.is_(None), SupportSetRow.expires_at > now))
 
 
-def _in_version(set_id: str, version: int) -> tuple[ColumnElement[bool], ...]:
+def in_version(
+    set_id: str | InstrumentedAttribute[str], version: int | InstrumentedAttribute[int]
+) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions for the examples of a version, whose set and number may be columns of another table."""
     ends_later = or_(ExampleRow.end_version.is_(None), ExampleRow.end_version > version)
     return ExampleRow.set_id == set_id, ExampleRow.first_version <= version, ends_later
-
-
-def _references(set_id: str, version: int, *columns: InstrumentedAttribute[Any]) -> Select[Any]:
-    """Select columns of the references to the media of a version."""
-    references = select(*columns).join(ExampleRow, ExampleRow.row_id == ExampleMediaRow.row_id)
-    return references.where(*_in_version(set_id, version))
 
 
 def _num_examples(session: Session, row: SupportSetRow) -> int:
@@ -274,10 +272,8 @@ def _present(session: Session, row: SupportSetRow, ids: set[str]) -> set[str]:
     """Return the subset of `ids` that examples of the latest version have."""
     present = set[str]()
     for chunk in chunked(sorted(example_id for example_id in ids if "\0" not in example_id)):
-        in_version = _in_version(row.id, row.version)
-        present.update(
-            session.scalars(select(ExampleRow.example_id).where(*in_version, ExampleRow.example_id.in_(chunk)))
-        )
+        query = select(ExampleRow.example_id).where(*in_version(row.id, row.version))
+        present.update(session.scalars(query.where(ExampleRow.example_id.in_(chunk))))
     return present
 
 
