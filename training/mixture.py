@@ -41,7 +41,7 @@ class Stream(Protocol):
 class GeneratedStream:
     """Examples that are generated from their number alone: the n-th example of a stream is the same in every run."""
 
-    def __init__(self, make: Callable[[int], PreparedExample], index: int = 0, num_streams: int = 1) -> None:
+    def __init__(self, make: Callable[[int], PreparedExample], index: int, num_streams: int) -> None:
         self._make = make
         self._index, self._num_streams = index, num_streams
         self._num_taken = 0

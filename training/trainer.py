@@ -61,7 +61,7 @@ class Trainer:
         model: Flamingo,
         mixture: Mixture,
         world: World,
-        make_loss: Callable[[Flamingo], BridgeLoss] = BridgeLoss,
+        make_loss: Callable[[Flamingo], BridgeLoss],
     ) -> None:
         self.out = Path(config.out).expanduser()
         self.config = config = with_precision(config, world, load_settings(self.out / "checkpoints"))

@@ -382,7 +382,7 @@ def convert_language_model(config: HuggingFaceConfig, tensors: Mapping[str, Tens
     return convert("the language model's checkpoint", recipes, family.full_names(tensors), ignored)
 
 
-def decoder_plan(config: LanguageModelConfig, names: Names, rearrange_qkv: Rearrange | None = None) -> Plan:
+def decoder_plan(config: LanguageModelConfig, names: Names, rearrange_qkv: Rearrange | None) -> Plan:
     """Plan the decoder, whose names are relative to `language_model.`."""
     query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     with torch.device("meta"):

@@ -10,7 +10,7 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 KINDS = ("safetensors", "bin")
 
 
-def weights_name(names: Collection[str], stems: tuple[str, ...] = STEMS) -> str | None:
+def weights_name(names: Collection[str], stems: tuple[str, ...]) -> str | None:
     """Return the preferred name of the weights among a folder's files: safetensors before PyTorch files, or None.
 
     The file of that name may be absent: `NAME.index.json` then lists its shards.

@@ -23,7 +23,7 @@ import yaml
 from httpx2 import HTTPError
 from huggingface_hub import constants, errors
 
-from model.checkpoint.layout import OPEN_CLIP_CONFIG, OPEN_CLIP_STEMS, STEMS, weights_name
+from model.checkpoint.layout import KINDS, OPEN_CLIP_CONFIG, OPEN_CLIP_STEMS, STEMS, weights_name
 from model.hub.job import SOURCE
 from model.hub.progress import LogProgress
 from model.likeness import LIKENESS
@@ -45,7 +45,7 @@ METADATA = (
     "processor_config.json",
     OPEN_CLIP_CONFIG,
     SOURCE,
-    *(f"{stem}.{kind}.index.json" for stem in {*STEMS, *OPEN_CLIP_STEMS} for kind in ("safetensors", "bin")),
+    *(f"{stem}.{kind}.index.json" for stem in {*STEMS, *OPEN_CLIP_STEMS} for kind in KINDS),
 )
 NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>.+))?", re.ASCII)
 DEFAULT_REVISION = "main"
@@ -173,7 +173,7 @@ def weight_names(source: Source, stems: tuple[str, ...] = STEMS) -> list[str]:
     """Return the names of the files that hold the weights, safetensors if there are any. Raises `ModelNameError`."""
     whole = weights_name(source.names, stems)
     if whole is None:
-        expected = " or ".join(f"{stem}.{kind}" for stem in stems for kind in ("safetensors", "bin"))
+        expected = " or ".join(f"{stem}.{kind}" for stem in stems for kind in KINDS)
         raise ModelNameError(f"{source} holds no weights that can be read: none of {expected}")
     if whole in source.names:
         return [whole]

@@ -35,7 +35,7 @@ from server.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from server.limits.admission import Admission
+from server.limits.admission import Admission, Ticket
 from server.limits.deadline import HEADER, Deadline, read_header
 from server.limits.turns import client_in_turn
 from server.schemas.base import ID
@@ -112,9 +112,7 @@ class Guard:
             with self._admission.ticket(client) as ticket:
                 state["ticket"] = ticket
                 client_in_turn.set(client)
-                has_body = _has_body(headers)
-                if has_body or not (self._is_open(path) or is_health(path)):
-                    ticket.check(waits=has_body)
+                self._check_ticket(path, headers, ticket)
                 async with deadline.limit():
                     await self._app(scope, receive, send_with_id)
             return
@@ -147,6 +145,12 @@ class Guard:
         self._check_shutdown(path)
         if caller.quota is not None and not is_health(path):
             caller.quota.begin()
+
+    def _check_ticket(self, path: str, headers: Headers, ticket: Ticket) -> None:
+        """Check that the client may send this request next to its others. Raises what `Ticket.check` raises."""
+        has_body = _has_body(headers)
+        if has_body or not (self._is_open(path) or is_health(path)):
+            ticket.check(waits=has_body)
 
     def _check_host(self, path: str, headers: Headers) -> None:
         """Refuse a request whose host is not a name of this server (DNS rebinding). Raises `HostRefused`."""

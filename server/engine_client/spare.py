@@ -14,9 +14,10 @@ from functools import partial
 
 import zmq
 
-from server.engine_client.worker_process import NO_VARIABLES, WorkerProcess
+from server.engine_client.worker_process import WorkerProcess
 
 FIRST_PAUSE = 1.0
+NO_VARIABLES: Mapping[str, str] = {}
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,6 @@ FLAGS, SIGNALS = 6, 28
 PF_EXITING = 0x4
 PENDING_SIGKILL = 1 << 8
 STOPPED_STATES = ("T", "t")
-NO_VARIABLES: Mapping[str, str] = {}
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ class WorkerProcess:
         self._sending = asyncio.create_task(self._send_all())
 
     @classmethod
-    async def spawn(cls, factory: str, variables: Mapping[str, str] = NO_VARIABLES) -> WorkerProcess:
+    async def spawn(cls, factory: str, variables: Mapping[str, str]) -> WorkerProcess:
         """Spawn a process, with these variables in its environment.
 
         Raises `OSError` or `zmq.ZMQError` if there are too many processes or files, or no memory.

@@ -171,7 +171,7 @@ class MediaStore:
         stored = self.describe(media_id, param)
         return replace(self.refer(media_id, param), num_bytes=stored.num_bytes)
 
-    def refer(self, media_id: str, param: str = "") -> EncodedMedia:
+    def refer(self, media_id: str, param: str) -> EncodedMedia:
         """Return what `find` returns, for an item that is known to be stored: without any access to the store."""
         return EncodedMedia(
             kind=_check_id(media_id, param),

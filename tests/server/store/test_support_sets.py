@@ -20,7 +20,6 @@ from server.errors import (
 )
 from server.media.store import MediaStore
 from server.store import staging, versions
-from server.store import support_sets as support_sets_module
 from server.store.database import Database, Result, Transaction
 from server.store.media_references import MediaReferences
 from server.store.records import Example, ExampleRow, NewExample, SupportSetRow
