@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Generic, Protocol, TypeVar
+from operator import attrgetter
+from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
 
 from server.lru_cache import LruCache
@@ -12,19 +13,14 @@ from server.lru_cache import LruCache
 MAX_BYTES = 256 * 2**20
 
 
-class Sized(Protocol):
-    @property
-    def num_bytes(self) -> int: ...
-
-
-Value = TypeVar("Value", bound=Sized)
+Value = TypeVar("Value")
 
 
 class Recent(Generic[Value]):
-    """The most recently used values, up to a number of bytes; the last one stays, whatever its size."""
+    """The most recently used values, up to a number of bytes; the last one stays, whatever its size. No value is None."""
 
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
-        self._values = LruCache[Hashable, Value](max_bytes, lambda value: value.num_bytes, min_number=1)
+    def __init__(self, max_bytes: int = MAX_BYTES, size_of: Callable[[Value], int] = attrgetter("num_bytes")) -> None:
+        self._values = LruCache[Hashable, Value](max_bytes, size_of, min_number=1)
         self._building: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
 
     async def get(self, key: Hashable, build: Callable[[], Awaitable[Value]]) -> Value:

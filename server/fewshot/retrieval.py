@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from operator import attrgetter
 from typing import Literal
 
 import numpy as np
@@ -61,17 +62,6 @@ class SimilarityQuery:
     text: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class QueryFeatures:
-    """The vision encoder's features of a query's media, [M, Dv]."""
-
-    vectors: Vectors
-
-    @property
-    def num_bytes(self) -> int:
-        return self.vectors.nbytes
-
-
 # returns the most similar examples, as many as its argument, best first; it takes milliseconds for a large set
 Search = Callable[[int], list[Similar]]
 
@@ -89,7 +79,7 @@ class Retrieval:
     store: MediaStore
     observe: Callable[[float], None] = lambda seconds: None
     indexes: Recent[VectorIndex] = field(default_factory=Recent)
-    queries: Recent[QueryFeatures] = field(default_factory=partial(Recent, QUERY_BYTES))
+    queries: Recent[Vectors] = field(default_factory=partial(Recent, QUERY_BYTES, attrgetter("nbytes")))
 
     async def most_similar(
         self, support_set: SupportSet, strategy: Strategy, query: SimilarityQuery, k: int
@@ -133,10 +123,10 @@ class Retrieval:
         """
         distinct = {item.id: item for item in media}
 
-        async def build() -> QueryFeatures:
-            return QueryFeatures(await self.engine.embed([*distinct.values()]))
+        async def build() -> Vectors:
+            return await self.engine.embed([*distinct.values()])
 
-        return (await self.queries.get((self.engine.salt, *distinct, self.embedder), build)).vectors
+        return await self.queries.get((self.engine.salt, *distinct, self.embedder), build)
 
     async def query_vector(self, media: Sequence[EncodedMedia]) -> Vectors:
         """Return the vector [D] of a query's media. Raises the engine's errors."""
