@@ -9,10 +9,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
@@ -28,7 +29,7 @@ from server.api.body import check_parameters
 from server.api.guard import Guard, authorise
 from server.api.openapi import openapi_document, operation_id
 from server.api.paths import without_slash
-from server.api.responses import IS_HEAD, JSONResponse
+from server.api.responses import IS_HEAD, JSON, JSONResponse, WholeResponse
 from server.api.routes import (
     archives,
     candidates,
@@ -119,12 +120,14 @@ class Application(FastAPI):
         super().__init__(
             title=TITLE,
             version=VERSION,
+            openapi_url=None,  # FastAPI would write the document again for each request
             docs_url=None,
             redoc_url=None,
             generate_unique_id_function=operation_id,
             redirect_slashes=False,
             lifespan=lifespan,
         )
+        self.add_route("/openapi.json", self._show_document, include_in_schema=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -142,6 +145,14 @@ class Application(FastAPI):
         if self.openapi_schema is None:
             self.openapi_schema = openapi_document(self.routes, self.title, self.version)
         return self.openapi_schema
+
+    @cached_property
+    def document(self) -> bytes:
+        """The OpenAPI document, which is written once: that takes the event loop some milliseconds."""
+        return msgspec.json.encode(self.openapi())
+
+    async def _show_document(self, request: Request) -> Response:
+        return WholeResponse(self.document, media_type=JSON)
 
 
 def create_app(
@@ -247,10 +258,10 @@ def _create_admission(settings: Settings, metrics: Metrics) -> Admission:
 
 @asynccontextmanager
 async def _lifespan(
-    app: FastAPI, tenants: Tenants, runner: EvaluationRunner, maintenance: Maintenance
+    app: Application, tenants: Tenants, runner: EvaluationRunner, maintenance: Maintenance
 ) -> AsyncIterator[None]:
     services = tenants.of(DEFAULT_TENANT)
-    await asyncio.to_thread(app.openapi)  # built once, and not while requests run
+    await asyncio.to_thread(lambda: app.document)  # built once, and not while requests run
     await asyncio.to_thread(services.store.prepare)
     async with AsyncExitStack() as stopping:  # stops services in reverse order, whatever fails
         stopping.callback(services.database.close)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -78,10 +78,15 @@ class Download(StreamingResponse):
         await super().__call__(scope, receive, send)
 
 
-async def download(pieces: Iterator[bytes], media_type: str, headers: Mapping[str, str]) -> Download:
+async def download(
+    pieces: Iterator[bytes],
+    media_type: str,
+    headers: Mapping[str, str],
+    in_thread: Callable[..., Awaitable[bytes | None]] = asyncio.to_thread,
+) -> Download:
     """Return a download of pieces that threads read. The first is read now, so that an error has its own status."""
-    first = await asyncio.to_thread(next, pieces, b"")
-    return Download(read_in_threads(chain([first], pieces)), media_type=media_type, headers=headers)
+    first = await in_thread(next, pieces, b"") or b""
+    return Download(read_in_threads(chain([first], pieces), in_thread), media_type=media_type, headers=headers)
 
 
 def is_known(tag: str, request: Request) -> bool:
@@ -106,9 +111,11 @@ def _pieces_of(path: Path) -> Iterator[bytes]:
             yield piece
 
 
-async def read_in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+async def read_in_threads(
+    pieces: Iterator[bytes], in_thread: Callable[..., Awaitable[bytes | None]] = asyncio.to_thread
+) -> AsyncIterator[bytes]:
     """Yield pieces, each of which a thread reads when the connection takes it."""
-    while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+    while (piece := await in_thread(next, pieces, None)) is not None:
         yield piece
 
 

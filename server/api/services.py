@@ -47,6 +47,8 @@ from server.weights import Weights
 MAX_IMPORTS = 4
 # a client may use three of the four
 MAX_IMPORTS_SHARE = 0.75
+# one for each of so many clients at once, because a remote store may be slow
+STORAGE_THREADS = 4
 # value of `Retry-After` for a refused import, in seconds
 IMPORT_RETRY_AFTER = 10
 
@@ -81,6 +83,11 @@ class Services:
     writer: Writer = field(default_factory=Writer)
     # a scrape has a deadline: it does not wait for long answers
     exposition: ThreadTurns = field(default_factory=partial(ThreadTurns, 1, "metrics", rest=REST))
+    # Threads for pages of the media store and pieces of archives. They cost no step of the engine, so a client pauses after
+    # them.
+    storage: ThreadTurns = field(
+        default_factory=partial(ThreadTurns, STORAGE_THREADS, "storage", max_of_client=1, rest=REST)
+    )
     # slots for archives that arrive or are being imported; their files are on disk
     imports: SharedLimit = field(
         default_factory=lambda: SharedLimit(

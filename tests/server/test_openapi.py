@@ -110,6 +110,12 @@ async def test_the_server_gives_the_document_to_anybody(http: httpx.AsyncClient)
     assert response.json()["info"]["version"] == VERSION
 
 
+async def test_the_document_is_written_once(http: httpx.AsyncClient, app: FastAPI) -> None:
+    first = await http.get("/openapi.json")
+    app.openapi()["info"]["title"] = "written again"
+    assert (await http.get("/openapi.json")).content == first.content
+
+
 async def test_examples_of_requests_are_accepted(http: httpx.AsyncClient, app: FastAPI) -> None:
     _, secret = await app.state.services.keys.create("test", "admin")
     http.headers["Authorization"] = f"Bearer {secret}"

@@ -68,7 +68,7 @@ async def export_support_set(support_set: str, request: Request, services: Given
     pieces = write_archive(version, info.metadata, services.store)
     name = f"{version.name or version.id}-v{version.version}.zip".replace(":", "_")
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "X-Content-Type-Options": "nosniff"}
-    return await download(pieces, ZIP, headers)
+    return await download(pieces, ZIP, headers, services.storage)
 
 
 @router.post(

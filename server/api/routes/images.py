@@ -106,7 +106,7 @@ async def upload_image(request: Request, services: GivenServices) -> Response:
 async def list_images(request: Request, services: GivenServices) -> Response:
     """List images and videos in the order of their ids."""
     fields = read_query(ListImagesRequest, request)
-    page = await asyncio.to_thread(_page, services.store, fields)
+    page = await services.storage(_page, services.store, fields)
     return JSONResponse(list_page([_card(stored) for stored in page], fields.limit))
 
 

@@ -6,7 +6,9 @@ import asyncio
 import base64
 import io
 import json
+import threading
 import tracemalloc
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -21,6 +23,7 @@ from server.errors import MediaNotFound
 from server.limits.admission import Admission
 from server.limits.deadline import HEADER
 from server.settings import Settings
+from tests.server.conftest import png
 from tests.server.fakes import eventually
 from tests.server.limits.test_admission import from_address
 
@@ -163,6 +166,42 @@ async def test_a_download_without_its_body_is_not_read(http: httpx.AsyncClient, 
     reader = Reader(head, f"/v1/images/{stored['id']}/content")
     await reader.finish()
     assert (reader.status, reader.pieces) == (200, [0])
+
+
+@pytest.mark.parametrize(
+    ("path", "reading"),
+    [
+        ("/v1/images", "server.media.store.MediaStore.names"),
+        ("/v1/support_sets/s/export", "server.api.routes.archives.write_archive"),
+    ],
+)
+async def test_a_client_that_reads_storage_again_and_again_leaves_threads_to_others(
+    path: str, reading: str, http: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await http.post("/v1/support_sets", json={"name": "s"})
+    image_id = (await http.post("/v1/images", content=png(), headers={"Content-Type": "image/png"})).json()["id"]
+    may_end, begun = threading.Event(), list[str]()
+
+    def read(*_: Any, **__: Any) -> Iterator[bytes]:
+        begun.append(path)
+        may_end.wait()
+        yield from ()
+
+    monkeypatch.setattr(reading, read)
+    greedy = [asyncio.create_task(http.get(path)) for _ in range(64)]
+    try:
+        await eventually(lambda: begun != [])
+        await asyncio.sleep(0.5)
+        assert len(begun) == 1
+        async with from_address(app, "10.0.0.2") as other:
+            answer = await asyncio.wait_for(other.get(f"/v1/images/{image_id}"), 10)
+            assert answer.status_code == 200
+            greedy.append(asyncio.create_task(other.get(path)))
+            await eventually(lambda: len(begun) == 2)
+            may_end.set()
+            assert {response.status_code for response in await asyncio.gather(*greedy)} == {200}
+    finally:
+        may_end.set()
 
 
 async def test_a_change_is_not_refused_after_it_was_made(http: httpx.AsyncClient, app: FastAPI) -> None:
