@@ -113,6 +113,14 @@ for (const colorScheme of ['light', 'dark'] as const) {
   })
 }
 
+test('the head of the page tells a screen reader whether the server is ready', async ({ page }) => {
+  const state = page.getByRole('banner').getByRole('status')
+  await page.goto('/')
+  await expect(state).toHaveText(/The server is ready:\s+flamboyance-lite$/)
+  await page.route('/health/ready', (route) => route.fulfill({ status: 503, json: { status: 'shutting_down' } }))
+  await expect(state).toHaveText(/The server is not ready:\s+shutting down$/)
+})
+
 test('the head of the page has two rows on a phone', async ({ page }) => {
   await page.setViewportSize({ width: 360, height: 640 })
   await page.goto('/')
@@ -241,6 +249,35 @@ test.describe('a server with a key', () => {
       await expect(page.getByRole('dialog', { name: 'Edit the example' })).toBeVisible()
     }
     await request.delete(`${address}/v1/support_sets/${name}`, { headers })
+  })
+
+  test('what was typed stays when a revoked key is renewed, also after a mistake', async ({ page, request }) => {
+    const headers = { Authorization: 'Bearer let-me-in' }
+    const create = async (name: string) =>
+      (await request.post(`${address}/v1/keys`, { headers, data: { name, tenant: 'renewed', role: 'manage' } })).json()
+    const dialog = page.getByRole('dialog')
+    const use = async (key: string) => {
+      await dialog.getByLabel('API key').fill(key)
+      await page.keyboard.press('Enter')
+    }
+    const [old, renewed] = [await create('old'), await create('renewed')]
+    await page.goto(address)
+    await use(old.key)
+    await page.getByRole('button', { name: 'Drawings with made-up words' }).click()
+    const text = page.getByRole('textbox', { name: 'Text of shot 3' })
+    await expect(text).toHaveValue('blicket')
+    await expect(page.getByRole('button', { name: /^Ask with 0 to/ })).toBeEnabled()
+    await request.delete(`${address}/v1/keys/${old.id}`, { headers })
+    await text.fill('typed')
+    await expect(dialog).toHaveAccessibleName('This server refused the key')
+    await use('wrong')
+    await page.waitForEvent('load')
+    await expect(dialog).toHaveAccessibleName('This server refused the key')
+    await use(renewed.key)
+    await page.waitForEvent('load')
+    await expect(text).toHaveValue('typed')
+    await expect(page.getByTestId('answer')).not.toBeEmpty()
+    await expect(dialog).toBeHidden()
   })
 
   test('the key is changed, and another tenant sees nothing of the first', async ({ page, request }) => {

@@ -1,6 +1,6 @@
 // What goes wrong around the page: it says so, loses nothing, and goes on without a reload.
 import { expect, test, type Page } from '@playwright/test'
-import { cpSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -456,4 +456,59 @@ test('a set whose examples cannot be read is listed, without an error in the con
   await page.waitForTimeout(200) // an error that no one has caught is reported later
   expect(errors).toEqual([])
   await request.delete('/v1/support_sets/unread')
+})
+
+test('the evaluation of another set is not taken for one of this set', async ({ page, request }) => {
+  const id = (await (await request.post('/v1/images', { data: readFileSync(IMAGE) })).json()).id
+  const examples = ['red', 'red', 'green', 'green'].map((label) => ({
+    label,
+    media: [{ type: 'image_id', image_id: id }],
+  }))
+  for (const name of ['this', 'other']) await request.post('/v1/support_sets', { data: { name, examples } })
+  const evaluate = { data: { methods: ['nearest_mean'] } }
+  const evaluation = await (await request.post('/v1/support_sets/other/evaluate', evaluate)).json()
+  const notice = page.getByText('The evaluation of this address belongs to another set.')
+
+  await page.goto(`/#/sets/this/use/${evaluation.id}`)
+  await expect(notice).toBeVisible()
+  await expect(page.getByText('This version has not been evaluated')).toBeVisible()
+  await page.goto(`/#/sets/this/evaluations/${evaluation.id}`)
+  await expect(notice).toBeVisible()
+  await expect(page.getByRole('heading', { name: 'Evaluation of version 1' })).toHaveCount(0)
+  await page.getByRole('link', { name: 'Show it with its set' }).click()
+  await expect(heading(page)).toHaveText('other')
+  await expect(page.getByRole('heading', { name: 'Evaluation of version 1' })).toBeVisible()
+  await expect(notice).toHaveCount(0)
+  for (const name of ['this', 'other']) await request.delete(`/v1/support_sets/${name}`)
+})
+
+test('an archive is imported once, also if the response was lost and the file is chosen again', async ({
+  page,
+  request,
+}) => {
+  const folder = mkdtempSync(join(tmpdir(), 'playground-'))
+  const archive = join(folder, 'imported.zip')
+  await request.post('/v1/support_sets', { data: { name: 'imported', examples: [{ text: 'one' }] } })
+  writeFileSync(archive, await (await request.get('/v1/support_sets/imported/export')).body())
+  await request.delete('/v1/support_sets/imported')
+  const numSets = async () => (await (await request.get('/v1/support_sets')).json()).data.length
+  const before = await numSets()
+
+  await page.goto('/#/sets')
+  await expect(page.getByRole('button', { name: 'Import an archive' })).toBeEnabled()
+  await page.route('/v1/support_sets/import', async (route) => {
+    await route.fetch()
+    await route.abort()
+  })
+  const again = page.getByRole('button', { name: 'Try again' })
+  await page.getByTestId('archive').setInputFiles(archive)
+  await expect(page.getByRole('alert')).toHaveText('The server cannot be reached.')
+  await again.click()
+  await expect(again).toBeEnabled()
+  await page.unroute('/v1/support_sets/import')
+  await page.getByTestId('archive').setInputFiles(archive)
+  await expect(heading(page)).toHaveText('imported')
+  expect(await numSets()).toBe(before + 1)
+  await request.delete('/v1/support_sets/imported')
+  rmSync(folder, { recursive: true })
 })

@@ -1,10 +1,23 @@
 // A request to this server, with the key of the tab. Throws an `ApiError` if there is no answer, or if it is a refusal.
 import { ApiError, throwUnlessOk } from './errors'
 import { key } from './key.svelte'
+import { uploadLost } from './lost'
 
 export async function send(input: RequestInfo | URL, init?: RequestInit): Promise<Response> {
   const request = new Request(input, init)
-  if (key.value) request.headers.set('Authorization', `Bearer ${key.value}`)
+  if (key.value && !request.headers.has('Authorization')) request.headers.set('Authorization', `Bearer ${key.value}`)
+  // only JSON names pictures, and a copy of another body could be large
+  if (request.headers.get('Content-Type') !== 'application/json') return answer(request)
+  const [read, again] = [request.clone(), request.clone()]
+  try {
+    return await answer(request)
+  } catch (error) {
+    await uploadLost(error, read)
+    return answer(again)
+  }
+}
+
+async function answer(request: Request): Promise<Response> {
   const response = await fetch(request).catch(throwUnreachable)
   await throwUnlessOk(response)
   return response

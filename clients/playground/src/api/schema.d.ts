@@ -2239,7 +2239,7 @@ export interface components {
              */
             question: string | null;
             /**
-             * @description The label of the answer.
+             * @description The label of the answer. A longer answer is a `text`.
              * @default
              */
             label: string | null;

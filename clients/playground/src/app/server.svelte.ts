@@ -34,7 +34,7 @@ async function look() {
   try {
     const response = await fetch('/health/ready')
     const { status } = await response.json()
-    server.reason = status
+    server.reason = status.replaceAll('_', ' ')
     if (status === 'ready' && !server.isReady) await describe()
     server.isReady = status === 'ready'
   } catch (error) {

@@ -2,6 +2,7 @@
 import { fromEvent } from 'file-selector'
 import type { Schemas } from '../api/client'
 import { ApiError } from '../api/errors'
+import { rememberUpload } from '../api/lost'
 import { send } from '../api/request'
 
 /** An uploaded image or video. `folder` is the name of the subfolder that it came from, '' without one. */
@@ -41,6 +42,7 @@ export async function upload(file: Blob, name: string, folder = '', signal?: Abo
     throw new ApiError(`${name}: ${error.message}`, error.status, error.code, error.param)
   })
   const stored: Schemas['StoredImage'] = await response.json()
+  rememberUpload(stored.id, (signal) => upload(file, name, folder, signal))
   return { id: stored.id, name, folder, isVideo: stored.object === 'video', frames: stored.frames ?? 1 }
 }
 

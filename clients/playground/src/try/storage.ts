@@ -5,6 +5,7 @@ import { key } from '../api/key.svelte'
 
 const NAME = 'flamboyance-workspace'
 let kept: string | null = null
+let isForgotten = false
 
 export async function read<Value>(): Promise<Value | undefined> {
   kept = sessionStorage.getItem(NAME)
@@ -15,7 +16,7 @@ export async function read<Value>(): Promise<Value | undefined> {
 /** Keeps a value if it is another one. A tab that only looks on overwrites nothing. */
 export async function keep(value: object): Promise<void> {
   const text = JSON.stringify(value)
-  if (text === kept) return
+  if (text === kept || isForgotten) return
   kept = text
   keepInTab(text)
   if (!key.value) await set(NAME, value).catch(() => undefined)
@@ -30,7 +31,8 @@ function keepInTab(text: string) {
   }
 }
 
-/** Forgets what the tab has, before another key is used. */
+/** Forgets what the tab has, before the page is loaded again with another key. */
 export function forget() {
+  isForgotten = true
   sessionStorage.removeItem(NAME)
 }

@@ -3,7 +3,7 @@
 import { SvelteMap } from 'svelte/reactivity'
 import { api } from '../api/client'
 import { ApiError } from '../api/errors'
-import { newKey } from '../api/request'
+import { newKey, send } from '../api/request'
 import type { Picture } from '../media/pictures'
 import type { Answer } from './answers'
 import { keep, read } from './storage'
@@ -60,7 +60,7 @@ export async function readWorkspace() {
   if (stored) Object.assign(workspace, stored.workspace)
   for (const [request, answer] of stored?.answers ?? []) answers.set(request, answer)
   kept.isRead = true
-  for (const { id } of pictures()) void checkPicture(id)
+  for (const { id } of pictures(workspace)) void checkPicture(id)
 }
 
 /** The browser may still have a picture that the server has not. */
@@ -72,14 +72,33 @@ async function checkPicture(id: string) {
   }
 }
 
+/** Returns whether a key reads all pictures of the workspace, as the keys of one tenant do. Throws if it is not known. */
+export async function isReadableWith(other: string): Promise<boolean> {
+  const shown = kept.isRead ? workspace : (await read<Stored>())?.workspace
+  const ids = shown ? pictures(shown).map(({ id }) => id) : []
+  const known = [...new Set(ids)].filter((id) => !kept.missing[id])
+  return (await Promise.all(known.map((id) => isPictureReadableWith(other, id)))).every(Boolean)
+}
+
+/** A key that the server refuses reads nothing: no other tenant's data are shown beside the workspace. */
+async function isPictureReadableWith(other: string, id: string): Promise<boolean> {
+  try {
+    await send(`/v1/images/${id}`, { headers: { Authorization: `Bearer ${other}` } })
+    return true
+  } catch (error) {
+    if (!(error instanceof ApiError) || ![401, 404].includes(error.status)) throw error
+    return error.status === 401
+  }
+}
+
 export async function keepWorkspace() {
   if (!kept.isRead) return
   const stored: Stored = { workspace: $state.snapshot(workspace), answers: [...answers] }
   await keep(stored)
 }
 
-function pictures(): Picture[] {
-  return [...workspace.shots.map((shot) => shot.picture), ...workspace.queries, ...workspace.compared]
+function pictures({ shots, queries, compared }: Workspace): Picture[] {
+  return [...shots.map((shot) => shot.picture), ...queries, ...compared]
 }
 
 /** Adds shots at the end, and shows the model all of them. Pictures from folders take turns by folder. */

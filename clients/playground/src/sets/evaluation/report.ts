@@ -85,7 +85,6 @@ export function coverageSeries({ curve }: Cell): Series[] {
   ]
 }
 
-/** Returns the left-out examples of one cell of the confusion matrix: those with this right label and this answer. */
 /** Returns the right label and the other answer that it got most often, or undefined if all answers are right. */
 export function commonestMistake({ confusion }: Cell): { right: string; answered: string } | undefined {
   const mistakes = Object.entries(confusion).flatMap(([right, counts]) =>
@@ -96,6 +95,7 @@ export function commonestMistake({ confusion }: Cell): { right: string; answered
   return mistakes.sort((one, other) => other.count - one.count)[0]
 }
 
+/** Returns the left-out examples of one cell of the confusion matrix: those with this right label and this answer. */
 export function confusedExamples(
   { left_out }: Evaluation,
   cell: Cell,

@@ -12,10 +12,10 @@ export async function downloadArchive(name: string): Promise<void> {
   setTimeout(() => URL.revokeObjectURL(url), 60_000)
 }
 
-/** Creates a set from an archive, with the archive's name or another one. */
-export async function importArchive(file: File, name?: string): Promise<SetInfo> {
+/** Creates a set from an archive, with the archive's name or another one, once for each idempotency key. */
+export async function importArchive(file: File, key: string, name?: string): Promise<SetInfo> {
   const { data } = await api.POST('/v1/support_sets/import', {
-    params: { query: { name } },
+    params: { query: { name }, header: { 'Idempotency-Key': key } },
     headers: { 'Content-Type': 'application/zip' },
     body: file as unknown as string,
     bodySerializer: (archive) => archive,

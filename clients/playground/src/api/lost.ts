@@ -1,0 +1,25 @@
+// Pictures that the server has lost since this page uploaded them: a request that names them uploads them again, once.
+import { ApiError } from './errors'
+
+type Upload = (signal: AbortSignal) => Promise<unknown>
+
+const CONCURRENCY = 4
+const ID = /\b(?:img|vid)_[0-9a-f]{64}\b/g
+const uploads = new Map<string, Upload>()
+
+/** Keeps how a picture is uploaded again. Its id is derived from its content, so it stays the same. */
+export function rememberUpload(id: string, upload: Upload) {
+  uploads.set(id, upload)
+}
+
+/** Uploads the pictures in a request again if it was refused without one of them. Throws the error if none can be. */
+export async function uploadLost(error: unknown, request: Request): Promise<void> {
+  if (!(error instanceof ApiError) || error.code !== 'image_not_found') throw error
+  const ids = new Set((await request.text()).match(ID))
+  const remaining = [...ids].map((id) => uploads.get(id)).filter((upload) => upload !== undefined)
+  if (!remaining.length) throw error
+  const work = async () => {
+    for (let upload = remaining.pop(); upload; upload = remaining.pop()) await upload(request.signal)
+  }
+  await Promise.all(Array.from({ length: CONCURRENCY }, work))
+}
