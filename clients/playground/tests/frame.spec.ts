@@ -55,6 +55,31 @@ test('the focus stays where the element that had it is removed', async ({ page, 
   await request.delete(`/v1/support_sets/${name}`)
 })
 
+test('the focus stays where an action disables what has it while it runs', async ({ page, request }) => {
+  await page.goto('/')
+  const example = page.getByRole('button', { name: 'Drawings with made-up words' })
+  await example.press('Enter')
+  await expect(page.getByRole('textbox', { name: 'Text of shot 3' })).toHaveValue('blicket')
+  await expect(example).toBeFocused()
+
+  // it is gone when the action has ended
+  await page.goto('/#/sets')
+  await page.getByRole('button', { name: 'Empty set' }).click()
+  await page.getByLabel('Name').fill('disabled')
+  await page.keyboard.press('Enter')
+  await expect(heading(page)).toHaveText('disabled')
+  await expect(page.getByRole('main')).toBeFocused()
+  await request.delete('/v1/support_sets/disabled')
+})
+
+test('the link of the shown view is in view on a phone', async ({ page }) => {
+  await page.setViewportSize({ width: 320, height: 640 })
+  for (const [name, address] of Object.entries(VIEWS)) {
+    await page.goto(`/${address}`)
+    await expect(page.getByRole('banner').getByRole('link', { name, exact: true })).toBeInViewport({ ratio: 0.98 })
+  }
+})
+
 test('the theme is chosen, and stays after a reload', async ({ page }) => {
   const background = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor)
   await page.emulateMedia({ colorScheme: 'light' })

@@ -283,6 +283,23 @@ test('a picture that is gone from the server shows as missing and can be removed
   await expect(page.getByRole('textbox', { name: 'Text of shot 1' })).toHaveCount(0)
 })
 
+test('a picture that leaves the server while it is asked about shows as missing', async ({ page, request }) => {
+  const picture = { name: 'leaving.bmp', mimeType: 'image/bmp', buffer: bitmap(65, 43, 21) }
+  await page.goto('/')
+  await page.getByTestId('files').first().setInputFiles(picture)
+  await page.getByRole('textbox', { name: 'Text of shot 1' }).fill('dot')
+  await page.getByTestId('files').last().setInputFiles(picture)
+  await expect(answer(page)).not.toBeEmpty()
+  await page.waitForTimeout(600)
+  await page.reload() // after it, the page has the picture no more
+  await expect(answer(page)).not.toBeEmpty()
+  const { id } = await (await request.post('/v1/images', { data: picture.buffer })).json()
+  await request.delete(`/v1/images/${id}`)
+  await page.getByRole('textbox', { name: 'Text of shot 1' }).fill('point')
+  await expect(page.getByText('No longer on the server', { exact: true })).toBeVisible()
+  await expect(page.getByText('The picture to ask about is no longer on the server. Remove it.')).toBeVisible()
+})
+
 /** A bitmap of one pixel. */
 function bitmap(red: number, green: number, blue: number): Buffer {
   const file = Buffer.alloc(58)

@@ -1,26 +1,35 @@
-// The focus, when the element that has it is removed: it goes to the innermost element around it that is still there.
+// The focus, when the element that has it is removed: it goes to the innermost element around it that is still there. An
+// element that is disabled for a while, such as the button of an action that runs, has the focus again when it is enabled.
 // Without this, it goes to the body, and the keyboard or a screen reader is at the beginning of the page.
 
 /** Keeps the focus within an element, and returns the function that stops it. */
 export function keepFocus(root: HTMLElement): () => void {
   /** The element that has the focus, and those around it. */
   let path: HTMLElement[] = []
+  let isDisabled = false
 
   function enter(event: FocusEvent) {
     const around = event.composedPath().filter((node) => node instanceof HTMLElement)
     path = around.slice(0, around.indexOf(root) + 1)
+    isDisabled = false
   }
 
-  /** An element that loses the focus and stays has not lost it by its removal. */
+  /** An element that loses the focus, and stays as it is, has not lost it by its removal. */
   function leave() {
     const left = path
     setTimeout(() => {
-      if (path === left && left[0]?.isConnected && document.activeElement !== left[0]) path = []
+      const [element] = left
+      const isLeft = element?.isConnected && !element.matches(':disabled') && document.activeElement !== element
+      if (path === left && isLeft) path = []
     })
   }
 
   const observer = new MutationObserver(() => {
-    if (document.activeElement !== document.body || !path.length || path[0]!.isConnected) return
+    const wasDisabled = isDisabled
+    isDisabled = path[0]?.matches(':disabled') ?? false
+    if (document.activeElement !== document.body || !path.length) return
+    if (wasDisabled && !isDisabled && path[0]!.isConnected) path[0]!.focus({ preventScroll: true })
+    if (path[0]!.isConnected) return
     const near = path.find(({ isConnected }) => isConnected)
     path = []
     if (near) focus(near)
@@ -28,7 +37,7 @@ export function keepFocus(root: HTMLElement): () => void {
 
   root.addEventListener('focusin', enter)
   root.addEventListener('focusout', leave)
-  observer.observe(root, { childList: true, subtree: true })
+  observer.observe(root, { childList: true, subtree: true, attributeFilter: ['disabled'] })
   return () => {
     root.removeEventListener('focusin', enter)
     root.removeEventListener('focusout', leave)

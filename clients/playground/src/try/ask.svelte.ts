@@ -1,10 +1,10 @@
 // Asks the server what the workspace asks. One request runs at a time; a new one aborts the one before.
 import { api, type Schemas } from '../api/client'
-import { messageOf } from '../api/errors'
+import { ApiError, messageOf } from '../api/errors'
 import { stream } from '../api/stream'
 import { addChunk, classified, emptyAnswer, type Answer } from './answers'
 import type { Request } from './prompt'
-import { keepAnswer } from './workspace.svelte'
+import { checkPictures, keepAnswer } from './workspace.svelte'
 
 type Asking = {
   /** The request that runs, or the one that `error` is about. */
@@ -29,6 +29,7 @@ export async function ask(request: Request, shots: number) {
     if (controller === running) keepAnswer(request.key, answer)
   } catch (error) {
     if (controller === running) asking.error = messageOf(error)
+    if (error instanceof ApiError && error.code === 'image_not_found') checkPictures()
   } finally {
     if (controller === running) asking.isRunning = false
   }

@@ -60,6 +60,11 @@ export async function readWorkspace() {
   if (stored) Object.assign(workspace, stored.workspace)
   for (const [request, answer] of stored?.answers ?? []) answers.set(request, answer)
   kept.isRead = true
+  checkPictures()
+}
+
+/** Notes which pictures the server has lost. */
+export function checkPictures() {
   for (const { id } of pictures(workspace)) void checkPicture(id)
 }
 
