@@ -178,7 +178,7 @@ class Retrieval:
     async def _example_vectors(self, support_set: SupportSet, space: Space, strategy: Strategy) -> Vectors:
         """Return one vector per example, [N, D]; the work for a large set runs in threads, not in the event loop."""
         examples = support_set.examples
-        _check_examples(examples, space, strategy)
+        _check_examples(examples, space, strategy, "examples.strategy")
         if space == "media":
             return await self.example_vectors(examples)
         texts = [compared_text(example.question, example.text) for example in examples]
@@ -227,10 +227,13 @@ def compared_text(question: str, text: str) -> str:
 
 
 def check_comparable(support_set: SupportSet, strategy: Strategy, query: SimilarityQuery) -> None:
-    """Check that the query and all examples have the media or text that the strategy compares. Raises `InvalidRequest`."""
+    """Check that a search's query and all examples have the media or text that the strategy compares.
+
+    Raises `InvalidRequest`.
+    """
     _check_query(strategy, query)
     for space in SPACES[strategy]:
-        _check_examples(support_set.examples, space, strategy)
+        _check_examples(support_set.examples, space, strategy, "strategy")
 
 
 def _check_query(strategy: Strategy, query: SimilarityQuery) -> None:
@@ -241,10 +244,10 @@ def _check_query(strategy: Strategy, query: SimilarityQuery) -> None:
         raise _refusal(strategy, "media", "the query", "query")
 
 
-def _check_examples(examples: Sequence[Example], space: Space, strategy: Strategy) -> None:
+def _check_examples(examples: Sequence[Example], space: Space, strategy: Strategy, param: str) -> None:
     for example in examples:
         if not (example.media if space == "media" else compared_text(example.question, example.text)):
-            raise _refusal(strategy, space, f"the example {example.id!r}", "examples.strategy")
+            raise _refusal(strategy, space, f"the example {example.id!r}", param)
 
 
 def _refusal(strategy: Strategy, space: Space, owner: str, param: str) -> InvalidRequest:

@@ -371,6 +371,17 @@ async def test_an_error_names_the_example_that_lacks_a_required_field(
         assert repr(name) in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("strategy", ["rices_image", "rices_text", "mixed"])
+async def test_a_refused_search_names_its_strategy(
+    http: httpx.AsyncClient, support_sets: SupportSets, strategy: str
+) -> None:
+    examples = [NewExample(id="bare", media=(), text="a word"), NewExample(id="mute", media=(IMAGES[1],))]
+    await support_sets.create("mixture", examples)
+    query = {"image": url(QUERY), "text": "a word"}
+    response = await http.post("/v1/support_sets/mixture/search", json={"query": query, "strategy": strategy})
+    assert refusal(response) == (400, "invalid_value", "strategy")
+
+
 @pytest.mark.parametrize("fields", [{"strategy": "random"}, {"k": 0}, {"query": {}}, {"query": {"image": "x", "k": 1}}])
 async def test_invalid_searches_are_refused(
     http: httpx.AsyncClient, colours: SupportSetInfo, fields: dict[str, Any]
