@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,7 +81,8 @@ def transport_errors() -> Iterator[None]:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
         hint = (
-            proxy_hint(error) or 'Is a server running there? Start it, or pass its address: Client("http://HOST:PORT")'
+            reached_hint(error)
+            or 'Is a server running there? Start it, or pass its address: Client("http://HOST:PORT")'
         )
         raise NotConnected(f"no connection to {_origin(error)}: {_message(error)}. {hint}.") from error
     except httpx.PoolTimeout as error:
@@ -113,7 +115,23 @@ async def async_events(response: httpx.Response) -> AsyncGenerator[Completion, N
     parser.finish()
 
 
-def proxy_hint(error: httpx.RequestError) -> str | None:
+def reached_hint(error: httpx.RequestError) -> str | None:
+    """Return a sentence about a failure other than that of a missing server: of a proxy or of TLS; else None."""
+    return _proxy_hint(error) or _tls_hint(error)
+
+
+def _tls_hint(error: BaseException) -> str | None:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return None
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return "SSL_CERT_FILE names the file with the certificate of an authority that is trusted"
+    return "The URL of a server without TLS begins with http://"
+
+
+def _proxy_hint(error: httpx.RequestError) -> str | None:
     """Return a sentence about the proxy that did not connect, or None for a request without a proxy."""
     try:
         address = proxy(error.request)

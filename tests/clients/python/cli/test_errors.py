@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import subprocess
 import sys
 import tomllib
@@ -19,7 +20,7 @@ from flamboyance_client import Client, NotConnected
 from flamboyance_client.cli import app as application
 from flamboyance_client.cli.connection import message_of
 from flamboyance_client.connection import checked_url, transport_errors
-from flamboyance_client.errors import NotAuthorised, Refusal
+from flamboyance_client.errors import NotAuthorised, Refusal, TimedOut
 from tests.clients.python.cli.commands import PACKAGE, process, run
 from tests.clients.serving import KEY
 
@@ -124,6 +125,26 @@ class TestErrors:
         with pytest.raises(NotConnected) as caught, transport_errors():
             raise cause
         assert message_of(caught.value, "http://host").startswith(message)
+
+    @pytest.mark.parametrize("cause", [httpx.ReadTimeout("timed out"), httpx.WriteTimeout("")])
+    def test_a_server_that_does_not_reply_is_no_advice_about_the_library(self, cause: Exception) -> None:
+        with pytest.raises(TimedOut) as caught, transport_errors():
+            raise cause
+        message = message_of(caught.value, "http://user:secret@host")
+        assert message.startswith("no reply from http://host in time: the server may be overloaded")
+        assert "Client" not in message
+
+    def test_https_to_a_server_without_tls_is_no_missing_server(self, url: str) -> None:
+        address = url.replace("http://", "https://")
+        _, errors = run("support-set", "list", "--url", address, status=1)
+        assert errors.startswith(f"error: no connection to {address}: [SSL")
+        assert errors.endswith(". The URL of a server without TLS begins with http://.\n")
+
+    def test_a_certificate_that_is_not_trusted_is_no_missing_server(self) -> None:
+        with pytest.raises(NotConnected) as caught, transport_errors():
+            raise httpx.ConnectError("untrusted") from ssl.SSLCertVerificationError(1, "untrusted")
+        message = message_of(caught.value, "https://host")
+        assert message.startswith("no connection to the server: untrusted. SSL_CERT_FILE names the file")
 
     def test_a_proxy_that_does_not_run_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for variable in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):

@@ -12,8 +12,8 @@ import httpx
 import typer
 
 from flamboyance_client.client import BASE_URL, Client
-from flamboyance_client.connection import proxy_hint, shown_url
-from flamboyance_client.errors import ApiError, FlamboyanceError, NotConnected
+from flamboyance_client.connection import reached_hint, shown_url
+from flamboyance_client.errors import ApiError, FlamboyanceError, NotConnected, TimedOut
 from flamboyance_client.stored import NAME_TAKEN
 
 Url = Annotated[str, typer.Option("--url", envvar="FLAMBOYANCE_URL", help="The URL of the server.")]
@@ -62,6 +62,8 @@ def message_of(error: Exception, url: str, if_taken: str = "") -> str:
     if isinstance(error, NotConnected) and _is_of_server(cause := error.__cause__):
         start = "start one with `flamboyance serve`, or give the URL of another with --url or FLAMBOYANCE_URL"
         return f"no server at {shown_url(url)} ({str(cause) or type(cause).__name__}): {start}"
+    if isinstance(error, TimedOut):
+        return f"no reply from {shown_url(url)} in time: the server may be overloaded or hang; its log may show why"
     if isinstance(error, ApiError):
         return _server_message(error, if_taken)
     if isinstance(error, OSError) and error.filename is not None:
@@ -70,10 +72,10 @@ def message_of(error: Exception, url: str, if_taken: str = "") -> str:
 
 
 def _is_of_server(cause: BaseException | None) -> bool:
-    """Return whether the server itself, and not a proxy, could not be reached."""
+    """Return whether no server was reached, rather than a proxy or a server without TLS."""
     if not isinstance(cause, httpx.RequestError) or isinstance(cause, httpx.PoolTimeout):
         return False
-    return proxy_hint(cause) is None
+    return reached_hint(cause) is None
 
 
 def _file_message(error: OSError) -> str:
