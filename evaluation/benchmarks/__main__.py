@@ -20,7 +20,7 @@ from evaluation.benchmarks.items import DataMissing
 from evaluation.benchmarks.runner import Options, run
 from evaluation.benchmarks.scoring import METRICS
 from evaluation.counts import at_least
-from flamboyance_client import FlamboyanceError, NotAuthorised, NotConnected
+from flamboyance_client import FlamboyanceError, NotAuthorised, NotConnected, TimedOut
 from flamboyance_client.client import BASE_URL
 
 DESCRIPTION = (
@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m evaluati
             _print_list(options.data)
             return 0
         return _evaluate(load(options.name), options)
+    except* BrokenPipeError:
+        pass  # the reader of stdout has ended, such as `head`
     except* (ValueError, OSError, FlamboyanceError) as group:
         print(f"error: {_text(_first(group))}", file=sys.stderr)
     except* KeyboardInterrupt:
@@ -55,6 +57,8 @@ def _text(error: BaseException) -> str:
     """Return the message of an error; the client's own advice is only for code."""
     if isinstance(error, NotAuthorised):
         return f"{error.message}: pass --api-key or set {KEY_VARIABLE}"
+    if isinstance(error, TimedOut):
+        return f"{str(error).partition('. ')[0]}. The server may be overloaded or hang; its log may show why."
     if isinstance(error, NotConnected) and isinstance(error.__cause__, httpx.ConnectError):
         return f"{str(error).partition('. ')[0]}. Start a server there, or pass the address of another one as --server."
     return str(error)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
 import pytest
 
+from evaluation.benchmarks import __main__ as command
 from evaluation.benchmarks.__main__ import main
 from evaluation.benchmarks.benchmark import SETS, UnknownBenchmark, load, names, parse
 from evaluation.benchmarks.data import READERS
 from evaluation.benchmarks.scoring import METRICS
+from flamboyance_client.connection import transport_errors
 from tests.evaluation.benchmarks.official_files import WRITERS
 
 PAPER = 16  # benchmarks, to which ImageNet and Kinetics700 are added
@@ -96,3 +99,26 @@ def test_the_list_says_what_data_are_there(tmp_path: Path, capsys: pytest.Captur
     assert lines[lines.index("star           accuracy, val") + 1].strip() == "2 queries of val"
     assert sum("wants data" in line for line in lines) == len(names()) - 1
     assert all(load(name).title for name in names())
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (BrokenPipeError(32, "Broken pipe"), ""),
+        (
+            httpx.ReadTimeout("timed out"),
+            "error: no reply from the server in time: timed out. The server may be overloaded or hang; "
+            "its log may show why.\n",
+        ),
+    ],
+)
+def test_an_error_is_explained_for_the_command_line(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: Path | None) -> None:
+        with transport_errors():
+            raise error
+
+    monkeypatch.setattr(command, "_print_list", fail)
+    assert main([]) == 1
+    assert capsys.readouterr().err == message

@@ -18,6 +18,7 @@ from PIL import Image
 
 from flamboyance_client import Client, NotConnected
 from flamboyance_client.cli import app as application
+from flamboyance_client.cli import support_sets
 from flamboyance_client.cli.connection import message_of
 from flamboyance_client.connection import checked_url, transport_errors
 from flamboyance_client.errors import NotAuthorised, Refusal, TimedOut
@@ -240,6 +241,17 @@ class TestErrors:
     def test_the_usage_repeats_no_dots(self, command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert application.run([*command, "--help"]) == 0
         assert "...}" not in capsys.readouterr().out
+
+    def test_no_line_of_a_help_text_ends_early(self) -> None:
+        """Help keeps the line breaks of a paragraph after the first, so such a paragraph has one line."""
+        for command in (*application.app.registered_commands, *support_sets.app.registered_commands):
+            _, *paragraphs = (command.callback.__doc__ or "").strip().split("\n\n") if command.callback else [""]
+            assert all(len(paragraph.strip().splitlines()) == 1 for paragraph in paragraphs), command.name
+
+    @pytest.mark.parametrize(("command", "name"), [("create", "FOLDER"), ("import", "FILE")])
+    def test_a_missing_argument_has_the_name_of_the_documentation(self, command: str, name: str) -> None:
+        _, errors = run("support-set", command, status=2)
+        assert errors == f"error: Missing argument '{name}'.\n"
 
 
 class TestDelete:

@@ -75,8 +75,9 @@ def classify(
 ) -> None:
     """Classify images by the examples of a support set.
 
-    A folder of examples becomes a support set of the same name, which is updated if the folder has changed: new files are
-    added, and examples that an earlier upload wrote and whose files are gone are removed.
+    A folder of examples becomes a support set of the same name, which is updated if the folder has changed.
+
+    An update adds new files, and removes examples of earlier uploads whose files are gone.
     """
     if recommended is not None and any(value is not None for value in (support_set, folder, k, strategy, method)):
         replaced = "it replaces --support-set, --folder, -k, --strategy and --method"

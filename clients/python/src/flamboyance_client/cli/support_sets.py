@@ -38,7 +38,9 @@ Version = Annotated[int | None, typer.Option(min=1, show_default=False, help="A 
 
 @app.command()
 def create(
-    folder: Annotated[Path, typer.Argument(help="A folder whose subfolders are named after the labels.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A folder whose subfolders are named after the labels.")
+    ],
     name: Annotated[
         str | None,
         typer.Option(
@@ -57,8 +59,7 @@ def create(
 ) -> None:
     """Create a set of the images and videos in a folder, or update it.
 
-    An update adds new files, and removes examples that an earlier upload wrote and whose files are gone. Other examples
-    stay.
+    An update adds new files, and removes examples of earlier uploads whose files are gone. Other examples stay.
     """
     fields: dict[str, Any] = {"pinned": True} if pinned else {}
     with connected(url, api_key, if_taken=OTHER_NAME) as client:
@@ -137,7 +138,9 @@ app.command("evaluations")(list_evaluations)
 @app.command("test")
 def measure(
     name: Name,
-    folder: Annotated[Path, typer.Argument(help="Other images, in subfolders that are named after their labels.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Other images, in subfolders that are named after their labels.")
+    ],
     method: Annotated[
         list[str] | None, choices(Method, "How the examples are used; without it auto and nearest_mean.")
     ] = None,
@@ -149,8 +152,9 @@ def measure(
 ) -> None:
     """Measure how well a set labels the images and videos of a folder, by one or more methods.
 
-    Images that are examples of the set are left out. --method may be given several times; the first is compared with the
-    others.
+    Images that are examples of the set are left out.
+
+    --method may be given several times; the first is compared with the others.
     """
     methods = cast("list[Method]", method or ["auto", "nearest_mean"])
     with connected(url, api_key) as client:
@@ -221,7 +225,8 @@ def suggest(
 def export(
     name: Name,
     file: Annotated[
-        Path, typer.Argument(show_default=False, help="The file to write, or a folder; without it NAME.zip.")
+        Path,
+        typer.Argument(metavar="FILE", show_default=False, help="The file to write, or a folder; without it NAME.zip."),
     ] = Path(),
     version: Version = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that exists.")] = False,
@@ -247,7 +252,7 @@ def export(
 
 @app.command("import")
 def import_file(
-    file: Annotated[Path, typer.Argument(help="A file that `export` has written.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `export` has written.")],
     name: Annotated[
         str | None, typer.Option(show_default=False, help="The name; without it the one in the file.")
     ] = None,
