@@ -167,9 +167,8 @@ class Guard:
         """Refuse a request from a page of another site that could change something. Raises `OriginRefused`."""
         if method not in SAFE_METHODS and not may_change(headers, self._origins):
             origin = headers.get("origin", "")[:128]
-            raise OriginRefused(
-                f"pages of {origin!r} may not send this request: the operator can add the origin to cors_origins"
-            )
+            pages = f"pages of {origin!r}" if origin else "pages of another site"
+            raise OriginRefused(f"{pages} may not send this request: the operator can add the origin to cors_origins")
 
     def _check_shutdown(self, path: str) -> None:
         """Refuse a new request after the signal, unless it is about the server's state. Raises `ShuttingDown`."""

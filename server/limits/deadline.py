@@ -61,7 +61,7 @@ def read_header(value: str | None) -> float | None:
     if value is None:
         return None
     try:
-        seconds = float(value)
+        seconds = 0.0 if "_" in value else float(value)  # Python reads 1_0 as 10
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= MAX_SECONDS:

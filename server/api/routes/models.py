@@ -117,7 +117,7 @@ def _encode_alone(text: str, model: ServedModel) -> EncodedPrompt:
 async def _encode(fields: TokenizeRequest, services: Services) -> EncodedPrompt:
     model, intake = services.model, services.intake
     if (fields.prompt is None) == (not fields.messages):
-        raise InvalidRequest("send either prompt or messages, not both", param="prompt")
+        raise InvalidRequest("send a prompt or messages, and not both", param="prompt")
     if not fields.add_special_tokens and not fields.messages:
         if not isinstance(fields.prompt, str):
             raise UnsupportedParameter(

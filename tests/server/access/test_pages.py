@@ -101,11 +101,13 @@ async def test_a_form_of_another_site_changes_nothing(
 ) -> None:
     """A browser sends a form, and a request without a body, to another site without asking it."""
     async with client(Settings(data_dir=tmp_path)) as http:
+        page = repr(headers["Origin"]) if "Origin" in headers else "another site"
         form = await http.post("/v1/images", files={"file": ("a.png", png())}, headers=headers)
         without_body = await http.post("/v1/support_sets/none/evaluate", headers=headers)
         assert (form.status_code, without_body.status_code) == ((403, 403) if is_refused else (200, 404))
         if is_refused:
             assert form.json()["error"]["code"] == without_body.json()["error"]["code"] == "origin_not_allowed"
+            assert form.json()["error"]["message"].startswith(f"pages of {page} may not send")
         assert (await http.get("/v1/models", headers=headers)).status_code == 200
 
 

@@ -126,7 +126,7 @@ class TestServersLimit:
         assert_exceeded(await http.post("/v1/completions", json={"prompt": "x", "timeout": 100}))
 
 
-@pytest.mark.parametrize("value", ["", "abc", "0", "-1", "nan", "inf", "1e9", "1s"])
+@pytest.mark.parametrize("value", ["", "abc", "0", "-1", "nan", "inf", "1e9", "1s", "1_0"])
 async def test_a_header_that_is_no_number_of_seconds_is_refused_by_name(http: httpx.AsyncClient, value: str) -> None:
     response = await http.post("/v1/completions", json={"prompt": "x"}, headers={HEADER: value})
     error = response.json()["error"]
