@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Any, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -58,6 +58,9 @@ VLLM_NAMES = (
 CACHE_CONFIG = {"block_size": "block_size", "num_gpu_blocks": "num_blocks", "num_media_slots": "num_media_slots"}
 
 FINISHED_REASONS = ("stop", "length", "abort", "error")
+
+# of this process: each counter and histogram would have a second metric, the time of its creation
+disable_created_metrics()
 
 
 class EngineCollector(Collector):
