@@ -56,11 +56,9 @@ class Application:
     def engine_state(self) -> str:
         return self._engine.state
 
-    @property
-    def metrics(self) -> bytes:
-        """The metrics in the text format of Prometheus."""
-        self._services.metrics.last_step_age.set(self._engine.step_age)
-        return self._services.metrics.expose(with_vllm_names=self._services.settings.vllm_metrics)
+    async def metrics(self) -> bytes:
+        """Return the metrics in the text format of Prometheus, which a thread writes."""
+        return await self._services.expose_metrics()
 
     async def answer(self, call: Call) -> AsyncGenerator[list[Message], None]:
         """Yield the messages of the answer, available ones together; if closed early, the client has disconnected."""

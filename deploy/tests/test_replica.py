@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import warnings
+from contextlib import AsyncExitStack
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from server.app import create_app
 from server.settings import Settings
 from server.telemetry import logs
+from server.telemetry.metrics import Metrics
+from tests.server.fakes import FakeClient, served_model
 
 with warnings.catch_warnings():  # of Ray's own modules
     warnings.simplefilter("ignore")
     from ray import serve
 
     from deploy.ray import replica as module
+    from deploy.ray.application import Application
     from deploy.ray.replica import Replica
 
 
@@ -49,6 +56,26 @@ async def test_a_replica_is_ready_also_if_others_have_replaced_its_first_model(
     monkeypatch.setattr(replica, "_configs", dict.fromkeys(("first", "second", "third")))
     monkeypatch.setattr(replica, "_loaded", loaded)
     assert await replica.readiness() == expected
+
+
+@pytest.mark.anyio
+async def test_metrics_are_written_outside_the_event_loop(
+    replica: Replica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scrape of several models takes milliseconds, in which no stream would continue."""
+    expose, threads = Metrics.expose, list[int]()
+
+    def expose_and_note(self: Metrics, **options: bool) -> bytes:
+        threads.append(threading.get_ident())
+        return expose(self, **options)
+
+    monkeypatch.setattr(Metrics, "expose", expose_and_note)
+    app = create_app(FakeClient(), served_model(), Settings(data_dir=tmp_path), Metrics("tiny"))
+    application = Application(app, FakeClient(), AsyncExitStack())  # type: ignore[arg-type]
+    monkeypatch.setattr(replica, "_loaded", {"first": SimpleNamespace(application=application)})
+    assert b'replica="a"' in await replica.metrics()
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()
 
 
 class Applications:

@@ -109,6 +109,11 @@ class Services:
             comparison=replace(self.comparison, retrieval=retrieval),
         )
 
+    async def expose_metrics(self) -> bytes:
+        """Return the metrics in the text format of Prometheus, which a thread writes."""
+        self.metrics.last_step_age.set(self.engine.step_age)
+        return await self.exposition(partial(self.metrics.expose, with_vllm_names=self.settings.vllm_metrics))
+
     def model_not_found(self, name: str) -> ModelNotFound:
         names = ", ".join(map(repr, self.catalog))
         return ModelNotFound(f"the model {name[:128]!r} does not exist: this server has {names}", param="model")

@@ -5,8 +5,6 @@ An idle engine is ready; a busy engine that has made no step for `stall_timeout`
 
 from __future__ import annotations
 
-from functools import partial
-
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -14,7 +12,7 @@ from server.api.openapi import describe
 from server.api.responses import JSONResponse
 from server.api.services import GivenServices, Services
 from server.schemas.responses.models import EngineProgress, Health, Live, Ready, ServerVersion
-from server.telemetry import metrics as metrics_module
+from server.telemetry.metrics import CONTENT_TYPE
 from server.version import VERSION
 
 router = APIRouter()
@@ -66,10 +64,7 @@ async def version(services: GivenServices) -> Response:
 @router.get("/metrics", **describe("Health", response={"text/plain": str}))
 async def metrics(services: GivenServices) -> Response:
     """Return the metrics in the text format of Prometheus."""
-    services.metrics.last_step_age.set(services.engine.step_age)
-    expose = partial(services.metrics.expose, with_vllm_names=services.settings.vllm_metrics)
-    text = await services.exposition(expose)
-    return Response(text, media_type=metrics_module.CONTENT_TYPE)
+    return Response(await services.expose_metrics(), media_type=CONTENT_TYPE)
 
 
 def readiness(services: Services) -> str:
