@@ -6,6 +6,7 @@ and in an editable installation, the folder is the root of the repository.
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +17,17 @@ ROOT = PACKAGE / "app" if (PACKAGE / "app").is_dir() else PACKAGE.parent
 
 
 def load(module: str) -> ModuleType:
-    """Import a module of the application, which takes precedence over installed packages of the same name."""
+    """Import a module of the application, which takes precedence over installed packages of the same name.
+
+    Meanwhile an interrupt ends the process at once: as an exception it could crash an extension module.
+    """
     if sys.path[:1] != [str(ROOT)]:
         sys.path.insert(0, str(ROOT))
-    return import_module(module)
+    is_handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_handled:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return import_module(module)
+    finally:
+        if is_handled:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

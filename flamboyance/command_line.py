@@ -58,7 +58,7 @@ def _without_client(prog: str) -> int:
 
 PROGRAMS = {
     "serve": Program(
-        "server.__main__",
+        "server.start",
         "Serve a model over HTTP: `flamboyance serve [MODEL] [--SETTING VALUE ...]`. "
         "Without a model, serve the default model.",
         prog=f"{NAME} serve",

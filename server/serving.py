@@ -32,7 +32,7 @@ from server.limits.admission import Admission
 from server.limits.connections import Connection, permit_open_files
 from server.media.pool import DecodePool
 from server.served_model import ServedModel
-from server.settings import Settings, SettingsError, trusted_proxies
+from server.settings import Settings, SettingsError, child_environment, trusted_proxies
 from server.signals import ending_signals
 from server.store.database import Database
 from server.store.schema import DatabaseError
@@ -144,12 +144,13 @@ def _trace_requests(app: FastAPI, endpoint: str, model_name: str) -> None:
     Raises `SettingsError` if they are not installed, or refuse a value of OpenTelemetry's own variables.
     """
     try:
+        # the SDK reads some of its variables when it is imported
         tracing = import_module("server.telemetry.tracing")
+        tracing.check_numbers(child_environment())
+        tracing.trace_requests(app, endpoint, model_name)
     except ModuleNotFoundError as error:
         message = f"otlp_endpoint: {error.name} is not installed: install the extra otel"
         raise SettingsError(message) from None
-    try:
-        tracing.trace_requests(app, endpoint, model_name)
     except ValueError as error:
         raise SettingsError(
             f"otlp_endpoint: a variable of OpenTelemetry has a value that cannot work: {error}"

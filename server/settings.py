@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, V
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from model.cache import cache_folder
+from server.environment import checked_proxies, may_be_secret
 from server.schemas.sentences import in_words
 from server.setting_values import AbsolutePath, Collector, DataFolder, Hosts, Key, Model, Origins
 from server.settings_file import read_file
@@ -25,8 +26,8 @@ from server.telemetry.logs import LogFormat
 PREFIX = "FLAMBOYANCE_"
 # variables of the client's command line, which may have the same environment
 CLIENT_VARIABLES = {"FLAMBOYANCE_URL"}
-# variables of OpenTelemetry, which may contain the key of a collector
-COLLECTOR_HEADERS = {"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"}
+# the variable that uvicorn reads
+PROXIES = "FORWARDED_ALLOW_IPS"
 PROGRAM = "python -m server"
 # where Python finds the modules of the processes that the server starts
 ROOT = Path(__file__).resolve().parents[1]
@@ -304,7 +305,7 @@ class Settings(BaseModel):
 
     def to_worker(self) -> str:
         """Return JSON for the worker, without the secrets, which it does not need."""
-        return self.model_dump_json(exclude={"api_key", "database", "config"})
+        return self.model_dump_json(exclude={"api_key", "database", "media_store", "config"})
 
 
 class _Sources(BaseSettings, Settings):
@@ -382,12 +383,14 @@ def _read_file(file: str | None) -> dict[str, Any]:
 
 
 def trusted_proxies() -> str:
-    """Return the addresses whose `X-Forwarded-For` is believed, none by default, in the variable that uvicorn reads."""
-    return os.environ.get("FORWARDED_ALLOW_IPS", "")
+    """Return the addresses whose `X-Forwarded-For` is believed, none by default. Raises `SettingsError` for other text."""
+    try:
+        return checked_proxies(os.environ.get(PROXIES, ""))
+    except ValueError as error:
+        raise SettingsError(f"{PROXIES}: {error}") from None
 
 
 def child_environment(**values: str) -> dict[str, str]:
     """Return the environment for a child process: this process's without secrets, with these values added."""
-    secrets = {f"{PREFIX}API_KEY", f"{PREFIX}DATABASE", *COLLECTOR_HEADERS}
-    inherited = {name: value for name, value in os.environ.items() if name.upper() not in secrets}
+    inherited = {name: value for name, value in os.environ.items() if not may_be_secret(name, value)}
     return {**inherited, **values}

@@ -20,10 +20,10 @@ from sqlalchemy.exc import ArgumentError
 
 from deploy.ray.call import Routing
 from model.config import fingerprint
-from server.__main__ import with_model
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError, read_settings
 from server.settings_file import read_yaml
+from server.start import with_model
 from server.version import VERSION
 
 PROGRAM = "python -m deploy.ray"

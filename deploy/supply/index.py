@@ -18,8 +18,6 @@ from packaging.utils import (
 )
 from packaging.version import Version
 
-from server.settings import child_environment
-
 JSON = "application/vnd.pypi.simple.v1+json"
 # concurrent requests to an index
 NUM_CONNECTIONS = 4
@@ -38,8 +36,8 @@ def read_projects(names: Iterable[str]) -> list[dict[str, Any]]:
 
 def index_url() -> str:
     """Return the URL of pip's configured index, which its help shows."""
-    command = [sys.executable, "-m", "pip", "install", "--help"]
-    text = subprocess.check_output(command, text=True, env=child_environment(COLUMNS="1000"))
+    command = ["env", "COLUMNS=1000", sys.executable, "-m", "pip", "install", "--help"]
+    text = subprocess.check_output(command, text=True)
     (url,) = re.findall(r"--index-url <url>.*?\(default (\S+)\)", text, flags=re.DOTALL)
     return str(url).rstrip("/")
 

@@ -54,7 +54,7 @@ def test_a_program_gets_its_arguments_unchanged_and_gives_the_exit_status(
     assert main(["join", "--out", "b"]) == 3
     assert calls == [
         (
-            "server.__main__",
+            "server.start",
             ["folder", "--port", "0", "--help", "--spare-worker=false", "-x"],
             "flamboyance serve",
         ),
@@ -134,7 +134,7 @@ def test_python_m_prints_the_version_without_torch_and_web_framework() -> None:
     assert finished.stdout == f"flamboyance {VERSION}\n"
     imported = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
     assert "typer" in imported
-    assert not imported & {"torch", "fastapi", "server.__main__", "model.config", "rich.console"}
+    assert not imported & {"torch", "fastapi", "server.start", "model.config", "rich.console"}
 
 
 @pytest.mark.parametrize("module", ["typer", "flamboyance_client"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from server.__main__ import start
 from server.settings import read_settings
+from server.start import start
 from server.telemetry import logs
 
 if __name__ == "__main__":

@@ -333,7 +333,7 @@ def test_a_worker_and_its_spare_do_not_outlive_their_server(scripted: Server) ->
 # `main`, with the preparation of the model or the server replaced by something that never ends
 STALLED = """
 import asyncio, subprocess, sys, types
-from server import __main__ as program
+from server import start as program
 def prepare_model(settings):
     subprocess.run([sys.executable, "-c", "import time; time.sleep(600)"])
 async def serve(settings, spare):
@@ -387,6 +387,6 @@ def test_the_server_exits_with_an_error_if_weights_are_missing(model_folder: Pat
 
 def test_the_api_process_never_loads_torch() -> None:
     heavy = {"torch", "timm", "torchvision", "triton"}
-    code = f"import sys, server.__main__, server.serving; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, server.start, server.serving; print(sorted({heavy} & set(sys.modules)))"
     finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == "[]"

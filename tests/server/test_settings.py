@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from model.zoo.default import DEFAULT
-from server.__main__ import main, with_model
 from server.settings import Settings, SettingsError, child_environment, read_settings
+from server.start import main, with_model
 
 
 @pytest.fixture(autouse=True)
@@ -242,6 +242,31 @@ def test_the_environment_of_child_processes_has_no_key(monkeypatch: pytest.Monke
     environment = child_environment(OMP_NUM_THREADS="1")
     assert "very secret" not in environment.values()
     assert (environment["FLAMBOYANCE_PORT"], environment["OMP_NUM_THREADS"]) == ("1", "1")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HF_TOKEN", "hf_secret"),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+        ("AWS_ACCESS_KEY_ID", "secret"),
+        ("PGPASSWORD", "secret"),
+        ("HTTPS_PROXY", "http://me:secret@proxy:3128"),
+        ("FLAMBOYANCE_MEDIA_STORE", "s3://me:secret@bucket/media"),
+        ("flamboyance_database", "postgresql://host/secret"),
+    ],
+)
+def test_the_environment_of_child_processes_has_no_secret(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decode process reads files of clients, and none of these processes sends requests."""
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy:3128")
+    environment = child_environment()
+    assert name not in environment
+    assert {"TOKENIZERS_PARALLELISM", "HTTP_PROXY", "PATH"} <= environment.keys()
+    assert "secret" not in Settings(media_store=value).to_worker()
 
 
 @pytest.mark.parametrize("key", ["long enough", " long enough\n", "long enough\r\n"])

@@ -1,16 +1,21 @@
-"""Processes that are killed when they may have ended already."""
+"""Processes that are killed when they may have ended already, and a server that is interrupted while it imports."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from asyncio.subprocess import DEVNULL
+from pathlib import Path
 
 import pytest
 
 from server.signals import kill
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -38,3 +43,16 @@ async def test_a_process_that_has_just_ended_keeps_its_exit_status(
     assert await process.wait() == -signal.SIGKILL
     assert caplog.text == ""
     kill(process)
+
+
+@pytest.mark.parametrize("command", [["server"], ["flamboyance", "serve"]], ids=" ".join)
+def test_an_interrupt_while_the_server_is_imported_ends_it_quietly(command: list[str], tmp_path: Path) -> None:
+    """A shell reports the status 130. As an exception, the interrupt would also crash an extension module at times."""
+    (tmp_path / "pydantic_settings.py").write_text(
+        "import signal\nsignal.raise_signal(signal.SIGINT)\n", encoding="utf-8"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    finished = subprocess.run(
+        [sys.executable, "-m", *command], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (finished.returncode, finished.stdout, finished.stderr) == (-signal.SIGINT, "", "")

@@ -19,12 +19,12 @@ import torch
 from model.folder import WEIGHTS
 from model.likeness import LIKENESS
 from model.zoo.default import DEFAULT
-from server.__main__ import main
 from server.engine.build import build, engine_config
 from server.engine_client.spare import Spare
 from server.served_model import ServedModel
 from server.serving import serve
-from server.settings import Settings, SettingsError
+from server.settings import Settings, SettingsError, trusted_proxies
+from server.start import main
 from tests.tiny_models import CONFIGS
 
 pytestmark = pytest.mark.anyio
@@ -78,6 +78,30 @@ def test_the_command_names_a_wrong_setting_in_one_line(
     assert main(["--model", str(model_folder), f"--{name.replace('_', '-')}", value]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(f"error: {message}", line), line
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("proxy.internal", "'proxy.internal' does not appear to be an IPv4 or IPv6 address"),
+        ("127.0.0.1, 10.0.0.1/8", "10.0.0.1/8 has host bits set"),
+        ("*,127.0.0.1", "'*' does not appear to be an IPv4 or IPv6 address"),
+    ],
+)
+def test_a_proxy_that_is_no_address_is_named_in_one_line(
+    value: str, message: str, model_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No request could come from it, so all clients behind the proxy would be one."""
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", value)
+    assert main(["--model", str(model_folder), "--port", "0"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: FORWARDED_ALLOW_IPS: {message}; addresses and networks are separated by commas")
+
+
+@pytest.mark.parametrize("value", ["", "*", "127.0.0.1", "10.0.0.0/8, ::1,fd00::/8,"])
+def test_addresses_and_networks_of_proxies_are_accepted(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", value)
+    assert trusted_proxies() == value
 
 
 def test_a_file_of_settings_that_is_not_yaml_is_named_in_one_line(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from server.__main__ import main, with_model
 from server.settings import Settings
+from server.start import main, with_model
 from tests.model.checkpoint.test_openflamingo import GOLDENS
 from tests.model.hub.repositories import REDPAJAMA
 from tests.model.hub.stand_in import StandIn

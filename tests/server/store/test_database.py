@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from model.folder import save_folder
-from server import __main__ as server_main
+from server import start as server_main
 from server.errors import DatabaseUnavailable
 from server.settings import Settings
 from server.store import database as module

@@ -259,7 +259,7 @@ def test_without_the_setting_no_process_imports_the_sdk(
 
 
 def test_the_setting_without_the_packages_names_the_extra(model_folder: Path, tmp_path: Path) -> None:
-    without = "sys.modules['opentelemetry.sdk'] = None; from server.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    without = "sys.modules['opentelemetry.sdk'] = None; from server.start import main; sys.exit(main(sys.argv[1:]))"
     flags = [
         "--model",
         str(model_folder),
@@ -286,6 +286,12 @@ def test_the_setting_without_the_packages_names_the_extra(model_folder: Path, tm
             "0",
             "error: otlp_endpoint: a variable of OpenTelemetry .*: schedule_delay_millis must",
         ),
+        (
+            "OTEL_BSP_SCHEDULE_DELAY",
+            "5s",
+            "error: otlp_endpoint: .*: OTEL_BSP_SCHEDULE_DELAY must be a whole number, and is '5s'",
+        ),
+        ("OTEL_SPAN_EVENT_COUNT_LIMIT", "x", "error: otlp_endpoint: .*: OTEL_SPAN_EVENT_COUNT_LIMIT must be a non-"),
     ],
 )
 def test_a_variable_of_opentelemetry_that_cannot_work_ends_the_start_with_one_line(
