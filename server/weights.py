@@ -43,8 +43,8 @@ class Weights:
             await asyncio.sleep(POLL_SECONDS)
         try:
             await self._compute()
-        except OSError:  # too many processes, or no memory for one more
-            logger.warning("the digests of the weights are unknown", exc_info=True)
+        except OSError as error:  # too many processes or files, or no memory for one more
+            logger.warning("the digests of the weights are unknown", extra={"error": str(error)})
 
     async def _compute(self) -> None:
         process = await asyncio.create_subprocess_exec(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+from errno import EAGAIN, EMFILE, ENFILE, ENOMEM
 
 from model.config import VisionConfig
 from model.media import MediaLimits
@@ -29,6 +30,8 @@ SHORT_SECONDS = 0.5
 LOOK_SECONDS = 0.1
 # about the time in which a process starts
 ABANDONED_SECONDS = 0.5
+# why no process can be started: too many files, processes or bytes of memory
+NO_RESOURCES = {EMFILE, ENFILE, EAGAIN, ENOMEM}
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +62,8 @@ class DecodePool:
     async def decode(self, media: EncodedMedia, job: Job | None = None) -> Frames:
         """Decode an image or video when it is the turn of its job; None: a job of its own.
 
-        Raises `InvalidMedia`, which names its path in the request, `Unavailable` if the process did not get the time for
-        it, and `MediaNotFound` if its stored bytes have been deleted.
+        Raises `InvalidMedia`, which names its path in the request, `Unavailable` if no process could be started or had the
+        time for it, and `MediaNotFound` if its stored bytes have been deleted.
         """
         job = job or Job(Requester())
         try:
@@ -111,6 +114,9 @@ class DecodePool:
     def _failure(self, media: EncodedMedia, error: Exception) -> InvalidMedia | Unavailable:
         if isinstance(error, TimeoutError):
             message = f"this {media.kind} cannot be decoded now: the server has too much other work"
+            return Unavailable(message, param=media.param)
+        if isinstance(error, OSError) and error.errno in NO_RESOURCES:
+            message = f"this {media.kind} cannot be decoded now: the server cannot start a process for it"
             return Unavailable(message, param=media.param)
         if isinstance(error, TookTooLong):
             message = f"decoding this {media.kind} took longer than {self._timeout:g} seconds of processor time"

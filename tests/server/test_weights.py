@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import pytest
@@ -56,6 +58,20 @@ async def test_a_file_that_cannot_be_read_has_no_digest(folder: Path, capfd: pyt
     await subject.compute(lambda: True)
     assert subject.describe() == described(hashlib.sha256(b"first").hexdigest(), None)
     assert "model-2.safetensors" in capfd.readouterr().err
+
+
+async def test_without_file_descriptors_one_line_says_that_digests_are_unknown(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def spawn(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", spawn)
+    subject = Weights(folder)
+    await subject.compute(lambda: True)
+    assert subject.describe() == described(None, None)
+    (record,) = caplog.records
+    assert (record.exc_info, "Too many open files" in record.__dict__["error"]) == (None, True)
 
 
 async def test_a_cancelled_computation_leaves_no_process(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import os
 import signal
@@ -11,7 +12,7 @@ import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -175,6 +176,19 @@ async def test_a_process_that_does_not_start_fails_its_media_item(
         with pytest.raises(InvalidMedia, match="cannot be decoded"):
             await pool.decode(media(png()))
     assert pids(pool) == set()
+    assert (await pool.decode(media(png()))).shape == (1, 12, 12, 3)
+
+
+async def test_without_file_descriptors_for_a_process_a_media_item_is_not_invalid(
+    pool: DecodePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def spawn(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as exhausted:
+        exhausted.setattr(asyncio, "create_subprocess_exec", spawn)
+        with pytest.raises(Unavailable, match="cannot start a process"):
+            await pool.decode(media(png()))
     assert (await pool.decode(media(png()))).shape == (1, 12, 12, 3)
 
 
