@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSetti
 from model.cache import cache_folder
 from server.environment import checked_proxies, may_be_secret
 from server.schemas.sentences import in_words
-from server.setting_values import AbsolutePath, Collector, DataFolder, Hosts, Key, Model, Origins
+from server.setting_values import AbsolutePath, Collector, DataFolder, Hosts, Key, Model, Origins, without_password
 from server.settings_file import read_file
 from server.spelling import advice
 from server.telemetry.logs import LogFormat
@@ -305,7 +305,9 @@ class Settings(BaseModel):
 
     def to_worker(self) -> str:
         """Return JSON for the worker, without the secrets, which it does not need."""
-        return self.model_dump_json(exclude={"api_key", "database", "media_store", "config"})
+        endpoint = None if self.otlp_endpoint is None else without_password(self.otlp_endpoint)
+        settings = self.model_copy(update={"otlp_endpoint": endpoint})
+        return settings.model_dump_json(exclude={"api_key", "database", "media_store", "config"})
 
 
 class _Sources(BaseSettings, Settings):

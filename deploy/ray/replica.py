@@ -111,7 +111,7 @@ class Replica:
     async def metrics(self) -> bytes:
         """Return the metrics of the models and the replica's own in the text format of Prometheus, with its name."""
         texts = [await loaded.application.metrics() for loaded in list(self._loaded.values())]
-        return labelled(b"".join([*texts, generate_latest(self._registry)]), self._id)
+        return await asyncio.to_thread(lambda: labelled(b"".join([*texts, generate_latest(self._registry)]), self._id))
 
     async def fail_requests(self) -> None:
         """Refuse new requests, and end running ones with an error."""

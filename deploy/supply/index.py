@@ -36,6 +36,7 @@ def read_projects(names: Iterable[str]) -> list[dict[str, Any]]:
 
 def index_url() -> str:
     """Return the URL of pip's configured index, which its help shows."""
+    # with the whole environment: the URL of the index may have a user
     command = ["env", "COLUMNS=1000", sys.executable, "-m", "pip", "install", "--help"]
     text = subprocess.check_output(command, text=True)
     (url,) = re.findall(r"--index-url <url>.*?\(default (\S+)\)", text, flags=re.DOTALL)

@@ -37,7 +37,7 @@ from server.errors import (
 )
 from server.limits.admission import Admission, Ticket
 from server.limits.deadline import HEADER, Deadline, read_header
-from server.limits.turns import client_in_turn
+from server.limits.turns import Turns, client_in_turn
 from server.schemas.base import ID
 from server.settings import Settings
 
@@ -85,6 +85,9 @@ class Guard:
         self._timeout = settings.request_timeout
         self._open_paths = OPEN_PATHS - {METRICS_PATH} if settings.guard_metrics else OPEN_PATHS
         self._hosts, self._origins = allowed_hosts(settings), permitted_origins(settings)
+        # One request begins in an iteration of the event loop. Otherwise each step of any request would wait for the
+        # beginnings of all that have arrived, such as hundreds that are refused.
+        self._starts = Turns(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -103,6 +106,8 @@ class Guard:
             await send(message)
 
         try:
+            client_in_turn.set(address)
+            await self._starts.wait()
             self._check_form(scope, headers)
             state["caller"] = caller = await self._identify(path, headers, address)
             client = caller.client

@@ -47,8 +47,8 @@ from server.weights import Weights
 MAX_IMPORTS = 4
 # a client may use three of the four
 MAX_IMPORTS_SHARE = 0.75
-# one for each of so many clients at once, because a remote store may be slow
-STORAGE_THREADS = 4
+# a remote store may be slow; a client may use two of them
+STORAGE_THREADS = 16
 # value of `Retry-After` for a refused import, in seconds
 IMPORT_RETRY_AFTER = 10
 
@@ -86,7 +86,7 @@ class Services:
     # Threads for pages of the media store and pieces of archives. They cost no step of the engine, so a client pauses after
     # them.
     storage: ThreadTurns = field(
-        default_factory=partial(ThreadTurns, STORAGE_THREADS, "storage", max_of_client=1, rest=REST)
+        default_factory=partial(ThreadTurns, STORAGE_THREADS, "storage", max_of_client=2, rest=REST)
     )
     # slots for archives that arrive or are being imported; their files are on disk
     imports: SharedLimit = field(

@@ -28,11 +28,12 @@ from server.store.records import SupportSet, Totals
 from server.store.support_sets import SupportSets
 from server.telemetry.metrics import Metrics
 
-# the longest delay until a new worker, or a change by another server, is noticed
+# Twice this is the longest delay until a new worker, or a change by another server, is noticed; a change by this server is
+# noticed within it.
 POLL_SECONDS = 2.0
 # Pause of the rounds per time of a round, at most `POLL_SECONDS`: a round reads the ids of all sets, of which there may be
 # very many, and one client may change its sets without end.
-REST = 10.0
+REST_OF_ROUNDS = 10.0
 
 # the pinned versions of each tenant, as pairs of set id and version
 Pinned = Mapping[str, Sequence[tuple[str, int]]]
@@ -155,7 +156,7 @@ class Maintenance:
                 begun = time.monotonic()
                 with _logged():
                     await self.run_once()
-                await asyncio.sleep(min(REST * (time.monotonic() - begun), POLL_SECONDS))
+                await asyncio.sleep(min(REST_OF_ROUNDS * (time.monotonic() - begun), POLL_SECONDS))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(POLL_SECONDS):
                         await self._support_sets.changed.wait()

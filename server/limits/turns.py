@@ -19,22 +19,23 @@ Result = TypeVar("Result")
 
 # a turn costs a wait for a thread: short work for several items shares one
 TURN_SECONDS = 0.005
-# pause of a client per time of its work that keeps the interpreter busy: it gets at most a quarter of the time
+# pause of a client per time of its work that keeps the interpreter busy: in one turn it gets at most a quarter of the time
 REST = 3.0
-# work of ordinary requests, after which there is no pause
-SHORT_SECONDS = 0.002
+# the work of most requests, after which there is no pause
+SHORT_SECONDS = 0.005
 
 
 class Turns:
     """Lets work run, up to `number` pieces at once and `max_of_client` of each client. Waiting clients take turns.
 
-    After work of more than SHORT_SECONDS, a client may hold one turn less, for `rest` times as long as the work took.
+    After work of more than SHORT_SECONDS, a client may hold one turn less, for `rest` times as long as the work took, and
+    longer if it may hold more than two: their work takes as long together as the interpreter runs it.
     """
 
     def __init__(self, number: int, max_of_client: int | None = None, rest: float = 0.0) -> None:
         self._num_free = number
         self._max_of_client = max_of_client or number
-        self._rest = rest
+        self._rest = rest * max(self._max_of_client / 2, 1.0)
         self._num_held: Counter[str] = Counter()  # by client
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
@@ -46,6 +47,11 @@ class Turns:
             yield
         finally:
             self.give_back(client)
+
+    async def wait(self) -> None:
+        """Wait for a turn of the current client, which ends with the current iteration of the event loop."""
+        client = await self.take()
+        asyncio.get_running_loop().call_soon(self.give_back, client)
 
     async def take(self) -> str:
         """Wait for a turn of the current client, and return the client; `give_back` must follow."""
@@ -72,9 +78,9 @@ class Turns:
             del self._num_held[client]
         self._pass_on()
 
-    def num_waiting(self, client: str | None = None) -> int:
-        """Return the number of turns for which a client waits, by default the current one."""
-        return len(self._waiting.get(client_in_turn.get() if client is None else client, ()))
+    def num_waiting(self) -> int:
+        """Return the number of turns for which the current client waits."""
+        return len(self._waiting.get(client_in_turn.get(), ()))
 
     def _hold(self, client: str) -> None:
         self._num_free -= 1
@@ -128,10 +134,10 @@ class ThreadTurns(Turns):
         *,
         max_of_client: int | None = None,
         rest: float = 0.0,
-        threads: Executor | None = None,
+        create: Callable[[int, str], Executor] = ThreadPoolExecutor,
     ) -> None:
         super().__init__(number, max_of_client, rest)
-        self._threads = threads or ThreadPoolExecutor(number, thread_name_prefix=name)
+        self._threads = create(number, name)
 
     async def __call__(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Return the result of a function.

@@ -32,6 +32,10 @@ class TookTooLong(Exception):
     """The process has used the processor time of a media item."""
 
 
+class NotStarted(Exception):
+    """The process could not be started, or ended before it was ready."""
+
+
 class DecodeProcess:
     """Decodes one media item at a time.
 
@@ -67,7 +71,7 @@ class DecodeProcess:
         return max(time.monotonic() - self._work_began, 0.0)
 
     async def decode(self, request: Decode) -> Frames | Refused:
-        """Return the reply. Raises `TookTooLong`, `TimeoutError` and the errors of `LOST`.
+        """Return the reply. Raises `TookTooLong`, `TimeoutError`, `NotStarted` and the errors of `LOST`.
 
         A process that was idle may have died meanwhile, so if it is lost, the request is sent to a new one.
         """
@@ -99,7 +103,21 @@ class DecodeProcess:
         self._process = None
 
     async def _start(self) -> Process:
-        """Start a process and wait until it is ready."""
+        """Start a process and wait until it is ready. Raises `NotStarted` and `TimeoutError`."""
+        try:
+            process = await self._spawn()
+            with self._kills_at_failure():
+                async with asyncio.timeout(START_SECONDS):
+                    _stdin(process).write(with_length(self._setup))
+                    await _read(process)
+        except TimeoutError:
+            raise
+        except LOST as error:
+            raise NotStarted(str(error)) from None
+        self._run_queue = RunQueue(process.pid)
+        return process
+
+    async def _spawn(self) -> Process:
         process = self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "server.media.decoder"),
             stdin=PIPE,
@@ -113,11 +131,6 @@ class DecodeProcess:
         if self._is_stopped:  # meanwhile
             await self.stop()
             raise BrokenPipeError(STOPPED)
-        with self._kills_at_failure():
-            async with asyncio.timeout(START_SECONDS):
-                _stdin(process).write(with_length(self._setup))
-                await _read(process)
-        self._run_queue = RunQueue(process.pid)
         return process
 
     async def _exchange(self, process: Process, request: Decode) -> Frames | Refused:

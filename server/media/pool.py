@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from errno import EAGAIN, EMFILE, ENFILE, ENOMEM
 
 from model.config import VisionConfig
 from model.media import MediaLimits
 from server.errors import InvalidMedia, Unavailable
-from server.media.decode_process import LOST, DecodeProcess, TookTooLong
+from server.media.decode_process import LOST, DecodeProcess, NotStarted, TookTooLong
 from server.media.decoder import Decode, Frames, Refused, Setup
 from server.media.source import EncodedMedia
 from server.media.turns import DecodeTurns, Job, Requester
@@ -30,8 +29,6 @@ SHORT_SECONDS = 0.5
 LOOK_SECONDS = 0.1
 # about the time in which a process starts
 ABANDONED_SECONDS = 0.5
-# why no process can be started: too many files, processes or bytes of memory
-NO_RESOURCES = {EMFILE, ENFILE, EAGAIN, ENOMEM}
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +65,8 @@ class DecodePool:
         job = job or Job(Requester())
         try:
             reply = await self._attempt(media, job, is_long=media.kind == "video")
-        except (*LOST, TookTooLong) as error:
-            logger.warning("a decode process was lost", extra={"error": type(error).__name__, "media": media.id})
+        except (*LOST, TookTooLong, NotStarted) as error:
+            logger.warning("a decode process was lost", extra={"error": repr(error), "media": media.id})
             raise self._failure(media, error) from None
         self.turns.record_end(job)
         if isinstance(reply, Refused):
@@ -115,7 +112,7 @@ class DecodePool:
         if isinstance(error, TimeoutError):
             message = f"this {media.kind} cannot be decoded now: the server has too much other work"
             return Unavailable(message, param=media.param)
-        if isinstance(error, OSError) and error.errno in NO_RESOURCES:
+        if isinstance(error, NotStarted):
             message = f"this {media.kind} cannot be decoded now: the server cannot start a process for it"
             return Unavailable(message, param=media.param)
         if isinstance(error, TookTooLong):

@@ -14,6 +14,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -42,8 +43,10 @@ from server.store.staging import Staging
 RETENTION_SECONDS = 24 * 3600.0
 # old responses that are deleted in one transaction, for which other writers wait
 ANSWERS_PER_TRANSACTION = 1000
+# characters of the labels in a response that is stored for repetitions of its request
+MAX_STORED_LABELS = 2**16
 # the bytes of recently read versions, in memory: versions never change
-MAX_CACHED_BYTES = 64 * 2**20
+MAX_CACHED_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,10 @@ class SupportSets:
         self._tenant = DEFAULT_TENANT
         self._max_examples = max_examples
         self._cache_lock = threading.Lock()
-        # recently read versions; the last one stays, whatever its size
-        self._cache = LruCache[tuple[str, int], Examples[Example]](MAX_CACHED_BYTES, _num_bytes, min_number=1)
+        # recently read versions and their numbers of bytes; the last one stays, whatever its size
+        self._cache = LruCache[tuple[str, int], tuple[Examples[Example], int]](
+            MAX_CACHED_BYTES, itemgetter(1), min_number=1
+        )
 
     def of(self, tenant: str, media: MediaReferences) -> SupportSets:
         """Return the support sets of a tenant with these media references; the cache of recent versions is shared."""
@@ -285,16 +290,13 @@ class SupportSets:
         number = versions.check_version(row, version)
         key = (row.id, number)
         with self._cache_lock:
-            examples = self._cache.get(key)
-        if examples is None:
+            cached = self._cache.get(key)
+        if cached is None:
             examples = versions.examples(session, row.id, number)
+            cached = examples, sum(example.num_bytes for example in examples)
             with self._cache_lock:
-                self._cache.put(key, examples)
-        return SupportSet(id=row.id, name=versions.own_name(row), version=number, examples=examples)
-
-
-def _num_bytes(examples: Examples[Example]) -> int:
-    return sum(example.num_bytes for example in examples)
+                self._cache.put(key, cached)
+        return SupportSet(id=row.id, name=versions.own_name(row), version=number, examples=cached[0])
 
 
 def _totals(session: Session, now: float) -> Totals:
@@ -309,7 +311,8 @@ def _info(session: Session, row: SupportSetRow, examples: Sequence[NewExample]) 
 def _first_answer(scope: str, key: IdempotencyKey, session: Session, now: float) -> SupportSetInfo | None:
     """Return the answer to the first request with this key. Raises `IdempotencyConflict` if it was another request.
 
-    The labels are those of the version, which never changes, or none if the set was deleted meanwhile.
+    Many labels were not stored with it. They are those of the version, which never changes, or none if the set was deleted
+    meanwhile.
     """
     row = session.get(IdempotencyRow, (scope, key.key))
     if row is None or row.created_at < now - RETENTION_SECONDS:
@@ -317,7 +320,8 @@ def _first_answer(scope: str, key: IdempotencyKey, session: Session, now: float)
     if row.request_digest != key.digest:
         raise IdempotencyConflict("this Idempotency-Key was sent with a different request")
     answer = msgspec.convert(row.answer, SupportSetInfo)
-    return replace(answer, label_counts=summaries.label_counts(session, answer.id, answer.version))
+    counts = answer.label_counts or summaries.label_counts(session, answer.id, answer.version)
+    return replace(answer, label_counts=counts)
 
 
 def _once(
@@ -329,8 +333,9 @@ def _once(
     info = change(session, now)
     is_this = IdempotencyRow.scope == scope, IdempotencyRow.key == key.key
     session.execute(delete(IdempotencyRow).where(*is_this, _is_old(now)))
-    # without labels: all those of the set in each answer would be many times the bytes of the requests
-    answer = msgspec.to_builtins(replace(info, label_counts={}))
+    # without many labels: all those of the set in each answer would be many times the bytes of the requests
+    is_small = info.num_label_characters <= MAX_STORED_LABELS
+    answer = msgspec.to_builtins(info if is_small else replace(info, label_counts={}))
     session.add(IdempotencyRow(scope=scope, key=key.key, request_digest=key.digest, answer=answer, created_at=now))
     return info
 

@@ -74,9 +74,12 @@ class SharedThreads(ThreadTurns):
     """
 
     def __init__(self, max_threads: int, max_of_client: int, name: str, rest: float = REST) -> None:
-        threads = Threads(max_threads, name)
-        super().__init__(max_threads, name, max_of_client=max_of_client, rest=rest, threads=threads)
-        self.close = threads.close
+        self._executor = Threads(max_threads, name)
+        super().__init__(max_threads, name, max_of_client=max_of_client, rest=rest, create=lambda *_: self._executor)
+
+    def close(self, seconds: float) -> None:
+        """Do what `Threads.close` does."""
+        self._executor.close(seconds)
 
 
 def _work(calls: queue.SimpleQueue[Call | None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -145,7 +146,14 @@ def test_an_interrupt_of_an_import_is_no_traceback(module: str, tmp_path: Path) 
     (tmp_path / "tiny-1.dist-info" / "entry_points.txt").write_text(points, encoding="utf-8")
     environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     command = [sys.executable, "-m", "flamboyance", "ask"]
-    finished = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    finished = subprocess.run(
+        command,
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell ignores it
+    )
     assert (finished.returncode, finished.stdout, finished.stderr) == (130, "", "")
 
 

@@ -31,3 +31,12 @@ def test_the_least_recently_used_value_is_dropped_first() -> None:
     pooled.put(C, np.ones(3, np.float32))
     assert (A in pooled, B in pooled, C in pooled) == (True, False, True)
     assert pooled.get(B) is None
+
+
+def test_the_last_used_values_stay_whatever_their_size() -> None:
+    texts = LruCache[str, str](3, len, min_number=1)
+    texts.put("a", "abcd")
+    texts.put("a", "abcde")  # instead of the first
+    assert ("a" in texts, texts.size) == (True, 5)
+    texts.put("b", "efgh")
+    assert ("a" in texts, "b" in texts, texts.size) == (False, True, 4)

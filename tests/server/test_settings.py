@@ -252,6 +252,12 @@ def test_the_environment_of_child_processes_has_no_key(monkeypatch: pytest.Monke
         ("AWS_ACCESS_KEY_ID", "secret"),
         ("PGPASSWORD", "secret"),
         ("HTTPS_PROXY", "http://me:secret@proxy:3128"),
+        ("HTTPS_PROXY", "me:secret@proxy:3128"),
+        ("OPENAI_API_KEY2", "secret"),
+        ("API_KEYS", "secret"),
+        ("DB_PASS", "secret"),
+        ("MYSQL_PWD", "secret"),
+        ("AZURE_STORAGE_CONNECTION_STRING", "AccountKey=secret"),
         ("FLAMBOYANCE_MEDIA_STORE", "s3://me:secret@bucket/media"),
         ("flamboyance_database", "postgresql://host/secret"),
     ],
@@ -263,10 +269,16 @@ def test_the_environment_of_child_processes_has_no_secret(
     monkeypatch.setenv(name, value)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.setenv("HTTP_PROXY", "http://proxy:3128")
+    monkeypatch.setenv("PATH", "/bin:/opt/python@3.11/bin")
     environment = child_environment()
     assert name not in environment
     assert {"TOKENIZERS_PARALLELISM", "HTTP_PROXY", "PATH"} <= environment.keys()
     assert "secret" not in Settings(media_store=value).to_worker()
+
+
+def test_the_worker_knows_of_a_collector_without_its_password() -> None:
+    settings = Settings(otlp_endpoint="http://me:secret@collector:4318")
+    assert Settings.model_validate_json(settings.to_worker()).otlp_endpoint == "http://collector:4318"
 
 
 @pytest.mark.parametrize("key", ["long enough", " long enough\n", "long enough\r\n"])

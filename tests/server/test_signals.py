@@ -53,6 +53,12 @@ def test_an_interrupt_while_the_server_is_imported_ends_it_quietly(command: list
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     finished = subprocess.run(
-        [sys.executable, "-m", *command], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-m", *command],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell ignores it
     )
     assert (finished.returncode, finished.stdout, finished.stderr) == (-signal.SIGINT, "", "")

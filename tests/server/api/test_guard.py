@@ -262,3 +262,32 @@ async def test_a_full_server_does_not_route_a_request_with_a_body(
 
         await Guard(route, admission, refuse, keys, Settings())(scope, receive, send)
     assert (bool(routed), codes) == (is_routed, [] if is_routed else ["overloaded"])
+
+
+async def test_one_request_begins_in_an_iteration_of_the_event_loop_and_clients_take_turns(keys: Keys) -> None:
+    """A client with many connections does not delay the steps of others by all of its requests together."""
+    loop, iteration, begun = asyncio.get_running_loop(), 0, list[tuple[str, int]]()
+
+    def count() -> None:
+        nonlocal iteration
+        iteration += 1
+        if len(begun) < 21:
+            loop.call_soon(count)
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.append((scope["client"][0], iteration))
+
+    async def refuse(request: Request, error: ServerError) -> Response:
+        raise error
+
+    async def send(message: Message) -> None:
+        pass
+
+    guard, connection = Guard(route, Admission(1, Metrics("tiny")), refuse, keys, Settings()), Connection()
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    scopes = [{**scope, "client": (address, 1)} for address in [*["10.0.0.1"] * 20, "10.0.0.2"]]
+    count()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(guard(each, connection.receive, send) for each in scopes))
+    assert [address for address, _ in begun[:4]] == ["10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.1"]
+    assert len({number for _, number in begun}) == 21

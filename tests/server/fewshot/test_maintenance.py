@@ -298,7 +298,7 @@ async def test_rounds_pause_for_much_longer_than_they_take(
     await eventually(lambda: len(rounds) == 4)
     task.cancel()
     await asyncio.wait([task])
-    assert rounds[3] - rounds[0] > 3 * (1 + maintenance_module.REST) * 0.02
+    assert rounds[3] - rounds[0] > 3 * (1 + maintenance_module.REST_OF_ROUNDS) * 0.02
 
 
 async def test_the_task_continues_after_an_error_and_wakes_at_a_change(

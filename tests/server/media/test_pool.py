@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from PIL import Image
 from model import heif
 from model.media import MediaLimits, load_image, resize
 from server.errors import InvalidMedia, MediaNotFound, Unavailable
-from server.media.decoder import NICENESS, Decode
+from server.media.decode_process import DecodeProcess
+from server.media.decoder import NICENESS, Decode, Frames, Refused
 from server.media.pool import DecodePool
 from server.media.source import EncodedMedia
 from server.media.turns import Job, Requester
@@ -87,12 +89,28 @@ async def test_a_heic_still_is_decoded_in_the_process(pool: DecodePool) -> None:
     assert frames.size == (40, 30)
 
 
-async def test_a_process_that_dies_fails_its_media_item_and_is_replaced(pool: DecodePool) -> None:
+async def test_a_process_that_dies_fails_its_media_item_and_is_replaced(
+    pool: DecodePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = DecodeProcess._exchange
+
+    async def die(self: DecodeProcess, process: Process, request: Decode) -> Frames | Refused:
+        os.kill(process.pid, signal.SIGKILL)
+        return await exchange(self, process, request)
+
+    with monkeypatch.context() as deadly:
+        deadly.setattr(DecodeProcess, "_exchange", die)
+        with pytest.raises(InvalidMedia, match="cannot be decoded"):
+            await pool.decode(media(png()))
+    assert (await pool.decode(media(png()))).shape == (1, 12, 12, 3)
+
+
+async def test_a_process_that_dies_while_it_starts_is_no_fault_of_its_media_item(pool: DecodePool) -> None:
     decoding = asyncio.create_task(pool.decode(media(png())))
     await eventually(lambda: pids(pool) != set())
     (pid,) = pids(pool)
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(InvalidMedia, match="cannot be decoded"):
+    with pytest.raises(Unavailable, match="cannot start a process"):
         await decoding
     assert (await pool.decode(media(png()))).shape == (1, 12, 12, 3)
     assert pid not in pids(pool)
@@ -168,12 +186,12 @@ async def test_the_time_in_which_a_process_starts_is_not_that_of_decoding(
     await pool.stop()
 
 
-async def test_a_process_that_does_not_start_fails_its_media_item(
+async def test_a_process_that_does_not_start_is_no_fault_of_its_media_item(
     pool: DecodePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
         broken.setattr(sys, "executable", "/bin/true")
-        with pytest.raises(InvalidMedia, match="cannot be decoded"):
+        with pytest.raises(Unavailable, match="cannot start a process"):
             await pool.decode(media(png()))
     assert pids(pool) == set()
     assert (await pool.decode(media(png()))).shape == (1, 12, 12, 3)
@@ -330,7 +348,7 @@ async def test_a_pool_that_is_stopped_while_a_process_starts_leaves_none(
         return process
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start_meanwhile)
-    with pytest.raises(InvalidMedia):
+    with pytest.raises(Unavailable):
         await pool.decode(media(png()))
     assert not pids(pool)
 

@@ -34,9 +34,17 @@ async def test_a_repeated_request_gets_the_first_answer(support_sets: SupportSet
     assert (await support_sets.create("t", [], idempotency_key=IdempotencyKey("key-1", "another digest"))).name == "t"
 
 
-async def test_a_first_answer_takes_no_room_for_the_labels_of_its_set(
-    support_sets: SupportSets, database: Database
+async def test_a_first_answer_is_repeated_when_its_set_is_gone(support_sets: SupportSets) -> None:
+    once = IdempotencyKey("key-1", "digest")
+    first = await support_sets.create("s", [example("a", label="warm")], idempotency_key=once)
+    await support_sets.delete("s")
+    assert await support_sets.create("s", [example("a", label="warm")], idempotency_key=once) == first
+
+
+async def test_a_first_answer_takes_no_room_for_the_many_labels_of_its_set(
+    support_sets: SupportSets, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(support_sets_module, "MAX_STORED_LABELS", 7)
     await support_sets.create("s", [example("a", label="warm"), example("b", label="cold")])
     once = IdempotencyKey("key-1", "digest")
     added = [example("c", label="warm")]
