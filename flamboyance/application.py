@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +24,8 @@ def load(module: str) -> ModuleType:
     """
     if sys.path[:1] != [str(ROOT)]:
         sys.path.insert(0, str(ROOT))
-    is_handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    is_main = threading.current_thread() is threading.main_thread()  # only it may set handlers
+    is_handled = is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if is_handled:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:

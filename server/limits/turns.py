@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from contextvars import ContextVar, copy_context
 from typing import TypeVar
 
@@ -145,28 +145,37 @@ class ThreadTurns(Turns):
         A function that is cancelled while it waits does not run. Once begun, it keeps its turn until it ends: otherwise a
         client that leaves again and again would have all threads.
         """
-        client, run, seconds = await self.take(), copy_context().run, 0.0
-        loop = asyncio.get_running_loop()
+        client, context, seconds = await self.take(), copy_context(), 0.0
 
         def measured() -> Result:
             nonlocal seconds
             begun = time.thread_time()
             try:
-                return run(function, *arguments)
+                return context.run(function, *arguments)
             finally:
                 seconds = time.thread_time() - begun
 
-        def give_back(ended: Future[Result]) -> None:
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(self.give_back, client, seconds)
+        def end(ended: asyncio.Future[Result]) -> None:
+            if not ended.cancelled():
+                ended.exception()  # it is known, even if its request has left
+            self.give_back(client, seconds)
 
         try:
-            running = self._threads.submit(measured)
+            submitted = self._threads.submit(measured)
         except BaseException:
             self.give_back(client)
             raise
-        running.add_done_callback(give_back)
-        return await asyncio.wrap_future(running)
+        running = asyncio.wrap_future(submitted)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            submitted.cancel()  # unless it has begun
+            raise
+        finally:
+            if running.done():
+                end(running)
+            else:
+                running.add_done_callback(end)
 
     async def each(self, function: Callable[[Item], Result], items: Collection[Item]) -> list[Result]:
         """Return the results of a function for each item. In a turn it runs for as many items as take TURN_SECONDS."""

@@ -192,12 +192,12 @@ async def test_a_client_that_reads_storage_again_and_again_leaves_threads_to_oth
     try:
         await eventually(lambda: begun != [])
         await asyncio.sleep(0.5)
-        assert len(begun) == 1
+        assert len(begun) == 2
         async with from_address(app, "10.0.0.2") as other:
             answer = await asyncio.wait_for(other.get(f"/v1/images/{image_id}"), 10)
             assert answer.status_code == 200
             greedy.append(asyncio.create_task(other.get(path)))
-            await eventually(lambda: len(begun) == 2)
+            await eventually(lambda: len(begun) == 3)
             may_end.set()
             assert {response.status_code for response in await asyncio.gather(*greedy)} == {200}
     finally:
