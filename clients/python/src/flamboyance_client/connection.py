@@ -19,6 +19,8 @@ from flamboyance_client.traces import proxy
 from flamboyance_client.transfers import size_of
 
 SCHEMES = ("http", "https")
+# codes of OpenSSL for certificates that no authority of the client has signed
+UNTRUSTED = (18, 19, 20, 21)
 
 
 def checked_url(text: str) -> httpx.URL:
@@ -120,15 +122,26 @@ def reached_hint(error: httpx.RequestError) -> str | None:
     return _proxy_hint(error) or _tls_hint(error)
 
 
-def _tls_hint(error: BaseException) -> str | None:
-    cause: BaseException | None = error
+def _tls_hint(error: httpx.RequestError) -> str | None:
+    """Return a sentence about the fault of TLS, or None for a request without TLS and for another fault."""
+    # the context of an error also has errors of earlier requests
+    cause: BaseException | None = error if _is_https(error) else None
     while cause is not None and not isinstance(cause, ssl.SSLError):
         cause = cause.__cause__ or cause.__context__
     if cause is None:
         return None
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return "SSL_CERT_FILE names the file with the certificate of an authority that is trusted"
-    return "The URL of a server without TLS begins with http://"
+    if not isinstance(cause, ssl.SSLCertVerificationError):
+        return "If the server has no TLS, its URL begins with http://"
+    if cause.verify_code in UNTRUSTED:
+        return "Set SSL_CERT_FILE to a file with the certificates of the authorities to trust"
+    return f"The certificate of the server is not valid: {cause.verify_message.removesuffix('.')}"
+
+
+def _is_https(error: httpx.RequestError) -> bool:
+    try:
+        return error.request.url.scheme == "https"
+    except RuntimeError:  # a transport has not set it
+        return False
 
 
 def _proxy_hint(error: httpx.RequestError) -> str | None:

@@ -139,13 +139,36 @@ class TestErrors:
         address = url.replace("http://", "https://")
         _, errors = run("support-set", "list", "--url", address, status=1)
         assert errors.startswith(f"error: no connection to {address}: [SSL")
-        assert errors.endswith(". The URL of a server without TLS begins with http://.\n")
+        assert errors.endswith(". If the server has no TLS, its URL begins with http://.\n")
 
-    def test_a_certificate_that_is_not_trusted_is_no_missing_server(self) -> None:
+    @pytest.mark.parametrize(
+        ("code", "fault", "advice"),
+        [
+            (
+                18,
+                "self-signed certificate",
+                "Set SSL_CERT_FILE to a file with the certificates of the authorities",
+            ),
+            (20, "unable to get local issuer certificate", "Set SSL_CERT_FILE to a file with"),
+            (10, "certificate has expired", "The certificate of the server is not valid: certificate has expired."),
+            (62, "Hostname mismatch.", "The certificate of the server is not valid: Hostname mismatch."),
+        ],
+    )
+    def test_a_certificate_that_is_refused_is_no_missing_server(self, code: int, fault: str, advice: str) -> None:
+        cause = ssl.SSLCertVerificationError(1, "refused")
+        cause.verify_code, cause.verify_message = code, fault
         with pytest.raises(NotConnected) as caught, transport_errors():
-            raise httpx.ConnectError("untrusted") from ssl.SSLCertVerificationError(1, "untrusted")
+            raise httpx.ConnectError("refused", request=httpx.Request("GET", "https://host/a")) from cause
         message = message_of(caught.value, "https://host")
-        assert message.startswith("no connection to the server: untrusted. SSL_CERT_FILE names the file")
+        assert message.startswith(f"no connection to https://host: refused. {advice}")
+
+    def test_an_earlier_failure_of_tls_is_no_advice_about_a_later_request(self) -> None:
+        error = httpx.ConnectError("refused", request=httpx.Request("GET", "http://host/a"))
+        error.__context__ = ssl.SSLError(1, "wrong version number")
+        with pytest.raises(NotConnected) as caught, transport_errors():
+            raise error
+        assert "Is a server running there?" in str(caught.value)
+        assert message_of(caught.value, "http://host").startswith("no server at http://host (refused)")
 
     def test_a_proxy_that_does_not_run_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for variable in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):

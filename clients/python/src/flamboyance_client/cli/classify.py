@@ -77,7 +77,7 @@ def classify(
 
     A folder of examples becomes a support set of the same name, which is updated if the folder has changed.
 
-    An update adds new files, and removes examples of earlier uploads whose files are gone.
+    An update adds new files, and removes the examples of files that were uploaded earlier and are gone.
     """
     if recommended is not None and any(value is not None for value in (support_set, folder, k, strategy, method)):
         replaced = "it replaces --support-set, --folder, -k, --strategy and --method"

@@ -63,7 +63,7 @@ def message_of(error: Exception, url: str, if_taken: str = "") -> str:
         start = "start one with `flamboyance serve`, or give the URL of another with --url or FLAMBOYANCE_URL"
         return f"no server at {shown_url(url)} ({str(cause) or type(cause).__name__}): {start}"
     if isinstance(error, TimedOut):
-        return f"no reply from {shown_url(url)} in time: the server may be overloaded or hang; its log may show why"
+        return f"no reply from {shown_url(url)} in time: the server may be overloaded, or it hangs; see its log"
     if isinstance(error, ApiError):
         return _server_message(error, if_taken)
     if isinstance(error, OSError) and error.filename is not None:

@@ -59,7 +59,9 @@ def create(
 ) -> None:
     """Create a set of the images and videos in a folder, or update it.
 
-    An update adds new files, and removes examples of earlier uploads whose files are gone. Other examples stay.
+    An update adds new files, and removes the examples of files that were uploaded earlier and are gone.
+
+    Other examples stay.
     """
     fields: dict[str, Any] = {"pinned": True} if pinned else {}
     with connected(url, api_key, if_taken=OTHER_NAME) as client:
