@@ -1,6 +1,6 @@
 """Create a model folder: convert a published checkpoint, or join two frozen experts with an untrained bridge.
 
-python -m model.checkpoint import NAME
+python -m model.checkpoint import NAME [--cache DIR]
 python -m model.checkpoint import openflamingo --checkpoint FILE --language-model DIR --vision-model DIR \
     --cross-attn-every-n-layers N --out DIR
 python -m model.checkpoint import idefics --from DIR --out DIR
@@ -51,11 +51,10 @@ JOIN = (
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m model.checkpoint") -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
-    is_named = (
-        words[:1] == ["import"] and words[1:2] != [] and not words[1].startswith("-") and words[1] not in LINEAGES
-    )
-    options = (_name_parser(prog) if is_named else _parser(prog)).parse_args(words)
-    return run(partial(prepare, options.name, options.cache) if is_named else partial(_create, options))
+    if words[:1] == ["import"] and words[1:2] and words[1] not in (*LINEAGES, "-h", "--help"):
+        named = _parse_name(words[1:], f"{prog} import")
+        return run(partial(prepare, named.name, named.cache))
+    return run(partial(_create, _parser(prog).parse_args(words)))
 
 
 def _create(options: argparse.Namespace) -> str:
@@ -116,15 +115,21 @@ def _open_checkpoint(text: str) -> tuple[Source, Path | None]:
     return (LocalFolder(file.parent), file) if file.is_file() else (open_source(text), None)
 
 
-def _name_parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description="Model folders from checkpoints.")
-    actions = parser.add_subparsers(dest="action", required=True)
-    action = actions.add_parser("import", help="create a model folder", description=IMPORT_NAME)
-    action.add_argument("name", metavar="NAME", help="OWNER/NAME or OWNER/NAME@REVISION on the Hub, or a folder")
-    action.add_argument(
-        "--cache", type=Path, default=cache_folder(), help="folder of model folders (default: ~/.cache/flamboyance)"
+def _parse_name(words: Sequence[str], prog: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description=IMPORT_NAME)
+    parser.add_argument("name", metavar="NAME", help="OWNER/NAME or OWNER/NAME@REVISION on the Hub, or a folder")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        default=cache_folder(),
+        help="folder of model folders (default: ~/.cache/flamboyance)",
     )
-    return parser
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        formats = " and ".join(f"import {lineage}" for lineage in LINEAGES)
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}; {formats} have other options than import NAME")
+    return options
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -135,8 +140,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
             "join", help="create a model folder from two frozen experts, with closed gates", description=JOIN
         )
     )
-    action = actions.add_parser("import", help="create a model folder from a checkpoint", description=IMPORT)
-    lineages = action.add_subparsers(dest="lineage", required=True)
+    usage = f"{prog} import [-h] NAME [--cache DIR]\n       {prog} import {{{','.join(LINEAGES)}}} ..."
+    action = actions.add_parser(
+        "import", help="create a model folder from a checkpoint", usage=usage, description=IMPORT
+    )
+    lineages = action.add_subparsers(dest="lineage", required=True, prog=f"{prog} import")
     openflamingo = lineages.add_parser(
         "openflamingo", help="a checkpoint.pt and its frozen models, by path or name", description=OPENFLAMINGO
     )

@@ -62,10 +62,18 @@ def prepare(name: str, cache: Path) -> Path:
         return source.path
     folder = locate(source, cache)
     if not is_ready(folder):
+        _check_cache(cache.absolute())
         _run(plan(source, folder))
     if isinstance(source, Repository):
         _store_commit(source, cache)
     return folder
+
+
+def _check_cache(cache: Path) -> None:
+    """Check before a download that folders can be created in the cache. Raises `ModelNameError`."""
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        raise ModelNameError(f"the cache {cache} cannot be used: {existing} is not a folder that can be written")
 
 
 def locate(source: Source, cache: Path) -> Path:

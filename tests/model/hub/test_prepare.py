@@ -180,6 +180,36 @@ def test_idefics_can_be_named_where_a_folder_was(hub: StandIn, idefics: Path, tm
     assert read_origin(tmp_path / "out") == Origin("main", (Part("model", "me/idefics", commit, "other"),))
 
 
+def test_a_cache_that_cannot_be_written_is_one_line_before_the_download(
+    published: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for cache in (file, file / "cache"):
+        assert main(["import", "--cache", str(cache), REDPAJAMA]) == 2
+        reason = f"{file} is not a folder that can be written"
+        assert capsys.readouterr().err == f"error: the cache {cache} cannot be used: {reason}\n"
+    assert not any(name.endswith((".pt", ".bin", ".safetensors")) for name in published.files())
+
+
+def test_a_format_that_is_misspelt_is_refused_with_the_formats(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["import", "idefic", "--from", "a", "--out", "b"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith(
+        "unrecognized arguments: --from a --out b; "
+        "import openflamingo and import idefics have other options than import NAME"
+    )
+
+
+def test_the_help_of_import_has_both_forms(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["import", "--help"], "flamboyance")
+    assert capsys.readouterr().out.startswith(
+        "usage: flamboyance import [-h] NAME [--cache DIR]\n       flamboyance import {openflamingo,idefics} ...\n\n"
+    )
+
+
 def test_licences_are_logged_before_anything_large_is_downloaded(
     published: StandIn, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
