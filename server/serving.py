@@ -32,11 +32,12 @@ from server.limits.admission import Admission
 from server.limits.connections import Connection, permit_open_files
 from server.media.pool import DecodePool
 from server.served_model import ServedModel
-from server.settings import Settings, SettingsError, child_environment, trusted_proxies
+from server.settings import Settings, SettingsError, opentelemetry_variables, trusted_proxies
 from server.signals import ending_signals
 from server.store.database import Database
 from server.store.schema import DatabaseError
 from server.telemetry.metrics import Metrics
+from server.telemetry.variables import check_variables
 
 # time to write the last error events after all requests were aborted
 FINAL_EVENTS_SECONDS = 2
@@ -144,9 +145,9 @@ def _trace_requests(app: FastAPI, endpoint: str, model_name: str) -> None:
     Raises `SettingsError` if they are not installed, or refuse a value of OpenTelemetry's own variables.
     """
     try:
+        check_variables(opentelemetry_variables())
         # the SDK reads some of its variables when it is imported
         tracing = import_module("server.telemetry.tracing")
-        tracing.check_numbers(child_environment())
         tracing.trace_requests(app, endpoint, model_name)
     except ModuleNotFoundError as error:
         message = f"otlp_endpoint: {error.name} is not installed: install the extra otel"

@@ -394,5 +394,9 @@ def trusted_proxies() -> str:
 
 def child_environment(**values: str) -> dict[str, str]:
     """Return the environment for a child process: this process's without secrets, with these values added."""
-    inherited = {name: value for name, value in os.environ.items() if not may_be_secret(name, value)}
-    return {**inherited, **values}
+    return {name: value for name, value in os.environ.items() if not may_be_secret(name, value)} | values
+
+
+def opentelemetry_variables() -> dict[str, str]:
+    """Return OpenTelemetry's variables of the environment, one of which may contain the key of a collector."""
+    return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}

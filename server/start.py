@@ -25,9 +25,17 @@ from server.address import check_address
 from server.allocator import return_freed_memory
 from server.engine_client.spare import Spare
 from server.engine_client.thread_binding import thread_variables
-from server.settings import PROGRAM, Settings, SettingsError, read_settings, trusted_proxies
+from server.settings import (
+    PROGRAM,
+    Settings,
+    SettingsError,
+    opentelemetry_variables,
+    read_settings,
+    trusted_proxies,
+)
 from server.signals import ending_signals, raise_ending_signals
 from server.telemetry import logs
+from server.telemetry.variables import check_context
 from server.wire import ENGINE_FACTORY
 
 logger = logging.getLogger("server")
@@ -47,7 +55,11 @@ async def start(settings: Settings, *, factory: str = ENGINE_FACTORY) -> int:
 
 
 def _import_serving() -> Any:
-    """Import the web framework. FastAPI imports OpenTelemetry, which reads a variable then. Raises `SettingsError`."""
+    """Import the web framework. FastAPI imports OpenTelemetry, which reads two variables then. Raises `SettingsError`."""
+    try:
+        check_context(opentelemetry_variables())
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
     try:
         return import_module("server.serving")
     except ValueError as error:

@@ -32,12 +32,6 @@ SERVICE = "flamboyance"
 # Time for the last spans at the end of the process. By default, a collector that hangs would delay it by half a minute,
 # which is more than the grace period of an orchestrator leaves.
 LAST_MILLISECONDS = 3000
-NUMBERS = (
-    "OTEL_BSP_SCHEDULE_DELAY",
-    "OTEL_BSP_EXPORT_TIMEOUT",
-    "OTEL_BSP_MAX_QUEUE_SIZE",
-    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
-)
 # probes, scrapes and pages are not traced
 TRACED = "/v1/"
 # OpenTelemetry's names for the model operation of a route
@@ -59,13 +53,6 @@ ATTRIBUTES = {
     "status": "http.response.status_code",
     "error": "error.type",
 }
-
-
-def check_numbers(environment: Mapping[str, str]) -> None:
-    """Raise `ValueError` for a number of a variable that is none: the SDK would log a traceback and use another."""
-    for name in NUMBERS:
-        if not environment.get(name, "1").strip().isdecimal():
-            raise ValueError(f"{name} must be a whole number, and is {environment[name]!r}")
 
 
 def trace_requests(app: FastAPI, endpoint: str, model_name: str) -> None:

@@ -291,6 +291,12 @@ def test_the_setting_without_the_packages_names_the_extra(model_folder: Path, tm
             "5s",
             "error: otlp_endpoint: .*: OTEL_BSP_SCHEDULE_DELAY must be a whole number, and is '5s'",
         ),
+        ("OTEL_PYTHON_CONTEXT", "foo", "error: OTEL_PYTHON_CONTEXT names 'foo', which is not installed"),
+        (
+            "OTEL_EXPORTER_OTLP_HEADERS",
+            "secret",
+            "error: otlp_endpoint: .*: OTEL_EXPORTER_OTLP_HEADERS must be NAME=VALUE,NAME=VALUE, ",
+        ),
         ("OTEL_SPAN_EVENT_COUNT_LIMIT", "x", "error: otlp_endpoint: .*: OTEL_SPAN_EVENT_COUNT_LIMIT must be a non-"),
     ],
 )
