@@ -114,8 +114,8 @@ PATH_PARAMETERS = {
     "name": "The name of a model.",
 }
 REQUEST_HEADERS = {
-    "Idempotency-Key": "1 to 255 visible ASCII characters. If a request is repeated with the same key within a day, the "
-    "repetition changes nothing and returns the first response.",
+    "Idempotency-Key": "1 to 255 ASCII characters without spaces and control characters. If a request is repeated "
+    "with the same key within a day, the repetition changes nothing and returns the first response.",
     "If-None-Match": "The `ETag` of an earlier response. If it still matches, the response is a 304.",
     "X-Request-Id": "The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log "
     "contain it.",

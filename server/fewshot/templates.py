@@ -146,7 +146,8 @@ class Template:
     def _lack(self, piece: str, number: int | None) -> str:
         """Say which value of a placeholder is missing; shots with labels alone suit the template `classification`."""
         owner = "the query" if number is None else f"shot {number}"
-        hint = "" if number is None or piece != "question" else ": give examples a question, or use classification"
+        advice = ": give the examples questions, or use the template 'classification', as `classify` does"
+        hint = "" if number is None or piece != "question" else advice
         return f"the template {self.name!r} has {{{piece}}}, but {owner} has none{hint}"
 
     @property

@@ -30,7 +30,10 @@ Count = Annotated[int, Field(ge=0)]
 
 def _is_media_file(file: str) -> str:
     if MEDIA_FILE.fullmatch(file) is None:
-        raise ValueError("a media file is named media/NAME, with letters, digits and characters of _.- in NAME")
+        raise ValueError(
+            "a media file is named media/NAME; NAME has 1 to 201 ASCII letters, digits and characters of _.-, and does not "
+            "begin with a full stop"
+        )
     return file
 
 

@@ -184,6 +184,8 @@ class SearchRequest(TimedRequest):
 
 MAX_CANDIDATES = 1024
 MAX_CANDIDATE_LENGTH = 4096
+# All labels of a set are in its description.
+MAX_LABEL = 1024
 MAX_PERMUTATIONS = 24
 MAX_TEMPERATURE = 1000
 
@@ -193,7 +195,7 @@ CandidateText = Annotated[str, Field(min_length=1, max_length=MAX_CANDIDATE_LENG
 class LabelledCandidate(Schema):
     """A candidate with a name for the response, and the text that the model would write."""
 
-    label: Annotated[str, Field(min_length=1, max_length=256)]
+    label: Annotated[str, Field(min_length=1, max_length=MAX_LABEL)]
     text: CandidateText
 
 

@@ -31,6 +31,7 @@ from server.schemas.base import (
 )
 from server.schemas.fewshot import (
     MAX_CANDIDATES,
+    MAX_LABEL,
     MAX_SHOTS,
     VERSION,
     CandidateField,
@@ -74,8 +75,6 @@ class ListImagesRequest(ListRequest):
 
 
 MAX_TEXT = 65536
-# All labels of a set are in its description.
-MAX_LABEL = 1024
 # of fields in the examples of a request
 MAX_NAMES = 2**16
 MAX_METADATA_BYTES = 16384
@@ -84,6 +83,7 @@ MAX_TTL = 315_360_000
 MAX_POOL = 1024
 NAME = "A unique name of up to 128 letters, digits and characters of `_.:-`, which begins with a letter or digit."
 PINNED = "Keep the media of the latest version encoded."
+LABEL = "The label of the answer, of up to 1,024 characters. Store a longer answer as `text`."
 METADATA = "Any JSON object of up to 16 KiB."
 EXPECTED_VERSION = "The latest version. If it is another one, nothing changes and the response is a 409."
 
@@ -139,7 +139,7 @@ class ExampleFields(ShotFields):
     id: ExampleId | None = Field(None, description="Default: an id that the server generates.")
     text: StoredText = Field("", description="The text of the answer.")
     question: StoredText = Field("", description="The question.")
-    label: StoredLabel = Field("", description="The label of the answer. A longer answer is a `text`.")
+    label: StoredLabel = Field("", description=LABEL)
     metadata: Metadata = Field({}, description=METADATA)
 
     @model_validator(mode="after")

@@ -332,7 +332,7 @@ def idempotency_key(request: Request, content: bytes) -> IdempotencyKey | None:
     if key is None:
         return None
     if IDEMPOTENCY_KEY.fullmatch(key) is None:
-        message = "an Idempotency-Key must have 1 to 255 printable ASCII characters"
+        message = "an Idempotency-Key must have 1 to 255 ASCII characters without spaces and control characters"
         raise InvalidRequest(message, param="Idempotency-Key")
     return IdempotencyKey(key, hashlib.sha256(content).hexdigest())
 

@@ -2239,7 +2239,7 @@ export interface components {
              */
             question: string | null;
             /**
-             * @description The label of the answer. A longer answer is a `text`.
+             * @description The label of the answer, of up to 1,024 characters. Store a longer answer as `text`.
              * @default
              */
             label: string | null;
@@ -7942,7 +7942,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description 1 to 255 visible ASCII characters. If a request is repeated with the same key within a day, the repetition changes nothing and returns the first response. */
+                /** @description 1 to 255 ASCII characters without spaces and control characters. If a request is repeated with the same key within a day, the repetition changes nothing and returns the first response. */
                 "Idempotency-Key"?: string;
                 /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
@@ -8918,7 +8918,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description 1 to 255 visible ASCII characters. If a request is repeated with the same key within a day, the repetition changes nothing and returns the first response. */
+                /** @description 1 to 255 ASCII characters without spaces and control characters. If a request is repeated with the same key within a day, the repetition changes nothing and returns the first response. */
                 "Idempotency-Key"?: string;
                 /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;
@@ -10450,7 +10450,7 @@ export interface operations {
                 name?: string;
             };
             header?: {
-                /** @description 1 to 255 visible ASCII characters. If a request is repeated with the same key within a day, the repetition changes nothing and returns the first response. */
+                /** @description 1 to 255 ASCII characters without spaces and control characters. If a request is repeated with the same key within a day, the repetition changes nothing and returns the first response. */
                 "Idempotency-Key"?: string;
                 /** @description The id of the request: 1 to 128 letters, digits or characters of `_.:-`. The response and the log contain it. */
                 "X-Request-Id"?: string;

@@ -88,6 +88,9 @@ async def test_a_label_may_have_a_different_text(http: httpx.AsyncClient, client
     body = await classify(http, candidates=[{"label": "cat", "text": "Katze"}, "dog"])
     assert body["label"] == "cat"
     assert body["candidates"][0]["text"] == "Katze"
+    longest = "c" * 1024  # as in a stored example
+    body = await classify(http, candidates=[{"label": longest, "text": "Katze"}, "dog"])
+    assert body["label"] == longest
 
 
 async def test_length_affects_sums_but_not_means(http: httpx.AsyncClient, client: FakeClient) -> None:
@@ -206,6 +209,7 @@ async def test_ids_and_priority_reach_the_engine(http: httpx.AsyncClient, client
         ({"candidates": [{"label": "a", "text": "cat"}, {"label": "b", "text": "cat"}]}, 400, "candidates[1]"),
         ({"candidates": ["cat", ""]}, 400, "candidates[1]"),
         ({"candidates": ["cat", {"label": "dog"}]}, 400, "candidates[1].text"),
+        ({"candidates": ["cat", {"label": "d" * 1025, "text": "dog"}]}, 400, "candidates[1].label"),
         ({"candidates": ["cat", "x" * 64]}, 400, "candidates[1]"),
         ({"shots": []}, 400, "candidates"),
         ({"permutations": 25}, 400, "permutations"),
