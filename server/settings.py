@@ -1,7 +1,6 @@
 """All settings of the server: each is a flag, a FLAMBOYANCE_* variable and a key of the YAML file named by --config.
 
-Flags take precedence over variables, and variables over the file. An unknown name raises. No other module reads the
-environment.
+Flags precede variables, and variables precede the file. An unknown name raises. No other module reads the environment.
 """
 
 from __future__ import annotations
@@ -333,8 +332,7 @@ def read_settings(arguments: Sequence[str], prog: str = PROGRAM) -> Settings:
     _refuse_unknown_variables(os.environ)
     file = _config_file(arguments)
     try:
-        values: dict[str, Any] = {**_read_file(file), "_cli_settings_source": _read_flags(arguments, prog)}
-        sources = _Sources(**values)
+        sources = _Sources(**_read_file(file), _cli_settings_source=_read_flags(arguments, prog))
     except ValidationError as error:
         problem = error.errors()[0]
         raise SettingsError(f"{'.'.join(map(str, problem['loc']))}: {in_words(problem)}") from None
