@@ -31,13 +31,6 @@ HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
 HEADER = re.compile(r"[!#-'*+.0-9A-Z^-z|~-]+[ \t]*=[ \t]*[ !#-+\--:<-\[\]-~]*")
 RATIO, RATIO_SAMPLERS = "OTEL_TRACES_SAMPLER_ARG", ("traceidratio", "parentbased_traceidratio")
 CHOICES = {
-    "OTEL_TRACES_SAMPLER": (
-        *RATIO_SAMPLERS,
-        "always_on",
-        "always_off",
-        "parentbased_always_on",
-        "parentbased_always_off",
-    ),
     "OTEL_EXPORTER_OTLP_COMPRESSION": ("none", "gzip", "deflate"),
     "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION": ("none", "gzip", "deflate"),
 }
@@ -52,8 +45,8 @@ def check_variables(environment: Mapping[str, str]) -> None:
     """Raise `ValueError` for a variable that the SDK could not use. Its text has no header."""
     _check_plugins(environment, PLUGINS)
     for name in WHOLE_NUMBERS:
-        if not environment.get(name, "1").strip().isdecimal():
-            raise ValueError(f"{name} must be a whole number, and is {environment[name]!r}")
+        if (value := environment.get(name, "").strip()) and not value.isdecimal():
+            raise ValueError(f"{name} must be a whole number, and is {value!r}")
     for name in TIMEOUTS:
         if (value := environment.get(name)) and not 0 < _number(value) < math.inf:
             raise ValueError(f"{name} must be a number of seconds above 0, and is {value!r}")
