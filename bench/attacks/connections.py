@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import http.client
 import io
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 
@@ -12,11 +15,13 @@ from PIL import Image
 
 from bench.attacks.attack import Attack, Session
 from bench.driver import BenchFailed
-from bench.target import JSON_HEADERS, Answer, Request, Target, encoded, get, text_request
+from bench.target import JSON_HEADERS, Answer, Request, Target, encoded, get, post, text_request
 from server.media import source
 
 LARGE_BODY = 60 * 2**20
 HELD_SECONDS = 600.0
+# connections that send a small request again and again, and how often in a round
+NUM_REPEATING, NUM_REPEATED = 64, 50
 BODY = b'{"prompt":"a","max_tokens":1}'
 BOTH_LENGTHS = (
     b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
@@ -139,6 +144,28 @@ def _many_names(session: Session) -> None:
     _answer(session, encoded(get(f"/v1/images?{names}")))
 
 
+def _again_and_again(request: Request) -> Callable[[Session], None]:
+    """Return a round in which each of many connections sends a small request, and the next one after the answer."""
+    data = encoded(request)
+
+    def send(session: Session) -> None:
+        if (connection := session.connect()) is None:
+            return
+        with suppress(OSError, http.client.HTTPException):
+            for _ in range(NUM_REPEATED):
+                connection.sendall(data)
+                answer = _read(connection)
+                if not session.is_over:
+                    session.answers.append(answer)
+        session.close(connection)
+
+    def run(session: Session) -> None:
+        with ThreadPoolExecutor(NUM_REPEATING) as clients:
+            list(clients.map(send, [session] * NUM_REPEATING))
+
+    return run
+
+
 def _answer(session: Session, data: bytes) -> None:
     """Send bytes and read the answer, which does not count if the session has ended meanwhile."""
     answer = _raw(session, data)
@@ -151,14 +178,18 @@ def _raw(session: Session, data: bytes) -> Answer:
     if connection is None:
         return Answer(status=0, seconds=0.0, error="refused")
     try:
-        response = http.client.HTTPResponse(connection)
-        response.begin()
-        headers = {name.lower(): value for name, value in response.getheaders()}
-        return Answer(status=response.status, seconds=0.0, body=response.read(), headers=headers)
+        return _read(connection)
     except (TimeoutError, OSError, http.client.HTTPException) as error:
         return Answer(status=0, seconds=0.0, error=type(error).__name__)
     finally:
         session.close(connection)
+
+
+def _read(connection: socket.socket) -> Answer:
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    return Answer(status=response.status, seconds=0.0, body=response.read(), headers=headers)
 
 
 ATTACKS = (
@@ -178,6 +209,13 @@ ATTACKS = (
     Attack(name="connections without end", severity="medium", run=_reconnect),
     Attack(name="bodies in chunks of one byte", severity="high", run=_small_chunks, is_refused=True),
     Attack(name="query of 13,000 names", severity="high", run=_many_names, is_refused=True),
+    Attack(
+        name="64 connections of refused requests",
+        severity="high",
+        run=_again_and_again(post("/v1/completions", prompt="a", max_tokens=-1)),
+        is_refused=True,
+    ),
+    Attack(name="64 connections of small answers", severity="high", run=_again_and_again(get("/v1/models"))),
     Attack(name="two lengths of one body", severity="low", run=_both_lengths, is_refused=True),
     Attack(name="large headers", severity="low", run=_large_headers),
 )
