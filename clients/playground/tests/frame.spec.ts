@@ -2,7 +2,7 @@
 import AxeBuilder from '@axe-core/playwright'
 import { expect, test, type Page } from '@playwright/test'
 import { spawn, type ChildProcess } from 'node:child_process'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -72,12 +72,55 @@ test('the focus stays where an action disables what has it while it runs', async
   await request.delete('/v1/support_sets/disabled')
 })
 
+test('the focus does not come back to a button when the person has gone on', async ({ page }) => {
+  await page.goto('/')
+  const example = page.getByRole('button', { name: 'Drawings with made-up words' })
+  const last = page.getByRole('textbox', { name: 'Text of shot 3' })
+  const click = () => page.getByRole('banner').getByRole('status').click()
+  for (const goOn of [click, () => page.keyboard.press('PageDown')]) {
+    let release = () => {}
+    const held = new Promise<void>((resolve) => (release = resolve))
+    await page.route('/v1/images', async (route) => {
+      await held
+      await route.continue()
+    })
+    await example.press('Enter')
+    await expect(example).toBeDisabled()
+    await expect(page.locator('body')).toBeFocused()
+    await goOn()
+    release()
+    await expect(last).toHaveValue('blicket')
+    await expect(example).toBeEnabled()
+    await expect(page.locator('body')).toBeFocused()
+    await page.unroute('/v1/images')
+    await page.getByRole('button', { name: 'Clear', exact: true }).click()
+  }
+})
+
+test('what is missing before the model can be asked is told to a screen reader', async ({ page }) => {
+  await page.goto('/')
+  await expect(page.getByRole('status').filter({ hasText: 'Add a picture to ask about.' })).toBeVisible()
+})
+
 test('the link of the shown view is in view on a phone', async ({ page }) => {
   await page.setViewportSize({ width: 320, height: 640 })
   for (const [name, address] of Object.entries(VIEWS)) {
     await page.goto(`/${address}`)
     await expect(page.getByRole('banner').getByRole('link', { name, exact: true })).toBeInViewport({ ratio: 0.98 })
   }
+})
+
+test('another part of a set does not scroll the page to its tabs', async ({ page, request }) => {
+  const examples = Array.from({ length: 40 }, (_, at) => ({ id: `e${at}`, label: `label ${at}` }))
+  await request.post('/v1/support_sets', { data: { name: 'scrolled', examples } })
+  await page.setViewportSize({ width: 320, height: 400 })
+  await page.goto('/#/sets/scrolled/evaluations')
+  await expect(page.getByRole('heading', { name: 'Evaluate version 1' })).toBeVisible()
+  await page.evaluate('scrollTo(0, 500)')
+  await page.evaluate("location.hash = '#/sets/scrolled/examples'")
+  await expect(page.getByRole('button', { name: 'Edit label 0 e0' })).toBeAttached()
+  await expect(page.getByRole('link', { name: 'Examples', exact: true })).not.toBeInViewport()
+  await request.delete('/v1/support_sets/scrolled')
 })
 
 test('the theme is chosen, and stays after a reload', async ({ page }) => {
@@ -276,17 +319,24 @@ test.describe('a server with a key', () => {
     await request.delete(`${address}/v1/support_sets/${name}`, { headers })
   })
 
-  test('what was typed stays when a revoked key is renewed, also after a mistake', async ({ page, request }) => {
+  test('what was typed stays with a new key if the person keeps it, also after a mistake', async ({
+    page,
+    request,
+  }) => {
     const headers = { Authorization: 'Bearer let-me-in' }
     const create = async (name: string) =>
       (await request.post(`${address}/v1/keys`, { headers, data: { name, tenant: 'renewed', role: 'manage' } })).json()
     const dialog = page.getByRole('dialog')
+    const keeps = dialog.getByLabel('Keep what is in this tab')
     const use = async (key: string) => {
+      const loaded = page.waitForEvent('load')
       await dialog.getByLabel('API key').fill(key)
       await page.keyboard.press('Enter')
+      await loaded
     }
-    const [old, renewed] = [await create('old'), await create('renewed')]
+    const [old, renewed, last] = [await create('old'), await create('renewed'), await create('last')]
     await page.goto(address)
+    await expect(keeps).toBeHidden()
     await use(old.key)
     await page.getByRole('button', { name: 'Drawings with made-up words' }).click()
     const text = page.getByRole('textbox', { name: 'Text of shot 3' })
@@ -295,14 +345,21 @@ test.describe('a server with a key', () => {
     await request.delete(`${address}/v1/keys/${old.id}`, { headers })
     await text.fill('typed')
     await expect(dialog).toHaveAccessibleName('This server refused the key')
+    await keeps.check()
     await use('wrong')
-    await page.waitForEvent('load')
     await expect(dialog).toHaveAccessibleName('This server refused the key')
+    await keeps.check()
     await use(renewed.key)
-    await page.waitForEvent('load')
     await expect(text).toHaveValue('typed')
     await expect(page.getByTestId('answer')).not.toBeEmpty()
     await expect(dialog).toBeHidden()
+
+    await request.delete(`${address}/v1/keys/${renewed.id}`, { headers })
+    await text.fill('typed later')
+    await expect(keeps).not.toBeChecked()
+    await use(last.key)
+    await expect(page.getByText('Add a picture to ask about.')).toBeVisible()
+    await expect(text).toBeHidden()
   })
 
   test('the key is changed, and another tenant sees nothing of the first', async ({ page, request }) => {
@@ -310,6 +367,13 @@ test.describe('a server with a key', () => {
     await request.post(`${address}/v1/support_sets`, { headers, data: { name: 'ours', examples: [] } })
     const other = { name: 'other', tenant: 'other', role: 'manage' }
     const { key } = await (await request.post(`${address}/v1/keys`, { headers, data: other })).json()
+    // it has the same pictures, with the same ids
+    for (const name of ['noto', 'fluent'].flatMap((set) =>
+      ['elephant', 'bicycle', 'banana'].map((it) => `${set}-${it}`),
+    )) {
+      const data = readFileSync(`public/examples/${name}.png`)
+      await request.post(`${address}/v1/images`, { headers: { Authorization: `Bearer ${key}` }, data })
+    }
 
     await page.goto(address)
     const dialog = page.getByRole('dialog')
@@ -323,6 +387,7 @@ test.describe('a server with a key', () => {
 
     await page.getByRole('button', { name: 'Key', exact: true }).click()
     await expect(dialog).toHaveAccessibleName('The key of this tab')
+    await expect(dialog.getByRole('checkbox')).toBeHidden()
     await dialog.getByLabel('API key').fill(key)
     await page.keyboard.press('Enter')
     await expect(page.getByText('There is no support set yet.')).toBeVisible()

@@ -1,5 +1,5 @@
 // What goes wrong around the page: it says so, loses nothing, and goes on without a reload.
-import { expect, test, type Page } from '@playwright/test'
+import { expect, test, type APIRequestContext, type Page } from '@playwright/test'
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -482,15 +482,116 @@ test('the evaluation of another set is not taken for one of this set', async ({ 
   for (const name of ['this', 'other']) await request.delete(`/v1/support_sets/${name}`)
 })
 
+test('an evaluation that is read late is not shown for another address', async ({ page, request }) => {
+  const id = (await (await request.post('/v1/images', { data: readFileSync(IMAGE) })).json()).id
+  const media = [{ type: 'image_id', image_id: id }]
+  const examples = ['red', 'red', 'green', 'green'].map((label) => ({ label, media }))
+  const evaluate = async (name: string): Promise<string> => {
+    await request.post('/v1/support_sets', { data: { name, examples } })
+    const fields = { methods: ['nearest_mean'] }
+    return (await (await request.post(`/v1/support_sets/${name}/evaluate`, { data: fields })).json()).id
+  }
+  const [own, foreign] = [await evaluate('punctual'), await evaluate('late')]
+  const notice = page.getByText('The evaluation of this address belongs to another set.')
+  const open = (evaluation: string) => page.evaluate(`location.hash = '#/sets/punctual/use/${evaluation}'`)
+
+  const arrived = hold(page, `/v1/evaluations/${foreign}`)
+  await page.goto(`/#/sets/punctual/use/${foreign}`)
+  await expect(heading(page)).toHaveText('punctual')
+  const read = page.waitForResponse(`/v1/evaluations/${own}`)
+  await open(own)
+  await read
+  await arrived()
+  await page.waitForTimeout(200)
+  await expect(notice).toHaveCount(0)
+
+  // the notice is about the address before, also if the next one cannot be read
+  await open(foreign)
+  await expect(notice).toBeVisible()
+  await page.route(`/v1/evaluations/${own}`, (route) => route.abort())
+  await open(own)
+  await expect(page.getByText('The server cannot be reached.')).toBeVisible()
+  await expect(notice).toHaveCount(0)
+  for (const name of ['punctual', 'late']) await request.delete(`/v1/support_sets/${name}`)
+})
+
+/** Holds the requests to an address. Returns a function that lets them go on, and waits until one is answered. */
+function hold(page: Page, address: string): () => Promise<void> {
+  let release = () => {}
+  const held = new Promise<void>((resolve) => (release = resolve))
+  void page.route(address, async (route) => {
+    await held
+    await route.continue()
+  })
+  return async () => {
+    const answered = page.waitForResponse((response) => new URL(response.url()).pathname === address)
+    release()
+    await answered
+    await page.unroute(address)
+  }
+}
+
+/** Returns the path of an archive of a set that the server has no more. */
+async function archiveOf(name: string, request: APIRequestContext, folder: string): Promise<string> {
+  const archive = join(folder, `${name}.zip`)
+  await request.post('/v1/support_sets', { data: { name, examples: [{ text: 'one' }] } })
+  writeFileSync(archive, await (await request.get(`/v1/support_sets/${name}/export`)).body())
+  await request.delete(`/v1/support_sets/${name}`)
+  return archive
+}
+
+test('an import that ends or fails while another set is begun says so, and leaves that set', async ({
+  page,
+  request,
+}) => {
+  const folder = mkdtempSync(join(tmpdir(), 'playground-'))
+  const archive = await archiveOf('archived', request, folder)
+  let release = () => {}
+  const held = new Promise<void>((resolve) => (release = resolve))
+  await page.route('/v1/support_sets/import', async (route) => {
+    await held
+    await route.abort()
+  })
+  await page.goto('/#/sets')
+  await page.getByTestId('archive').setInputFiles(archive)
+  await page.getByRole('button', { name: 'Empty set' }).click()
+  await page.getByLabel('Name').fill('begun')
+  await expect(page.getByText('Importing …')).toBeVisible()
+  release()
+  await expect(page.getByRole('alert')).toHaveText('The server cannot be reached.')
+  await page.unroute('/v1/support_sets/import')
+  await page.getByRole('button', { name: 'Try again' }).click()
+  await expect(page.getByRole('link', { name: 'Open archived' })).toBeVisible()
+  await expect(page.getByLabel('Name')).toHaveValue('begun')
+  await page.getByRole('button', { name: 'Create set' }).click()
+  await expect(heading(page)).toHaveText('begun')
+  for (const name of ['archived', 'begun']) await request.delete(`/v1/support_sets/${name}`)
+  rmSync(folder, { recursive: true })
+})
+
+test('an import leads nowhere when the view was left and opened again meanwhile', async ({ page, request }) => {
+  const folder = mkdtempSync(join(tmpdir(), 'playground-'))
+  const archive = await archiveOf('left', request, folder)
+  const arrived = hold(page, '/v1/support_sets/import')
+  await page.goto('/#/sets')
+  await page.getByTestId('archive').setInputFiles(archive)
+  await page.getByRole('link', { name: 'Try', exact: true }).click()
+  await page.getByRole('link', { name: 'Support sets' }).click()
+  await page.getByRole('button', { name: 'Empty set' }).click()
+  await page.getByLabel('Name').fill('begun')
+  await arrived()
+  await page.waitForTimeout(200)
+  await expect(page.getByLabel('Name')).toHaveValue('begun')
+  await request.delete('/v1/support_sets/left')
+  rmSync(folder, { recursive: true })
+})
+
 test('an archive is imported once, also if the response was lost and the file is chosen again', async ({
   page,
   request,
 }) => {
   const folder = mkdtempSync(join(tmpdir(), 'playground-'))
-  const archive = join(folder, 'imported.zip')
-  await request.post('/v1/support_sets', { data: { name: 'imported', examples: [{ text: 'one' }] } })
-  writeFileSync(archive, await (await request.get('/v1/support_sets/imported/export')).body())
-  await request.delete('/v1/support_sets/imported')
+  const archive = await archiveOf('imported', request, folder)
   const numSets = async () => (await (await request.get('/v1/support_sets')).json()).data.length
   const before = await numSets()
 

@@ -5,7 +5,7 @@ import { uploadLost } from './lost'
 
 export async function send(input: RequestInfo | URL, init?: RequestInit): Promise<Response> {
   const request = new Request(input, init)
-  if (key.value && !request.headers.has('Authorization')) request.headers.set('Authorization', `Bearer ${key.value}`)
+  if (key.value) request.headers.set('Authorization', `Bearer ${key.value}`)
   // only JSON names pictures, and a copy of another body could be large
   if (request.headers.get('Content-Type') !== 'application/json') return answer(request)
   const [read, again] = [request.clone(), request.clone()]

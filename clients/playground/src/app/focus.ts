@@ -1,10 +1,12 @@
 // The focus, when the element that has it is removed: it goes to the innermost element around it that is still there. An
-// element that is disabled for a while, such as the button of an action that runs, has the focus again when it is enabled.
-// Without this, it goes to the body, and the keyboard or a screen reader is at the beginning of the page.
+// element that is disabled for a while, such as the button of an action that runs, has the focus again when it is enabled,
+// unless the person has gone on meanwhile. Without this, it goes to the body, and the keyboard or a screen reader is at the beginning of the page.
+
+const ACTIONS = ['keydown', 'pointerdown'] as const
 
 /** Keeps the focus within an element, and returns the function that stops it. */
 export function keepFocus(root: HTMLElement): () => void {
-  /** The element that has the focus, and those around it. */
+  /** The element in `root` that has or has lost the focus, and those around it. */
   let path: HTMLElement[] = []
   let isDisabled = false
 
@@ -24,6 +26,12 @@ export function keepFocus(root: HTMLElement): () => void {
     })
   }
 
+  /** Who presses or clicks something after the focus was lost has gone on. */
+  function goOn(event: Event) {
+    const isHeld = event instanceof KeyboardEvent && event.repeat
+    if (!isHeld && document.activeElement !== path[0]) path = []
+  }
+
   const observer = new MutationObserver(() => {
     const wasDisabled = isDisabled
     isDisabled = path[0]?.matches(':disabled') ?? false
@@ -35,11 +43,14 @@ export function keepFocus(root: HTMLElement): () => void {
     if (near) focus(near)
   })
 
-  root.addEventListener('focusin', enter)
+  // the focus may also leave `root`
+  document.addEventListener('focusin', enter)
+  for (const type of ACTIONS) document.addEventListener(type, goOn, true)
   root.addEventListener('focusout', leave)
   observer.observe(root, { childList: true, subtree: true, attributeFilter: ['disabled'] })
   return () => {
-    root.removeEventListener('focusin', enter)
+    document.removeEventListener('focusin', enter)
+    for (const type of ACTIONS) document.removeEventListener(type, goOn, true)
     root.removeEventListener('focusout', leave)
     observer.disconnect()
   }

@@ -16,7 +16,11 @@ function decode(part: string): string {
 
 export const route = $state(read())
 
-window.addEventListener('hashchange', () => Object.assign(route, read()))
+let numMoves = 0
+window.addEventListener('hashchange', () => {
+  numMoves += 1
+  Object.assign(route, read())
+})
 
 export function go(view: string, argument = '') {
   location.hash = ['#', view, ...argument.split('/').filter(Boolean).map(encodeURIComponent)].join('/')
@@ -27,10 +31,10 @@ export function entry<Item>(entries: Record<string, Item>, name: string): Item |
   return Object.hasOwn(entries, name) ? entries[name] : undefined
 }
 
-/** Returns a `go` for the end of something long: it does nothing if the person has gone elsewhere meanwhile. */
+/** Returns a `go` for the end of something long: it does nothing if the person has gone elsewhere meanwhile, also if they came back. */
 export function goUnlessLeft(): typeof go {
-  const start = location.hash
+  const [start, numBefore] = [location.hash, numMoves]
   return (view, argument) => {
-    if (location.hash === start) go(view, argument)
+    if (location.hash === start && numMoves === numBefore) go(view, argument)
   }
 }

@@ -1,6 +1,6 @@
 // Images and videos: what a person drops, uploaded once. Their ids are derived from their content.
 import { fromEvent } from 'file-selector'
-import type { Schemas } from '../api/client'
+import { api, type Schemas } from '../api/client'
 import { ApiError } from '../api/errors'
 import { rememberUpload } from '../api/lost'
 import { send } from '../api/request'
@@ -42,8 +42,21 @@ export async function upload(file: Blob, name: string, folder = '', signal?: Abo
     throw new ApiError(`${name}: ${error.message}`, error.status, error.code, error.param)
   })
   const stored: Schemas['StoredImage'] = await response.json()
-  rememberUpload(stored.id, (signal) => upload(file, name, folder, signal))
+  rememberUpload(stored.id, async (signal) => {
+    if (await isLost(stored.id, signal)) await upload(file, name, folder, signal)
+  })
   return { id: stored.id, name, folder, isVideo: stored.object === 'video', frames: stored.frames ?? 1 }
+}
+
+/** Returns whether the server has no such picture. */
+export async function isLost(id: string, signal?: AbortSignal): Promise<boolean> {
+  try {
+    await api.GET('/v1/images/{image_id}', { params: { path: { image_id: id } }, signal })
+    return false
+  } catch (error) {
+    if (error instanceof ApiError && error.status === 404) return true
+    throw error
+  }
 }
 
 /** The browser reads a file when it sends it: one that has changed since it was chosen fails like a lost connection. */

@@ -1,10 +1,8 @@
 // The shots, the query and the task that Try and Look inside work on. They are kept in this browser, so that a reload keeps
 // them; the pictures themselves stay on the server.
 import { SvelteMap } from 'svelte/reactivity'
-import { api } from '../api/client'
-import { ApiError } from '../api/errors'
-import { newKey, send } from '../api/request'
-import type { Picture } from '../media/pictures'
+import { newKey } from '../api/request'
+import { isLost, type Picture } from '../media/pictures'
 import type { Answer } from './answers'
 import { keep, read } from './storage'
 
@@ -68,32 +66,9 @@ export function checkPictures() {
   for (const { id } of pictures(workspace)) void checkPicture(id)
 }
 
-/** The browser may still have a picture that the server has not. */
+/** The browser may still have a picture that the server has not. A server that does not answer has lost none. */
 async function checkPicture(id: string) {
-  try {
-    await api.GET('/v1/images/{image_id}', { params: { path: { image_id: id } } })
-  } catch (error) {
-    if (error instanceof ApiError && error.status === 404) kept.missing[id] = true
-  }
-}
-
-/** Returns whether a key reads all pictures of the workspace, as the keys of one tenant do. Throws if it is not known. */
-export async function isReadableWith(other: string): Promise<boolean> {
-  const shown = kept.isRead ? workspace : (await read<Stored>())?.workspace
-  const ids = shown ? pictures(shown).map(({ id }) => id) : []
-  const known = [...new Set(ids)].filter((id) => !kept.missing[id])
-  return (await Promise.all(known.map((id) => isPictureReadableWith(other, id)))).every(Boolean)
-}
-
-/** A key that the server refuses reads nothing: no other tenant's data are shown beside the workspace. */
-async function isPictureReadableWith(other: string, id: string): Promise<boolean> {
-  try {
-    await send(`/v1/images/${id}`, { headers: { Authorization: `Bearer ${other}` } })
-    return true
-  } catch (error) {
-    if (!(error instanceof ApiError) || ![401, 404].includes(error.status)) throw error
-    return error.status === 401
-  }
+  if (await isLost(id).catch(() => false)) kept.missing[id] = true
 }
 
 export async function keepWorkspace() {
