@@ -97,7 +97,7 @@ test('the focus does not come back to a button when the person has gone on', asy
   }
 })
 
-test('what is missing before the model can be asked is told to a screen reader', async ({ page }) => {
+test('a screen reader hears what is missing before the model can be asked', async ({ page }) => {
   await page.goto('/')
   await expect(page.getByRole('status').filter({ hasText: 'Add a picture to ask about.' })).toBeVisible()
 })

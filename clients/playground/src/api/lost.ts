@@ -16,13 +16,13 @@ export function rememberUpload(id: string, upload: Upload) {
  * Uploads the lost pictures in a request again if it was refused without one of them. If they cannot be, throws an error
  * with the same code, because they are still lost.
  */
-export async function uploadLost(error: unknown, request: Request): Promise<void> {
+export async function uploadLost(error: unknown, body: string, signal: AbortSignal): Promise<void> {
   if (!(error instanceof ApiError) || error.code !== 'image_not_found') throw error
-  const ids = new Set((await request.text()).match(ID))
+  const ids = new Set(body.match(ID))
   const remaining = [...ids].map((id) => uploads.get(id)).filter((upload) => upload !== undefined)
   if (!remaining.length) throw error
   const work = async () => {
-    for (let upload = remaining.pop(); upload; upload = remaining.pop()) await upload(request.signal)
+    for (let upload = remaining.pop(); upload; upload = remaining.pop()) await upload(signal)
   }
   // one failure ends all of them
   const stop = () => void (remaining.length = 0)

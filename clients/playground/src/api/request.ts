@@ -8,12 +8,13 @@ export async function send(input: RequestInfo | URL, init?: RequestInit): Promis
   if (key.value) request.headers.set('Authorization', `Bearer ${key.value}`)
   // only JSON names pictures, and a copy of another body could be large
   if (request.headers.get('Content-Type') !== 'application/json') return answer(request)
-  const [read, again] = [request.clone(), request.clone()]
+  const body = await request.text()
+  const ask = () => answer(new Request(request, { body }))
   try {
-    return await answer(request)
+    return await ask()
   } catch (error) {
-    await uploadLost(error, read)
-    return answer(again)
+    await uploadLost(error, body, request.signal)
+    return ask()
   }
 }
 

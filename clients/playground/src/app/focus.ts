@@ -1,6 +1,7 @@
 // The focus, when the element that has it is removed: it goes to the innermost element around it that is still there. An
 // element that is disabled for a while, such as the button of an action that runs, has the focus again when it is enabled,
-// unless the person has gone on meanwhile. Without this, it goes to the body, and the keyboard or a screen reader is at the beginning of the page.
+// unless the person has gone on meanwhile. Without this, it goes to the body, and the keyboard or a screen reader is at the
+// beginning of the page.
 
 const ACTIONS = ['keydown', 'pointerdown'] as const
 

@@ -31,7 +31,10 @@ export function entry<Item>(entries: Record<string, Item>, name: string): Item |
   return Object.hasOwn(entries, name) ? entries[name] : undefined
 }
 
-/** Returns a `go` for the end of something long: it does nothing if the person has gone elsewhere meanwhile, also if they came back. */
+/**
+ * Returns a `go` for the end of something long: it does nothing if the person has gone elsewhere meanwhile, also if they
+ * came back.
+ */
 export function goUnlessLeft(): typeof go {
   const [start, numBefore] = [location.hash, numMoves]
   return (view, argument) => {
