@@ -45,8 +45,9 @@ def check_variables(environment: Mapping[str, str]) -> None:
     """Raise `ValueError` for a variable that the SDK could not use. Its text has no header."""
     _check_plugins(environment, PLUGINS)
     for name in WHOLE_NUMBERS:
-        if (value := environment.get(name, "").strip()) and not value.isdecimal():
-            raise ValueError(f"{name} must be a whole number, and is {value!r}")
+        number = environment.get(name, "").strip()
+        if number and not number.isdecimal():
+            raise ValueError(f"{name} must be a whole number, and is {number!r}")
     for name in TIMEOUTS:
         if (value := environment.get(name)) and not 0 < _number(value) < math.inf:
             raise ValueError(f"{name} must be a number of seconds above 0, and is {value!r}")
