@@ -1,4 +1,4 @@
-"""Descriptions of versions of support sets in responses. The labels of one version may have megabytes."""
+"""Descriptions of versions of support sets in responses. The labels of one version may take megabytes."""
 
 from __future__ import annotations
 

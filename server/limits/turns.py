@@ -28,8 +28,8 @@ SHORT_SECONDS = 0.005
 class Turns:
     """Lets work run, up to `number` pieces at once and `max_of_client` of each client. Waiting clients take turns.
 
-    After work of more than SHORT_SECONDS, a client may hold one turn less, for `rest` times as long as the work took, and
-    longer if it may hold more than two: their work takes as long together as the interpreter runs it.
+    After work of more than SHORT_SECONDS, a client may hold one turn less, for `rest` times as long as the work took. The
+    pause is longer for clients that may hold more than two turns, because their threads share one interpreter.
     """
 
     def __init__(self, number: int, max_of_client: int | None = None, rest: float = 0.0) -> None:

@@ -83,7 +83,7 @@ class SupportSetInfo:
 
     @property
     def num_label_characters(self) -> int:
-        """The number of characters in the labels, of which one version may have millions."""
+        """The number of characters in the labels, of which there may be millions."""
         return sum(map(len, self.label_counts))
 
 

@@ -70,7 +70,7 @@ class Threads(Executor):
 class SharedThreads(ThreadTurns):
     """Up to `max_threads` threads, and `max_of_client` of them for each client. Clients take turns.
 
-    After long calls a client pauses, by default as after other work that keeps the interpreter busy.
+    After a long call a client pauses, unless `rest` is 0.
     """
 
     def __init__(self, max_threads: int, max_of_client: int, name: str, rest: float = REST) -> None:
