@@ -91,7 +91,7 @@ def test_the_command_names_a_wrong_setting_in_one_line(
 def test_a_proxy_that_is_no_address_is_named_in_one_line(
     value: str, message: str, model_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No proxy has such an address: all clients behind it would count as one."""
+    """No proxy has such an address: all its clients would count as one."""
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", value)
     assert main(["--model", str(model_folder), "--port", "0"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
