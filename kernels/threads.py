@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 
 from kernels.compiled import OnDemand, compiled_for, inlined, intrinsic, numba, types
@@ -90,6 +91,26 @@ def thread_functions() -> tuple[Any, Any]:
     if not has_threads():
         return inlined(lambda: 0), inlined(lambda: 1)
     return tuple(types.ExternalFunction(f"omp_get_{name}", types.int32()) for name in ("thread_num", "num_threads"))
+
+
+@threaded
+def _note_ids():
+    thread_number, _ = thread_functions()
+    thread_id = types.ExternalFunction("gettid", types.int32())
+
+    def note(arguments):
+        arguments[np.int64(thread_number())] = thread_id()
+
+    return note
+
+
+def thread_ids() -> list[int]:
+    """Return the system's numbers of the threads that run kernels, by their numbers here; none if they are unknown."""
+    if not has_threads() or not hasattr(ctypes.CDLL(None), "gettid"):
+        return []
+    numbers = (ctypes.c_int64 * torch.get_num_threads())()
+    run_on_threads(_note_ids[()], numbers)
+    return list(numbers)
 
 
 @inlined

@@ -34,6 +34,7 @@ from server.engine.device.largest_step import measure
 from server.engine.device.memory import MIB, CudaMemory, DeviceMemory, Room, check_weights, divide, fixed_caches
 from server.engine.device.runner import Runner
 from server.engine.device.sampler import Sampler
+from server.engine.device.step_threads import StepThreads, schedule_files
 from server.engine.device.weight_formats import WeightFormats
 from server.engine.engine import Engine
 from server.engine.ranks.division import check_division
@@ -98,7 +99,10 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     config = engine_config(served, settings, dtype, room, rank)
     salt = served.config.to_json().encode()
     grammars = Grammars(served.tokenizer, Trials(served.tokenizer))
-    engine = Engine(prepared, served.tokenizer, config, salt, record, followers=followers, grammars=grammars)
+    threads = _step_threads(device, rank)
+    engine = Engine(
+        prepared, served.tokenizer, config, salt, record, followers=followers, grammars=grammars, threads=threads
+    )
     phases.end("caches")
     # meanwhile the table of tokens is built, which would hold the interpreter's lock during a step
     grammars.build_table()
@@ -152,6 +156,11 @@ def _set_threads(settings: Settings) -> None:
         torch.set_num_threads(settings.num_threads)
     elif settings.tensor_parallel > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // settings.tensor_parallel))
+
+
+def _step_threads(device: torch.device, rank: Rank) -> StepThreads:
+    """Return the threads of the engine's steps; those of a divided model are always the same."""
+    return StepThreads(schedule_files() if device.type == "cpu" and rank.size == 1 else ())
 
 
 def _select_kernels(settings: Settings) -> None:

@@ -25,6 +25,7 @@ from server.engine.config import EngineConfig
 from server.engine.device.graphs import Recorder
 from server.engine.device.runner import Launched, Runner
 from server.engine.device.sampler import NOT_FINITE, Result, Sampler
+from server.engine.device.step_threads import StepThreads
 from server.engine.pace import HEAVY_SHARE
 from server.engine.plan import Plan
 from server.engine.ranks.messages import NO_FOLLOWERS, Followers
@@ -62,7 +63,8 @@ GRAMMAR_WAIT = 0.005
 class Engine:
     """Runs requests on a model. `salt` names weights and preprocessing in the media keys.
 
-    `record` and `followers` are the runner's. Without `grammars`, this process compiles grammars itself, without trials.
+    `record`, `followers` and `threads` are the runner's. Without `grammars`, this process compiles grammars itself, without
+    trials.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
         followers: Followers = NO_FOLLOWERS,
         grammars: Grammars | None = None,
+        threads: StepThreads | None = None,
     ) -> None:
         self.config = config
         self.media = MediaCache(config.num_media_slots, config.host_media_bytes, salt, config.max_kept_frames)
@@ -82,7 +85,7 @@ class Engine:
         self.residents = Residents(config, self.blocks, self.media, model.flamingo.config)
         self.scheduler = Scheduler(self.residents, clock, {*tokenizer.suppressed_ids, *tokenizer.eos_ids})
         sampler = Sampler(tokenizer.suppressed_ids, tokenizer.eos_ids)
-        self.runner = Runner(model, config, sampler, self.media, record, followers)
+        self.runner = Runner(model, config, sampler, self.media, record, followers, threads)
         self._is_divided = bool(followers)
         self._overlaps = config.overlaps and not followers
         self._alone_positions = model.flamingo.config.language_model.alone_positions
@@ -201,6 +204,7 @@ class Engine:
             "media_slots_pinned": self.media.slots.num_pinned,
             "media_evictions": self.media.slots.num_evictions,
             "media_single_flight_joins": self.media.num_joins,
+            "step_threads": self.runner.threads.number,
             "num_preemptions": self.residents.num_preemptions,
             "spec_decode_num_draft_tokens": self._num_proposed,
             "spec_decode_num_accepted_tokens": self._num_accepted,

@@ -116,6 +116,12 @@ def test_http() -> None:
     assert report["rows"][0].keys() == {"clients", "engine tokens/s", "server tokens/s", "server / engine", "range"}
 
 
+def test_neighbours() -> None:
+    report = run_quick("bench.neighbours")
+    assert [row["busy programs"] for row in report["rows"]] == [0, 1]
+    assert all(row["all threads, s"] > 0 and row["threads not delayed, s"] > 0 for row in report["rows"])
+
+
 def test_checkouts() -> None:
     report = run_quick("bench.checkouts", str(ROOT))
     assert bar_names(report) == ["after / before at 2 clients"]
