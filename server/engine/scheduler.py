@@ -154,7 +154,7 @@ class Scheduler:
         known = list(filter(self._memory.resolve, waiting))
         for sequence in known:
             if sequence.num_missing is None:
-                sequence.num_missing = len(sequence.token_ids) - self._memory.find_cached(sequence).num_tokens
+                self._memory.look_for_cached(sequence)
         plan.num_newcomer_seats = int(any(not sequence.account.num_running for sequence in known))
         return known
 
@@ -280,7 +280,6 @@ class Scheduler:
         if not (self._has_seat(plan, sequence) and self._memory.resolve(sequence)):
             return True
         if plan.in_progress and self._memory.awaits(sequence, plan.in_progress):
-            sequence.num_missing = None
             return True
         num_cached_media = self._media.num_cached(sequence.keys)
         if not self._residents.reserve(plan, sequence):

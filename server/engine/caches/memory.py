@@ -68,8 +68,26 @@ class Memory:
 
     def awaits(self, sequence: Sequence, in_progress: Mapping[bytes, int]) -> bool:
         """Return whether a sequence waits for blocks that another one, of no lower priority, computes."""
-        missing = self.find_cached(sequence).missing
+        missing = self.look_for_cached(sequence)
         return any(in_progress.get(block, inf) <= sequence.account.priority for block in missing)
+
+    def look_for_cached(self, sequence: Sequence) -> list[bytes]:
+        """Update `num_missing` of a sequence that waits, and return the hashes of its first missing blocks.
+
+        Blocks that were found before are not looked for again, so many long prompts may wait: one of them may have been
+        evicted since. Shots that attend alone are looked for each time.
+        """
+        size, num_tokens = self.config.block_size, len(sequence.token_ids)
+        if sequence.layout is not None:
+            cached = self.find_cached(sequence)
+            sequence.num_missing = num_tokens - cached.num_tokens
+            return cached.missing
+        num_blocks = sequence.first_computed // size
+        number = 0 if sequence.num_missing is None else (num_tokens - sequence.num_missing) // size
+        while number < num_blocks and self.blocks.find(sequence.block_hash(number, size)) is not None:
+            number += 1
+        sequence.num_missing = num_tokens - number * size
+        return [sequence.block_hash(number, size)] if number < num_blocks else []
 
     def blocks_of_shots(self, sequence: Sequence, start: int, stop: int) -> set[bytes]:
         """Return the hashes of the blocks of shots that attend alone which a range of tokens completes."""

@@ -30,6 +30,30 @@ def test_a_cached_prefix_ends_before_the_first_block_that_is_missing() -> None:
     assert memory.find_cached(sequence).blocks == taken
 
 
+def test_a_prompt_that_waits_looks_only_for_blocks_that_were_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each step, many long prompts may wait for blocks that another one computes."""
+    blocks, size = BlockPool(8), CONFIG.block_size
+    memory = Memory(CONFIG, blocks, MediaCache(1, 0, b""), CONFIGS["flamingo"])
+    sequence = Sequence("a", Prompt(((-1, 8 * size),)).request("a").prompt, GREEDY, QueueOrder())
+    hashes = [sequence.block_hash(number, size) for number in range(7)]
+    taken = blocks.allocate(7)
+    assert taken is not None
+    sought, find = list[bytes](), blocks.find
+
+    def note(digest: bytes) -> int | None:
+        sought.append(digest)
+        return find(digest)
+
+    monkeypatch.setattr(blocks, "find", note)
+    for number, (block, digest) in enumerate(zip(taken, hashes, strict=True)):
+        assert memory.look_for_cached(sequence) == [digest]
+        assert sequence.num_missing == len(sequence.token_ids) - number * size
+        blocks.publish(block, digest)
+    assert memory.look_for_cached(sequence) == []
+    assert sought == [digest for digest in hashes for _ in range(2)]
+    assert sequence.num_missing == len(sequence.token_ids) - memory.find_cached(sequence).num_tokens
+
+
 @pytest.mark.parametrize("max_tokens_per_step", [5, 6, 24])
 def test_blocks_that_are_computed_in_several_steps_are_cached(max_tokens_per_step: int) -> None:
     answer = client("flamingo", replace(CONFIG, max_tokens_per_step=max_tokens_per_step))
