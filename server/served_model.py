@@ -19,6 +19,8 @@ from server.settings import Settings, SettingsError
 
 # more concurrent texts would take processors from the worker
 NUM_TOKENIZER_THREADS = 2
+# long texts of one client leave a thread to the requests of all other clients
+MAX_TEXTS_OF_CLIENT = 1
 NO_ORIGIN = Origin()
 
 
@@ -39,7 +41,9 @@ class ServedModel:
     origin: Origin = NO_ORIGIN
     # runs a function that encodes texts: a long text takes a second
     tokenize: ThreadTurns = field(
-        default_factory=partial(ThreadTurns, NUM_TOKENIZER_THREADS, "tokenizer"), repr=False, compare=False
+        default_factory=partial(ThreadTurns, NUM_TOKENIZER_THREADS, "tokenizer", max_of_client=MAX_TEXTS_OF_CLIENT),
+        repr=False,
+        compare=False,
     )
 
     @classmethod

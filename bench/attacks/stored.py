@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 from bench import mixture
 from bench.attacks.attack import Attack, repeated
 from bench.driver import BenchFailed
-from bench.target import Target, get, post
+from bench.target import Request, Target, get, post
 
 NUM_SETS = 1000
 NUM_EXAMPLES = 10_000
 LARGE = "large"
 # almost as many as a set may have, of almost as many characters
 NUM_LABELS, LABEL_CHARACTERS = 9_900, 1_000
+NUM_SHOTS, NUM_WORDS = 1024, 800
 
 
 def _store(target: Target, name: str, examples: list[dict[str, Any]]) -> None:
@@ -35,6 +37,23 @@ def _store_labels(target: Target) -> None:
 
 def _store_examples(target: Target) -> None:
     _store(target, LARGE, [{"label": f"label {number % 50}", "text": "a"} for number in range(NUM_EXAMPLES)])
+
+
+def _store_texts(target: Target) -> None:
+    _store(
+        target, LARGE, [{"label": f"label {number}", "text": "flamingo " * NUM_WORDS} for number in range(NUM_SHOTS)]
+    )
+
+
+def _with_all_shots() -> Request:
+    return post(
+        "/v1/fewshot/completions",
+        examples={"support_set": LARGE, "k": NUM_SHOTS, "strategy": "random"},
+        query={"text": f"{random.randrange(10**6)} flamingos"},
+        template={"shot": "{text} {label}", "query": "{text}"},
+        truncate_shots=True,
+        max_tokens=4,
+    )
 
 
 def _requested_at_once(path: str, number: int) -> Callable[..., None]:
@@ -61,6 +80,13 @@ ATTACKS = (
         severity="medium",
         run=_requested_at_once(f"/v1/support_sets/{LARGE}/examples?limit=1000", 16),
         prepare=_store_examples,
+        clean=mixture.clean,
+    ),
+    Attack(
+        name="48 prompts of 1,024 long shots that do not fit",
+        severity="high",
+        run=repeated(*[_with_all_shots] * 48, num_connections=48),
+        prepare=_store_texts,
         clean=mixture.clean,
     ),
     Attack(name="64 scrapes of the metrics", severity="high", run=_requested_at_once("/metrics", 64)),

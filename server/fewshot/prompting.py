@@ -6,7 +6,7 @@ Every few-shot route calls `assemble`, so support sets, strategies and templates
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -200,17 +200,17 @@ def _fit(
 ) -> AssembledPrompt:
     """Write the prompt with all shots or, if requested, without the first shots that exceed the model's context."""
     fields, template, query = question.fields, question.template, question.query
-    num_left_out, limit, attend = 0, model.max_model_len, fields.shots_attend
+    num_kept, limit = len(shots), model.max_model_len
 
     def fits(number: int) -> bool:
         try:
-            return write(template, shots[number:], query, media, model).num_tokens + room <= limit
+            return write(template, shots[len(shots) - number :], query, media, model).num_tokens + room <= limit
         except ContextLengthExceeded:  # so many tokens that not all of them are counted
             return False
 
-    if fields.truncate_shots and not fits(0):
-        num_left_out = bisect_left(range(len(shots)), True, key=fits)
-    prompt = write(template, shots[num_left_out:], query, media, model, attend)
+    if fields.truncate_shots and not fits(num_kept):
+        num_kept = _largest(fits, num_kept)
+    prompt = write(template, shots[len(shots) - num_kept :], query, media, model, fields.shots_attend)
     if prompt.num_tokens > limit:
         bare = write(template, [], query, media, model)
         of_shots = "shots" if fields.examples is None else "examples.k"
@@ -219,7 +219,19 @@ def _fit(
             f"the model's limit is {limit}",
             param=query.param if bare.num_tokens > limit else of_shots,
         )
+    num_left_out = len(shots) - num_kept
     return AssembledPrompt(question=question, prompt=prompt, shots=shots[num_left_out:], num_left_out=num_left_out)
+
+
+def _largest(fits: Callable[[int], bool], end: int) -> int:
+    """Return the largest number below `end` that fits, where smaller ones fit as well; 0: none is known to.
+
+    Small numbers come first: a check of many long shots takes long.
+    """
+    bound = 1
+    while bound < end and fits(bound):
+        bound *= 2
+    return bound // 2 + bisect_left(range(bound // 2 + 1, min(bound, end)), True, key=lambda number: not fits(number))
 
 
 async def assemble_prefix(

@@ -17,6 +17,7 @@ from server.api.services import Services
 from server.api.writer import Writer
 from server.limits.turns import REST, ThreadTurns, Turns, client_in_turn
 from server.store.database import Database
+from tests.server.fakes import served_model
 
 pytestmark = pytest.mark.anyio
 
@@ -63,6 +64,21 @@ async def test_as_many_pieces_run_as_there_are_turns() -> None:
 
     await asyncio.gather(*(run(str(number % 3)) for number in range(20)))
     assert most == 2
+
+
+async def test_long_texts_of_a_client_leave_a_tokenizer_thread_to_others() -> None:
+    tokenize, may_end = served_model().tokenize, threading.Event()
+    texts = []
+    try:
+        for _ in range(3):
+            client_in_turn.set("long")
+            texts.append(asyncio.create_task(tokenize(may_end.wait, 10)))
+            await asyncio.sleep(0)
+        client_in_turn.set("other")
+        assert await asyncio.wait_for(tokenize(lambda: "tokens"), 5) == "tokens"
+    finally:
+        may_end.set()
+    assert await asyncio.gather(*texts) == [True] * 3
 
 
 async def test_a_client_leaves_turns_to_others_that_come_later() -> None:

@@ -8,9 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import server.prompt
 from model.prompt import Media, Segment, Text
+from server.fewshot.prompting import _largest
 from server.settings import Settings
 from server.store.records import NewExample, SupportSetInfo
 from server.store.support_sets import SupportSets
@@ -264,6 +267,19 @@ async def test_shots_of_more_characters_than_are_encoded_are_left_out(
     assert refusal(await post(http, shots=shots)) == (400, "context_length_exceeded", "query")
     body = await complete(http, shots=shots, truncate_shots=True, max_tokens=1)
     assert body["fewshot"]["shots_left_out"] == 2
+
+
+@given(num_shots=st.integers(0, 70), num_fitting=st.integers(0, 70))
+def test_the_most_shots_that_fit_are_kept(num_shots: int, num_fitting: int) -> None:
+    checked = list[int]()
+
+    def fits(number: int) -> bool:
+        checked.append(number)
+        return number <= num_fitting
+
+    assert _largest(fits, num_shots + 1) == min(num_shots, num_fitting)
+    assert max(checked, default=0) <= 2 * num_fitting + 1  # long shots that do not fit are hardly encoded
+    assert len(set(checked)) == len(checked)
 
 
 async def test_a_labelled_set_shows_each_label_unless_a_strategy_is_named(
