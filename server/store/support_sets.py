@@ -8,13 +8,11 @@ the first one, and changes nothing: the response is stored in the same transacti
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
-from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -23,13 +21,10 @@ from sqlalchemy.orm import Session
 
 from server.access.tenants import DEFAULT_TENANT, qualified
 from server.errors import IdempotencyConflict, ServerError
-from server.lru_cache import LruCache
 from server.store import media_references, summaries, versions
 from server.store.database import Database, Transaction, lock_tenant
-from server.store.examples import Examples
 from server.store.media_references import MediaReferences
 from server.store.records import (
-    Example,
     IdempotencyRow,
     NewExample,
     SupportSet,
@@ -38,6 +33,7 @@ from server.store.records import (
     Totals,
 )
 from server.store.staging import Staging
+from server.store.version_cache import VersionCache
 
 # seconds for which the response to a request with an `Idempotency-Key` is kept
 RETENTION_SECONDS = 24 * 3600.0
@@ -66,11 +62,7 @@ class SupportSets:
         self._media = media
         self._tenant = DEFAULT_TENANT
         self._max_examples = max_examples
-        self._cache_lock = threading.Lock()
-        # recently read versions and their numbers of bytes; the last one stays, whatever its size
-        self._cache = LruCache[tuple[str, int], tuple[Examples[Example], int]](
-            MAX_CACHED_BYTES, itemgetter(1), min_number=1
-        )
+        self._versions = VersionCache(MAX_CACHED_BYTES)
 
     def of(self, tenant: str, media: MediaReferences) -> SupportSets:
         """Return the support sets of a tenant with these media references; the cache of recent versions is shared."""
@@ -288,15 +280,8 @@ class SupportSets:
     def _version(self, id_or_name: str, version: int | None, session: Session, now: float) -> SupportSet:
         row = self._find(session, id_or_name, now)
         number = versions.check_version(row, version)
-        key = (row.id, number)
-        with self._cache_lock:
-            cached = self._cache.get(key)
-        if cached is None:
-            examples = versions.examples(session, row.id, number)
-            cached = examples, sum(example.num_bytes for example in examples)
-            with self._cache_lock:
-                self._cache.put(key, cached)
-        return SupportSet(id=row.id, name=versions.own_name(row), version=number, examples=cached[0])
+        examples = self._versions.find((row.id, number), lambda: versions.examples(session, row.id, number))
+        return SupportSet(id=row.id, name=versions.own_name(row), version=number, examples=examples)
 
 
 def _totals(session: Session, now: float) -> Totals:

@@ -1,0 +1,54 @@
+"""The cache of versions: a version is read once, however many threads need it at the same time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from server.store.examples import Examples
+from server.store.version_cache import VersionCache
+
+NUM_THREADS = 4
+
+
+def test_threads_wait_for_the_one_that_reads_a_version() -> None:
+    cache, read, may_end = VersionCache(100), list[str](), threading.Event()
+
+    def slow() -> Examples:
+        read.append("a")
+        assert may_end.wait(10)
+        return Examples(())
+
+    with ThreadPoolExecutor(NUM_THREADS) as threads:
+        found = [threads.submit(cache.find, ("a", 1), slow) for _ in range(NUM_THREADS)]
+        time.sleep(0.05)
+        # no other version waits
+        other = Examples(())
+        assert cache.find(("a", 2), lambda: other) is other
+        may_end.set()
+        results = [result.result(10) for result in found]
+    assert read == ["a"]
+    assert all(result is results[0] for result in results)
+
+
+def test_after_an_error_another_thread_reads_the_version() -> None:
+    cache, errors, has_begun = VersionCache(100), [ValueError("lost")], threading.Event()
+
+    def read() -> Examples:
+        has_begun.set()
+        time.sleep(0.02)
+        if errors:
+            raise errors.pop()
+        return Examples(())
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(cache.find, ("a", 1), read)
+        assert has_begun.wait(10)
+        second = threads.submit(cache.find, ("a", 1), read)
+        with pytest.raises(ValueError, match="lost"):
+            first.result(10)
+        assert len(second.result(10)) == 0
+    assert cache._reading == {}
