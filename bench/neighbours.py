@@ -1,7 +1,7 @@
 """Measures an engine on a CPU next to busy programs: `OMP_PROC_BIND=true OMP_PLACES=cores python -m bench.neighbours`.
 
-In each round, new few-shot prompts run one after the other, once with all threads in every step, and once with the threads
-that the steps before leave (`server.engine.device.step_threads`). The two variables bind threads as those of a server.
+In each round, new few-shot prompts run one after the other, once with all threads in every step, and once with those that
+`StepThreads` chooses. The two variables bind threads as those of a server.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from bench.driver import Driver
+from bench.driver import BenchFailed, Driver
 from bench.options import add_model, as_settings, model_folder, parse, server_settings
 from bench.table import Bar, Report, Run, interleave
 from bench.workload import Prompts, frames_of, greedy
@@ -53,28 +53,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Neighbours:
-    """Compares the times of requests with all threads and with those that are not delayed."""
+    """Compares the times of requests with all threads and with chosen ones."""
 
     def __init__(self, options: argparse.Namespace, model: ServedModel, engine: Driver) -> None:
         self._options = options
         self._model = model
         self._driver = engine
         self._prompts = Prompts(model.tokenizer)
-        self._threads = {"all": StepThreads(), "not delayed": engine.engine.runner.threads}
+        self._threads = {"all": StepThreads(), "chosen": engine.engine.threads}
 
     def compare(self, report: Report, number: int) -> None:
         times = interleave(self.round() for _ in range(self._options.repeats))
-        ratio = times["not delayed"].over(times["all"])
+        ratio = times["chosen"].over(times["all"])
         report.add(
             {
                 "busy programs": number,
                 "all threads, s": times["all"].median,
-                "threads not delayed, s": times["not delayed"].median,
-                "not delayed / all": ratio.median,
+                "chosen threads, s": times["chosen"].median,
+                "chosen / all": ratio.median,
                 "range": ratio.spread(),
             }
         )
-        name = f"time next to {number} busy programs, threads not delayed / all"
+        name = f"time next to {number} busy programs, chosen threads / all"
         report.bars.append(Bar(name=name, value=ratio.median, at_most=AT_MOST))
 
     def round(self) -> Mapping[str, Run]:
@@ -82,8 +82,7 @@ class Neighbours:
         return {name: lambda name=name: self._run(self._threads[name]) for name in self._threads}  # type: ignore[misc]
 
     def _run(self, threads: StepThreads) -> float:
-        self._driver.engine.runner.threads = threads
-        threads.use_all()
+        self._driver.engine.threads = threads
         prompts = self._prompts.sharing_shots(self._options.requests, self._options.shots)
         sampling = greedy(self._options.new_tokens)
         requests = [prompt.request(str(i), self._model.tokenizer, sampling) for i, prompt in enumerate(prompts)]
@@ -98,6 +97,8 @@ def _busy(number: int) -> Iterator[None]:
     try:
         time.sleep(SETTLE_SECONDS if programs else 0)
         yield
+        if any(program.poll() is not None for program in programs):
+            raise BenchFailed("a busy program has ended")
     finally:
         for program in programs:
             program.kill()

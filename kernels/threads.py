@@ -105,7 +105,7 @@ def _note_ids():
 
 
 def thread_ids() -> list[int]:
-    """Return the system's numbers of the threads that run kernels, by their numbers here; none if they are unknown."""
+    """Return the system's ids of the threads that run kernels, by their numbers in OpenMP; none if they are unknown."""
     if not has_threads() or not hasattr(ctypes.CDLL(None), "gettid"):
         return []
     numbers = (ctypes.c_int64 * torch.get_num_threads())()

@@ -18,9 +18,9 @@ from server.limits.turns import ThreadTurns
 from server.settings import Settings, SettingsError
 
 # more concurrent texts would take processors from the worker
-NUM_TOKENIZER_THREADS = 2
-# long texts of one client leave a thread to the requests of all other clients
-MAX_TEXTS_OF_CLIENT = 1
+NUM_TOKENIZER_THREADS = 3
+# long texts of one client leave a thread to all other clients
+MAX_TEXTS_OF_CLIENT = 2
 NO_ORIGIN = Origin()
 
 

@@ -160,7 +160,7 @@ def _set_threads(settings: Settings) -> None:
 
 def _step_threads(device: torch.device, rank: Rank) -> StepThreads:
     """Return the threads of the engine's steps; those of a divided model are always the same."""
-    return StepThreads(schedule_files() if device.type == "cpu" and rank.size == 1 else ())
+    return StepThreads(schedule_files) if device.type == "cpu" and rank.size == 1 else StepThreads()
 
 
 def _select_kernels(settings: Settings) -> None:

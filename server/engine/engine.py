@@ -63,8 +63,8 @@ GRAMMAR_WAIT = 0.005
 class Engine:
     """Runs requests on a model. `salt` names weights and preprocessing in the media keys.
 
-    `record`, `followers` and `threads` are the runner's. Without `grammars`, this process compiles grammars itself, without
-    trials.
+    `record` and `followers` are the runner's. Without `grammars`, this process compiles grammars itself, without trials;
+    without `threads`, steps have all of torch's threads.
     """
 
     def __init__(
@@ -85,7 +85,8 @@ class Engine:
         self.residents = Residents(config, self.blocks, self.media, model.flamingo.config)
         self.scheduler = Scheduler(self.residents, clock, {*tokenizer.suppressed_ids, *tokenizer.eos_ids})
         sampler = Sampler(tokenizer.suppressed_ids, tokenizer.eos_ids)
-        self.runner = Runner(model, config, sampler, self.media, record, followers, threads)
+        self.runner = Runner(model, config, sampler, self.media, record, followers)
+        self.threads = threads or StepThreads()
         self._is_divided = bool(followers)
         self._overlaps = config.overlaps and not followers
         self._alone_positions = model.flamingo.config.language_model.alone_positions
@@ -185,11 +186,12 @@ class Engine:
         """
         if self._events and self.scheduler.running:
             return self._take_events()
-        launched = self._ahead or self._launch(self._schedule())
-        self._ahead = self._launch_after(launched)
-        results = self._wait_for(launched)
-        self.scheduler.commit(launched.plan, {result.row.sequence for result in results if result.error})
-        return self._emit(launched.plan, results)
+        with self.threads:
+            launched = self._ahead or self._launch(self._schedule())
+            self._ahead = self._launch_after(launched)
+            results = self._wait_for(launched)
+            self.scheduler.commit(launched.plan, {result.row.sequence for result in results if result.error})
+            return self._emit(launched.plan, results)
 
     def gauges(self) -> dict[str, float]:
         """Return the engine's gauges and counters by metric name."""
@@ -204,7 +206,7 @@ class Engine:
             "media_slots_pinned": self.media.slots.num_pinned,
             "media_evictions": self.media.slots.num_evictions,
             "media_single_flight_joins": self.media.num_joins,
-            "step_threads": self.runner.threads.number,
+            "step_threads": self.threads.number,
             "num_preemptions": self.residents.num_preemptions,
             "spec_decode_num_draft_tokens": self._num_proposed,
             "spec_decode_num_accepted_tokens": self._num_accepted,

@@ -153,7 +153,7 @@ class Scheduler:
         waiting = self.waiting if plan.seats_left else [s for s in self.waiting if not self._needs_free_seat(s)]
         known = list(filter(self._memory.resolve, waiting))
         for sequence in known:
-            if sequence.num_missing is None:
+            if sequence.num_missing is None or sequence.layout is None:
                 self._memory.look_for_cached(sequence)
         plan.num_newcomer_seats = int(any(not sequence.account.num_running for sequence in known))
         return known

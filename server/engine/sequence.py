@@ -56,7 +56,7 @@ class Sequence:
     num_computed: int = field(init=False, default=0)
     block_table: list[int] = field(init=False, default_factory=list)
     media_slots: dict[bytes, int] = field(init=False, default_factory=dict)  # key -> slot, with one reference each
-    num_missing: int | None = field(init=False, default=None)  # tokens to compute when it is admitted, if known
+    num_missing: int | None = field(init=False, default=None)  # tokens to compute if it is admitted now, if known
     was_admitted: bool = field(init=False, default=False)
     is_waiting: bool = field(init=False, default=False)
     is_finished: bool = field(init=False, default=False)

@@ -224,9 +224,9 @@ def _fit(
 
 
 def _largest(fits: Callable[[int], bool], end: int) -> int:
-    """Return the largest number below `end` that fits, where smaller ones fit as well; 0: none is known to.
+    """Return the largest number below `end` that fits, or 0. If a number fits, so do smaller ones.
 
-    Small numbers come first: a check of many long shots takes long.
+    Small numbers are checked first: a check of many long shots takes long.
     """
     bound = 1
     while bound < end and fits(bound):

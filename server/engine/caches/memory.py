@@ -74,8 +74,8 @@ class Memory:
     def look_for_cached(self, sequence: Sequence) -> list[bytes]:
         """Update `num_missing` of a sequence that waits, and return the hashes of its first missing blocks.
 
-        Blocks that were found before are not looked for again, so many long prompts may wait: one of them may have been
-        evicted since. Shots that attend alone are looked for each time.
+        Of the blocks that were found before, only the last is looked for again, since many long prompts may wait. An
+        earlier one may have been evicted, which `find_cached` notices. Shots that attend alone are all looked for.
         """
         size, num_tokens = self.config.block_size, len(sequence.token_ids)
         if sequence.layout is not None:
@@ -84,6 +84,8 @@ class Memory:
             return cached.missing
         num_blocks = sequence.first_computed // size
         number = 0 if sequence.num_missing is None else (num_tokens - sequence.num_missing) // size
+        if number and self.blocks.find(sequence.block_hash(number - 1, size)) is None:
+            number = 0
         while number < num_blocks and self.blocks.find(sequence.block_hash(number, size)) is not None:
             number += 1
         sequence.num_missing = num_tokens - number * size

@@ -28,7 +28,6 @@ from server.engine.device.encoder import Encoder
 from server.engine.device.graphs import DecodeGraphs, Recorder, bucket_sizes, static_batch
 from server.engine.device.runs import runs_of
 from server.engine.device.sampler import NOT_FINITE, Reading, Result, Sampler, logit_positions
-from server.engine.device.step_threads import StepThreads
 from server.engine.device.transfers import Downloads, upload
 from server.engine.plan import Plan, Row
 from server.engine.ranks.messages import NO_FOLLOWERS, Followers
@@ -66,8 +65,7 @@ class Launched:
 class Runner:
     """Runs plans on one model. `record` turns a decode step into one that is replayed; None: no step is recorded.
 
-    Where the model is divided, this is the part of one rank, and `followers` are the others if it is rank 0. `threads`
-    compute the steps; None: all of torch's threads, always.
+    Where the model is divided, this is the part of one rank, and `followers` are the others if it is rank 0.
     """
 
     def __init__(
@@ -78,10 +76,8 @@ class Runner:
         media: MediaCache,
         record: Recorder | None = None,
         followers: Followers = NO_FOLLOWERS,
-        threads: StepThreads | None = None,
     ) -> None:
         self.followers = followers
-        self.threads = threads or StepThreads()
         self.model = model.flamingo
         weight = self.model.language_model.embed.weight
         self.config = config
@@ -134,13 +130,12 @@ class Runner:
 
         Rows that do not read the pages of this step come first: they do not wait until the host has launched the encoder.
         """
-        with self.threads:
-            self.copy_blocks(plan.copies)
-            encode = partial(self.encoder.encode, plan.pieces, self.encoder.stream.mark() if plan.pieces else None)
-            encoded = encode() if plan.reads_its_pages else None
-            token_ids = None if before is None else before.tokens_of(plan.rows)
-            reading = self._compute(plan.rows, token_ids) if plan.rows else None
-            return Launched(plan, encode() if encoded is None else encoded, reading, self._nonfinite)
+        self.copy_blocks(plan.copies)
+        encode = partial(self.encoder.encode, plan.pieces, self.encoder.stream.mark() if plan.pieces else None)
+        encoded = encode() if plan.reads_its_pages else None
+        token_ids = None if before is None else before.tokens_of(plan.rows)
+        reading = self._compute(plan.rows, token_ids) if plan.rows else None
+        return Launched(plan, encode() if encoded is None else encoded, reading, self._nonfinite)
 
     def _compute(self, rows: list[Row], token_ids: Tensor | None) -> Reading:
         """Begin one forward for all rows and the reading of its logits; `token_ids` on the device replace unknown ones."""

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from server.store.examples import Examples
+from server.store.records import Example
 from server.store.version_cache import VersionCache
 
 NUM_THREADS = 4
@@ -17,19 +18,19 @@ NUM_THREADS = 4
 def test_threads_wait_for_the_one_that_reads_a_version() -> None:
     cache, read, may_end = VersionCache(100), list[str](), threading.Event()
 
-    def slow() -> Examples:
+    def slow() -> Examples[Example]:
         read.append("a")
         assert may_end.wait(10)
-        return Examples(())
+        return Examples[Example](())
 
     with ThreadPoolExecutor(NUM_THREADS) as threads:
-        found = [threads.submit(cache.find, ("a", 1), slow) for _ in range(NUM_THREADS)]
+        pending = [threads.submit(cache.find, ("a", 1), slow) for _ in range(NUM_THREADS)]
         time.sleep(0.05)
         # no other version waits
-        other = Examples(())
+        other = Examples[Example](())
         assert cache.find(("a", 2), lambda: other) is other
         may_end.set()
-        results = [result.result(10) for result in found]
+        results = [result.result(10) for result in pending]
     assert read == ["a"]
     assert all(result is results[0] for result in results)
 
@@ -37,12 +38,12 @@ def test_threads_wait_for_the_one_that_reads_a_version() -> None:
 def test_after_an_error_another_thread_reads_the_version() -> None:
     cache, errors, has_begun = VersionCache(100), [ValueError("lost")], threading.Event()
 
-    def read() -> Examples:
+    def read() -> Examples[Example]:
         has_begun.set()
         time.sleep(0.02)
         if errors:
             raise errors.pop()
-        return Examples(())
+        return Examples[Example](())
 
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(cache.find, ("a", 1), read)

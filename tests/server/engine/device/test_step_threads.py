@@ -1,128 +1,198 @@
-"""The threads of a step: those that wait for their processors are left out for a while, and tried again."""
+"""The threads of a step: if some wait for their processors, steps have fewer for a while."""
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from kernels.threads import has_threads, thread_ids
-from server.engine.device import step_threads
+from model.ranks import Rank
+from server.engine import build
 from server.engine.device.step_threads import FIRST_PAUSE, LONGEST_PAUSE, LOOK_SECONDS, StepThreads, schedule_files
+from tests.engine_client import CONFIG, Prompt, client
 
-STEP_SECONDS = 1.1 * LOOK_SECONDS
-
-
-class Machine:
-    """A clock and the files of threads, with steps after each of which the threads are looked at."""
-
-    def __init__(self, folder: Path, number: int) -> None:
-        self.now, self.used = 0.0, list[int]()
-        self.files = [folder / str(index) for index in range(number)]
-        self.waits = [0.0] * number
-        self._write()
-
-    def step(self, threads: StepThreads, shares: list[float]) -> None:
-        """Run a step in which each thread waits for a share of the time."""
-        with threads:
-            self.now += STEP_SECONDS
-            self.waits = [wait + share * STEP_SECONDS for wait, share in zip(self.waits, shares, strict=True)]
-            self._write()
-
-    def _write(self) -> None:
-        for file, wait in zip(self.files, self.waits, strict=True):
-            file.write_text(f"123456789 {round(wait * 1e9)} 42\n")
+NUM_THREADS = 4
+STEP_SECONDS = 1.1 * NUM_THREADS * LOOK_SECONDS  # the threads are looked at after each step
+QUIET, FIRST, THIRD, ALL = [0.1, 0.1, 0.1, 0.1], [0.9, 0.1, 0.1, 0.1], [0.1, 0.1, 0.7, 0.1], [0.7, 0.7, 0.7, 0.7]
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    return Machine(tmp_path, 4)
+def torch_threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers to which torch's threads are set, the first one from the beginning."""
+    numbers = [NUM_THREADS]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: numbers[-1])
+    monkeypatch.setattr(torch, "set_num_threads", numbers.append)
+    return numbers
 
 
-def watched(machine: Machine) -> StepThreads:
-    return StepThreads(machine.files, clock=lambda: machine.now, use=machine.used.append)
+class Machine:
+    """A clock, and the files of threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now = 0.0
+        self.files = [folder / str(number) for number in range(NUM_THREADS)]
+        self._waits = [0.0] * NUM_THREADS
+        self.pass_time(0.0, QUIET)
+        self.threads = StepThreads(lambda: self.files, clock=lambda: self.now)
+
+    def pass_time(self, seconds: float, shares: list[float]) -> None:
+        """Let each thread wait in a share of this time."""
+        self.now += seconds
+        self._waits = [wait + share * seconds for wait, share in zip(self._waits, shares, strict=True)]
+        for file, wait in zip(self.files, self._waits, strict=True):
+            file.write_text(f"123456789 {round(wait * 1e9)} 42\n")
+
+    def step(self, shares: list[float], seconds: float = STEP_SECONDS) -> int:
+        """Run a step, and return the number of its threads."""
+        with self.threads:
+            number = torch.get_num_threads()
+            self.pass_time(seconds, shares)
+        assert torch.get_num_threads() == NUM_THREADS
+        return number
+
+
+@pytest.fixture
+def machine(tmp_path: Path, torch_threads: list[int]) -> Machine:
+    return Machine(tmp_path)
 
 
 def test_threads_that_wait_are_left_out_and_tried_again(machine: Machine) -> None:
-    threads = watched(machine)
-    machine.step(threads, [0.1, 0.1, 0.1, 0.1])
-    assert (threads.number, machine.used) == (4, [])
-    machine.step(threads, [0.1, 0.1, 0.7, 0.1])
-    assert (threads.number, machine.used) == (3, [3])
-    machine.now += FIRST_PAUSE - 2 * STEP_SECONDS
-    machine.step(threads, [0.1, 0.1, 0.1, 0.0])
-    assert threads.number == 3
-    machine.now += STEP_SECONDS
-    machine.step(threads, [0.1] * 4)
-    assert (threads.number, machine.used) == (4, [3, 4])
+    assert [machine.step(shares) for shares in (QUIET, QUIET, THIRD, QUIET)] == [4, 4, 4, 3]
+    machine.now += FIRST_PAUSE
+    assert [machine.step(shares) for shares in (QUIET, QUIET)] == [4, 4]
 
 
-def test_at_most_half_of_the_threads_are_left_out_at_once(machine: Machine) -> None:
-    """Next to a program with as many threads, all wait: one thread would be slower than all of them."""
-    threads = watched(machine)
-    numbers = []
-    for shares in ([0.7] * 4, [0.7, 0.7, 0.0, 0.0], [0.7, 0.0, 0.0, 0.0]):
-        machine.step(threads, shares)
-        numbers.append(threads.number)
-    assert numbers == [2, 1, 1]
+def test_half_of_the_threads_stay(machine: Machine) -> None:
+    assert [machine.step(shares) for shares in (QUIET, ALL, QUIET)] == [4, 4, 2]
+
+
+def test_all_threads_run_if_fewer_wait_as_well(machine: Machine) -> None:
+    """Next to a program with as many threads, or one that is bound to the processor of a thread that stays."""
+    assert [machine.step(shares) for shares in (QUIET, ALL, ALL, ALL)] == [4, 4, 2, 4]
+    began = machine.now
+    while machine.step(ALL) == NUM_THREADS:
+        pass
+    assert machine.now - began == pytest.approx(LONGEST_PAUSE, abs=2 * STEP_SECONDS)
 
 
 def test_the_first_thread_may_wait(machine: Machine) -> None:
-    """It computes every step: without the others, it would wait as long."""
-    threads = watched(machine)
-    machine.step(threads, [0.9, 0.1, 0.1, 0.1])
-    assert threads.number == 4
+    """It runs every step: without the others, it would wait as long."""
+    assert [machine.step(FIRST) for _ in range(4)] == [4] * 4
 
 
 def test_the_pause_doubles_while_threads_still_wait(machine: Machine) -> None:
-    threads = watched(machine)
     pauses = []
+    machine.step(QUIET)
     for _ in range(6):
-        machine.step(threads, [0.1, 0.1, 0.1, 0.7])
+        machine.step(THIRD)
         began = machine.now
-        while threads.number < 4:
-            machine.now += 0.01
-            with threads:
-                pass
+        while machine.step(QUIET, seconds=0.005) < NUM_THREADS:
+            pass
         pauses.append(machine.now - began)
     assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, LONGEST_PAUSE, LONGEST_PAUSE], abs=0.02)
-    machine.step(threads, [0.1] * 4)
-    machine.step(threads, [0.1, 0.1, 0.1, 0.7])
+    machine.step(QUIET)
+    machine.step(THIRD)
+    assert machine.step(QUIET) == 3
     machine.now += FIRST_PAUSE
-    machine.step(threads, [0.1] * 4)
-    assert threads.number == 4
+    assert machine.step(QUIET) == 4
 
 
-def test_short_steps_are_looked_at_together(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = watched(machine)
-    monkeypatch.setattr(step_threads, "LOOK_SECONDS", 2.5 * STEP_SECONDS)
-    numbers = []
-    for _ in range(3):
-        machine.step(threads, [0.1, 0.1, 0.1, 0.7])
-        numbers.append(threads.number)
-    assert numbers == [4, 4, 3]
+def test_waits_of_short_steps_are_added_up(machine: Machine) -> None:
+    short = STEP_SECONDS / 3
+    assert [machine.step(THIRD, short) for _ in range(5)] == [4, 4, 4, 3, 3]
+
+
+def test_waits_between_steps_do_not_count(machine: Machine) -> None:
+    machine.step(QUIET)
+    machine.pass_time(5.0, ALL)
+    assert [machine.step(QUIET) for _ in range(2)] == [4, 4]
+
+
+def test_a_thread_that_has_ended_is_replaced(machine: Machine) -> None:
+    """The OpenMP runtime ends threads, and other ones take their numbers."""
+    machine.step(QUIET)
+    machine.files[3].unlink()
+    machine.files = [*machine.files[:3], machine.files[3].with_name("new")]
+    machine.threads._find_files = lambda: machine.files
+    assert [machine.step(shares) for shares in (QUIET, THIRD, QUIET)] == [4, 4, 3]
 
 
 def test_without_files_the_number_stays(machine: Machine) -> None:
-    threads = StepThreads((), clock=lambda: machine.now, use=machine.used.append)
-    machine.step(threads, [0.9] * 4)
-    assert (threads.number, machine.used) == (4, [])
+    machine.threads = StepThreads(clock=lambda: machine.now)
+    assert [machine.step(ALL) for _ in range(3)] == [4, 4, 4]
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not has_threads(), reason="only Linux has these files")
-@pytest.mark.parametrize("number", [1, 3])
-def test_each_thread_has_a_file(number: int) -> None:
+@pytest.fixture
+def four_threads() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        numbers, files = thread_ids(), schedule_files()
-    finally:
-        torch.set_num_threads(before)
-    assert numbers[0] == os.getpid() or Path(f"/proc/self/task/{numbers[0]}").exists()
-    assert len(set(numbers)) == number
-    assert len(files) == (number if number > 1 else 0)
-    StepThreads(files, use=lambda _: None).use_all()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux" or not has_threads(), reason="only Linux has these files")
+
+
+@needs_linux
+def test_each_thread_has_a_file(four_threads: None) -> None:
+    files = schedule_files()
+    assert len(set(files)) == 4
+    for file in files:
+        assert len(file.read_text().split()) == 3
+    torch.set_num_threads(1)
+    assert schedule_files() == []
+
+
+@needs_linux
+def test_threads_that_the_runtime_has_ended_are_looked_for_again(four_threads: None) -> None:
+    now = 0.0
+    threads = StepThreads(schedule_files, clock=lambda: now)
+    for number, until in ((2, inf), (2, inf), (2, -inf), (4, -inf)):
+        threads.number, threads._until = number, until
+        with threads:
+            assert len(set(thread_ids())) == (2 if until == inf else 4)  # which ends or starts threads
+            now += 1.0
+    assert all(file.exists() for file in threads._files)
+
+
+def test_steps_and_side_tasks_run_in_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, in_block, seen = client("flamingo", CONFIG), False, list[bool]()
+
+    class Noted(StepThreads):
+        def __enter__(self) -> None:
+            nonlocal in_block
+            in_block = True
+
+        def __exit__(self, *_: object) -> None:
+            nonlocal in_block
+            in_block = False
+
+    answer.engine.threads = Noted()
+
+    def noted(method: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*values: Any) -> Any:
+            seen.append(in_block)
+            return method(*values)
+
+        return run
+
+    for name in ("_launch", "_run_side_tasks"):
+        monkeypatch.setattr(answer.engine, name, noted(getattr(answer.engine, name)))
+    answer.engine.add(Prompt(((0, 9),)).request("a"))
+    answer.run()
+    assert seen
+    assert all(seen)
+
+
+@needs_linux
+def test_only_the_threads_of_a_model_on_one_cpu_are_looked_at(four_threads: None) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert len(build._step_threads(cpu, Rank(0, 1))._files) == 4
+    assert not build._step_threads(gpu, Rank(0, 1))._files
+    assert not build._step_threads(cpu, Rank(0, 2))._files
