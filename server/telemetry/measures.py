@@ -18,7 +18,7 @@ ENGINE_METRICS = {
     "media_host_hits": ("Media pages computed from visual tokens in host memory, without the encoder", True),
     "media_evictions": ("Media pages reused for another media item", True),
     "media_single_flight_joins": ("Media that a request found already requested for another one", True),
-    "step_threads": ("Threads of a step on a CPU, fewer while other programs use their processors", False),
+    "step_threads": ("Threads of a step on a CPU: fewer while other programs use their processors", False),
     "num_preemptions": ("Sequences that released their blocks and were queued again", True),
     "spec_decode_num_draft_tokens": ("Tokens that were proposed and verified by a step", True),
     "spec_decode_num_accepted_tokens": ("Proposed tokens that the model would have generated", True),

@@ -69,7 +69,10 @@ class Memory:
     def awaits(self, sequence: Sequence, in_progress: Mapping[bytes, int]) -> bool:
         """Return whether a sequence waits for blocks that another one, of no lower priority, computes."""
         missing = self.look_for_cached(sequence)
-        return any(in_progress.get(block, inf) <= sequence.account.priority for block in missing)
+        is_in_progress = any(in_progress.get(block, inf) <= sequence.account.priority for block in missing)
+        if is_in_progress and sequence.layout is not None:
+            sequence.num_missing = None  # the shots are looked for again in the next step
+        return is_in_progress
 
     def look_for_cached(self, sequence: Sequence) -> list[bytes]:
         """Update `num_missing` of a sequence that waits, and return the hashes of its first missing blocks.

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from kernels.threads import thread_ids
+from kernels.threads import thread_ids, use_threads
 
-# the seconds between two looks at the threads, for each thread: a look reads a file of each
+# the seconds of steps between two looks at the threads, for each thread: a look reads a file of each
 LOOK_SECONDS = 0.01
 # A thread is delayed if it waits for its processor for a larger share of the time. On a quiet machine, threads wait for up
 # to a tenth, and next to a program of the same priority for two thirds. Next to a decode process, which has a lower
@@ -24,10 +24,12 @@ LOOK_SECONDS = 0.01
 MAX_WAIT_SHARE = 0.3
 # seconds for which threads are left out, which double if threads are delayed when all are tried again
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 1.0
+# the least pause, relative to the time in which delayed threads were noticed: a trial of all threads costs as much
+PAUSE_PER_LOOK = 10
 
 
 class StepThreads:
-    """Sets the number of torch's threads for a block that runs a step, from the waits of the threads until then.
+    """Sets the number of OpenMP threads for blocks, each of which runs a step, from the waits of threads in earlier blocks.
 
     `find_files` returns a file per thread, as `schedule_files` does. Without files, the number stays the same.
     """
@@ -35,66 +37,72 @@ class StepThreads:
     def __init__(
         self, find_files: Callable[[], Sequence[Path]] = tuple, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        self.all = self.number = torch.get_num_threads()
+        self.number = self._num_all = torch.get_num_threads()
         self._find_files, self._clock = find_files, clock
         self._files = find_files()
-        self._look_seconds = LOOK_SECONDS * self.all
+        self._look_seconds = LOOK_SECONDS * self._num_all
         self._pause = FIRST_PAUSE
         self._until = -inf  # the number stays the same until this time
-        self._began = self._ended = -inf  # of the steps since the last look
-        self._waits: list[float] = []
+        self._began = 0.0  # of the block
+        self._restart()
 
     def __enter__(self) -> None:
-        if not self._files:
-            return
-        now = self._clock()
-        if self.number < self.all and now >= self._until:
-            self.number, self._files = self.all, self._find_files()
-            self._restart(now)
-        elif now - self._ended > self._look_seconds:  # threads may have waited in other work
-            self._restart(now)
-        if self.number < self.all:
-            torch.set_num_threads(self.number)
+        self._began = self._clock()
+        if self.number < self._num_all and self._began >= self._until:
+            self._use_all()
+        if self.number < self._num_all:
+            use_threads(self.number)
 
     def __exit__(self, *_: object) -> None:
-        if not self._files:
-            return
-        if self.number < self.all:
-            torch.set_num_threads(self.all)
-        self._ended = self._clock()
-        if self._ended - self._began >= self._look_seconds:
-            self._look(self._ended)
+        if self.number < self._num_all:
+            use_threads(self._num_all)
+        now = self._clock()
+        self._seconds += now - self._began
+        if self._files and self._seconds >= self._look_seconds:
+            self._look(now)
 
     def _look(self, now: float) -> None:
-        num_delayed = self._num_delayed(now - self._began)
-        self._restart(now)
-        if self.number < self.all:
-            if num_delayed:  # the others are delayed as well, so it does not help
-                self.number, self._files = self.all, self._find_files()
+        seconds, num_delayed = self._seconds, self._num_delayed()
+        self._restart()
+        if num_delayed is None:
+            return
+        if self.number < self._num_all:
+            if num_delayed:  # even those that are left: fewer threads do not help
+                self._use_all()
                 self._until = now + LONGEST_PAUSE
-                self._restart(now)
         elif not num_delayed:
             self._pause = FIRST_PAUSE
         elif now >= self._until:
-            # not less than half: on a shared machine all may be delayed
-            self.number = max(self.all // 2, self.all - num_delayed)
-            self._until, self._pause = now + self._pause, min(2 * self._pause, LONGEST_PAUSE)
+            # at least half: on a shared machine all may be delayed
+            self.number = max((self._num_all + 1) // 2, self._num_all - num_delayed)
+            self._until = now + max(self._pause, PAUSE_PER_LOOK * seconds)
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
-    def _num_delayed(self, seconds: float) -> int:
-        """Return the number of delayed threads in use. The first one does not count: it runs every step."""
-        waited = [now - before for now, before in zip(self._read_waits(), self._waits, strict=False)]
-        return sum(wait > MAX_WAIT_SHARE * seconds for wait in waited[1 : self.number])
+    def _num_delayed(self) -> int | None:
+        """Return the number of delayed threads in use, None if it is unknown.
 
-    def _restart(self, now: float) -> None:
-        self._began, self._waits = now, self._read_waits()
+        The first thread does not count: it runs every step.
+        """
+        waits = self._read_waits()
+        if not waits or not self._waits:
+            return None
+        pairs = zip(waits[1 : self.number], self._waits[1:], strict=False)
+        return sum(now - before > MAX_WAIT_SHARE * self._seconds for now, before in pairs)
+
+    def _use_all(self) -> None:
+        # the OpenMP runtime has ended threads that were left out, and starts others
+        self.number, self._files = self._num_all, self._find_files()
+        self._restart()
+
+    def _restart(self) -> None:
+        self._seconds, self._waits = 0.0, self._read_waits()
 
     def _read_waits(self) -> list[float]:
-        """Return the seconds for which each thread has waited for its processor so far; none if a thread has ended."""
+        """Return the seconds for which each thread in use has waited for its processor so far; none if one has ended."""
         try:
-            # the OpenMP runtime ends threads that are left out
             return [int(file.read_text().split()[1]) / 1e9 for file in self._files[: self.number]]
         except OSError:
-            self._files = self._find_files()
+            self.number, self._files = self._num_all, self._find_files()
             return []
 
 

@@ -35,21 +35,20 @@ def test_threads_wait_for_the_one_that_reads_a_version() -> None:
     assert all(result is results[0] for result in results)
 
 
-def test_after_an_error_another_thread_reads_the_version() -> None:
-    cache, errors, has_begun = VersionCache(100), [ValueError("lost")], threading.Event()
+def test_an_error_is_that_of_all_threads_that_wait_and_of_no_later_one() -> None:
+    cache, read, may_end = VersionCache(100), list[str](), threading.Event()
 
-    def read() -> Examples[Example]:
-        has_begun.set()
-        time.sleep(0.02)
-        if errors:
-            raise errors.pop()
-        return Examples[Example](())
+    def lost() -> Examples[Example]:
+        read.append("a")
+        assert may_end.wait(10)
+        raise ValueError("lost")
 
-    with ThreadPoolExecutor(2) as threads:
-        first = threads.submit(cache.find, ("a", 1), read)
-        assert has_begun.wait(10)
-        second = threads.submit(cache.find, ("a", 1), read)
-        with pytest.raises(ValueError, match="lost"):
-            first.result(10)
-        assert len(second.result(10)) == 0
-    assert cache._reading == {}
+    with ThreadPoolExecutor(NUM_THREADS) as threads:
+        pending = [threads.submit(cache.find, ("a", 1), lost) for _ in range(NUM_THREADS)]
+        time.sleep(0.05)
+        may_end.set()
+        for result in pending:
+            with pytest.raises(ValueError, match="lost"):
+                result.result(10)
+    assert read == ["a"]
+    assert len(cache.find(("a", 1), lambda: Examples[Example](()))) == 0

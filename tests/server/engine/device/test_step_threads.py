@@ -14,12 +14,15 @@ import torch
 from kernels.threads import has_threads, thread_ids
 from model.ranks import Rank
 from server.engine import build
-from server.engine.device.step_threads import FIRST_PAUSE, LONGEST_PAUSE, LOOK_SECONDS, StepThreads, schedule_files
+from server.engine.device import step_threads
+from server.engine.device.step_threads import LONGEST_PAUSE, LOOK_SECONDS, PAUSE_PER_LOOK, StepThreads, schedule_files
 from tests.engine_client import CONFIG, Prompt, client
 
 NUM_THREADS = 4
 STEP_SECONDS = 1.1 * NUM_THREADS * LOOK_SECONDS  # the threads are looked at after each step
-QUIET, FIRST, THIRD, ALL = [0.1, 0.1, 0.1, 0.1], [0.9, 0.1, 0.1, 0.1], [0.1, 0.1, 0.7, 0.1], [0.7, 0.7, 0.7, 0.7]
+PAUSE = PAUSE_PER_LOOK * STEP_SECONDS
+QUIET, ALL = [0.1, 0.1, 0.1, 0.1], [0.7, 0.7, 0.7, 0.7]
+FIRST, THIRD, LAST = [0.9, 0.1, 0.1, 0.1], [0.1, 0.1, 0.7, 0.1], [0.1, 0.1, 0.1, 0.7]
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def torch_threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers to which torch's threads are set, the first one from the beginning."""
     numbers = [NUM_THREADS]
     monkeypatch.setattr(torch, "get_num_threads", lambda: numbers[-1])
-    monkeypatch.setattr(torch, "set_num_threads", numbers.append)
+    monkeypatch.setattr(step_threads, "use_threads", numbers.append)
     return numbers
 
 
@@ -39,7 +42,7 @@ class Machine:
         self.files = [folder / str(number) for number in range(NUM_THREADS)]
         self._waits = [0.0] * NUM_THREADS
         self.pass_time(0.0, QUIET)
-        self.threads = StepThreads(lambda: self.files, clock=lambda: self.now)
+        self.threads = StepThreads(lambda: list(self.files), clock=lambda: self.now)
 
     def pass_time(self, seconds: float, shares: list[float]) -> None:
         """Let each thread wait in a share of this time."""
@@ -64,12 +67,16 @@ def machine(tmp_path: Path, torch_threads: list[int]) -> Machine:
 
 def test_threads_that_wait_are_left_out_and_tried_again(machine: Machine) -> None:
     assert [machine.step(shares) for shares in (QUIET, QUIET, THIRD, QUIET)] == [4, 4, 4, 3]
-    machine.now += FIRST_PAUSE
+    machine.now += PAUSE
     assert [machine.step(shares) for shares in (QUIET, QUIET)] == [4, 4]
 
 
 def test_half_of_the_threads_stay(machine: Machine) -> None:
     assert [machine.step(shares) for shares in (QUIET, ALL, QUIET)] == [4, 4, 2]
+    machine.threads.number = machine.threads._num_all = 3
+    machine.threads._until = -inf
+    machine.step(ALL)
+    assert machine.threads.number == 2
 
 
 def test_all_threads_run_if_fewer_wait_as_well(machine: Machine) -> None:
@@ -95,11 +102,9 @@ def test_the_pause_doubles_while_threads_still_wait(machine: Machine) -> None:
         while machine.step(QUIET, seconds=0.005) < NUM_THREADS:
             pass
         pauses.append(machine.now - began)
-    assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, LONGEST_PAUSE, LONGEST_PAUSE], abs=0.02)
-    machine.step(QUIET)
-    machine.step(THIRD)
-    assert machine.step(QUIET) == 3
-    machine.now += FIRST_PAUSE
+    assert pauses == pytest.approx([PAUSE, PAUSE, PAUSE, 0.8, LONGEST_PAUSE, LONGEST_PAUSE], abs=0.07)
+    assert [machine.step(shares) for shares in (QUIET, THIRD, QUIET)] == [4, 4, 3]
+    machine.now += PAUSE
     assert machine.step(QUIET) == 4
 
 
@@ -108,19 +113,33 @@ def test_waits_of_short_steps_are_added_up(machine: Machine) -> None:
     assert [machine.step(THIRD, short) for _ in range(5)] == [4, 4, 4, 3, 3]
 
 
-def test_waits_between_steps_do_not_count(machine: Machine) -> None:
-    machine.step(QUIET)
-    machine.pass_time(5.0, ALL)
-    assert [machine.step(QUIET) for _ in range(2)] == [4, 4]
+def test_the_time_between_steps_does_not_count(machine: Machine) -> None:
+    short, numbers = STEP_SECONDS / 3, list[int]()
+    for _ in range(5):
+        numbers.append(machine.step(THIRD, short))
+        machine.pass_time(1.0 if machine.threads.number == NUM_THREADS else 0.01, [0.0] * NUM_THREADS)
+    assert numbers == [4, 4, 4, 3, 3]
+
+
+def test_a_trial_takes_a_tenth_of_the_time(machine: Machine) -> None:
+    """A model may have steps of seconds."""
+    assert [machine.step(LAST, 2.0) for _ in range(12)] == [4, *[3] * 10, 4]
 
 
 def test_a_thread_that_has_ended_is_replaced(machine: Machine) -> None:
     """The OpenMP runtime ends threads, and other ones take their numbers."""
     machine.step(QUIET)
     machine.files[3].unlink()
-    machine.files = [*machine.files[:3], machine.files[3].with_name("new")]
-    machine.threads._find_files = lambda: machine.files
-    assert [machine.step(shares) for shares in (QUIET, THIRD, QUIET)] == [4, 4, 3]
+    machine.files[3] = machine.files[3].with_name("new")
+    assert [machine.step(shares) for shares in (THIRD, THIRD, QUIET)] == [4, 4, 3]
+
+
+def test_without_files_any_more_all_threads_run(machine: Machine) -> None:
+    machine.step(THIRD)
+    assert machine.step(QUIET) == 3
+    machine.threads._find_files = tuple
+    machine.files[0].rename(machine.files[0].with_name("gone"))
+    assert [machine.step(THIRD) for _ in range(3)] == [3, 4, 4]
 
 
 def test_without_files_the_number_stays(machine: Machine) -> None:
