@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import torch
+
 from bench.driver import BenchFailed, Driver
 from bench.options import add_model, as_settings, model_folder, parse, server_settings
 from bench.table import Bar, Report, Run, interleave
@@ -83,6 +85,7 @@ class Neighbours:
 
     def _run(self, threads: StepThreads) -> float:
         self._driver.engine.threads = threads
+        torch.set_num_threads(threads.num_all)
         prompts = self._prompts.sharing_shots(self._options.requests, self._options.shots)
         sampling = greedy(self._options.new_tokens)
         requests = [prompt.request(str(i), self._model.tokenizer, sampling) for i, prompt in enumerate(prompts)]

@@ -93,15 +93,6 @@ def thread_functions() -> tuple[Any, Any]:
     return tuple(types.ExternalFunction(f"omp_get_{name}", types.int32()) for name in ("thread_num", "num_threads"))
 
 
-def use_threads(number: int) -> None:
-    """Set the number of OpenMP threads of this thread, which `torch.get_num_threads` returns then.
-
-    `torch.set_num_threads` also ends and starts the threads of other libraries, and drops compiled convolutions.
-    """
-    if has_threads():
-        ctypes.CDLL(None).omp_set_num_threads(number)
-
-
 @threaded
 def _note_ids():
     thread_number, _ = thread_functions()

@@ -126,7 +126,7 @@ def _describe(engine: Engine, phases: Phases) -> dict[str, Any]:
     return {
         "dtype": str(runner.dtype).removeprefix("torch."),
         "backend": {name: str(value) for name, value in backend.describe().items()},
-        "threads": torch.get_num_threads(),
+        "threads": engine.threads.num_all,
         "num_blocks": config.num_blocks,
         "block_size": config.block_size,
         "block_bytes": runner.block_bytes,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from kernels.threads import thread_ids, use_threads
+from kernels.threads import thread_ids
 
 # the seconds of steps between two looks at the threads, for each thread: a look reads a file of each
 LOOK_SECONDS = 0.01
@@ -29,18 +29,19 @@ PAUSE_PER_LOOK = 10
 
 
 class StepThreads:
-    """Sets the number of OpenMP threads for blocks, each of which runs a step, from the waits of threads in earlier blocks.
+    """Sets the number of torch's threads for blocks that run a step each, from the waits of threads in earlier blocks.
 
-    `find_files` returns a file per thread, as `schedule_files` does. Without files, the number stays the same.
+    The number stays after a block, because torch takes long to change it. `find_files` returns a file per thread, as
+    `schedule_files` does. Without files, the number stays the same.
     """
 
     def __init__(
         self, find_files: Callable[[], Sequence[Path]] = tuple, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        self.number = self._num_all = torch.get_num_threads()
+        self.number = self.num_all = torch.get_num_threads()
         self._find_files, self._clock = find_files, clock
         self._files = find_files()
-        self._look_seconds = LOOK_SECONDS * self._num_all
+        self._look_seconds = LOOK_SECONDS * self.num_all
         self._pause = FIRST_PAUSE
         self._until = -inf  # the number stays the same until this time
         self._began = 0.0  # of the block
@@ -48,14 +49,12 @@ class StepThreads:
 
     def __enter__(self) -> None:
         self._began = self._clock()
-        if self.number < self._num_all and self._began >= self._until:
+        if self.number < self.num_all and self._began >= self._until:
             self._use_all()
-        if self.number < self._num_all:
-            use_threads(self.number)
+        if self._files and torch.get_num_threads() != self.number:
+            torch.set_num_threads(self.number)
 
     def __exit__(self, *_: object) -> None:
-        if self.number < self._num_all:
-            use_threads(self._num_all)
         now = self._clock()
         self._seconds += now - self._began
         if self._files and self._seconds >= self._look_seconds:
@@ -66,7 +65,7 @@ class StepThreads:
         self._restart()
         if num_delayed is None:
             return
-        if self.number < self._num_all:
+        if self.number < self.num_all:
             if num_delayed:  # even those that are left: fewer threads do not help
                 self._use_all()
                 self._until = now + LONGEST_PAUSE
@@ -74,7 +73,7 @@ class StepThreads:
             self._pause = FIRST_PAUSE
         elif now >= self._until:
             # at least half: on a shared machine all may be delayed
-            self.number = max((self._num_all + 1) // 2, self._num_all - num_delayed)
+            self.number = max((self.num_all + 1) // 2, self.num_all - num_delayed)
             self._until = now + max(self._pause, PAUSE_PER_LOOK * seconds)
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
@@ -90,9 +89,13 @@ class StepThreads:
         return sum(now - before > MAX_WAIT_SHARE * self._seconds for now, before in pairs)
 
     def _use_all(self) -> None:
-        # the OpenMP runtime has ended threads that were left out, and starts others
-        self.number, self._files = self._num_all, self._find_files()
+        self._find_all()
         self._restart()
+
+    def _find_all(self) -> None:
+        # the OpenMP runtime has ended threads that were left out, and starts others
+        torch.set_num_threads(self.num_all)
+        self.number, self._files = self.num_all, self._find_files()
 
     def _restart(self) -> None:
         self._seconds, self._waits = 0.0, self._read_waits()
@@ -102,7 +105,7 @@ class StepThreads:
         try:
             return [int(file.read_text().split()[1]) / 1e9 for file in self._files[: self.number]]
         except OSError:
-            self.number, self._files = self._num_all, self._find_files()
+            self._find_all()
             return []
 
 
