@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -28,7 +29,7 @@ QUICK = {"model": "tiny", "shots": 1, "requests": 2, "new_tokens": 2, "neighbour
 # otherwise a program would inherit the one processor to which this thread is bound
 BUSY = """
 import os
-os.sched_setaffinity(0, range(os.cpu_count()))
+if hasattr(os, "sched_setaffinity"): os.sched_setaffinity(0, range(os.cpu_count()))
 while True: pass
 """
 # until the system has spread the programs over the processors
@@ -81,7 +82,7 @@ class Neighbours:
 
     def round(self) -> Mapping[str, Run]:
         """Return runs that return the seconds per request."""
-        return {name: lambda name=name: self._run(self._threads[name]) for name in self._threads}  # type: ignore[misc]
+        return {name: partial(self._run, threads) for name, threads in self._threads.items()}
 
     def _run(self, threads: StepThreads) -> float:
         self._driver.engine.threads = threads
@@ -98,7 +99,7 @@ def _busy(number: int) -> Iterator[None]:
     """Run programs that compute all the time, each with one thread."""
     programs = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(number)]
     try:
-        time.sleep(SETTLE_SECONDS if programs else 0)
+        time.sleep(SETTLE_SECONDS)
         yield
         if any(program.poll() is not None for program in programs):
             raise BenchFailed("a busy program has ended")

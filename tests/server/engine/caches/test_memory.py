@@ -10,8 +10,9 @@ import pytest
 from model.prompt import EncodedPrompt
 from server.engine.caches.blocks import BlockPool
 from server.engine.caches.media import MediaCache
-from server.engine.caches.memory import Memory
+from server.engine.caches.memory import Cached, Memory
 from server.engine.sequence import QueueOrder, Sequence
+from server.engine.shares import Account, ClientAccount
 from tests.engine_client import CONFIG, GREEDY, Prompt, client
 from tests.engine_simulation import Simulation
 from tests.tiny_models import CONFIGS
@@ -52,6 +53,20 @@ def test_a_prompt_that_waits_looks_only_for_blocks_that_were_missing(monkeypatch
     assert memory.look_for_cached(sequence) == []
     assert len(sought) <= 3 * len(hashes) + 1
     assert sequence.num_missing == len(sequence.token_ids) - memory.find_cached(sequence).num_tokens
+
+
+def test_shots_that_attend_alone_are_looked_for_again_once_another_prompt_computes_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = Memory(CONFIG, BlockPool(4), MediaCache(1, 0, b""), CONFIGS["flamingo"])
+    sequence = Sequence("a", Prompt(((-1, 9),)).request("a").prompt, GREEDY, QueueOrder())
+    sequence.account = Account(ClientAccount())
+    monkeypatch.setattr(sequence, "layout", object())
+    monkeypatch.setattr(memory, "find_cached", lambda sequence: Cached([], 4, [b"shot"]))
+    assert not memory.awaits(sequence, {})
+    assert sequence.num_missing == len(sequence.token_ids) - 4
+    assert memory.awaits(sequence, {b"shot": 0})
+    assert sequence.num_missing is None
 
 
 def test_blocks_that_are_evicted_while_a_prompt_waits_are_missing() -> None:

@@ -69,6 +69,13 @@ def test_threads_that_wait_are_left_out_and_tried_again(machine: Machine) -> Non
     assert [machine.step(shares) for shares in (QUIET, QUIET)] == [4, 4]
 
 
+def test_the_number_is_set_only_when_it_changes(machine: Machine, torch_threads: list[int]) -> None:
+    """To set it, torch ends and starts threads."""
+    for shares in (QUIET, QUIET, THIRD, QUIET, QUIET, QUIET):
+        machine.step(shares)
+    assert torch_threads == [4, 3]
+
+
 def test_half_of_the_threads_stay(machine: Machine) -> None:
     assert [machine.step(shares) for shares in (QUIET, ALL, QUIET)] == [4, 4, 2]
     machine.threads.number = machine.threads.num_all = 3
