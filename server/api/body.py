@@ -24,6 +24,7 @@ from server.api.sse import unless_disconnected
 from server.errors import BodyTimeout, BodyTooLarge, Forbidden, InvalidRequest, UnsupportedMediaType
 from server.limits.admission import Ticket
 from server.schemas.base import ModelRequest, PrioritizedRequest, Schema, SchemaType, TimedRequest, read
+from server.schemas.separators import has_at_least
 from server.settings import Settings
 from server.telemetry.stages import current
 
@@ -79,7 +80,7 @@ async def read_json(
         message = f"a body of type {declared[:64]!r}: send JSON with the header Content-Type: {JSON}"
         raise UnsupportedMediaType(message, param="Content-Type")
     body = body or empty
-    if len(body) < SLOW_BODY and all(body.count(separator) < number for separator, number in MANY.items()):
+    if len(body) < SLOW_BODY and not any(has_at_least(number, mark, body) for mark, number in MANY.items()):
         return read(schema, body), body
     return await unless_disconnected(request.receive, services.parsing.run(read, schema, body)), body
 

@@ -99,11 +99,15 @@ class DecodeTurns(Generic[Resource]):
 
     One of several resources is never lent to a long job, so that short jobs need not wait for long ones. A job that turns
     out slow is long, and so are its client's other jobs, until `NUM_SHORT` of them have turned out short.
+
+    The last idle resource is not lent to a client with a short job on another one, if other clients have had turns lately:
+    their next job finds it idle.
     """
 
     def __init__(self, resources: Iterable[Resource]) -> None:
         self._idle = list(resources)
         self._num_for_long = max(len(self._idle) - 1, 1)
+        self._lent: dict[Resource, set[str]] = {}  # and the clients of its job
         self._lent_for_long: set[Resource] = set()
         self._waiting: dict[Requester, dict[Job, None]] = {}
         self._granted: dict[Job, asyncio.Future[Resource]] = {}
@@ -129,6 +133,7 @@ class DecodeTurns(Generic[Resource]):
 
     def give_back(self, resource: Resource) -> None:
         self._idle.append(resource)
+        del self._lent[resource]
         self._lent_for_long.discard(resource)
         self.grant()
 
@@ -174,15 +179,19 @@ class DecodeTurns(Generic[Resource]):
             job.wait_in(None)
             if not (granted := self._granted[job]).done():
                 resource = self._idle.pop()
+                self._lent[resource] = job.clients
                 if not self._is_short(job):
                     self._lent_for_long.add(resource)
                 granted.set_result(resource)
 
     def _next(self) -> Job | None:
+        kept_from = self._kept_from()
         ready = [
             ((self._last_turns[requester.client], requester.last_turn or 0), job)
             for requester, jobs in self._waiting.items()
-            if not requester.is_paused and (job := next(filter(self._may_run, jobs), None)) is not None
+            if not requester.is_paused
+            and requester.client not in kept_from
+            and (job := next(filter(self._may_run, jobs), None)) is not None
         ]
         if not ready:
             return None
@@ -203,6 +212,12 @@ class DecodeTurns(Generic[Resource]):
         self._slow_clients = {
             client: number for client, number in self._slow_clients.items() if client in self._last_turns
         }
+
+    def _kept_from(self) -> set[str]:
+        """Return the clients to which the last idle resource is not lent."""
+        if len(self._idle) > 1 or len(self._last_turns) < 2:
+            return set()
+        return set().union(*(self._lent[resource] for resource in self._lent.keys() - self._lent_for_long))
 
     def _may_run(self, job: Job) -> bool:
         return len(self._lent_for_long) < self._num_for_long or self._is_short(job)

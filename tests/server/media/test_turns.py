@@ -238,5 +238,52 @@ async def test_a_slow_client_is_forgotten_when_others_have_had_many_turns() -> N
     turns.give_back(resource)
     for number in range(NEWCOMER_LEAD + 1):
         turns.give_back(await turns.take(Job(Requester(client=str(number)))))
-    await turns.take(Job(slow))
+    await turns.take(Job(Requester(client="video")), is_long=True)
     await asyncio.wait_for(turns.take(Job(slow)), 5)
+
+
+async def test_the_last_resource_is_kept_for_clients_that_have_had_turns_lately() -> None:
+    turns, many, other = DecodeTurns(["a", "b", "c"]), Requester(client="many"), Requester(client="other")
+    turns.give_back(await turns.take(Job(other)))
+    first = [await turns.take(Job(many)) for _ in range(2)]
+    third = asyncio.create_task(turns.take(Job(many)))
+    await asyncio.sleep(0)
+    assert not third.done()
+    turns.give_back(await asyncio.wait_for(turns.take(Job(other)), 5))
+    await asyncio.sleep(0)
+    assert not third.done()
+    turns.give_back(first[0])
+    await asyncio.wait_for(third, 5)
+
+
+async def test_the_last_resource_is_kept_for_a_client_that_waits_for_another_reason() -> None:
+    turns, paused, many = DecodeTurns(["a", "b"]), Requester(client="paused", is_paused=True), Requester(client="many")
+    waiting = asyncio.create_task(turns.take(Job(paused)))
+    await asyncio.sleep(0)
+    await turns.take(Job(many))
+    second = asyncio.create_task(turns.take(Job(many)))
+    await asyncio.sleep(0)
+    assert not second.done()
+    paused.is_paused = False
+    turns.grant()
+    await asyncio.wait_for(waiting, 5)
+
+
+async def test_a_client_without_others_uses_all_resources() -> None:
+    turns, requests = DecodeTurns(["a", "b"]), [Requester(client="lone") for _ in range(2)]
+    for request in requests:
+        await asyncio.wait_for(turns.take(Job(request)), 5)
+
+
+async def test_a_client_with_a_long_job_uses_the_last_resource_for_a_short_one() -> None:
+    turns, both = DecodeTurns(["a", "b"]), Requester(client="both")
+    turns.give_back(await turns.take(Job(Requester(client="other"))))
+    await turns.take(Job(both), is_long=True)
+    await asyncio.wait_for(turns.take(Job(both)), 5)
+
+
+async def test_a_media_item_that_other_clients_need_as_well_uses_the_last_resource() -> None:
+    turns, many, other = DecodeTurns(["a", "b"]), Requester(client="many"), Requester(client="other")
+    turns.give_back(await turns.take(Job(other)))
+    await turns.take(Job(many))
+    await asyncio.wait_for(turns.take(Job(many, other)), 5)

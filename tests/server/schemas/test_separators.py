@@ -15,7 +15,7 @@ from server.errors import BodyTooLarge
 from server.schemas import separators
 from server.schemas.base import read
 from server.schemas.models import EmbeddingsRequest
-from server.schemas.separators import MAX_PLAIN_BYTES, MAX_SEPARATORS, SLICE, check_separators
+from server.schemas.separators import MAX_PLAIN_BYTES, MAX_SEPARATORS, SLICE, check_separators, has_at_least
 
 TEXTS = st.text(st.sampled_from('a\\",:[{é\n '))
 VALUES = st.recursive(
@@ -102,3 +102,12 @@ def test_a_body_of_long_numbers_is_refused_unparsed(number: bytes) -> None:
 def test_a_body_may_have_the_most_token_ids_or_more_bytes_in_texts() -> None:
     check_separators(json.dumps([65535] * 2**19).encode(), MAX_SEPARATORS, "it")
     check_separators(b'["' + b"9" * 2 * MAX_PLAIN_BYTES + b'"]', MAX_SEPARATORS, "it")
+
+
+@given(data=st.text("a,").map(str.encode), size=st.integers(1, 9))
+def test_a_byte_is_counted_wherever_the_data_are_cut(data: bytes, size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(separators, "SLICE", size)
+        number = data.count(b",")
+        assert has_at_least(number, b",", data)
+        assert not has_at_least(number + 1, b",", data)
