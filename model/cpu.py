@@ -29,8 +29,10 @@ from model.products import FLOAT32, FORMATS, ROUNDED, ROW_MULTIPLE, Format, Inte
 Choice = dict[int, Format]
 Choices = dict[str, Choice]
 ROWS = (1, 4, 8, 16, 32)
-# for each number of rows below the last of ROWS, the measured number whose format is used
-MEASURED_ROWS = [max(measured for measured in ROWS if measured <= max(rows, 1)) for rows in range(ROWS[-1])]
+# from this number of rows on, the last format is used, which has the fastest arithmetic
+MANY_ROWS = 64
+# for each smaller number of rows, the measured number whose format is used
+MEASURED_ROWS = [max(measured for measured in ROWS if measured <= max(rows, 1)) for rows in range(MANY_ROWS)]
 ROUNDS = 5
 # seconds after which no further round begins: on a busy machine a round takes many times longer
 MAX_SECONDS = 5.0
@@ -62,27 +64,27 @@ class FastLinear(nn.Module):
         packed = names if self.choice is None else _used(names, self.choice)
         self.products: dict[Format, Product] = {name: FORMATS[name](weight.detach(), bias) for name in packed}
         self.dtype = torch.float32 if set(names) <= {*FLOAT32, *ROUNDED} else torch.bfloat16
-        self._by_rows = [next(reversed(self.products.values()))] * (ROWS[-1] + 1)
+        self._by_rows = [next(reversed(self.products.values()))] * (MANY_ROWS + 1)
         if self.choice is not None:
             self.choose(self.choice)
 
     def choose(self, choice: Choice) -> None:
         """Set the format for each number of rows from `choice`, which names one for each of ROWS.
 
-        A number between two of ROWS uses the format of the smaller one. From the last of ROWS on, the last format is used,
-        which has the fastest arithmetic. `{ENCODER_ROWS: format}` sets one format for all numbers.
+        A number between two of ROWS uses the format of the smaller one, and from `MANY_ROWS` on the last format is used.
+        `{ENCODER_ROWS: format}` sets one format for all numbers.
         """
         used = _used(tuple(self.products), choice)
         self.choice, self.products = choice, {name: self.products[name] for name in used}
         many = self.products[used[-1]]
         if ENCODER_ROWS in choice:
-            self._by_rows = [many] * (ROWS[-1] + 1)
+            self._by_rows = [many] * (MANY_ROWS + 1)
             return
         self._by_rows = [self.products[choice[rows]] for rows in MEASURED_ROWS] + [many]
 
     def product(self, num_rows: int) -> Product:
         """Return the product that is used for this number of rows."""
-        return self._by_rows[min(num_rows, ROWS[-1])]
+        return self._by_rows[min(num_rows, MANY_ROWS)]
 
     def forward(self, x: Tensor) -> Tensor:
         # the packed kernels accept only matrices; media are [M, R, D]
@@ -149,7 +151,7 @@ class DecodeLayer(nn.Module):
 
     def weights_of_whole(self, num_rows: int) -> LayerWeights | None:
         """Return the weights for one call, if all products for this number of rows are integers of one number of bits."""
-        num_rows = min(num_rows, ROWS[-1])
+        num_rows = min(num_rows, MANY_ROWS)
         if num_rows not in self._weights:
             self._weights[num_rows] = self._layer_weights(num_rows)
         return self._weights[num_rows]

@@ -18,6 +18,7 @@ from model import products
 from model.config import FlamingoConfig
 from model.cpu import (
     ENCODER_ROWS,
+    MANY_ROWS,
     MAX_SECONDS,
     ROWS,
     FastLinear,
@@ -31,6 +32,7 @@ from model.layers import TokenTable
 from model.products import (
     FLOAT32,
     FORMATS,
+    PADDED_FROM,
     ROUNDED,
     Format,
     Int4,
@@ -106,7 +108,7 @@ def test_onednn_compiles_products_for_few_numbers_of_rows() -> None:
     weight = torch.randn(48, 64)
     linear = FastLinear(weight, None, ("onednn",))
     with RowCounts() as counts, torch.inference_mode():
-        for rows in range(ROWS[-1] + 1, 129):
+        for rows in range(PADDED_FROM + 1, 129):
             x = torch.randn(rows, 64)
             torch.testing.assert_close(linear(x), x @ weight.T)
     assert counts.seen == {48, 64, 80, 96, 112, 128}
@@ -123,9 +125,17 @@ def test_numbers_of_rows_between_two_take_the_smaller_ones_format() -> None:
     linear = FastLinear(q4_weights(16, 32)[0], None, ("int4", "bfloat16"))
     products = dict(linear.products)
     linear.choose({rows: "int4" if rows <= 4 else "bfloat16" for rows in ROWS})
-    assert linear._by_rows[7] is products["int4"]
-    assert linear._by_rows[8] is products["bfloat16"]
-    assert linear._by_rows[-1] is products["bfloat16"]
+    assert linear.product(7) is products["int4"]
+    assert linear.product(8) is products["bfloat16"]
+
+
+def test_only_many_rows_take_the_last_format_whatever_is_chosen() -> None:
+    linear = FastLinear(q4_weights(16, 32)[0], None, ("int4", "bfloat16"))
+    products = dict(linear.products)
+    linear.choose(dict.fromkeys(ROWS, "int4"))
+    assert linear.product(MANY_ROWS - 1) is products["int4"]
+    assert linear.product(MANY_ROWS) is products["bfloat16"]
+    assert linear.product(1000) is products["bfloat16"]
 
 
 class NoisyTimer:

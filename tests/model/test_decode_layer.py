@@ -57,7 +57,7 @@ def test_a_decode_layer_equals_the_layer(counts: tuple[int, ...], monkeypatch: p
 
 
 @pytest.mark.skipif(instructions_for(4) is None, reason="the processor has no instructions")
-@pytest.mark.parametrize("counts", [(1, 1, 1), (3, 2, 1)], ids=["decode", "few tokens"])
+@pytest.mark.parametrize("counts", [(1, 1, 1), (3, 2, 1), (7, 2, 12)], ids=["decode", "few tokens", "prompts"])
 @torch.inference_mode()
 def test_a_layer_of_integer_products_is_one_call_and_equals_its_parts(
     counts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
