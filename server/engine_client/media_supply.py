@@ -98,13 +98,14 @@ class MediaSupply:
         self._balance()
         for digest in self._decoding.keys() & request.media.keys():
             self._decoding[digest].job.add(request.requester)
+        self._decoder.turns.grant()
 
     def end(self, request: OpenRequest) -> None:
         """Stop decoding media that only this request needs: it is no longer open."""
         self._balance()
-        self._decoder.turns.grant()
         for digest in self._decoding.keys() & request.media.keys():
             self._withdraw(digest, request.requester)
+        self._decoder.turns.grant()
 
     def send(self, digest: bytes, worker: WorkerProcess) -> None:
         """Decode and send a media item.

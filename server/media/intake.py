@@ -15,13 +15,11 @@ from server.errors import InvalidRequest, UnsupportedParameter
 from server.media.fetch import Fetcher
 from server.media.names import MediaNames
 from server.media.pool import DecodePool
-from server.media.source import EncodedMedia, Kind, kind_of, read_data_url, too_large_together
+from server.media.source import LARGE_URL, EncodedMedia, Kind, kind_of, read_data_url, too_large_together
 from server.media.store import MediaStore, not_found
 from server.schemas.prompt import ImageIdPart, ImageUrlPart, MediaPartOrUrl, VideoIdPart, VideoUrlPart
 from server.settings import Settings
 
-# characters of a data URL that is decoded in a thread
-LARGE_URL = 2**16
 # what a field may have instead of a data URL
 ALLOWED_URL = "an https URL of a host in media_url_hosts"
 BY_ID = ("the id of an uploaded image or video",)

@@ -7,6 +7,7 @@ media by digest, so known bytes need no decoding.
 from __future__ import annotations
 
 import asyncio
+import binascii
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from typing import Literal
 import pybase64
 
 from server.errors import InvalidMedia, InvalidRequest
+
+# characters of a data URL that is decoded in a thread
+LARGE_URL = 2**16
 
 Kind = Literal["image", "video"]
 PREFIXES: dict[Kind, str] = {"image": "img_", "video": "vid_"}
@@ -91,13 +95,27 @@ def read_data_url(url: str, kind: Kind, *, max_bytes: int, param: str) -> Encode
     if (size := len(payload) * 3 // 4 - payload[-2:].count("=")) > max_bytes:
         raise too_large(size, max_bytes, param)
     try:
-        data = pybase64.b64decode(payload, validate=True)
+        data = _decoded(payload)
     except ValueError:
         hint = ": leave out data:TYPE;base64, or send the whole as a url" if payload.startswith("data:") else ""
         raise InvalidMedia(f"the media's data is not valid base64{hint}", param=param) from None
     if not data:
         raise InvalidMedia("the media's data is empty", param=param)
     return encoded(data, kind, param)
+
+
+def _decoded(payload: str) -> bytes:
+    """Decode base64; superfluous padding at the end is accepted. Raises `ValueError`.
+
+    pybase64 is twenty times as fast, but releases the interpreter's lock. On the event loop, it would wait for milliseconds
+    to get the lock back.
+    """
+    if payload.find("=", 0, -2) >= 0:
+        raise ValueError("base64 goes on after its end")
+    if len(payload) < LARGE_URL:
+        return binascii.a2b_base64(payload, strict_mode=True)
+    unpadded = payload.rstrip("=")
+    return pybase64.b64decode(payload if len(unpadded) % 4 else unpadded, validate=True)
 
 
 def too_large(size: int, max_bytes: int, param: str) -> InvalidMedia:

@@ -8,7 +8,8 @@ new ones cannot block them for ever.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, Generic, TypeVar
@@ -18,6 +19,8 @@ from server.limits.turns import client_in_turn
 NEWCOMER_LEAD = 64
 # short jobs of a client that must end before its jobs are expected to be short again
 NUM_SHORT = 16
+# seconds after its last turn in which a client is expected to have another job soon
+RECENT_SECONDS = 10.0
 
 Resource = TypeVar("Resource")
 
@@ -100,19 +103,21 @@ class DecodeTurns(Generic[Resource]):
     One of several resources is never lent to a long job, so that short jobs need not wait for long ones. A job that turns
     out slow is long, and so are its client's other jobs, until `NUM_SHORT` of them have turned out short.
 
-    The last idle resource is not lent to a client with a short job on another one, if other clients have had turns lately:
-    their next job finds it idle.
+    The last idle resource is not lent to a client with a short job on another one, if a client without such a job has had
+    a turn in the last seconds: its next job finds the resource idle.
     """
 
-    def __init__(self, resources: Iterable[Resource]) -> None:
+    def __init__(self, resources: Iterable[Resource], clock: Callable[[], float] = time.monotonic) -> None:
         self._idle = list(resources)
+        self._clock = clock
         self._num_for_long = max(len(self._idle) - 1, 1)
-        self._lent: dict[Resource, set[str]] = {}  # and the clients of its job
+        self._lent: dict[Resource, Job] = {}
         self._lent_for_long: set[Resource] = set()
         self._waiting: dict[Requester, dict[Job, None]] = {}
         self._granted: dict[Job, asyncio.Future[Resource]] = {}
         self._slow_clients: dict[str, int] = {}  # the number of short jobs that must end first
         self._last_turns: dict[str, int] = {}  # of the clients that wait, and of those that have just had a turn
+        self._turn_times: dict[str, float] = {}  # of the clients that have had a turn in the last seconds
         self._turn = 0
 
     async def take(self, job: Job, *, is_long: bool = False) -> Resource:
@@ -146,6 +151,7 @@ class DecodeTurns(Generic[Resource]):
         if resource in self._lent_for_long or len(self._lent_for_long) < self._num_for_long:
             job.is_long = True
             self._lent_for_long.add(resource)
+            self.grant()  # the client has one short job less
         return job.is_long or not any(
             requester.client not in job.clients and not requester.is_paused and any(map(self._is_short, jobs))
             for requester, jobs in self._waiting.items()
@@ -159,6 +165,7 @@ class DecodeTurns(Generic[Resource]):
             self._slow_clients[client] -= 1
             if not self._slow_clients[client]:
                 del self._slow_clients[client]
+        self.grant()
 
     def enter(self, job: Job, requester: Requester) -> None:
         newcomer = self._turn - NEWCOMER_LEAD
@@ -174,12 +181,12 @@ class DecodeTurns(Generic[Resource]):
             self._waiting.pop(requester, None)
 
     def grant(self) -> None:
-        """Lend idle resources, if any; to be called when a requester is no longer paused."""
+        """Lend idle resources, if any; to be called when a requester is no longer paused, or a job has other requesters."""
         while self._idle and (job := self._next()) is not None:
             job.wait_in(None)
             if not (granted := self._granted[job]).done():
                 resource = self._idle.pop()
-                self._lent[resource] = job.clients
+                self._lent[resource] = job
                 if not self._is_short(job):
                     self._lent_for_long.add(resource)
                 granted.set_result(resource)
@@ -197,13 +204,15 @@ class DecodeTurns(Generic[Resource]):
             return None
         _, job = min(ready, key=itemgetter(0))
         self._turn += 1
+        now = self._clock()
         for sharer in job.requesters:
             sharer.last_turn = self._last_turns[sharer.client] = self._turn
+            self._turn_times[sharer.client] = now
         self._forget()
         return job
 
     def _forget(self) -> None:
-        """Forget the clients that would not come later than new ones."""
+        """Forget the clients that would not come later than new ones, and when the others had turns."""
         waiting = {requester.client for requester in self._waiting}
         newcomer = self._turn - NEWCOMER_LEAD
         self._last_turns = {
@@ -212,12 +221,19 @@ class DecodeTurns(Generic[Resource]):
         self._slow_clients = {
             client: number for client, number in self._slow_clients.items() if client in self._last_turns
         }
+        self._turn_times = self._recent_turns()
+
+    def _recent_turns(self) -> dict[str, float]:
+        since = self._clock() - RECENT_SECONDS
+        return {client: moment for client, moment in self._turn_times.items() if moment >= since}
 
     def _kept_from(self) -> set[str]:
         """Return the clients to which the last idle resource is not lent."""
-        if len(self._idle) > 1 or len(self._last_turns) < 2:
+        if len(self._idle) > 1:
             return set()
-        return set().union(*(self._lent[resource] for resource in self._lent.keys() - self._lent_for_long))
+        short = [job for resource, job in self._lent.items() if resource not in self._lent_for_long]
+        clients = set[str]().union(*(job.clients for job in short))
+        return clients if self._recent_turns().keys() - clients else set()
 
     def _may_run(self, job: Job) -> bool:
         return len(self._lent_for_long) < self._num_for_long or self._is_short(job)

@@ -31,8 +31,9 @@ PAUSE_PER_LOOK = 10
 class StepThreads:
     """Sets the number of torch's threads for blocks that run a step each, from the waits of threads in earlier blocks.
 
-    The number stays after a block, because torch takes long to change it. `find_files` returns a file per thread, as
-    `schedule_files` does. Without files, the number stays the same.
+    The number stays after a block, because torch takes long to change it. Waits between blocks count as well: threads stay
+    awake for milliseconds after a block. `find_files` returns a file per thread, as `schedule_files` does. Without files,
+    the number stays the same.
     """
 
     def __init__(
@@ -61,14 +62,15 @@ class StepThreads:
             self._look(now)
 
     def _look(self, now: float) -> None:
-        seconds, num_delayed = self._seconds, self._num_delayed()
-        self._restart()
+        seconds, waits = self._seconds, self._read_waits()
+        num_delayed = self._num_delayed(waits)
+        self._seconds, self._waits = 0.0, waits or self._read_waits()
         if num_delayed is None:
             return
         if self.number < self.num_all:
             if num_delayed:  # even those that are left: fewer threads do not help
                 self._use_all()
-                self._until = now + LONGEST_PAUSE
+                self._until = now + max(LONGEST_PAUSE, PAUSE_PER_LOOK * seconds)
         elif not num_delayed:
             self._pause = FIRST_PAUSE
         elif now >= self._until:
@@ -77,12 +79,11 @@ class StepThreads:
             self._until = now + max(self._pause, PAUSE_PER_LOOK * seconds)
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
-    def _num_delayed(self) -> int | None:
-        """Return the number of delayed threads in use, None if it is unknown.
+    def _num_delayed(self, waits: Sequence[float]) -> int | None:
+        """Return the number of delayed threads in use from their waits, None if it is unknown.
 
         The first thread does not count: it runs every step.
         """
-        waits = self._read_waits()
         if not waits or not self._waits:
             return None
         pairs = zip(waits[1 : self.number], self._waits[1:], strict=False)

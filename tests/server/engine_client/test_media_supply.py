@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -15,12 +15,13 @@ from server.engine_client.client import WorkerClient
 from server.engine_client.media_supply import OpenRequest
 from server.engine_client.spare import Spare
 from server.errors import EngineDied, EngineFailed, InvalidMedia, MediaNotFound, Overloaded
+from server.limits.turns import client_in_turn
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
-from server.media.turns import DecodeTurns, Job
+from server.media.turns import DecodeTurns, Job, Requester
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
-from server.wire import Finished
+from server.wire import Event, Finished
 from tests.server.engine_client.requests import FRAME, FakeDecoder, image, read_tokens, stream
 from tests.server.fakes import eventually
 
@@ -68,6 +69,49 @@ async def test_an_image_that_another_request_shows_is_decoded_to_its_end(
     decoder.opened.set()
     await tasks[1]
     assert (decoder.decoded, decoder.cancelled) == ([b"a"], [])
+
+
+async def test_an_image_that_another_client_needs_as_well_waits_no_longer(
+    engine: WorkerClient, decoder: FakeDecoder
+) -> None:
+    """The last decode process was kept for that client."""
+    await use_two_processes(decoder)
+    first = start("one", stream(engine, "1", image("a"), image("b")))
+    await eventually(lambda: decoder.decoded == [b"a"] and len(engine._supply._decoding) == 2)
+    second = start("other", stream(engine, "2", image("b")))
+    await eventually(lambda: decoder.decoded == [b"a", b"b"])
+    decoder.opened.set()
+    await asyncio.gather(first, second)
+
+
+async def test_a_client_without_a_running_job_any_more_waits_no_longer(
+    engine: WorkerClient, decoder: FakeDecoder
+) -> None:
+    await use_two_processes(decoder)
+    first = start("one", stream(engine, "1", image("a")))
+    await eventually(lambda: decoder.decoded == [b"a"])
+    second = start("two", stream(engine, "2", image("a")))
+    await eventually(lambda: len(engine._open_requests) == 2)
+    third = start("one", stream(engine, "3", image("b")))
+    await eventually(lambda: len(engine._supply._decoding) == 2)
+    assert decoder.decoded == [b"a"]
+    first.cancel()
+    await eventually(lambda: decoder.decoded == [b"a", b"b"])
+    decoder.opened.set()
+    await asyncio.gather(second, third)
+
+
+async def use_two_processes(decoder: FakeDecoder) -> None:
+    """Let the decoder wait with two processes, of which the last one is kept for the client "other"."""
+    decoder.turns = DecodeTurns([0, 1])
+    decoder.turns.give_back(await decoder.turns.take(Job(Requester(client="other"))))
+    decoder.opened.clear()
+
+
+def start(client: str, events: AsyncGenerator[Event, None]) -> asyncio.Task[list[int]]:
+    """Read the first token of a stream as this client."""
+    client_in_turn.set(client)
+    return asyncio.create_task(read_tokens(events, 1))
 
 
 def mib(num_frames: float) -> float:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import InvalidMedia, InvalidRequest
-from server.media.source import digest_of, encoded, kind_of, read_data_url
+from server.media.source import LARGE_URL, digest_of, encoded, kind_of, read_data_url
 
 
 def read(url: str, max_bytes: int = 100) -> bytes:
@@ -59,7 +59,20 @@ def test_data_of_another_form_or_type_is_refused(url: str) -> None:
         read(url)
 
 
-@pytest.mark.parametrize("payload", ["", "a", "ab", "ab=", "a b=", "abc-", "YQ==YQ==", "YQ==\n", "é"])
-def test_base64_is_decoded_strictly(payload: str) -> None:
-    with pytest.raises(InvalidMedia):
-        read(f"data:image/png;base64,{payload}")
+@pytest.mark.parametrize("filler", ["", "YWJj" * (LARGE_URL // 4)], ids=["small", "large"])
+@pytest.mark.parametrize("payload", ["a", "ab", "ab=", "a b=", "abc-", "YQ==YQ==", "YQ==\n", "é", "====", "YWJj===="])
+def test_base64_is_decoded_strictly(payload: str, filler: str) -> None:
+    with pytest.raises(InvalidMedia, match="not valid base64"):
+        read(f"data:image/png;base64,{filler}{payload}", 2**20)
+
+
+@pytest.mark.parametrize("filler", ["", "YWJj" * (LARGE_URL // 4)], ids=["small", "large"])
+@pytest.mark.parametrize("payload", ["YQ==", "YWI=", "YWJj", "YWJj=", "YWJj=="])
+def test_padding_may_be_superfluous(payload: str, filler: str) -> None:
+    data = b"abc" * (len(filler) // 4) + base64.b64decode(payload)
+    assert read(f"data:image/png;base64,{filler}{payload}", 2**20) == data
+
+
+def test_data_may_not_be_empty() -> None:
+    with pytest.raises(InvalidMedia, match="is empty"):
+        read("data:image/png;base64,")

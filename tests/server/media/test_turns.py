@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from server.limits.turns import client_in_turn
-from server.media.turns import NEWCOMER_LEAD, NUM_SHORT, DecodeTurns, Job, Requester
+from server.media.turns import NEWCOMER_LEAD, NUM_SHORT, RECENT_SECONDS, DecodeTurns, Job, Requester
 
 pytestmark = pytest.mark.anyio
 
@@ -256,16 +256,72 @@ async def test_the_last_resource_is_kept_for_clients_that_have_had_turns_lately(
     await asyncio.wait_for(third, 5)
 
 
-async def test_the_last_resource_is_kept_for_a_client_that_waits_for_another_reason() -> None:
-    turns, paused, many = DecodeTurns(["a", "b"]), Requester(client="paused", is_paused=True), Requester(client="many")
-    waiting = asyncio.create_task(turns.take(Job(paused)))
-    await asyncio.sleep(0)
-    await turns.take(Job(many))
-    second = asyncio.create_task(turns.take(Job(many)))
+async def test_no_resource_is_kept_when_others_have_had_no_turn_for_seconds() -> None:
+    now = 0.0
+    turns, lone = DecodeTurns(["a", "b"], lambda: now), Requester(client="lone")
+    turns.give_back(await turns.take(Job(Requester(client="other"))))
+    now += RECENT_SECONDS / 2
+    first = await turns.take(Job(lone))
+    second = asyncio.create_task(turns.take(Job(lone)))
     await asyncio.sleep(0)
     assert not second.done()
-    paused.is_paused = False
+    turns.give_back(first)
+    now += RECENT_SECONDS / 2 + 1
+    await asyncio.gather(asyncio.wait_for(second, 5), asyncio.wait_for(turns.take(Job(lone)), 5))
+
+
+async def test_no_resource_is_kept_when_all_clients_have_a_short_job() -> None:
+    turns, clients = DecodeTurns(["a", "b", "c"]), [Requester(client="one"), Requester(client="two")]
+    for client in clients:
+        await turns.take(Job(client))
+    await asyncio.wait_for(turns.take(Job(clients[0])), 5)
+
+
+async def test_clients_that_show_the_same_pictures_use_all_resources() -> None:
+    turns, clients = DecodeTurns(["a", "b"]), [Requester(client="one"), Requester(client="two")]
+    for _ in range(2):
+        await asyncio.wait_for(turns.take(Job(*clients)), 5)
+
+
+async def test_a_client_that_no_longer_needs_a_running_job_gets_the_last_resource() -> None:
+    turns, one, two = DecodeTurns(["a", "b"]), Requester(client="one"), Requester(client="two")
+    turns.give_back(await turns.take(Job(Requester(client="other"))))
+    running = Job(one, two)
+    await turns.take(running)
+    waiting = asyncio.create_task(turns.take(Job(one)))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    running.discard(one)
     turns.grant()
+    await asyncio.wait_for(waiting, 5)
+
+
+async def test_when_a_job_turns_out_slow_its_client_gets_the_last_resource_for_a_short_one() -> None:
+    turns, one, two = DecodeTurns(["a", "b", "c"]), Requester(client="one"), Requester(client="two")
+    turns.give_back(await turns.take(Job(Requester(client="other"))))
+    both, job = Job(one, two), Job(one)
+    resource = await turns.take(job)
+    await turns.take(Job(two))
+    waiting = asyncio.create_task(turns.take(both))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    assert turns.try_to_keep(resource, job)
+    await asyncio.wait_for(waiting, 5)
+
+
+async def test_a_job_that_is_expected_to_be_short_again_waits_for_no_other() -> None:
+    turns, slow = DecodeTurns(["a", "b", "c"]), Requester(client="slow")
+    job = Job(slow)
+    resource = await turns.take(job)
+    turns.try_to_keep(resource, job)
+    turns.give_back(resource)
+    for _ in range(2):
+        await turns.take(Job(Requester(client="video")), is_long=True)
+    waiting = asyncio.create_task(turns.take(Job(slow)))
+    for _ in range(NUM_SHORT):
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        turns.record_end(Job(slow))
     await asyncio.wait_for(waiting, 5)
 
 

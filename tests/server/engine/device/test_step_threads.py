@@ -131,6 +131,10 @@ def test_a_trial_takes_a_tenth_of_the_time(machine: Machine) -> None:
     assert [machine.step(LAST, 2.0) for _ in range(12)] == [4, *[3] * 10, 4]
 
 
+def test_a_trial_of_fewer_threads_takes_a_tenth_of_the_time_as_well(machine: Machine) -> None:
+    assert [machine.step(ALL, 2.0) for _ in range(14)] == [4, 2, *[4] * 10, 2, 4]
+
+
 def test_a_thread_that_has_ended_is_replaced(machine: Machine) -> None:
     """The OpenMP runtime ends threads, and other ones take their numbers."""
     machine.step(QUIET)
