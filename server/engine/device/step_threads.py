@@ -46,6 +46,8 @@ class StepThreads:
         self._pause = FIRST_PAUSE
         self._until = -inf  # the number stays the same until this time
         self._began = 0.0  # of the block
+        self._seconds = 0.0  # of blocks since the last look
+        self._waits: list[float] = []  # of the threads at the last look
         self._restart()
 
     def __enter__(self) -> None:

@@ -284,24 +284,24 @@ async def test_clients_that_show_the_same_pictures_use_all_resources() -> None:
 
 
 async def test_a_client_that_no_longer_needs_a_running_job_gets_the_last_resource() -> None:
-    turns, one, two = DecodeTurns(["a", "b"]), Requester(client="one"), Requester(client="two")
+    turns, first, second = DecodeTurns(["a", "b"]), Requester(client="first"), Requester(client="second")
     turns.give_back(await turns.take(Job(Requester(client="other"))))
-    running = Job(one, two)
+    running = Job(first, second)
     await turns.take(running)
-    waiting = asyncio.create_task(turns.take(Job(one)))
+    waiting = asyncio.create_task(turns.take(Job(first)))
     await asyncio.sleep(0)
     assert not waiting.done()
-    running.discard(one)
+    running.discard(first)
     turns.grant()
     await asyncio.wait_for(waiting, 5)
 
 
 async def test_when_a_job_turns_out_slow_its_client_gets_the_last_resource_for_a_short_one() -> None:
-    turns, one, two = DecodeTurns(["a", "b", "c"]), Requester(client="one"), Requester(client="two")
+    turns, first, second = DecodeTurns(["a", "b", "c"]), Requester(client="first"), Requester(client="second")
     turns.give_back(await turns.take(Job(Requester(client="other"))))
-    both, job = Job(one, two), Job(one)
+    both, job = Job(first, second), Job(first)
     resource = await turns.take(job)
-    await turns.take(Job(two))
+    await turns.take(Job(second))
     waiting = asyncio.create_task(turns.take(both))
     await asyncio.sleep(0)
     assert not waiting.done()
