@@ -193,4 +193,5 @@ def running() -> Iterator[StandIn]:
         yield hub
     finally:
         server.should_exit = True
-        thread.join()
+        # the thread is a daemon: a connection that keeps uvicorn open does not keep the tests
+        thread.join(2 * GRACEFUL_SECONDS)
