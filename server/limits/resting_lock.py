@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, ParamSpec, TypeVar
+from functools import partial
+from typing import ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
+from server.limits.thread_work import run_to_end
 from server.limits.turns import REST, client_in_turn
 
 Parameters = ParamSpec("Parameters")
@@ -41,31 +43,18 @@ class RestingLock:
         If the request is cancelled while it waits, the work is not done. Once begun, it keeps the lock until it ends.
         """
         client = client_in_turn.get()
-        seconds = 0.0
-
-        def measured() -> Result:
-            nonlocal seconds
-            started = self._clock()
-            try:
-                return work(*arguments, **options)
-            finally:
-                seconds = self._clock() - started
-
-        def end(working: asyncio.Future[Any]) -> None:
-            if not working.cancelled():
-                working.exception()  # it is known, even if its request was cancelled
-            self._rest(client, seconds)
-            held.close()
-
         with ExitStack() as waiting:
             await self._hold(self._locks.setdefault(client, asyncio.Lock()), waiting)
             await asyncio.sleep(max(self._rested.get(client, 0.0) - self._clock(), 0.0))
             await self._hold(self._lock, waiting)
             await asyncio.sleep(max(self._all_rested - self._clock(), 0.0))
-            working = asyncio.get_running_loop().run_in_executor(self._thread, measured)
             held = waiting.pop_all()
-        working.add_done_callback(end)
-        return await asyncio.shield(working)
+
+        def ended(seconds: float) -> None:
+            self._rest(client, seconds)
+            held.close()
+
+        return await run_to_end(self._thread, partial(work, *arguments, **options), ended, self._clock)
 
     async def _hold(self, lock: asyncio.Lock, held: ExitStack) -> None:
         await lock.acquire()

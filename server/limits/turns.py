@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from contextvars import ContextVar, copy_context
+from functools import partial
 from typing import TypeVar
+
+from server.limits.thread_work import run_to_end
 
 # the client of the current request; "": work of the server itself
 client_in_turn: ContextVar[str] = ContextVar("client_in_turn", default="")
@@ -38,15 +40,6 @@ class Turns:
         self._rest = rest * max(self._max_of_client / 2, 1.0)
         self._num_held: Counter[str] = Counter()  # by client
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
-
-    @asynccontextmanager
-    async def hold(self) -> AsyncIterator[None]:
-        """Wait for a turn of the client, and hold it for the block."""
-        client = await self.take()
-        try:
-            yield
-        finally:
-            self.give_back(client)
 
     async def wait(self) -> None:
         """Wait for a turn of the current client, which ends with the current iteration of the event loop."""
@@ -142,40 +135,12 @@ class ThreadTurns(Turns):
     async def __call__(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Return the result of a function.
 
-        A function that is cancelled while it waits does not run. Once begun, it keeps its turn until it ends: otherwise a
-        client that leaves again and again would have all threads.
+        A function that is cancelled while it waits does not run. Once begun, it keeps its turn until it ends.
         """
-        client, context, seconds = await self.take(), copy_context(), 0.0
-
-        def measured() -> Result:
-            nonlocal seconds
-            begun = time.thread_time()
-            try:
-                return context.run(function, *arguments)
-            finally:
-                seconds = time.thread_time() - begun
-
-        def end(ended: asyncio.Future[Result]) -> None:
-            if not ended.cancelled():
-                ended.exception()  # it is known, even if its request has left
-            self.give_back(client, seconds)
-
-        try:
-            submitted = self._threads.submit(measured)
-        except BaseException:
-            self.give_back(client)
-            raise
-        running = asyncio.wrap_future(submitted)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            submitted.cancel()  # unless it has begun
-            raise
-        finally:
-            if running.done():
-                end(running)
-            else:
-                running.add_done_callback(end)
+        client, context = await self.take(), copy_context()
+        return await run_to_end(
+            self._threads, partial(context.run, function, *arguments), partial(self.give_back, client)
+        )
 
     async def each(self, function: Callable[[Item], Result], items: Collection[Item]) -> list[Result]:
         """Return the results of a function for each item. In a turn it runs for as many items as take TURN_SECONDS."""

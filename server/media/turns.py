@@ -11,8 +11,9 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from math import inf
 from operator import itemgetter
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from server.limits.turns import client_in_turn
 
@@ -23,6 +24,13 @@ NUM_SHORT = 16
 RECENT_SECONDS = 10.0
 
 Resource = TypeVar("Resource")
+
+
+class Turn(NamedTuple):
+    """A client's last turn: the number of turns of all clients until then, and its time."""
+
+    number: int
+    time: float
 
 
 @dataclass(slots=True, eq=False)
@@ -116,9 +124,8 @@ class DecodeTurns(Generic[Resource]):
         self._waiting: dict[Requester, dict[Job, None]] = {}
         self._granted: dict[Job, asyncio.Future[Resource]] = {}
         self._slow_clients: dict[str, int] = {}  # the number of short jobs that must end first
-        self._last_turns: dict[str, int] = {}  # of the clients that wait, and of those that have just had a turn
-        self._turn_times: dict[str, float] = {}  # of the clients that have had a turn in the last seconds
-        self._turn = 0
+        self._last_turns: dict[str, Turn] = {}  # of the clients that wait or have had one lately
+        self._num_turns = 0
 
     async def take(self, job: Job, *, is_long: bool = False) -> Resource:
         """Return a resource when it is the job's turn; `give_back` must follow."""
@@ -168,10 +175,10 @@ class DecodeTurns(Generic[Resource]):
         self.grant()
 
     def enter(self, job: Job, requester: Requester) -> None:
-        newcomer = self._turn - NEWCOMER_LEAD
+        newcomer = self._num_turns - NEWCOMER_LEAD
         if requester.last_turn is None:
             requester.last_turn = newcomer
-        self._last_turns.setdefault(requester.client, newcomer)
+        self._last_turns.setdefault(requester.client, Turn(newcomer, -inf))
         self._waiting.setdefault(requester, {})[job] = None
 
     def leave(self, job: Job, requester: Requester) -> None:
@@ -194,7 +201,7 @@ class DecodeTurns(Generic[Resource]):
     def _next(self) -> Job | None:
         kept_from = self._kept_from()
         ready = [
-            ((self._last_turns[requester.client], requester.last_turn or 0), job)
+            ((self._last_turns[requester.client].number, requester.last_turn or 0), job)
             for requester, jobs in self._waiting.items()
             if not requester.is_paused
             and requester.client not in kept_from
@@ -203,29 +210,31 @@ class DecodeTurns(Generic[Resource]):
         if not ready:
             return None
         _, job = min(ready, key=itemgetter(0))
-        self._turn += 1
-        now = self._clock()
+        self._num_turns += 1
+        turn = Turn(self._num_turns, self._clock())
         for sharer in job.requesters:
-            sharer.last_turn = self._last_turns[sharer.client] = self._turn
-            self._turn_times[sharer.client] = now
+            sharer.last_turn = turn.number
+            self._last_turns[sharer.client] = turn
         self._forget()
         return job
 
     def _forget(self) -> None:
-        """Forget the clients that would not come later than new ones, and when the others had turns."""
-        waiting = {requester.client for requester in self._waiting}
-        newcomer = self._turn - NEWCOMER_LEAD
+        """Treat the clients that would precede new ones as new, and forget them if they have had no turn for seconds."""
+        newcomer = self._num_turns - NEWCOMER_LEAD
+        known = {requester.client for requester in self._waiting}
+        known |= {client for client, turn in self._last_turns.items() if turn.number > newcomer}
+        self._slow_clients = {client: number for client, number in self._slow_clients.items() if client in known}
+        recent = self._recent_clients()
         self._last_turns = {
-            client: turn for client, turn in self._last_turns.items() if turn > newcomer or client in waiting
+            client: turn if client in known else turn._replace(number=newcomer)
+            for client, turn in self._last_turns.items()
+            if client in known or client in recent
         }
-        self._slow_clients = {
-            client: number for client, number in self._slow_clients.items() if client in self._last_turns
-        }
-        self._turn_times = self._recent_turns()
 
-    def _recent_turns(self) -> dict[str, float]:
+    def _recent_clients(self) -> set[str]:
+        """Return the clients that have had a turn in the last seconds."""
         since = self._clock() - RECENT_SECONDS
-        return {client: moment for client, moment in self._turn_times.items() if moment >= since}
+        return {client for client, turn in self._last_turns.items() if turn.time >= since}
 
     def _kept_from(self) -> set[str]:
         """Return the clients to which the last idle resource is not lent."""
@@ -233,7 +242,7 @@ class DecodeTurns(Generic[Resource]):
             return set()
         short = [job for resource, job in self._lent.items() if resource not in self._lent_for_long]
         clients = set[str]().union(*(job.clients for job in short))
-        return clients if self._recent_turns().keys() - clients else set()
+        return clients if self._recent_clients() - clients else set()
 
     def _may_run(self, job: Job) -> bool:
         return len(self._lent_for_long) < self._num_for_long or self._is_short(job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -53,7 +54,8 @@ def test_new_texts_and_images_are_sent_until_all_caches_are_full() -> None:
 
 def test_a_fill_that_runs_out_of_time_tells_what_is_unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(100))
-    monkeypatch.setattr("bench.filling.time.monotonic", lambda: next(now))
+    # only the module's: an event loop in another thread would wait for hours
+    monkeypatch.setattr("bench.filling.time", SimpleNamespace(monotonic=lambda: next(now)))
     text, pages, visual_tokens, pooled = filled(StubTarget(), 3)  # the clock is read once per request
     assert text.unwritten_bytes == 550 * text.entry_bytes
     assert pages.unwritten_bytes == 40 * pages.entry_bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,7 +25,8 @@ def test_off_a_terminal_the_progress_is_lines_of_the_log(
 ) -> None:
     caplog.set_level(logging.INFO)
     now = 0.0
-    monkeypatch.setattr("training.progress.time.monotonic", lambda: now)
+    # only the module's: an event loop in another thread would wait for hours
+    monkeypatch.setattr("training.progress.time", SimpleNamespace(monotonic=lambda: now))
     with ProgressReporter(tmp_path, 6, 0, enabled=True) as reporter:
         for step in range(6):
             reporter.report_step(report(step))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,9 +23,18 @@ from tests.server.fakes import served_model
 pytestmark = pytest.mark.anyio
 
 
+@asynccontextmanager
+async def held(turns: Turns) -> AsyncIterator[None]:
+    client = await turns.take()
+    try:
+        yield
+    finally:
+        turns.give_back(client)
+
+
 async def work(turns: Turns, client: str, name: str, done: list[str], seconds: float = 0.01) -> None:
     client_in_turn.set(client)
-    async with turns.hold():
+    async with held(turns):
         await asyncio.sleep(seconds)
         done.append(name)
 
@@ -56,7 +66,7 @@ async def test_as_many_pieces_run_as_there_are_turns() -> None:
     async def run(client: str) -> None:
         nonlocal running, most
         client_in_turn.set(client)
-        async with turns.hold():
+        async with held(turns):
             running += 1
             most = max(most, running)
             await asyncio.sleep(0.001)
@@ -106,7 +116,7 @@ async def test_cancelled_work_has_no_turn() -> None:
 
 async def test_a_turn_of_work_that_is_cancelled_at_that_moment_is_passed_on() -> None:
     turns, done = ThreadTurns(1, "test"), list[str]()
-    async with turns.hold():
+    async with held(turns):
         waiting, next_one = await begin(turns, done, "b1", "c1")
     waiting.cancel()  # it has its turn by now, and has not run yet
     await asyncio.gather(waiting, next_one, return_exceptions=True)
@@ -116,9 +126,9 @@ async def test_a_turn_of_work_that_is_cancelled_at_that_moment_is_passed_on() ->
 async def test_failed_work_passes_its_turn_on() -> None:
     turns = ThreadTurns(1, "test")
     with pytest.raises(ValueError, match="failed"):
-        async with turns.hold():
+        async with held(turns):
             raise ValueError("failed")
-    async with asyncio.timeout(1), turns.hold():
+    async with asyncio.timeout(1), held(turns):
         pass
 
 
@@ -142,8 +152,7 @@ async def test_threads_serve_the_clients_of_requests_in_turn() -> None:
 @pytest.mark.parametrize("item_seconds", [0.0, 10.0])
 async def test_short_work_for_several_items_shares_a_turn(item_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     run, done, seconds = ThreadTurns(1, "test"), list[str](), count(0, item_seconds)
-    clock = SimpleNamespace(monotonic=lambda: next(seconds), thread_time=time.thread_time)
-    monkeypatch.setattr("server.limits.turns.time", clock)
+    monkeypatch.setattr("server.limits.turns.time", SimpleNamespace(monotonic=lambda: next(seconds)))
 
     def double(name: str) -> str:
         done.append(name)

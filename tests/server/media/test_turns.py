@@ -16,7 +16,8 @@ class Queue:
     """One resource, and the names of those that had it, in order."""
 
     def __init__(self) -> None:
-        self.turns = DecodeTurns(["resource"])
+        self.now = 1000.0
+        self.turns = DecodeTurns(["resource"], clock=lambda: self.now)
         self.served: list[str] = []
 
     async def use(self, name: str, job: Job) -> None:
@@ -81,9 +82,35 @@ async def test_requests_of_a_client_take_turns_between_those_of_others(queue: Qu
 
 
 async def test_a_client_that_has_no_request_for_a_while_is_forgotten(queue: Queue) -> None:
-    for number in range(3 * NEWCOMER_LEAD):
+    for number in range(2 * NEWCOMER_LEAD):
         await queue.start("", Requester(client=str(number)))
+    queue.now += RECENT_SECONDS + 1
+    for number in range(NEWCOMER_LEAD):
+        await queue.start("", Requester(client=f"later {number}"))
     assert len(queue.turns._last_turns) == NEWCOMER_LEAD
+
+
+async def test_a_client_without_a_request_for_a_while_precedes_no_new_client(queue: Queue) -> None:
+    await queue.start("old", Requester(client="old"))
+    for number in range(2 * NEWCOMER_LEAD):
+        await queue.start("", Requester(client=str(number)))
+    queue.served.clear()
+    tasks = [queue.start("busy", Requester(client="busy")), queue.start("new", Requester(client="new"))]
+    await asyncio.sleep(0)
+    await asyncio.gather(*tasks, queue.start("old", Requester(client="old")))
+    assert queue.served == ["busy", "new", "old"]
+
+
+async def test_a_client_that_waits_keeps_its_turn_while_it_sends_more(queue: Queue) -> None:
+    resource = await queue.turns.take(Job(Requester(client="busy")))
+    tasks = [queue.start("patient", Requester(client="patient"))]
+    await asyncio.sleep(0)
+    queue.turns._num_turns += 10  # of clients that have come since
+    tasks += [queue.start("new", Requester(client="new")), queue.start("patient", Requester(client="patient"))]
+    await asyncio.sleep(0)
+    queue.turns.give_back(resource)
+    await asyncio.gather(*tasks)
+    assert queue.served == ["patient", "new", "patient"]
 
 
 async def test_a_request_is_of_the_client_that_sent_it() -> None:

@@ -1,0 +1,55 @@
+"""Runs work in a thread to its end, whatever happens to the request meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+async def run_to_end(
+    threads: Executor,
+    work: Callable[[], Result],
+    ended: Callable[[float], None],
+    clock: Callable[[], float] = time.thread_time,
+) -> Result:
+    """Return the result of work in a thread. When the work has ended, `ended` is called with its seconds by the clock.
+
+    Work that is cancelled while it waits for a thread does not run. Once begun, it ends later than the cancelled request:
+    otherwise a client that leaves again and again would have all threads.
+    """
+    seconds = 0.0
+
+    def measured() -> Result:
+        nonlocal seconds
+        begun = clock()
+        try:
+            return work()
+        finally:
+            seconds = clock() - begun
+
+    def end(running: asyncio.Future[Result]) -> None:
+        if not running.cancelled():
+            running.exception()  # it is known, even if its request has left
+        ended(seconds)
+
+    try:
+        submitted = threads.submit(measured)
+    except BaseException:
+        ended(0.0)
+        raise
+    running = asyncio.wrap_future(submitted)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        submitted.cancel()  # unless it has begun
+        raise
+    finally:
+        if running.done():
+            end(running)
+        else:
+            running.add_done_callback(end)
