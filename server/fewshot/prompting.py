@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from model.prompt import Media, ShotsAttend
@@ -202,15 +203,19 @@ def _fit(
     fields, template, query = question.fields, question.template, question.query
     num_kept, limit = len(shots), model.max_model_len
 
+    @cache
+    def with_last(number: int) -> PreparedPrompt:
+        return write(template, shots[len(shots) - number :], query, media, model, fields.shots_attend)
+
     def fits(number: int) -> bool:
         try:
-            return write(template, shots[len(shots) - number :], query, media, model).num_tokens + room <= limit
+            return with_last(number).num_tokens + room <= limit
         except ContextLengthExceeded:  # so many tokens that not all of them are counted
             return False
 
     if fields.truncate_shots and not fits(num_kept):
         num_kept = _largest(fits, num_kept)
-    prompt = write(template, shots[len(shots) - num_kept :], query, media, model, fields.shots_attend)
+    prompt = with_last(num_kept)
     if prompt.num_tokens > limit:
         bare = write(template, [], query, media, model)
         of_shots = "shots" if fields.examples is None else "examples.k"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -267,6 +268,14 @@ async def test_shots_of_more_characters_than_are_encoded_are_left_out(
     assert refusal(await post(http, shots=shots)) == (400, "context_length_exceeded", "query")
     body = await complete(http, shots=shots, truncate_shots=True, max_tokens=1)
     assert body["fewshot"]["shots_left_out"] == 2
+
+
+async def test_a_prompt_that_fits_is_encoded_once(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = Mock(wraps=server.prompt.encode_segments)
+    monkeypatch.setattr("server.fewshot.prompting.encode_segments", encode)
+    for attend in ("previous", "alone"):
+        await complete(http, shots=SHOTS, truncate_shots=True, max_tokens=1, shots_attend=attend)
+    assert encode.call_count == 2
 
 
 @given(num_shots=st.integers(0, 70), num_fitting=st.integers(0, 70))
