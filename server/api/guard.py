@@ -85,8 +85,8 @@ class Guard:
         self._timeout = settings.request_timeout
         self._open_paths = OPEN_PATHS - {METRICS_PATH} if settings.guard_metrics else OPEN_PATHS
         self._hosts, self._origins = allowed_hosts(settings), permitted_origins(settings)
-        # One request begins in an iteration of the event loop. Otherwise each step of any request would wait for the
-        # beginnings of all that have arrived, such as hundreds that are refused.
+        # At most one request begins in an iteration of the event loop. Otherwise each step of any request would wait for
+        # the beginnings of all that have arrived, such as hundreds that are refused.
         self._starts = Turns(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

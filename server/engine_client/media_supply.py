@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -41,8 +42,7 @@ class MediaDecoder(Protocol):
 class OpenRequest:
     """A request that the worker has not finished: its media by digest, and the events that are still to be read.
 
-    `media_errors` are those of media that could not be decoded, by their message. `num_bytes_held` counts the request's
-    share of the frames that the worker may still hold.
+    `media_errors` are those of media that could not be decoded, by their message.
     """
 
     media: Mapping[bytes, EncodedMedia]
@@ -50,7 +50,6 @@ class OpenRequest:
     events: asyncio.Queue[Event | Reply | ServerError] = field(default_factory=asyncio.Queue)
     is_finished: bool = False
     requester: Requester = field(default_factory=Requester)
-    num_bytes_held: float = 0
     is_encoded: bool = False
     stages: Stages = field(default_factory=current.get)
 
@@ -92,9 +91,12 @@ class MediaSupply:
         self._max_open_bytes = settings.max_open_frames_bytes
         self._open = open_requests
         self._decoding: dict[bytes, _Decoding] = {}
+        self._num_waiting: Counter[bytes] = Counter()  # open requests with media that are not all encoded, by digest
+        self._held: dict[bytes, int] = {}  # bytes of the frames that the worker may hold for these
 
     def begin(self, request: OpenRequest) -> None:
         """Offer the media of a request that has just been opened."""
+        self._num_waiting.update(request.media.keys())
         self._balance()
         for digest in self._decoding.keys() & request.media.keys():
             self._decoding[digest].job.add(request.requester)
@@ -102,6 +104,7 @@ class MediaSupply:
 
     def end(self, request: OpenRequest) -> None:
         """Stop decoding media that only this request needs: it is no longer open."""
+        self._let_go(request)
         self._balance()
         for digest in self._decoding.keys() & request.media.keys():
             self._withdraw(digest, request.requester)
@@ -126,8 +129,7 @@ class MediaSupply:
 
     def release(self, request: OpenRequest) -> None:
         """Note that the worker has encoded all media of a request, so that it holds none of their frames."""
-        if not request.is_encoded:
-            request.is_encoded, request.num_bytes_held = True, 0
+        if self._let_go(request):
             self._balance()
             self._decoder.turns.grant()
 
@@ -147,8 +149,10 @@ class MediaSupply:
         The worker is answered at once, before it receives a later request that needs the media item again.
         """
         decoding = self._decoding[digest]
-        decoding.job.discard(requester)
-        if not decoding.job.requesters and not decoding.task.done():
+        if decoding.job.requesters != {requester}:
+            decoding.job.discard(requester)
+        elif not decoding.task.done():
+            # the job stays that of its client, which has the decode process until it is idle
             del self._decoding[digest]
             decoding.task.cancel()
             decoding.worker.send(MediaFailed(digest=digest, message=ENDED))
@@ -208,11 +212,22 @@ class MediaSupply:
         if (total := job.frame_bytes_before(media.digest) + num_bytes) > self._max_request_bytes:
             message = f"the frames of this request have {total} bytes up to this media item"
             raise InvalidMedia(f"{message}, the limit is {self._max_request_bytes}", param=media.param)
-        sharers = self._showing(media.digest)
-        for request in sharers:
+        for request in self._showing(media.digest):
             request.requester.frame_bytes.record(media.digest, num_bytes)
-            request.num_bytes_held += 0 if request.is_encoded else num_bytes / len(sharers)
+        if media.digest in self._num_waiting:
+            self._held[media.digest] = num_bytes
         self._balance()
+
+    def _let_go(self, request: OpenRequest) -> bool:
+        """Note that a request needs no frames any more, and return whether it did until now."""
+        if request.is_encoded:
+            return False
+        request.is_encoded = True
+        self._num_waiting.subtract(request.media.keys())
+        for digest in [digest for digest in request.media if not self._num_waiting[digest]]:
+            del self._num_waiting[digest]
+            self._held.pop(digest, None)
+        return True
 
     def _balance(self) -> None:
         """Pause all requests except one while the worker may hold too many frames; that one will release some.
@@ -220,7 +235,7 @@ class MediaSupply:
         A request without media releases none, however long it takes.
         """
         requests = self._open.values()
-        is_full = sum(request.num_bytes_held for request in requests) > self._max_open_bytes
+        is_full = sum(self._held.values()) > self._max_open_bytes
         first = next((request for request in requests if request.media and not request.is_encoded), None)
         for request in requests:
             request.requester.is_paused = is_full and request is not first

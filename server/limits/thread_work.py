@@ -19,8 +19,8 @@ async def run_to_end(
 ) -> Result:
     """Return the result of work in a thread. When the work has ended, `ended` is called with its seconds by the clock.
 
-    The work continues if the request is cancelled, and ends by itself: otherwise a client that leaves again and again would
-    have all threads.
+    Work that is cancelled while it waits for a thread does not run. Once begun, it continues, and `ended` is called only at
+    its end: otherwise a client that leaves again and again would have all threads.
     """
     seconds = 0.0
 
@@ -38,9 +38,14 @@ async def run_to_end(
         ended(seconds)
 
     try:
-        running = asyncio.wrap_future(threads.submit(measured))
+        submitted = threads.submit(measured)
     except BaseException:
         ended(0.0)
         raise
+    running = asyncio.wrap_future(submitted)
     running.add_done_callback(end)
-    return await asyncio.shield(running)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        submitted.cancel()  # unless it has begun
+        raise

@@ -42,7 +42,7 @@ class Turns:
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     async def wait(self) -> None:
-        """Wait for a turn of the current client, which ends with the current iteration of the event loop."""
+        """Wait for a turn of the current client, which ends in the next iteration of the event loop."""
         client = await self.take()
         asyncio.get_running_loop().call_soon(self.give_back, client)
 
@@ -101,13 +101,12 @@ class Turns:
     def _pass_on(self) -> None:
         """Give free turns to the next clients, each of which becomes the last one."""
         while self._num_free and (client := self._next()) is not None:
-            turns = self._waiting.pop(client)
-            turn = turns.popleft()
+            turns = deque(turn for turn in self._waiting.pop(client) if not turn.cancelled())
+            if turns:
+                self._hold(client)
+                turns.popleft().set_result(None)
             if turns:
                 self._waiting[client] = turns
-            if not turn.cancelled():
-                self._hold(client)
-                turn.set_result(None)
 
     def _next(self) -> str | None:
         """Return the client that has waited longest of those that may hold one more."""

@@ -13,6 +13,7 @@ from math import inf
 
 import msgspec
 
+from server.errors import Unavailable
 from server.media.decoder import LENGTH_BYTES, Decode, Frames, Refused, Setup, decode_reply, with_length
 from server.run_queue import RunQueue
 from server.settings import ROOT, child_environment
@@ -71,7 +72,9 @@ class DecodeProcess:
         return max(time.monotonic() - self._work_began, 0.0)
 
     async def decode(self, request: Decode) -> Frames | Refused:
-        """Return the reply. Raises `TookTooLong`, `TimeoutError`, `NotStarted` and the errors of `LOST`.
+        """Return the reply.
+
+        Raises `TookTooLong`, `TimeoutError`, `NotStarted`, the errors of `LOST`, and `Unavailable` if it is stopped.
 
         A process that was idle may have died meanwhile, so if it is lost, the request is sent to a new one.
         """
@@ -83,7 +86,7 @@ class DecodeProcess:
             except LOST:
                 pass
         if self._is_stopped:
-            raise BrokenPipeError(STOPPED)
+            raise Unavailable(STOPPED)
         self._work_began = inf
         try:
             process = await self._start()
@@ -130,7 +133,7 @@ class DecodeProcess:
         )
         if self._is_stopped:  # meanwhile
             await self.stop()
-            raise BrokenPipeError(STOPPED)
+            raise Unavailable(STOPPED)
         return process
 
     async def _exchange(self, process: Process, request: Decode) -> Frames | Refused:

@@ -13,7 +13,7 @@ import logging
 
 from model.config import VisionConfig
 from model.media import MediaLimits
-from server.errors import InvalidMedia, Unavailable
+from server.errors import InvalidMedia, StorageUnavailable, Unavailable
 from server.media.decode_process import LOST, DecodeProcess, NotStarted, TookTooLong
 from server.media.decoder import Decode, Frames, Refused, Setup
 from server.media.source import EncodedMedia
@@ -60,7 +60,7 @@ class DecodePool:
         """Decode an image or video when it is the turn of its job; None: a job of its own.
 
         Raises `InvalidMedia`, which names its path in the request, `Unavailable` if no process could be started or had the
-        time for it, and `MediaNotFound` if its stored bytes have been deleted.
+        time for it, `StorageUnavailable` if its bytes cannot be read, and `MediaNotFound` if they have been deleted.
         """
         job = job or Job(Requester())
         try:
@@ -90,6 +90,7 @@ class DecodePool:
         try:
             await asyncio.wait({decoding}, timeout=SHORT_SECONDS)
             while not (job.is_long or decoding.done()):
+                self.turns.grant()
                 if process.seconds_of_work() >= SHORT_SECONDS and not self.turns.try_to_keep(process, job):
                     decoding.cancel()  # which kills the process
                     await asyncio.wait({decoding})
@@ -103,7 +104,11 @@ class DecodePool:
     async def _decode(self, process: DecodeProcess, media: EncodedMedia, num_pixels: int) -> Frames | Refused:
         try:
             # read only now, so that media that wait for a process take no memory
-            data = await media.read()
+            try:
+                data = await media.read()
+            except OSError as error:
+                logger.error("a media item cannot be read", extra={"error": repr(error), "media": media.id})
+                raise StorageUnavailable(f"the bytes of this {media.kind} cannot be read", param=media.param) from None
             return await process.decode(Decode(kind=media.kind, data=data, num_pixels=num_pixels))
         finally:
             self.turns.give_back(process)

@@ -64,11 +64,15 @@ class Requester:
 
 
 class Job:
-    """The decoding of one media item, for every request that needs it. `is_long`: it may take seconds."""
+    """The decoding of one media item, for every request that needs it.
+
+    `is_long`: it may take seconds. `is_slow`: it has taken longer than a short job.
+    """
 
     def __init__(self, *requesters: Requester) -> None:
         self.requesters = set(requesters)
         self.is_long = False
+        self.is_slow = False
         self._queue: DecodeTurns[Any] | None = None
 
     @property
@@ -109,7 +113,8 @@ class DecodeTurns(Generic[Resource]):
     """Lends resources, each to one job at a time; the last returned one is lent first.
 
     One of several resources is never lent to a long job, so that short jobs need not wait for long ones. A job that turns
-    out slow is long, and so are its client's other jobs, until `NUM_SHORT` of them have turned out short.
+    out slow is long, and so are its client's other jobs, until `NUM_SHORT` of them have turned out short, or the client has
+    had no turn among the last `NEWCOMER_LEAD` and none waits.
 
     The last idle resource is not lent to a client with a short job on another one, if a client without such a job has had
     a turn in the last seconds: its next job finds the resource idle.
@@ -154,6 +159,7 @@ class DecodeTurns(Generic[Resource]):
 
         It does as a long job, if another one may run, and otherwise while no other client waits for the resource.
         """
+        job.is_slow = True
         self._slow_clients |= dict.fromkeys(job.clients, NUM_SHORT)
         if resource in self._lent_for_long or len(self._lent_for_long) < self._num_for_long:
             job.is_long = True
@@ -166,7 +172,7 @@ class DecodeTurns(Generic[Resource]):
 
     def record_end(self, job: Job) -> None:
         """Record that a job has ended and has not been cancelled."""
-        if job.is_long:
+        if job.is_long or job.is_slow:
             return
         for client in self._slow_clients.keys() & job.clients:
             self._slow_clients[client] -= 1
@@ -188,15 +194,18 @@ class DecodeTurns(Generic[Resource]):
             self._waiting.pop(requester, None)
 
     def grant(self) -> None:
-        """Lend idle resources, if any; to be called when a requester is no longer paused, or a job has other requesters."""
+        """Lend idle resources, if any.
+
+        To be called when a requester is no longer paused, when a job has other requesters, and from time to time while jobs
+        run: a client for which a resource is kept may not come again.
+        """
         while self._idle and (job := self._next()) is not None:
             job.wait_in(None)
-            if not (granted := self._granted[job]).done():
-                resource = self._idle.pop()
-                self._lent[resource] = job
-                if not self._is_short(job):
-                    self._lent_for_long.add(resource)
-                granted.set_result(resource)
+            resource = self._idle.pop()
+            self._lent[resource] = job
+            if not self._is_short(job):
+                self._lent_for_long.add(resource)
+            self._granted[job].set_result(resource)
 
     def _next(self) -> Job | None:
         kept_from = self._kept_from()
@@ -245,6 +254,8 @@ class DecodeTurns(Generic[Resource]):
         return clients if self._recent_clients() - clients else set()
 
     def _may_run(self, job: Job) -> bool:
+        if self._granted[job].done():  # it is cancelled, and leaves the queue soon
+            return False
         return len(self._lent_for_long) < self._num_for_long or self._is_short(job)
 
     def _is_short(self, job: Job) -> bool:

@@ -31,9 +31,9 @@ PAUSE_PER_LOOK = 10
 class StepThreads:
     """Sets the number of torch's threads for blocks that run a step each, from the waits of threads in earlier blocks.
 
-    The number stays after a block, because torch takes long to change it. Waits between blocks count as well: threads stay
-    awake for milliseconds after a block. `find_files` returns a file per thread, as `schedule_files` does. Without files,
-    the number stays the same.
+    The number stays after a block, because torch takes long to change it. The waits between blocks count, but not the time:
+    threads stay awake for milliseconds after a block. `find_files` returns a file per thread, as `schedule_files` does.
+    Without files, the number stays the same.
     """
 
     def __init__(
@@ -104,10 +104,15 @@ class StepThreads:
         self._seconds, self._waits = 0.0, self._read_waits()
 
     def _read_waits(self) -> list[float]:
-        """Return the seconds for which each thread in use has waited for its processor so far; none if one has ended."""
+        """Return the seconds for which each thread in use has waited for its processor so far.
+
+        If one has ended, return none, use all threads, and find them again.
+        """
         try:
             return [int(file.read_text().split()[1]) / 1e9 for file in self._files[: self.number]]
         except OSError:
+            if self.number < self.num_all:
+                self._until = -inf
             self._find_all()
             return []
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from server.engine_client.client import WorkerClient
-from server.engine_client.media_supply import OpenRequest
+from server.engine_client.media_supply import MediaSupply, OpenRequest
 from server.engine_client.spare import Spare
 from server.errors import EngineDied, EngineFailed, InvalidMedia, MediaNotFound, Overloaded
 from server.limits.turns import client_in_turn
@@ -101,6 +101,36 @@ async def test_a_client_without_a_running_job_any_more_waits_no_longer(
     await asyncio.gather(second, third)
 
 
+class Uncancelled(FakeDecoder):
+    """A decoder whose processes continue for as long as `opened` is cleared, whatever happens to their requests."""
+
+    async def decode(self, media: EncodedMedia, job: Job | None = None) -> Frames:
+        turn = await self.turns.take(job or Job(Requester()))
+        self.decoded.append(media.data)
+        waiting = asyncio.create_task(self.opened.wait())
+        waiting.add_done_callback(lambda _: self.turns.give_back(turn))
+        await asyncio.shield(waiting)
+        return FRAME
+
+
+async def test_a_client_that_leaves_has_its_decode_process_until_that_is_idle(metrics: Metrics) -> None:
+    """Otherwise it would have all processes, if it left again and again."""
+    decoder = Uncancelled()
+    async with running(Settings(), decoder, metrics) as engine:
+        await use_two_processes(decoder)
+        first = start("one", stream(engine, "1", image("a")))
+        await eventually(lambda: decoder.decoded == [b"a"])
+        second = start("one", stream(engine, "2", image("b")))
+        await eventually(lambda: len(engine._supply._decoding) == 2)
+        first.cancel()
+        await eventually(lambda: len(engine._open_requests) == 1)
+        third = start("other", stream(engine, "3", image("c")))
+        await eventually(lambda: len(decoder.decoded) == 2)
+        assert decoder.decoded == [b"a", b"c"]
+        decoder.opened.set()
+        await asyncio.gather(second, third)
+
+
 async def use_two_processes(decoder: FakeDecoder) -> None:
     """Let the decoder wait with two processes, of which the last one is kept for the client "other"."""
     decoder.turns = DecodeTurns([0, 1])
@@ -154,6 +184,28 @@ async def test_the_frames_of_all_open_requests_have_a_limit(decoder: FakeDecoder
         decoder.opened.set()
         await asyncio.gather(first, second)
     assert decoder.decoded == [b"a", b"d", b"b", b"c", b"e"]
+
+
+def is_paused(request: OpenRequest) -> bool:
+    return request.requester.is_paused
+
+
+async def test_frames_count_while_any_open_request_needs_them(decoder: FakeDecoder, metrics: Metrics) -> None:
+    requests = {name: OpenRequest({image("a").digest: image("a")}) for name in ("first", "second")}
+    requests["other"] = OpenRequest({image("b").digest: image("b")})
+    opened = dict[str, OpenRequest]()
+    supply = MediaSupply(decoder, metrics, Settings(max_open_frames_mb=mib(0.5)), opened)
+    for name, request in requests.items():
+        opened[name] = request
+        supply.begin(request)
+        if name == "first":
+            supply._count(FRAME, image("a"), Job(request.requester))
+    supply.end(opened.pop("first"))
+    assert is_paused(requests["other"])
+    supply.release(requests["second"])
+    assert not is_paused(requests["other"])
+    supply.end(opened.pop("second"))
+    assert supply._num_waiting == {image("b").digest: 1}
 
 
 async def test_a_request_without_media_does_not_pause_the_others(decoder: FakeDecoder, metrics: Metrics) -> None:

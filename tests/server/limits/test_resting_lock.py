@@ -79,8 +79,15 @@ async def test_work_waits_for_no_thread_of_other_work() -> None:
         assert await other
 
 
+def lock_with_threads() -> RestingLock:
+    """Return a lock whose pieces of work could run at the same time."""
+    lock = RestingLock()
+    lock._thread = ThreadPoolExecutor(2)
+    return lock
+
+
 async def test_work_ends_before_the_next_begins() -> None:
-    lock, running, most = RestingLock(), 0, 0
+    lock, running, most = lock_with_threads(), 0, 0
 
     def work() -> None:
         nonlocal running, most
@@ -96,7 +103,7 @@ async def test_work_ends_before_the_next_begins() -> None:
 async def test_work_of_a_cancelled_request_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a client could disconnect to have its bodies parsed at the same time, and without pauses."""
     monkeypatch.setattr(resting_lock, "REST", 0.0)
-    lock, may_end, ended = RestingLock(), threading.Event(), list[str]()
+    lock, may_end, ended = lock_with_threads(), threading.Event(), list[str]()
 
     def work() -> None:
         may_end.wait(20)
@@ -119,7 +126,7 @@ async def test_work_of_a_cancelled_request_is_waited_for(monkeypatch: pytest.Mon
 
 
 async def test_work_that_waits_is_not_done_after_its_request_was_cancelled() -> None:
-    lock, may_end, ended = RestingLock(), threading.Event(), list[str]()
+    lock, may_end, ended = lock_with_threads(), threading.Event(), list[str]()
     first = asyncio.create_task(lock.run(may_end.wait, 20))
     await asyncio.sleep(0.05)
     second = asyncio.create_task(lock.run(ended.append, "second"))

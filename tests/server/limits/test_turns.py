@@ -123,6 +123,15 @@ async def test_a_turn_of_work_that_is_cancelled_at_that_moment_is_passed_on() ->
     assert done == ["c1"]
 
 
+async def test_cancelled_work_does_not_cost_its_client_a_turn() -> None:
+    turns, done = ThreadTurns(1, "test"), list[str]()
+    async with held(turns):
+        tasks = await begin(turns, done, "b1", "b2", "c1")
+        tasks[0].cancel()  # it leaves after the turn has been passed on
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert done == ["b2", "c1"]
+
+
 async def test_failed_work_passes_its_turn_on() -> None:
     turns = ThreadTurns(1, "test")
     with pytest.raises(ValueError, match="failed"):

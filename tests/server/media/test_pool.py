@@ -21,7 +21,7 @@ from PIL import Image
 
 from model import heif
 from model.media import MediaLimits, load_image, resize
-from server.errors import InvalidMedia, MediaNotFound, Unavailable
+from server.errors import InvalidMedia, MediaNotFound, StorageUnavailable, Unavailable
 from server.media.decode_process import DecodeProcess
 from server.media.decoder import NICENESS, Decode, Frames, Refused
 from server.media.pool import DecodePool
@@ -143,6 +143,22 @@ async def test_stored_bytes_are_read_by_a_thread_just_before_decoding(pool: Deco
     frames = await pool.decode(stored)
     assert (tuple(frames.data[:3]), frames.size) == ((0, 0, 255), (7, 5))
     assert [thread is threading.main_thread() for thread in threads] == [False]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), TimeoutError()])
+async def test_bytes_that_cannot_be_read_are_no_fault_of_the_image_or_its_process(
+    pool: DecodePool, error: OSError, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read() -> bytes:
+        raise error
+
+    await pool.decode(media(png()))
+    before = pids(pool)
+    with pytest.raises(StorageUnavailable, match="the bytes of this image cannot be read") as caught:
+        await pool.decode(replace(media(b""), source=read))
+    assert caught.value.param == "prompt[0]"
+    assert [record.message for record in caplog.records] == ["a media item cannot be read"]
+    assert pids(pool) == before
 
 
 async def test_deleted_media_cost_no_process(pool: DecodePool) -> None:
@@ -335,6 +351,8 @@ async def test_the_pool_may_be_stopped_twice(pool: DecodePool) -> None:
     await pool.stop()
     await pool.stop()
     assert not pids(pool)
+    with pytest.raises(Unavailable, match="the decode pool is stopped"):
+        await pool.decode(media(png()))
 
 
 async def test_a_pool_that_is_stopped_while_a_process_starts_leaves_none(

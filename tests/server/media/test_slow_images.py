@@ -12,7 +12,7 @@ import pytest
 
 from server.media.pool import DecodePool
 from server.media.source import EncodedMedia
-from server.media.turns import Job, Requester
+from server.media.turns import RECENT_SECONDS, Job, Requester
 from server.settings import Settings
 from tests.server.conftest import png
 from tests.server.fakes import eventually
@@ -68,6 +68,28 @@ async def test_an_image_is_not_slow_because_its_process_waits_for_a_processor(
     assert not any(task.done() for task in tasks), "no process was taken from a slow image"
     is_over.set()
     await asyncio.gather(*tasks)
+    await pool.stop()
+
+
+async def test_a_process_is_no_longer_kept_for_a_client_that_has_not_come_for_seconds(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, is_over, now = DecodePool(VISION, settings), threading.Event(), 0.0
+    pool.turns._clock = lambda: now
+    await asyncio.gather(pool.decode(media(png())), pool.decode(media(png("blue"))))
+    monkeypatch.setattr("server.media.pool.SHORT_SECONDS", 0.1)
+    monkeypatch.setattr("server.run_queue.RunQueue.take_wait", lambda _: 1.0)  # nothing turns out slow
+    await pool.decode(media(png()), Job(Requester(client="other")))
+    many = Requester(client="many")
+    first = asyncio.create_task(pool.decode(held(is_over), Job(many)))
+    second = asyncio.create_task(pool.decode(media(png()), Job(many)))
+    await asyncio.sleep(0.3)
+    assert not second.done()
+    now += RECENT_SECONDS + 1
+    await asyncio.wait_for(second, 30)
+    assert not first.done()
+    is_over.set()
+    await first
     await pool.stop()
 
 

@@ -119,6 +119,16 @@ async def test_a_request_is_of_the_client_that_sent_it() -> None:
     client_in_turn.reset(before)
 
 
+async def test_a_cancelled_job_does_not_cost_its_client_a_turn(queue: Queue) -> None:
+    resource = await queue.turns.take(Job(Requester(client="first")))
+    cancelled, *tasks = [queue.start(name, Requester(client=name[0])) for name in ("b1", "b2", "c1", "d1")]
+    await asyncio.sleep(0)
+    cancelled.cancel()  # it leaves after the resource has been returned
+    queue.turns.give_back(resource)
+    await asyncio.gather(cancelled, *tasks, return_exceptions=True)
+    assert queue.served == ["b2", "c1", "d1"]
+
+
 async def test_a_job_has_the_turns_of_all_who_share_it(queue: Queue) -> None:
     large, small = Requester(), Requester()
     shared = Job(large)
@@ -255,6 +265,15 @@ async def test_a_client_of_a_slow_job_leaves_a_resource_to_others_until_its_jobs
         turns.give_back(await second)
     await turns.take(Job(slow))
     await asyncio.wait_for(turns.take(Job(slow)), 5)
+
+
+async def test_a_slow_job_is_not_counted_as_a_short_one() -> None:
+    turns, slow = DecodeTurns(["a", "b"]), Job(Requester(client="slow"))
+    await turns.take(Job(Requester(client="video")), is_long=True)
+    assert turns.try_to_keep(await turns.take(slow), slow)
+    assert not slow.is_long
+    turns.record_end(slow)
+    assert turns._slow_clients == {"slow": NUM_SHORT}
 
 
 async def test_a_slow_client_is_forgotten_when_others_have_had_many_turns() -> None:

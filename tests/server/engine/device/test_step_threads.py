@@ -143,6 +143,14 @@ def test_a_thread_that_has_ended_is_replaced(machine: Machine) -> None:
     assert [machine.step(shares) for shares in (THIRD, THIRD, QUIET)] == [4, 4, 3]
 
 
+def test_after_a_thread_has_ended_threads_may_be_left_out_at_once(machine: Machine) -> None:
+    """The pause belongs to the threads before."""
+    assert [machine.step(shares, 2.0) for shares in (THIRD, QUIET)] == [4, 3]
+    machine.files[1].unlink()
+    machine.files[1] = machine.files[1].with_name("new")
+    assert [machine.step(shares, 2.0) for shares in (QUIET, THIRD, QUIET)] == [3, 4, 3]
+
+
 def test_without_files_any_more_all_threads_run(machine: Machine) -> None:
     machine.step(THIRD)
     assert machine.step(QUIET) == 3
