@@ -21,6 +21,8 @@ class LogProgress(tqdm):  # type: ignore[type-arg]  # it iterates over nothing
     """
 
     repository = ""
+    # no thread that redraws bars which are seldom updated; it may fail while several threads open bars
+    monitor_interval = 0
 
     @classmethod
     def of(cls, repository: str) -> type[LogProgress]:

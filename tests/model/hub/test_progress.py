@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+from tqdm.auto import tqdm
 
 from model.hub import progress
 from model.hub.progress import LogProgress
@@ -22,6 +23,13 @@ def test_bytes_are_logged_and_nothing_is_drawn(
         transfer.update(60_000_000)
     assert caplog.messages == ["downloading me/model: 20 of 80 MB", "downloading me/model: 80 of 80 MB"]
     assert capsys.readouterr() == ("", "")
+
+
+def test_no_thread_watches_what_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tqdm, "monitor", None)
+    bar = LogProgress.of("me/model")
+    with bar(total=10, unit="B"):
+        assert bar.monitor is None
 
 
 def test_a_short_download_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
