@@ -29,7 +29,9 @@ class LogProgress(tqdm):  # type: ignore[type-arg]  # it iterates over nothing
         return type(cls.__name__, (cls,), {"repository": repository})
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **{**options, "mininterval": SECONDS, "file": io.StringIO()})
+        # `miniters`: otherwise no line is due until as many bytes have arrived as in the fastest ten seconds
+        options |= {"mininterval": SECONDS, "miniters": 1, "file": io.StringIO()}
+        super().__init__(*arguments, **options)
 
     def update(self, n: float | None = 1) -> bool | None:
         is_due = super().update(n)

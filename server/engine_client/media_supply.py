@@ -15,7 +15,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from server.engine_client.worker_process import WorkerProcess
-from server.errors import EngineFailed, InvalidMedia, InvalidRequest, MediaNotFound, Overloaded, ServerError
+from server.errors import (
+    EngineFailed,
+    InvalidMedia,
+    InvalidRequest,
+    MediaNotFound,
+    Overloaded,
+    ServerError,
+    StorageUnavailable,
+)
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
 from server.media.turns import DecodeTurns, Job, Requester
@@ -128,8 +136,13 @@ class MediaSupply:
         task.add_done_callback(lambda done: self._forget(digest, decoding))
 
     def release(self, request: OpenRequest) -> None:
-        """Note that the worker has encoded all media of a request, so that it holds none of their frames."""
+        """Note that the worker has encoded all media of a request, so that it holds none of their frames.
+
+        It holds none for the other requests that show them either.
+        """
         if self._let_go(request):
+            for digest in request.media:
+                self._held.pop(digest, None)
             self._balance()
             self._decoder.turns.grant()
 
@@ -192,13 +205,13 @@ class MediaSupply:
     async def _decode(self, media: EncodedMedia, job: Job) -> Frames:
         """Decode a media item from the first request that still has it: tenants that share caches have files of their own.
 
-        A request that has it may also arrive meanwhile. Raises `MediaNotFound` if there is none.
+        A request that has it may also arrive meanwhile. Raises `MediaNotFound` or `StorageUnavailable` if there is none.
         """
         tried = set[EncodedMedia]()
         while True:
             try:
                 return await self._decoder.decode(media, job)
-            except MediaNotFound:
+            except (MediaNotFound, StorageUnavailable):
                 tried.add(media)
                 if (other := self._offered(media.digest, tried)) is None:
                     raise

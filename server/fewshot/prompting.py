@@ -205,7 +205,7 @@ def _fit(
 
     @cache
     def with_last(number: int) -> PreparedPrompt:
-        return write(template, shots[len(shots) - number :], query, media, model, fields.shots_attend)
+        return write(template, shots[len(shots) - number :], query, media, model)
 
     def fits(number: int) -> bool:
         try:
@@ -215,7 +215,9 @@ def _fit(
 
     if fields.truncate_shots and not fits(num_kept):
         num_kept = _largest(fits, num_kept)
-    prompt = with_last(num_kept)
+    kept, prompt = shots[len(shots) - num_kept :], with_last(num_kept)
+    if fields.shots_attend == "alone":
+        prompt = _alone(prompt, template, kept, query, model)
     if prompt.num_tokens > limit:
         bare = write(template, [], query, media, model)
         of_shots = "shots" if fields.examples is None else "examples.k"
@@ -224,8 +226,7 @@ def _fit(
             f"the model's limit is {limit}",
             param=query.param if bare.num_tokens > limit else of_shots,
         )
-    num_left_out = len(shots) - num_kept
-    return AssembledPrompt(question=question, prompt=prompt, shots=shots[num_left_out:], num_left_out=num_left_out)
+    return AssembledPrompt(question=question, prompt=prompt, shots=kept, num_left_out=len(shots) - num_kept)
 
 
 def _largest(fits: Callable[[int], bool], end: int) -> int:
@@ -311,8 +312,13 @@ def write(
         owner = f" (the example {shot.id!r})" if shot.param == SUPPORT_SET else ""
         raise InvalidRequest(f"{error}{owner}", param=shot.param) from None
     prompt = encode_segments(pieces, media, model, query.param, joins_texts=True)
-    if attend == "previous":
-        return prompt
+    return prompt if attend == "previous" else _alone(prompt, template, shots, query, model)
+
+
+def _alone(
+    prompt: PreparedPrompt, template: Template, shots: Sequence[Shot], query: Shot, model: ServedModel
+) -> PreparedPrompt:
+    """Return the prompt of these shots and this query with shots that attend alone. Raises `UnsupportedParameter`."""
     if shots:
         _check_written_alone(template, shots, query)
     return prompt.alone(model)

@@ -22,10 +22,12 @@ async def run_to_end(
     Work that is cancelled while it waits for a thread does not run. Once begun, it continues, and `ended` is called only at
     its end: otherwise a client that leaves again and again would have all threads.
     """
-    seconds = 0.0
+    seconds, is_refused = 0.0, False
 
     def measured() -> Result:
         nonlocal seconds
+        if is_refused:
+            raise asyncio.CancelledError
         begun = clock()
         try:
             return work()
@@ -40,6 +42,7 @@ async def run_to_end(
     try:
         submitted = threads.submit(measured)
     except BaseException:
+        is_refused = True  # the executor may have queued the work before it failed to start a thread
         ended(0.0)
         raise
     running = asyncio.wrap_future(submitted)

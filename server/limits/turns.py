@@ -101,7 +101,9 @@ class Turns:
     def _pass_on(self) -> None:
         """Give free turns to the next clients, each of which becomes the last one."""
         while self._num_free and (client := self._next()) is not None:
-            turns = deque(turn for turn in self._waiting.pop(client) if not turn.cancelled())
+            turns = self._waiting.pop(client)
+            while turns and turns[0].cancelled():
+                turns.popleft()
             if turns:
                 self._hold(client)
                 turns.popleft().set_result(None)

@@ -114,7 +114,7 @@ class DecodeTurns(Generic[Resource]):
 
     One of several resources is never lent to a long job, so that short jobs need not wait for long ones. A job that turns
     out slow is long, and so are its client's other jobs, until `NUM_SHORT` of them have turned out short, or the client has
-    had no turn among the last `NEWCOMER_LEAD` and none waits.
+    no job waiting and has had no turn among the last `NEWCOMER_LEAD`.
 
     The last idle resource is not lent to a client with a short job on another one, if a client without such a job has had
     a turn in the last seconds: its next job finds the resource idle.
@@ -166,8 +166,10 @@ class DecodeTurns(Generic[Resource]):
             self._lent_for_long.add(resource)
             self.grant()  # the client has one short job less
         return job.is_long or not any(
-            requester.client not in job.clients and not requester.is_paused and any(map(self._is_short, jobs))
+            requester.client not in job.clients and not requester.is_paused and self._is_short(other)
             for requester, jobs in self._waiting.items()
+            for other in jobs
+            if not self._is_cancelled(other)
         )
 
     def record_end(self, job: Job) -> None:
@@ -254,9 +256,12 @@ class DecodeTurns(Generic[Resource]):
         return clients if self._recent_clients() - clients else set()
 
     def _may_run(self, job: Job) -> bool:
-        if self._granted[job].done():  # it is cancelled, and leaves the queue soon
-            return False
-        return len(self._lent_for_long) < self._num_for_long or self._is_short(job)
+        has_room = len(self._lent_for_long) < self._num_for_long
+        return not self._is_cancelled(job) and (has_room or self._is_short(job))
+
+    def _is_cancelled(self, job: Job) -> bool:
+        """Return whether a waiting job is cancelled: it leaves the queue in an iteration of the event loop."""
+        return self._granted[job].done()
 
     def _is_short(self, job: Job) -> bool:
         return not (job.is_long or job.clients <= self._slow_clients.keys())

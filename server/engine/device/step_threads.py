@@ -31,9 +31,9 @@ PAUSE_PER_LOOK = 10
 class StepThreads:
     """Sets the number of torch's threads for blocks that run a step each, from the waits of threads in earlier blocks.
 
-    The number stays after a block, because torch takes long to change it. The waits between blocks count, but not the time:
-    threads stay awake for milliseconds after a block. `find_files` returns a file per thread, as `schedule_files` does.
-    Without files, the number stays the same.
+    The number stays after a block, because torch takes long to change it. Waits between blocks count, although the time
+    between blocks does not: threads stay awake for milliseconds after a block. `find_files` returns a file per thread, as
+    `schedule_files` does. Without files, the number stays the same.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
 from tqdm.auto import tqdm
@@ -23,6 +24,18 @@ def test_bytes_are_logged_and_nothing_is_drawn(
         transfer.update(60_000_000)
     assert caplog.messages == ["downloading me/model: 20 of 80 MB", "downloading me/model: 80 of 80 MB"]
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_download_that_becomes_slow_is_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(progress, "SECONDS", 0.01)
+    with LogProgress.of("me/model")(total=2_000_000_000, unit="B") as bar:
+        for num_bytes in (1_000_000_000, 1_000_000, 1_000_000):
+            time.sleep(0.02)
+            bar.update(num_bytes)
+    assert [message.split()[2] for message in caplog.messages] == ["1000", "1001", "1002"]
 
 
 def test_no_thread_watches_what_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,15 @@ import pytest
 from server.engine_client.client import WorkerClient
 from server.engine_client.media_supply import MediaSupply, OpenRequest
 from server.engine_client.spare import Spare
-from server.errors import EngineDied, EngineFailed, InvalidMedia, MediaNotFound, Overloaded
+from server.errors import (
+    EngineDied,
+    EngineFailed,
+    InvalidMedia,
+    MediaNotFound,
+    Overloaded,
+    ServerError,
+    StorageUnavailable,
+)
 from server.limits.turns import client_in_turn
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
@@ -28,11 +36,11 @@ from tests.server.fakes import eventually
 pytestmark = pytest.mark.anyio
 
 
-def deleted(name: str) -> EncodedMedia:
+def deleted(name: str, error: type[ServerError] = MediaNotFound) -> EncodedMedia:
     """Return a stored image whose bytes can no longer be read."""
 
     def read() -> bytes:
-        raise MediaNotFound(f"there is no media {name!r}")
+        raise error(f"there is no media {name!r}")
 
     return replace(image(name), source=read, param="prompt[0].image_id")
 
@@ -191,7 +199,7 @@ def is_paused(request: OpenRequest) -> bool:
 
 
 async def test_frames_count_while_any_open_request_needs_them(decoder: FakeDecoder, metrics: Metrics) -> None:
-    requests = {name: OpenRequest({image("a").digest: image("a")}) for name in ("first", "second")}
+    requests = {name: OpenRequest({image("a").digest: image("a")}) for name in ("first", "second", "third")}
     requests["other"] = OpenRequest({image("b").digest: image("b")})
     opened = dict[str, OpenRequest]()
     supply = MediaSupply(decoder, metrics, Settings(max_open_frames_mb=mib(0.5)), opened)
@@ -205,7 +213,7 @@ async def test_frames_count_while_any_open_request_needs_them(decoder: FakeDecod
     supply.release(requests["second"])
     assert not is_paused(requests["other"])
     supply.end(opened.pop("second"))
-    assert supply._num_waiting == {image("b").digest: 1}
+    assert supply._num_waiting == {image("a").digest: 1, image("b").digest: 1}
 
 
 async def test_a_request_without_media_does_not_pause_the_others(decoder: FakeDecoder, metrics: Metrics) -> None:
@@ -272,8 +280,11 @@ async def test_an_image_deleted_meanwhile_is_not_found(engine: WorkerClient, dec
     assert caught.value.param == "prompt[a]"
 
 
-async def test_a_deleted_image_is_decoded_from_another_request(engine: WorkerClient, decoder: FakeDecoder) -> None:
-    media = [deleted("a"), image("a"), deleted("a")]
+@pytest.mark.parametrize("error", [MediaNotFound, StorageUnavailable])
+async def test_an_image_that_cannot_be_read_is_decoded_from_another_request(
+    error: type[ServerError], engine: WorkerClient, decoder: FakeDecoder
+) -> None:
+    media = [deleted("a", error), image("a"), deleted("a", error)]
     await asyncio.gather(*(read_tokens(stream(engine, str(i), item), 1) for i, item in enumerate(media)))
     assert decoder.decoded == [b"a"]
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import NoReturn, cast
 
 import pytest
 
@@ -32,6 +35,21 @@ async def test_work_ends_with_its_seconds_before_its_result_is_returned() -> Non
     with ThreadPoolExecutor(1) as threads:
         assert await run_to_end(threads, lambda: "result", ended.append, clock=lambda: next(times)) == "result"
     assert ended == [2.5]
+
+
+async def test_work_of_an_executor_that_fails_after_queueing_it_is_not_done() -> None:
+    """Python's own does, if the system refuses another thread."""
+    queued, done, ended = list[Callable[[], object]](), list[str](), list[float]()
+
+    def submit(work: Callable[[], object]) -> NoReturn:
+        queued.append(work)
+        raise RuntimeError("can't start new thread")
+
+    with pytest.raises(RuntimeError, match="new thread"):
+        await run_to_end(cast(Executor, SimpleNamespace(submit=submit)), lambda: done.append("work"), ended.append)
+    with pytest.raises(asyncio.CancelledError):
+        queued[0]()
+    assert (done, ended) == ([], [0.0])
 
 
 async def test_work_that_no_thread_takes_has_ended() -> None:

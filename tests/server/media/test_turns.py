@@ -267,6 +267,18 @@ async def test_a_client_of_a_slow_job_leaves_a_resource_to_others_until_its_jobs
     await asyncio.wait_for(turns.take(Job(slow)), 5)
 
 
+async def test_a_slow_job_keeps_its_resource_from_a_cancelled_one() -> None:
+    turns, slow = DecodeTurns(["a", "b"]), Job(Requester(client="slow"))
+    await turns.take(Job(Requester(client="video")), is_long=True)
+    resource = await turns.take(slow)
+    waiting = asyncio.create_task(turns.take(Job(Requester(client="other"))))
+    await asyncio.sleep(0)
+    assert not turns.try_to_keep(resource, slow)
+    waiting.cancel()
+    assert turns.try_to_keep(resource, slow)
+    await asyncio.wait([waiting])
+
+
 async def test_a_slow_job_is_not_counted_as_a_short_one() -> None:
     turns, slow = DecodeTurns(["a", "b"]), Job(Requester(client="slow"))
     await turns.take(Job(Requester(client="video")), is_long=True)

@@ -270,6 +270,18 @@ async def test_shots_of_more_characters_than_are_encoded_are_left_out(
     assert body["fewshot"]["shots_left_out"] == 2
 
 
+async def test_a_shot_that_is_left_out_need_not_be_able_to_attend_alone(http: httpx.AsyncClient) -> None:
+    text = "x" * 30  # the second shot and the query fit
+    shots = [
+        {"media": [image_part(IMAGES[0].data), image_part(IMAGES[1].data)], "answer": 3 * text},
+        {"image": url(IMAGES[2]), "answer": text},
+    ]
+    fields: dict[str, Any] = {"shots": shots, "shots_attend": "alone", "max_tokens": 1}
+    assert refusal(await post(http, **fields))[2] == "shots_attend"
+    body = await complete(http, **fields, truncate_shots=True)
+    assert body["fewshot"]["shots_left_out"] == 1
+
+
 async def test_a_prompt_that_fits_is_encoded_once(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = Mock(wraps=server.prompt.encode_segments)
     monkeypatch.setattr("server.fewshot.prompting.encode_segments", encode)
