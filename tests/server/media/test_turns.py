@@ -82,11 +82,9 @@ async def test_requests_of_a_client_take_turns_between_those_of_others(queue: Qu
 
 
 async def test_a_client_that_has_no_request_for_a_while_is_forgotten(queue: Queue) -> None:
-    for number in range(2 * NEWCOMER_LEAD):
+    for number in range(3 * NEWCOMER_LEAD):
+        queue.now += (RECENT_SECONDS + 1) / NEWCOMER_LEAD
         await queue.start("", Requester(client=str(number)))
-    queue.now += RECENT_SECONDS + 1
-    for number in range(NEWCOMER_LEAD):
-        await queue.start("", Requester(client=f"later {number}"))
     assert len(queue.turns._last_turns) == NEWCOMER_LEAD
 
 
@@ -95,19 +93,17 @@ async def test_a_client_without_a_request_for_a_while_precedes_no_new_client(que
     for number in range(2 * NEWCOMER_LEAD):
         await queue.start("", Requester(client=str(number)))
     queue.served.clear()
-    tasks = [queue.start("busy", Requester(client="busy")), queue.start("new", Requester(client="new"))]
-    await asyncio.sleep(0)
-    await asyncio.gather(*tasks, queue.start("old", Requester(client="old")))
+    await asyncio.gather(*(queue.start(name, Requester(client=name)) for name in ("busy", "new", "old")))
     assert queue.served == ["busy", "new", "old"]
 
 
 async def test_a_client_that_waits_keeps_its_turn_while_it_sends_more(queue: Queue) -> None:
     resource = await queue.turns.take(Job(Requester(client="busy")))
-    tasks = [queue.start("patient", Requester(client="patient"))]
-    await asyncio.sleep(0)
-    queue.turns._num_turns += 10  # of clients that have come since
-    tasks += [queue.start("new", Requester(client="new")), queue.start("patient", Requester(client="patient"))]
-    await asyncio.sleep(0)
+    tasks = []
+    for name in ("patient", "new", "patient"):
+        tasks.append(queue.start(name, Requester(client=name)))
+        await asyncio.sleep(0)
+        queue.turns._num_turns += 10  # of clients that have come since
     queue.turns.give_back(resource)
     await asyncio.gather(*tasks)
     assert queue.served == ["patient", "new", "patient"]
