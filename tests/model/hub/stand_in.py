@@ -193,5 +193,5 @@ def running() -> Iterator[StandIn]:
         yield hub
     finally:
         server.should_exit = True
-        # the thread is a daemon: a connection that keeps uvicorn open does not keep the tests
         thread.join(2 * GRACEFUL_SECONDS)
+        assert not thread.is_alive(), "the stand-in hub does not end"
