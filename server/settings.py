@@ -101,7 +101,7 @@ class Settings(BaseModel):
         None, ge=16, description="maximum tokens per step; none: 512, on a GPU 2048"
     )
     step_time_target: float = Field(
-        0.05,
+        0.03,
         gt=0,
         le=60,
         description="seconds that a step of the engine should take at most while requests run concurrently",

@@ -265,10 +265,12 @@ class Engine:
         """Wait for the results of a step; from its seconds, forwards of side tasks get theirs."""
         plan, results, ended = launched.plan, launched.results(), self._clock()
         seconds, self._began = ended - self._began, ended
-        if plan.rows or plan.pieces:
-            self._measure(plan, results, seconds)
-        # next to rows, forwards of side tasks get the same share of the time as heavy sequences
-        self._forward_seconds = min(self._forward_seconds, 0.0) + HEAVY_SHARE * seconds if plan.rows else inf
+        if plan.is_empty:
+            self._forward_seconds = inf
+            return results
+        self._measure(plan, results, seconds)
+        # next to other work, forwards of side tasks get the same share of the time as heavy sequences
+        self._forward_seconds = min(self._forward_seconds, 0.0) + HEAVY_SHARE * seconds
         return results
 
     def _measure(self, plan: Plan, results: list[Result], seconds: float) -> None:
@@ -297,7 +299,7 @@ class Engine:
         self._run_side_tasks(side_tasks)
         if self.media.nonfinite:
             self._discard_nonfinite_media()
-        self._is_stuck = not (plan.rows or plan.pieces or side_tasks or self._await_grammars())
+        self._is_stuck = plan.is_empty and not (side_tasks or self._await_grammars())
         return self._take_events()
 
     def _discard_nonfinite_media(self) -> None:

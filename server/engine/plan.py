@@ -90,6 +90,10 @@ class Plan:
     is_last_resort: bool = False  # nothing else can run, so nothing is kept for others
 
     @property
+    def is_empty(self) -> bool:
+        return not (self.rows or self.pieces)
+
+    @property
     def frames_left(self) -> int:
         """The number of frames that can still be added to this step."""
         left = (self.max_frames if self.rows else self.max_frames_idle) - self.num_frames

@@ -196,7 +196,7 @@ class Scheduler:
     def _fill_at_last(self, plan: Plan) -> None:
         """If nothing runs, let sequences have what was kept for others, and what idle ones after them hold or release."""
         residents, num_preemptions = self._residents, -1
-        while not (plan.rows or plan.pieces):
+        while plan.is_empty:
             if num_preemptions == residents.num_preemptions and not residents.preempt_blocker():
                 return
             num_preemptions, plan.is_last_resort = residents.num_preemptions, True
