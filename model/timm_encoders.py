@@ -1,52 +1,19 @@
-"""Vision encoders that timm builds: a CLIP Vision Transformer, and convolutional networks by timm's names.
+"""Vision encoders that timm builds: convolutional networks by timm's names.
 
 `model.vision` imports this module only for a model that needs it, because timm loads torchvision and torch's compiler.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import timm
 import torch
 from timm.models.efficientnet import EfficientNet
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
-from model.config import Activation, ConfigError, VisionConfig
+from model.config import ConfigError
 from model.efficientnet import fold_batch_norms
-from model.layers import ACTIVATIONS
-
-
-class Activated(nn.Module):
-    """One of `ACTIVATIONS` as a module, as timm expects it."""
-
-    def __init__(self, activation: Activation) -> None:
-        super().__init__()
-        self.function: Callable[[Tensor], Tensor] = ACTIVATIONS[activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-def clip_vit(config: VisionConfig) -> Any:
-    return VisionTransformer(
-        img_size=config.image_size,
-        patch_size=config.patch_size,
-        embed_dim=config.feature_dim,
-        depth=config.num_layers,
-        num_heads=config.num_heads,
-        # 0.5 more, so that timm's int(dim * ratio) cannot be less than ffn_dim
-        mlp_ratio=(config.ffn_dim + 0.5) / config.feature_dim,
-        act_layer=partial(Activated, config.activation),
-        norm_layer=partial(nn.LayerNorm, eps=config.norm_eps),
-        pre_norm=True,
-        final_norm=False,
-        num_classes=0,
-        global_pool="",
-    )
 
 
 def convolutional(name: str) -> Any:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.resampler_attention import resampler_attention
+from model.clip_vit import ClipVit
 from model.config import ConfigError, ResamplerConfig, VisionConfig
 from model.efficientnet import EfficientNetLite0, fold_batch_norms, pack_convolutions
 from model.kin import Kin
@@ -76,7 +77,7 @@ class VisionEncoder(nn.Module):
         """Fold each batch norm of an EfficientNet into the convolution before it. Other networks stay as they are."""
         if isinstance(self.encoder, EfficientNetLite0):
             fold_batch_norms(self.encoder)
-        else:
+        elif not isinstance(self.encoder, ClipVit):
             import_module(TIMM_ENCODERS).fold(self.encoder)
 
     def pack_convolutions(self) -> None:
@@ -92,7 +93,7 @@ class VisionEncoder(nn.Module):
 def build_encoder(config: VisionConfig) -> Any:
     """Build the network of an architecture. Raises `ConfigError` if it is unknown or has other sizes than `config`."""
     if config.architecture == "clip_vit":
-        return import_module(TIMM_ENCODERS).clip_vit(config)
+        return ClipVit(config)
     name = config.architecture
     encoder: Any = (
         EfficientNetLite0() if name == "tf_efficientnet_lite0" else import_module(TIMM_ENCODERS).convolutional(name)

@@ -43,3 +43,18 @@ LAION_VIT_H_14 = VisionConfig(
 
 # the encoder of the default model: the network alone, without kin
 EFFICIENTNET_LITE0 = replace(DEFAULT.vision, kin=KinConfig())
+
+TINY_CLIP = VisionConfig(
+    architecture="clip_vit",
+    image_size=28,
+    feature_dim=24,
+    num_patches=4,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    resize="crop",
+    patch_size=14,
+    num_layers=2,
+    num_heads=2,
+    ffn_dim=50,
+    activation="quick_gelu",
+)

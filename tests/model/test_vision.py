@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from model.config import ConfigError, VisionConfig
 from model.efficientnet import PackedConvolution
 from model.presets.paper import NFNET_F6
 from model.vision import VisionEncoder, normalise
-from tests.vision_configs import EFFICIENTNET_LITE0, LAION_VIT_H_14, OPENAI_VIT_L_14
+from tests.vision_configs import EFFICIENTNET_LITE0, LAION_VIT_H_14, OPENAI_VIT_L_14, TINY_CLIP
 
 PRESETS = {
     "vit_l_14": (OPENAI_VIT_L_14, 303.2e6),
@@ -22,20 +25,8 @@ PRESETS = {
     "lite0": (EFFICIENTNET_LITE0, 3.371e6),
     "nfnet_f6": (NFNET_F6, 435e6),
 }
-TINY_CLIP = VisionConfig(
-    architecture="clip_vit",
-    image_size=28,
-    feature_dim=24,
-    num_patches=4,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    resize="crop",
-    patch_size=14,
-    num_layers=2,
-    num_heads=2,
-    ffn_dim=50,
-    activation="quick_gelu",
-)
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("timm", "torchvision", "torch._dynamo", "sympy")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -155,3 +146,16 @@ def test_folded_batch_norms_and_packed_convolutions_change_no_feature() -> None:
     assert any(isinstance(module, PackedConvolution) for module in encoder.modules())
     assert float((after - before).norm() / before.norm()) < 1e-5
     assert float((packed - before).norm() / before.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("config", [EFFICIENTNET_LITE0, TINY_CLIP], ids=["lite0", "clip"])
+def test_common_encoders_are_built_without_timm_and_torchs_compiler(config: VisionConfig) -> None:
+    code = (
+        "import sys, torch, server.engine.build; from model.config import KinConfig, VisionConfig; "
+        "from model.vision import VisionEncoder\n"
+        f"with torch.device('meta'): VisionEncoder({config!r})\n"
+        f"VisionEncoder({config!r}).requires_grad_(False).fold_batch_norms()\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "[]"
