@@ -24,7 +24,7 @@ from bench.driver import BenchFailed
 from bench.faults.load import Load
 from bench.options import add_model, as_settings, model_folder, parse
 from bench.ray_fleet import REPLICA, Fleet, running
-from bench.ray_workload import POLICIES, QUICK, Policy, Workload
+from bench.ray_workload import POLICIES, QUICK, STEP_TIME_TARGET, Policy, Workload
 from bench.serving import DONE, HOST, REQUEST_SECONDS
 from bench.table import Bar, Report, Row, Sample
 from bench.target import image_part, post
@@ -222,6 +222,7 @@ def fleet_flags(options: argparse.Namespace, workload: Workload) -> dict[str, ob
         "kv_cache_mb": -(-max(workload.cache_tokens, MAX_MODEL_LEN) * KV_BYTES_PER_TOKEN // 2**20),
         "max_model_len": MAX_MODEL_LEN,
         "max_client_share": 1,
+        "step_time_target": STEP_TIME_TARGET,
     }
     return {**flags, **dict(options.settings)}
 

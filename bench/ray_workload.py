@@ -17,6 +17,8 @@ POLICIES: tuple[Policy, ...] = ("affinity", "round_robin", "random")
 # of the default model with the template `caption`: 78 tokens for 8 shots and a query
 TOKENS_PER_SHOT = 9
 QUERY_TOKENS = 8
+# the servers of all runs, as the simulator describes them
+STEP_TIME_TARGET = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,12 +5,16 @@ timm has the same network, but `import timm` loads torchvision and torch's compi
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import Activation, VisionConfig
-from model.layers import ACTIVATIONS, learned_rows
+from model.layers import ACTIVATIONS
+
+INITIAL_STD = 0.02
 
 
 class ClipVit(nn.Module):
@@ -21,8 +25,8 @@ class ClipVit(nn.Module):
         dim, norm_eps = config.feature_dim, config.norm_eps
         num_patches = (config.image_size // config.patch_size) ** 2
         self.patch_embed = PatchEmbedding(dim, config.patch_size)
-        self.cls_token = learned_rows(1, 1, dim)
-        self.pos_embed = learned_rows(1, 1 + num_patches, dim)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + num_patches, dim))
         self.norm_pre = nn.LayerNorm(dim, norm_eps)
         self.blocks = nn.Sequential(
             *(
@@ -30,6 +34,17 @@ class ClipVit(nn.Module):
                 for _ in range(config.num_layers)
             )
         )
+        if not self.cls_token.is_meta:  # drawing there would import torch's compiler, which takes a second
+            self._draw_weights()
+
+    def _draw_weights(self) -> None:
+        """Draw the initial values of an encoder that is trained from the beginning: timm's, for the same seed."""
+        _draw_normal(self.pos_embed)
+        nn.init.normal_(self.cls_token, std=1e-6)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                _draw_normal(module.weight)
+                nn.init.zeros_(module.bias)
 
     def forward_features(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [F, 3, h, w] -> features [F, 1 + P, Dv]: the class token's, then those of the patches."""
@@ -37,6 +52,12 @@ class ClipVit(nn.Module):
         x = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], 1) + self.pos_embed
         features: Tensor = self.blocks(self.norm_pre(x))
         return features
+
+
+@torch.no_grad()
+def _draw_normal(values: Tensor) -> None:
+    """Draw from a normal distribution by the inverse of its distribution function."""
+    values.uniform_(-1, 1).erfinv_().mul_(INITIAL_STD * math.sqrt(2)).clamp_(-2, 2)
 
 
 class PatchEmbedding(nn.Module):

@@ -99,12 +99,12 @@ class FeedForward(nn.Module):
         return self.activation(gate) * up
 
 
-def learned_rows(*shape: int) -> nn.Parameter:
-    """Return a trainable table of this shape with random values of standard deviation 0.02.
+def learned_rows(rows: int, dim: int) -> nn.Parameter:
+    """Return a trainable table [rows, dim] with random values of standard deviation 0.02.
 
     On the meta device it has no values; drawing them there would import torch's compiler, which takes a second.
     """
-    table = torch.empty(shape)
+    table = torch.empty(rows, dim)
     return nn.Parameter(table if table.is_meta else table.normal_(std=0.02))
 
 

@@ -49,12 +49,8 @@ async def start(settings: Settings, *, factory: str = ENGINE_FACTORY) -> int:
             asyncio.get_running_loop().add_signal_handler(number, _cancel, starting)
     async with aclosing(Spare(factory, settings.max_restart_delay, thread_variables(settings))) as spare:
         spare.prepare()
-        # imports create many lasting objects and little garbage: collections would take a fifth of the time
-        gc.disable()
         # in a thread, so that the event loop can spawn the worker
         serving = await asyncio.to_thread(_import_serving)
-        gc.freeze()
-        gc.enable()
         status: int = await serving.serve(settings, spare)
         return status
 
@@ -65,12 +61,17 @@ def _import_serving() -> Any:
         check_context(opentelemetry_variables())
     except ValueError as error:
         raise SettingsError(str(error)) from None
+    # imports create many lasting objects and little garbage: collections would take a seventh of the time
+    gc.disable()
     try:
         return import_module("server.serving")
     except ValueError as error:
         if "Propagator" not in str(error):
             raise
         raise SettingsError(f"OTEL_PROPAGATORS: {error}") from None
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _cancel(task: asyncio.Task[Any]) -> None:

@@ -22,7 +22,7 @@ from bench.fleet.ray_run import shape_of
 from bench.fleet.setup import Measure, sample
 from bench.fleet.support_sets import Answer, SupportSets
 from bench.options import model_folder
-from bench.ray_workload import QUICK, Workload
+from bench.ray_workload import QUICK, STEP_TIME_TARGET, Workload
 from bench.table import Report, Row
 from bench.target import Target, get, running
 from server.settings import Settings
@@ -64,6 +64,7 @@ def _settings(workload: Workload, threads: int, *, is_quick: bool) -> Settings:
         kv_cache_mb=-(-num_tokens * TOKEN_BYTES // MIB),
         host_media_mb=workload.host_media_mb,
         max_model_len=256,
+        step_time_target=STEP_TIME_TARGET,
     )
 
 

@@ -16,6 +16,7 @@ from bench.fleet.policies import MakePolicy, Policy
 from bench.fleet.popularity import Floats, draw, zipf
 from bench.fleet.processors import PrivateProcessors, Processors, SharedProcessors
 from bench.fleet.replica import Replica, Request
+from bench.ray_workload import STEP_TIME_TARGET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class Scenario:
     rate: float = 0.0
     clients: int = 0
     warm_up: int = 0
-    step_seconds: float = 0.05
+    step_seconds: float = STEP_TIME_TARGET
     shared_cores: float | None = None
     failure: Failure | None = None
     in_jumps: bool = True

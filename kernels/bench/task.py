@@ -21,7 +21,7 @@ from kernels.bench.sizes import SIZES
 
 # forks from a process that has imported torch and has not used a GPU
 CONTEXT = get_context("forkserver")
-PRELOADED = ["kernels.bench.core", "kernels.bench.tuning", "bench.whole_model", "model.timm_encoders"]
+PRELOADED = ["kernels.bench.core", "kernels.bench.tuning", "bench.whole_model"]
 MAX_REASON = 300
 
 

@@ -276,7 +276,7 @@ class Engine:
     def _measure(self, plan: Plan, results: list[Result], seconds: float) -> None:
         """Learn from the seconds that a step took, count its tokens, and report what it has encoded."""
         if plan.rows or plan.num_frames:  # media are completed by steps without either
-            self.scheduler.pace.learn(plan.work, plan.num_frames, seconds)
+            self.scheduler.pace.learn(plan.work, plan.num_frames, seconds, plan.side_share)
         num_proposed = sum(len(row.proposed) for row in plan.rows)
         self._num_proposed += num_proposed
         self._num_accepted += sum(result.is_proposed for result in results) if num_proposed else 0

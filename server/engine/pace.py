@@ -41,6 +41,7 @@ class Pace:
     def forget(self) -> None:
         """Forget how long steps have taken, and when there were two requests."""
         self.fixed = self.per_work = self.per_frame = 0.0
+        self.side_seconds = 0.0  # left to media of side work next to rows; negative after a frame of many steps' share
         self._met = -inf  # the last time at which there were two requests
 
     def smallest_piece(self, seconds: float, context: int) -> int:
@@ -50,14 +51,21 @@ class Pace:
         """
         return MIN_PIECE if self.fixed + work_of(MIN_PIECE, context) * self.per_work <= seconds else MIN_PIECE // 2
 
-    def learn(self, work: float, num_frames: int, seconds: float) -> None:
-        scaled = work / self.WORK_SCALE
-        expected = self.fixed + work * self.per_work + num_frames * self.per_frame
+    def learn(self, work: float, num_frames: int, seconds: float, side_share: float = 0.0) -> None:
+        """Learn from a step, of which media of side work took a share of the time.
+
+        A step that only encodes frames has no fixed part, since it does not read the decoder.
+        """
+        scaled, has_rows = work / self.WORK_SCALE, work > 0
+        expected = has_rows * self.fixed + work * self.per_work + num_frames * self.per_frame
         error = (min(seconds, self.MAX_SURPRISE * expected) if expected else seconds) - expected
-        step = error * (self.RISE if error > 0 else self.FALL) / (1 + scaled * scaled + num_frames * num_frames)
-        self.fixed = max(self.fixed + step, 0.0)
+        step = error * (self.RISE if error > 0 else self.FALL) / (has_rows + scaled * scaled + num_frames * num_frames)
+        self.fixed = max(self.fixed + has_rows * step, 0.0)
         self.per_work = max(self.per_work + step * scaled / self.WORK_SCALE, 0.0)
         self.per_frame = max(self.per_frame + step * num_frames, 0.0)
+        if has_rows:
+            left = min(self.side_seconds - side_share * seconds, 0.0)
+            self.side_seconds = left + HEAVY_SHARE * (1 - side_share) * seconds
 
     def note_requests(self, shares: Shares) -> None:
         if shares.expects_others:

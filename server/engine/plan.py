@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, abc
 from dataclasses import dataclass, field
-from math import ceil, inf
+from math import inf
 
 from server.engine.caches.media import Piece
 from server.engine.pace import Pace
@@ -84,6 +84,7 @@ class Plan:
     frames_by_request: Counter[str] = field(default_factory=Counter)
     unread_pages: set[bytes] = field(default_factory=set)  # keys of media that no row of this step reads
     seconds: float = 0.0  # the expected duration of the step
+    own_seconds: float = inf  # without the media that side work adds; infinite if it adds none
     max_seconds: float = inf
     # the next piece of a prompt or a media item may take longer: otherwise the smallest one might never run
     may_exceed: bool = True
@@ -94,16 +95,17 @@ class Plan:
         return not (self.rows or self.pieces)
 
     @property
+    def side_share(self) -> float:
+        """The share of the step's expected duration that media of side work take."""
+        return max(1 - self.own_seconds / self.seconds, 0.0) if self.seconds else 0.0
+
+    @property
     def frames_left(self) -> int:
         """The number of frames that can still be added to this step."""
         left = (self.max_frames if self.rows else self.max_frames_idle) - self.num_frames
         if self.pace.per_frame and self.max_seconds < inf:
             left = min(left, int((self.max_seconds - self.seconds) / self.pace.per_frame))
         return max(left, int(self.may_exceed and not self.pieces))
-
-    def steps_per_frame(self, share: float) -> int:
-        """Return in how many steps like this one a share of their time adds up to a frame."""
-        return max(ceil(self.pace.per_frame / (share * self.seconds)), 1) if self.seconds else 1
 
     @property
     def reads_its_pages(self) -> bool:

@@ -63,11 +63,13 @@ class Scheduler:
         else:
             self._fill_by_turns(plan)
         self._fill_at_last(plan)
+        plan.own_seconds = plan.seconds
         if plan.rows:
             self._residents.note_step(plan.seconds)
         # side work encodes media next to the rows, in a share of the time: where frames are slow, not in each step
-        plan.max_seconds = (1 + HEAVY_SHARE) * plan.seconds if plan.rows else self.pace.longest_of_media()
-        plan.may_exceed = not plan.rows or self._step % plan.steps_per_frame(HEAVY_SHARE) == 0
+        side_seconds = self.pace.side_seconds
+        plan.max_seconds = plan.seconds + side_seconds if plan.rows else self.pace.longest_of_media()
+        plan.may_exceed = not plan.rows or side_seconds > 0
         return plan
 
     def schedule_after(self, before: Plan) -> Plan | None:

@@ -31,10 +31,10 @@ from kernels.launch_files import read_launches
 ROOT = Path(__file__).resolve().parents[2]
 ABOUT = {"device": "cpu", "sizes": "quick"}
 CONTENDERS = "tests.kernels.failing_contenders"
-# what a machine with torch, triton and timm alone lacks
+# what a machine with torch and triton alone lacks
 SERVER_PACKAGES = (
     "alembic", "av", "faiss", "fastapi", "gguf", "limits", "llguidance", "msgspec", "multipart", "prometheus_client",
-    "pydantic", "pydantic_settings", "sklearn", "sqlalchemy", "starlette", "tokenizers", "uvicorn", "zmq",
+    "pydantic", "pydantic_settings", "sklearn", "sqlalchemy", "starlette", "timm", "tokenizers", "uvicorn", "zmq",
 )  # fmt: skip
 
 

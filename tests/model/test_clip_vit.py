@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from model.clip_vit import ClipVit
-from model.config import Activation
+from model.config import Activation, VisionConfig
 from model.layers import ACTIVATIONS
 from tests.vision_configs import TINY_CLIP
 
@@ -28,13 +28,8 @@ class Activated(nn.Module):
         return self.function(x)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
-@pytest.mark.parametrize("image_size", [28, 33])
-@torch.inference_mode()
-def test_the_features_are_those_of_timm(activation: Activation, image_size: int) -> None:
-    config = replace(TINY_CLIP, activation=activation, image_size=image_size)
-    torch.manual_seed(0)
-    theirs = VisionTransformer(
+def timms(config: VisionConfig) -> VisionTransformer:
+    return VisionTransformer(
         img_size=config.image_size,
         patch_size=config.patch_size,
         embed_dim=config.feature_dim,
@@ -48,12 +43,29 @@ def test_the_features_are_those_of_timm(activation: Activation, image_size: int)
         final_norm=False,
         num_classes=0,
         global_pool="",
-    ).eval()
+    )
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+@pytest.mark.parametrize("image_size", [28, 33])
+@torch.inference_mode()
+def test_the_features_are_those_of_timm(activation: Activation, image_size: int) -> None:
+    config = replace(TINY_CLIP, activation=activation, image_size=image_size)
+    torch.manual_seed(0)
+    ours, theirs = ClipVit(config).eval(), timms(config).eval()
     for parameter in theirs.parameters():
         parameter.normal_(std=0.3)
-    ours = ClipVit(config).eval()
     ours.load_state_dict(theirs.state_dict())
     pixels = torch.randn(2, 3, image_size, image_size)
     features = ours.forward_features(pixels)
     assert features.std() > 0.1
     assert torch.equal(features, theirs.forward_features(pixels))
+
+
+def test_an_encoder_begins_with_the_weights_that_timm_draws() -> None:
+    torch.manual_seed(0)
+    theirs = timms(TINY_CLIP).state_dict()
+    torch.manual_seed(0)
+    ours = ClipVit(TINY_CLIP).state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

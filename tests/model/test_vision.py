@@ -152,8 +152,9 @@ def test_folded_batch_norms_and_packed_convolutions_change_no_feature() -> None:
 def test_common_encoders_are_built_without_timm_and_torchs_compiler(config: VisionConfig) -> None:
     code = (
         "import sys, torch, server.engine.build; from model.config import KinConfig, VisionConfig; "
-        "from model.vision import VisionEncoder\n"
-        f"with torch.device('meta'): VisionEncoder({config!r})\n"
+        "from model.flamingo import Flamingo; from model.vision import VisionEncoder; "
+        "from model.zoo.default import DEFAULT\n"
+        f"with torch.device('meta'): VisionEncoder({config!r}); Flamingo(DEFAULT)\n"
         f"VisionEncoder({config!r}).requires_grad_(False).fold_batch_norms()\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )

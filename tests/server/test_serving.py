@@ -19,7 +19,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from server import serving
+from server import serving, start
 from server.engine_client.spare import Spare
 from server.serving import ACCEPTED_AT_ONCE, WAITING_CONNECTIONS, Server, drain, listener, serve
 from server.settings import Settings, SettingsError
@@ -145,3 +145,12 @@ async def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
         assert ending_signals() == [signal.SIGTERM, signal.SIGINT]
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_garbage_is_collected_again_after_the_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    collects: list[bool] = []
+    monkeypatch.setattr(start, "import_module", lambda name: collects.append(gc.isenabled()))
+    start._import_serving()
+    gc.unfreeze()
+    assert collects == [False]
+    assert gc.isenabled()

@@ -109,7 +109,7 @@ class SideTask(Task, ABC):
 
 
 class ForwardTask(SideTask):
-    """A side task with its own forward pass. After each step, one such task runs one round.
+    """A side task with its own forward pass. After a step, one such task runs a round, if their share of time permits.
 
     A round takes a fraction of a step of prompt tokens, so that it delays running sequences and new requests only a little.
     The tokens of a piece pass one layer together, which costs the same time per layer for few layers as for all.

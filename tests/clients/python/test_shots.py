@@ -12,7 +12,7 @@ from PIL import Image
 
 from flamboyance_client import Client, Evaluation, Recommendation, SupportSet, query
 from flamboyance_client.api import Api, Call
-from flamboyance_client.options import FewShotOptions
+from flamboyance_client.options import ClassifyOptions, FewShotOptions, Method
 from flamboyance_client.stored import SupportSetCalls
 
 DATA = b"\x89PNG\r\n\x1a\n and more"
@@ -102,6 +102,19 @@ def test_a_recommendation_repeats_the_fields_of_its_evaluation() -> None:
     assert {name: other.get(name) for name in repeated} == {**repeated, "calibration": None}
     overridden = Api().classify(DATA, {"examples": recommendation, "method": "knn", "candidates": ["dog"]}).body or {}
     assert overridden["candidates"] == ["dog"]
+
+
+@pytest.mark.parametrize(("method", "is_prompted"), [("knn", False), ("blend", True), (None, True)])
+def test_another_method_selects_shots_only_if_it_has_a_prompt(method: Method | None, is_prompted: bool) -> None:
+    """The server refuses a selection of shots for a method that compares the query with all examples."""
+    examples = {"support_set": "ss_1", "version": 3, "k": 4, "strategy": "balanced"}
+    request = {"examples": examples, "method": "in_context"}
+    recommendation = Recommendation(request=request, accuracy=1.0, accuracy_interval=(0.0, 1.0))
+    options: ClassifyOptions = {"examples": recommendation}
+    if method is not None:
+        options["method"] = method
+    sent = Api().classify(DATA, options).body or {}
+    assert sent["examples"] == (examples if is_prompted else {"support_set": "ss_1", "version": 3})
 
 
 def test_a_completion_has_the_form_and_the_template_of_a_recommendation() -> None:

@@ -149,11 +149,14 @@ def test_pieces_that_read_a_long_context_are_shorter() -> None:
     assert min(row.count for row in pieces if row.start > 5000) == MIN_PIECE // 2
 
 
+@pytest.mark.parametrize("step_seconds", [0.03, 0.05])
 @pytest.mark.parametrize("frame", [0.018, 0.05])
-def test_frames_for_vectors_take_their_share_of_the_time_beside_small_requests(frame: float) -> None:
+def test_frames_for_vectors_take_their_share_of_the_time_beside_small_requests(
+    frame: float, step_seconds: float
+) -> None:
     """A frame may take longer than such a step: then not each step has one."""
     costs = Costs(frame=frame)
-    simulation = Simulation(replace(CONFIG, step_seconds=0.05), costs)
+    simulation = Simulation(replace(CONFIG, step_seconds=step_seconds), costs)
     alone = mean(simulation.arrive(simulation.now + 0.5) for _ in range(3))
     simulation.embed(1000)
     began = len(simulation.runner.plans)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from flamboyance_client.bodies import check_values
 from flamboyance_client.errors import (
@@ -44,6 +44,8 @@ Fields = TypeVar("Fields", bound=Mapping[str, Any])
 DONE = "[DONE]"
 # the fields of a recommended request that any method may have
 OF_EVERY_METHOD = ("model", "template", "candidates")
+# methods that compare the query with all examples: a request with one of them selects no shots of a prompt
+OF_ALL_EXAMPLES = {"nearest_mean", "knn", "linear"}
 NO_EXAMPLES = (
     "examples is None: leave it out, or pass a support set; the recommendation of an evaluation that recommends nothing is "
     "None, and then the support set can be passed itself: examples=evaluation.recommendation or support_set"
@@ -159,7 +161,7 @@ def checked_selection(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     Raises `ValueError` for examples that are None, and `TypeError` for other objects that are no examples.
     """
     fields = checked_options(kind, options)
-    return {**fields, "examples": _selection(options["examples"])} if "examples" in options else fields
+    return {**fields, "examples": _selection(options)} if "examples" in options else fields
 
 
 def classification_fields(options: ClassifyOptions) -> dict[str, Any]:
@@ -175,14 +177,18 @@ def _shot_options(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _selection(examples: Examples | None) -> Selection:
+def _selection(options: Mapping[str, Any]) -> Selection:
     """Return the selection of a recommendation, or one of a whole support set, given by name, id or version."""
+    examples: Examples | None = options["examples"]
     if examples is None:
         raise ValueError(NO_EXAMPLES)
     if isinstance(examples, Evaluation):
         raise TypeError("examples must be evaluation.recommendation, not the evaluation")
     if isinstance(examples, Recommendation):
-        return examples.examples
+        selection = examples.examples
+        if options.get("method") in OF_ALL_EXAMPLES:
+            return cast(Selection, {name: selection[name] for name in ("support_set", "version") if name in selection})
+        return selection
     if isinstance(examples, SupportSet):
         return {"support_set": examples.id, "version": examples.version}
     return {"support_set": examples} if isinstance(examples, str) else examples
