@@ -58,7 +58,9 @@ class Pace:
         """
         scaled, has_rows = work / self.WORK_SCALE, work > 0
         expected = has_rows * self.fixed + work * self.per_work + num_frames * self.per_frame
-        error = (min(seconds, self.MAX_SURPRISE * expected) if expected else seconds) - expected
+        if expected:
+            seconds = min(seconds, self.MAX_SURPRISE * expected)
+        error = seconds - expected
         step = error * (self.RISE if error > 0 else self.FALL) / (has_rows + scaled * scaled + num_frames * num_frames)
         self.fixed = max(self.fixed + has_rows * step, 0.0)
         self.per_work = max(self.per_work + step * scaled / self.WORK_SCALE, 0.0)
