@@ -36,7 +36,7 @@ TOKENIZER = prompt_tokenizer(CONFIG.prompt)
 LONG = {"prompt": "abc", "max_tokens": 500, "stream": True, "ignore_eos": True, "temperature": 0}
 
 
-# the first start of the default model in a clone compiles loops, which takes half a minute of a quiet core, twice on a busy one
+# the first start of the default model in a clone compiles loops: half a minute on a quiet core, more on a busy one
 FIRST_START_SECONDS = 240.0
 
 
