@@ -28,7 +28,7 @@ class Activated(nn.Module):
         return self.function(x)
 
 
-def timms(config: VisionConfig) -> VisionTransformer:
+def timm_vit(config: VisionConfig) -> VisionTransformer:
     return VisionTransformer(
         img_size=config.image_size,
         patch_size=config.patch_size,
@@ -52,7 +52,7 @@ def timms(config: VisionConfig) -> VisionTransformer:
 def test_the_features_are_those_of_timm(activation: Activation, image_size: int) -> None:
     config = replace(TINY_CLIP, activation=activation, image_size=image_size)
     torch.manual_seed(0)
-    ours, theirs = ClipVit(config).eval(), timms(config).eval()
+    ours, theirs = ClipVit(config).eval(), timm_vit(config).eval()
     for parameter in theirs.parameters():
         parameter.normal_(std=0.3)
     ours.load_state_dict(theirs.state_dict())
@@ -64,7 +64,7 @@ def test_the_features_are_those_of_timm(activation: Activation, image_size: int)
 
 def test_an_encoder_begins_with_the_weights_that_timm_draws() -> None:
     torch.manual_seed(0)
-    theirs = timms(TINY_CLIP).state_dict()
+    theirs = timm_vit(TINY_CLIP).state_dict()
     torch.manual_seed(0)
     ours = ClipVit(TINY_CLIP).state_dict()
     assert ours.keys() == theirs.keys()

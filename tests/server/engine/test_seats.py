@@ -32,7 +32,7 @@ def small_config(choices: random.Random) -> EngineConfig:
         max_sequences=choices.randint(1, 3),
         max_tokens_per_step=choices.choice([16, 64, 512]),
         max_light_tokens=choices.choice([8, 64, 256]),
-        step_seconds=choices.choice([0.05, float("inf")]),
+        step_seconds=choices.choice([0.03, float("inf")]),
     )
 
 
@@ -149,7 +149,7 @@ def test_a_large_request_has_its_share_of_the_time_of_the_only_seat(
     num_tokens: int, max_tokens: int, longest: int
 ) -> None:
     """It computes more than one token before a small request takes the seat, and small ones do not wait long for it."""
-    config = replace(SMALL, num_blocks=4096, max_model_len=512, step_seconds=0.05)
+    config = replace(SMALL, num_blocks=4096, max_model_len=512, step_seconds=0.03)
     simulation, large = Simulation(config), ""
     alone = simulation.run(simulation.generate(num_tokens, max_tokens))
     small_alone = simulation.run(simulation.generate(20, 20))
@@ -166,7 +166,7 @@ def test_a_large_request_has_its_share_of_the_time_of_the_only_seat(
 
 def test_a_request_that_waits_for_pixels_earns_no_time_with_the_only_seat() -> None:
     """Nothing runs meanwhile, so that a small request has the seat in the first step after its arrival."""
-    simulation = Simulation(replace(SMALL, num_blocks=4096, max_model_len=512, step_seconds=0.05))
+    simulation = Simulation(replace(SMALL, num_blocks=4096, max_model_len=512, step_seconds=0.03))
     waiting = simulation.generate(8, 4, num_images=1)
     for _ in range(100):
         simulation.engine.step()
@@ -185,7 +185,7 @@ def test_a_request_keeps_its_share_of_the_seats_next_to_smaller_ones(
     num_tokens: int, max_tokens: int, max_sequences: int
 ) -> None:
     """It is light when it arrives, and smaller ones never cease."""
-    config = replace(SMALL, num_blocks=4096, max_sequences=max_sequences, max_model_len=512, step_seconds=0.05)
+    config = replace(SMALL, num_blocks=4096, max_sequences=max_sequences, max_model_len=512, step_seconds=0.03)
     simulation, active, larger = Simulation(config), set[str](), ""
     alone, began = simulation.run(simulation.generate(num_tokens, max_tokens)), simulation.now + 1
     while larger not in simulation.ended:

@@ -14,7 +14,7 @@ NUM_LEARNT = 8  # requests with which a simulation begins
 
 
 def simulated(speculative_tokens: int, token_at: Callable[[int], int] = lambda number: 5) -> Simulation:
-    config = EngineConfig(step_seconds=0.05, speculative_tokens=speculative_tokens)
+    config = EngineConfig(step_seconds=0.03, speculative_tokens=speculative_tokens)
     return Simulation(config, token_at=token_at)
 
 

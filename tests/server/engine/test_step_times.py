@@ -97,7 +97,7 @@ def test_the_smallest_pieces_of_a_slow_machine_do_not_run_next_to_each_small_req
 ) -> None:
     """On a processor without wide vectors, the smallest piece of a long prompt takes longer than a step should."""
     slow = Costs(step=0.016, token=0.006, context=0.012, logits=0.001, frame=0.03)
-    simulation, moments = Simulation(replace(CONFIG, step_seconds=0.05), slow), Random(0)
+    simulation, moments = Simulation(replace(CONFIG, step_seconds=0.03), slow), Random(0)
     alone = mean(simulation.arrive(simulation.now + 0.5, num_images) for _ in range(3))
     for _ in range(num_prompts):
         simulation.generate(8000, 4)
@@ -111,7 +111,7 @@ def test_the_smallest_pieces_of_a_slow_machine_do_not_run_next_to_each_small_req
 
 def test_a_small_request_that_meets_long_prompts_first_waits_for_no_piece_of_them() -> None:
     """They have just computed without any other: their share next to the small request begins with that debt."""
-    simulation = Simulation(replace(CONFIG, step_seconds=0.05))
+    simulation = Simulation(replace(CONFIG, step_seconds=0.03))
     alone = mean(simulation.arrive(simulation.now + 0.5) for _ in range(3))
     for _ in range(5):
         simulation.generate(8000, 4)
