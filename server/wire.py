@@ -110,6 +110,7 @@ class Embed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Media, by source, whose pooled features are requested."""
 
     request_id: str
+    client: str = ""
     media: list[bytes]
 
 
@@ -117,6 +118,7 @@ class EmbedText(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Texts, as token ids, whose pooled hidden states are requested. None is empty."""
 
     request_id: str
+    client: str = ""
     texts: list[list[int]]
 
 
@@ -131,6 +133,7 @@ class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     prompt: EncodedPrompt
     token: int
     layers: list[int] = []
+    client: str = ""
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):

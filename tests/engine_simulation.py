@@ -6,9 +6,11 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from model.prompt import EncodedPrompt
+from server.engine.caches.media import MediaCache
 from server.engine.config import EngineConfig
 from server.engine.device.runner import Launched, Runner
 from server.engine.device.sampler import Reading, Result, logit_positions, num_candidates
@@ -18,6 +20,7 @@ from server.engine.plan import Plan, Row
 from server.wire import (
     Abort,
     Embed,
+    Embedded,
     Finished,
     Generate,
     MediaPixels,
@@ -60,6 +63,8 @@ class Costs:
 class SimulatedRunner(Runner):
     """A runner that returns tokens by their number in the answer, and candidates and log-probabilities where wanted."""
 
+    media: MediaCache
+
     def __init__(self, costs: Costs, token_at: Callable[[int], int] = lambda number: TOKEN_ID) -> None:
         self.costs = costs
         self.token_at = token_at
@@ -69,6 +74,9 @@ class SimulatedRunner(Runner):
     def launch(self, plan: Plan, before: Launched | None = None) -> Launched:
         self.now += self.costs.of(plan)
         self.plans.append(plan)
+        for piece in plan.pieces:
+            if piece.count and piece.has_last_frame:
+                self.media.pooled.put(piece.encoding.key, np.zeros(1, np.float32))
         reading = Reading(list(map(self._results, plan.rows)), Downloads(), torch.empty(0))
         return Launched(plan, Downloads(), reading, set())
 
@@ -111,7 +119,7 @@ class Simulation:
         self.engine = Engine(
             SERVED["openflamingo"], prompt_tokenizer(), self.config, salt=b"test", clock=lambda: self.runner.now
         )
-        self.engine.runner = self.runner
+        self.engine.runner, self.runner.media = self.runner, self.engine.media
         self._learn()
 
     @property
@@ -148,11 +156,11 @@ class Simulation:
         lists = [[i % 200 + 1] * length for i, length in enumerate(candidates)]
         return self.add(Score(request_id=self._name(), prompt=prompt, candidates=lists, client=client))
 
-    def embed(self, num_images: int) -> str:
-        """Add a request for the vectors of new images."""
+    def embed(self, num_images: int, client: str = "", num_frames: int = 1) -> str:
+        """Add a request for the vectors of new images, which are videos if they have several frames."""
         media = self._prompt(6, num_images).media
-        self.num_frames.update(dict.fromkeys(media, 1))
-        return self.add(Embed(request_id=self._name(), media=media))
+        self.num_frames.update(dict.fromkeys(media, num_frames))
+        return self.add(Embed(request_id=self._name(), media=media, client=client))
 
     def add(self, request: Request) -> str:
         self.arrived[request.request_id] = self.now
@@ -185,7 +193,7 @@ class Simulation:
                     self.token_times.setdefault(event.request_id, []).append(self.now)
                     if event.finish_reason is not None:
                         self.ended[event.request_id] = self.now
-                case Finished() | Scored():
+                case Finished() | Scored() | Embedded():
                     self.ended[event.request_id] = self.now
         if self.now == began:
             self.runner.now += 0.0001

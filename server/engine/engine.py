@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, wait
 from itertools import chain, count
-from math import inf
 
 import numpy as np
 
@@ -26,18 +25,18 @@ from server.engine.device.graphs import Recorder
 from server.engine.device.runner import Launched, Runner
 from server.engine.device.sampler import NOT_FINITE, Result, Sampler
 from server.engine.device.step_threads import StepThreads
-from server.engine.pace import HEAVY_SHARE
 from server.engine.plan import Plan
 from server.engine.ranks.messages import NO_FOLLOWERS, Followers
 from server.engine.residents import Residents
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import QueueOrder
+from server.engine.side_work import SideWork
 from server.engine.tasks.answers import Answers
 from server.engine.tasks.beams import BeamAnswers
 from server.engine.tasks.embedding import MediaEmbedding, TextEmbedding
 from server.engine.tasks.inspection import Inspection
 from server.engine.tasks.scoring import Scoring
-from server.engine.tasks.task import ForwardTask, RequestError, SequenceTask, SideTask, Task, finished_events
+from server.engine.tasks.task import RequestError, SequenceTask, SideTask, Task, finished_events
 from server.grammar.compiler import Grammars
 from server.telemetry.measures import Measures
 from server.wire import (
@@ -97,11 +96,10 @@ class Engine:
         self._eos_ids = frozenset(tokenizer.eos_ids)
         self._numbers = count()  # of requests, in the order in which they were received
         self._sequence_tasks: dict[str, SequenceTask] = {}
-        self._side_tasks: dict[str, SideTask] = {}
+        self._side_work = SideWork(self.scheduler.pace, clock)
         self._events: list[Outbound] = []
         self._ahead: Launched | None = None  # the next step, if it was launched while the one before it ran
         self._began = 0.0  # when the device could begin its current step
-        self._forward_seconds = 0.0  # the seconds left to forwards of side tasks; may be negative
         self._is_stuck = False
 
     def has_work(self) -> bool:
@@ -110,7 +108,7 @@ class Engine:
         An unfinished request may wait for pixels.
         """
         return bool(
-            self._sequence_tasks or self._side_tasks or self._events or self._ahead or self.media.has_incomplete
+            self._sequence_tasks or self._side_work.tasks or self._events or self._ahead or self.media.has_incomplete
         )
 
     def is_waiting_for_media(self) -> bool:
@@ -121,7 +119,7 @@ class Engine:
         """Begin a request; one that could never run ends at the next step, with an error."""
         self._is_stuck = False
         try:
-            if request.request_id in self._sequence_tasks or request.request_id in self._side_tasks:
+            if request.request_id in self._sequence_tasks or request.request_id in self._side_work.tasks:
                 raise RequestError(f"request id {request.request_id} is in use")
             task = self._create_task(request)
         except RequestError as error:
@@ -129,7 +127,7 @@ class Engine:
             self._events += finished_events(request.request_id, range(num_answers), "error", str(error))
             return
         if isinstance(task, SideTask):
-            self._side_tasks[task.request_id] = task
+            self._side_work.add(task, request.client)
         else:
             self._sequence_tasks[task.request_id] = task
             if task.compiling is None:
@@ -140,7 +138,7 @@ class Engine:
         self._is_stuck = False
         sequence_task = self._sequence_tasks.get(abort.request_id)
         if abort.index is None:
-            if (task := sequence_task or self._side_tasks.get(abort.request_id)) is not None:
+            if (task := sequence_task or self._side_work.tasks.get(abort.request_id)) is not None:
                 self._handle(task, task.end("abort"))
         elif sequence_task is not None:
             self._handle(sequence_task, sequence_task.end_answer(abort.index))
@@ -149,13 +147,13 @@ class Engine:
         """Give the frames of a media item to the tasks and the cache that lack them."""
         self._is_stuck = False
         frames = np.frombuffer(media.data, np.uint8).reshape(media.shape)
-        for task in self._side_tasks.values():
+        for task in self._side_work.tasks.values():
             task.receive(media.digest, frames)
         self.media.supply(
             media.digest,
             frames,
             for_page=any(media.digest in task.media for task in self._tasks()),
-            for_pooling=any(task.needs_pooling(media.digest) for task in self._side_tasks.values()),
+            for_pooling=any(task.needs_pooling(media.digest) for task in self._side_work.tasks.values()),
         )
 
     def fail_media(self, failure: MediaFailed) -> None:
@@ -243,11 +241,9 @@ class Engine:
         for task in list(self._sequence_tasks.values()):
             if events := task.prepare():
                 self._handle(task, events)
-        plan = self.scheduler.schedule()
-        self._events += map(MediaWanted, plan.missing_media)
+        plan = self.scheduler.schedule(self._side_work.num_due_frames)
         plan.add_unread(self.media.complete())
-        for side_task in self._side_tasks.values():
-            self._events += map(MediaWanted, side_task.plan(plan))
+        self._events += map(MediaWanted, [*plan.missing_media, *self._side_work.plan(plan)])
         return plan
 
     def _launch(self, plan: Plan) -> Launched:
@@ -256,27 +252,24 @@ class Engine:
 
     def _launch_after(self, launched: Launched) -> Launched | None:
         """Launch the step after one that runs, if it is the same whatever the results are."""
-        if not self._overlaps or self._side_tasks or self.media.has_incomplete or self._is_compiling():
+        if not self._overlaps or self._side_work.tasks or self.media.has_incomplete or self._is_compiling():
             return None
         plan = self.scheduler.schedule_after(launched.plan)
         return None if plan is None else self.runner.launch(plan, launched)
 
     def _wait_for(self, launched: Launched) -> list[Result]:
-        """Wait for the results of a step; from its seconds, forwards of side tasks get theirs."""
+        """Wait for the results of a step, and note its seconds."""
         plan, results, ended = launched.plan, launched.results(), self._clock()
         seconds, self._began = ended - self._began, ended
-        if plan.is_empty:
-            self._forward_seconds = inf
-            return results
-        self._measure(plan, results, seconds)
-        # next to other work, forwards of side tasks get the same share of the time as heavy sequences
-        self._forward_seconds = min(self._forward_seconds, 0.0) + HEAVY_SHARE * seconds
+        self._side_work.note_step(plan, seconds)
+        if not plan.is_empty:
+            self._measure(plan, results, seconds)
         return results
 
     def _measure(self, plan: Plan, results: list[Result], seconds: float) -> None:
         """Learn from the seconds that a step took, count its tokens, and report what it has encoded."""
         if plan.rows or plan.num_frames:  # media are completed by steps without either
-            self.scheduler.pace.learn(plan.work, plan.num_frames, seconds, plan.side_share)
+            self.scheduler.pace.learn(plan.work, plan.num_frames, seconds)
         num_proposed = sum(len(row.proposed) for row in plan.rows)
         self._num_proposed += num_proposed
         self._num_accepted += sum(result.is_proposed for result in results) if num_proposed else 0
@@ -295,12 +288,19 @@ class Engine:
                 if result.number:
                     self.scheduler.accept(result.row.sequence)
                 self._emit_result(result)
-        side_tasks = [] if self._ahead else self._next_side_tasks()
-        self._run_side_tasks(side_tasks)
+        has_run = not self._ahead and self._run_side_work()
         if self.media.nonfinite:
             self._discard_nonfinite_media()
-        self._is_stuck = plan.is_empty and not (side_tasks or self._await_grammars())
+        self._is_stuck = plan.is_empty and not (has_run or self._await_grammars())
         return self._take_events()
+
+    def _run_side_work(self) -> bool:
+        """Run a round of side tasks, and return whether any could run."""
+        has_run = False
+        for task, events in self._side_work.run():
+            self._handle(task, events)
+            has_run = True
+        return has_run
 
     def _discard_nonfinite_media(self) -> None:
         """Discard media whose encoding was not finite, and end the requests that have not read their pages yet."""
@@ -310,13 +310,6 @@ class Engine:
             self._handle(task, task.end("error", NOT_FINITE))
         self.media.discard(keys)
         keys.clear()
-
-    def _run_side_tasks(self, tasks: Iterable[SideTask]) -> None:
-        began = self._clock()
-        end = began + self._forward_seconds
-        for task in tasks:
-            self._handle(task, task.run_between_steps(lambda: self._clock() < end))
-        self._forward_seconds -= self._clock() - began
 
     def _take_events(self) -> list[Outbound]:
         events, self._events = self._events, []
@@ -340,25 +333,13 @@ class Engine:
         wait(compiling, timeout=GRAMMAR_WAIT, return_when=FIRST_COMPLETED)
         return bool(compiling)
 
-    def _next_side_tasks(self) -> list[SideTask]:
-        """Return the side tasks to run after this step: of those that are a forward of their own, only the first.
-
-        They become the last in turn.
-        """
-        able = [task for task in self._side_tasks.values() if task.can_run]
-        forwards = [task for task in able if isinstance(task, ForwardTask) and self._forward_seconds > 0]
-        tasks = [task for task in able if not isinstance(task, ForwardTask)] + forwards[:1]
-        for task in tasks:
-            self._side_tasks[task.request_id] = self._side_tasks.pop(task.request_id)
-        return tasks
-
     def _handle(self, task: Task, events: Iterable[Outbound]) -> None:
         self._events += events
         if task.is_finished:
             self._forget(task)
 
     def _forget(self, task: Task) -> None:
-        self._side_tasks.pop(task.request_id, None)
+        self._side_work.remove(task.request_id)
         if (sequence_task := self._sequence_tasks.pop(task.request_id, None)) is not None:
             sequence_task.release()
         needed = {self.media.content_keys.get(source) for other in self._tasks() for source in other.media}
@@ -369,4 +350,4 @@ class Engine:
         return isinstance(task, SideTask) or self.residents.lacks_media(task.request_id, source)
 
     def _tasks(self) -> Iterable[Task]:
-        return chain(self._sequence_tasks.values(), self._side_tasks.values())
+        return chain(self._sequence_tasks.values(), self._side_work.tasks.values())

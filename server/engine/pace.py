@@ -8,8 +8,9 @@ from math import inf
 
 from server.engine.shares import Shares, work_of
 
-# the time of heavy sequences relative to that of light ones, which should take at most three times as long as alone
-HEAVY_SHARE = 1 / 3
+# the time of heavy sequences, and that of side work, relative to the time of light sequences, which should take at most
+# three times as long as alone
+SHARE_BESIDE = 1 / 3
 # the smallest piece of a prompt, unless a step with it takes too long
 MIN_PIECE = 16
 # A server with one request at a time takes longer steps, which a CPU computes more efficiently. A second request waits for
@@ -41,7 +42,6 @@ class Pace:
     def forget(self) -> None:
         """Forget how long steps have taken, and when there were two requests."""
         self.fixed = self.per_work = self.per_frame = 0.0
-        self.side_seconds = 0.0  # left to media of side work next to rows; negative after a frame of many steps' share
         self._met = -inf  # the last time at which there were two requests
 
     def smallest_piece(self, seconds: float, context: int) -> int:
@@ -51,23 +51,26 @@ class Pace:
         """
         return MIN_PIECE if self.fixed + work_of(MIN_PIECE, context) * self.per_work <= seconds else MIN_PIECE // 2
 
-    def learn(self, work: float, num_frames: int, seconds: float, side_share: float = 0.0) -> None:
-        """Learn from a step, of which media of side work took a share of the time.
+    def learn(self, work: float, num_frames: int, seconds: float) -> None:
+        """Learn from a step. One that only encodes frames has no fixed part, since it does not read the decoder.
 
-        A step that only encodes frames has no fixed part, since it does not read the decoder.
+        The first error corrects the estimates by all of it, and that of the first frames their time alone.
         """
         scaled, has_rows = work / self.WORK_SCALE, work > 0
         expected = has_rows * self.fixed + work * self.per_work + num_frames * self.per_frame
+        if num_frames and not self.per_frame:
+            self.per_frame = max(seconds - expected, 0.0) / num_frames
+            return
         if expected:
             seconds = min(seconds, self.MAX_SURPRISE * expected)
         error = seconds - expected
-        step = error * (self.RISE if error > 0 else self.FALL) / (has_rows + scaled * scaled + num_frames * num_frames)
+        gain = 1.0 if not expected else self.RISE if error > 0 else self.FALL
+        step = gain * error / (has_rows + scaled * scaled + num_frames * num_frames)
         self.fixed = max(self.fixed + has_rows * step, 0.0)
         self.per_work = max(self.per_work + step * scaled / self.WORK_SCALE, 0.0)
         self.per_frame = max(self.per_frame + step * num_frames, 0.0)
-        if has_rows:
-            left = min(self.side_seconds - side_share * seconds, 0.0)
-            self.side_seconds = left + HEAVY_SHARE * (1 - side_share) * seconds
+        if has_rows:  # a step that took less than the fixed part shows that this is too large
+            self.fixed = min(self.fixed, seconds)
 
     def note_requests(self, shares: Shares) -> None:
         if shares.expects_others:

@@ -58,8 +58,8 @@ class Row:
 class Plan:
     """A step for the runner: rows, pieces of media and copies, and the budgets that are left.
 
-    `max_frames` bounds the frames of a step with rows, `max_frames_idle` those of one without. If it `overlaps`, rows do
-    not wait for media that are encoded next to them.
+    `max_frames` bounds the frames of a step with rows, `max_frames_idle` those of one without; `num_kept_frames` of them
+    are kept for what is added later. If it `overlaps`, rows do not wait for media that are encoded next to them.
     """
 
     step: int  # the number of the step
@@ -67,6 +67,7 @@ class Plan:
     max_frames: int
     max_frames_idle: int
     overlaps: bool = False
+    num_kept_frames: int = 0
     rows: list[Row] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)  # blocks (from, to), copied before anything else
@@ -81,13 +82,14 @@ class Plan:
     shots: dict[bytes, Sequence] = field(default_factory=dict)
     work: float = 0.0
     num_frames: int = 0
+    num_side_frames: int = 0  # of these, the frames of side work
     frames_by_request: Counter[str] = field(default_factory=Counter)
     unread_pages: set[bytes] = field(default_factory=set)  # keys of media that no row of this step reads
     seconds: float = 0.0  # the expected duration of the step
-    own_seconds: float = inf  # without the media that side work adds; infinite if it adds none
     max_seconds: float = inf
-    # the next piece of a prompt or a media item may take longer: otherwise the smallest one might never run
+    # the next piece of a prompt may take longer, and the next frame: otherwise the smallest piece might never run
     may_exceed: bool = True
+    num_frames_before: int = 0  # when `max_seconds` was set
     is_last_resort: bool = False  # nothing else can run, so nothing is kept for others
 
     @property
@@ -95,17 +97,27 @@ class Plan:
         return not (self.rows or self.pieces)
 
     @property
+    def is_of_side_work(self) -> bool:
+        """True if sequences have neither rows nor frames in this step."""
+        return not self.rows and self.num_frames == self.num_side_frames
+
+    @property
     def side_share(self) -> float:
-        """The share of the step's expected duration that media of side work take."""
-        return max(1 - self.own_seconds / self.seconds, 0.0) if self.seconds else 0.0
+        """The share of the step's expected duration that frames of side work take."""
+        return self.num_side_frames * self.pace.per_frame / self.seconds if self.seconds else 0.0
+
+    def limit(self, seconds: float, *, may_exceed: bool) -> None:
+        """Limit the step's duration while more is added; one piece `may_exceed` it."""
+        self.max_seconds, self.may_exceed, self.num_frames_before = seconds, may_exceed, self.num_frames
 
     @property
     def frames_left(self) -> int:
         """The number of frames that can still be added to this step."""
-        left = (self.max_frames if self.rows else self.max_frames_idle) - self.num_frames
+        left = (self.max_frames if self.rows else self.max_frames_idle) - self.num_kept_frames - self.num_frames
         if self.pace.per_frame and self.max_seconds < inf:
-            left = min(left, int((self.max_seconds - self.seconds) / self.pace.per_frame))
-        return max(left, int(self.may_exceed and not self.pieces))
+            num_in_time = int((self.max_seconds - self.seconds) / self.pace.per_frame)
+            left = min(left, max(num_in_time, int(self.may_exceed and self.num_frames == self.num_frames_before)))
+        return max(left, 0)
 
     @property
     def reads_its_pages(self) -> bool:

@@ -15,7 +15,7 @@ from server.engine.caches.blocks import BlockPool
 from server.engine.caches.media import MediaCache
 from server.engine.caches.memory import Memory
 from server.engine.config import EngineConfig
-from server.engine.pace import HEAVY_SHARE
+from server.engine.pace import SHARE_BESIDE
 from server.engine.plan import Plan
 from server.engine.sequence import Sequence
 from server.engine.shares import Shares
@@ -263,7 +263,7 @@ class Residents:
     def note_step(self, seconds: float) -> None:
         """Note the time of a step: that of light sequences earns heavy ones a share of it with the only seat."""
         if self.config.max_sequences == 1 and self.waiting:
-            earned = -seconds if self._num_seats_of_heavy() else HEAVY_SHARE * seconds
+            earned = -seconds if self._num_seats_of_heavy() else SHARE_BESIDE * seconds
             self._seat_credit = min(max(self._seat_credit + earned, -MAX_SEAT_CREDIT), MAX_SEAT_CREDIT)
 
     def _num_seats_of_heavy(self) -> int:

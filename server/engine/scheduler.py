@@ -20,11 +20,11 @@ from random import Random
 
 from server.engine.ahead import rows_after
 from server.engine.lookup import num_worthwhile
-from server.engine.pace import HEAVY_SHARE, Pace
+from server.engine.pace import SHARE_BESIDE, Pace
 from server.engine.plan import Group, Plan, Row
 from server.engine.residents import Residents
 from server.engine.sequence import Sequence
-from server.engine.shares import CONTEXT_PER_TOKEN, TOKENS_PER_FRAME, count_within, rounded_piece, work_of
+from server.engine.shares import BY_AGE_SHARE, CONTEXT_PER_TOKEN, TOKENS_PER_FRAME, count_within, rounded_piece, work_of
 
 # in every fourth step, a piece that is cut for lack of time is cut to half that length: steps of different sizes show which
 # part of their time is fixed and which grows with the tokens
@@ -32,9 +32,6 @@ PROBE_EVERY = 4
 # smaller pieces wait for the media that follow them, if these are being encoded
 MIN_PIECE_BEFORE_MEDIA = 64
 YIELD_EVERY = 8
-# The share of steps in which the oldest requests of a client come first, whatever their needs: otherwise, smaller ones that
-# never cease would delay a request very long. The steps are drawn, so that no rhythm of other requests avoids them.
-BY_AGE_SHARE = 1 / 4
 
 
 class Scheduler:
@@ -54,22 +51,22 @@ class Scheduler:
         self.pace = Pace(self.config.step_seconds, clock)
         self._never_proposed = never_proposed  # ids that are never sampled, or end an answer
         self._random = Random(0)
+        self._max_credit = self.config.step_seconds / 4
         self._credits = [0.0, 0.0]  # seconds left to heavy sequences next to light ones: decoding, prompts
 
-    def schedule(self) -> Plan:
+    def schedule(self, num_kept_frames: int = 0) -> Plan:
+        """Return the next step; `num_kept_frames` are left to side work, as far as the step's limit of frames allows."""
         plan = self._begin_step()
+        plan.num_kept_frames = num_kept_frames
         if self._can_run_together(plan):
             self._fill(plan, list(self.running), inf)
         else:
             self._fill_by_turns(plan)
-        self._fill_at_last(plan)
-        plan.own_seconds = plan.seconds
+        if not num_kept_frames:
+            self._fill_at_last(plan)
         if plan.rows:
             self._residents.note_step(plan.seconds)
-        # side work encodes media next to the rows, in a share of the time: where frames are slow, not in each step
-        side_seconds = self.pace.side_seconds
-        plan.max_seconds = plan.seconds + side_seconds if plan.rows else self.pace.longest_of_media()
-        plan.may_exceed = not plan.rows or side_seconds > 0
+        plan.num_kept_frames = 0
         return plan
 
     def schedule_after(self, before: Plan) -> Plan | None:
@@ -140,8 +137,7 @@ class Scheduler:
         light, heavy, yielding = Group(), Group(), Group()
         for sequence in able:
             account, num_left = sequence.account, sequence.num_left
-            need = account.need(num_left)
-            sequence.turn = account.age + (account.client.surplus if age_decides else need)
+            sequence.turn = account.order_key(num_left, age_decides=age_decides)
             is_first, is_light = account.priority == first, self._residents.is_light(sequence)
             group = (light if is_light else heavy) if is_first else yielding
             (group.prompts if num_left > 1 or sequence.is_waiting else group.decoding).append(sequence)
@@ -161,35 +157,41 @@ class Scheduler:
         return known
 
     def _fill_light(self, plan: Plan, light: Group, heavy: Group) -> None:
-        """Add light sequences; a quarter of the tokens and seats is kept for heavy ones that want them."""
+        """Add light sequences; a quarter of the tokens and seats is kept for heavy ones that want them, and a due frame."""
         num_tokens = plan.tokens_left // 4 if heavy else 0
         num_seats = self._residents.num_seats_for_heavy(plan) if any(s.is_waiting for s in heavy.prompts) else 0
+        # in every second step: a prompt that is due may wait for something else
+        num_frames = int(bool(heavy.prompts) and self._credits[1] >= self._max_credit) * (self._step % 2)
         plan.tokens_left -= num_tokens
         plan.seats_left -= num_seats
-        limit = self.pace.longest()
-        self._fill_group(plan, light, limit)
+        plan.num_kept_frames += num_frames
+        self._fill_group(plan, light, self.pace.longest())
         plan.tokens_left += num_tokens
         plan.seats_left += num_seats
+        plan.num_kept_frames -= num_frames
 
     def _fill_heavy(self, plan: Plan, heavy: Group) -> None:
-        kinds, max_credit = [heavy.decoding, heavy.prompts], self.config.step_seconds / 4
-        # on a slow machine the smallest piece of a prompt takes many times its credit, which later steps have to earn first
-        max_debts = [max_credit, self.config.step_seconds]
-        if not plan.rows or self.config.step_seconds == inf:
+        kinds = [heavy.decoding, heavy.prompts]
+        if plan.is_empty or self.config.step_seconds == inf:
             self._fill_group(plan, heavy, self.pace.longest())
-            self._credits = [0.0, -max_debts[1] if any(s.step == self._step for s in heavy.prompts) else 0.0]
+            # next to light sequences that arrive now, prompts begin with the debt of such a step
+            self._credits = [
+                0.0,
+                -self.config.step_seconds if any(s.step == self._step for s in heavy.prompts) else 0.0,
+            ]
             return
-        earned = HEAVY_SHARE * plan.seconds / max(sum(map(bool, kinds)), 1)
+        earned = SHARE_BESIDE * plan.seconds / max(sum(map(bool, kinds)), 1)
         for kind, sequences in enumerate(kinds):
-            credit = min(self._credits[kind] + earned, max_credit) if sequences else 0.0
+            credit = min(self._credits[kind] + earned, self._max_credit) if sequences else 0.0
             before, is_shared = plan.seconds, kind == 0 and bool(heavy.prompts)
-            free = ((1 + HEAVY_SHARE) * self.pace.fixed - before) / (1 + is_shared)
-            self._fill(plan, _in_turn(sequences), before + max(credit, free), may_exceed=credit == max_credit)
-            self._credits[kind] = max(credit - (plan.seconds - before), -max_debts[kind])
+            free = ((1 + SHARE_BESIDE) * self.pace.fixed - before) / (1 + is_shared)
+            # the smallest piece may take many times the credit, which later steps then have to earn
+            self._fill(plan, _in_turn(sequences), before + max(credit, free), may_exceed=credit == self._max_credit)
+            self._credits[kind] = credit - (plan.seconds - before)
 
     def _fill_yielding(self, plan: Plan, yielding: Group) -> None:
         sequences = yielding.decoding + yielding.prompts
-        if not plan.rows:
+        if plan.is_empty:
             sequences.sort(key=lambda s: (s.account.priority, s.turn))
             self._fill(plan, sequences, self.pace.longest())
         elif self._step % YIELD_EVERY == 0:
@@ -216,7 +218,7 @@ class Scheduler:
 
     def _fill(self, plan: Plan, sequences: list[Sequence], seconds: float, *, may_exceed: bool = True) -> None:
         """Add rows of these sequences, in this order, until the step takes `seconds`."""
-        plan.max_seconds, plan.may_exceed = seconds, may_exceed
+        plan.limit(seconds, may_exceed=may_exceed)
         for sequence in sequences:
             if plan.tokens_left <= 0:
                 return

@@ -19,6 +19,9 @@ TOKENS_PER_FRAME = 32
 PIECE_MULTIPLES = (64, 32, 16)
 # the total work after which a request that waits is ahead of later ones by one more token
 WORK_PER_TOKEN_OF_AGE = 256
+# The share of steps in which the oldest requests of a client come first, whatever their needs: otherwise, smaller ones that
+# never cease would delay a request very long. The steps are drawn, so that no rhythm of other requests avoids them.
+BY_AGE_SHARE = 1 / 4
 
 
 def work_of(count: int, context: int, num_logits: int = 1) -> float:
@@ -70,6 +73,10 @@ class Account:
     def need(self, num_left: int) -> float:
         return self.served + num_left + self.client.surplus
 
+    def order_key(self, num_left: int, *, age_decides: bool) -> float:
+        """Return a number that is smaller for a request that comes earlier; age may decide between those of a client."""
+        return self.age + (self.client.surplus if age_decides else self.need(num_left))
+
     @property
     def num_seats(self) -> int:
         return min(self.num_running, 1) if self.is_search else self.num_running
@@ -83,7 +90,7 @@ class Account:
 class Shares:
     """The accounts of all requests that have sequences, and of their clients.
 
-    `credit` is the most work that a client saves up while it is idle and others are served.
+    `credit` is the most work that a client saves up while others are served, whether it is idle or needs little.
     """
 
     def __init__(self, credit: float) -> None:
@@ -134,6 +141,10 @@ class Shares:
 
     def compare_clients(self) -> None:
         """Bring the clients' surpluses up to date."""
+        active = [client for client in self._clients.values() if client.num_requests]
+        least_allowed = max((client.served for client in active), default=0.0) - self._credit
+        for client in active:
+            client.served = max(client.served, least_allowed)
         least = self._least_served()
         for client in self._clients.values():
             client.surplus = client.served - least

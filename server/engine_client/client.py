@@ -34,6 +34,7 @@ from server.engine_client.supervisor import State, Supervisor
 from server.engine_client.watchdog import Watchdog
 from server.engine_client.worker_process import WorkerProcess
 from server.errors import EngineDied, EngineNotReady, EngineStalled, ServerError
+from server.limits.turns import client_in_turn
 from server.media.source import EncodedMedia
 from server.run_queue import RunQueue
 from server.settings import Settings
@@ -175,13 +176,15 @@ class WorkerClient:
         return await self._reply(request, media, wire.Inspected)
 
     async def embed(self, media: Sequence[EncodedMedia]) -> NDArray[np.float32]:
-        request = wire.Embed(request_id=f"embed-{uuid.uuid4().hex}", media=[m.digest for m in media])
+        digests = [m.digest for m in media]
+        request = wire.Embed(request_id=f"embed-{uuid.uuid4().hex}", media=digests, client=client_in_turn.get())
         embedded = await self._reply(request, {m.digest: m for m in media}, wire.Embedded)
         self._metrics.count_media(embedded.media_encoded, embedded.media_cached)
         return _vectors(embedded)
 
     async def embed_text(self, texts: Sequence[list[int]]) -> NDArray[np.float32]:
-        request = wire.EmbedText(request_id=f"embed-{uuid.uuid4().hex}", texts=list(texts))
+        name, client = f"embed-{uuid.uuid4().hex}", client_in_turn.get()
+        request = wire.EmbedText(request_id=name, texts=list(texts), client=client)
         return _vectors(await self._reply(request, {}, wire.Embedded))
 
     def pin(self, digests: Sequence[bytes], is_kept: bool, prompts: Sequence[EncodedPrompt] = ()) -> None:

@@ -249,6 +249,7 @@ async def _inspect(fields: InspectRequest, record: RequestRecord, services: Serv
         prompt=tokens,
         token=token,
         layers=list(dict.fromkeys(fields.layers)),
+        client=record.client,
     )
     with record:
         inspected = await services.engine.inspect(inspection, prompt.media)

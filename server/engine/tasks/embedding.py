@@ -48,6 +48,11 @@ class MediaEmbedding(SideTask):
                 lacking.append(source)
         return self._cache.request(lacking)
 
+    @property
+    def has_frames(self) -> bool:
+        keys = map(self._cache.content_keys.get, islice(self.media, WINDOW))
+        return any(key is not None and key not in self._cache.pooled and self._cache.has_frames(key) for key in keys)
+
     def _is_provided(self, key: bytes, plan: Plan) -> bool:
         """Return whether no pixels are missing: the vector is cached or in this step, or its frames have arrived.
 

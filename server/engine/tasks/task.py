@@ -99,6 +99,11 @@ class SideTask(Task, ABC):
         return []
 
     @property
+    def has_frames(self) -> bool:
+        """True if frames that only this task needs have arrived and wait to be encoded."""
+        return False
+
+    @property
     @abstractmethod
     def can_run(self) -> bool:
         """True if the next round would do something."""
@@ -109,7 +114,7 @@ class SideTask(Task, ABC):
 
 
 class ForwardTask(SideTask):
-    """A side task with its own forward pass. After a step, one such task runs a round, if their share of time permits.
+    """A side task with a forward pass of its own. After a step, one such task runs a round, if there is time.
 
     A round takes a fraction of a step of prompt tokens, so that it delays running sequences and new requests only a little.
     The tokens of a piece pass one layer together, which costs the same time per layer for few layers as for all.

@@ -32,7 +32,7 @@ def test_requests_that_wait_for_the_same_shots_do_not_cut_their_prompt_into_smal
         simulation.add(Generate(request_id=simulation._name(), prompt=shared, sampling=once))
     simulation.run(first)
     counts = [row.count for plan in simulation.runner.plans for row in plan.rows if row.sequence.request_id == first]
-    assert min(counts[:-1], default=MIN_PIECE_BEFORE_MEDIA) >= MIN_PIECE_BEFORE_MEDIA
+    assert len(counts) <= 2, "one may be half as long as the time allows"
 
 
 def test_a_machine_whose_steps_become_slow_does_not_cut_prompts_into_small_pieces() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from statistics import mean
@@ -13,11 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.engine.config import EngineConfig
-from server.engine.pace import HEAVY_SHARE, LONE_STEPS
+from server.engine.pace import LONE_STEPS
 from server.engine.residents import PATIENCE
 from server.engine.scheduler import YIELD_EVERY
-from server.engine.tasks.task import ROUNDS_PER_STEP, ForwardTask
-from server.wire import BACKGROUND_PRIORITY, Generate, Outbound, Sampling
+from server.wire import BACKGROUND_PRIORITY, Generate, Sampling
 from tests.engine_client import assert_all_released
 from tests.engine_simulation import Costs, Simulation
 
@@ -183,56 +182,18 @@ def test_no_seat_is_taken_for_a_request_of_a_lower_priority(num_requests: int) -
     simulation.run(yielding)
 
 
-class EndlessForward(ForwardTask):
-    """A forward of its own whose pieces take some simulated time."""
-
-    def __init__(self, simulation: Simulation, piece_seconds: float) -> None:
-        self.simulation, self.piece_seconds, self.seconds = simulation, piece_seconds, 0.0
-        super().__init__("forward", (), CONFIG, num_layers=2)
-
-    @property
-    def can_run(self) -> bool:
-        return True
-
-    def pieces(self) -> Generator[float, None, Iterable[Outbound]]:
-        while True:
-            self.simulation.runner.now += self.piece_seconds
-            self.seconds += self.piece_seconds
-            yield 1.0
-
-
-@pytest.mark.parametrize("piece_seconds", [0.0005, 0.05])
-def test_a_forward_of_its_own_has_a_share_of_the_time_next_to_rows(piece_seconds: float) -> None:
+def test_a_client_that_needs_little_saves_up_no_more_than_an_idle_one() -> None:
+    """One answer needs a token per step. Otherwise, later requests of its client would go before all others for long."""
     simulation = Simulation(CONFIG)
-    forward = EndlessForward(simulation, piece_seconds)
-    simulation.engine._side_tasks["forward"] = forward
-    decoding = simulation.generate(20, 200)
-    simulation.step()
-    began, before = simulation.now, forward.seconds
-    simulation.run(decoding)
-    share = (forward.seconds - before) / (simulation.now - began)
-    assert share == pytest.approx(HEAVY_SHARE / (1 + HEAVY_SHARE), rel=0.15)
-
-
-def test_a_forward_of_its_own_has_a_share_of_the_time_next_to_the_encoding_of_media() -> None:
-    """A request with a new image would otherwise wait for a whole round after each step that encodes it."""
-    simulation = Simulation(CONFIG)
-    forward = EndlessForward(simulation, 0.01)
-    simulation.engine._side_tasks["forward"] = forward
-    video = simulation.generate(20, 1, num_images=1, num_frames=64)
-    simulation.step()
-    began, before = simulation.now, forward.seconds
-    simulation.run(video)
-    share = (forward.seconds - before) / (simulation.now - began)
-    assert share == pytest.approx(HEAVY_SHARE / (1 + HEAVY_SHARE), rel=0.15)
-
-
-def test_a_forward_of_its_own_has_whole_rounds_when_nothing_else_runs() -> None:
-    simulation = Simulation(CONFIG)
-    forward = EndlessForward(simulation, 0.001)
-    simulation.engine._side_tasks["forward"] = forward
-    simulation.step()
-    assert forward.seconds == pytest.approx(0.001 * 2 * CONFIG.max_tokens_per_step / ROUNDS_PER_STEP)
+    slow = simulation.generate(20, 4000, client="slow")
+    for _ in range(40):
+        simulation.generate(1000, 50, client="busy")
+    simulation.run_until(simulation.now + 60)
+    assert slow not in simulation.ended
+    for _ in range(40):
+        simulation.generate(500, 4, client="slow")
+    assert simulation.arrive(simulation.now, client="busy") < 1
+    assert simulation.arrive(simulation.now, client="new") < 0.5
 
 
 def test_the_pace_follows_the_machine() -> None:

@@ -8,7 +8,7 @@ from statistics import mean
 
 import pytest
 
-from server.engine.pace import HEAVY_SHARE, LONE_SECONDS, LONE_STEPS, MIN_PIECE
+from server.engine.pace import LONE_SECONDS, LONE_STEPS, MIN_PIECE, SHARE_BESIDE
 from server.wire import BACKGROUND_PRIORITY
 from tests.engine_simulation import Costs, Simulation
 from tests.server.engine.test_scheduler import CONFIG
@@ -149,22 +149,48 @@ def test_pieces_that_read_a_long_context_are_shorter() -> None:
     assert min(row.count for row in pieces if row.start > 5000) == MIN_PIECE // 2
 
 
-@pytest.mark.parametrize("step_seconds", [0.03, 0.05])
-@pytest.mark.parametrize("frame", [0.018, 0.05])
-def test_frames_for_vectors_take_their_share_of_the_time_beside_small_requests(
-    frame: float, step_seconds: float
-) -> None:
-    """A frame may take longer than such a step: then not each step has one."""
-    costs = Costs(frame=frame)
-    simulation = Simulation(replace(CONFIG, step_seconds=step_seconds), costs)
-    alone = mean(simulation.arrive(simulation.now + 0.5) for _ in range(3))
-    simulation.embed(1000)
-    began = len(simulation.runner.plans)
-    times = [simulation.arrive(simulation.now + 0.1) for _ in range(20)]
-    assert sorted(times)[18] <= 2.2 * alone + frame
-    shared_steps = [plan for plan in simulation.runner.plans[began:] if plan.rows]
-    share = sum(plan.num_frames for plan in shared_steps) * frame / sum(map(costs.of, shared_steps))
-    assert 0.1 < share < HEAVY_SHARE / (1 + HEAVY_SHARE) + 0.05
+@pytest.mark.parametrize("costs", [Costs(), Costs(step=0.016, token=0.006, context=0.012, logits=0.001, frame=0.03)])
+def test_the_first_step_after_the_start_is_the_only_long_one(costs: Costs) -> None:
+    """Without a measured step, a piece of a prompt has all the tokens that a step may have."""
+    simulation = Simulation(replace(CONFIG, step_seconds=0.03), costs)
+    simulation.engine.scheduler.pace.forget()
+    simulation.generate(6000, 4)
+    _, *seconds = (second for second in step_seconds(simulation, 5) if second)
+    assert max(seconds) < 1.2 * LONE_STEPS * 0.03
+
+
+def test_the_time_of_the_first_frames_is_learned_at_once() -> None:
+    simulation = Simulation(CONFIG)
+    pace = simulation.engine.scheduler.pace
+    pace.per_frame = 0.0
+    simulation.run(simulation.generate(20, 1, num_images=1))
+    assert pace.per_frame == pytest.approx(Costs().frame, rel=0.1)
+
+
+def test_a_short_step_corrects_an_overestimated_fixed_part_at_once() -> None:
+    """Otherwise it allows long steps, whose errors correct the time per token."""
+    simulation = Simulation(CONFIG)
+    pace = simulation.engine.scheduler.pace
+    pace.fixed = 0.16
+    simulation.run(simulation.generate(20, 2))
+    assert pace.fixed < 1.5 * Costs().step
+
+
+@pytest.mark.parametrize("token", [0.002, 0.006, 0.02])
+def test_large_prompts_have_no_more_than_their_share_where_their_smallest_piece_is_slow(token: float) -> None:
+    """A piece may take many times what one step lends."""
+    costs = Costs(step=0.016, token=token)
+    simulation = Simulation(replace(CONFIG, step_seconds=0.03), costs)
+    small = [simulation.generate(10, 40, client=f"small {i}") for i in range(3)]
+    large = simulation.generate(8000, 4, client="large")
+    began, start = len(simulation.runner.plans), simulation.now
+    while simulation.now < start + 60:
+        simulation.step()
+        small = [simulation.generate(10, 40, client=n) if n in simulation.ended else n for n in small]
+    rows = [row for plan in simulation.runner.plans[began:] for row in plan.rows if row.sequence.request_id == large]
+    share = sum(map(costs._of_row, rows)) / (simulation.now - start)
+    assert large not in simulation.ended
+    assert 0.1 < share < SHARE_BESIDE / (1 + SHARE_BESIDE) + 0.05
 
 
 def step_seconds(simulation: Simulation, seconds: float) -> list[float]:

@@ -218,7 +218,7 @@ def test_steps_and_side_tasks_run_in_the_block(monkeypatch: pytest.MonkeyPatch) 
 
         return run
 
-    for name in ("_launch", "_run_side_tasks"):
+    for name in ("_launch", "_run_side_work"):
         monkeypatch.setattr(answer.engine, name, noted(getattr(answer.engine, name)))
     answer.engine.add(Prompt(((0, 9),)).request("a"))
     answer.run()
