@@ -20,7 +20,7 @@ from typing import Any
 from model.config import ConfigError
 from model.hub import prepare as hub
 from model.hub.sources import ModelNameError
-from model.zoo.default import prepare
+from model.zoo.default import DEFAULT, prepare
 from model.zoo.fetch import DefaultModelError
 from server.address import check_address
 from server.allocator import return_freed_memory
@@ -84,6 +84,8 @@ def with_model(settings: Settings) -> Settings:
 
     Raises `SettingsError` and `DefaultModelError`.
     """
+    if settings.model == DEFAULT.name and not Path(DEFAULT.name).is_dir():
+        settings = settings.model_copy(update={"model": None})
     if settings.model is None or not Path(settings.model).is_dir():
         _create_cache(settings.cache_folder)
     if settings.model is not None:

@@ -76,6 +76,8 @@ FORBIDDEN: dict[str, set[str]] = {
 ENVIRONMENT_READERS = {
     "server/settings.py",
     "evaluation/benchmarks/__main__.py",
+    # the address and the key of the server
+    "clients/python/src/flamboyance_client/connection.py",
     # for an error that names what httpx has read
     "clients/python/src/flamboyance_client/processes.py",
 }

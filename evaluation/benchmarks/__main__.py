@@ -21,7 +21,7 @@ from evaluation.benchmarks.runner import Options, run
 from evaluation.benchmarks.scoring import METRICS
 from evaluation.counts import at_least
 from flamboyance_client import FlamboyanceError, NotAuthorised, NotConnected, TimedOut
-from flamboyance_client.client import BASE_URL
+from flamboyance_client.connection import BASE_URL
 
 DESCRIPTION = (
     "Evaluate a server on a benchmark of the paper. Without a name, list the benchmarks and, with --data, the state of "

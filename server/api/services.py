@@ -135,7 +135,8 @@ async def _services(request: Request) -> Services:
 
 async def _record(request: Request, services: Annotated[Services, Depends(_services)]) -> RequestRecord:
     caller: Caller = request.state.caller
-    return RequestRecord(request.state.request_id, services.metrics, request.state.ticket, caller.quota)
+    state, path = request.state, request.url.path
+    return RequestRecord(state.request_id, services.metrics, state.ticket, caller.quota, path)
 
 
 GivenServices = Annotated[Services, Depends(_services)]

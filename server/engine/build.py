@@ -106,7 +106,7 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     phases.end("caches")
     # meanwhile the table of tokens is built, which would hold the interpreter's lock during a step
     grammars.build_table()
-    logger.info("warming up, which may take minutes on the first start")
+    logger.info("warming up; loops that are not compiled yet may take minutes")
     warm_up(engine, served.tokenizer.media_token_id, served.config.vision.image_size)
     phases.end("warm-up")
     grammars.start_trials()
@@ -226,7 +226,7 @@ def _prepare(
     prepared = prepare_for_inference(model, layer_formats, _vision_formats(settings), known)
     known_formats.save(prepared.formats, is_disturbed=processor_time.is_disturbed(torch.get_num_threads()))
     for shape, best in prepared.formats.items():
-        logger.info("weights %s: %s", shape, ", ".join(f"{name} from {rows}" for rows, name in best.items()))
+        logger.debug("weights %s: %s", shape, ", ".join(f"{name} from {rows}" for rows, name in best.items()))
     return prepared
 
 

@@ -94,8 +94,8 @@ class Supervisor:
         self._ready_since, self._num_failed_starts = time.monotonic(), 0
         self._metrics.engine_ready.set(1)
         self._start_settled.set()
-        # /health shows the rest
-        logger.info("the engine is ready", extra={k: v for k, v in info.items() if not isinstance(v, dict)})
+        # /version has the rest
+        logger.info("the engine is ready", extra={k: info[k] for k in ("device", "load_seconds") if k in info})
         if self._settings.spare_worker:
             self._spare.prepare()
 

@@ -88,8 +88,8 @@ SHA_256 = r"^[0-9a-f]{64}$"
 KEY_NAME = r"^[^\x00-\x1f\x7f]*$"
 # what a text of each pattern is, for messages
 IN_WORDS = {
-    ID: "1 to 128 letters, digits and the characters _.:-",
-    SET_NAME: "at most 128 letters, digits and the characters _.:-, beginning with a letter or digit",
+    ID: "1 to 128 ASCII letters, digits and the characters _.:-",
+    SET_NAME: "at most 128 ASCII letters, digits and the characters _.:-, beginning with a letter or digit",
     SHA_256: "64 hexadecimal digits in lower case",
     KEY_NAME: "a text without control characters, such as line breaks",
     TENANT_NAME: "at most 48 lower-case letters, digits and the characters _-, beginning with a letter or digit",

@@ -103,7 +103,8 @@ class ExamplesFields(Schema):
         None,
         ge=0,
         le=MAX_SHOTS,
-        description="Number of examples. Default: 4 (`zero_shot`: 2; classification: 4 to 16), or all of a smaller set.",
+        description="Number of examples, at most all of the set. Default: 4, and 2 with `zero_shot`. If `strategy` is "
+        "`balanced` by default, it is the number of candidates or labels, from 4 to 16. All of a smaller set.",
     )
     strategy: Strategy = Field(
         "first", description="How examples are selected. Default for a set whose examples all have labels: `balanced`."

@@ -81,7 +81,7 @@ MAX_METADATA_BYTES = 16384
 # ten years
 MAX_TTL = 315_360_000
 MAX_POOL = 1024
-NAME = "A unique name of up to 128 letters, digits and characters of `_.:-`, which begins with a letter or digit."
+NAME = "A unique name of up to 128 ASCII letters, digits and characters of `_.:-`, which begins with a letter or digit."
 PINNED = "Keep the media of the latest version encoded."
 LABEL = "The label of the answer, of up to 1,024 characters. Store a longer answer as `text`."
 METADATA = "Any JSON object of up to 16 KiB."

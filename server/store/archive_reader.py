@@ -41,7 +41,8 @@ MAX_DIRECTORY_BYTES = 8 * 2**20
 DIRECTORY_BYTES_PER_EXAMPLE = 200
 # limit of JSON separators per example; if there are few examples, each may have more, up to the limit of a body
 SEPARATORS_PER_EXAMPLE = {b",": 64, b":": 32, b"[": 16, b"{": 16}
-MAX_MANIFEST_BYTES = 2**16
+# earlier versions indented the manifest, whose metadata may be lists in each other
+MAX_MANIFEST_BYTES = 2**18
 # limit of a line: the texts of an example, even if all are escaped, with its metadata and the names of its media
 MAX_LINE_BYTES = 2 * 2**20
 READ_BYTES = 2**18
@@ -196,6 +197,8 @@ def _check_format(manifest: bytes) -> None:
         fields = msgspec.json.decode(manifest, type=dict[str, msgspec.Raw])
     except msgspec.DecodeError:
         raise InvalidArchive(f"{MANIFEST} is not a JSON object") from None
+    except RecursionError:
+        raise InvalidArchive(f"{MANIFEST} has too many lists and objects in each other") from None
     name, version = (
         bytes(fields.get(key, b"null"))[:64].decode(errors="replace") for key in ("format", "format_version")
     )

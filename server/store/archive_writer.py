@@ -120,4 +120,4 @@ def _manifest(support_set: SupportSet, metadata: dict[str, Any], num_media: int)
         "num_media": num_media,
         "exported_from": {"support_set": support_set.id, "version": support_set.version},
     }
-    return msgspec.json.format(encode(fields), indent=2) + b"\n"
+    return encode(fields) + b"\n"

@@ -32,9 +32,15 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
     """
 
     def __init__(
-        self, request_id: str, metrics: Metrics, ticket: Ticket | None = None, quota: Quota | None = None
+        self,
+        request_id: str,
+        metrics: Metrics,
+        ticket: Ticket | None = None,
+        quota: Quota | None = None,
+        path: str = "",
     ) -> None:
         self.request_id = request_id
+        self.path = path
         self.arrived = time.monotonic()
         self.priority = 0
         self.client = "" if ticket is None else ticket.client
@@ -186,6 +192,7 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
                 )
         facts = {
             "request_id": self.request_id,
+            "path": self.path,
             "finish_reason": self.finish_reason,
             "prompt_tokens": self.prompt_tokens,
             "media": self.media,

@@ -295,3 +295,14 @@ def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
     with pytest.raises(SettingsError, match="printable ones of ASCII") as caught:
         read_settings([f"--api-key={key}"])
     assert key not in str(caught.value)
+
+
+def test_the_default_model_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the name in /v1/models. A folder of this name in the working directory comes first."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("server.start.prepare", lambda folder: folder / "default")
+    settings = with_model(read_settings([DEFAULT.name, "--cache-dir", "cache"]))
+    assert settings.model == str(tmp_path / "cache" / "default")
+    (tmp_path / DEFAULT.name).mkdir()
+    (tmp_path / DEFAULT.name / "config.json").write_text(DEFAULT.to_json(), encoding="utf-8")
+    assert with_model(read_settings([DEFAULT.name, "--cache-dir", "cache"])).model == str(tmp_path / DEFAULT.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -67,6 +68,48 @@ def test_the_limit_of_an_archive_has_a_setting_of_its_own(message: str, tmp_path
 def test_advice_for_a_route_is_for_one_of_its_errors(path: str, code: str) -> None:
     responses = document()["paths"][path]["post"]["responses"]
     assert any(f"`{code}`" in response["description"] for response in responses.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        (
+            {"question": "What?"},
+            'unknown option question: it is a part of the query, such as {"image": "cat.jpg", "quest',
+        ),
+        ({"k": 4}, 'unknown option k: it is a part of examples, such as examples={"support_set": "pets", "k": ...}'),
+        ({"max_token": 4}, "unknown option max_token; did you mean max_tokens?"),
+    ],
+)
+def test_an_option_of_another_part_of_a_request_is_explained(options: dict[str, Any], advice: str) -> None:
+    with Client() as client, pytest.raises(TypeError) as caught:
+        client.fewshot.complete(b"GIF89a", **options)
+    assert str(caught.value).startswith(advice)
+
+
+def test_the_address_and_the_key_may_be_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, str | None]] = []
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        seen.append((str(request.url), request.headers.get("Authorization")))
+        return httpx.Response(404, json={"error": "no"})
+
+    monkeypatch.setenv("FLAMBOYANCE_URL", "http://example.test:8311")
+    monkeypatch.setenv("FLAMBOYANCE_API_KEY", "secret")
+    for address, key in ((None, None), ("http://other.test", "mine")):
+        with Client(address, api_key=key, transport=httpx.MockTransport(reply)) as client, pytest.raises(ApiError):
+            client.support_sets.get("pets")
+    assert [(url.partition("/v1")[0], header) for url, header in seen] == [
+        ("http://example.test:8311", "Bearer secret"),
+        ("http://other.test", "Bearer mine"),
+    ]
+
+
+def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "make.py"
+    file.write_text("print()")
+    with Client() as client, pytest.raises(ValueError, match=r"make\.py is not an image or a video"):
+        client.fewshot.complete(file)
 
 
 def test_a_server_that_does_not_answer_is_named_with_its_address() -> None:

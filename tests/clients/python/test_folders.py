@@ -90,14 +90,16 @@ def test_a_file_that_the_server_cannot_read_is_named(tmp_path: Path, name: str, 
     )
     with pytest.raises(ValueError, match=formats) as caught:
         labelled_files(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path / 'a' / name} ({reason}) is not an image or video that")
+    assert str(caught.value).startswith(f"{tmp_path / 'a' / name} ({reason}) cannot be read as an image or a video;")
 
 
 def test_all_files_that_the_server_cannot_read_are_named(tmp_path: Path) -> None:
     write(tmp_path, **{f"a/{number:02}.png": b"" for number in range(23)}, **{"a/good.png": picture()})
     (tmp_path / "a" / "00.png").unlink()
     (tmp_path / "a" / "00.png").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"19\.png \(0 bytes\) and 3 more are not images or videos that") as caught:
+    with pytest.raises(
+        ValueError, match=r"19\.png \(0 bytes\) and 3 more cannot be read as images or videos;"
+    ) as caught:
         labelled_files(tmp_path)
     names = re.findall(r"(\d+)\.png \((.*?)\)", str(caught.value))
     assert names == [("00", "No such file or directory"), *((f"{number:02}", "0 bytes") for number in range(1, 20))]

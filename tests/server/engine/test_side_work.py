@@ -122,7 +122,7 @@ def test_vectors_of_images_do_not_wait_for_small_requests_with_images_to_cease(f
 def test_a_large_prompt_with_new_images_does_not_wait_for_small_requests_with_images_to_cease(max_frames: int) -> None:
     simulation = Simulation(replace(CONFIG, step_seconds=0.03, max_frames_per_step=max_frames))
     large = simulation.generate(300, 4, num_images=24, client="large")
-    run_beside_new_images(simulation, 20)
+    run_beside_new_images(simulation, 30, num_open=24)
     assert large in simulation.ended
 
 

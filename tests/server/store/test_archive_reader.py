@@ -10,6 +10,7 @@ import tempfile
 import tracemalloc
 import zipfile
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
@@ -31,6 +32,8 @@ LIMITS = Settings(max_import_mb=1, max_body_mb=1 / 16, max_media_mb=1 / 8, max_s
 RED = png("red")
 EXAMPLE = {"id": "a", "text": "t", "media": [reference(RED)]}
 FILES = {"media/a.png": RED}
+
+DEEP = b'{"metadata": ' + b'{"a":' * 3000 + b"1" + b"}" * 3001
 
 
 def opened(data: bytes, limits: Settings = LIMITS) -> Archive:
@@ -91,6 +94,14 @@ def test_a_written_archive_is_read(tmp_path: Any) -> None:
     assert (read.manifest.name, read.manifest.metadata) == ("s", {"owner": "me"})
 
 
+@pytest.mark.parametrize("metadata", [{"a": {"b": {"c": [1] * 5400}}}, {"a": [[1]] * 3200}])
+def test_a_written_archive_is_read_whatever_its_metadata(metadata: dict[str, Any], tmp_path: Path) -> None:
+    """Metadata of many small values are longer if they are indented."""
+    support_set = SupportSet(id="ss_1", name="s", version=1, examples=Examples((Example("a", (), "t", "l"),)))
+    written = b"".join(write_archive(support_set, metadata, MediaStore(str(tmp_path))))
+    assert read_all(io.BytesIO(written)).manifest.metadata == metadata
+
+
 def test_a_null_name_is_none() -> None:
     assert opened(archive([], name=None)).manifest.name is None
 
@@ -107,6 +118,7 @@ def test_a_null_name_is_none() -> None:
         ([], {}, {"num_examples": 1}, "num_examples is 1, and the archive has 0", "num_examples"),
         ([EXAMPLE], FILES, {"num_media": 2}, "num_media is 2, and the archive has 1", "num_media"),
         ([], {"manifest.json": b"["}, {}, "manifest.json is not a JSON object", None),
+        ([], {"manifest.json": DEEP}, {}, "manifest.json has too many lists and objects in each other", None),
         ([], {"examples.jsonl": b"{}\n"}, {}, "examples.jsonl, line 1", "examples[0]"),
         ([{"text": "t"}], {"examples.jsonl": b'{"text": "t"}\n{'}, {}, "line 2: not JSON", "examples[1]"),
         ([{"text": "t"}, {"text": 1}], {}, {}, "line 2: text:", "examples[1].text"),
@@ -212,7 +224,7 @@ class TestLimits:
         assert "the limit is 65536" in message
 
     def test_of_the_manifest(self) -> None:
-        assert "the limit is 65536" in refused(archive([], {"manifest.json": b" " * 2**16 + b"{}"}))[0]
+        assert "the limit is 262144" in refused(archive([], {"manifest.json": b" " * 2**18 + b"{}"}))[0]
 
     def test_of_a_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(archive_reader, "MAX_LINE_BYTES", 100)

@@ -66,7 +66,7 @@ async def test_a_request_is_counted_once(
     assert metric(app, "num_requests_waiting") == metric(app, "num_requests_running") == 0
     (line,) = [record for record in caplog.records if record.message == "request finished"]
     fields = vars(line)
-    assert (fields["request_id"], fields["media"]) == ("mine", num_media)
+    assert (fields["request_id"], fields["path"], fields["media"]) == ("mine", route, num_media)
     assert (fields["prompt_tokens"], fields["finish_reason"]) == (
         prompt_tokens,
         "length" if "max_tokens" in body else "stop",

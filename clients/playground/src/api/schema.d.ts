@@ -1647,7 +1647,7 @@ export interface components {
             ttl_seconds?: number | null;
             /** @description Instead of `ttl_seconds`: the expiry as a Unix time in seconds. */
             expires_at?: number | null;
-            /** @description A unique name of up to 128 letters, digits and characters of `_.:-`, which begins with a letter or digit. */
+            /** @description A unique name of up to 128 ASCII letters, digits and characters of `_.:-`, which begins with a letter or digit. */
             name?: string | null;
             /**
              * @description The examples of version 1.
@@ -2265,7 +2265,7 @@ export interface components {
             support_set: string;
             /** @description A version of the set. Default: the latest. */
             version?: number | null;
-            /** @description Number of examples. Default: 4 (`zero_shot`: 2; classification: 4 to 16), or all of a smaller set. */
+            /** @description Number of examples, at most all of the set. Default: 4, and 2 with `zero_shot`. If `strategy` is `balanced` by default, it is the number of candidates or labels, from 4 to 16. All of a smaller set. */
             k?: number | null;
             /**
              * @description How examples are selected. Default for a set whose examples all have labels: `balanced`.
@@ -3802,7 +3802,7 @@ export interface components {
             ttl_seconds?: number | null;
             /** @description Instead of `ttl_seconds`: the expiry as a Unix time in seconds. */
             expires_at?: number | null;
-            /** @description A unique name of up to 128 letters, digits and characters of `_.:-`, which begins with a letter or digit. */
+            /** @description A unique name of up to 128 ASCII letters, digits and characters of `_.:-`, which begins with a letter or digit. */
             name?: string | null;
             /** @description Keep the media of the latest version encoded. */
             pinned?: boolean;

@@ -148,11 +148,19 @@ def checked_options(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     Raises `TypeError` for an option that `kind` does not have, and `ValueError` for a value that cannot be sent.
     """
     if unknown := sorted(options.keys() - kind.__annotations__.keys()):
-        near = get_close_matches(unknown[0], kind.__annotations__, n=1)
-        raise TypeError(f"unknown option {', '.join(unknown)}" + "".join(f"; did you mean {name}?" for name in near))
+        raise TypeError(f"unknown option {', '.join(unknown)}{_advice(unknown[0], kind.__annotations__)}")
     options = with_lists(options)
     check_values(options)
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _advice(unknown: str, known: Iterable[str]) -> str:
+    """Return where an option belongs that another part of a request has, or which one it may be."""
+    if unknown in ("question", "text", "media"):
+        return f': it is a part of the query, such as {{"image": "cat.jpg", "{unknown}": ...}}'
+    if unknown in Selection.__annotations__ and "examples" in known:
+        return f': it is a part of examples, such as examples={{"support_set": "pets", "{unknown}": ...}}'
+    return "".join(f"; did you mean {name}?" for name in get_close_matches(unknown, known, n=1))
 
 
 def checked_selection(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:

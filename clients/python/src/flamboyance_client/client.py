@@ -41,7 +41,6 @@ from flamboyance_client.transfers import read_file, read_file_async, written_fil
 
 Reply = TypeVar("Reply")
 
-BASE_URL = "http://127.0.0.1:8000"
 # The read timeout is long, because the first token of a long prompt may take minutes.
 TIMEOUT = httpx.Timeout(connect=5.0, read=600.0, write=60.0, pool=5.0)
 RETRIES = Retries()
@@ -55,7 +54,7 @@ class Client(MadeAgain):
 
     def __init__(
         self,
-        base_url: str = BASE_URL,
+        base_url: str | None = None,
         *,
         api_key: str | None = None,
         model: str | None = None,
@@ -236,7 +235,7 @@ class AsyncClient(MadeAgain):
 
     def __init__(
         self,
-        base_url: str = BASE_URL,
+        base_url: str | None = None,
         *,
         api_key: str | None = None,
         model: str | None = None,

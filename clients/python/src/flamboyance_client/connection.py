@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from flamboyance_client.replies import Completion
 from flamboyance_client.traces import proxy
 from flamboyance_client.transfers import size_of
 
+BASE_URL = "http://127.0.0.1:8000"
 SCHEMES = ("http", "https")
 # codes of OpenSSL for certificates that no authority of the client has signed
 UNTRUSTED = (18, 19, 20, 21)
@@ -39,9 +41,14 @@ def shown_url(text: str) -> str:
     return re.sub(r"^([^/@]*//)?[^/]*@", r"\1", text)
 
 
-def client_settings(base_url: str, api_key: str | None, timeout: float | httpx.Timeout) -> dict[str, Any]:
-    """Return the arguments of an httpx client, of either kind. Raises `ValueError` for a wrong URL or key."""
-    return {"base_url": checked_url(base_url), "headers": headers(api_key), "timeout": timeout}
+def client_settings(base_url: str | None, api_key: str | None, timeout: float | httpx.Timeout) -> dict[str, Any]:
+    """Return the arguments of an httpx client, of either kind. Raises `ValueError` for a wrong URL or key.
+
+    Without a URL or a key, those of the variables FLAMBOYANCE_URL and FLAMBOYANCE_API_KEY are used.
+    """
+    url = os.environ.get("FLAMBOYANCE_URL", BASE_URL) if base_url is None else base_url
+    key = os.environ.get("FLAMBOYANCE_API_KEY") if api_key is None else api_key
+    return {"base_url": checked_url(url), "headers": headers(key), "timeout": timeout}
 
 
 def request_arguments(call: Call[Any], read: Callable[[Path, int | None], Any]) -> dict[str, Any]:

@@ -33,7 +33,12 @@ def media_files(folder: str | Path) -> list[Path]:
     for an image or a video that the server cannot read, and `OSError` for a folder that cannot be read. Links are
     followed, and below a subfolder each folder is read once, however many links lead to it.
     """
-    return _checked([path for path in _files(Path(folder)) if _is_media(path)])
+    return _checked(named_media_files(folder))
+
+
+def named_media_files(folder: str | Path) -> list[Path]:
+    """Return the files of `media_files`, without reading their first bytes."""
+    return [path for path in _files(Path(folder)) if _is_media(path)]
 
 
 def labelled_files(folder: str | Path) -> list[LabelledMedia]:
@@ -121,8 +126,8 @@ def _is_media(path: Path) -> bool:
 def _checked(paths: list[Path]) -> list[Path]:
     """Return the paths of files whose first bytes are those of formats that the server reads."""
     if faults := [f"{path} ({fault})" for path in paths if (fault := _fault(path))]:
-        are = "is not an image or video" if len(faults) == 1 else "are not images or videos"
-        raise ValueError(f"{listed(faults)} {are} that the server reads; it reads {FORMATS}")
+        kind = "an image or a video" if len(faults) == 1 else "images or videos"
+        raise ValueError(f"{listed(faults)} cannot be read as {kind}; the server reads {FORMATS}")
     return paths
 
 

@@ -217,7 +217,10 @@ def _read(source: Media) -> tuple[bytes, str | None]:
     """Return the bytes of a file, and the media type that the file's name shows."""
     if isinstance(source, str | Path):
         path = Path(source)
-        return path.read_bytes(), mimetypes.guess_type(path.name)[0]
+        data, guess = path.read_bytes(), mimetypes.guess_type(path.name)[0]
+        if guess is not None and not guess.startswith(("image/", "video/")) and media_type(data) is None:
+            raise ValueError(f"{path} is not an image or a video")
+        return data, guess
     if isinstance(source, BUFFERS):
         return bytes(source), None
     if is_array(source):

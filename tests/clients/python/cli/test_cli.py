@@ -90,9 +90,8 @@ class TestClassify:
         assert document["method"] == "in_context"
         documents("classify", image, "-s", "cli-colours")
         plain = {"support_set": "cli-colours"}
-        nearest = {"strategy": "rices_image", **plain}
-        # an evaluation may have chosen the shots of auto
-        assert [options["examples"] for options in sent] == [plain] * 3 + [nearest | {"k": 1}, plain]
+        # the server selects the shots, as for `support-set test`
+        assert [options["examples"] for options in sent] == [plain] * 3 + [plain | {"k": 1}, plain]
         arguments = ("classify", image, "-s", "cli-colours", "--method", "knn", "--strategy", "first")
         _, errors = run(*arguments, "--json", status=1)
         assert "examples.strategy: " in errors
@@ -386,15 +385,6 @@ class TestSupportSets:
             _, errors = run("support-set", *command, "nothing", status=1)
             assert errors == "error: 404: no support set 'nothing'\n"
 
-
-class TestTables:
-    def test_labels_are_shown_as_they_are(self, made: Client, folder: Path) -> None:
-        labels = ("[unknown]", "[/b]", ":cat:")
-        picture = folder / "red" / "23.png"
-        examples = [example(picture, label=label, id=str(number)) for number, label in enumerate(labels)]
-        made.support_sets.create(name="cli-labels", examples=examples)
-        lines = words(process("support-set", "show", "cli-labels"))
-        assert [line[1] for line in lines if line[0] == "label"] == list(labels)
-        answers = process("classify", picture, "-s", "cli-labels", "--method", "nearest_mean")
-        assert all(label in answers for label in labels)
-        made.support_sets.delete("cli-labels")
+    def test_a_set_is_warmed(self, made: Client) -> None:
+        (document,) = documents("support-set", "warm", "cli-colours")
+        assert document["status"] in ("warming", "ready")

@@ -125,3 +125,39 @@ def test_a_set_of_texts_is_tested_by_its_texts(url: str, folder: Path, tmp_path:
     _, errors = run("support-set", "test", "texts", tmp_path, status=1)
     assert errors.startswith("error: no answer can have the labels rde; the possible ones are ")
     run("support-set", "delete", "texts")
+
+
+def test_a_damaged_file_of_a_folder_does_not_end_the_command(made: Client, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "red", tmp_path / "red")
+    (tmp_path / "red" / "broken.jpg").write_bytes(b"x")
+    arguments = ("classify", tmp_path / "red", "-s", "cli-colours", "--json")
+    output, errors = run(*arguments, status=1)
+    outcomes = {Path(document["image"]).name: document for document in map(json.loads, output.splitlines())}
+    assert "error" in outcomes.pop("broken.jpg")
+    assert all(outcome["label"] == "red" or outcome["label"] for outcome in outcomes.values())
+    assert len(outcomes) == len(list((folder / "red").iterdir()))
+    assert "1 of" in errors
+
+
+def test_an_export_that_cannot_be_written_asks_for_another_file(
+    made: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> Path:
+        raise PermissionError(13, "Permission denied", ".")
+
+    monkeypatch.setattr("flamboyance_client.resources.SupportSets.export", refuse)
+    _, errors = run("support-set", "export", "cli-colours", tmp_path / "set.zip", status=1)
+    expected = f"error: {tmp_path / 'set.zip'} cannot be written (Permission denied): give another FILE"
+    assert " ".join(errors.split()) == expected
+
+
+def test_labels_are_shown_as_they_are(made: Client, folder: Path) -> None:
+    labels = ("[unknown]", "[/b]", ":cat:")
+    picture = folder / "red" / "23.png"
+    examples = [example(picture, label=label, id=str(number)) for number, label in enumerate(labels)]
+    made.support_sets.create(name="cli-labels", examples=examples)
+    lines = words(process("support-set", "show", "cli-labels"))
+    assert [line[1] for line in lines if line[0] == "label"] == list(labels)
+    answers = process("classify", picture, "-s", "cli-labels", "--method", "nearest_mean")
+    assert all(label in answers for label in labels)
+    made.support_sets.delete("cli-labels")

@@ -22,8 +22,6 @@ from flamboyance_client.options import ClassifyOptions, Examples, Method, ShotsA
 from flamboyance_client.records import Classification
 
 NUM_OTHERS = 2
-# the methods whose shots the command selects: for auto the server selects them, and other methods have none
-WITH_SHOTS = ("in_context", "blend")
 # for a folder whose name cannot be that of a set, or is that of another
 OTHER_NAME = "create a set with `support-set create --name NAME`, and give it as --support-set"
 
@@ -45,7 +43,7 @@ def classify(
         Strategy | None,
         typer.Option(
             show_default=False,
-            help="How shots are selected; without it rices_image, and for auto as the server chooses.",
+            help="How shots are selected; without it as the server chooses.",
         ),
     ] = None,
     shots_attend: Annotated[
@@ -93,7 +91,7 @@ def classify(
         else:
             set_id = support_set if folder is None else _uploaded(client, folder)
             assert set_id is not None
-            examples = selection(set_id, k, strategy or ("rices_image" if method in WITH_SHOTS else None))
+            examples = selection(set_id, k, strategy)
         options: ClassifyOptions = {"examples": examples, "shots_attend": shots_attend, "method": method}
         options |= {"template": template, "target_accuracy": target_accuracy, "target_coverage": target_coverage}
         checked_selection(ClassifyOptions, options)

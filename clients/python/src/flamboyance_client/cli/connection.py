@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from flamboyance_client.client import BASE_URL, Client
-from flamboyance_client.connection import reached_hint, shown_url
+from flamboyance_client.client import Client
+from flamboyance_client.connection import BASE_URL, reached_hint, shown_url
 from flamboyance_client.errors import ApiError, FlamboyanceError, NotConnected, TimedOut
 from flamboyance_client.stored import NAME_TAKEN
 

@@ -14,7 +14,7 @@ from flamboyance_client.errors import FlamboyanceError, TransportError, Unavaila
 from flamboyance_client.evaluations import Evaluation
 from flamboyance_client.options import EvaluateOptions
 
-WITH_PROMPTS = {"in_context", "blend"}
+MANY_QUERIES = 8
 QUICK = ", some of them with prompts; `--method nearest_mean --method linear` have none, and take seconds"
 
 
@@ -59,7 +59,7 @@ def print_evaluation(evaluation: Evaluation, context: typer.Context, *, as_json:
 
 
 def started(client: Client, name: str, options: EvaluateOptions, context: typer.Context, *, is_quiet: bool) -> str:
-    """Start an evaluation and return its id. A note has it and, for methods with prompts, those that take less time.
+    """Start an evaluation and return its id. A note has it and, if all methods take long, those that take less time.
 
     After an interrupt, a note says how to find the evaluation.
     """
@@ -70,8 +70,8 @@ def started(client: Client, name: str, options: EvaluateOptions, context: typer.
         note(f"the evaluation may have started, and then continues on the server; to find it: {command}")
         raise typer.Exit(INTERRUPTED) from None
     if not is_quiet:
-        has_prompts = set(options.get("methods") or WITH_PROMPTS) & WITH_PROMPTS
-        note(f"the evaluation {evaluation.id} has {evaluation.num_queries} queries{QUICK if has_prompts else ''}")
+        quick = QUICK if not options.get("methods") and evaluation.num_queries >= MANY_QUERIES else ""
+        note(f"the evaluation {evaluation.id} has {evaluation.num_queries} queries{quick}")
     return evaluation.id
 
 

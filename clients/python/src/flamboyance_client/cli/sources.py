@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from flamboyance_client.cli.connection import note
-from flamboyance_client.folders import media_files
+from flamboyance_client.folders import named_media_files
 from flamboyance_client.prompt import is_url
 from flamboyance_client.records import SupportSet
 from flamboyance_client.uploads import set_name
@@ -40,7 +40,10 @@ def note_removed(support_set: SupportSet) -> None:
 
 
 def media_sources(texts: Sequence[str]) -> list[Source]:
-    """Return the URLs and the files, and the files of folders. Raises `ValueError` for a folder without any."""
+    """Return the URLs and the files, and the files of folders. Raises `ValueError` for a folder without any.
+
+    A file that is not an image or a video is an error only when it is read, so that a command can continue with others.
+    """
     return [source for text in texts for source in _sources(text)]
 
 
@@ -48,7 +51,7 @@ def _sources(text: str) -> list[Source]:
     if is_url(text):
         return [text]
     path = Path(text)
-    files: list[Source] = [*media_files(path)] if path.is_dir() else [path]
+    files: list[Source] = [*named_media_files(path)] if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path} has no images or videos")
     return files

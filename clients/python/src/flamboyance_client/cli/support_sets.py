@@ -224,6 +224,13 @@ def suggest(
 
 
 @app.command()
+def warm(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None, json: Json = False) -> None:
+    """Encode the media of a set now, so that its first requests need not wait. It continues on the server."""
+    with connected(url, api_key) as client:
+        _print(client.support_sets.warm(name), as_json=json)
+
+
+@app.command()
 def export(
     name: Name,
     file: Annotated[
@@ -242,7 +249,10 @@ def export(
     if target.exists() and not force:
         raise failure(f"{target} exists: give another file, or --force to overwrite it")
     with connected(url, api_key) as client:
-        path = client.support_sets.export(name, file, version=version)
+        try:
+            path = client.support_sets.export(name, file, version=version)
+        except PermissionError as error:
+            raise failure(f"{target} cannot be written ({error.strerror}): give another FILE") from None
         size = path.stat().st_size
     if not path.is_file():
         return  # a pipe, which may be stdout, or a device
