@@ -15,7 +15,7 @@ from PIL import Image
 
 from flamboyance_client import Client, NotConnected, TransportError, example
 from flamboyance_client.cli.ask import without_last_space
-from tests.clients.python.cli.commands import PACKAGE, documents, run, words
+from tests.clients.python.cli.commands import PACKAGE, documents, process, run, words
 from tests.clients.serving import KEY
 
 ROOT = Path(__file__).resolve().parents[4]
