@@ -220,7 +220,7 @@ async def test_a_change_is_refused_if_the_version_is_not_the_expected_one(http: 
 
 
 async def test_an_error_of_a_name_says_what_a_name_may_be(http: httpx.AsyncClient) -> None:
-    characters = "letters, digits and the characters _.:-"
+    characters = "ASCII letters, digits and the characters _.:-"
     for field, body, message in (
         ("name", {"name": "a b"}, f"at most 128 {characters}, beginning with a letter or digit"),
         ("examples[0].id", {"examples": [{"id": "a/b", "label": "c"}]}, f"1 to 128 {characters}"),
