@@ -58,8 +58,8 @@ class Pace:
         """
         scaled, has_rows = work / self.WORK_SCALE, work > 0
         expected = has_rows * self.fixed + work * self.per_work + num_frames * self.per_frame
-        if num_frames and not self.per_frame:
-            self.per_frame = max(seconds - expected, 0.0) / num_frames
+        if num_frames and not self.per_frame and seconds > expected:
+            self.per_frame = (seconds - expected) / num_frames
             return
         if expected:
             seconds = min(seconds, self.MAX_SURPRISE * expected)

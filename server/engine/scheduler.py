@@ -62,11 +62,10 @@ class Scheduler:
             self._fill(plan, list(self.running), inf)
         else:
             self._fill_by_turns(plan)
-        if not num_kept_frames:
-            self._fill_at_last(plan)
+        plan.num_kept_frames = 0
+        self._fill_at_last(plan)
         if plan.rows:
             self._residents.note_step(plan.seconds)
-        plan.num_kept_frames = 0
         return plan
 
     def schedule_after(self, before: Plan) -> Plan | None:
@@ -137,7 +136,7 @@ class Scheduler:
         light, heavy, yielding = Group(), Group(), Group()
         for sequence in able:
             account, num_left = sequence.account, sequence.num_left
-            sequence.turn = account.order_key(num_left, age_decides=age_decides)
+            sequence.turn = account.age + (account.client.surplus if age_decides else account.need(num_left))
             is_first, is_light = account.priority == first, self._residents.is_light(sequence)
             group = (light if is_light else heavy) if is_first else yielding
             (group.prompts if num_left > 1 or sequence.is_waiting else group.decoding).append(sequence)
@@ -157,7 +156,7 @@ class Scheduler:
         return known
 
     def _fill_light(self, plan: Plan, light: Group, heavy: Group) -> None:
-        """Add light sequences; a quarter of the tokens and seats is kept for heavy ones that want them, and a due frame."""
+        """Add light sequences; a quarter of the tokens and seats, and a frame, are kept for heavy ones that want them."""
         num_tokens = plan.tokens_left // 4 if heavy else 0
         num_seats = self._residents.num_seats_for_heavy(plan) if any(s.is_waiting for s in heavy.prompts) else 0
         # in every second step: a prompt that is due may wait for something else

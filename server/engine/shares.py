@@ -73,10 +73,6 @@ class Account:
     def need(self, num_left: int) -> float:
         return self.served + num_left + self.client.surplus
 
-    def order_key(self, num_left: int, *, age_decides: bool) -> float:
-        """Return a number that is smaller for a request that comes earlier; age may decide between those of a client."""
-        return self.age + (self.client.surplus if age_decides else self.need(num_left))
-
     @property
     def num_seats(self) -> int:
         return min(self.num_running, 1) if self.is_search else self.num_running

@@ -1,12 +1,13 @@
 """Side work: vectors of media and texts, and maps of attention, which are computed between the steps of sequences.
 
-Next to sequences, side work gets a share of the time, which media that are encoded for vectors and forwards of their own
-share in turn. Without sequences it gets all of it. Requests take turns by the time that they and their clients have had.
+Next to sequences, side work gets a share of the time, and without them all of it. If both media and forwards wait, each
+gets half of that share. The client that has had less time comes first, then its request that has had less.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from math import inf
 from random import Random
 
@@ -29,7 +30,6 @@ class SideWork:
         self.tasks: dict[str, SideTask] = {}
         self._pace, self._clock = pace, clock
         self._shares = Shares(CREDIT)
-        self._accounts: dict[str, Account] = {}
         self._num_charges = 0
         self._media_seconds = 0.0  # left to media; negative after a frame of many steps' share
         self._forward_seconds = 0.0
@@ -37,11 +37,10 @@ class SideWork:
 
     def add(self, task: SideTask, client: str) -> None:
         self.tasks[task.request_id] = task
-        self._accounts[task.request_id] = self._shares.open(task.request_id, client, 0, is_search=False)
+        task.account = self._shares.open(task.request_id, client, 0, is_search=False)
 
     def remove(self, request_id: str) -> None:
         if self.tasks.pop(request_id, None) is not None:
-            del self._accounts[request_id]
             self._shares.close(request_id)
 
     @property
@@ -64,7 +63,7 @@ class SideWork:
             sources += task.plan(plan)
             if num_new := plan.num_frames - num_frames:
                 plan.num_side_frames += num_new
-                self._charge(task, num_new * self._pace.per_frame)
+                self._charge(task.account, num_new * self._pace.per_frame)
         return sources
 
     def note_step(self, plan: Plan, seconds: float) -> None:
@@ -87,27 +86,28 @@ class SideWork:
         for task in able:
             if not _is_forward(task):
                 yield task, list(task.run_between_steps(lambda: True))
-        forwards = [task for task in able if _is_forward(task)] if self._forward_seconds > 0 else []
-        for task in forwards[:1]:
+        forwards = filter(_is_forward, able) if self._forward_seconds > 0 else ()
+        for task in islice(forwards, 1):
             yield task, list(task.run_between_steps(lambda: self._clock() < end))
             seconds = self._clock() - began
-            self._charge(task, seconds)
+            self._charge(task.account, seconds)
             self._forward_seconds = _paid(self._forward_seconds, seconds)
 
     def _in_turn(self) -> list[SideTask]:
         self._shares.compare_clients()
         age_decides = self._random.random() < BY_AGE_SHARE
-        turns = {
-            name: (account.order_key(0, age_decides=age_decides), account.step)
-            for name, account in self._accounts.items()
-        }
-        return sorted(self.tasks.values(), key=lambda task: turns[task.request_id])
 
-    def _charge(self, task: SideTask, seconds: float) -> None:
-        if (account := self._accounts.get(task.request_id)) is not None:  # not if it has ended
-            self._num_charges += 1
-            account.step = self._num_charges
-            self._shares.charge(account, seconds, seconds)
+        def order(task: SideTask) -> tuple[float, float, int]:
+            account = task.account
+            return account.client.surplus, account.age + (0.0 if age_decides else account.served), account.step
+
+        return sorted(self.tasks.values(), key=order)
+
+    def _charge(self, account: Account, seconds: float) -> None:
+        """Charge a request, or its client alone if the request has ended."""
+        self._num_charges += 1
+        account.step = self._num_charges
+        self._shares.charge(account, seconds, seconds)
 
 
 def _is_forward(task: SideTask) -> bool:

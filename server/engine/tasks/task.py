@@ -19,6 +19,7 @@ from server.engine.device.sampler import Result
 from server.engine.plan import Plan
 from server.engine.residents import Residents
 from server.engine.sequence import Sequence
+from server.engine.shares import Account
 from server.grammar.compiler import Compilation
 from server.wire import Finished, FinishReason, Outbound
 
@@ -85,7 +86,9 @@ class SequenceTask(Task, ABC):
 
 
 class SideTask(Task, ABC):
-    """A task that runs in rounds, between steps."""
+    """A task that runs in rounds, between steps. It has an account once it is one of the engine's."""
+
+    account: Account
 
     def needs_pooling(self, source: bytes) -> bool:
         """Return whether the task needs the features of a media item, even if its page is cached."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
 from statistics import mean
 
@@ -37,27 +37,26 @@ class EndlessForward(ForwardTask):
 @pytest.mark.parametrize("piece_seconds", [0.0005, 0.05])
 def test_a_forward_of_its_own_has_a_share_of_the_time_next_to_rows(piece_seconds: float) -> None:
     simulation = Simulation(CONFIG)
-    forward = EndlessForward(simulation, piece_seconds)
-    simulation.engine._side_work.add(forward, "")
-    decoding = simulation.generate(20, 200)
-    simulation.step()
-    began, before = simulation.now, forward.seconds
-    simulation.run(decoding)
-    share = (forward.seconds - before) / (simulation.now - began)
+    share = share_of_forward(simulation, piece_seconds, lambda: simulation.generate(20, 200))
     assert share == pytest.approx(SHARE_BESIDE / (1 + SHARE_BESIDE), rel=0.15)
 
 
 def test_a_forward_of_its_own_has_a_share_of_the_time_next_to_the_encoding_of_media() -> None:
     """A request with a new image would otherwise wait for a whole round after each step that encodes it."""
     simulation = Simulation(CONFIG)
-    forward = EndlessForward(simulation, 0.01)
+    share = share_of_forward(simulation, 0.01, lambda: simulation.generate(20, 1, num_images=1, num_frames=64))
+    assert share == pytest.approx(SHARE_BESIDE / (1 + SHARE_BESIDE), rel=0.15)
+
+
+def share_of_forward(simulation: Simulation, piece_seconds: float, generate: Callable[[], str]) -> float:
+    """Return the share of the time that a forward has until a request ends."""
+    forward = EndlessForward(simulation, piece_seconds)
     simulation.engine._side_work.add(forward, "")
-    video = simulation.generate(20, 1, num_images=1, num_frames=64)
+    request = generate()
     simulation.step()
     began, before = simulation.now, forward.seconds
-    simulation.run(video)
-    share = (forward.seconds - before) / (simulation.now - began)
-    assert share == pytest.approx(SHARE_BESIDE / (1 + SHARE_BESIDE), rel=0.15)
+    simulation.run(request)
+    return (forward.seconds - before) / (simulation.now - began)
 
 
 def test_a_forward_of_its_own_has_whole_rounds_when_nothing_else_runs() -> None:
@@ -161,6 +160,29 @@ def test_the_forwards_of_one_client_do_not_wait_for_those_of_another() -> None:
     simulation.run_until(simulation.now + 5)
     assert decoding not in simulation.ended
     assert other.seconds > 0.5 * (sum(forward.seconds for forward in crowd) - before)
+
+
+def test_forwards_that_end_in_one_round_count_as_work_of_their_client() -> None:
+    """A client that sends one small forward after the other has no more time than a client with a long one."""
+
+    class Short(EndlessForward):
+        def pieces(self) -> Generator[float, None, Iterable[Outbound]]:
+            self.simulation.runner.now += self.piece_seconds
+            self.seconds += self.piece_seconds
+            yield from ()
+            return []
+
+    simulation = Simulation(CONFIG)
+    long = EndlessForward(simulation, 0.01, "long")
+    simulation.engine._side_work.add(long, "long")
+    simulation.generate(20, 4000)
+    shorts: list[Short] = []
+    while simulation.now < 20:
+        if not shorts or shorts[-1].is_finished:
+            shorts.append(Short(simulation, 0.01, f"short {len(shorts)}"))
+            simulation.engine._side_work.add(shorts[-1], "shorts")
+        simulation.step()
+    assert long.seconds > 0.8 * sum(short.seconds for short in shorts) > 0
 
 
 def test_a_first_forward_that_compiles_kernels_does_not_keep_others_waiting() -> None:

@@ -167,6 +167,15 @@ def test_the_time_of_the_first_frames_is_learned_at_once() -> None:
     assert pace.per_frame == pytest.approx(Costs().frame, rel=0.1)
 
 
+def test_steps_with_frames_are_learned_from_though_their_frames_seem_to_take_no_time() -> None:
+    simulation = Simulation(CONFIG)
+    pace = simulation.engine.scheduler.pace
+    pace.per_frame, pace.per_work = 0.0, 0.01
+    for _ in range(400):
+        pace.learn(20, 1, 0.046)
+    assert pace.fixed + 20 * pace.per_work + pace.per_frame == pytest.approx(0.046, rel=0.1)
+
+
 def test_a_short_step_corrects_an_overestimated_fixed_part_at_once() -> None:
     """Otherwise it allows long steps, whose errors correct the time per token."""
     simulation = Simulation(CONFIG)

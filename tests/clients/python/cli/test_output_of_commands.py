@@ -134,9 +134,11 @@ def test_a_damaged_file_of_a_folder_does_not_end_the_command(made: Client, folde
     output, errors = run(*arguments, status=1)
     outcomes = {Path(document["image"]).name: document for document in map(json.loads, output.splitlines())}
     assert "error" in outcomes.pop("broken.jpg")
-    assert all(outcome["label"] == "red" or outcome["label"] for outcome in outcomes.values())
+    assert all(outcome["label"] for outcome in outcomes.values())
     assert len(outcomes) == len(list((folder / "red").iterdir()))
     assert "1 of" in errors
+    _, errors = run("support-set", "suggest", "cli-colours", tmp_path / "red", status=1)
+    assert "broken.jpg (an unknown format) cannot be read" in errors
 
 
 def test_an_export_that_cannot_be_written_asks_for_another_file(

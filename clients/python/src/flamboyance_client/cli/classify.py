@@ -18,6 +18,7 @@ from flamboyance_client.cli.sources import Source, Sources, media_sources, name_
 from flamboyance_client.cli.tables import print_table
 from flamboyance_client.client import Client
 from flamboyance_client.evaluations import Recommendation
+from flamboyance_client.folders import named_media_files
 from flamboyance_client.options import ClassifyOptions, Examples, Method, ShotsAttend
 from flamboyance_client.records import Classification
 
@@ -84,7 +85,7 @@ def classify(
         choices = "give one of --support-set, --folder and --recommended"
         raise typer.BadParameter(choices, param_hint="--support-set")
     with connected(url, api_key, if_taken=OTHER_NAME) as client:
-        sources = media_sources(images)
+        sources = media_sources(images, named_media_files)  # after a damaged one, it continues with the others
         examples: Examples
         if recommended is not None:
             examples = _recommendation(client, recommended)

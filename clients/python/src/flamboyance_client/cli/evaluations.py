@@ -59,7 +59,7 @@ def print_evaluation(evaluation: Evaluation, context: typer.Context, *, as_json:
 
 
 def started(client: Client, name: str, options: EvaluateOptions, context: typer.Context, *, is_quiet: bool) -> str:
-    """Start an evaluation and return its id. A note has it and, if all methods take long, those that take less time.
+    """Start an evaluation and return its id. A note has it and, for many queries of all methods, the quick ones.
 
     After an interrupt, a note says how to find the evaluation.
     """

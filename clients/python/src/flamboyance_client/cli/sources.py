@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flamboyance_client.cli.connection import note
-from flamboyance_client.folders import named_media_files
+from flamboyance_client.folders import media_files
 from flamboyance_client.prompt import is_url
 from flamboyance_client.records import SupportSet
 from flamboyance_client.uploads import set_name
@@ -39,19 +39,19 @@ def note_removed(support_set: SupportSet) -> None:
         note(f"examples removed, which an earlier upload wrote and whose files are gone: {support_set.num_removed}")
 
 
-def media_sources(texts: Sequence[str]) -> list[Source]:
+def media_sources(texts: Sequence[str], files_of: Callable[[Path], list[Path]] = media_files) -> list[Source]:
     """Return the URLs and the files, and the files of folders. Raises `ValueError` for a folder without any.
 
-    A file that is not an image or a video is an error only when it is read, so that a command can continue with others.
+    With `named_media_files` as `files_of`, a file that the server cannot read is an error only when it is sent.
     """
-    return [source for text in texts for source in _sources(text)]
+    return [source for text in texts for source in _sources(text, files_of)]
 
 
-def _sources(text: str) -> list[Source]:
+def _sources(text: str, files_of: Callable[[Path], list[Path]]) -> list[Source]:
     if is_url(text):
         return [text]
     path = Path(text)
-    files: list[Source] = [*named_media_files(path)] if path.is_dir() else [path]
+    files: list[Source] = [*files_of(path)] if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path} has no images or videos")
     return files
