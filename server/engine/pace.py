@@ -8,9 +8,11 @@ from math import inf
 
 from server.engine.shares import Shares, work_of
 
-# the time of heavy sequences, and that of side work, relative to the time of light sequences, which should take at most
-# three times as long as alone
+# The time of heavy sequences relative to that of light ones, which should take at most three times as long as alone. Also
+# the time of side work relative to that of all sequences.
 SHARE_BESIDE = 1 / 3
+# the most seconds that they owe, after a call that compiles kernels or a pause of the machine
+MAX_DEBT = 2.0
 # the smallest piece of a prompt, unless a step with it takes too long
 MIN_PIECE = 16
 # A server with one request at a time takes longer steps, which a CPU computes more efficiently. A second request waits for

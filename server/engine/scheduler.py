@@ -20,7 +20,7 @@ from random import Random
 
 from server.engine.ahead import rows_after
 from server.engine.lookup import num_worthwhile
-from server.engine.pace import SHARE_BESIDE, Pace
+from server.engine.pace import MAX_DEBT, SHARE_BESIDE, Pace
 from server.engine.plan import Group, Plan, Row
 from server.engine.residents import Residents
 from server.engine.sequence import Sequence
@@ -186,7 +186,7 @@ class Scheduler:
             free = ((1 + SHARE_BESIDE) * self.pace.fixed - before) / (1 + is_shared)
             # the smallest piece may take many times the credit, which later steps then have to earn
             self._fill(plan, _in_turn(sequences), before + max(credit, free), may_exceed=credit == self._max_credit)
-            self._credits[kind] = credit - (plan.seconds - before)
+            self._credits[kind] = max(credit - (plan.seconds - before), -MAX_DEBT)
 
     def _fill_yielding(self, plan: Plan, yielding: Group) -> None:
         sequences = yielding.decoding + yielding.prompts

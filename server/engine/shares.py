@@ -56,6 +56,8 @@ class ClientAccount:
 class Account:
     """The work that a request has had. `age` is the time of its arrival, in tokens, `step` the last in which it took part.
 
+    The units of side work are seconds in place of tokens, and rounds in place of steps.
+
     Each sequence that runs has a seat, but the beams of a search share one. A request `is_large` once a smaller one
     has waited for one of its seats.
     """

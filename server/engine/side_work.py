@@ -7,11 +7,10 @@ gets half of that share. The client that has had less time comes first, then its
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice
 from math import inf
 from random import Random
 
-from server.engine.pace import SHARE_BESIDE, Pace
+from server.engine.pace import MAX_DEBT, SHARE_BESIDE, Pace
 from server.engine.plan import Plan
 from server.engine.shares import BY_AGE_SHARE, Account, Shares
 from server.engine.tasks.task import ForwardTask, SideTask
@@ -19,8 +18,6 @@ from server.wire import Outbound
 
 # seconds of work that a client saves up while others are served
 CREDIT = 1.0
-# seconds: a first call that compiles kernels, or a pause of the machine, is no debt that side work must pay back for long
-MAX_DEBT = 2.0
 
 
 class SideWork:
@@ -69,10 +66,10 @@ class SideWork:
     def note_step(self, plan: Plan, seconds: float) -> None:
         """Let side work have its share of the time that sequences took in a step, of which it pays what it took."""
         if plan.is_of_side_work:
+            # media keep their debt: small requests that come again and again would each meet a frame
             self._media_seconds, self._forward_seconds = min(self._media_seconds, 0.0), inf
             return
-        media = plan.side_share * seconds
-        tasks = self.tasks.values()
+        media, tasks = plan.side_share * seconds, self.tasks.values()
         has_both = any(task.has_frames for task in tasks) and any(map(_is_forward, tasks))
         earned = SHARE_BESIDE * (seconds - media) / (1 + has_both)
         self._media_seconds = min(_paid(self._media_seconds, media), 0.0) + earned
@@ -81,17 +78,22 @@ class SideWork:
     def run(self) -> Iterator[tuple[SideTask, list[Outbound]]]:
         """Run a round of the tasks that can run, of those with a forward only of the first in turn; yield their events."""
         able = [task for task in self._in_turn() if task.can_run]
-        began = self._clock()
-        end = began + self._forward_seconds
         for task in able:
             if not _is_forward(task):
                 yield task, list(task.run_between_steps(lambda: True))
-        forwards = filter(_is_forward, able) if self._forward_seconds > 0 else ()
-        for task in islice(forwards, 1):
-            yield task, list(task.run_between_steps(lambda: self._clock() < end))
-            seconds = self._clock() - began
-            self._charge(task.account, seconds)
-            self._forward_seconds = _paid(self._forward_seconds, seconds)
+        forward = next(filter(_is_forward, able), None)
+        if forward is not None and self._forward_seconds > 0:
+            yield forward, self._run_forward(forward)
+
+    def _run_forward(self, task: SideTask) -> list[Outbound]:
+        """Run a round of a forward, and charge it before the engine closes the account of a task that has ended."""
+        began = self._clock()
+        end = began + self._forward_seconds
+        events = list(task.run_between_steps(lambda: self._clock() < end))
+        seconds = self._clock() - began
+        self._charge(task.account, seconds)
+        self._forward_seconds = _paid(self._forward_seconds, seconds)
+        return events
 
     def _in_turn(self) -> list[SideTask]:
         self._shares.compare_clients()
@@ -104,7 +106,6 @@ class SideWork:
         return sorted(self.tasks.values(), key=order)
 
     def _charge(self, account: Account, seconds: float) -> None:
-        """Charge a request, or its client alone if the request has ended."""
         self._num_charges += 1
         account.step = self._num_charges
         self._shares.charge(account, seconds, seconds)

@@ -103,7 +103,7 @@ class SideTask(Task, ABC):
 
     @property
     def has_frames(self) -> bool:
-        """True if frames that only this task needs have arrived and wait to be encoded."""
+        """True if frames of its media have arrived and wait to be encoded."""
         return False
 
     @property

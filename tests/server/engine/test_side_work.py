@@ -8,8 +8,8 @@ from statistics import mean
 
 import pytest
 
-from server.engine.pace import SHARE_BESIDE
-from server.engine.side_work import MAX_DEBT
+from server.engine.pace import MAX_DEBT, SHARE_BESIDE
+from server.engine.side_work import CREDIT
 from server.engine.tasks.task import ROUNDS_PER_STEP, ForwardTask
 from server.wire import Outbound
 from tests.engine_simulation import Costs, Simulation
@@ -175,14 +175,18 @@ def test_forwards_that_end_in_one_round_count_as_work_of_their_client() -> None:
     simulation = Simulation(CONFIG)
     long = EndlessForward(simulation, 0.01, "long")
     simulation.engine._side_work.add(long, "long")
-    simulation.generate(20, 4000)
+    simulation.generate(20, 6000)
+    # the other client arrives with the whole credit of an idle one
+    simulation.run_until(simulation.now + 10)
+    assert long.seconds > 1.5 * CREDIT
+    before, end = long.seconds, simulation.now + 30
     shorts: list[Short] = []
-    while simulation.now < 20:
+    while simulation.now < end:
         if not shorts or shorts[-1].is_finished:
             shorts.append(Short(simulation, 0.01, f"short {len(shorts)}"))
             simulation.engine._side_work.add(shorts[-1], "shorts")
         simulation.step()
-    assert long.seconds > 0.8 * sum(short.seconds for short in shorts) > 0
+    assert long.seconds - before > 0.6 * sum(short.seconds for short in shorts) > 0
 
 
 def test_a_first_forward_that_compiles_kernels_does_not_keep_others_waiting() -> None:
