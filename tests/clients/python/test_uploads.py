@@ -172,13 +172,17 @@ def test_a_large_folder_is_sent_in_batches(
 
 
 def test_a_batch_has_a_limited_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sizes() -> list[int]:
+        return [len(batch.examples) for batch in upload.batches(items, None)]
+
     items = with_ids(labelled_files(folder))
-    assert [len(batch.examples) for batch in uploads._batches(items, None)] == [5]
+    upload = uploads.Upload(stored.SupportSetCalls(), items, {}, None)
+    assert sizes() == [5]
     size = max(len(str(item.example())) for item in items)
     monkeypatch.setattr(uploads, "BATCH_BYTES", 2 * size)
-    assert [len(batch.examples) for batch in uploads._batches(items, None)] == [2, 2, 1]
+    assert sizes() == [2, 2, 1]
     monkeypatch.setattr(uploads, "BATCH_BYTES", 1)
-    assert [len(batch.examples) for batch in uploads._batches(items, None)] == [1] * 5
+    assert sizes() == [1] * 5
 
 
 def test_a_broken_file_is_named_and_leaves_no_set(
@@ -193,6 +197,42 @@ def test_a_broken_file_is_named_and_leaves_no_set(
         assert str(folder / "warm" / "red.png") in str(caught.value)
         assert caught.value.code == "invalid_media"
         assert len(client.support_sets.list()) == sets
+
+
+def test_unreadable_files_are_skipped_on_request(
+    upload: Upload, client: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if they are all that a request would send, and in an update."""
+    cold, warm = folder / "cold", folder / "warm"
+    for path in (cold / "blue.png", cold / "green.png", warm / "red.png"):
+        path.write_bytes(picture("red", 50)[:60])
+    (warm / "notes.png").write_text("no image")
+    for number in (64, 2):
+        monkeypatch.setattr(uploads, "BATCH_EXAMPLES", number)
+        created = upload(folder, name=f"batches-of-{number}", skip_unreadable=True)
+        assert created.num_examples == 2
+        undecodable = "(image cannot be decoded: its data are damaged, or end early)"
+        assert created.skipped == (
+            *(f"{cold / name}.png {undecodable}" for name in ("blue", "green")),
+            f"{warm / 'notes.png'} (an unknown format)",
+            f"{warm / 'red.png'} {undecodable}",
+        )
+    (warm / "red.png").write_bytes(picture("red"))
+    updated = upload(folder, name="batches-of-2", skip_unreadable=True)
+    assert (updated.num_examples, updated.num_removed, len(updated.skipped)) == (3, 0, 3)
+
+
+def test_a_folder_of_unreadable_files_alone_is_an_error(upload: Upload, client: Client, folder: Path) -> None:
+    sets = len(client.support_sets.list())
+    for path in folder.glob("*/*.png"):
+        path.write_bytes(picture("red", 50)[:60])
+    with pytest.raises(ValueError, match=r"the server can read none of these: .*blue.png \(image cannot be decoded"):
+        upload(folder, skip_unreadable=True)
+    for path in folder.glob("*/*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="cannot be read as images or videos"):
+        upload(folder, skip_unreadable=True)
+    assert len(client.support_sets.list()) == sets
 
 
 def test_a_set_may_be_refused_to_exist(upload: Upload, folder: Path) -> None:

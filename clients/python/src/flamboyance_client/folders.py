@@ -33,7 +33,9 @@ def media_files(folder: str | Path) -> list[Path]:
     for an image or a video that the server cannot read, and `OSError` for a folder that cannot be read. Links are
     followed, and below a subfolder each folder is read once, however many links lead to it.
     """
-    return _checked(named_media_files(folder))
+    paths, faults = _readable(named_media_files(folder))
+    _raise_for(faults)
+    return paths
 
 
 def named_media_files(folder: str | Path) -> list[Path]:
@@ -48,15 +50,20 @@ def labelled_files(folder: str | Path) -> list[LabelledMedia]:
 
     Raises what `media_files` raises, and `ValueError` for a folder without any and for files that are in no subfolder.
     """
-    root = Path(folder)
-    if root.is_file():
-        raise ValueError(f"{root} is a file; a folder whose subfolders are named after the labels is needed")
-    files = _labelled(media_files(root), root)
-    if not files:
-        raise ValueError(
-            f"{root}: no images or videos in subfolders; expected files such as {root / 'LABEL' / '1.jpg'}"
-        )
-    return files
+    root = _folder_of_labels(folder)
+    return _labelled(media_files(root), root)
+
+
+def readable_labelled_files(folder: str | Path) -> tuple[list[LabelledMedia], list[str]]:
+    """Return the files of `labelled_files` that the server can read, and the paths of the others with the reason.
+
+    Raises what `labelled_files` raises, for a file that the server cannot read only if there is no other.
+    """
+    root = _folder_of_labels(folder)
+    paths, faults = _readable(named_media_files(root))
+    if not paths:
+        _raise_for(faults)
+    return _labelled(paths, root), faults
 
 
 def empty_subfolders(folder: str | Path) -> list[str]:
@@ -77,7 +84,18 @@ def listed(names: Sequence[str], most: int = MAX_NAMES) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def _folder_of_labels(folder: str | Path) -> Path:
+    root = Path(folder)
+    if root.is_file():
+        raise ValueError(f"{root} is a file; a folder whose subfolders are named after the labels is needed")
+    return root
+
+
 def _labelled(paths: Sequence[Path], root: Path) -> list[LabelledMedia]:
+    if not paths:
+        raise ValueError(
+            f"{root}: no images or videos in subfolders; expected files such as {root / 'LABEL' / '1.jpg'}"
+        )
     if unlabelled := [str(path) for path in paths if path.parent == root]:
         what = "has no label: move it" if len(unlabelled) == 1 else "have no labels: move them"
         raise ValueError(f"{listed(unlabelled)} {what} into a subfolder of {root}, whose name is the label")
@@ -123,12 +141,16 @@ def _is_media(path: Path) -> bool:
     return is_named and (path.is_file() or not path.exists())
 
 
-def _checked(paths: list[Path]) -> list[Path]:
-    """Return the paths of files whose first bytes are those of formats that the server reads."""
-    if faults := [f"{path} ({fault})" for path in paths if (fault := _fault(path))]:
+def _readable(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Return the files whose first bytes are those of formats that the server reads, and the others with the reason."""
+    faults = {path: fault for path in paths if (fault := _fault(path))}
+    return [path for path in paths if path not in faults], [f"{path} ({fault})" for path, fault in faults.items()]
+
+
+def _raise_for(faults: Sequence[str]) -> None:
+    if faults:
         kind = "an image or a video" if len(faults) == 1 else "images or videos"
         raise ValueError(f"{listed(faults)} cannot be read as {kind}; the server reads {FORMATS}")
-    return paths
 
 
 def _fault(path: Path) -> str | None:

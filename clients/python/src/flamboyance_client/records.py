@@ -72,7 +72,7 @@ class SupportSet:
     """A version of a support set. A notebook shows it with the `previews` that the call which returned it has read.
 
     The replies of `create` and `put` hold the ids of the new examples, in order. `num_removed` is how many examples an
-    upload of a folder or a data frame has removed.
+    upload of a folder or a data frame has removed, and `skipped` has the files that it has left out, with the reason.
     """
 
     id: str
@@ -83,6 +83,7 @@ class SupportSet:
     example_ids: tuple[str, ...] = field(default=(), repr=False)
     previews: tuple[Preview, ...] = field(default=(), repr=False, compare=False)
     num_removed: int = field(default=0, repr=False, compare=False)
+    skipped: tuple[str, ...] = field(default=(), repr=False, compare=False)
     raw: Json = field(default_factory=dict, repr=False)
 
     def _repr_html_(self) -> str:

@@ -106,6 +106,7 @@ class SupportSets:
         *,
         question: str | None = None,
         name: str | None = None,
+        skip_unreadable: bool = False,
         exist_ok: bool = True,
         **fields: Unpack[SetFields],
     ) -> SupportSet:
@@ -116,9 +117,12 @@ class SupportSets:
         the folder; otherwise it gets new versions. New files are added, and labels that were changed are those of the
         folder again. Examples that an earlier upload wrote and whose files are gone are removed, and counted in
         `num_removed`; other examples stay. `fields` are set in both cases. Raises `ValueError` for a file that the server
-        cannot read or that has no label, and `Conflict` for a set that exists unless `exist_ok`.
+        cannot read or that has no label, `BadRequest` for one that it cannot decode, and `Conflict` for a set that exists
+        unless `exist_ok`. With `skip_unreadable`, files that cannot be read or decoded are left out, and in `skipped`.
         """
-        steps = upload_folder(self._calls, folder, question, name, exist_ok=exist_ok, fields=fields)
+        steps = upload_folder(
+            self._calls, folder, question, name, skip_unreadable=skip_unreadable, exist_ok=exist_ok, fields=fields
+        )
         return run(self._send, steps)
 
     def from_dataframe(

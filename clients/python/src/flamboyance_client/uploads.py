@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 from flamboyance_client.api import Call, checked_options
 from flamboyance_client.errors import ApiError, Conflict, FlamboyanceError, NotFound, Refusal
 from flamboyance_client.fewshot import Example
-from flamboyance_client.folders import labelled_files
+from flamboyance_client.folders import labelled_files, listed, readable_labelled_files
 from flamboyance_client.frames import Columns, Frame, labelled_rows
 from flamboyance_client.labelled import LabelledMedia, is_content_id, with_ids, without_accents
 from flamboyance_client.notebook import MAX_PREVIEWS
@@ -37,31 +37,71 @@ BATCH_EXAMPLES = 64
 REMOVED_AT_ONCE = 100
 # the code of the error for more examples than a set may have
 NO_ROOM = "too_many_examples"
+# the code of the error for an image or a video that cannot be decoded, or exceeds a limit
+UNREADABLE = "invalid_media"
 # The lifetime of a set whose upload was interrupted.
 UNFINISHED_SECONDS = 24 * 3600.0
 
 
 @dataclass(slots=True)
 class Batch:
-    """The examples of one request, and their names in messages."""
+    """The examples of one request, and their names in messages.
 
+    `skipped` receives the names of those that the server cannot read, which are an error without it.
+    """
+
+    skipped: list[str] | None
     names: list[str] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     num_bytes: int = 0
+    num_added: int = 0
 
     def add(self, name: str, example: Example, num_bytes: int) -> None:
         self.names.append(name)
         self.examples.append(example)
         self.num_bytes += num_bytes
+        self.num_added += 1
 
     def is_full(self, num_bytes: int) -> bool:
         """Return whether an example of this size belongs into the next batch."""
         is_too_large = self.num_bytes + num_bytes > BATCH_BYTES
         return bool(self.examples) and (is_too_large or len(self.examples) == BATCH_EXAMPLES)
 
+    def remove(self, index: int) -> str:
+        """Remove an example, and return its name."""
+        del self.examples[index]
+        return self.names.pop(index)
+
     def split(self, number: int) -> tuple[Batch, Batch]:
         """Return a batch of the first `number` examples, and one of the others."""
-        return Batch(self.names[:number], self.examples[:number]), Batch(self.names[number:], self.examples[number:])
+        first = Batch(self.skipped, self.names[:number], self.examples[:number])
+        return first, Batch(self.skipped, self.names[number:], self.examples[number:])
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """The items that a set is to have, and its other fields; `skipped` as in `Batch`."""
+
+    calls: SupportSetCalls
+    items: Sequence[LabelledMedia]
+    options: SetChanges
+    skipped: list[str] | None
+
+    def batches(self, items: Sequence[LabelledMedia], name: str | None) -> Iterator[Batch]:
+        """Yield items in batches of a limited size, and show the progress in a notebook or on a terminal."""
+        batch = Batch(self.skipped)
+        with visible_bar(len(items), name or "support set", "example", is_hidden=not items) as bar:
+            for item in items:
+                example = item.example()
+                num_bytes = len(json.dumps(example))
+                if batch.is_full(num_bytes):
+                    yield batch
+                    bar.update(batch.num_added)
+                    batch = Batch(self.skipped)
+                batch.add(item.name, example, num_bytes)
+            if batch.examples:
+                yield batch
+                bar.update(batch.num_added)
 
 
 def set_name(folder: str | Path, otherwise: str = "pass name=...") -> str:
@@ -81,13 +121,15 @@ def upload_folder(
     question: str | None,
     name: str | None,
     *,
+    skip_unreadable: bool,
     exist_ok: bool,
     fields: SetFields,
 ) -> Steps[SupportSet]:
     """Upload the files of a folder to the set that has its name, or the name `name`."""
-    items = [replace(item, question=question) for item in labelled_files(folder)]
+    files, skipped = readable_labelled_files(folder) if skip_unreadable else (labelled_files(folder), None)
+    items = [replace(file, question=question) for file in files]
     name = set_name(folder) if name is None else name
-    return (yield from upload(calls, items, name, exist_ok=exist_ok, fields=fields))
+    return (yield from upload(calls, items, name, exist_ok=exist_ok, fields=fields, skipped=skipped))
 
 
 def upload_frame(
@@ -105,36 +147,41 @@ def upload_frame(
 
 
 def upload(
-    calls: SupportSetCalls, items: Sequence[LabelledMedia], name: str | None, *, exist_ok: bool, fields: SetFields
+    calls: SupportSetCalls,
+    items: Sequence[LabelledMedia],
+    name: str | None,
+    *,
+    exist_ok: bool,
+    fields: SetFields,
+    skipped: list[str] | None = None,
 ) -> Steps[SupportSet]:
     """Return the set with these examples: a new one, or the one that has the name.
 
-    Raises `Conflict` for a name that is taken unless `exist_ok`, for a name whose set has none of these examples, since it
-    may belong to another client, and for a set that another client changes meanwhile.
+    Media that the server cannot read are an error, unless a list receives the names of those that are `skipped`. Raises
+    `Conflict` for a name that is taken unless `exist_ok`, for a name whose set has none of these examples, since it may
+    belong to another client, and for a set that another client changes meanwhile.
     """
     options: Any = checked_options(SetFields, fields)
     items = with_ids(items)
-    target = yield from _upload(calls, items, name, options, exist_ok)
+    target = yield from _upload(Upload(calls, items, options, skipped), name, exist_ok)
     first = spread(items, lambda item: item.label or "", MAX_PREVIEWS)
     previews = tuple(Preview(label=item.label or item.answer or "", media=item.media) for item in first)
-    return replace(target, previews=previews)
+    return replace(target, previews=previews, skipped=tuple(sorted(skipped or ())))
 
 
-def _upload(
-    calls: SupportSetCalls, items: Sequence[LabelledMedia], name: str | None, options: SetChanges, exist_ok: bool
-) -> Steps[SupportSet]:
-    existing = None if name is None else (yield from _find(calls, name))
+def _upload(upload: Upload, name: str | None, exist_ok: bool) -> Steps[SupportSet]:
+    existing = None if name is None else (yield from _find(upload.calls, name))
     if existing is None:
         try:
-            return (yield from _create(calls, items, name, options))
+            return (yield from _create(upload, name))
         except Conflict as conflict:
             if not exist_ok or conflict.code != NAME_TAKEN or name is None:
                 raise
             # another client has made the set meanwhile
-            existing = yield calls.get(name, None)
+            existing = yield upload.calls.get(name, None)
     if not exist_ok:
         raise _name_taken(f"the name {name!r} is taken by the support set {existing.id}")
-    return (yield from _change(calls, existing, items, options))
+    return (yield from _change(upload, existing))
 
 
 def _find(calls: SupportSetCalls, name: str) -> Steps[SupportSet | None]:
@@ -144,15 +191,12 @@ def _find(calls: SupportSetCalls, name: str) -> Steps[SupportSet | None]:
         return None
 
 
-def _create(
-    calls: SupportSetCalls, items: Sequence[LabelledMedia], name: str | None, options: SetChanges
-) -> Steps[SupportSet]:
-    batches = _batches(items, name)
-    first = next(batches)
-    target = yield from _add(calls.create({"examples": first.examples, "ttl_seconds": UNFINISHED_SECONDS}), first)
+def _create(upload: Upload, name: str | None) -> Steps[SupportSet]:
+    calls, batches = upload.calls, upload.batches(upload.items, name)
+    target = yield from _create_unnamed(upload, batches)
     try:
         target = yield from _add_all(calls, target, batches)
-        changes: SetChanges = {"ttl_seconds": None, **options}
+        changes: SetChanges = {"ttl_seconds": None, **upload.options}
         return (yield calls.update(target.id, changes if name is None else {**changes, "name": name}))
     except Exception:
         with suppress(FlamboyanceError):
@@ -160,9 +204,20 @@ def _create(
         raise
 
 
-def _change(
-    calls: SupportSetCalls, target: SupportSet, items: Sequence[LabelledMedia], options: SetChanges
-) -> Steps[SupportSet]:
+def _create_unnamed(upload: Upload, batches: Iterator[Batch]) -> Steps[SupportSet]:
+    """Create a set of the first batch that has an example which is not skipped."""
+
+    def create(examples: list[Example]) -> Call[SupportSet]:
+        return upload.calls.create({"examples": examples, "ttl_seconds": UNFINISHED_SECONDS})
+
+    for batch in batches:
+        if (created := (yield from _add(create, batch))) is not None:
+            return created
+    raise ValueError(f"the server can read none of these: {listed(sorted(upload.skipped or []))}")
+
+
+def _change(upload: Upload, target: SupportSet) -> Steps[SupportSet]:
+    calls, items = upload.calls, upload.items
     stored = dict((yield from read_examples(calls, target, _texts_by_id)))
     current = {item.id for item in items}
     if stored and not current & stored.keys():
@@ -173,9 +228,9 @@ def _change(
     new = [item for item in items if item.id not in stored]
     changed = [item for item in items if item.id in stored and stored[item.id] != item.texts]
     gone = [id for id in stored if id not in current and is_content_id(id)]
-    target = yield from _add_all(calls, target, _batches(changed, target.name))
-    target = yield from _exchange(calls, target, _batches(new, target.name), len(new), gone)
-    target = (yield calls.update(target.id, options)) if options else target
+    target = yield from _add_all(calls, target, upload.batches(changed, target.name))
+    target = yield from _exchange(calls, target, upload.batches(new, target.name), len(new), gone)
+    target = (yield calls.update(target.id, upload.options)) if upload.options else target
     return replace(target, num_removed=len(gone))
 
 
@@ -189,7 +244,7 @@ def _texts_by_id(stored: StoredExample) -> tuple[str, tuple[str, str, str]]:
 
 def _add_all(calls: SupportSetCalls, target: SupportSet, batches: Iterator[Batch]) -> Steps[SupportSet]:
     for batch in batches:
-        target = yield from _add(calls.put(target.id, batch.examples, target.version), batch)
+        target = yield from _put(calls, target, batch)
     return target
 
 
@@ -205,10 +260,11 @@ def _exchange(
     for batch in batches:
         if not is_full:
             try:
-                target = yield from _add(calls.put(target.id, batch.examples, target.version), batch)
-                num_new -= len(batch.examples)
+                target = yield from _put(calls, target, batch)
+                num_new -= batch.num_added
                 continue
             except ApiError as error:
+                num_new -= batch.num_added - len(batch.examples)  # those that were skipped before
                 # the number by which the set grows: if there is no room for as many of the batch, there never will be
                 num_more = max(num_new - len(gone), 0)
                 if error.code != NO_ROOM or not gone or num_more >= len(batch.examples):
@@ -216,10 +272,10 @@ def _exchange(
             is_full = True
             if num_more:
                 first, batch = batch.split(num_more)
-                target = yield from _add(calls.put(target.id, first.examples, target.version), first)
+                target = yield from _put(calls, target, first)
         target = yield from _remove(calls, target, gone[: len(batch.examples)])
         gone = gone[len(batch.examples) :]
-        target = yield from _add(calls.put(target.id, batch.examples, target.version), batch)
+        target = yield from _put(calls, target, batch)
     return (yield from _remove(calls, target, gone))
 
 
@@ -229,28 +285,25 @@ def _remove(calls: SupportSetCalls, target: SupportSet, ids: Sequence[str]) -> S
     return target
 
 
-def _add(call: Call[SupportSet], batch: Batch) -> Steps[SupportSet]:
-    """Send a call that adds a batch. An error that has the index of an example names its media too."""
-    try:
-        return (yield call)
-    except ApiError as error:
-        if (match := re.match(r"examples\[(\d+)\]", error.param or "")) is None:
-            raise
-        raise error.about(batch.names[int(match[1])]) from None
+def _put(calls: SupportSetCalls, target: SupportSet, batch: Batch) -> Steps[SupportSet]:
+    added = yield from _add(lambda examples: calls.put(target.id, examples, target.version), batch)
+    return target if added is None else added
 
 
-def _batches(items: Sequence[LabelledMedia], name: str | None) -> Iterator[Batch]:
-    """Yield the items in batches of a limited size, and show the progress in a notebook or on a terminal."""
-    batch = Batch()
-    with visible_bar(len(items), name or "support set", "example", is_hidden=not items) as bar:
-        for item in items:
-            example = item.example()
-            num_bytes = len(json.dumps(example))
-            if batch.is_full(num_bytes):
-                yield batch
-                bar.update(len(batch.examples))
-                batch = Batch()
-            batch.add(item.name, example, num_bytes)
-        if batch.examples:
-            yield batch
-            bar.update(len(batch.examples))
+def _add(call: Callable[[list[Example]], Call[SupportSet]], batch: Batch) -> Steps[SupportSet | None]:
+    """Send a call that adds a batch; return None if all its examples were skipped.
+
+    An error that has the index of an example names its media too.
+    """
+    while batch.examples:
+        try:
+            return (yield call(batch.examples))
+        except ApiError as error:
+            if (match := re.match(r"examples\[(\d+)\]", error.param or "")) is None:
+                raise
+            index = int(match[1])
+            if batch.skipped is None or error.code != UNREADABLE:
+                raise error.about(batch.names[index]) from None
+            reason = error.message.removeprefix(f"{error.param}: ")
+            batch.skipped.append(f"{batch.remove(index)} ({reason})")
+    return None

@@ -141,6 +141,22 @@ def test_a_damaged_file_of_a_folder_does_not_end_the_command(made: Client, folde
     assert "broken.jpg (an unknown format) cannot be read" in errors
 
 
+def test_unreadable_files_are_left_out_of_a_set_and_named(made: Client, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "colours")
+    broken = tmp_path / "colours" / "red" / "broken.png"
+    broken.write_bytes((folder / "red" / "23.png").read_bytes()[:50])
+    arguments = ("support-set", "create", tmp_path / "colours", "--name", "cli-readable")
+    _, errors = run(*arguments, status=1)
+    assert " ".join(errors.split()) == (
+        f"error: 400: {broken}: examples[4].image: image cannot be decoded: its data are damaged, or end early: "
+        "--skip-unreadable leaves such files out"
+    )
+    output, errors = run(*arguments, "--skip-unreadable", "--json")
+    assert json.loads(output)["num_examples"] == len(list(folder.glob("*/*.png")))
+    assert f"note: unreadable, and so left out: {broken} (image cannot be decoded: " in " ".join(errors.split())
+    run("support-set", "delete", "cli-readable")
+
+
 def test_an_export_that_cannot_be_written_asks_for_another_file(
     made: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

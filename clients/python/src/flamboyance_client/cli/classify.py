@@ -21,6 +21,7 @@ from flamboyance_client.evaluations import Recommendation
 from flamboyance_client.folders import named_media_files
 from flamboyance_client.options import ClassifyOptions, Examples, Method, ShotsAttend
 from flamboyance_client.records import Classification
+from flamboyance_client.stored import NAME_TAKEN
 
 NUM_OTHERS = 2
 # for a folder whose name cannot be that of a set, or is that of another
@@ -84,7 +85,7 @@ def classify(
     if recommended is None and (support_set is None) == (folder is None):
         choices = "give one of --support-set, --folder and --recommended"
         raise typer.BadParameter(choices, param_hint="--support-set")
-    with connected(url, api_key, if_taken=OTHER_NAME) as client:
+    with connected(url, api_key, {NAME_TAKEN: OTHER_NAME}) as client:
         sources = media_sources(images, named_media_files)  # after a damaged one, it continues with the others
         examples: Examples
         if recommended is not None:

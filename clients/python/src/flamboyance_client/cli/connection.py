@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -14,7 +14,6 @@ import typer
 from flamboyance_client.client import Client
 from flamboyance_client.connection import BASE_URL, reached_hint, shown_url
 from flamboyance_client.errors import ApiError, FlamboyanceError, NotConnected, TimedOut
-from flamboyance_client.stored import NAME_TAKEN
 
 Url = Annotated[str, typer.Option("--url", envvar="FLAMBOYANCE_URL", help="The URL of the server.")]
 ApiKey = Annotated[
@@ -24,13 +23,14 @@ ApiKey = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 DEFAULT_URL = BASE_URL
+NO_HINTS: Mapping[str, str] = {}
 
 
 @contextmanager
-def connected(url: str, api_key: str | None, *, if_taken: str = "") -> Iterator[Client]:
+def connected(url: str, api_key: str | None, hints: Mapping[str, str] = NO_HINTS) -> Iterator[Client]:
     """Yield a client. An error of the client or of a file becomes one line on stderr and the exit status 1.
 
-    `if_taken` is what to do if the name of a set is taken.
+    `hints` say by the code of the server's error what to do.
     """
     try:
         with Client(url, api_key=api_key) as client:
@@ -38,7 +38,7 @@ def connected(url: str, api_key: str | None, *, if_taken: str = "") -> Iterator[
     except BrokenPipeError:
         raise
     except (FlamboyanceError, OSError, ValueError, ImportError) as error:  # httpx imports what a SOCKS proxy needs
-        raise failure(message_of(error, url, if_taken)) from None
+        raise failure(message_of(error, url, hints)) from None
 
 
 def failure(message: str) -> typer.Exit:
@@ -57,7 +57,7 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, ensure_ascii=not is_utf8), flush=True)
 
 
-def message_of(error: Exception, url: str, if_taken: str = "") -> str:
+def message_of(error: Exception, url: str, hints: Mapping[str, str] = NO_HINTS) -> str:
     """Return the message of an error for the command line, which has no methods to call."""
     if isinstance(error, NotConnected) and _is_of_server(cause := error.__cause__):
         start = "start one with `flamboyance serve`, or give the URL of another with --url or FLAMBOYANCE_URL"
@@ -65,7 +65,7 @@ def message_of(error: Exception, url: str, if_taken: str = "") -> str:
     if isinstance(error, TimedOut):
         return f"no reply from {shown_url(url)} in time: the server may be overloaded, or it hangs; see its log"
     if isinstance(error, ApiError):
-        return _server_message(error, if_taken)
+        return _server_message(error, hints)
     if isinstance(error, OSError) and error.filename is not None:
         return _file_message(error)
     return str(error) or type(error).__name__
@@ -86,13 +86,13 @@ def _file_message(error: OSError) -> str:
     return f"{error.filename!r}: {error.strerror}"
 
 
-def _server_message(error: ApiError, if_taken: str) -> str:
+def _server_message(error: ApiError, hints: Mapping[str, str]) -> str:
     """Return the message of the server, without the library's advice, which is about methods."""
     message = error.message if error.status is None else f"{error.status}: {error.message}"
     if error.status == 401 or error.code == "permission_denied":
         return f"{message} (--api-key or FLAMBOYANCE_API_KEY)"
-    if error.code == NAME_TAKEN and if_taken:
-        return f"{message}: {if_taken}"
+    if hint := hints.get(str(error.code)):
+        return f"{message}: {hint}"
     if error.param is not None and error.param not in error.message:
         return f"{message} ({error.param})"
     return message

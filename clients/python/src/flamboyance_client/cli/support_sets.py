@@ -23,7 +23,9 @@ from flamboyance_client.errors import NotFound, QueriesFailed
 from flamboyance_client.folders import empty_subfolders, listed, other_files
 from flamboyance_client.options import ClassifyOptions, EvaluateOptions, Method, ShotsAttend
 from flamboyance_client.records import SupportSet
+from flamboyance_client.stored import NAME_TAKEN
 from flamboyance_client.transfers import archive_path
+from flamboyance_client.uploads import UNREADABLE
 
 # of those that a note names
 MAX_OTHER_FILES = 3
@@ -33,6 +35,7 @@ app = typer.Typer(help="Create, show, evaluate, test, diagnose, move and delete 
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="The name or the id of a set.")]
 PINNED = "Keep the set's images in the caches, so that requests do not wait."
 OTHER_NAME = "give another name with --name, or delete that set"
+WITHOUT_UNREADABLE = "--skip-unreadable leaves such files out"
 Version = Annotated[int | None, typer.Option(min=1, show_default=False, help="A version; without it the latest.")]
 
 
@@ -52,6 +55,9 @@ def create(
         typer.Option(show_default=False, help="The question that the labels answer, which `ask` needs, once for all."),
     ] = None,
     update: Annotated[bool, typer.Option(help="Update a set that has the name already.")] = True,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out files that cannot be read or decoded, and name them.")
+    ] = False,
     pinned: Annotated[bool, typer.Option("--pinned", help=PINNED)] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
@@ -63,13 +69,16 @@ def create(
 
     Other examples stay.
     """
-    fields: dict[str, Any] = {"pinned": True} if pinned else {}
-    with connected(url, api_key, if_taken=OTHER_NAME) as client:
+    options: dict[str, Any] = {"pinned": True} if pinned else {}
+    options |= {"question": question, "exist_ok": update, "skip_unreadable": skip_unreadable}
+    with connected(url, api_key, {NAME_TAKEN: OTHER_NAME, UNREADABLE: WITHOUT_UNREADABLE}) as client:
         name = name_of(folder, "give --name") if name is None else name
         earlier = _find(client, name)
-        created = client.support_sets.from_folder(folder, question=question, name=name, exist_ok=update, **fields)
+        created = client.support_sets.from_folder(folder, name=name, **options)
         _print(created, as_json=json)
         note_removed(created)
+        if created.skipped:
+            note(f"unreadable, and so left out: {listed(created.skipped)}")
         for text in _notes(folder, list(created.raw.get("label_counts") or {})):
             note(text)
         if earlier is not None and earlier.version == created.version and not json:
@@ -277,7 +286,7 @@ def import_file(
 ) -> None:
     """Create a set from a file."""
     _check_file(file, "standard input is read as /dev/stdin")
-    with connected(url, api_key, if_taken=f"{OTHER_NAME}, or keep it with --exist-ok") as client:
+    with connected(url, api_key, {NAME_TAKEN: f"{OTHER_NAME}, or keep it with --exist-ok"}) as client:
         _print(client.support_sets.import_(file, name=name, exist_ok=exist_ok), as_json=json)
 
 
