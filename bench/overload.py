@@ -1,11 +1,13 @@
 """Sends ten times more requests than a server can serve: `python -m bench.overload`.
 
 First the peak is measured: the best rate of a few clients. Then ten times as many clients send one request after the other
-and wait as long as a refusal says. Finally requests arrive at ten times the peak, independently of earlier ones. They come
-from many addresses, because the refusals of a single client that ignores `Retry-After` are delayed. Clients begin within
-the first second, and wait up to a quarter longer than a refusal says: if hundreds acted at the same instant from one
-process, the time of that process to connect would be measured. The served rate should stay at the peak, and a refusal
-should be quick and say how long to wait. Each load prints a line, and takes at most `--seconds` plus `--drain`.
+and wait as long as a refusal says. Finally requests arrive at ten times the peak, independently of earlier ones. The peak
+is measured again after each of the two, which is compared with the mean of the peaks before and after it: the speed of a
+machine may change. Requests come from many addresses, because the refusals of a single client that ignores `Retry-After`
+are delayed. Clients begin within the first second, and wait up to a quarter longer than a refusal says: if hundreds acted
+at the same instant from one process, the time of that process to connect would be measured. The served rate should stay at
+the peak, and a refusal should be quick and say how long to wait. Each load prints a line, and takes at most `--seconds`
+plus `--drain`.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ Kind = Literal["text", "image"]
 QUICK = {"model": "tiny", "seconds": 2.0, "clients": [4, 8]}
 SHORT = {"seconds": 5.0, "drain": 20.0, "clients": [16], "kinds": ["text"]}
 FACTOR = 10
-# number of loads of each kind: the warm-up and two forms of overload
-NUM_OTHER_LOADS = 3
+# number of loads of each kind: the warm-up, two forms of overload, and the peak again after each
+NUM_OTHER_LOADS = 5
 MIN_GOODPUT = 0.9
 MAX_REFUSAL_MS = 20.0
 # seconds within which clients begin, in a short load a quarter of it, and by how much their waits differ
@@ -187,7 +189,7 @@ class Overload:
         self._report = report
 
     def measure(self, kind: Kind) -> None:
-        """Find the peak, then add a row and bars per form of overload."""
+        """Find the peak, then add a row and bars per form of overload, each next to another measurement of the peak."""
         self._run(kind, clients=self._options.clients[0])  # warm-up
         rates = {clients: self._run(kind, clients=clients).goodput for clients in self._options.clients}
         clients, peak = max(rates.items(), key=lambda item: item[1])
@@ -195,8 +197,11 @@ class Overload:
             raise BenchFailed(f"no request was served within {self._options.seconds:g} seconds")
         self._report.add({"load": f"{kind}, peak of {clients} clients", "served/s": peak})
         many = FACTOR * max(self._options.clients)
-        self._add(f"{kind}, {many} clients", self._run(kind, clients=many), peak)
-        self._add(f"{kind}, {FACTOR} x the peak", self._run(kind, rate=FACTOR * peak), peak)
+        overloads = {f"{many} clients": {"clients": many}, f"{FACTOR} x the peak": {"rate": FACTOR * peak}}
+        for name, load in overloads.items():
+            outcome, before = self._run(kind, **load), peak
+            peak = self._run(kind, clients=clients).goodput
+            self._add(f"{kind}, {name}", outcome, (before + peak) / 2)
 
     def _run(self, kind: Kind, *, clients: int = 0, rate: float = 0.0) -> Outcome:
         options = self._options
@@ -218,6 +223,7 @@ class Overload:
             {
                 "load": name,
                 "served/s": outcome.goodput,
+                "peak": peak,
                 "of the peak": outcome.goodput / peak,
                 "served p50 s": served.median,
                 "served p99 s": served.percentile(99),
@@ -266,7 +272,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, nargs="+", default=[16, 32, 64], help="numbers of clients, for the peak")
     parser.add_argument("--kinds", nargs="+", choices=["text", "image"], default=["text", "image"])
     parser.add_argument(
-        "--short", action="store_true", help="four loads of text, of 5 seconds and a drain of 20 at most"
+        "--short", action="store_true", help="six loads of text, of 5 seconds and a drain of 20 at most"
     )
     if parser.parse_known_args(arguments)[0].short:
         parser.set_defaults(**SHORT)
