@@ -26,29 +26,38 @@ REPLACEMENT = "\ufffd"
 
 
 class Detokenizer:
-    """Decodes one token at a time; `context` holds the ids before the first one, whose text is not returned."""
+    """Decodes one token at a time; `context` holds the ids before the first one, whose text is not returned.
+
+    `start` is the length of that part of the text returned last which tokens before the last one have completed: bytes that
+    no character begins with.
+    """
 
     def __init__(self, tokenizer: PromptTokenizer, context: Sequence[int] = ()) -> None:
+        self.start = 0
         self._tokenizer = tokenizer
         self._window = _whole_characters(tokenizer, context)
         self._num_emitted = len(self._window)
+        self._held = ""  # the text of ids whose text is not returned yet, as the decoder shows it
 
     def copy(self) -> Detokenizer:
         other = Detokenizer(self._tokenizer)
-        other._window, other._num_emitted = list(self._window), self._num_emitted
+        other._window, other._num_emitted, other._held = list(self._window), self._num_emitted, self._held
         return other
 
     def push(self, token_id: int) -> str:
         """Return the text that this token completes; "" while a character is incomplete."""
         self._window.append(token_id)
-        text = self._unemitted()
+        text, held = self._unemitted(), self._held
+        self.start, self._held = 0, text
         if (text.endswith(REPLACEMENT) or not text) and len(self._window) - self._num_emitted < MAX_HELD:
             return ""
+        self.start = _num_common(held, text)
         certain = len(self._window) - self._num_unfinished(text)
         unfinished = self._window[certain:]
         self._window = self._window[:certain]
         self._advance()
         self._window += unfinished
+        self._held = REPLACEMENT if unfinished else ""
         return text[: -len(REPLACEMENT)] if unfinished else text
 
     def finish(self) -> str:
@@ -73,6 +82,12 @@ class Detokenizer:
         """Use the ids decoded last as the next context: they begin and end with a whole character."""
         self._window = self._window[self._num_emitted :]
         self._num_emitted = len(self._window)
+
+
+def _num_common(first: str, second: str) -> int:
+    """Return the number of characters with which both texts begin."""
+    shorter = min(len(first), len(second))
+    return next((i for i in range(shorter) if first[i] != second[i]), shorter)
 
 
 def _whole_characters(tokenizer: PromptTokenizer, ids: Sequence[int]) -> list[int]:
@@ -191,8 +206,8 @@ class Echo:
         detokenizer, texts, length = Detokenizer(tokenizer), list[str](), 0
         tokens = []
         for token_id, score in zip(ids, scores or [None] * len(ids), strict=True):
-            tokens.append(ShownToken(token_id, length, score, is_prompt=True))
             texts.append(detokenizer.push(token_id))
+            tokens.append(ShownToken(token_id, length + detokenizer.start, score, is_prompt=True))
             length += len(texts[-1])
         return cls("".join(texts), tokens, detokenizer)
 
@@ -221,9 +236,12 @@ class AnswerText:
         piece = AnswerPiece("", finish_reason=event.finish_reason, index=self._index)
         if isinstance(event, Token):
             self.num_tokens += 1
-            piece.tokens.append(ShownToken(event.token_id, self._length, event.logprob))
+            offset = self._length
             if event.finish_reason != "stop":  # otherwise it is an end-of-sequence or stop token, which has no text
-                piece.text = self._filter(self._text.push(event.token_id))
+                text = self._text.push(event.token_id)
+                piece.text = self._filter(text)
+                offset = max(offset, self._length - len(text) + self._text.start)
+            piece.tokens.append(ShownToken(event.token_id, offset, event.logprob))
         if event.finish_reason is not None:
             piece.text += self._filter(self._text.finish()) + self._stop.finish()
         if self._stop.is_stopped:
@@ -240,8 +258,7 @@ class AnswerText:
         """Remove the lead, which may arrive in pieces, or not at all."""
         if not self._lead:
             return text
-        shorter = min(len(text), len(self._lead))
-        common = next((i for i in range(shorter) if text[i] != self._lead[i]), shorter)
+        common = _num_common(text, self._lead)
         self._lead = self._lead[common:] if common == len(text) else ""
         return text[common:]
 

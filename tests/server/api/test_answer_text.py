@@ -12,9 +12,9 @@ from server.wire import Sampling, Token
 from tests.server.fakes import EOS, TOKENIZER
 
 
-def pieces(text: str, *, lead: str, stop: str = "", echo: bool = False) -> list[tuple[str, int]]:
+def pieces(text: str | list[int], *, lead: str, stop: str = "", echo: bool = False) -> list[tuple[str, int]]:
     """Return text and offset of each token, of one byte each, up to the end."""
-    ids = [*TOKENIZER.encode_plain(text), EOS]
+    ids = [*(TOKENIZER.encode_plain(text) if isinstance(text, str) else text), EOS]
     prompt = PreparedPrompt(EncodedPrompt(token_ids=TOKENIZER.encode_plain("?"), media_index=[-1], media=[]), {}, None)
     sampling = Sampling(max_tokens=99)
     generation = GenerationRequest(prompt=prompt, sampling=sampling, stop=[stop] if stop else [], lead=lead, echo=echo)
@@ -51,6 +51,30 @@ def test_the_lead_is_removed_once(text: str, lead: str, expected: str) -> None:
 
 def test_offsets_count_the_returned_text() -> None:
     assert pieces(" ab", lead=" ") == [("", 0), ("a", 0), ("b", 1), ("", 2)]
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_a_token_after_bytes_of_no_character_has_the_offset_of_its_text(echo: bool) -> None:
+    continuation = TOKENIZER.encode_plain("é")[1]
+    a, b = TOKENIZER.encode_plain("ab")
+    before = len("?") if echo else 0
+    answer = pieces([continuation, a, b], lead="", echo=echo)
+    assert answer == [("", before), ("\ufffda", before + 1), ("b", before + 2), ("", before + 3)]
+    # tokens of one character all have its offset, also after such bytes
+    answer = pieces([continuation, *TOKENIZER.encode_plain("😀a")], lead="", echo=echo)
+    assert [offset - before for _, offset in answer] == [0, 0, 0, 0, 1, 2, 3]
+
+
+def test_offsets_after_a_lead_and_bytes_of_no_character() -> None:
+    continuation = TOKENIZER.encode_plain("é")[1]
+    ids = [*TOKENIZER.encode_plain(" a"), continuation, *TOKENIZER.encode_plain("b")]
+    assert pieces(ids, lead=" ") == [("", 0), ("a", 0), ("", 1), ("\ufffdb", 2), ("", 3)]
+
+
+def test_an_echoed_prompt_has_the_offsets_of_its_text() -> None:
+    continuation = TOKENIZER.encode_plain("é")[1]
+    echo = Echo.of([continuation, *TOKENIZER.encode_plain("aé"), *TOKENIZER.encode_plain("b")], [], TOKENIZER)
+    assert (echo.text, [token.offset for token in echo.tokens]) == ("\ufffdaéb", [0, 1, 2, 2, 3])
 
 
 def test_a_stop_string_within_the_lead_does_not_end_the_answer() -> None:
