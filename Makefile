@@ -4,7 +4,7 @@
 #   make serve PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-PORT ?= 8000
+PORT ?=
 ARGS ?=
 PIP_ARGS ?=
 
@@ -23,7 +23,7 @@ setup: .venv/runtime.stamp
 	@$(BIN)/python -m model.zoo prepare
 
 serve: setup
-	$(BIN)/flamboyance serve --port $(PORT) $(ARGS)
+	$(BIN)/flamboyance serve $(if $(PORT),--port $(PORT)) $(ARGS)
 
 # Two runs: Triton binds its kernels at import to either the interpreter or the compiler. The tests of a file run in one of
 # the processes of a run.

@@ -2,12 +2,12 @@
 
 First the peak is measured: the best rate of a few clients. Then ten times as many clients send one request after the other
 and wait as long as a refusal says. Finally requests arrive at ten times the peak, independently of earlier ones. The peak
-is measured again after each of the two, which is compared with the mean of the peaks before and after it: the speed of a
-machine may change. Requests come from many addresses, because the refusals of a single client that ignores `Retry-After`
-are delayed. Clients begin within the first second, and wait up to a quarter longer than a refusal says: if hundreds acted
-at the same instant from one process, the time of that process to connect would be measured. The served rate should stay at
-the peak, and a refusal should be quick and say how long to wait. Each load prints a line, and takes at most `--seconds`
-plus `--drain`.
+is measured again after each of these loads, and each is compared with the mean of the peaks before and after it, since the
+speed of a machine may change; but the second must not be much lower than the first. Requests come from many addresses,
+because the refusals of a single client that ignores `Retry-After` are delayed. Clients begin within the first second, and
+wait up to a quarter longer than a refusal says: if hundreds acted at the same instant from one process, the time of that
+process to connect would be measured. The served rate should stay at the peak, and a refusal should be quick and say how
+long to wait. Each load prints a line, and takes at most `--seconds` plus `--drain`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ FACTOR = 10
 # number of loads of each kind: the warm-up, two forms of overload, and the peak again after each
 NUM_OTHER_LOADS = 5
 MIN_GOODPUT = 0.9
+# the peak after a load, relative to that before it: a server recovers, though the speed of a machine may change
+RECOVERY = 0.75
 MAX_REFUSAL_MS = 20.0
 # seconds within which clients begin, in a short load a quarter of it, and by how much their waits differ
 RAMP = 1.0
@@ -197,11 +199,19 @@ class Overload:
             raise BenchFailed(f"no request was served within {self._options.seconds:g} seconds")
         self._report.add({"load": f"{kind}, peak of {clients} clients", "served/s": peak})
         many = FACTOR * max(self._options.clients)
-        overloads = {f"{many} clients": {"clients": many}, f"{FACTOR} x the peak": {"rate": FACTOR * peak}}
-        for name, load in overloads.items():
-            outcome, before = self._run(kind, **load), peak
+        loads: list[tuple[str, Callable[[], Outcome]]] = [
+            (f"{many} clients", lambda: self._run(kind, clients=many)),
+            (f"{FACTOR} x the peak", lambda: self._run(kind, rate=FACTOR * peak)),
+        ]
+        for name, send in loads:
+            outcome, before = send(), peak
             peak = self._run(kind, clients=clients).goodput
             self._add(f"{kind}, {name}", outcome, (before + peak) / 2)
+            if not peak:
+                raise BenchFailed(f"no request was served within {self._options.seconds:g} seconds after {name}")
+            self._report.bars.append(
+                Bar(name=f"{kind}, {name}: peak, after / before", value=peak / before, at_least=RECOVERY)
+            )
 
     def _run(self, kind: Kind, *, clients: int = 0, rate: float = 0.0) -> Outcome:
         options = self._options

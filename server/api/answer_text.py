@@ -28,8 +28,8 @@ REPLACEMENT = "\ufffd"
 class Detokenizer:
     """Decodes one token at a time; `context` holds the ids before the first one, whose text is not returned.
 
-    `start` is the length of that part of the text returned last which tokens before the last one have completed: bytes that
-    no character begins with.
+    `start` is the number of characters at the beginning of the text returned last that belong to earlier tokens, whose
+    bytes were no whole character.
     """
 
     def __init__(self, tokenizer: PromptTokenizer, context: Sequence[int] = ()) -> None:
@@ -51,14 +51,15 @@ class Detokenizer:
         self.start, self._held = 0, text
         if (text.endswith(REPLACEMENT) or not text) and len(self._window) - self._num_emitted < MAX_HELD:
             return ""
-        self.start = _num_common(held, text)
         certain = len(self._window) - self._num_unfinished(text)
         unfinished = self._window[certain:]
         self._window = self._window[:certain]
         self._advance()
         self._window += unfinished
         self._held = REPLACEMENT if unfinished else ""
-        return text[: -len(REPLACEMENT)] if unfinished else text
+        shown = text[: -len(REPLACEMENT)] if unfinished else text
+        self.start = _num_common(held, shown)
+        return shown
 
     def finish(self) -> str:
         """Return the remaining text; an incomplete character is shown as the decoder shows it."""
@@ -236,11 +237,7 @@ class AnswerText:
         piece = AnswerPiece("", finish_reason=event.finish_reason, index=self._index)
         if isinstance(event, Token):
             self.num_tokens += 1
-            offset = self._length
-            if event.finish_reason != "stop":  # otherwise it is an end-of-sequence or stop token, which has no text
-                text = self._text.push(event.token_id)
-                piece.text = self._filter(text)
-                offset = max(offset, self._length - len(text) + self._text.start)
+            piece.text, offset = self._take_text(event)
             piece.tokens.append(ShownToken(event.token_id, offset, event.logprob))
         if event.finish_reason is not None:
             piece.text += self._filter(self._text.finish()) + self._stop.finish()
@@ -248,6 +245,14 @@ class AnswerText:
             piece.finish_reason = "stop"
         self.finish_reason = piece.finish_reason
         return piece
+
+    def _take_text(self, token: Token) -> tuple[str, int]:
+        """Return the text that a token completes, and the offset of its own; an end-of-sequence or stop token has none."""
+        if token.finish_reason == "stop":
+            return self._filter(self._text.finish()), self._length
+        before, text = self._length, self._text.push(token.token_id)
+        shown = self._filter(text)
+        return shown, max(before, self._length - len(text) + self._text.start)
 
     def _filter(self, text: str) -> str:
         text = self._without_lead(text)

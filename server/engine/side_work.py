@@ -29,7 +29,8 @@ class SideWork:
         self._shares = Shares(CREDIT)
         self._num_charges = 0
         self._media_seconds = 0.0  # left to media; negative after a frame of many steps' share
-        self._forward_seconds = 0.0
+        self._forward_seconds = 0.0  # left to forwards, likewise
+        self._is_alone = False  # sequences had neither rows nor frames in the last step
         self._random = Random(0)
 
     def add(self, task: SideTask, client: str) -> None:
@@ -65,9 +66,10 @@ class SideWork:
 
     def note_step(self, plan: Plan, seconds: float) -> None:
         """Let side work have its share of the time that sequences took in a step, of which it pays what it took."""
-        if plan.is_of_side_work:
-            # media keep their debt: small requests that come again and again would each meet a frame
-            self._media_seconds, self._forward_seconds = min(self._media_seconds, 0.0), inf
+        self._is_alone = plan.is_of_side_work
+        if self._is_alone:
+            # debts are kept: small requests that come again and again would each meet a frame and a round
+            self._media_seconds, self._forward_seconds = min(self._media_seconds, 0.0), min(self._forward_seconds, 0.0)
             return
         media, tasks = plan.side_share * seconds, self.tasks.values()
         has_both = any(task.has_frames for task in tasks) and any(map(_is_forward, tasks))
@@ -82,17 +84,18 @@ class SideWork:
             if not _is_forward(task):
                 yield task, list(task.run_between_steps(lambda: True))
         forward = next(filter(_is_forward, able), None)
-        if forward is not None and self._forward_seconds > 0:
+        if forward is not None and (self._is_alone or self._forward_seconds > 0):
             yield forward, self._run_forward(forward)
 
     def _run_forward(self, task: SideTask) -> list[Outbound]:
         """Run a round of a forward, and charge it before the engine closes the account of a task that has ended."""
         began = self._clock()
-        end = began + self._forward_seconds
+        end = inf if self._is_alone else began + self._forward_seconds
         events = list(task.run_between_steps(lambda: self._clock() < end))
         seconds = self._clock() - began
         self._charge(task.account, seconds)
-        self._forward_seconds = _paid(self._forward_seconds, seconds)
+        if not self._is_alone:
+            self._forward_seconds = _paid(self._forward_seconds, seconds)
         return events
 
     def _in_turn(self) -> list[SideTask]:

@@ -65,6 +65,7 @@ class Inspection(ForwardTask):
         pages: list[Tensor] = []
         for source in self.media:
             features = yield from self._features(self._frames[source])
+            yield math.inf
             visual_tokens = model.resampler(features[None]).to(self._runner.dtype)
             pages.append(model.media_kv(visual_tokens))
             yield math.inf

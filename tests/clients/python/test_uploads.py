@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,10 @@ from flamboyance_client import (
     stored,
     uploads,
 )
+from flamboyance_client.errors import Refusal
 from flamboyance_client.folders import labelled_files
-from flamboyance_client.labelled import with_ids
+from flamboyance_client.labelled import LabelledMedia, with_ids
+from flamboyance_client.records import SkippedFile
 from tests.clients.python.test_frames import Frame
 from tests.clients.serving import KEY
 from tests.model.test_media import video
@@ -172,17 +177,13 @@ def test_a_large_folder_is_sent_in_batches(
 
 
 def test_a_batch_has_a_limited_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def sizes() -> list[int]:
-        return [len(batch.examples) for batch in upload.batches(items, None)]
-
     items = with_ids(labelled_files(folder))
-    upload = uploads.Upload(stored.SupportSetCalls(), items, {}, None)
-    assert sizes() == [5]
+    assert [len(batch.examples) for batch in uploads._batches(items, None)] == [5]
     size = max(len(str(item.example())) for item in items)
     monkeypatch.setattr(uploads, "BATCH_BYTES", 2 * size)
-    assert sizes() == [2, 2, 1]
+    assert [len(batch.examples) for batch in uploads._batches(items, None)] == [2, 2, 1]
     monkeypatch.setattr(uploads, "BATCH_BYTES", 1)
-    assert sizes() == [1] * 5
+    assert [len(batch.examples) for batch in uploads._batches(items, None)] == [1] * 5
 
 
 def test_a_broken_file_is_named_and_leaves_no_set(
@@ -199,34 +200,76 @@ def test_a_broken_file_is_named_and_leaves_no_set(
         assert len(client.support_sets.list()) == sets
 
 
+DAMAGED = "image cannot be decoded: its data are damaged, or end early"
+
+
+def damage(*paths: Path) -> None:
+    for path in paths:
+        path.write_bytes(picture("red", 50)[:60])
+
+
+@pytest.mark.parametrize("num_examples", [64, 2])
 def test_unreadable_files_are_skipped_on_request(
-    upload: Upload, client: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+    upload: Upload, client: Client, folder: Path, monkeypatch: pytest.MonkeyPatch, num_examples: int
 ) -> None:
     """Also if they are all that a request would send, and in an update."""
+    monkeypatch.setattr(uploads, "BATCH_EXAMPLES", num_examples)
     cold, warm = folder / "cold", folder / "warm"
-    for path in (cold / "blue.png", cold / "green.png", warm / "red.png"):
-        path.write_bytes(picture("red", 50)[:60])
+    damage(cold / "blue.png", cold / "green.png", warm / "red.png")
     (warm / "notes.png").write_text("no image")
-    for number in (64, 2):
-        monkeypatch.setattr(uploads, "BATCH_EXAMPLES", number)
-        created = upload(folder, name=f"batches-of-{number}", skip_unreadable=True)
-        assert created.num_examples == 2
-        undecodable = "(image cannot be decoded: its data are damaged, or end early)"
-        assert created.skipped == (
-            *(f"{cold / name}.png {undecodable}" for name in ("blue", "green")),
-            f"{warm / 'notes.png'} (an unknown format)",
-            f"{warm / 'red.png'} {undecodable}",
-        )
+    sets = len(client.support_sets.list())
+    created = upload(folder, skip_unreadable=True)
+    assert len(client.support_sets.list()) == sets + 1
+    assert [example.label for example in client.support_sets.examples(created.id)] == ["cold", "warm"]
+    assert created.skipped == (
+        *(SkippedFile(str(cold / name), DAMAGED) for name in ("blue.png", "green.png")),
+        SkippedFile(str(warm / "notes.png"), "an unknown format"),
+        SkippedFile(str(warm / "red.png"), DAMAGED),
+    )
     (warm / "red.png").write_bytes(picture("red"))
-    updated = upload(folder, name="batches-of-2", skip_unreadable=True)
+    updated = upload(folder, skip_unreadable=True)
     assert (updated.num_examples, updated.num_removed, len(updated.skipped)) == (3, 0, 3)
+
+
+def test_a_skipped_file_keeps_the_example_that_it_had(upload: Upload, client: Client, folder: Path) -> None:
+    """A file may be unreadable for a while, or damaged since; a file that is gone is removed."""
+    first = upload(folder)
+    damage(folder / "warm" / "red.png")
+    (folder / "warm" / "orange.png").write_bytes(b"")
+    (folder / "cold" / "teal.png").unlink()
+    updated = upload(folder, skip_unreadable=True)
+    assert (updated.id, updated.num_examples, updated.num_removed) == (first.id, 4, 1)
+    assert {Path(file.path).name for file in updated.skipped} == {"red.png", "orange.png"}
+    shutil.rmtree(folder / "cold")
+    (folder / "warm" / "red.png").write_bytes(picture("red", 30))
+    updated = upload(folder, skip_unreadable=True)
+    assert (updated.id, updated.num_examples) == (first.id, 2)
+
+
+def test_media_that_are_refused_for_their_company_are_not_skipped(client: Client, folder: Path) -> None:
+    """A request has a limit of all its pixels, which single images do not reach."""
+    calls, sent = stored.SupportSetCalls(), list[int]()
+    items = with_ids(labelled_files(folder))
+    batch = next(uploads._batches(items, None))
+    refused: list[tuple[LabelledMedia, str]] = []
+    steps = uploads._try(calls, batch, items, refused)
+    call, made = next(steps), SupportSet(id="ss_1", version=1)
+    with suppress(StopIteration):
+        while True:
+            if call.method == "DELETE":
+                call = steps.send(True)
+                continue
+            examples = json.loads(json.dumps(call.body))["examples"]
+            sent.append(len(examples))
+            too_many = BadRequest(Refusal(message="too many pixels", code="invalid_media", param="examples[1].image"))
+            call = steps.throw(too_many) if len(examples) > 2 else steps.send(made)
+    assert (sent, refused) == ([5, 2, 3, 1, 2], [])
 
 
 def test_a_folder_of_unreadable_files_alone_is_an_error(upload: Upload, client: Client, folder: Path) -> None:
     sets = len(client.support_sets.list())
-    for path in folder.glob("*/*.png"):
-        path.write_bytes(picture("red", 50)[:60])
-    with pytest.raises(ValueError, match=r"the server can read none of these: .*blue.png \(image cannot be decoded"):
+    damage(*folder.glob("*/*.png"))
+    with pytest.raises(ValueError, match=r"the server accepts none of these: .*blue.png \(image cannot be decoded"):
         upload(folder, skip_unreadable=True)
     for path in folder.glob("*/*.png"):
         path.write_bytes(b"")

@@ -60,7 +60,7 @@ def test_a_token_after_bytes_of_no_character_has_the_offset_of_its_text(echo: bo
     before = len("?") if echo else 0
     answer = pieces([continuation, a, b], lead="", echo=echo)
     assert answer == [("", before), ("\ufffda", before + 1), ("b", before + 2), ("", before + 3)]
-    # tokens of one character all have its offset, also after such bytes
+    # tokens have the offset at which undecided bytes begin, so that offsets never become smaller
     answer = pieces([continuation, *TOKENIZER.encode_plain("😀a")], lead="", echo=echo)
     assert [offset - before for _, offset in answer] == [0, 0, 0, 0, 1, 2, 3]
 
@@ -69,6 +69,24 @@ def test_offsets_after_a_lead_and_bytes_of_no_character() -> None:
     continuation = TOKENIZER.encode_plain("é")[1]
     ids = [*TOKENIZER.encode_plain(" a"), continuation, *TOKENIZER.encode_plain("b")]
     assert pieces(ids, lead=" ") == [("", 0), ("a", 0), ("", 1), ("\ufffdb", 2), ("", 3)]
+
+
+def test_offsets_never_become_smaller_and_end_with_the_length_of_the_text() -> None:
+    """Also if a character begins before the bytes ahead of it are given up, and if the answer ends within one."""
+    continuation = TOKENIZER.encode_plain("é")[1]
+    for ids in ([continuation] * 5 + TOKENIZER.encode_plain("😀a"), [*TOKENIZER.encode_plain("a"), continuation]):
+        answer = pieces(ids, lead="")
+        offsets = [offset for _, offset in answer]
+        assert offsets == sorted(offsets)
+        assert offsets[-1] == len("".join(text for text, _ in answer))
+
+
+def test_the_answer_after_an_echoed_prompt_that_ends_within_a_character() -> None:
+    first, second = TOKENIZER.encode_plain("é")
+    echo = Echo.of([first], [], TOKENIZER)
+    answer = echo.detokenizer.copy()
+    assert (answer.push(TOKENIZER.encode_plain("a")[0]), answer.start) == ("\ufffda", 1)
+    assert (echo.detokenizer.push(second), echo.detokenizer.start) == ("é", 0)
 
 
 def test_an_echoed_prompt_has_the_offsets_of_its_text() -> None:

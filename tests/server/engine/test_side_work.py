@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
+from math import inf
 from statistics import mean
 
 import pytest
@@ -17,10 +18,12 @@ from tests.server.engine.test_scheduler import CONFIG
 
 
 class EndlessForward(ForwardTask):
-    """A forward of its own whose pieces take some simulated time."""
+    """A forward of its own whose pieces take some simulated time, and count as `tokens`."""
 
-    def __init__(self, simulation: Simulation, piece_seconds: float, name: str = "forward") -> None:
-        self.simulation, self.piece_seconds, self.seconds = simulation, piece_seconds, 0.0
+    def __init__(
+        self, simulation: Simulation, piece_seconds: float, name: str = "forward", tokens: float = 1.0
+    ) -> None:
+        self.simulation, self.piece_seconds, self.seconds, self.tokens = simulation, piece_seconds, 0.0, tokens
         super().__init__(name, (), CONFIG, num_layers=2)
 
     @property
@@ -31,7 +34,7 @@ class EndlessForward(ForwardTask):
         while True:
             self.simulation.runner.now += self.piece_seconds
             self.seconds += self.piece_seconds
-            yield 1.0
+            yield self.tokens
 
 
 @pytest.mark.parametrize("piece_seconds", [0.0005, 0.05])
@@ -223,3 +226,17 @@ def test_forwards_and_vectors_share_the_time_of_side_work(piece_seconds: float) 
     of_forwards = (forward.seconds - before) / total
     assert of_vectors + of_forwards == pytest.approx(SHARE_BESIDE / (1 + SHARE_BESIDE), rel=0.15)
     assert of_vectors == pytest.approx(of_forwards, rel=0.3)
+
+
+def test_small_requests_that_come_again_and_again_do_not_each_meet_a_round_of_a_forward() -> None:
+    """Between them the forward has all the time. Each may arrive during a round, which ends first."""
+    simulation = Simulation(replace(CONFIG, step_seconds=0.03))
+    alone = mean(simulation.arrive(simulation.now + 0.1) for _ in range(3))
+    forward = EndlessForward(simulation, 0.05, tokens=inf)
+    simulation.engine._side_work.add(forward, "forward")
+    simulation.run_until(simulation.now + 1)
+    began, before = simulation.now, forward.seconds
+    times = [simulation.arrive(simulation.now + 0.1) for _ in range(40)]
+    met = (sum(times) - len(times) * alone) / 0.05
+    assert met / len(times) < 1.0
+    assert (forward.seconds - before) / (simulation.now - began) > 0.4

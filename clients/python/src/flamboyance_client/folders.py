@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from unicodedata import normalize
 
@@ -24,6 +24,10 @@ FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and, with the extra heif, HEIC 
 SIGNATURE_BYTES = 32
 # of a list in a message
 MAX_NAMES = 20
+
+
+class UnreadableFiles(ValueError):
+    """Raised for files with the names of images or videos that have other content, or that cannot be opened."""
 
 
 def media_files(folder: str | Path) -> list[Path]:
@@ -51,11 +55,11 @@ def labelled_files(folder: str | Path) -> list[LabelledMedia]:
     Raises what `media_files` raises, and `ValueError` for a folder without any and for files that are in no subfolder.
     """
     root = _folder_of_labels(folder)
-    return _labelled(media_files(root), root)
+    return _some(_labelled(media_files(root), root), root)
 
 
-def readable_labelled_files(folder: str | Path) -> tuple[list[LabelledMedia], list[str]]:
-    """Return the files of `labelled_files` that the server can read, and the paths of the others with the reason.
+def readable_labelled_files(folder: str | Path) -> tuple[list[LabelledMedia], list[tuple[LabelledMedia, str]]]:
+    """Return the files of `labelled_files` that the server can read, and the others, each with the reason.
 
     Raises what `labelled_files` raises, for a file that the server cannot read only if there is no other.
     """
@@ -63,7 +67,8 @@ def readable_labelled_files(folder: str | Path) -> tuple[list[LabelledMedia], li
     paths, faults = _readable(named_media_files(root))
     if not paths:
         _raise_for(faults)
-    return _labelled(paths, root), faults
+    unreadable = zip(_labelled(list(faults), root), faults.values(), strict=True)
+    return _some(_labelled(paths, root), root), list(unreadable)
 
 
 def empty_subfolders(folder: str | Path) -> list[str]:
@@ -91,11 +96,15 @@ def _folder_of_labels(folder: str | Path) -> Path:
     return root
 
 
-def _labelled(paths: Sequence[Path], root: Path) -> list[LabelledMedia]:
-    if not paths:
+def _some(files: list[LabelledMedia], root: Path) -> list[LabelledMedia]:
+    if not files:
         raise ValueError(
             f"{root}: no images or videos in subfolders; expected files such as {root / 'LABEL' / '1.jpg'}"
         )
+    return files
+
+
+def _labelled(paths: Sequence[Path], root: Path) -> list[LabelledMedia]:
     if unlabelled := [str(path) for path in paths if path.parent == root]:
         what = "has no label: move it" if len(unlabelled) == 1 else "have no labels: move them"
         raise ValueError(f"{listed(unlabelled)} {what} into a subfolder of {root}, whose name is the label")
@@ -141,16 +150,17 @@ def _is_media(path: Path) -> bool:
     return is_named and (path.is_file() or not path.exists())
 
 
-def _readable(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+def _readable(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
     """Return the files whose first bytes are those of formats that the server reads, and the others with the reason."""
     faults = {path: fault for path in paths if (fault := _fault(path))}
-    return [path for path in paths if path not in faults], [f"{path} ({fault})" for path, fault in faults.items()]
+    return [path for path in paths if path not in faults], faults
 
 
-def _raise_for(faults: Sequence[str]) -> None:
+def _raise_for(faults: Mapping[Path, str]) -> None:
     if faults:
         kind = "an image or a video" if len(faults) == 1 else "images or videos"
-        raise ValueError(f"{listed(faults)} cannot be read as {kind}; the server reads {FORMATS}")
+        names = listed([f"{path} ({fault})" for path, fault in faults.items()])
+        raise UnreadableFiles(f"{names} cannot be read as {kind}; the server reads {FORMATS}")
 
 
 def _fault(path: Path) -> str | None:

@@ -10,7 +10,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from flamboyance_client.bodies import check_values
@@ -44,6 +44,11 @@ class LabelledMedia:
         """The label, answer and question of the stored example."""
         return self.label or "", self.answer or "", self.question or ""
 
+    @property
+    def file_in_id(self) -> str:
+        """The part of its id that names the file: the path in characters that an id may have."""
+        return re.sub(r"[^A-Za-z0-9_.]+", "-", without_accents(self.file))[-MAX_FILE:]
+
     def example(self) -> Example:
         """Return the example with the content of its media. Raises what reading the media raises."""
         return example(self.media, id=self.id, label=self.label, answer=self.answer, question=self.question)
@@ -64,6 +69,11 @@ def with_ids(items: Sequence[LabelledMedia]) -> list[LabelledMedia]:
     return numbered
 
 
+def is_of_file(example_id: str, files_in_ids: Collection[str]) -> bool:
+    """Return whether `with_ids` made this id for one of the files, with any content."""
+    return is_content_id(example_id) and example_id.partition(":")[0] in files_in_ids
+
+
 def is_content_id(example_id: str) -> bool:
     """Return whether an id has the form of those of `with_ids`."""
     return CONTENT_ID.fullmatch(example_id) is not None
@@ -82,8 +92,7 @@ def _content_id(item: LabelledMedia) -> str:
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{item.name}: {error}") from error
-    file = re.sub(r"[^A-Za-z0-9_.]+", "-", without_accents(item.file))[-MAX_FILE:]
-    return f"{file}:{digest.hexdigest()}"
+    return f"{item.file_in_id}:{digest.hexdigest()}"
 
 
 def without_accents(text: str) -> str:

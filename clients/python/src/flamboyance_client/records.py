@@ -67,12 +67,23 @@ class Preview:
     media: Media | None
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class SkippedFile:
+    """A file that an upload has left out, because it cannot be read or the server has refused it."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.reason})"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupportSet:
     """A version of a support set. A notebook shows it with the `previews` that the call which returned it has read.
 
     The replies of `create` and `put` hold the ids of the new examples, in order. `num_removed` is how many examples an
-    upload of a folder or a data frame has removed, and `skipped` has the files that it has left out, with the reason.
+    upload of a folder or a data frame has removed, and `skipped` are the files that `skip_unreadable` has left out.
     """
 
     id: str
@@ -83,7 +94,7 @@ class SupportSet:
     example_ids: tuple[str, ...] = field(default=(), repr=False)
     previews: tuple[Preview, ...] = field(default=(), repr=False, compare=False)
     num_removed: int = field(default=0, repr=False, compare=False)
-    skipped: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    skipped: tuple[SkippedFile, ...] = field(default=(), repr=False, compare=False)
     raw: Json = field(default_factory=dict, repr=False)
 
     def _repr_html_(self) -> str:

@@ -117,8 +117,9 @@ class SupportSets:
         the folder; otherwise it gets new versions. New files are added, and labels that were changed are those of the
         folder again. Examples that an earlier upload wrote and whose files are gone are removed, and counted in
         `num_removed`; other examples stay. `fields` are set in both cases. Raises `ValueError` for a file that the server
-        cannot read or that has no label, `BadRequest` for one that it cannot decode, and `Conflict` for a set that exists
-        unless `exist_ok`. With `skip_unreadable`, files that cannot be read or decoded are left out, and in `skipped`.
+        cannot read or that has no label, `BadRequest` for one that it refuses, such as a damaged one, and `Conflict` for a
+        set that exists unless `exist_ok`. With `skip_unreadable`, such files are left out and listed in `skipped`, and
+        examples that they had before stay; new files are sent twice.
         """
         steps = upload_folder(
             self._calls, folder, question, name, skip_unreadable=skip_unreadable, exist_ok=exist_ok, fields=fields

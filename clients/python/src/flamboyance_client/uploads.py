@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,12 +21,12 @@ from flamboyance_client.errors import ApiError, Conflict, FlamboyanceError, NotF
 from flamboyance_client.fewshot import Example
 from flamboyance_client.folders import labelled_files, listed, readable_labelled_files
 from flamboyance_client.frames import Columns, Frame, labelled_rows
-from flamboyance_client.labelled import LabelledMedia, is_content_id, with_ids, without_accents
+from flamboyance_client.labelled import LabelledMedia, is_content_id, is_of_file, with_ids, without_accents
 from flamboyance_client.notebook import MAX_PREVIEWS
 from flamboyance_client.options import SetChanges, SetFields
 from flamboyance_client.previews import spread
 from flamboyance_client.progress import visible_bar
-from flamboyance_client.records import Preview, StoredExample, SupportSet
+from flamboyance_client.records import Preview, SkippedFile, StoredExample, SupportSet
 from flamboyance_client.steps import Steps
 from flamboyance_client.stored import NAME_TAKEN, SupportSetCalls, read_examples
 
@@ -37,71 +37,36 @@ BATCH_EXAMPLES = 64
 REMOVED_AT_ONCE = 100
 # the code of the error for more examples than a set may have
 NO_ROOM = "too_many_examples"
-# the code of the error for an image or a video that cannot be decoded, or exceeds a limit
+# the codes of the errors for media that cannot be decoded or exceed a limit; those of the latter are sent alone
 UNREADABLE = "invalid_media"
+REFUSED_MEDIA = (UNREADABLE, "body_too_large")
+# The lifetime of a set that was made to try media.
+TRIAL_SECONDS = 60.0
 # The lifetime of a set whose upload was interrupted.
 UNFINISHED_SECONDS = 24 * 3600.0
 
 
 @dataclass(slots=True)
 class Batch:
-    """The examples of one request, and their names in messages.
+    """The examples of one request, and their names in messages."""
 
-    `skipped` receives the names of those that the server cannot read, which are an error without it.
-    """
-
-    skipped: list[str] | None
     names: list[str] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     num_bytes: int = 0
-    num_added: int = 0
 
     def add(self, name: str, example: Example, num_bytes: int) -> None:
         self.names.append(name)
         self.examples.append(example)
         self.num_bytes += num_bytes
-        self.num_added += 1
 
     def is_full(self, num_bytes: int) -> bool:
         """Return whether an example of this size belongs into the next batch."""
         is_too_large = self.num_bytes + num_bytes > BATCH_BYTES
         return bool(self.examples) and (is_too_large or len(self.examples) == BATCH_EXAMPLES)
 
-    def remove(self, index: int) -> str:
-        """Remove an example, and return its name."""
-        del self.examples[index]
-        return self.names.pop(index)
-
     def split(self, number: int) -> tuple[Batch, Batch]:
         """Return a batch of the first `number` examples, and one of the others."""
-        first = Batch(self.skipped, self.names[:number], self.examples[:number])
-        return first, Batch(self.skipped, self.names[number:], self.examples[number:])
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """The items that a set is to have, and its other fields; `skipped` as in `Batch`."""
-
-    calls: SupportSetCalls
-    items: Sequence[LabelledMedia]
-    options: SetChanges
-    skipped: list[str] | None
-
-    def batches(self, items: Sequence[LabelledMedia], name: str | None) -> Iterator[Batch]:
-        """Yield items in batches of a limited size, and show the progress in a notebook or on a terminal."""
-        batch = Batch(self.skipped)
-        with visible_bar(len(items), name or "support set", "example", is_hidden=not items) as bar:
-            for item in items:
-                example = item.example()
-                num_bytes = len(json.dumps(example))
-                if batch.is_full(num_bytes):
-                    yield batch
-                    bar.update(batch.num_added)
-                    batch = Batch(self.skipped)
-                batch.add(item.name, example, num_bytes)
-            if batch.examples:
-                yield batch
-                bar.update(batch.num_added)
+        return Batch(self.names[:number], self.examples[:number]), Batch(self.names[number:], self.examples[number:])
 
 
 def set_name(folder: str | Path, otherwise: str = "pass name=...") -> str:
@@ -126,10 +91,61 @@ def upload_folder(
     fields: SetFields,
 ) -> Steps[SupportSet]:
     """Upload the files of a folder to the set that has its name, or the name `name`."""
-    files, skipped = readable_labelled_files(folder) if skip_unreadable else (labelled_files(folder), None)
-    items = [replace(file, question=question) for file in files]
+    files, unreadable = readable_labelled_files(folder) if skip_unreadable else (labelled_files(folder), [])
+    items = with_ids([replace(file, question=question) for file in files])
     name = set_name(folder) if name is None else name
-    return (yield from upload(calls, items, name, exist_ok=exist_ok, fields=fields, skipped=skipped))
+    if skip_unreadable:
+        items, refused = yield from _tried(calls, items, name)
+        unreadable = [*unreadable, *refused]
+    files_kept = {item.file_in_id for item, _ in unreadable}
+    uploaded = yield from upload(calls, items, name, exist_ok=exist_ok, fields=fields, files_kept=files_kept)
+    skipped = sorted(SkippedFile(item.name, reason) for item, reason in unreadable)
+    return replace(uploaded, skipped=tuple(skipped))
+
+
+def _tried(
+    calls: SupportSetCalls, items: Sequence[LabelledMedia], name: str
+) -> Steps[tuple[list[LabelledMedia], list[tuple[LabelledMedia, str]]]]:
+    """Return the items that the server accepts, and the others with its reason. Those of the set are accepted already.
+
+    Raises `ValueError` if it accepts none. Others are sent twice, since a refused file must not change a set.
+    """
+    existing = yield from _find(calls, name)
+    known = {} if existing is None else dict((yield from read_examples(calls, existing, _texts_by_id)))
+    refused: list[tuple[LabelledMedia, str]] = []
+    new = [item for item in items if item.id not in known]
+    for batch in _batches(new, f"{name}: checking"):
+        yield from _try(calls, batch, new[: len(batch.examples)], refused)
+        new = new[len(batch.examples) :]
+    ids = {item.id for item, _ in refused}
+    accepted = [item for item in items if item.id not in ids]
+    if not accepted:
+        raise ValueError(f"the server accepts none of these: {listed([f'{i.name} ({why})' for i, why in refused])}")
+    return accepted, refused
+
+
+def _try(
+    calls: SupportSetCalls,
+    batch: Batch,
+    items: Sequence[LabelledMedia],
+    refused: list[tuple[LabelledMedia, str]],
+) -> Steps[None]:
+    """Add the items of a batch that the server refuses alone to `refused`.
+
+    A media item may be refused for its company, with which it exceeds a limit.
+    """
+    try:
+        trial = yield calls.create({"examples": batch.examples, "ttl_seconds": TRIAL_SECONDS})
+        yield calls.delete(trial.id)
+    except ApiError as error:
+        if error.code not in REFUSED_MEDIA:
+            raise
+        if len(items) == 1:
+            refused.append((items[0], error.message.removeprefix(f"{error.param}: ")))
+            return
+        middle = len(items) // 2
+        for part, some in zip(batch.split(middle), (items[:middle], items[middle:]), strict=True):
+            yield from _try(calls, part, some, refused)
 
 
 def upload_frame(
@@ -153,35 +169,43 @@ def upload(
     *,
     exist_ok: bool,
     fields: SetFields,
-    skipped: list[str] | None = None,
+    files_kept: Collection[str] = (),
 ) -> Steps[SupportSet]:
     """Return the set with these examples: a new one, or the one that has the name.
 
-    Media that the server cannot read are an error, unless a list receives the names of those that are `skipped`. Raises
+    Examples of `files_kept`, as ids name them, stay in the set, though the items have none of these files. Raises
     `Conflict` for a name that is taken unless `exist_ok`, for a name whose set has none of these examples, since it may
     belong to another client, and for a set that another client changes meanwhile.
     """
     options: Any = checked_options(SetFields, fields)
     items = with_ids(items)
-    target = yield from _upload(Upload(calls, items, options, skipped), name, exist_ok)
+    target = yield from _upload(calls, items, name, options, files_kept, exist_ok=exist_ok)
     first = spread(items, lambda item: item.label or "", MAX_PREVIEWS)
     previews = tuple(Preview(label=item.label or item.answer or "", media=item.media) for item in first)
-    return replace(target, previews=previews, skipped=tuple(sorted(skipped or ())))
+    return replace(target, previews=previews)
 
 
-def _upload(upload: Upload, name: str | None, exist_ok: bool) -> Steps[SupportSet]:
-    existing = None if name is None else (yield from _find(upload.calls, name))
+def _upload(
+    calls: SupportSetCalls,
+    items: Sequence[LabelledMedia],
+    name: str | None,
+    options: SetChanges,
+    files_kept: Collection[str],
+    *,
+    exist_ok: bool,
+) -> Steps[SupportSet]:
+    existing = None if name is None else (yield from _find(calls, name))
     if existing is None:
         try:
-            return (yield from _create(upload, name))
+            return (yield from _create(calls, items, name, options))
         except Conflict as conflict:
             if not exist_ok or conflict.code != NAME_TAKEN or name is None:
                 raise
             # another client has made the set meanwhile
-            existing = yield upload.calls.get(name, None)
+            existing = yield calls.get(name, None)
     if not exist_ok:
         raise _name_taken(f"the name {name!r} is taken by the support set {existing.id}")
-    return (yield from _change(upload, existing))
+    return (yield from _change(calls, existing, items, options, files_kept))
 
 
 def _find(calls: SupportSetCalls, name: str) -> Steps[SupportSet | None]:
@@ -191,12 +215,15 @@ def _find(calls: SupportSetCalls, name: str) -> Steps[SupportSet | None]:
         return None
 
 
-def _create(upload: Upload, name: str | None) -> Steps[SupportSet]:
-    calls, batches = upload.calls, upload.batches(upload.items, name)
-    target = yield from _create_unnamed(upload, batches)
+def _create(
+    calls: SupportSetCalls, items: Sequence[LabelledMedia], name: str | None, options: SetChanges
+) -> Steps[SupportSet]:
+    batches = _batches(items, name)
+    first = next(batches)
+    target = yield from _add(calls.create({"examples": first.examples, "ttl_seconds": UNFINISHED_SECONDS}), first)
     try:
         target = yield from _add_all(calls, target, batches)
-        changes: SetChanges = {"ttl_seconds": None, **upload.options}
+        changes: SetChanges = {"ttl_seconds": None, **options}
         return (yield calls.update(target.id, changes if name is None else {**changes, "name": name}))
     except Exception:
         with suppress(FlamboyanceError):
@@ -204,33 +231,27 @@ def _create(upload: Upload, name: str | None) -> Steps[SupportSet]:
         raise
 
 
-def _create_unnamed(upload: Upload, batches: Iterator[Batch]) -> Steps[SupportSet]:
-    """Create a set of the first batch that has an example which is not skipped."""
-
-    def create(examples: list[Example]) -> Call[SupportSet]:
-        return upload.calls.create({"examples": examples, "ttl_seconds": UNFINISHED_SECONDS})
-
-    for batch in batches:
-        if (created := (yield from _add(create, batch))) is not None:
-            return created
-    raise ValueError(f"the server can read none of these: {listed(sorted(upload.skipped or []))}")
-
-
-def _change(upload: Upload, target: SupportSet) -> Steps[SupportSet]:
-    calls, items = upload.calls, upload.items
+def _change(
+    calls: SupportSetCalls,
+    target: SupportSet,
+    items: Sequence[LabelledMedia],
+    options: SetChanges,
+    files_kept: Collection[str],
+) -> Steps[SupportSet]:
     stored = dict((yield from read_examples(calls, target, _texts_by_id)))
     current = {item.id for item in items}
-    if stored and not current & stored.keys():
+    kept = {id for id in stored if id in current or is_of_file(id, files_kept)}
+    if stored and not kept:
         raise _name_taken(
             f"the support set {target.name!r} has {len(stored)} examples, and none of them is among these "
             "(another label or question makes another example)"
         )
     new = [item for item in items if item.id not in stored]
     changed = [item for item in items if item.id in stored and stored[item.id] != item.texts]
-    gone = [id for id in stored if id not in current and is_content_id(id)]
-    target = yield from _add_all(calls, target, upload.batches(changed, target.name))
-    target = yield from _exchange(calls, target, upload.batches(new, target.name), len(new), gone)
-    target = (yield calls.update(target.id, upload.options)) if upload.options else target
+    gone = [id for id in stored if id not in kept and is_content_id(id)]
+    target = yield from _add_all(calls, target, _batches(changed, target.name))
+    target = yield from _exchange(calls, target, _batches(new, target.name), len(new), gone)
+    target = (yield calls.update(target.id, options)) if options else target
     return replace(target, num_removed=len(gone))
 
 
@@ -244,7 +265,7 @@ def _texts_by_id(stored: StoredExample) -> tuple[str, tuple[str, str, str]]:
 
 def _add_all(calls: SupportSetCalls, target: SupportSet, batches: Iterator[Batch]) -> Steps[SupportSet]:
     for batch in batches:
-        target = yield from _put(calls, target, batch)
+        target = yield from _add(calls.put(target.id, batch.examples, target.version), batch)
     return target
 
 
@@ -260,11 +281,10 @@ def _exchange(
     for batch in batches:
         if not is_full:
             try:
-                target = yield from _put(calls, target, batch)
-                num_new -= batch.num_added
+                target = yield from _add(calls.put(target.id, batch.examples, target.version), batch)
+                num_new -= len(batch.examples)
                 continue
             except ApiError as error:
-                num_new -= batch.num_added - len(batch.examples)  # those that were skipped before
                 # the number by which the set grows: if there is no room for as many of the batch, there never will be
                 num_more = max(num_new - len(gone), 0)
                 if error.code != NO_ROOM or not gone or num_more >= len(batch.examples):
@@ -272,10 +292,10 @@ def _exchange(
             is_full = True
             if num_more:
                 first, batch = batch.split(num_more)
-                target = yield from _put(calls, target, first)
+                target = yield from _add(calls.put(target.id, first.examples, target.version), first)
         target = yield from _remove(calls, target, gone[: len(batch.examples)])
         gone = gone[len(batch.examples) :]
-        target = yield from _put(calls, target, batch)
+        target = yield from _add(calls.put(target.id, batch.examples, target.version), batch)
     return (yield from _remove(calls, target, gone))
 
 
@@ -285,25 +305,28 @@ def _remove(calls: SupportSetCalls, target: SupportSet, ids: Sequence[str]) -> S
     return target
 
 
-def _put(calls: SupportSetCalls, target: SupportSet, batch: Batch) -> Steps[SupportSet]:
-    added = yield from _add(lambda examples: calls.put(target.id, examples, target.version), batch)
-    return target if added is None else added
+def _add(call: Call[SupportSet], batch: Batch) -> Steps[SupportSet]:
+    """Send a call that adds a batch. An error that has the index of an example names its media too."""
+    try:
+        return (yield call)
+    except ApiError as error:
+        if (match := re.match(r"examples\[(\d+)\]", error.param or "")) is None:
+            raise
+        raise error.about(batch.names[int(match[1])]) from None
 
 
-def _add(call: Callable[[list[Example]], Call[SupportSet]], batch: Batch) -> Steps[SupportSet | None]:
-    """Send a call that adds a batch; return None if all its examples were skipped.
-
-    An error that has the index of an example names its media too.
-    """
-    while batch.examples:
-        try:
-            return (yield call(batch.examples))
-        except ApiError as error:
-            if (match := re.match(r"examples\[(\d+)\]", error.param or "")) is None:
-                raise
-            index = int(match[1])
-            if batch.skipped is None or error.code != UNREADABLE:
-                raise error.about(batch.names[index]) from None
-            reason = error.message.removeprefix(f"{error.param}: ")
-            batch.skipped.append(f"{batch.remove(index)} ({reason})")
-    return None
+def _batches(items: Sequence[LabelledMedia], name: str | None) -> Iterator[Batch]:
+    """Yield the items in batches of a limited size, and show the progress in a notebook or on a terminal."""
+    batch = Batch()
+    with visible_bar(len(items), name or "support set", "example", is_hidden=not items) as bar:
+        for item in items:
+            example = item.example()
+            num_bytes = len(json.dumps(example))
+            if batch.is_full(num_bytes):
+                yield batch
+                bar.update(len(batch.examples))
+                batch = Batch()
+            batch.add(item.name, example, num_bytes)
+        if batch.examples:
+            yield batch
+            bar.update(len(batch.examples))

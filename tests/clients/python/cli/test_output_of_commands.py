@@ -153,7 +153,14 @@ def test_unreadable_files_are_left_out_of_a_set_and_named(made: Client, folder: 
     )
     output, errors = run(*arguments, "--skip-unreadable", "--json")
     assert json.loads(output)["num_examples"] == len(list(folder.glob("*/*.png")))
-    assert f"note: unreadable, and so left out: {broken} (image cannot be decoded: " in " ".join(errors.split())
+    assert f"note: left out: {broken} (image cannot be decoded: " in " ".join(errors.split())
+    assert [file["path"] for file in json.loads(output)["skipped"]] == [str(broken)]
+    _, errors = run("classify", folder / "red" / "23.png", "--folder", tmp_path / "colours", status=1)
+    assert "create the set with `support-set create --skip-unreadable`" in " ".join(errors.split())
+    broken.write_text("no image")
+    _, errors = run(*arguments, status=1)
+    assert "(an unknown format) cannot be read" in errors
+    assert "--skip-unreadable leaves such files out" in errors
     run("support-set", "delete", "cli-readable")
 
 
@@ -179,3 +186,17 @@ def test_labels_are_shown_as_they_are(made: Client, folder: Path) -> None:
     answers = process("classify", picture, "-s", "cli-labels", "--method", "nearest_mean")
     assert all(label in answers for label in labels)
     made.support_sets.delete("cli-labels")
+
+
+def test_options_that_select_shots_are_noted_where_no_method_uses_shots(made: Client, folder: Path) -> None:
+    arguments = ("classify", folder / "red" / "23.png", "-s", "cli-colours", "-k", "2", "--json")
+    for method, expected in (("in_context", False), ("auto", True)):
+        output, errors = run(*arguments, "--method", method)
+        assert (json.loads(output)["method"] not in ("in_context", "blend")) == expected
+        assert ("so -k had no effect; --method in_context uses shots" in errors) == expected
+
+
+def test_a_file_that_is_no_exported_set(made: Client, tmp_path: Path) -> None:
+    (tmp_path / "set.zip").write_text("no archive")
+    _, errors = run("support-set", "import", tmp_path / "set.zip", status=1)
+    assert errors.rstrip().endswith("give a file that `support-set export` has written")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +12,17 @@ from rich.table import Table
 
 from flamboyance_client.api import checked_selection
 from flamboyance_client.batches import CONCURRENCY, run_all
-from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, message_of, print_json
+from flamboyance_client.cli.connection import (
+    DEFAULT_URL,
+    ApiKey,
+    Json,
+    Url,
+    connected,
+    failure,
+    message_of,
+    note,
+    print_json,
+)
 from flamboyance_client.cli.selection import K, Strategy, SupportSetOption, TargetAccuracy, TargetCoverage, selection
 from flamboyance_client.cli.sources import Source, Sources, media_sources, name_of, note_removed
 from flamboyance_client.cli.tables import print_table
@@ -22,10 +32,14 @@ from flamboyance_client.folders import named_media_files
 from flamboyance_client.options import ClassifyOptions, Examples, Method, ShotsAttend
 from flamboyance_client.records import Classification
 from flamboyance_client.stored import NAME_TAKEN
+from flamboyance_client.uploads import UNREADABLE
 
 NUM_OTHERS = 2
+# the methods that write a prompt of shots; the others compare vectors of all examples
+METHODS_WITH_SHOTS = frozenset({"in_context", "blend"})
 # for a folder whose name cannot be that of a set, or is that of another
 OTHER_NAME = "create a set with `support-set create --name NAME`, and give it as --support-set"
+OTHER_SET = "create the set with `support-set create --skip-unreadable`, and give it as --support-set"
 
 
 def classify(
@@ -85,7 +99,7 @@ def classify(
     if recommended is None and (support_set is None) == (folder is None):
         choices = "give one of --support-set, --folder and --recommended"
         raise typer.BadParameter(choices, param_hint="--support-set")
-    with connected(url, api_key, {NAME_TAKEN: OTHER_NAME}) as client:
+    with connected(url, api_key, {NAME_TAKEN: OTHER_NAME, UNREADABLE: OTHER_SET}) as client:
         sources = media_sources(images, named_media_files)  # after a damaged one, it continues with the others
         examples: Examples
         if recommended is not None:
@@ -97,11 +111,16 @@ def classify(
         options: ClassifyOptions = {"examples": examples, "shots_attend": shots_attend, "method": method}
         options |= {"template": template, "target_accuracy": target_accuracy, "target_coverage": target_coverage}
         checked_selection(ClassifyOptions, options)
-        _classify(client, sources, options, url, json=json)
+        outcomes = _classify(client, sources, options, url, json=json)
+    _note_unused({"-k": k, "--strategy": strategy, "--shots-attend": shots_attend}, outcomes)
+    if num_failed := sum(isinstance(outcome, Exception) for outcome in outcomes):
+        raise failure(f"{num_failed} of {len(outcomes)} images were not classified")
 
 
-def _classify(client: Client, sources: Sequence[Source], options: ClassifyOptions, url: str, *, json: bool) -> None:
-    """Classify images, and print the outcomes: each in JSON when it is known, or all in a table."""
+def _classify(
+    client: Client, sources: Sequence[Source], options: ClassifyOptions, url: str, *, json: bool
+) -> list[Classification | Exception]:
+    """Classify images, and print and return the outcomes: each in JSON when it is known, or all in a table."""
     for_people = Table("image", "label", "confidence", "next")
     remaining = iter(sources)
 
@@ -115,8 +134,16 @@ def _classify(client: Client, sources: Sequence[Source], options: ClassifyOption
     outcomes = run_all(partial(client.classify, **options), [*sources], CONCURRENCY, client.close, show)
     if not json:
         print_table(for_people)
-    if num_failed := sum(isinstance(outcome, Exception) for outcome in outcomes):
-        raise failure(f"{num_failed} of {len(outcomes)} images were not classified")
+    return outcomes
+
+
+def _note_unused(options: Mapping[str, object], outcomes: Sequence[Classification | Exception]) -> None:
+    """Note options that select shots if no image was classified by a method with shots."""
+    given = " and ".join(name for name, value in options.items() if value is not None)
+    methods = {outcome.method for outcome in outcomes if isinstance(outcome, Classification)}
+    if given and methods and not methods & METHODS_WITH_SHOTS:
+        used = " and ".join(sorted(map(str, methods)))
+        note(f"the method {used} compares all examples, so {given} had no effect; --method in_context uses shots")
 
 
 def _uploaded(client: Client, folder: Path) -> str:

@@ -14,6 +14,8 @@ import typer
 from flamboyance_client.client import Client
 from flamboyance_client.connection import BASE_URL, reached_hint, shown_url
 from flamboyance_client.errors import ApiError, FlamboyanceError, NotConnected, TimedOut
+from flamboyance_client.folders import UnreadableFiles
+from flamboyance_client.uploads import UNREADABLE
 
 Url = Annotated[str, typer.Option("--url", envvar="FLAMBOYANCE_URL", help="The URL of the server.")]
 ApiKey = Annotated[
@@ -30,7 +32,7 @@ NO_HINTS: Mapping[str, str] = {}
 def connected(url: str, api_key: str | None, hints: Mapping[str, str] = NO_HINTS) -> Iterator[Client]:
     """Yield a client. An error of the client or of a file becomes one line on stderr and the exit status 1.
 
-    `hints` say by the code of the server's error what to do.
+    `hints` has what to do, by the code of the server's error; files that cannot be read have that of `UNREADABLE`.
     """
     try:
         with Client(url, api_key=api_key) as client:
@@ -66,6 +68,8 @@ def message_of(error: Exception, url: str, hints: Mapping[str, str] = NO_HINTS) 
         return f"no reply from {shown_url(url)} in time: the server may be overloaded, or it hangs; see its log"
     if isinstance(error, ApiError):
         return _server_message(error, hints)
+    if isinstance(error, UnreadableFiles) and (hint := hints.get(UNREADABLE)):
+        return f"{error}: {hint}"
     if isinstance(error, OSError) and error.filename is not None:
         return _file_message(error)
     return str(error) or type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -27,6 +28,8 @@ from flamboyance_client.stored import NAME_TAKEN
 from flamboyance_client.transfers import archive_path
 from flamboyance_client.uploads import UNREADABLE
 
+# the code of the error for a file that is no archive of a set
+INVALID_ARCHIVE = "invalid_archive"
 # of those that a note names
 MAX_OTHER_FILES = 3
 
@@ -35,6 +38,7 @@ app = typer.Typer(help="Create, show, evaluate, test, diagnose, move and delete 
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="The name or the id of a set.")]
 PINNED = "Keep the set's images in the caches, so that requests do not wait."
 OTHER_NAME = "give another name with --name, or delete that set"
+EXPORTED = "give a file that `support-set export` has written"
 WITHOUT_UNREADABLE = "--skip-unreadable leaves such files out"
 Version = Annotated[int | None, typer.Option(min=1, show_default=False, help="A version; without it the latest.")]
 
@@ -56,7 +60,7 @@ def create(
     ] = None,
     update: Annotated[bool, typer.Option(help="Update a set that has the name already.")] = True,
     skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out files that cannot be read or decoded, and name them.")
+        bool, typer.Option("--skip-unreadable", help="Leave out files that the server cannot read, and name them.")
     ] = False,
     pinned: Annotated[bool, typer.Option("--pinned", help=PINNED)] = False,
     url: Url = DEFAULT_URL,
@@ -77,8 +81,8 @@ def create(
         created = client.support_sets.from_folder(folder, name=name, **options)
         _print(created, as_json=json)
         note_removed(created)
-        if created.skipped:
-            note(f"unreadable, and so left out: {listed(created.skipped)}")
+        for file in created.skipped:
+            note(f"left out: {file}")
         for text in _notes(folder, list(created.raw.get("label_counts") or {})):
             note(text)
         if earlier is not None and earlier.version == created.version and not json:
@@ -286,7 +290,8 @@ def import_file(
 ) -> None:
     """Create a set from a file."""
     _check_file(file, "standard input is read as /dev/stdin")
-    with connected(url, api_key, {NAME_TAKEN: f"{OTHER_NAME}, or keep it with --exist-ok"}) as client:
+    hints = {NAME_TAKEN: f"{OTHER_NAME}, or keep it with --exist-ok", INVALID_ARCHIVE: EXPORTED}
+    with connected(url, api_key, hints) as client:
         _print(client.support_sets.import_(file, name=name, exist_ok=exist_ok), as_json=json)
 
 
@@ -340,6 +345,7 @@ def _notes(folder: Path, labels: Sequence[str]) -> Iterator[str]:
 
 def _print(support_set: SupportSet, *, as_json: bool) -> None:
     if as_json:
-        print_json(support_set.raw)
+        skipped = {"skipped": list(map(asdict, support_set.skipped))} if support_set.skipped else {}
+        print_json({**support_set.raw, **skipped})
     else:
         tables.print_set(support_set)
