@@ -45,7 +45,7 @@ from server.limits.admission import Ticket
 from server.prompt import PreparedPrompt
 from server.schemas.base import list_page
 from server.schemas.fewshot import SearchRequest
-from server.schemas.prompt import stored_media_part
+from server.schemas.prompt import stored_media_fields
 from server.schemas.responses import stored as responses
 from server.schemas.responses.base import Deleted
 from server.schemas.stored import (
@@ -364,7 +364,7 @@ def _example_card(example: Example) -> dict[str, Any]:
     return {
         "id": example.id,
         "object": "support_set.example",
-        "media": [stored_media_part(media_id).model_dump() for media_id in example.media],
+        "media": list(map(stored_media_fields, example.media)),
         "text": example.text,
         "question": example.question,
         "label": example.label,
