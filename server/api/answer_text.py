@@ -57,9 +57,9 @@ class Detokenizer:
         self._advance()
         self._window += unfinished
         self._held = REPLACEMENT if unfinished else ""
-        shown = text[: -len(REPLACEMENT)] if unfinished else text
-        self.start = _num_common(held, shown)
-        return shown
+        certain_text = text[: -len(REPLACEMENT)] if unfinished else text
+        self.start = _num_common(held, certain_text)
+        return certain_text
 
     def finish(self) -> str:
         """Return the remaining text; an incomplete character is shown as the decoder shows it."""
@@ -251,8 +251,8 @@ class AnswerText:
         if token.finish_reason == "stop":
             return self._filter(self._text.finish()), self._length
         before, text = self._length, self._text.push(token.token_id)
-        shown = self._filter(text)
-        return shown, max(before, self._length - len(text) + self._text.start)
+        piece = self._filter(text)
+        return piece, max(before, self._length - len(text) + self._text.start)
 
     def _filter(self, text: str) -> str:
         text = self._without_lead(text)

@@ -55,7 +55,7 @@ def labelled_files(folder: str | Path) -> list[LabelledMedia]:
     Raises what `media_files` raises, and `ValueError` for a folder without any and for files that are in no subfolder.
     """
     root = _folder_of_labels(folder)
-    return _some(_labelled(media_files(root), root), root)
+    return _not_empty(_labelled(media_files(root), root), root)
 
 
 def readable_labelled_files(folder: str | Path) -> tuple[list[LabelledMedia], list[tuple[LabelledMedia, str]]]:
@@ -68,7 +68,7 @@ def readable_labelled_files(folder: str | Path) -> tuple[list[LabelledMedia], li
     if not paths:
         _raise_for(faults)
     unreadable = zip(_labelled(list(faults), root), faults.values(), strict=True)
-    return _some(_labelled(paths, root), root), list(unreadable)
+    return _not_empty(_labelled(paths, root), root), list(unreadable)
 
 
 def empty_subfolders(folder: str | Path) -> list[str]:
@@ -96,7 +96,7 @@ def _folder_of_labels(folder: str | Path) -> Path:
     return root
 
 
-def _some(files: list[LabelledMedia], root: Path) -> list[LabelledMedia]:
+def _not_empty(files: list[LabelledMedia], root: Path) -> list[LabelledMedia]:
     if not files:
         raise ValueError(
             f"{root}: no images or videos in subfolders; expected files such as {root / 'LABEL' / '1.jpg'}"

@@ -144,8 +144,8 @@ def _try(
             refused.append((items[0], error.message.removeprefix(f"{error.param}: ")))
             return
         middle = len(items) // 2
-        for part, some in zip(batch.split(middle), (items[:middle], items[middle:]), strict=True):
-            yield from _try(calls, part, some, refused)
+        for half, half_items in zip(batch.split(middle), (items[:middle], items[middle:]), strict=True):
+            yield from _try(calls, half, half_items, refused)
 
 
 def upload_frame(
