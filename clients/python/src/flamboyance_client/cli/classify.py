@@ -139,11 +139,11 @@ def _classify(
 
 def _note_unused(options: Mapping[str, object], outcomes: Sequence[Classification | Exception]) -> None:
     """Note options that select shots if no image was classified by a method with shots."""
-    given = " and ".join(name for name, value in options.items() if value is not None)
+    names = " and ".join(name for name, value in options.items() if value is not None)
     methods = {outcome.method for outcome in outcomes if isinstance(outcome, Classification)}
-    if given and methods and not methods & METHODS_WITH_SHOTS:
+    if names and methods and not methods & METHODS_WITH_SHOTS:
         used = " and ".join(sorted(map(str, methods)))
-        note(f"the method {used} compares all examples, so {given} had no effect; --method in_context uses shots")
+        note(f"the method {used} compares all examples, so {names} had no effect; --method in_context uses shots")
 
 
 def _uploaded(client: Client, folder: Path) -> str:
