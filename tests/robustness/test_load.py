@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import Any
+from unittest.mock import create_autospec, patch
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from bench.cancellations import (
     run,
     with_small_caches,
 )
+from bench.driver import BenchFailed
 from bench.faults.load import Load
 from bench.overload import Outcome, Overload
 from bench.table import Report
@@ -136,8 +138,37 @@ def test_overload_has_a_line_per_load_a_peak_and_a_row_per_form(
     assert "200" in str(clients["answers"])
     assert "200" in str(arrivals["answers"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines[:3]] == ["text, 2 clients", "text, 2 clients", "text, 20 clients"]
-    assert len(lines) == 4
+    loads = [line.partition(":")[0].removeprefix("text, ") for line in lines]
+    assert loads[:4] == ["2 clients", "2 clients", "20 clients", "2 clients"]
+    assert loads[4].endswith(" requests per second")
+    assert loads[5:] == ["2 clients"]
+
+
+def measured(rates: list[float]) -> Report:
+    """Return the report of overloads whose loads are served at these rates, one after the other."""
+    options = argparse.Namespace(seconds=1.0, drain=1.0, clients=[2])
+    report, remaining = Report("", {}), iter(rates)
+    answer = Answer(status=200, seconds=1.0)
+    with patch.object(Overload, "_run", lambda *_, **__: Outcome([answer], int(next(remaining)), 1.0)):
+        Overload(0, options, create_autospec(ProcessPoolExecutor), report).measure("text")
+    return report
+
+
+def test_an_overload_is_compared_with_the_peaks_before_and_after_it() -> None:
+    report = measured([90, 100, 60, 80, 70, 60])
+    assert [row.get("peak") for row in report.rows] == [None, 90, 70]
+    recovery = {bar.name: bar for bar in report.bars if bar.name.endswith("peak, after / before")}
+    assert [bar.value for bar in recovery.values()] == [0.8, 0.75]
+    assert all(bar.is_met for bar in recovery.values())
+
+
+def test_a_server_that_does_not_recover_is_reported() -> None:
+    bars = measured([90, 100, 60, 70, 70, 60]).bars
+    assert [bar.name for bar in bars if not bar.is_met and "peak, after" in bar.name] == [
+        "text, 20 clients: peak, after / before"
+    ]
+    with pytest.raises(BenchFailed, match="no request was served within 1 seconds after 20 clients"):
+        measured([90, 100, 60, 0])
 
 
 @pytest.mark.parametrize("form", [{"clients": 3}, {"rate": 50.0}])
