@@ -63,12 +63,12 @@ class TestAsk:
 class TestClassify:
     def test_each_image_has_a_line(self, made: Client, folder: Path) -> None:
         image = folder / "red" / "23.png"
-        red, *rest = documents("classify", image, folder, "-s", "cli-colours", "-k", "2")
+        red, *rest = documents("classify", image, folder, "-s", "cli-colours")
         assert [document["image"] for document in rest] == [str(path) for path in sorted(folder.rglob("*.png"))]
         assert red["image"] == str(image)
         assert red["probabilities"].keys() == set(COLOURS)
         assert red["confidence"] == max(red["probabilities"].values()) == red["probabilities"][red["label"]]
-        table = words(process("classify", image, "-s", "cli-colours", "-k", "2"))
+        table = words(process("classify", image, "-s", "cli-colours"))
         assert ["image", "label", "confidence", "next"] in table
         assert [str(image), red["label"], f"{red['confidence']:.2f}"] in [line[:3] for line in table]
 
@@ -127,18 +127,18 @@ class TestClassify:
 
     def test_a_folder_of_examples_becomes_a_set(self, made: Client, folder: Path) -> None:
         made.support_sets.delete("cli-colours")
-        (document,) = documents("classify", folder / "blue" / "25.png", "--folder", folder, "-k", "1")
+        (document,) = documents("classify", folder / "blue" / "25.png", "--folder", folder)
         assert document["label"] in COLOURS
         assert made.support_sets.get("cli-colours").num_examples == 4
 
     def test_an_image_that_fails_leaves_the_others(self, made: Client, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot at all")
         images = (tmp_path / "broken.png", folder / "red" / "23.png")
-        output, errors = run("classify", *images, "-s", "cli-colours", "-k", "1", "--json", status=1)
+        output, errors = run("classify", *images, "-s", "cli-colours", "--json", status=1)
         broken, red = map(json.loads, output.splitlines())
         assert "label" not in broken
         assert "image" in broken["error"]
-        output, _ = run("classify", "nowhere.png", images[1], "-s", "cli-colours", "-k", "1", status=1)
+        output, _ = run("classify", "nowhere.png", images[1], "-s", "cli-colours", status=1)
         assert "error: there is no file or folder 'nowhere.png'" in output
         assert red["label"] in COLOURS
         assert errors == "error: 1 of 2 images were not classified\n"
