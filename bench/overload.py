@@ -3,11 +3,12 @@
 First the peak is measured: the best rate of a few clients. Then ten times as many clients send one request after the other
 and wait as long as a refusal says. Finally requests arrive at ten times the peak, independently of earlier ones. The peak
 is measured again after each of these loads, and each is compared with the mean of the peaks before and after it, since the
-speed of a machine may change; but the second must not be much lower than the first. Requests come from many addresses,
-because the refusals of a single client that ignores `Retry-After` are delayed. Clients begin within the first second, and
-wait up to a quarter longer than a refusal says: if hundreds acted at the same instant from one process, the time of that
-process to connect would be measured. The served rate should stay at the peak, and a refusal should be quick and say how
-long to wait. Each load prints a line, and takes at most `--seconds` plus `--drain`.
+speed of a machine may change; but the one after it must be at least 0.9 of the one before, since a server has to recover.
+Requests come from many addresses, because the refusals of a single client that ignores `Retry-After` are delayed.
+Clients begin within the first second, and wait up to a quarter longer than a refusal says: if hundreds acted at the
+same instant from one process, the time of that process to connect would be measured. The served rate should stay at the
+peak, and a refusal should be quick and say how long to wait. Each load prints a line, and takes at most `--seconds`
+plus `--drain`.
 """
 
 from __future__ import annotations
@@ -38,8 +39,6 @@ FACTOR = 10
 # number of loads of each kind: the warm-up, two forms of overload, and the peak again after each
 NUM_OTHER_LOADS = 5
 MIN_GOODPUT = 0.9
-# the peak after a load, relative to that before it: a server recovers, though the speed of a machine may change
-RECOVERY = 0.75
 MAX_REFUSAL_MS = 20.0
 # seconds within which clients begin, in a short load a quarter of it, and by how much their waits differ
 RAMP = 1.0
@@ -210,7 +209,7 @@ class Overload:
             if not peak:
                 raise BenchFailed(f"no request was served within {self._options.seconds:g} seconds after {name}")
             self._report.bars.append(
-                Bar(name=f"{kind}, {name}: peak, after / before", value=peak / before, at_least=RECOVERY)
+                Bar(name=f"{kind}, {name}: peak, after / before", value=peak / before, at_least=MIN_GOODPUT)
             )
 
     def _run(self, kind: Kind, *, clients: int = 0, rate: float = 0.0) -> Outcome:

@@ -251,8 +251,8 @@ class AnswerText:
         if token.finish_reason == "stop":
             return self._filter(self._text.finish()), self._length
         before, text = self._length, self._text.push(token.token_id)
-        piece = self._filter(text)
-        return piece, max(before, self._length - len(text) + self._text.start)
+        completed = self._filter(text)
+        return completed, max(before, self._length - len(text) + self._text.start)
 
     def _filter(self, text: str) -> str:
         text = self._without_lead(text)

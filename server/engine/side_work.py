@@ -68,7 +68,7 @@ class SideWork:
         """Let side work have its share of the time that sequences took in a step, of which it pays what it took."""
         self._is_alone = plan.is_of_side_work
         if self._is_alone:
-            # debts are kept: small requests that come again and again would each meet a frame and a round
+            # debts are kept: otherwise small requests that come again and again would each meet a frame and a round
             self._media_seconds, self._forward_seconds = min(self._media_seconds, 0.0), min(self._forward_seconds, 0.0)
             return
         media, tasks = plan.side_share * seconds, self.tasks.values()

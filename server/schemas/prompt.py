@@ -104,13 +104,12 @@ TaggedMediaPart = (
 
 def stored_media_part(media_id: str) -> ImageIdPart | VideoIdPart:
     """Return the part that shows a stored image or video."""
-    if kind_of(media_id) == "video":
-        return VideoIdPart(type="video_id", video_id=media_id)
-    return ImageIdPart(type="image_id", image_id=media_id)
+    fields = stored_media_fields(media_id)
+    return (VideoIdPart if fields["type"] == "video_id" else ImageIdPart).model_validate(fields)
 
 
 def stored_media_fields(media_id: str) -> dict[str, str]:
-    """Return the fields of `stored_media_part` in JSON, for pages of a thousand examples, where parts take milliseconds."""
+    """Return the fields of that part in JSON. A page shows a thousand examples, whose parts would take milliseconds."""
     name = f"{kind_of(media_id)}_id"
     return {"type": name, name: media_id}
 

@@ -28,7 +28,7 @@ from flamboyance_client import (
 )
 from flamboyance_client.errors import Refusal
 from flamboyance_client.folders import labelled_files
-from flamboyance_client.labelled import LabelledMedia, with_ids
+from flamboyance_client.labelled import Unreadable, with_ids
 from flamboyance_client.records import SkippedFile
 from tests.clients.python.test_frames import Frame
 from tests.clients.serving import KEY
@@ -146,7 +146,7 @@ def test_a_set_that_another_client_has_made_meanwhile_is_updated(
 ) -> None:
     earlier = {item.id for item in client.support_sets.list()}
     with monkeypatch.context() as context:
-        context.setattr(uploads, "_find", lambda calls, name: found_nothing())
+        context.setattr(uploads, "_find", lambda *_, **__: found_nothing())
         first = upload(folder)
         (folder / "warm" / "red.png").unlink()
         second = upload(folder)
@@ -246,12 +246,12 @@ def test_a_skipped_file_keeps_the_example_that_it_had(upload: Upload, client: Cl
     assert (updated.id, updated.num_examples) == (first.id, 2)
 
 
-def test_media_that_are_refused_for_their_company_are_not_skipped(client: Client, folder: Path) -> None:
+def test_media_that_only_together_exceed_a_limit_are_not_skipped(folder: Path) -> None:
     """A request has a limit of all its pixels, which single images do not reach."""
     calls, sent = stored.SupportSetCalls(), list[int]()
     items = with_ids(labelled_files(folder))
     batch = next(uploads._batches(items, None))
-    refused: list[tuple[LabelledMedia, str]] = []
+    refused: list[Unreadable] = []
     steps = uploads._try(calls, batch, items, refused)
     call, made = next(steps), SupportSet(id="ss_1", version=1)
     with suppress(StopIteration):

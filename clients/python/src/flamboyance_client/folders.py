@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from unicodedata import normalize
 
-from flamboyance_client.labelled import LabelledMedia
+from flamboyance_client.labelled import LabelledMedia, Unreadable
 from flamboyance_client.prompt import media_type
 
 # The formats that the server reads, by the names of files and by their first bytes; HEIC if it has the extra `heif`.
@@ -58,8 +58,8 @@ def labelled_files(folder: str | Path) -> list[LabelledMedia]:
     return _not_empty(_labelled(media_files(root), root), root)
 
 
-def readable_labelled_files(folder: str | Path) -> tuple[list[LabelledMedia], list[tuple[LabelledMedia, str]]]:
-    """Return the files of `labelled_files` that the server can read, and the others, each with the reason.
+def readable_labelled_files(folder: str | Path) -> tuple[list[LabelledMedia], list[Unreadable]]:
+    """Return the files of `labelled_files` that the server can read, and the others.
 
     Raises what `labelled_files` raises, for a file that the server cannot read only if there is no other.
     """

@@ -54,6 +54,10 @@ class LabelledMedia:
         return example(self.media, id=self.id, label=self.label, answer=self.answer, question=self.question)
 
 
+# media that the server cannot read, and the reason
+Unreadable = tuple[LabelledMedia, str]
+
+
 def with_ids(items: Sequence[LabelledMedia]) -> list[LabelledMedia]:
     """Return the items with their ids. Equal items are numbered.
 

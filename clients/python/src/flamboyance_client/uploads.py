@@ -21,7 +21,14 @@ from flamboyance_client.errors import ApiError, Conflict, FlamboyanceError, NotF
 from flamboyance_client.fewshot import Example
 from flamboyance_client.folders import labelled_files, listed, readable_labelled_files
 from flamboyance_client.frames import Columns, Frame, labelled_rows
-from flamboyance_client.labelled import LabelledMedia, is_content_id, is_of_file, with_ids, without_accents
+from flamboyance_client.labelled import (
+    LabelledMedia,
+    Unreadable,
+    is_content_id,
+    is_of_file,
+    with_ids,
+    without_accents,
+)
 from flamboyance_client.notebook import MAX_PREVIEWS
 from flamboyance_client.options import SetChanges, SetFields
 from flamboyance_client.previews import spread
@@ -37,8 +44,9 @@ BATCH_EXAMPLES = 64
 REMOVED_AT_ONCE = 100
 # the code of the error for more examples than a set may have
 NO_ROOM = "too_many_examples"
-# the codes of the errors for media that cannot be decoded or exceed a limit; those of the latter are sent alone
+# the code of the error for media that cannot be decoded, or exceed a limit of media
 UNREADABLE = "invalid_media"
+# with that for a larger request than the server reads, which only media that are sent alone exceed
 REFUSED_MEDIA = (UNREADABLE, "body_too_large")
 # The lifetime of a set that was made to try media.
 TRIAL_SECONDS = 60.0
@@ -95,7 +103,7 @@ def upload_folder(
     items = with_ids([replace(file, question=question) for file in files])
     name = set_name(folder) if name is None else name
     if skip_unreadable:
-        items, refused = yield from _tried(calls, items, name)
+        items, refused = yield from _tried(calls, items, name, exist_ok=exist_ok)
         unreadable = [*unreadable, *refused]
     files_kept = {item.file_in_id for item, _ in unreadable}
     uploaded = yield from upload(calls, items, name, exist_ok=exist_ok, fields=fields, files_kept=files_kept)
@@ -104,15 +112,16 @@ def upload_folder(
 
 
 def _tried(
-    calls: SupportSetCalls, items: Sequence[LabelledMedia], name: str
-) -> Steps[tuple[list[LabelledMedia], list[tuple[LabelledMedia, str]]]]:
-    """Return the items that the server accepts, and the others with its reason. Those of the set are accepted already.
+    calls: SupportSetCalls, items: Sequence[LabelledMedia], name: str, *, exist_ok: bool
+) -> Steps[tuple[list[LabelledMedia], list[Unreadable]]]:
+    """Return the items that the server accepts, and the others with its reason.
 
-    Raises `ValueError` if it accepts none. Others are sent twice, since a refused file must not change a set.
+    Items that the set does not have yet are sent to sets that are deleted at once, so that a refusal changes nothing.
+    Raises `ValueError` if the server accepts none.
     """
-    existing = yield from _find(calls, name)
+    existing = yield from _find(calls, name, exist_ok=exist_ok)
     known = {} if existing is None else dict((yield from read_examples(calls, existing, _texts_by_id)))
-    refused: list[tuple[LabelledMedia, str]] = []
+    refused: list[Unreadable] = []
     new = [item for item in items if item.id not in known]
     for batch in _batches(new, f"{name}: checking"):
         yield from _try(calls, batch, new[: len(batch.examples)], refused)
@@ -128,11 +137,11 @@ def _try(
     calls: SupportSetCalls,
     batch: Batch,
     items: Sequence[LabelledMedia],
-    refused: list[tuple[LabelledMedia, str]],
+    refused: list[Unreadable],
 ) -> Steps[None]:
-    """Add the items of a batch that the server refuses alone to `refused`.
+    """Send the items of a batch, and add those that the server does not accept to `refused`.
 
-    A media item may be refused for its company, with which it exceeds a limit.
+    A refused batch is sent in halves, because its media together may exceed a limit that none of them exceeds.
     """
     try:
         trial = yield calls.create({"examples": batch.examples, "ttl_seconds": TRIAL_SECONDS})
@@ -159,7 +168,8 @@ def upload_frame(
     fields: SetFields,
 ) -> Steps[SupportSet]:
     """Upload the rows of a data frame."""
-    return (yield from upload(calls, labelled_rows(frame, columns, root), name, exist_ok=exist_ok, fields=fields))
+    items = with_ids(labelled_rows(frame, columns, root))
+    return (yield from upload(calls, items, name, exist_ok=exist_ok, fields=fields))
 
 
 def upload(
@@ -171,14 +181,13 @@ def upload(
     fields: SetFields,
     files_kept: Collection[str] = (),
 ) -> Steps[SupportSet]:
-    """Return the set with these examples: a new one, or the one that has the name.
+    """Return the set with these items, which have ids, as its examples: a new one, or the one that has the name.
 
-    Examples of `files_kept`, as ids name them, stay in the set, though the items have none of these files. Raises
+    `files_kept` names files as ids do: their examples stay in the set, although they are not among the items. Raises
     `Conflict` for a name that is taken unless `exist_ok`, for a name whose set has none of these examples, since it may
     belong to another client, and for a set that another client changes meanwhile.
     """
     options: Any = checked_options(SetFields, fields)
-    items = with_ids(items)
     target = yield from _upload(calls, items, name, options, files_kept, exist_ok=exist_ok)
     first = spread(items, lambda item: item.label or "", MAX_PREVIEWS)
     previews = tuple(Preview(label=item.label or item.answer or "", media=item.media) for item in first)
@@ -194,7 +203,7 @@ def _upload(
     *,
     exist_ok: bool,
 ) -> Steps[SupportSet]:
-    existing = None if name is None else (yield from _find(calls, name))
+    existing = None if name is None else (yield from _find(calls, name, exist_ok=exist_ok))
     if existing is None:
         try:
             return (yield from _create(calls, items, name, options))
@@ -203,16 +212,18 @@ def _upload(
                 raise
             # another client has made the set meanwhile
             existing = yield calls.get(name, None)
-    if not exist_ok:
-        raise _name_taken(f"the name {name!r} is taken by the support set {existing.id}")
     return (yield from _change(calls, existing, items, options, files_kept))
 
 
-def _find(calls: SupportSetCalls, name: str) -> Steps[SupportSet | None]:
+def _find(calls: SupportSetCalls, name: str, *, exist_ok: bool) -> Steps[SupportSet | None]:
+    """Return the set that has the name, or None. Raises `Conflict` if there is one, unless `exist_ok`."""
     try:
-        return (yield calls.get(name, None))
+        existing = yield calls.get(name, None)
     except NotFound:
         return None
+    if not exist_ok:
+        raise _name_taken(f"the name {name!r} is taken by the support set {existing.id}")
+    return existing
 
 
 def _create(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from flamboyance_client.api import checked_selection
+from flamboyance_client.api import OF_ALL_EXAMPLES, checked_selection
 from flamboyance_client.batches import CONCURRENCY, run_all
 from flamboyance_client.cli.connection import (
     DEFAULT_URL,
@@ -35,8 +35,6 @@ from flamboyance_client.stored import NAME_TAKEN
 from flamboyance_client.uploads import UNREADABLE
 
 NUM_OTHERS = 2
-# the methods that write a prompt of shots; the others compare vectors of all examples
-METHODS_WITH_SHOTS = frozenset({"in_context", "blend"})
 # for a folder whose name cannot be that of a set, or is that of another
 OTHER_NAME = "create a set with `support-set create --name NAME`, and give it as --support-set"
 OTHER_SET = "create the set with `support-set create --skip-unreadable`, and give it as --support-set"
@@ -138,12 +136,12 @@ def _classify(
 
 
 def _note_unused(options: Mapping[str, object], outcomes: Sequence[Classification | Exception]) -> None:
-    """Note options that select shots if no image was classified by a method with shots."""
+    """Note options that select shots if all images were classified by methods without shots."""
     names = " and ".join(name for name, value in options.items() if value is not None)
     methods = {outcome.method for outcome in outcomes if isinstance(outcome, Classification)}
-    if names and methods and not methods & METHODS_WITH_SHOTS:
+    if names and methods and methods <= OF_ALL_EXAMPLES:
         used = " and ".join(sorted(map(str, methods)))
-        note(f"the method {used} compares all examples, so {names} had no effect; --method in_context uses shots")
+        note(f"{used} used all examples, so {names} had no effect; --method in_context uses shots")
 
 
 def _uploaded(client: Client, folder: Path) -> str:
