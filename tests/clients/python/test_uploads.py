@@ -240,10 +240,25 @@ def test_a_skipped_file_keeps_the_example_that_it_had(upload: Upload, client: Cl
     updated = upload(folder, skip_unreadable=True)
     assert (updated.id, updated.num_examples, updated.num_removed) == (first.id, 4, 1)
     assert {Path(file.path).name for file in updated.skipped} == {"red.png", "orange.png"}
-    shutil.rmtree(folder / "cold")
+    (folder / "cold" / "green.png").unlink()
     (folder / "warm" / "red.png").write_bytes(picture("red", 30))
     updated = upload(folder, skip_unreadable=True)
-    assert (updated.id, updated.num_examples) == (first.id, 2)
+    assert (updated.id, updated.num_examples) == (first.id, 3)
+    assert [file.path for file in updated.skipped] == [str(folder / "warm" / "orange.png")]
+
+
+def test_a_skipped_file_of_the_same_path_does_not_permit_the_update_of_another_set(
+    upload: Upload, client: Client, folder: Path, tmp_path: Path
+) -> None:
+    first = upload(folder)
+    other = tmp_path / "others" / folder.name
+    shutil.copytree(folder, other)
+    for path in other.glob("*/*.png"):
+        path.write_bytes(picture("pink", 20))
+    damage(other / "warm" / "red.png")
+    with pytest.raises(Conflict, match="none of them is among these"):
+        upload(other, skip_unreadable=True)
+    assert client.support_sets.get(first.id).version == first.version
 
 
 def test_media_that_only_together_exceed_a_limit_are_not_skipped(folder: Path) -> None:
@@ -269,7 +284,8 @@ def test_media_that_only_together_exceed_a_limit_are_not_skipped(folder: Path) -
 def test_a_folder_of_unreadable_files_alone_is_an_error(upload: Upload, client: Client, folder: Path) -> None:
     sets = len(client.support_sets.list())
     damage(*folder.glob("*/*.png"))
-    with pytest.raises(ValueError, match=r"the server accepts none of these: .*blue.png \(image cannot be decoded"):
+    (folder / "warm" / "notes.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"can read none of these: .*blue.png \(image cannot be decoded.*notes.png"):
         upload(folder, skip_unreadable=True)
     for path in folder.glob("*/*.png"):
         path.write_bytes(b"")

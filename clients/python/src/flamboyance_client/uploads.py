@@ -19,7 +19,7 @@ from typing import Any
 from flamboyance_client.api import Call, checked_options
 from flamboyance_client.errors import ApiError, Conflict, FlamboyanceError, NotFound, Refusal
 from flamboyance_client.fewshot import Example
-from flamboyance_client.folders import labelled_files, listed, readable_labelled_files
+from flamboyance_client.folders import UnreadableFiles, labelled_files, listed, readable_labelled_files
 from flamboyance_client.frames import Columns, Frame, labelled_rows
 from flamboyance_client.labelled import (
     LabelledMedia,
@@ -105,10 +105,15 @@ def upload_folder(
     if skip_unreadable:
         items, refused = yield from _tried(calls, items, name, exist_ok=exist_ok)
         unreadable = [*unreadable, *refused]
+    if not items:
+        raise UnreadableFiles(f"the server can read none of these: {listed(list(map(str, _skipped(unreadable))))}")
     files_kept = {item.file_in_id for item, _ in unreadable}
     uploaded = yield from upload(calls, items, name, exist_ok=exist_ok, fields=fields, files_kept=files_kept)
-    skipped = sorted(SkippedFile(item.name, reason) for item, reason in unreadable)
-    return replace(uploaded, skipped=tuple(skipped))
+    return replace(uploaded, skipped=_skipped(unreadable))
+
+
+def _skipped(unreadable: Sequence[Unreadable]) -> tuple[SkippedFile, ...]:
+    return tuple(sorted(SkippedFile(item.name, reason) for item, reason in unreadable))
 
 
 def _tried(
@@ -117,7 +122,6 @@ def _tried(
     """Return the items that the server accepts, and the others with its reason.
 
     Items that the set does not have yet are sent to sets that are deleted at once, so that a refusal changes nothing.
-    Raises `ValueError` if the server accepts none.
     """
     existing = yield from _find(calls, name, exist_ok=exist_ok)
     known = {} if existing is None else dict((yield from read_examples(calls, existing, _texts_by_id)))
@@ -127,10 +131,7 @@ def _tried(
         yield from _try(calls, batch, new[: len(batch.examples)], refused)
         new = new[len(batch.examples) :]
     ids = {item.id for item, _ in refused}
-    accepted = [item for item in items if item.id not in ids]
-    if not accepted:
-        raise ValueError(f"the server accepts none of these: {listed([f'{i.name} ({why})' for i, why in refused])}")
-    return accepted, refused
+    return [item for item in items if item.id not in ids], refused
 
 
 def _try(
@@ -251,15 +252,14 @@ def _change(
 ) -> Steps[SupportSet]:
     stored = dict((yield from read_examples(calls, target, _texts_by_id)))
     current = {item.id for item in items}
-    kept = {id for id in stored if id in current or is_of_file(id, files_kept)}
-    if stored and not kept:
+    if stored and not current & stored.keys():
         raise _name_taken(
             f"the support set {target.name!r} has {len(stored)} examples, and none of them is among these "
             "(another label or question makes another example)"
         )
     new = [item for item in items if item.id not in stored]
     changed = [item for item in items if item.id in stored and stored[item.id] != item.texts]
-    gone = [id for id in stored if id not in kept and is_content_id(id)]
+    gone = [id for id in stored if id not in current and is_content_id(id) and not is_of_file(id, files_kept)]
     target = yield from _add_all(calls, target, _batches(changed, target.name))
     target = yield from _exchange(calls, target, _batches(new, target.name), len(new), gone)
     target = (yield calls.update(target.id, options)) if options else target
