@@ -81,6 +81,10 @@ class MediaError(ValueError):
     """Bytes that cannot be decoded as this kind of media, or exceed the limits."""
 
 
+class TooManyPixels(MediaError):
+    """An item with which the media of a request have more pixels than permitted."""
+
+
 class HeifNotInstalled(MediaError):
     """A HEIF still, but the library that reads it is not installed."""
 
@@ -110,10 +114,10 @@ class PixelBudget:
     used: int = 0
 
     def spend(self, size: tuple[int, int]) -> None:
-        """Count a frame. Raises `MediaError` if the total exceeds the limit."""
+        """Count a frame. Raises `TooManyPixels` if the total exceeds the limit."""
         total = self.used + size[0] * size[1]
         if total > self.limit:
-            raise MediaError(
+            raise TooManyPixels(
                 f"the media of this request have {total} pixels up to this item, the limit is {self.limit}"
             )
         self.used = total

@@ -56,6 +56,10 @@ class InvalidMedia(InvalidRequest, code="invalid_media"):
     """The bytes are not a readable image or video, or exceed a limit."""
 
 
+class TooManyPixels(InvalidMedia, code="too_many_pixels"):
+    """The media of the request have more pixels together than permitted."""
+
+
 class MediaNotFetched(InvalidMedia, code="media_not_fetched"):
     """The URL did not return an image or video."""
 

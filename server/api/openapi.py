@@ -50,6 +50,7 @@ from server.errors import (
     ShuttingDown,
     StorageUnavailable,
     SupportSetNotFound,
+    TooManyPixels,
     Unauthorized,
     Unavailable,
     UnsupportedMediaType,
@@ -62,6 +63,7 @@ from server.schemas.responses.base import Error, ResponseSchema
 ENGINE = (EngineNotReady, EngineDied, EngineStalled, EngineFailed)
 MEDIA = (
     InvalidMedia,
+    TooManyPixels,
     MediaNotFetched,
     MediaUrlRefused,
     MediaNotFound,

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.config import VisionConfig, from_dict
-from model.media import MediaError, MediaLimits, PixelBudget, load_image, load_video, resize
+from model.media import MediaError, MediaLimits, PixelBudget, TooManyPixels, load_image, load_video, resize
 from server.media.source import Kind
 
 LENGTH_BYTES = 4
@@ -62,9 +62,14 @@ class Frames(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Why the media item is refused, for the client. `unexpected` is the type of an unexpected error, for the log."""
+    """Why the media item is refused, for the client.
+
+    `too_many_pixels`: the limit of all media of the request is exceeded. `unexpected` is the type of an unexpected error,
+    for the log.
+    """
 
     message: str
+    too_many_pixels: bool = False
     unexpected: str = ""
 
 
@@ -84,7 +89,7 @@ def frames_of(request: Decode, vision: VisionConfig, limits: MediaLimits) -> Fra
     try:
         return _decode(request, vision, limits)
     except MediaError as error:
-        return Refused(message=str(error))
+        return Refused(message=str(error), too_many_pixels=isinstance(error, TooManyPixels))
     except MemoryError:
         return Refused(message=f"decoding this {request.kind} takes more memory than is allowed")
     except Exception as error:

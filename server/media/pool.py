@@ -13,7 +13,7 @@ import logging
 
 from model.config import VisionConfig
 from model.media import MediaLimits
-from server.errors import InvalidMedia, StorageUnavailable, Unavailable
+from server.errors import InvalidMedia, StorageUnavailable, TooManyPixels, Unavailable
 from server.media.decode_process import LOST, DecodeProcess, NotStarted, TookTooLong
 from server.media.decoder import Decode, Frames, Refused, Setup
 from server.media.source import EncodedMedia
@@ -72,9 +72,7 @@ class DecodePool:
         if isinstance(reply, Refused):
             if reply.unexpected:
                 logger.error("decoding failed", extra={"error": reply.unexpected, "media": media.id})
-            raise InvalidMedia(reply.message, param=media.param)
-        for requester in job.requesters:
-            requester.pixels.record(media.digest, reply.num_pixels)
+            raise (TooManyPixels if reply.too_many_pixels else InvalidMedia)(reply.message, param=media.param)
         return reply
 
     async def stop(self) -> None:
@@ -86,7 +84,7 @@ class DecodePool:
         """Return the reply of a process. If it is taken from a slow job, the job begins again as a long one."""
         process = await self.turns.take(job, is_long=is_long)
         process.begin_work()
-        decoding = asyncio.create_task(self._decode(process, media, job.pixels_before(media.digest)))
+        decoding = asyncio.create_task(self._decode(process, media, job))
         try:
             await asyncio.wait({decoding}, timeout=SHORT_SECONDS)
             while not (job.is_long or decoding.done()):
@@ -101,7 +99,7 @@ class DecodePool:
             _abandon(decoding)
             raise
 
-    async def _decode(self, process: DecodeProcess, media: EncodedMedia, num_pixels: int) -> Frames | Refused:
+    async def _decode(self, process: DecodeProcess, media: EncodedMedia, job: Job) -> Frames | Refused:
         try:
             # read only now, so that media that wait for a process take no memory
             try:
@@ -109,7 +107,13 @@ class DecodePool:
             except OSError as error:
                 logger.error("a media item cannot be read", extra={"error": repr(error), "media": media.id})
                 raise StorageUnavailable(f"the bytes of this {media.kind} cannot be read", param=media.param) from None
-            return await process.decode(Decode(kind=media.kind, data=data, num_pixels=num_pixels))
+            num_pixels = job.pixels_before(media.digest)
+            reply = await process.decode(Decode(kind=media.kind, data=data, num_pixels=num_pixels))
+            if isinstance(reply, Frames):
+                # before the process is given to the next item, which may be of the same request
+                for requester in job.requesters:
+                    requester.pixels.record(media.digest, reply.num_pixels)
+            return reply
         finally:
             self.turns.give_back(process)
 

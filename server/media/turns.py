@@ -49,6 +49,13 @@ class Tally:
         self._by_digest[digest] = count
 
 
+class NoTally(Tally):
+    """The tally of a request whose media count separately, as if each were sent alone."""
+
+    def record(self, digest: bytes, count: int) -> None:
+        pass
+
+
 @dataclass(slots=True, eq=False)
 class Requester:
     """A request that needs media decoded, and the sizes of those that were. It has no turns while it is paused.

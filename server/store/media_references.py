@@ -23,7 +23,7 @@ from server.errors import MediaInUse, StorageUnavailable, Unavailable
 from server.media.pool import DecodePool
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore, not_found
-from server.media.turns import Job, Requester, Tally
+from server.media.turns import Job, NoTally, Requester, Tally
 from server.store.database import Database, Result, Transaction, chunked
 from server.store.records import EmbeddingRow, ExampleMediaRow, LeaseRow, MediaRow
 
@@ -174,11 +174,11 @@ class MediaReferences:
         is_decoded, sent = self._store.is_decoded, [item for item in media.values() if not item.is_stored]
         new = await asyncio.to_thread(lambda: [item for item in sent if not is_decoded(item.id)])
         infos: dict[str, dict[str, Any]] = {}
-        requester = Requester()
+        # an archive has media of any number of requests
+        is_archive = any(not item.is_in_memory for item in new)
+        requester = Requester(pixels=NoTally() if is_archive else Tally())
         for start in range(0, len(new), DECODE_BATCH):
             batch = new[start : start + DECODE_BATCH]
-            if not batch[0].is_in_memory:
-                requester.pixels = Tally()  # an archive holds the media of several requests
             decoded = await run_concurrently([self._decoder.decode(item, Job(requester)) for item in batch])
             for item, frames in zip(batch, decoded, strict=True):
                 infos[item.id] = {"size": frames.size, "num_frames": frames.shape[0]}

@@ -66,7 +66,9 @@ def test_the_pixels_of_a_request_are_counted_over_all_frames() -> None:
     assert isinstance(whole, Frames)
     assert whole.num_pixels == 3 * 32 * 32
     message = "the media of this request have 3073 pixels up to this item, the limit is 3072"
-    assert frames_of(Decode(kind="video", data=clip, num_pixels=1), VISION, limits) == Refused(message=message)
+    assert frames_of(Decode(kind="video", data=clip, num_pixels=1), VISION, limits) == Refused(
+        message=message, too_many_pixels=True
+    )
     image = frames_of(Decode(kind="image", data=png("red"), num_pixels=5), VISION, limits)
     assert isinstance(image, Frames)
     assert image.num_pixels == 20 * 10

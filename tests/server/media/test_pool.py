@@ -21,7 +21,7 @@ from PIL import Image
 
 from model import heif
 from model.media import MediaLimits, load_image, resize
-from server.errors import InvalidMedia, MediaNotFound, StorageUnavailable, Unavailable
+from server.errors import InvalidMedia, MediaNotFound, StorageUnavailable, TooManyPixels, Unavailable
 from server.media.decode_process import DecodeProcess
 from server.media.decoder import NICENESS, Decode, Frames, Refused
 from server.media.pool import DecodePool
@@ -337,7 +337,7 @@ async def test_the_pixels_of_a_request_have_a_limit(settings: Settings) -> None:
     job = Job(Requester())
     for colour in ("red", "blue", "red"):  # again, as after an eviction
         await pool.decode(media(png(colour, size=(20, 10))), job)
-    with pytest.raises(InvalidMedia, match="have 600 pixels up to this item, the limit is 500") as caught:
+    with pytest.raises(TooManyPixels, match="have 600 pixels up to this item, the limit is 500") as caught:
         await pool.decode(media(png("green", size=(20, 10))), job)
     assert caught.value.param == "prompt[0]"
     await pool.decode(media(png("green", size=(10, 10))), job)

@@ -4044,7 +4044,7 @@ export interface operations {
                     "text/event-stream": components["schemas"]["CompletionChunk"] | components["schemas"]["Error"];
                 };
             };
-            /** @description Bad Request: `invalid_media`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
+            /** @description Bad Request: `invalid_media`, `too_many_pixels`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
             400: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -4232,7 +4232,7 @@ export interface operations {
                     "text/event-stream": components["schemas"]["FewShotCompletionChunk"] | components["schemas"]["Error"];
                 };
             };
-            /** @description Bad Request: `invalid_media`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
+            /** @description Bad Request: `invalid_media`, `too_many_pixels`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
             400: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -4420,7 +4420,7 @@ export interface operations {
                     "text/event-stream": components["schemas"]["ChatCompletionChunk"] | components["schemas"]["Error"];
                 };
             };
-            /** @description Bad Request: `invalid_media`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
+            /** @description Bad Request: `invalid_media`, `too_many_pixels`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
             400: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -4746,7 +4746,7 @@ export interface operations {
                     "application/json": components["schemas"]["StoredImage"];
                 };
             };
-            /** @description Bad Request: `invalid_media`, `media_not_fetched`, `media_url_refused`, `invalid_value`. */
+            /** @description Bad Request: `invalid_media`, `too_many_pixels`, `media_not_fetched`, `media_url_refused`, `invalid_value`. */
             400: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5656,7 +5656,7 @@ export interface operations {
                     "application/json": components["schemas"]["Tokens"];
                 };
             };
-            /** @description Bad Request: `invalid_media`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
+            /** @description Bad Request: `invalid_media`, `too_many_pixels`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
             400: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -6147,7 +6147,7 @@ export interface operations {
                     "application/json": components["schemas"]["Embeddings"];
                 };
             };
-            /** @description Bad Request: `invalid_media`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
+            /** @description Bad Request: `invalid_media`, `too_many_pixels`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
             400: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -6334,7 +6334,7 @@ export interface operations {
                     "application/json": components["schemas"]["Inspection"];
                 };
             };
-            /** @description Bad Request: `invalid_media`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
+            /** @description Bad Request: `invalid_media`, `too_many_pixels`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
             400: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -6521,7 +6521,7 @@ export interface operations {
                     "application/json": components["schemas"]["Classification"];
                 };
             };
-            /** @description Bad Request: `invalid_media`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
+            /** @description Bad Request: `invalid_media`, `too_many_pixels`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
             400: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -6708,7 +6708,7 @@ export interface operations {
                     "application/json": components["schemas"]["Scores"];
                 };
             };
-            /** @description Bad Request: `invalid_media`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
+            /** @description Bad Request: `invalid_media`, `too_many_pixels`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
             400: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -6895,7 +6895,7 @@ export interface operations {
                     "application/json": components["schemas"]["Decision"];
                 };
             };
-            /** @description Bad Request: `invalid_media`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
+            /** @description Bad Request: `invalid_media`, `too_many_pixels`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
             400: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7968,7 +7968,7 @@ export interface operations {
                     "application/json": components["schemas"]["ChangedSupportSet"];
                 };
             };
-            /** @description Bad Request: `invalid_media`, `media_not_fetched`, `media_url_refused`, `too_many_examples`, `invalid_value`. */
+            /** @description Bad Request: `invalid_media`, `too_many_pixels`, `media_not_fetched`, `media_url_refused`, `too_many_examples`, `invalid_value`. */
             400: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -8947,7 +8947,7 @@ export interface operations {
                     "application/json": components["schemas"]["ChangedSupportSet"];
                 };
             };
-            /** @description Bad Request: `invalid_media`, `media_not_fetched`, `media_url_refused`, `too_many_examples`, `invalid_value`. */
+            /** @description Bad Request: `invalid_media`, `too_many_pixels`, `media_not_fetched`, `media_url_refused`, `too_many_examples`, `invalid_value`. */
             400: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9600,7 +9600,7 @@ export interface operations {
                     "application/json": components["schemas"]["SupportSet"];
                 };
             };
-            /** @description Bad Request: `invalid_media`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
+            /** @description Bad Request: `invalid_media`, `too_many_pixels`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
             400: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9790,7 +9790,7 @@ export interface operations {
                     "application/json": components["schemas"]["SimilarExamples"];
                 };
             };
-            /** @description Bad Request: `invalid_media`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
+            /** @description Bad Request: `invalid_media`, `too_many_pixels`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
             400: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9981,7 +9981,7 @@ export interface operations {
                     "application/json": components["schemas"]["Diagnostics"];
                 };
             };
-            /** @description Bad Request: `invalid_media`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
+            /** @description Bad Request: `invalid_media`, `too_many_pixels`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
             400: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -10138,7 +10138,7 @@ export interface operations {
                     "application/json": components["schemas"]["Suggestions"];
                 };
             };
-            /** @description Bad Request: `invalid_media`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
+            /** @description Bad Request: `invalid_media`, `too_many_pixels`, `media_not_fetched`, `media_url_refused`, `context_length_exceeded`, `invalid_value`. */
             400: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -10477,7 +10477,7 @@ export interface operations {
                     "application/json": components["schemas"]["ChangedSupportSet"];
                 };
             };
-            /** @description Bad Request: `invalid_media`, `media_not_fetched`, `media_url_refused`, `too_many_examples`, `invalid_archive`, `invalid_value`. */
+            /** @description Bad Request: `invalid_media`, `too_many_pixels`, `media_not_fetched`, `media_url_refused`, `too_many_examples`, `invalid_archive`, `invalid_value`. */
             400: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];

@@ -19,6 +19,7 @@ ADVICE: Mapping[str, str] = {
     "evaluation_not_found": "client.evaluations.list() returns the evaluations that exist",
     "image_not_found": "Upload it with client.images.upload(...), or send the image itself",
     "body_too_large": "Send fewer or smaller media, or raise the server's setting max_body_mb",
+    "too_many_pixels": "Send fewer or smaller media at once, or raise the server's setting max_request_pixels",
     "too_many_examples": "Use several sets, or raise the server's setting max_set_examples",
     "context_length_exceeded": "Use fewer shots (k), or a smaller max_tokens",
     "client_over_share": "Send fewer requests at a time",

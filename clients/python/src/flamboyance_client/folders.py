@@ -71,6 +71,11 @@ def readable_labelled_files(folder: str | Path) -> tuple[list[LabelledMedia], li
     return _not_empty(_labelled(paths, root), root), list(unreadable)
 
 
+def label_of(file: Path, folder: str | Path) -> str:
+    """Return the label of a file in a subfolder: the name of the subfolder, in NFC."""
+    return normalize("NFC", file.relative_to(folder).parts[0])
+
+
 def empty_subfolders(folder: str | Path) -> list[str]:
     """Return the names of the subfolders without an image or a video, which give no label. Hidden ones are left out."""
     root = Path(folder)
@@ -108,10 +113,9 @@ def _labelled(paths: Sequence[Path], root: Path) -> list[LabelledMedia]:
     if unlabelled := [str(path) for path in paths if path.parent == root]:
         what = "has no label: move it" if len(unlabelled) == 1 else "have no labels: move them"
         raise ValueError(f"{listed(unlabelled)} {what} into a subfolder of {root}, whose name is the label")
-    relative = [(path, path.relative_to(root)) for path in paths]
     return [
-        LabelledMedia(name=str(path), file=within.as_posix(), media=path, label=normalize("NFC", within.parts[0]))
-        for path, within in relative
+        LabelledMedia(name=str(path), file=path.relative_to(root).as_posix(), media=path, label=label_of(path, root))
+        for path in paths
     ]
 
 

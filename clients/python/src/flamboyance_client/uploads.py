@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from flamboyance_client.api import Call, checked_options
+from flamboyance_client.api import checked_options
 from flamboyance_client.errors import ApiError, Conflict, FlamboyanceError, NotFound, Refusal
 from flamboyance_client.fewshot import Example
 from flamboyance_client.folders import UnreadableFiles, labelled_files, listed, readable_labelled_files
@@ -46,8 +47,10 @@ REMOVED_AT_ONCE = 100
 NO_ROOM = "too_many_examples"
 # the code of the error for media that cannot be decoded, or exceed a limit of media
 UNREADABLE = "invalid_media"
+# that for media which have too many pixels together, so that a part of them may be accepted
+TOO_MANY_PIXELS = "too_many_pixels"
 # with that for a larger request than the server reads, which only media that are sent alone exceed
-REFUSED_MEDIA = (UNREADABLE, "body_too_large")
+REFUSED_MEDIA = (UNREADABLE, TOO_MANY_PIXELS, "body_too_large")
 # The lifetime of a set that was made to try media.
 TRIAL_SECONDS = 60.0
 # The lifetime of a set whose upload was interrupted.
@@ -71,6 +74,9 @@ class Batch:
         """Return whether an example of this size belongs into the next batch."""
         is_too_large = self.num_bytes + num_bytes > BATCH_BYTES
         return bool(self.examples) and (is_too_large or len(self.examples) == BATCH_EXAMPLES)
+
+    def halves(self) -> tuple[Batch, Batch]:
+        return self.split(len(self.examples) // 2)
 
     def split(self, number: int) -> tuple[Batch, Batch]:
         """Return a batch of the first `number` examples, and one of the others."""
@@ -154,7 +160,7 @@ def _try(
             refused.append((items[0], error.message.removeprefix(f"{error.param}: ")))
             return
         middle = len(items) // 2
-        for half, half_items in zip(batch.split(middle), (items[:middle], items[middle:]), strict=True):
+        for half, half_items in zip(batch.halves(), (items[:middle], items[middle:]), strict=True):
             yield from _try(calls, half, half_items, refused)
 
 
@@ -231,10 +237,9 @@ def _create(
     calls: SupportSetCalls, items: Sequence[LabelledMedia], name: str | None, options: SetChanges
 ) -> Steps[SupportSet]:
     batches = _batches(items, name)
-    first = next(batches)
-    target = yield from _add(calls.create({"examples": first.examples, "ttl_seconds": UNFINISHED_SECONDS}), first)
+    target, rest = yield from _begin(calls, next(batches))
     try:
-        target = yield from _add_all(calls, target, batches)
+        target = yield from _add_all(calls, target, chain(rest, batches))
         changes: SetChanges = {"ttl_seconds": None, **options}
         return (yield calls.update(target.id, changes if name is None else {**changes, "name": name}))
     except Exception:
@@ -274,9 +279,9 @@ def _texts_by_id(stored: StoredExample) -> tuple[str, tuple[str, str, str]]:
     return stored.id, (stored.label, stored.text, stored.question)
 
 
-def _add_all(calls: SupportSetCalls, target: SupportSet, batches: Iterator[Batch]) -> Steps[SupportSet]:
+def _add_all(calls: SupportSetCalls, target: SupportSet, batches: Iterable[Batch]) -> Steps[SupportSet]:
     for batch in batches:
-        target = yield from _add(calls.put(target.id, batch.examples, target.version), batch)
+        target = yield from _add(calls, target, batch)
     return target
 
 
@@ -292,7 +297,7 @@ def _exchange(
     for batch in batches:
         if not is_full:
             try:
-                target = yield from _add(calls.put(target.id, batch.examples, target.version), batch)
+                target = yield from _add(calls, target, batch)
                 num_new -= len(batch.examples)
                 continue
             except ApiError as error:
@@ -303,10 +308,10 @@ def _exchange(
             is_full = True
             if num_more:
                 first, batch = batch.split(num_more)
-                target = yield from _add(calls.put(target.id, first.examples, target.version), first)
+                target = yield from _add(calls, target, first)
         target = yield from _remove(calls, target, gone[: len(batch.examples)])
         gone = gone[len(batch.examples) :]
-        target = yield from _add(calls.put(target.id, batch.examples, target.version), batch)
+        target = yield from _add(calls, target, batch)
     return (yield from _remove(calls, target, gone))
 
 
@@ -316,14 +321,35 @@ def _remove(calls: SupportSetCalls, target: SupportSet, ids: Sequence[str]) -> S
     return target
 
 
-def _add(call: Call[SupportSet], batch: Batch) -> Steps[SupportSet]:
-    """Send a call that adds a batch. An error that has the index of an example names its media too."""
+def _begin(calls: SupportSetCalls, batch: Batch) -> Steps[tuple[SupportSet, list[Batch]]]:
+    """Create a set of as much of a batch as a request may have; return it with the rest of the batch."""
     try:
-        return (yield call)
+        return (yield calls.create({"examples": batch.examples, "ttl_seconds": UNFINISHED_SECONDS})), []
     except ApiError as error:
-        if (match := re.match(r"examples\[(\d+)\]", error.param or "")) is None:
-            raise
-        raise error.about(batch.names[int(match[1])]) from None
+        first, second = _halves(batch, error)
+    target, rest = yield from _begin(calls, first)
+    return target, [*rest, second]
+
+
+def _add(calls: SupportSetCalls, target: SupportSet, batch: Batch) -> Steps[SupportSet]:
+    """Add a batch to a set, in several requests if one may not have so many pixels."""
+    try:
+        return (yield calls.put(target.id, batch.examples, target.version))
+    except ApiError as error:
+        halves = _halves(batch, error)
+    return (yield from _add_all(calls, target, halves))
+
+
+def _halves(batch: Batch, error: ApiError) -> tuple[Batch, Batch]:
+    """Return the halves of a batch that has too many pixels.
+
+    Raises any other error, which names the media too if it has the index of an example.
+    """
+    if error.code == TOO_MANY_PIXELS and len(batch.examples) > 1:
+        return batch.halves()
+    if (match := re.match(r"examples\[(\d+)\]", error.param or "")) is None:
+        raise error
+    raise error.about(batch.names[int(match[1])]) from None
 
 
 def _batches(items: Sequence[LabelledMedia], name: str | None) -> Iterator[Batch]:

@@ -155,6 +155,12 @@ def test_unreadable_files_are_left_out_of_a_set_and_named(made: Client, folder: 
     assert json.loads(output)["num_examples"] == len(list(folder.glob("*/*.png")))
     assert f"note: left out: {broken} (image cannot be decoded: " in " ".join(errors.split())
     assert [file["path"] for file in json.loads(output)["skipped"]] == [str(broken)]
+    assert "so no labels" not in errors
+    shutil.copytree(folder / "red", tmp_path / "colours" / "rouge\u0301")
+    for number, file in enumerate((tmp_path / "colours" / "rouge\u0301").iterdir()):
+        file.write_bytes(broken.read_bytes() if number else b"no image")
+    _, errors = run(*arguments, "--skip-unreadable")
+    assert "note: all of their files were left out, and so no labels: rougé" in " ".join(errors.split())
     _, errors = run("classify", folder / "red" / "23.png", "--folder", tmp_path / "colours", status=1)
     assert "create the set with `support-set create --skip-unreadable`" in " ".join(errors.split())
     broken.write_text("no image")
@@ -199,4 +205,5 @@ def test_options_that_select_shots_are_noted_where_no_method_uses_shots(made: Cl
 def test_a_file_that_is_no_exported_set(made: Client, tmp_path: Path) -> None:
     (tmp_path / "set.zip").write_text("no archive")
     _, errors = run("support-set", "import", tmp_path / "set.zip", status=1)
-    assert errors.rstrip().endswith("give a file that `support-set export` has written")
+    expected = f"{tmp_path / 'set.zip'} must be a file that `support-set export` has written"
+    assert " ".join(errors.split()).endswith(expected)

@@ -22,7 +22,6 @@ from server.media.source import EncodedMedia
 from server.media.turns import Job
 from server.schemas.archive import ArchivedMedia
 from server.settings import Settings
-from server.store import media_references
 from server.store.records import NewExample
 from server.telemetry.metrics import Metrics
 from tests.server.api.routes.test_support_sets import SETS, create, error, example
@@ -285,17 +284,13 @@ async def test_too_many_examples_are_refused(app: FastAPI, settings: Settings) -
     few.state.services.database.close()
 
 
-async def test_the_pixels_of_an_archive_may_be_those_of_several_requests(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_pixels_of_an_archive_may_be_those_of_several_requests(settings: Settings) -> None:
     """An archive may hold the media that a client sends in several requests."""
-    monkeypatch.setattr(media_references, "DECODE_BATCH", 1)
-    app = create_app(
-        FakeClient(), served_model(), settings.model_copy(update={"max_request_pixels": 300}), Metrics("tiny")
-    )
+    limited = settings.model_copy(update={"max_request_pixels": 300, "decode_processes": 1})
+    app = create_app(FakeClient(), served_model(), limited, Metrics("tiny"))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
         sent = await http.post(SETS, json={"examples": [example("a", "red"), example("b", "blue")]})
-        assert error(sent)[:2] == (400, "invalid_media")
+        assert error(sent)[:2] == (400, "too_many_pixels")
         files = {"media/a.png": RED, "media/b.png": png("blue")}
         examples = [{"media": [reference(data, file)]} for file, data in files.items()]
         assert (await imported(http, archive(examples, files)))["num_media"] == 2

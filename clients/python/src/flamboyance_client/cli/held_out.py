@@ -17,6 +17,7 @@ from flamboyance_client.fewshot import AnyQuery
 from flamboyance_client.folders import labelled_files
 from flamboyance_client.steps import run
 from flamboyance_client.stored import SupportSetCalls
+from flamboyance_client.uploads import TOO_MANY_PIXELS
 
 MAX_MISTAKES = 10
 # of one request that looks for images which the set has: a body has at most 64 MiB by default, in base64
@@ -58,6 +59,9 @@ def _unknown(client: Client, name: str, pool: Sequence[tuple[Path, str]]) -> lis
     try:
         known = client.support_sets.suggest(name, [path for path, _ in pool], count=1).known
     except BadRequest as error:
+        if error.code == TOO_MANY_PIXELS and len(pool) > 1:
+            middle = len(pool) // 2
+            return _unknown(client, name, pool[:middle]) + _unknown(client, name, pool[middle:])
         if (at := re.match(r"pool\[(\d+)\]", error.param or "")) is None:
             raise
         raise ValueError(f"{pool[int(at[1])][0]}: {error.message}") from error

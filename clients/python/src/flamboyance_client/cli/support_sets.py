@@ -21,9 +21,9 @@ from flamboyance_client.cli.selection import Control, EvaluatedMethod, Strategy,
 from flamboyance_client.cli.sources import Sources, media_sources, name_of, note_removed
 from flamboyance_client.client import Client
 from flamboyance_client.errors import NotFound, QueriesFailed
-from flamboyance_client.folders import empty_subfolders, listed, other_files
+from flamboyance_client.folders import empty_subfolders, label_of, listed, other_files
 from flamboyance_client.options import ClassifyOptions, EvaluateOptions, Method, ShotsAttend
-from flamboyance_client.records import SupportSet
+from flamboyance_client.records import SkippedFile, SupportSet
 from flamboyance_client.stored import NAME_TAKEN
 from flamboyance_client.transfers import archive_path
 from flamboyance_client.uploads import UNREADABLE
@@ -38,7 +38,7 @@ app = typer.Typer(help="Create, show, evaluate, test, diagnose, move and delete 
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="The name or the id of a set.")]
 PINNED = "Keep the set's images in the caches, so that requests do not wait."
 OTHER_NAME = "give another name with --name, or delete that set"
-EXPORTED = "give a file that `support-set export` has written"
+EXPORTED = "must be a file that `support-set export` has written"
 WITHOUT_UNREADABLE = "--skip-unreadable leaves such files out"
 Version = Annotated[int | None, typer.Option(min=1, show_default=False, help="A version; without it the latest.")]
 
@@ -83,7 +83,7 @@ def create(
         note_removed(created)
         for file in created.skipped:
             note(f"left out: {file}")
-        for text in _notes(folder, list(created.raw.get("label_counts") or {})):
+        for text in _notes(folder, list(created.raw.get("label_counts") or {}), created.skipped):
             note(text)
         if earlier is not None and earlier.version == created.version and not json:
             print("The examples are unchanged.")
@@ -290,7 +290,7 @@ def import_file(
 ) -> None:
     """Create a set from a file."""
     _check_file(file, "standard input is read as /dev/stdin")
-    hints = {NAME_TAKEN: f"{OTHER_NAME}, or keep it with --exist-ok", INVALID_ARCHIVE: EXPORTED}
+    hints = {NAME_TAKEN: f"{OTHER_NAME}, or keep it with --exist-ok", INVALID_ARCHIVE: f"{file} {EXPORTED}"}
     with connected(url, api_key, hints) as client:
         _print(client.support_sets.import_(file, name=name, exist_ok=exist_ok), as_json=json)
 
@@ -328,8 +328,11 @@ def _find(client: Client, name: str) -> SupportSet | None:
         return None
 
 
-def _notes(folder: Path, labels: Sequence[str]) -> Iterator[str]:
+def _notes(folder: Path, labels: Sequence[str], skipped: Sequence[SkippedFile]) -> Iterator[str]:
     """Yield what may be a mistake in a folder, though a set could be made of it."""
+    labels_of_skipped = dict.fromkeys(label_of(Path(file.path), folder) for file in skipped)
+    if lost := [label for label in labels_of_skipped if label not in labels]:
+        yield f"all of their files were left out, and so no labels: {listed(lost)}"
     if files := other_files(folder):
         yield f"no images or videos, and so left out: {listed(files, MAX_OTHER_FILES)}"
     if empty := empty_subfolders(folder):
