@@ -1,4 +1,4 @@
-"""The signals that end the server, and the one that ends its processes."""
+"""The signals that end the server, the one that ends its processes, and those that suspend them."""
 
 from __future__ import annotations
 
@@ -36,3 +36,10 @@ def kill(process: Process) -> None:
     if process.returncode is None:
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
+
+
+def is_suspended(pid: int) -> bool:
+    """Return whether a child process is stopped by a signal, from which it may never continue."""
+    with suppress(ChildProcessError):  # it has ended
+        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    return False

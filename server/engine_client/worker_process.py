@@ -20,7 +20,7 @@ import zmq
 import zmq.asyncio
 
 from server.settings import ROOT, Settings, child_environment
-from server.signals import kill
+from server.signals import is_suspended, kill
 from server.wire import SOCKET_OPTIONS, WORKER_MODULE, Inbound, Outbound, Start, decode_outbound, encode
 
 STOP_SECONDS = 5.0
@@ -28,7 +28,6 @@ STOP_SECONDS = 5.0
 FLAGS, SIGNALS = 6, 28
 PF_EXITING = 0x4
 PENDING_SIGKILL = 1 << 8
-STOPPED_STATES = ("T", "t")
 
 logger = logging.getLogger(__name__)
 
@@ -106,9 +105,8 @@ class WorkerProcess:
 
     @property
     def is_stopped(self) -> bool:
-        """True while the process is suspended by a signal. This is known only on Linux; elsewhere it is False."""
-        fields = self._read_stat()
-        return fields is not None and fields[0] in STOPPED_STATES
+        """True while the process is suspended by a signal."""
+        return is_suspended(self.pid)
 
     def kill(self) -> None:
         kill(self._process)

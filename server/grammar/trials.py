@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from contextlib import suppress
 from multiprocessing import Pipe
@@ -20,12 +21,15 @@ from server.grammar.compiler import Source
 from server.grammar.refusals import NAMES
 from server.grammar.trial import MAX_SECONDS, TOO_LARGE, Setup, Verdict, decode_verdict, encode
 from server.settings import ROOT, child_environment
+from server.signals import is_suspended
 from server.wire import Grammar
 
 # of the process
 MODULE = "server.grammar.trial"
 # seconds in which a loaded machine starts the process, or gives it the processor time of a grammar
 WAIT_SECONDS = 30.0
+# between looks at a process that does not answer, which may be suspended
+LOOK_SECONDS = 0.5
 # seconds in which a process ends after its connection is closed; then it is killed
 END_SECONDS = 1.0
 # a process that has ended for another reason than its grammar is replaced once
@@ -112,8 +116,10 @@ class TrialProcess:
     def exchange(self, message: bytes) -> bytes:
         """Send a message and return the reply. Raises the errors of `LOST`, among them `TimeoutError`."""
         self._connection.send_bytes(message)
-        if not self._connection.poll(WAIT_SECONDS):
-            raise TimeoutError
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not self._connection.poll(LOOK_SECONDS):
+            if is_suspended(self.pid) or time.monotonic() > deadline:
+                raise TimeoutError
         return self._connection.recv_bytes()
 
     def end(self) -> int:

@@ -17,10 +17,12 @@ from server.errors import Unavailable
 from server.media.decoder import LENGTH_BYTES, Decode, Frames, Refused, Setup, decode_reply, with_length
 from server.run_queue import RunQueue
 from server.settings import ROOT, child_environment
-from server.signals import kill
+from server.signals import is_suspended, kill
 
 # seconds for a process to start; the time limit of decoding begins afterwards, so that a slow start refuses no media
 START_SECONDS = 60.0
+# between looks at a process that does not answer, which may be suspended
+LOOK_SECONDS = 0.5
 # Bytes of a reply that may be unread: all of it. A reader that is paused, and then cancelled, would not see the end of the
 # output, without which the process is never waited for.
 MAX_UNREAD = 2**40
@@ -139,14 +141,19 @@ class DecodeProcess:
     async def _exchange(self, process: Process, request: Decode) -> Frames | Refused:
         with self._kills_at_failure():
             async with asyncio.timeout(self._timeout):
-                _stdin(process).write(with_length(request))
-                await _stdin(process).drain()
+                reply = asyncio.create_task(_reply(process, request))
                 try:
-                    return decode_reply.decode(await _read(process))
+                    while not reply.done():
+                        await asyncio.wait({reply}, timeout=LOOK_SECONDS)
+                        if not reply.done() and is_suspended(process.pid):
+                            raise ConnectionError("the process is suspended")
+                    return decode_reply.decode(await reply)
                 except asyncio.IncompleteReadError:
                     if await process.wait() == -signal.SIGPROF:
                         raise TookTooLong from None
                     raise
+                finally:
+                    reply.cancel()
 
     @contextmanager
     def _kills_at_failure(self) -> Iterator[None]:
@@ -156,6 +163,13 @@ class DecodeProcess:
         except BaseException:
             self.kill()
             raise
+
+
+async def _reply(process: Process, request: Decode) -> bytes:
+    """Send a request and return the reply."""
+    _stdin(process).write(with_length(request))
+    await _stdin(process).drain()
+    return await _read(process)
 
 
 async def _read(process: Process) -> bytes:

@@ -89,8 +89,17 @@ def test_a_process_that_was_killed_is_replaced(trials: Trials) -> None:
     trials.check(CAT)
 
 
+def test_a_process_that_was_suspended_is_replaced(trials: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.grammar.trials.WAIT_SECONDS", 1e9)
+    os.kill(suspended := pid(trials), signal.SIGSTOP)
+    trials.check(CAT)
+    assert pid(trials) != suspended
+
+
 def test_a_process_that_does_not_answer_is_killed(trials: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
-    os.kill(stopped := pid(trials), signal.SIGSTOP)
+    stopped = pid(trials)
+    monkeypatch.setattr("server.grammar.trials.is_suspended", lambda _: False)
+    os.kill(stopped, signal.SIGSTOP)
     monkeypatch.setattr("server.grammar.trials.ATTEMPTS", 1)
     monkeypatch.setattr("server.grammar.trials.WAIT_SECONDS", 0.2)
     with pytest.raises(TrialUnavailable, match="this regular expression cannot be checked now"):

@@ -233,6 +233,23 @@ async def test_media_wait_for_a_free_process(pool: DecodePool) -> None:
     assert len(pids(pool)) == 1
 
 
+async def test_a_suspended_process_is_replaced(pool: DecodePool) -> None:
+    await pool.decode(media(png()))
+    (pid,) = pids(pool)
+    os.kill(pid, signal.SIGSTOP)
+    pool._processes[0]._timeout = 600
+    await pool.decode(media(png("blue")))
+    assert pid not in pids(pool)
+    await eventually(lambda: not is_alive(pid))
+
+
+@pytest.fixture
+def never_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a suspended process stand for one that has no processor, or hangs."""
+    monkeypatch.setattr("server.media.decode_process.is_suspended", lambda _: False)
+
+
+@pytest.mark.usefixtures("never_suspended")
 async def test_a_stuck_process_is_killed_after_the_timeout(pool: DecodePool) -> None:
     await pool.decode(media(png()))
     (pid,) = pids(pool)
@@ -245,6 +262,7 @@ async def test_a_stuck_process_is_killed_after_the_timeout(pool: DecodePool) -> 
     await eventually(lambda: not is_alive(pid))
 
 
+@pytest.mark.usefixtures("never_suspended")
 async def test_the_time_of_decoding_is_that_of_the_processor(settings: Settings) -> None:
     updates = {"decode_timeout": 0.25, "max_media_pixels": 10**8, "max_request_pixels": 10**8}
     pool = DecodePool(VISION, settings.model_copy(update=updates))
