@@ -48,6 +48,11 @@ NO_CANDIDATE = -1
 NO_FIT = Fit()
 # labels that a message lists
 MAX_SHOWN = 8
+# methods whose parameters are a vector of doubles per label: the means, and the weights of the linear head
+NUM_PER_LABEL = 2
+# of an example in the confidence of all methods and in the key of the cache, and of all else that is not vectors
+EXAMPLE_BYTES = 512
+OVERHEAD_BYTES = 16 * 1024
 # examples to which all methods are fitted, and left out of, in a fraction of a second
 MANY = 256
 
@@ -122,7 +127,10 @@ class ComparedExamples:
 
     @property
     def num_bytes(self) -> int:
-        return 2 * self.labelled.vectors.nbytes
+        """The bytes of the vectors, and of the fits of all methods."""
+        vectors = self.labelled.vectors
+        parameters = NUM_PER_LABEL * self.labelled.num_labels * vectors.shape[1] * np.dtype(np.float64).itemsize
+        return vectors.nbytes + parameters + len(vectors) * EXAMPLE_BYTES + OVERHEAD_BYTES
 
     def fit(self, name: str) -> Fitted:
         if name not in self.fitted:
@@ -289,22 +297,26 @@ class Comparison:
             labelled = _labelled(await self.retrieval.media_vectors(media), shots, candidates)
             return ComparedExamples(labelled, self.retrieval.model.prior)
 
-        source = tuple((shot.media, answer_of(shot)) for shot in shots)
-        key = (self.retrieval.engine.salt, source, tuple(candidates), self.retrieval.embedder)
+        # without the texts of shots and candidates, which may be long
+        source = tuple(zip([shot.media for shot in shots], _indices(shots, candidates), strict=True))
+        key = (self.retrieval.engine.salt, source, len(candidates), self.retrieval.embedder)
         return await self.recent.get(key, build)
 
     async def _of_version(self, support_set: SupportSet, candidates: Sequence[Candidate]) -> ComparedExamples:
         version = FittedVersion(support_set.id, support_set.version, self.retrieval.embedder)
+        # of the distinct answers, of which there may be far fewer than examples
+        by_answer = _candidate_by_answer(candidates)
+        answered = tuple(by_answer.get(answer, NO_CANDIDATE) for answer in filter(None, support_set.examples.by_answer))
 
         async def build() -> ComparedExamples:
             vectors = await self.retrieval.example_vectors(support_set.examples)
             labelled = await asyncio.to_thread(_labelled, vectors, support_set.examples, candidates)
-            # only a fit to all answers is stored
-            if [candidate.label for candidate in candidates] != [*filter(None, support_set.examples.by_answer)]:
+            # only a fit to all answers, in their order, is stored
+            if answered != tuple(range(len(candidates))):
                 return ComparedExamples(labelled, self.retrieval.model.prior)
             return ComparedExamples(labelled, self.retrieval.model.prior, version, await self.fits.get(version))
 
-        return await self.recent.get((version, tuple(candidates)), build)
+        return await self.recent.get((version, answered), build)
 
 
 def _part_by_likeness(method: str) -> str:
@@ -314,10 +326,15 @@ def _part_by_likeness(method: str) -> str:
 
 def _labelled(vectors: Vectors, examples: Sequence[Answered], candidates: Sequence[Candidate]) -> Labelled:
     """Return the vectors of the examples whose answer is a candidate."""
-    by_answer = _candidate_by_answer(candidates)
-    indices = np.array([by_answer.get(answer_of(example), NO_CANDIDATE) for example in examples], np.int64)
+    indices = np.array(_indices(examples, candidates), np.int64)
     is_used = indices != NO_CANDIDATE
     return Labelled(vectors[is_used], indices[is_used], len(candidates))
+
+
+def _indices(examples: Sequence[Answered], candidates: Sequence[Candidate]) -> list[int]:
+    """Return the index of the candidate that is each example's answer, [N]."""
+    by_answer = _candidate_by_answer(candidates)
+    return [by_answer.get(answer_of(example), NO_CANDIDATE) for example in examples]
 
 
 def _candidate_by_answer(candidates: Sequence[Candidate]) -> dict[str, int]:

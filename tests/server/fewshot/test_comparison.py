@@ -1,13 +1,27 @@
-"""`auto` without an evaluation: the method that the model's prior expects, unless another one is clearly better."""
+"""`auto` without an evaluation: the method that the model's prior expects, unless another one is clearly better.
+
+And the memory of what was fitted: it has no texts of requests.
+"""
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 
 from model.prior import Prior
-from server.fewshot.comparison import ComparedExamples
+from server.fewshot.comparison import ComparedExamples, Comparison
+from server.fewshot.methods import METHODS
 from server.fewshot.methods.likeness import Labelled
+from tests.server.colours import IMAGES, QUERY, app, settings, url
+
+__all__ = ["app", "settings"]  # fixtures
 
 LINEAR = Prior({1: "nearest_mean", 3: "linear"})
 
@@ -45,3 +59,60 @@ def test_a_method_that_is_clearly_better_takes_its_place(per_group: int) -> None
     """The mean of a label with two opposite groups is near neither of them."""
     groups = {0: [(1.0, 0.0), (-1.0, 0.0)] * per_group, 1: [(0.0, 1.0), (0.0, -1.0)] * per_group}
     assert ComparedExamples(labelled(groups)).choose_method() == "knn"
+
+
+LONG = "x" * 10_000
+RED, BLUE = IMAGES[0], IMAGES[2]
+WARM, COLD = {"image": url(RED), "label": "warm"}, {"image": url(BLUE), "label": "cold"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("is_stored", [False, True])
+async def test_texts_that_differ_share_a_fit_that_does_not_keep_them(
+    http: httpx.AsyncClient, app: FastAPI, is_stored: bool
+) -> None:
+    comparison: Comparison = app.state.services.comparison
+    examples = [WARM, COLD, {"image": url(RED), "text": f"{LONG} stored"}]
+    await http.post("/v1/support_sets", json={"name": "pets", "examples": examples})
+
+    async def classify(number: int, candidates: Sequence[Any]) -> str:
+        shots = [WARM, COLD, {"image": url(RED), "text": f"{LONG} {number}"}]
+        source: dict[str, Any] = {"examples": {"support_set": "pets"}} if is_stored else {"shots": shots}
+        body = {**source, "candidates": candidates, "query": {"image": url(QUERY)}, "method": "nearest_mean"}
+        answer = await http.post("/v1/classify", json=body)
+        assert answer.status_code == 200, answer.text
+        label: str = answer.json()["label"]
+        return label
+
+    for number in range(3):
+        texts = [{"label": label, "text": f"{label} {LONG[:900]} {number}"} for label in ("warm", "cold")]
+        assert await classify(number, texts) == "warm"
+    sized = comparison.recent._values._sized
+    assert len(sized) == 1
+    assert LONG[:100] not in str([*sized])
+    assert await classify(0, ["cold", "warm"]) == "warm"
+    assert len(sized) == 2  # the labels have other indices
+    await http.delete("/v1/support_sets/pets")
+
+
+def fitted(number: int, num_labels: int) -> ComparedExamples:
+    """Return examples with the fits of all methods, and the confidence in them."""
+    vectors = np.random.default_rng(0).standard_normal((number, 1024)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    examples = ComparedExamples(Labelled(vectors, np.arange(number) % num_labels, num_labels))
+    for name in METHODS:
+        examples.fit(name)
+        examples.confidence(name)
+    return examples
+
+
+@pytest.mark.parametrize(("number", "num_labels"), [(4, 2), (32, 4), (64, 16), (1000, 10)])
+def test_the_memory_of_fits_is_what_is_counted(number: int, num_labels: int) -> None:
+    fitted(32, 4)  # imports
+    gc.collect()
+    tracemalloc.start()
+    examples = fitted(number, num_labels)
+    gc.collect()
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size <= 1.05 * examples.num_bytes <= 2 * size
