@@ -187,9 +187,9 @@ def _written(accepted: Sequence[Any]) -> str:
 def _grammar(fields: GenerationFields, lead: str, form_field: str, num_prompts: int) -> Grammar | None:
     """Return the grammar of the answers, if they have one; each prompt gets a copy of it. Raises `InvalidRequest`."""
     form = fields.structured_outputs
-    if form is None or not form.model_fields_set:
+    if form is None:
         return None
-    if len(form.model_fields_set) > 1:
+    if len(form.model_fields_set) != 1:
         raise InvalidRequest(
             "structured_outputs needs exactly one of choice, regex and json", param="structured_outputs"
         )

@@ -23,7 +23,8 @@ CAUSES = {
     "are not disjoint": "patternProperties has patterns that the same name may match",
     "min/maxProperties only": "minProperties and maxProperties are supported only if all properties are required",
     "circular references": "a $ref next to other keywords leads back to itself",
-    "NoExtensionBias": "no value matches the schema: a $ref may lead back to itself",
+    "NoExtensionBias": "nothing matches the grammar; in a schema, a $ref may lead back to itself, or no multiple of a "
+    "multipleOf may be between the bounds",
     "Unsatisfiable schema": "a part of the schema matches no value",
     "Regex is empty": "no text matches all patterns, formats and lengths of a value",
     "number of symbols": "the grammar has too many symbols, the limit is 20000",

@@ -11,6 +11,8 @@ from server.grammar.schema_graph import ALTERNATIVES, PARTS_BY_NAME, Node, escap
 
 # keywords whose values are integers; in JSON schema, 1.0 is one
 COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+# the largest that llguidance compiles; no answer is as long
+LARGEST_COUNT = 2**31 - 1
 # formats that llguidance compiles; in JSON schema, any other one is an annotation
 FORMATS = ("date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
 ANNOTATIONS = ("title", "description", "default", "examples", "$comment", "deprecated")
@@ -39,7 +41,9 @@ def translate(node: Node, root: dict[str, Any]) -> None:
     schema = node.schema
     for keyword in COUNTS:
         if isinstance(count := schema.get(keyword), float) and count.is_integer():
-            schema[keyword] = int(count)
+            count = schema[keyword] = int(count)
+        if isinstance(count, int) and count > LARGEST_COUNT:
+            _limit_count(node, keyword)
     if schema.get("format") not in FORMATS:
         schema.pop("format", None)
     if schema.get("not") == {}:
@@ -59,6 +63,13 @@ def translate(node: Node, root: dict[str, Any]) -> None:
         schema["pattern"] = _without_nul(text)
     if isinstance(names := schema.get("patternProperties"), dict):
         schema["patternProperties"] = {_without_nul(name): part for name, part in names.items()}
+
+
+def _limit_count(node: Node, keyword: str) -> None:
+    """Remove an upper bound that no answer reaches. Raises `GrammarError` for a lower one, which no answer meets."""
+    if keyword.startswith("min"):
+        raise GrammarError(f"{node.path} has a {keyword} above {LARGEST_COUNT}, which no answer can meet")
+    del node.schema[keyword]
 
 
 def _has_one_item(schema: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from server.media.fetch import Fetcher
 from server.media.names import MediaNames
 from server.media.pool import DecodePool
 from server.media.source import LARGE_URL, EncodedMedia, Kind, kind_of, read_data_url, too_large_together
-from server.media.store import MediaStore, not_found
+from server.media.store import MediaStore
 from server.schemas.prompt import ImageIdPart, ImageUrlPart, MediaPartOrUrl, VideoIdPart, VideoUrlPart
 from server.settings import Settings
 
@@ -123,7 +123,8 @@ class Intake:
     async def _find(self, media_id: str, kind: Kind, param: str) -> EncodedMedia:
         media = await asyncio.to_thread(self.store.find, media_id, param)
         if media.kind != kind:
-            raise not_found(media_id, param)
+            message = f"{media_id[:80]!r} is an id for {media.kind}_id, not for {kind}_id"
+            raise InvalidRequest(message, param=param)
         return media
 
     def _too_many(self, number: int, param: str, remedy: str) -> InvalidRequest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cache
@@ -11,6 +12,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origi
 from jiter import from_json
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -83,12 +85,16 @@ _is_reported: ContextVar[bool] = ContextVar("_is_reported", default=False)
 SchemaType = TypeVar("SchemaType", bound="Schema")
 
 ID = r"^[A-Za-z0-9_.:-]{1,128}$"
+MAX_ID = 128
+# Clients remove `.` and `..` from the path of a URL, as its standard says: to delete such an example would delete its set.
+EXAMPLE_ID = r"^\.{0,127}[A-Za-z0-9_:-][A-Za-z0-9_.:-]{0,127}$"
 SET_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"
 SHA_256 = r"^[0-9a-f]{64}$"
 KEY_NAME = r"^[^\x00-\x1f\x7f]*$"
 # what a text of each pattern is, for messages
 IN_WORDS = {
     ID: "1 to 128 ASCII letters, digits and the characters _.:-",
+    EXAMPLE_ID: "1 to 128 ASCII letters, digits and the characters _.:-, and not of full stops alone",
     SET_NAME: "at most 128 ASCII letters, digits and the characters _.:-, beginning with a letter or digit",
     SHA_256: "64 hexadecimal digits in lower case",
     KEY_NAME: "a text without control characters, such as line breaks",
@@ -105,6 +111,16 @@ CacheSalt = Annotated[
         description="The request shares caches of prompts, media and grammars only with requests that have the same salt.",
     ),
 ]
+
+
+def _in_digits(value: object) -> object:
+    """Return the value of a query parameter. Raises `ValueError` for what only Python reads as an integer, such as 1_0."""
+    if isinstance(value, str) and not re.fullmatch(r"-?[0-9]+", value):
+        raise ValueError("must be an integer")
+    return value
+
+
+QueryInteger = Annotated[int, BeforeValidator(_in_digits), Field(strict=False)]
 
 LIMIT = "Maximum number of entries in the page."
 AFTER = "The `last_id` of the previous page."
@@ -240,7 +256,7 @@ class PrioritizedRequest(TrackedRequest):
 class ListRequest(Schema):
     """The query of a route that lists: up to `limit` entries after the entry `after`."""
 
-    limit: Annotated[int, Field(ge=1, le=1000, strict=False, description=LIMIT)] = 20
+    limit: Annotated[QueryInteger, Field(ge=1, le=1000, description=LIMIT)] = 20
     after: Annotated[str, Field(max_length=128, description=AFTER)] = ""
 
 

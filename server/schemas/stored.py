@@ -19,12 +19,15 @@ from pydantic_core import CoreSchema, to_jsonable_python
 from model.prompt import ShotsAttend
 from server.schemas.base import (
     AFTER,
+    EXAMPLE_ID,
     ID,
     LIMIT,
+    MAX_ID,
     SET_NAME,
     FieldError,
     ListRequest,
     ModelRequest,
+    QueryInteger,
     Schema,
     TimedRequest,
     with_example,
@@ -127,8 +130,8 @@ StoredText = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_no_zero)
 StoredLabel = Annotated[str, Field(max_length=MAX_LABEL), AfterValidator(_no_zero)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_small)]
 SetName = Annotated[str, Field(pattern=SET_NAME), AfterValidator(_is_no_id)]
-ExampleId = Annotated[str, Field(pattern=ID)]
-QueryVersion = Annotated[int, Field(ge=1, le=2**31 - 1, strict=False)]
+ExampleId = Annotated[str, Field(pattern=EXAMPLE_ID, max_length=MAX_ID)]
+QueryVersion = Annotated[QueryInteger, Field(ge=1, le=2**31 - 1)]
 Moment = Annotated[float, AfterValidator(_in_future)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_TTL)]
 
@@ -261,15 +264,13 @@ class WarmRequest(Schema):
 
 
 class ListSetsRequest(ListRequest):
-    limit: Annotated[int, Field(ge=1, le=1000, strict=False, description=LIMIT)] = 100
+    limit: Annotated[QueryInteger, Field(ge=1, le=1000, description=LIMIT)] = 100
     after: Annotated[str, Field(pattern=ID, description=AFTER)] = ""
 
 
 class ListVersionsRequest(Schema):
-    limit: Annotated[int, Field(ge=1, le=1000, strict=False, description=LIMIT)] = 100
-    after: Annotated[
-        int, Field(ge=0, le=2**31 - 1, strict=False, description="The last version of the previous page.")
-    ] = 0
+    limit: Annotated[QueryInteger, Field(ge=1, le=1000, description=LIMIT)] = 100
+    after: Annotated[QueryInteger, Field(ge=0, le=2**31 - 1, description="The last version of the previous page.")] = 0
 
 
 class ListExamplesRequest(ListSetsRequest):
@@ -353,20 +354,15 @@ class EvaluateRequest(WeighingFields, ModelRequest):
 
 
 class ListEvaluationsRequest(ListRequest):
-    limit: Annotated[int, Field(ge=1, le=100, strict=False, description=LIMIT)] = 20
+    limit: Annotated[QueryInteger, Field(ge=1, le=100, description=LIMIT)] = 20
     after: Annotated[str, Field(pattern=ID, description=AFTER)] = ""
     support_set: Annotated[str, Field(pattern=ID)] | None = Field(None, description="The id or name of a set.")
 
 
 class DiagnosticsRequest(VersionRequest):
     limit: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=1000,
-            strict=False,
-            description="Maximum number of entries in each list. Counts include all entries.",
-        ),
+        QueryInteger,
+        Field(ge=1, le=1000, description="Maximum number of entries in each list. Counts include all entries."),
     ] = 100
 
 

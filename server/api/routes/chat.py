@@ -57,7 +57,7 @@ def _check(fields: ChatRequest) -> None:
     if fields.top_logprobs is not None and not fields.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
     has_format = fields.response_format.type != "text"
-    has_outputs = bool(fields.structured_outputs and fields.structured_outputs.model_fields_set)
+    has_outputs = fields.structured_outputs is not None
     if fields.called is not None and (has_format or has_outputs):
         raise InvalidRequest(
             "the function call determines the form of the answer: do not set another one", param="tool_choice"

@@ -87,7 +87,7 @@ def test_a_token_that_is_not_permitted_is_an_error_and_no_end() -> None:
         (regex(r"\ (?:a()"), "^invalid regular expression: a group is not closed$"),
         (schema({"type": "string", "pattern": "a("}), "^invalid regular expression: a group is not closed$"),
         (regex("a" * 1000 + "(?=b)"), "^look-around is not supported in a regular expression$"),
-        (schema({"$ref": "#"}), r"no value matches the schema: a \$ref may lead back to itself"),
+        (schema({"$ref": "#"}), r"nothing matches the grammar; in a schema, a \$ref may lead back to itself"),
         (schema({"type": "nothing"}), "a type is null, boolean, integer"),
         (Grammar(kind="json", text="{"), "line 1 column 2"),
         (Grammar(kind="json", text='{"items":' * 300 + "{}" + "}" * 300), "a depth of 301, the limit is 250"),

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from server.grammar.compiler import LIMITS
+from server.grammar import GrammarError
+from server.grammar.compiler import LIMITS, Grammars
 from server.grammar.refusals import CAUSES, MAX_REASON, refusal
+from server.wire import Grammar
 from tests.server.grammar.test_compiler import TOKENIZER
 
 TABLE = LLTokenizer(TOKENIZER.to_json(), eos_token=list(TOKENIZER.eos_ids))
@@ -51,3 +53,9 @@ def test_a_reason_of_the_library_is_a_sentence_of_the_server(value: Any, sentenc
 def test_an_unknown_reason_names_the_kind_of_grammar() -> None:
     error = refusal("regex", "called `Result::unwrap()` on an `Err` value")
     assert str(error) == "this regular expression cannot be compiled"
+
+
+@pytest.mark.parametrize("text", ["[a&&b]", r"[^\x00-\x{10FFFF}]"])
+def test_an_expression_that_no_text_matches_is_not_said_to_be_a_schema(text: str) -> None:
+    with pytest.raises(GrammarError, match=r"^nothing matches the grammar; in a schema"):
+        Grammars(TOKENIZER).compile(Grammar(kind="regex", text=text)).result(60)

@@ -284,3 +284,12 @@ def test_the_number_of_a_count_may_be_written_as_a_fraction() -> None:
     assert not is_permitted(schema({"type": "string", "minLength": 1.0, "maxLength": 2.0}), '"abc"')
     with pytest.raises(GrammarError, match="a keyword has a value of another type"):
         compile_schema({"type": "string", "minLength": 1.5})
+
+
+@pytest.mark.parametrize(("kind", "keyword"), [("string", "Length"), ("array", "Items"), ("object", "Properties")])
+def test_a_count_that_no_answer_reaches_is_no_upper_bound_and_a_wrong_lower_one(kind: str, keyword: str) -> None:
+    value = {"string": '"any"', "array": "[1]", "object": "{}"}[kind]
+    for count in (2**31 - 1, 2**31, 2**32, 2**64, 1e15):
+        assert is_permitted(schema({"type": kind, f"max{keyword}": count, "items": NUMBER}), value)
+    with pytest.raises(GrammarError, match=f"properties/a has a min{keyword} above 2147483647"):
+        closed(json.dumps(obj(a={"type": kind, f"min{keyword}": 2**33})))

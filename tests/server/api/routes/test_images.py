@@ -343,7 +343,7 @@ async def test_pages_list_each_media_item_once(http: httpx.AsyncClient) -> None:
     [
         ("limit=0", 400, "limit"),
         ("limit=1001", 400, "limit"),
-        ("limit=x", 400, "limit"),
+        *((f"limit={number}", 400, "limit") for number in ("x", "1_0", "5.0", "%205", "%2B5", "-", "٥")),
         ("limit=1&limit=2", 400, "limit"),
         ("object=sound", 422, "object"),
         ("order=desc", 422, "order"),
@@ -383,10 +383,12 @@ async def test_an_error_names_the_part_with_an_unknown_id(http: httpx.AsyncClien
     known = {"type": "image_id", "image_id": RED_ID}
     for part, param in (
         ({"type": "image_id", "image_id": UNKNOWN_ID}, "prompt[1].image_id"),
-        ({"type": "video_id", "video_id": RED_ID}, "prompt[1].video_id"),
         ({"type": "video_id", "video_id": "vid_" + RED_ID[4:]}, "prompt[1].video_id"),
     ):
         assert_refused(await complete(http, known, part), 404, "image_not_found", param)
+    response = await complete(http, known, {"type": "video_id", "video_id": RED_ID})
+    assert_refused(response, 400, "invalid_value", "prompt[1].video_id")
+    assert response.json()["error"]["message"].endswith("' is an id for image_id, not for video_id")
 
 
 async def test_ids_count_towards_the_media_of_a_prompt(http: httpx.AsyncClient) -> None:

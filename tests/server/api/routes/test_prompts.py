@@ -101,6 +101,13 @@ async def test_the_limit_of_media_is_that_of_all_prompts_together(http: httpx.As
     assert f"{limit + 1} images" in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("form", [{}, {"json": None}, {"choice": ["a"], "regex": "a"}])
+async def test_an_answer_has_exactly_one_form(http: httpx.AsyncClient, form: dict[str, Any]) -> None:
+    response = await post(http, prompt="x", structured_outputs=form)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == "structured_outputs needs exactly one of choice, regex and json"
+
+
 async def test_several_prompts_are_refused_with_a_grammar_of_many_bytes(http: httpx.AsyncClient) -> None:
     form = {"json": {"enum": ["x" * 1000] * 100}}
     response = await post(http, prompt=["x"] * 200, structured_outputs=form)
