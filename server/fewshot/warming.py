@@ -13,14 +13,14 @@ import logging
 import time
 import uuid
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence, Set
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from model.prompt import EncodedPrompt, Media, encode
 from server.concurrency import cancel, run_concurrently
-from server.errors import EngineDied, EngineNotReady, ServerError
+from server.errors import EngineDied, EngineNotReady, ServerError, SupportSetNotFound
 from server.fewshot.comparison import Comparison
 from server.limits.background import MAX_DEATHS
 from server.limits.shared_limit import SharedLimit
@@ -34,8 +34,8 @@ MAX_CONCURRENT = 8
 # number of batches that are warmed concurrently: the versions of all tenants take turns
 MAX_BATCHES = 2
 MAX_REMEMBERED = 4096
-# limit of the prompts of all remembered versions, of which a version may have one per example
-MAX_REMEMBERED_PROMPTS = 50_000
+# limit of the tokens in the prompts of all remembered versions, of which a version may have one per example
+MAX_REMEMBERED_TOKENS = 4_000_000
 # limit of the tasks that clients have requested, of all tenants: each holds its prompts until its turn comes
 MAX_UNFINISHED = 16
 
@@ -81,6 +81,10 @@ class WarmTarget:
         return not other.prompts or [p.encoded for p in self.prompts] == [p.encoded for p in other.prompts]
 
     @property
+    def num_tokens(self) -> int:
+        return sum(len(prompt.encoded.token_ids) for prompt in self.prompts)
+
+    @property
     def shots(self) -> list[EncodedPrompt]:
         """The prompts of shots that attend alone."""
         return [prompt.encoded for prompt in self.prompts if prompt.encoded.has_spans]
@@ -91,7 +95,10 @@ MEDIA_ONLY = WarmTarget()
 
 @dataclass(slots=True)
 class _Entry:
-    """The warming of one version in the worker `worker_id`. `num_deaths` counts the workers that died during it."""
+    """The warming of one version in the worker `worker_id`. `num_deaths` counts the workers that died during it.
+
+    `is_deleted`: the set was deleted meanwhile, so the warming ends after the current batch.
+    """
 
     worker_id: object
     target: WarmTarget
@@ -99,6 +106,7 @@ class _Entry:
     task: asyncio.Task[None] = field(init=False)
     num_deaths: int = 0
     is_interrupted: bool = False
+    is_deleted: bool = False
 
     @property
     def is_wanted(self) -> bool:
@@ -189,6 +197,11 @@ class Warming:
     def forget(self, set_id: str, version: int) -> None:
         self._entries.pop((set_id, version), None)
 
+    def end(self, set_id: str) -> None:
+        """End the warming of all versions of a set that was deleted, and forget them."""
+        for key in [key for key in self._entries if key[0] == set_id]:
+            self._entries.pop(key).is_deleted = True
+
     async def stop(self) -> None:
         await cancel(self._tasks)
 
@@ -220,8 +233,8 @@ class Warming:
             self._entries.popitem(last=False)
 
     def _remembers_too_much(self) -> bool:
-        num_prompts = sum(len(entry.target.prompts) for entry in self._entries.values())
-        return len(self._entries) > MAX_REMEMBERED or num_prompts > MAX_REMEMBERED_PROMPTS
+        num_tokens = sum(entry.target.num_tokens for entry in self._entries.values())
+        return len(self._entries) > MAX_REMEMBERED or num_tokens > MAX_REMEMBERED_TOKENS
 
     async def _run(self, entry: _Entry, support_set: SupportSet, previous: asyncio.Task[None] | None) -> None:
         """Warm a version after `previous`, a task that warms less of the same version, after which most is cached."""
@@ -243,13 +256,21 @@ class Warming:
             logger.exception("warming a support set failed", extra={"support_set": support_set.id})
             entry.warmth = replace(entry.warmth, status="failed", error="internal error")
 
+    @asynccontextmanager
+    async def _turn(self, entry: _Entry) -> AsyncIterator[None]:
+        """Wait for a turn. Raises `SupportSetNotFound` if the set has been deleted."""
+        async with self.turns:
+            if entry.is_deleted:
+                raise SupportSetNotFound("the support set has been deleted")
+            yield
+
     async def _warm_media(self, entry: _Entry, media_ids: Sequence[str]) -> None:
         """Encode media in batches and embed each batch while the worker still has its features.
 
         Each media item has its own prompt, so that it fails alone and waits only for its own media slot.
         """
         for start in range(0, len(media_ids), MAX_CONCURRENT):
-            async with self.turns:
+            async with self._turn(entry):
                 await self._warm_batch(entry, media_ids[start : start + MAX_CONCURRENT])
 
     async def _warm_batch(self, entry: _Entry, media_ids: Sequence[str]) -> None:
@@ -277,7 +298,7 @@ class Warming:
         prompts = entry.target.prompts
         for start in range(0, len(prompts), MAX_CONCURRENT):
             batch = prompts[start : start + MAX_CONCURRENT]
-            async with self.turns:
+            async with self._turn(entry):
                 await run_concurrently([self._compute(prompt.encoded, prompt.media) for prompt in batch])
             encoded = [prompt.encoded for prompt in batch]
             entry.warmth = replace(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from model.likeness import Vectors
 from server.fewshot.methods.likeness import Array, Labelled
+from server.object_size import size_of
 from server.quality.left_out import (
     Indices,
     LabelSums,
@@ -90,9 +91,9 @@ class Diagnosis:
 
     @property
     def num_bytes(self) -> int:
-        """An estimate of the memory that it takes."""
+        """An estimate of the memory that it takes. The lists have the texts of the labels, which may be long answers."""
         num_pairs = len(self.redundant) + len(self.conflicting) + len(self.confused)
-        return 1024 + 256 * (len(self.labels) + len(self.mislabelled) + len(self.harmful) + num_pairs)
+        return 1024 + 256 * (len(self.mislabelled) + len(self.harmful) + num_pairs) + size_of(self.labels)
 
 
 class Diagnosing:

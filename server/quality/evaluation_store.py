@@ -179,6 +179,8 @@ class Evaluations:
 
     async def delete(self, evaluation_id: str) -> None:
         """Delete an evaluation with its cells. Raises `EvaluationNotFound`."""
+        # one that does not exist is no change, after which all recommendations would be read again
+        await self._database.read(lambda session, now: self._find(session, evaluation_id))
         with self.changes.change():
             await self._database.write(
                 lambda session, now: session.delete(self._find(session, evaluation_id, lock=True))

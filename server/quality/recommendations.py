@@ -11,6 +11,7 @@ from model.prompt import ShotsAttend
 from server.fewshot.confidence import Confidence
 from server.fewshot.methods import IN_CONTEXT, METHODS
 from server.fewshot.recent import Recent
+from server.object_size import size_of
 from server.quality.evaluation_records import Evaluation
 from server.quality.evaluation_store import Evaluations
 from server.quality.recommendation import baseline, recommend, summarise
@@ -25,7 +26,9 @@ PROMPT_FIELDS = tuple(name for name in WeighingFields.model_fields if name != "s
 # seconds after which the database is asked again, since an evaluation may have completed
 KEPT_SECONDS = 10.0
 # of what was found, also in periods that are over
-MAX_BYTES = 2**20
+MAX_BYTES = 4 * 2**20
+# of an entry: its key and its objects
+OVERHEAD_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +62,13 @@ class Recommended:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The recommendation for a version, if there is one; `num_bytes` is an estimate."""
+    """The recommendation for a version, if there is one."""
 
     recommended: Recommended | None
-    num_bytes: int = 1024
+
+    @property
+    def num_bytes(self) -> int:
+        return OVERHEAD_BYTES + size_of(self.recommended)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 from sqlalchemy import JSON, BigInteger, ForeignKey, ForeignKeyConstraint, Index, Integer, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from server.media.source import EncodedMedia
+from server.object_size import size_of
 from server.store.database import Base
 from server.store.examples import Examples
 
@@ -43,7 +43,7 @@ class Example:
     def num_bytes(self) -> int:
         """The approximate number of bytes in memory."""
         texts = (self.id, *self.media, self.text, self.label, self.question)
-        return EXAMPLE_BYTES + sum(map(sys.getsizeof, texts)) + len(msgspec.json.encode(self.metadata))
+        return EXAMPLE_BYTES + sum(map(sys.getsizeof, texts)) + size_of(self.metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,7 +42,7 @@ from server.fewshot.prompting import assemble_prefix, assemble_shots
 from server.fewshot.retrieval import SPACES, SimilarityQuery, check_comparable, compared_text
 from server.fewshot.warming import WarmTarget
 from server.limits.admission import Ticket
-from server.prompt import PreparedPrompt
+from server.prompt import PreparedPrompt, encode_text
 from server.schemas.base import list_page
 from server.schemas.fewshot import SearchRequest
 from server.schemas.prompt import stored_media_fields
@@ -141,6 +141,7 @@ async def delete_support_set(support_set: str, request: Request, services: Given
     """Delete a support set, and its media that nothing else uses."""
     fields = read_query(ExpectedRequest, request)
     set_id = await services.support_sets.delete(support_set, expected_version=fields.expected_version)
+    services.warming.end(set_id)
     return JSONResponse({"id": set_id, "object": "support_set", "deleted": True})
 
 
@@ -298,7 +299,10 @@ async def _search(name: str, fields: SearchRequest, record: RequestRecord, servi
     media = (await services.shots.read_media({"query": fields.query}))["query"]
     query = SimilarityQuery(media=media, text=compared_text(fields.query.question, fields.query.text))
     check_comparable(support_set, fields.strategy, query)  # refused requests are not counted as finished
-    record.begin_prompt(0, [item.digest for item in media])
+    num_tokens = 0
+    if "text" in SPACES[fields.strategy]:
+        num_tokens = len(await services.model.tokenize(encode_text, query.text, services.model, "query"))
+    record.begin_prompt(num_tokens, [item.digest for item in media])
     with record:
         similar = await services.shots.retrieval.most_similar(support_set, fields.strategy, query, fields.k)
         record.begun(0)

@@ -151,6 +151,23 @@ async def test_without_wait_warming_continues_after_the_response(
     await eventually(lambda: app.state.services.warming.warmth(colours.id, 1).status == "ready")
 
 
+async def test_the_warming_of_a_set_that_is_deleted_ends(
+    http: httpx.AsyncClient,
+    client: FakeClient,
+    app: FastAPI,
+    colours: SupportSetInfo,
+    opened: asyncio.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(warming, "MAX_CONCURRENT", 2)
+    assert (await warm(http, wait=False, template="caption", shots_attend="alone"))["status"] == "warming"
+    await http.delete("/v1/support_sets/colours")
+    opened.set()
+    await eventually(lambda: not app.state.services.warming._tasks)
+    assert len(client.requests) <= 2
+    assert not app.state.services.warming._entries
+
+
 async def test_a_larger_target_is_warmed_after_the_running_one(
     http: httpx.AsyncClient, client: FakeClient, app: FastAPI, colours: SupportSetInfo, opened: asyncio.Event
 ) -> None:
@@ -308,13 +325,19 @@ async def test_prompts_to_warm_are_encoded_outside_the_event_loop(
 
 
 async def test_remembered_prompts_have_a_limit(
-    http: httpx.AsyncClient, colours: SupportSetInfo, support_sets: SupportSets, monkeypatch: pytest.MonkeyPatch
+    http: httpx.AsyncClient,
+    app: FastAPI,
+    colours: SupportSetInfo,
+    support_sets: SupportSets,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(warming, "MAX_REMEMBERED_PROMPTS", 8)
     await support_sets.create("second", [example(0), example(1)])
     alone = {"template": "caption", "shots_attend": "alone"}
     for name in ("colours", "second"):
         assert (await warm(http, name, **alone))["status"] == "ready"
+    num_tokens = sum(entry.target.num_tokens for entry in app.state.services.warming._entries.values())
+    assert num_tokens >= 8 * 10
+    monkeypatch.setattr(warming, "MAX_REMEMBERED_TOKENS", num_tokens)
     assert (await http.get("/v1/support_sets/colours")).json()["status"] == "ready"
     await support_sets.create("third", [example(2)])
     await warm(http, "third", **alone)

@@ -201,3 +201,12 @@ def test_examples_without_an_answer_or_media_are_counted_and_a_text_is_an_answer
     assert [example.id for example in labelled.examples] == ["a", "b"]
     assert (labelled.names, labelled.indices.tolist()) == (("x", "y"), [0, 1])
     assert (labelled.num_unlabelled, labelled.num_without_media) == (1, 1)
+
+
+def test_the_memory_of_a_diagnosis_has_the_texts_that_are_labels() -> None:
+    examples, vectors = clouds(2, 4, 0.1, seed=0)
+    long = {
+        example.id: replace(example, label="", text=f"\U0001f600 {example.id} {'x' * 10_000}") for example in examples
+    }
+    assert run([*long.values()], vectors).num_bytes > len(examples) * 40_000
+    assert run(examples, vectors).num_bytes < 10_000

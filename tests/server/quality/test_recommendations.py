@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,13 @@ from fastapi import FastAPI
 from sqlalchemy import update
 
 from server.api.services import Services
+from server.errors import EvaluationNotFound
+from server.fewshot.confidence import Confidence
 from server.quality import recommendations
 from server.quality.evaluation_records import CellRow
 from server.quality.evaluation_store import Changes, Evaluations
-from server.quality.recommendations import KEPT_SECONDS, Recommendations
+from server.quality.recommendations import KEPT_SECONDS, Found, Recommendations, Recommended
+from server.schemas.fewshot import ExamplesFields
 from server.settings import Settings
 from server.store.examples import Examples
 from server.store.records import NewExample, SupportSet
@@ -218,11 +222,26 @@ async def test_what_was_found_in_periods_that_are_over_is_dropped(monkeypatch: p
     monkeypatch.setattr(recommendations, "time", SimpleNamespace(monotonic=lambda: now))
     recommended = Recommendations(cast(Evaluations, SimpleNamespace(latest=latest, changes=Changes())))
     support_set = SupportSet(id="ss_1", name=None, version=1, examples=Examples())
-    for period in (*range(2000), 0):
+    for period in (*range(5000), 0):
         now = period * KEPT_SECONDS
         for _ in range(2):
             await recommended.find(support_set, ["cat"])
-    assert times_asked == 2001
+    assert times_asked == 5001
+
+
+def test_the_memory_of_what_was_found_has_the_texts_of_the_labels() -> None:
+    labels = [f"{number} \U0001f600 {'x' * 1000}" for number in range(100)]
+    examples = ExamplesFields(support_set="pets")
+    found = Found(Recommended("knn", examples, frozenset(labels), Confidence(1.0)))
+    assert found.num_bytes > sum(map(sys.getsizeof, labels)) > 400_000
+    assert Found(None).num_bytes < 2000
+
+
+async def test_the_deletion_of_an_unknown_evaluation_is_no_change(services: Services) -> None:
+    number = services.evaluations.changes.number
+    with pytest.raises(EvaluationNotFound):
+        await services.evaluations.delete("eval_unknown")
+    assert services.evaluations.changes.number == number
 
 
 def share_by_colour(request: Score, candidate: list[int]) -> list[float]:

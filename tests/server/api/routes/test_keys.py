@@ -100,6 +100,15 @@ async def test_candidates_count_for_the_quota_of_tokens(http: httpx.AsyncClient)
     assert statuses == [200, 429]
 
 
+async def test_the_text_of_a_search_counts_for_the_quota_of_tokens(http: httpx.AsyncClient) -> None:
+    examples = [{"text": "a cat", "label": "cat"}, {"text": "a dog", "label": "dog"}]
+    await http.post("/v1/support_sets", json={"name": "texts", "examples": examples}, headers=ADMIN)
+    header = await make(http, limits={"tokens": 10})
+    body = {"strategy": "rices_text", "query": {"text": "a b c d e f g h i j"}}
+    responses = [await http.post("/v1/support_sets/texts/search", json=body, headers=header) for _ in range(2)]
+    assert [response.status_code for response in responses] == [200, 429]
+
+
 async def test_the_quota_of_requests(http: httpx.AsyncClient) -> None:
     header = await make(http, limits={"requests": 2})
     statuses = [
