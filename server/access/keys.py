@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Any, Literal
 
@@ -186,7 +187,7 @@ class Keys:
         """Read the keys, and once more if this process changed them meanwhile. Raises `DatabaseUnavailable`."""
         while True:
             num_changes = self._num_changes
-            by_digest = await self._database.read(_load)
+            by_digest = await self._database.read(partial(_load_changed, self._by_digest))
             if num_changes == self._num_changes:
                 return by_digest
 
@@ -209,6 +210,16 @@ def digest(secret: str) -> str:
 
 def _load(session: Session, _now: float) -> dict[str, Key | None]:
     return {row.digest: _known(row) for row in session.scalars(select(KeyRow).order_by(KeyRow.id))}
+
+
+def _load_changed(known: Mapping[str, Key | None] | None, session: Session, now: float) -> Mapping[str, Key | None]:
+    """Return the known keys if the database has the same ones, whose rows never change, or else read all of them.
+
+    A wrong secret causes a read each second, and to read the rows of many keys takes much longer than their digests.
+    """
+    if known is not None and set(session.scalars(select(KeyRow.digest))) == known.keys():
+        return known
+    return _load(session, now)
 
 
 def _known(row: KeyRow) -> Key | None:

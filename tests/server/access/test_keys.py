@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select, text
+from sqlalchemy.orm import Session
 
 from server.access.callers import Callers
-from server.access.keys import MISSING_SECONDS, REFRESH_SECONDS, AnyKey, Key, KeyRow, Keys
+from server.access.keys import MISSING_SECONDS, REFRESH_SECONDS, AnyKey, Key, KeyRow, Keys, _load
 from server.access.quotas import Limits
 from server.access.roles import ROLES, Role
 from server.errors import DatabaseUnavailable, KeyNotFound, LastKey
@@ -111,6 +112,34 @@ async def test_unknown_secrets_do_not_load_the_database(
     monkeypatch.setattr(database, "read", None)
     for number in range(100):
         assert await keys.find(f"guess {number}") is None
+
+
+async def test_the_rows_of_keys_are_read_again_only_after_a_change(
+    keys: Keys, database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong secret causes a read each second, and there may be many keys."""
+    reads: list[int] = []
+
+    def load(session: Session, now: float) -> dict[str, Key | None]:
+        loaded = _load(session, now)
+        reads.append(len(loaded))
+        return loaded
+
+    monkeypatch.setattr("server.access.keys._load", load)
+    other = Keys(database, clock)
+    first, _ = await keys.create("first", "inference")
+    for change, expected in (
+        (None, [1]),
+        (None, [1]),
+        (lambda: keys.create("second", "inference"), [1, 2]),
+        (None, [1, 2]),
+        (lambda: keys.revoke(first.id, may_be_last=True), [1, 2, 1]),
+    ):
+        if change is not None:
+            await change()
+        clock.now += REFRESH_SECONDS
+        assert await other.find("guess") is None
+        assert reads == expected
 
 
 async def test_keys_outlast_the_database(
