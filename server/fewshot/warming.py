@@ -257,7 +257,7 @@ class Warming:
             entry.warmth = replace(entry.warmth, status="failed", error="internal error")
 
     @asynccontextmanager
-    async def _turn(self, entry: _Entry) -> AsyncIterator[None]:
+    async def _in_turn(self, entry: _Entry) -> AsyncIterator[None]:
         """Wait for a turn. Raises `SupportSetNotFound` if the set has been deleted."""
         async with self.turns:
             if entry.is_deleted:
@@ -270,7 +270,7 @@ class Warming:
         Each media item has its own prompt, so that it fails alone and waits only for its own media slot.
         """
         for start in range(0, len(media_ids), MAX_CONCURRENT):
-            async with self._turn(entry):
+            async with self._in_turn(entry):
                 await self._warm_batch(entry, media_ids[start : start + MAX_CONCURRENT])
 
     async def _warm_batch(self, entry: _Entry, media_ids: Sequence[str]) -> None:
@@ -298,7 +298,7 @@ class Warming:
         prompts = entry.target.prompts
         for start in range(0, len(prompts), MAX_CONCURRENT):
             batch = prompts[start : start + MAX_CONCURRENT]
-            async with self._turn(entry):
+            async with self._in_turn(entry):
                 await run_concurrently([self._compute(prompt.encoded, prompt.media) for prompt in batch])
             encoded = [prompt.encoded for prompt in batch]
             entry.warmth = replace(

@@ -85,8 +85,6 @@ _is_reported: ContextVar[bool] = ContextVar("_is_reported", default=False)
 SchemaType = TypeVar("SchemaType", bound="Schema")
 
 ID = r"^[A-Za-z0-9_.:-]{1,128}$"
-MAX_ID = 128
-# Clients remove `.` and `..` from the path of a URL, as its standard says: to delete such an example would delete its set.
 EXAMPLE_ID = r"^\.{0,127}[A-Za-z0-9_:-][A-Za-z0-9_.:-]{0,127}$"
 SET_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"
 SHA_256 = r"^[0-9a-f]{64}$"

@@ -22,7 +22,6 @@ from server.schemas.base import (
     EXAMPLE_ID,
     ID,
     LIMIT,
-    MAX_ID,
     SET_NAME,
     FieldError,
     ListRequest,
@@ -130,7 +129,8 @@ StoredText = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_no_zero)
 StoredLabel = Annotated[str, Field(max_length=MAX_LABEL), AfterValidator(_no_zero)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_small)]
 SetName = Annotated[str, Field(pattern=SET_NAME), AfterValidator(_is_no_id)]
-ExampleId = Annotated[str, Field(pattern=EXAMPLE_ID, max_length=MAX_ID)]
+# Clients remove `.` and `..` from the path of a URL, as its standard says: to delete such an example would delete its set.
+ExampleId = Annotated[str, Field(pattern=EXAMPLE_ID, max_length=128)]
 QueryVersion = Annotated[QueryInteger, Field(ge=1, le=2**31 - 1)]
 Moment = Annotated[float, AfterValidator(_in_future)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_TTL)]

@@ -243,14 +243,8 @@ async def test_a_suspended_process_is_replaced(pool: DecodePool) -> None:
     await eventually(lambda: not is_alive(pid))
 
 
-@pytest.fixture
-def never_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a suspended process stand for one that has no processor, or hangs."""
-    monkeypatch.setattr("server.media.decode_process.is_suspended", lambda _: False)
-
-
-@pytest.mark.usefixtures("never_suspended")
-async def test_a_stuck_process_is_killed_after_the_timeout(pool: DecodePool) -> None:
+async def test_a_stuck_process_is_killed_after_the_timeout(pool: DecodePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.media.decode_process.LOOK_SECONDS", 60)
     await pool.decode(media(png()))
     (pid,) = pids(pool)
     os.kill(pid, signal.SIGSTOP)
@@ -262,8 +256,10 @@ async def test_a_stuck_process_is_killed_after_the_timeout(pool: DecodePool) -> 
     await eventually(lambda: not is_alive(pid))
 
 
-@pytest.mark.usefixtures("never_suspended")
-async def test_the_time_of_decoding_is_that_of_the_processor(settings: Settings) -> None:
+async def test_the_time_of_decoding_is_that_of_the_processor(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.media.decode_process.LOOK_SECONDS", 60)
     updates = {"decode_timeout": 0.25, "max_media_pixels": 10**8, "max_request_pixels": 10**8}
     pool = DecodePool(VISION, settings.model_copy(update=updates))
     await pool.decode(media(png()))

@@ -232,8 +232,8 @@ async def test_what_was_found_in_periods_that_are_over_is_dropped(monkeypatch: p
 def test_the_memory_of_what_was_found_has_the_texts_of_the_labels() -> None:
     labels = [f"{number} \U0001f600 {'x' * 1000}" for number in range(100)]
     examples = ExamplesFields(support_set="pets")
-    found = Found(Recommended("knn", examples, frozenset(labels), Confidence(1.0)))
-    assert found.num_bytes > sum(map(sys.getsizeof, labels)) > 400_000
+    entry = Found(Recommended("knn", examples, frozenset(labels), Confidence(1.0)))
+    assert entry.num_bytes > sum(map(sys.getsizeof, labels)) > 400_000
     assert Found(None).num_bytes < 2000
 
 

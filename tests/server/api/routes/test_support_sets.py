@@ -221,10 +221,10 @@ async def test_a_change_is_refused_if_the_version_is_not_the_expected_one(http: 
 
 async def test_an_error_of_a_name_says_what_a_name_may_be(http: httpx.AsyncClient) -> None:
     characters = "ASCII letters, digits and the characters _.:-"
-    no_segment = ", and not of full stops alone"
+    examples = [{"id": "a/b", "label": "c"}]
     for field, body, message in (
         ("name", {"name": "a b"}, f"at most 128 {characters}, beginning with a letter or digit"),
-        ("examples[0].id", {"examples": [{"id": "a/b", "label": "c"}]}, f"1 to 128 {characters}{no_segment}"),
+        ("examples[0].id", {"examples": examples}, f"1 to 128 {characters}, and not of full stops alone"),
     ):
         refused = (await http.post(SETS, json=body)).json()["error"]
         assert refused["message"] == f"{field}: must be {message}"
@@ -235,7 +235,6 @@ async def test_an_error_of_a_name_says_what_a_name_may_be(http: httpx.AsyncClien
 
 
 async def test_an_id_is_no_segment_of_a_path_that_clients_remove(http: httpx.AsyncClient) -> None:
-    """The path `/v1/support_sets/s/examples/..` is that of the set itself for curl and for browsers."""
     for refused in (".", "..", "." * 128, "a" * 129, "." * 127 + "ab", ""):
         body = {"examples": [{"id": refused, "label": "c"}]}
         assert error(await http.post(SETS, json=body)) == (400, "invalid_value", "examples[0].id")
