@@ -100,6 +100,7 @@ class _Entry:
     `is_deleted`: the set was deleted meanwhile, so the warming ends after the current batch.
     """
 
+    set_id: str
     worker_id: object
     target: WarmTarget
     warmth: Warmth
@@ -131,7 +132,8 @@ class Warming:
         self.slots = slots
         self.turns = turns
         self._entries: OrderedDict[tuple[str, int], _Entry] = OrderedDict()
-        self._tasks: set[asyncio.Task[None]] = set()
+        # the unfinished tasks, also of entries that others have replaced
+        self._tasks: dict[asyncio.Task[None], _Entry] = {}
 
     @property
     def worker_id(self) -> object:
@@ -200,7 +202,9 @@ class Warming:
     def end(self, set_id: str) -> None:
         """End the warming of all versions of a set that was deleted, and forget them."""
         for key in [key for key in self._entries if key[0] == set_id]:
-            self._entries.pop(key).is_deleted = True
+            del self._entries[key]
+        for entry in self._tasks.values():
+            entry.is_deleted |= entry.set_id == set_id
 
     async def stop(self) -> None:
         await cancel(self._tasks)
@@ -212,13 +216,15 @@ class Warming:
         previous: asyncio.Task[None] | None,
         requester: str | None,
     ) -> _Entry:
-        entry = _Entry(self.worker_id, target, Warmth(status="warming", num_media=len(support_set.media)))
+        entry = _Entry(
+            support_set.id, self.worker_id, target, Warmth(status="warming", num_media=len(support_set.media))
+        )
         key = (support_set.id, support_set.version)
         if (last := self._entries.get(key)) is not None and last.is_interrupted:
             entry.num_deaths = last.num_deaths
         entry.task = asyncio.create_task(self._run(entry, support_set, previous))
-        self._tasks.add(entry.task)
-        entry.task.add_done_callback(self._tasks.discard)
+        self._tasks[entry.task] = entry
+        entry.task.add_done_callback(self._tasks.pop)
         if requester is not None:
             self.slots.take(requester)
             entry.task.add_done_callback(lambda _: self.slots.release(requester))

@@ -160,7 +160,8 @@ async def test_the_warming_of_a_set_that_is_deleted_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(warming, "MAX_CONCURRENT", 2)
-    assert (await warm(http, wait=False, template="caption", shots_attend="alone"))["status"] == "warming"
+    for fields in ({}, {"template": "caption", "shots_attend": "alone"}):
+        assert (await warm(http, wait=False, **fields))["status"] == "warming"
     await http.delete("/v1/support_sets/colours")
     opened.set()
     await eventually(lambda: not app.state.services.warming._tasks)
