@@ -52,7 +52,7 @@ MAX_SHOWN = 8
 NUM_PER_LABEL = 2
 # of an example in the confidence of all methods and in the key of the cache, and of all else that is not vectors
 EXAMPLE_BYTES = 512
-OVERHEAD_BYTES = 16 * 1024
+OVERHEAD_BYTES = 32 * 1024
 # examples to which all methods are fitted, and left out of, in a fraction of a second
 MANY = 256
 

@@ -86,7 +86,7 @@ async def test_the_versions_that_were_read_last_are_in_memory(
         return examples(session, set_id, version)
 
     monkeypatch.setattr(versions, "examples", counted)
-    monkeypatch.setattr(support_sets._versions._versions, "max_size", 1500)
+    monkeypatch.setattr(support_sets._versions._versions, "max_size", 1700)
     await support_sets.create("s", [example("a")])
     for _ in range(3):
         await support_sets.put_examples("s", [example("a")])
