@@ -15,6 +15,7 @@ from functools import partial
 import zmq
 
 from server.engine_client.worker_process import WorkerProcess
+from server.signals import is_suspended
 
 FIRST_PAUSE = 1.0
 NO_VARIABLES: Mapping[str, str] = {}
@@ -42,7 +43,7 @@ class Spare:
     async def take(self) -> WorkerProcess:
         """Return the spare if it is usable, or else a new process. Raises what `WorkerProcess.spawn` raises."""
         process = await self._release()
-        if process is not None and not (process.is_exiting or process.is_stopped):
+        if process is not None and not (process.is_exiting or is_suspended(process.pid)):
             return process
         await _discard(process)
         return await self._spawn()

@@ -20,7 +20,7 @@ import zmq
 import zmq.asyncio
 
 from server.settings import ROOT, Settings, child_environment
-from server.signals import is_suspended, kill
+from server.signals import kill
 from server.wire import SOCKET_OPTIONS, WORKER_MODULE, Inbound, Outbound, Start, decode_outbound, encode
 
 STOP_SECONDS = 5.0
@@ -102,11 +102,6 @@ class WorkerProcess:
         if (fields := self._read_stat()) is None:
             return sys.platform == "linux"
         return bool(int(fields[FLAGS]) & PF_EXITING or int(fields[SIGNALS]) & PENDING_SIGKILL)
-
-    @property
-    def is_stopped(self) -> bool:
-        """True while the process is suspended by a signal."""
-        return is_suspended(self.pid)
 
     def kill(self) -> None:
         kill(self._process)

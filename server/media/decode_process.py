@@ -143,9 +143,8 @@ class DecodeProcess:
             async with asyncio.timeout(self._timeout):
                 reply = asyncio.create_task(_reply(process, request))
                 try:
-                    while not reply.done():
-                        await asyncio.wait({reply}, timeout=LOOK_SECONDS)
-                        if not reply.done() and is_suspended(process.pid):
+                    while not (await asyncio.wait({reply}, timeout=LOOK_SECONDS))[0]:
+                        if is_suspended(process.pid):
                             raise ConnectionError("the process is suspended")
                     return decode_reply.decode(await reply)
                 except asyncio.IncompleteReadError:

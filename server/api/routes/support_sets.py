@@ -305,7 +305,7 @@ async def _search(name: str, fields: SearchRequest, record: RequestRecord, servi
     record.begin_prompt(num_tokens, [item.digest for item in media])
     with record:
         similar = await services.shots.retrieval.most_similar(support_set, fields.strategy, query, fields.k)
-        record.begun(0)
+        record.begun(record.prompt_tokens)
     return {
         "object": "list",
         "support_set": support_set.id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ async def test_the_text_of_a_search_counts_for_the_quota_of_tokens(http: httpx.A
     body = {"strategy": "rices_text", "query": {"text": "a b c d e f g h i j"}}
     responses = [await http.post("/v1/support_sets/texts/search", json=body, headers=header) for _ in range(2)]
     assert [response.status_code for response in responses] == [200, 429]
+    metrics = (await http.get("/metrics", headers=ADMIN)).text
+    assert re.search(r"^flamboyance:prompt_tokens_total\S* 1\d\.0$", metrics, re.MULTILINE)
 
 
 async def test_the_quota_of_requests(http: httpx.AsyncClient) -> None:
