@@ -173,12 +173,13 @@ def describe(
     """Return the arguments of a route's decorator that describe it in the OpenAPI document.
 
     `body` and `response` are the types of their JSON, or types by media type. The events of a stream have the type `chunk`.
-    All `statuses` have the same response. `errors` are those that reading the request does not raise.
+    All `statuses` have the same response, but a 304 has no content. `errors` are those that reading the request does not
+    raise.
     """
     content = _content(response)
     if chunk is not None:
         content[EVENTS] = {"schema": {"anyOf": [_schema(chunk), _schema(Error)]}}
-    success = {"content": content, "headers": _header_references(response_headers)}
+    success = {"headers": _header_references(response_headers)}
     operation: dict[str, Any] = {"parameters": [*_query_parameters(query), *map(_header_parameter, headers)]}
     if body is not None:
         operation["requestBody"] = {"required": is_body_required, "content": _content(body)}
@@ -187,7 +188,11 @@ def describe(
         "response_class": Response,
         "status_code": statuses[0],
         "responses": {
-            **{status: {**success, "description": _description(status, chunk)} for status in statuses},
+            **{
+                status: {**success, "description": _description(status, chunk)}
+                | ({} if status == HTTPStatus.NOT_MODIFIED else {"content": content})
+                for status in statuses
+            },
             **_error_responses([*_reading_errors(body), *errors, *ANY]),
         },
         "openapi_extra": operation,

@@ -104,6 +104,12 @@ def test_streams_are_of_chunks() -> None:
     }
 
 
+def test_a_response_that_only_says_not_modified_has_no_content() -> None:
+    responses = operations()["get", "/v1/images/{image_id}/content"]["responses"]
+    assert responses["304"].keys() == {"description", "headers"}
+    assert responses["200"]["content"].keys() == {"image/*", "video/*"}
+
+
 async def test_the_server_gives_the_document_to_anybody(http: httpx.AsyncClient) -> None:
     response = await http.get("/openapi.json")
     assert response.json() == document()

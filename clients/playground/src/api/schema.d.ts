@@ -5238,10 +5238,7 @@ export interface operations {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
-                content: {
-                    "image/*": string;
-                    "video/*": string;
-                };
+                content?: never;
             };
             /** @description Bad Request: `invalid_value`. */
             400: {
