@@ -12,7 +12,7 @@ import pytest
 from bench.serving import free_port
 from bench.target import Target
 
-SLEEP = "import sys, time; print(flush=True); time.sleep(60)"
+UNTIL_ITS_INPUT_ENDS = "import sys; sys.stdin.read()"
 
 
 @pytest.fixture
@@ -22,10 +22,8 @@ def target() -> Target:
 
 
 def test_a_child_that_has_ended_and_is_not_reaped_is_no_decoder(target: Target) -> None:
-    command = [sys.executable, "-c", SLEEP, "server.media.decoder"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        child.stdout.readline()
+    command = [sys.executable, "-c", UNTIL_ITS_INPUT_ENDS, "server.media.decoder"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
         assert [decoder.pid for decoder in target.decoders()] == [child.pid]
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie until it is reaped

@@ -118,4 +118,4 @@ def test_the_memory_of_fits_is_what_is_counted(number: int, num_labels: int) -> 
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     freed = before - after  # not what was allocated: imports and threads of other tests allocate, too
-    assert freed <= counted <= 2 * freed
+    assert freed <= counted <= 1.9 * freed
