@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flamboyance_client.cli import INTERRUPTED, tables
+from flamboyance_client.cli.completion import set_names
 from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, note, print_json
 from flamboyance_client.cli.pages import all_items
 from flamboyance_client.client import Client
@@ -34,7 +35,13 @@ def evaluation(
 
 def list_evaluations(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", show_default=False, help="The name or the id of a set; else all.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            show_default=False,
+            help="The name or the id of a set; else all.",
+            autocompletion=set_names,
+        ),
     ] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
+from flamboyance_client.cli.completion import set_names
 from flamboyance_client.fewshot import Selection
 from flamboyance_client.options import ShotsAttend
 
@@ -16,7 +17,13 @@ Control = Literal["text_only", "shuffled_labels", "encoder_features"]
 
 SupportSetOption = Annotated[
     str | None,
-    typer.Option("--support-set", "-s", show_default=False, help="The set to take shots from: a name or id."),
+    typer.Option(
+        "--support-set",
+        "-s",
+        show_default=False,
+        help="The set to take shots from: a name or id.",
+        autocompletion=set_names,
+    ),
 ]
 K = Annotated[
     int | None,

@@ -12,6 +12,7 @@ import typer
 
 from flamboyance_client.accuracy import Accuracy, requests_by_method
 from flamboyance_client.cli import tables
+from flamboyance_client.cli.completion import set_names
 from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, note, print_json
 from flamboyance_client.cli.evaluations import evaluation as evaluation_by_id
 from flamboyance_client.cli.evaluations import finished, list_evaluations, print_evaluation, started
@@ -35,7 +36,10 @@ MAX_OTHER_FILES = 3
 
 app = typer.Typer(help="Create, show, evaluate, test, diagnose, move and delete support sets.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="The name or the id of a set.")]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", show_default=False, help="The name or the id of a set.", autocompletion=set_names),
+]
 PINNED = "Keep the set's images in the caches, so that requests do not wait."
 OTHER_NAME = "give another name with --name, or delete that set"
 EXPORTED = "must be a file that `support-set export` has written"
@@ -297,7 +301,9 @@ def import_file(
 
 @app.command()
 def delete(
-    names: Annotated[list[str], typer.Argument(metavar="NAME", help="The names or the ids of sets.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME", help="The names or the ids of sets.", autocompletion=set_names)
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without a question.")] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
