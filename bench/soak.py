@@ -32,7 +32,7 @@ from bench.options import add_model, as_settings, parse
 from bench.postgresql import PostgreSQL, postgresql_server
 from bench.serving import exit_on_sigterm
 from bench.table import Bar, Report
-from bench.target import Answer, Request, Server, Target, get, image_part, post, text_request
+from bench.target import Answer, Request, Server, Target, command_of, get, image_part, post, text_request
 from model.config import load_config
 from server.access.keys import Keys
 from server.limits.deadline import HEADER
@@ -158,7 +158,7 @@ class Memory:
 
 
 def _name(process: psutil.Process, worker: int | None) -> str:
-    command = " ".join(process.cmdline())
+    command = " ".join(command_of(process))
     if process.pid == worker:
         return f"worker {process.pid}"
     for name, module in (("decoder", "media.decoder"), ("spare", "engine.worker")):

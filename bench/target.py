@@ -202,14 +202,14 @@ class Target:
         return [self.process, *self.process.children(recursive=True)]
 
     def _children(self, module: str) -> list[psutil.Process]:
-        return [child for child in self.process.children(recursive=True) if module in _command_of(child)]
+        return [child for child in self.process.children(recursive=True) if module in command_of(child)]
 
     def resident_mb(self) -> float:
         """Return the memory of the API process."""
         return self.process.memory_info().rss / 2**20 if self.has_process else 0.0
 
 
-def _command_of(process: psutil.Process) -> list[str]:
+def command_of(process: psutil.Process) -> list[str]:
     """Return the command line of a process; nothing for one that has ended."""
     try:
         return process.cmdline()

@@ -12,7 +12,7 @@ import msgspec
 
 from server.media.store import MediaStore
 from server.schemas.archive import EXAMPLES, FORMAT, FORMAT_VERSION, MANIFEST, MEDIA_FOLDER
-from server.store.records import Example, SupportSet
+from server.store.records import NO_METADATA, Example, SupportSet
 
 # bytes of examples that are compressed at once
 PIECE_BYTES = 2**18
@@ -105,7 +105,7 @@ def _fields(example: Example, media: dict[str, dict[str, str]]) -> dict[str, Any
         "text": example.text,
         "question": example.question,
         "label": example.label,
-        "metadata": example.metadata,
+        "metadata": msgspec.Raw(example.metadata_json) if example.metadata_json != NO_METADATA else None,
     }
     return {name: value for name, value in fields.items() if value}
 

@@ -17,33 +17,36 @@ from sqlalchemy import JSON, BigInteger, ForeignKey, ForeignKeyConstraint, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
 from server.media.source import EncodedMedia
-from server.object_size import size_of
 from server.store.database import Base
 from server.store.examples import Examples
 
 # SQLite generates ids only for a key that is declared as INTEGER
 RowId = BigInteger().with_variant(Integer(), "sqlite")
 
-# of an example without texts and metadata
+# of an example without its texts
 EXAMPLE_BYTES = 256
+NO_METADATA = "{}"
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A worked example. `media` are ids in the media store, in order. Missing texts are empty."""
+    """A worked example. `media` are ids in the media store, in order. Missing texts are empty.
+
+    The metadata stay JSON: to read them from thousands of examples at once would stop the event loop.
+    """
 
     id: str
     media: tuple[str, ...]
     text: str = ""
     label: str = ""
     question: str = ""
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata_json: str = NO_METADATA
 
     @property
     def num_bytes(self) -> int:
         """The approximate number of bytes in memory."""
-        texts = (self.id, *self.media, self.text, self.label, self.question)
-        return EXAMPLE_BYTES + sum(map(sys.getsizeof, texts)) + size_of(self.metadata)
+        texts = (self.id, *self.media, self.text, self.label, self.question, self.metadata_json)
+        return EXAMPLE_BYTES + sum(map(sys.getsizeof, texts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

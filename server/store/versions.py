@@ -13,7 +13,9 @@ from sqlalchemy import (
     ColumnElement,
     ColumnExpressionArgument,
     Row,
+    Text,
     and_,
+    cast,
     delete,
     func,
     or_,
@@ -209,10 +211,11 @@ def examples(session: Session, set_id: str, version: int) -> Examples[Example]:
     references = references.join(ExampleRow, ExampleRow.row_id == ExampleMediaRow.row_id)
     for row_id, media_id in session.execute(references.order_by(ExampleMediaRow.row_id, ExampleMediaRow.position)):
         media.setdefault(row_id, []).append(split(media_id)[1])
-    rows = session.scalars(select(ExampleRow).where(*is_in_version).order_by(ExampleRow.position))
+    texts = (ExampleRow.text, ExampleRow.label, ExampleRow.question, cast(ExampleRow.metadata_, Text))
+    rows = select(ExampleRow.row_id, ExampleRow.example_id, *texts).where(*is_in_version)
     examples = Examples(
-        Example(row.example_id, tuple(media.get(row.row_id, ())), row.text, row.label, row.question, row.metadata_)
-        for row in rows
+        Example(example_id, tuple(media.get(row_id, ())), *texts)
+        for row_id, example_id, *texts in session.execute(rows.order_by(ExampleRow.position))
     )
     _ = examples.by_answer  # computed here, in a thread of the database, and not in the event loop
     return examples

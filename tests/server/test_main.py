@@ -20,6 +20,7 @@ import psutil
 import pytest
 import torch
 
+from bench.target import command_of
 from model import reference
 from model.media import MediaLimits, load_image, resize
 from model.prompt import EndOfChunk, Media, Text, encode
@@ -82,7 +83,7 @@ class Server:
     def workers(self) -> list[int]:
         """Return the worker and the spare."""
         children = psutil.Process(self.process.pid).children()
-        return [child.pid for child in children if WORKER_MODULE in child.cmdline()]
+        return [child.pid for child in children if WORKER_MODULE in command_of(child)]
 
     def metric(self, name: str) -> float:
         (line,) = (s for s in self.http.get("/metrics").text.splitlines() if s.startswith(f"flamboyance:{name}"))
@@ -352,7 +353,7 @@ sys.exit(program.main(sys.argv[1:]))
 
 def has_started_a_program(pid: int) -> bool:
     parent = psutil.Process(pid)
-    return any(child.cmdline() != parent.cmdline() for child in parent.children())
+    return any(command_of(child) not in ([], command_of(parent)) for child in parent.children())
 
 
 @pytest.mark.parametrize("stalled", ["model", "server"])

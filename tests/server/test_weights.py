@@ -13,6 +13,7 @@ from typing import NoReturn
 import psutil
 import pytest
 
+from bench.target import command_of
 from server import file_digests, weights
 from server.weights import Weights
 
@@ -87,7 +88,7 @@ async def test_a_cancelled_computation_leaves_no_process(tmp_path: Path) -> None
 
 def digesting(folder: Path) -> list[psutil.Process]:
     children = psutil.Process().children()
-    return [child for child in children if str(folder / "model.safetensors") in child.cmdline()]
+    return [child for child in children if str(folder / "model.safetensors") in command_of(child)]
 
 
 async def test_without_a_folder_there_are_no_files() -> None:

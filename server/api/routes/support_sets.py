@@ -358,9 +358,8 @@ def _num_shown(lengths: Iterable[int], limit: int) -> int:
 
 
 def _length(example: Example) -> int:
-    """Return the number of characters in the texts of an example, and of bytes in its metadata."""
-    metadata = len(msgspec.json.encode(example.metadata)) if example.metadata else 0
-    return metadata + len(example.text) + len(example.question) + len(example.label)
+    """Return the number of characters in the texts and the metadata of an example."""
+    return sum(map(len, (example.text, example.question, example.label, example.metadata_json)))
 
 
 def _example_card(example: Example) -> dict[str, Any]:
@@ -372,5 +371,5 @@ def _example_card(example: Example) -> dict[str, Any]:
         "text": example.text,
         "question": example.question,
         "label": example.label,
-        "metadata": example.metadata,
+        "metadata": msgspec.Raw(example.metadata_json),
     }

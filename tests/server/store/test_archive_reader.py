@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import random
 import struct
 import tempfile
@@ -82,12 +83,12 @@ def test_an_archive_written_by_hand_is_read(compression: int) -> None:
 def test_a_written_archive_is_read(tmp_path: Any) -> None:
     store = MediaStore(str(tmp_path))
     red, blue = store.put(RED, "image"), store.put(png("blue"), "image")
-    examples = (Example("a", (red, blue, red), "t", "l", "?", {"x": 1}), Example("b", (blue,)))
+    examples = (Example("a", (red, blue, red), "t", "l", "?", '{"x": 1}'), Example("b", (blue,)))
     support_set = SupportSet(id="ss_1", name="s", version=3, examples=Examples(examples))
     read = read_all(io.BytesIO(b"".join(write_archive(support_set, {"owner": "me"}, store))))
     ids = {item: read.read_media(item, param).id for item, param in read.media.items()}
     again = tuple(
-        Example(e.id or "", tuple(ids[item] for item in e.media), e.text, e.label, e.question, e.metadata)
+        Example(e.id or "", tuple(ids[item] for item in e.media), e.text, e.label, e.question, json.dumps(e.metadata))
         for e in read.examples
     )
     assert again == examples

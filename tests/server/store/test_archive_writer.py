@@ -35,7 +35,7 @@ def support_set(*examples: Example) -> SupportSet:
 def test_an_archive_holds_the_manifest_the_examples_and_the_bytes_of_the_media(store: MediaStore) -> None:
     red, blue = store.put(png("red"), "image"), store.put(b"not an image", "video")
     examples = (
-        Example("a", (red, blue), text="t", label="l", question="?", metadata={"x": [None]}),
+        Example("a", (red, blue), text="t", label="l", question="?", metadata_json='{"x": [null]}'),
         Example("b", (red,)),
         Example("c", (), text="ünïcode\n"),
     )

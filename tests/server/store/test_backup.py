@@ -120,7 +120,7 @@ async def test_a_restored_set_is_changed_as_before(
     await restored.put_examples("colours", [example("c", RED)])
     assert [each.id for each in (await restored.get_version("colours")).examples] == ["a", "b", "c"]
     first = (await restored.get_version("colours", 1)).examples
-    assert (first[0].metadata, first[0].media) == ({"n": [1, "ü"]}, (RED.id,))
+    assert (json.loads(first[0].metadata_json), first[0].media) == ({"n": [1, "ü"]}, (RED.id,))
 
 
 def test_every_table_is_stored_or_left_out_for_a_reason() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 
@@ -42,7 +43,11 @@ async def test_a_set_is_read_as_it_was_created(support_sets: SupportSets, clock:
     support_set = await support_sets.get_version(info.id)
     first, second = support_set.examples
     assert (first.id, first.media, first.text) == ("a", (RED.id, GREEN.id, RED.id, RED.id), "text of a")
-    assert (first.label, first.question, first.metadata) == ("warm", "which?", {"fold": 3, "tags": ["x"]})
+    assert (first.label, first.question, json.loads(first.metadata_json)) == (
+        "warm",
+        "which?",
+        {"fold": 3, "tags": ["x"]},
+    )
     assert (second.id, second.media) == ("b", ())
     assert support_set.media == [RED.id, GREEN.id]
     assert info.label_counts == {"warm": 1}

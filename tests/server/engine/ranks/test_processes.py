@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 
+from bench.target import command_of
 from model.presets.published import MODELS
 from model.prompt import encode
 from model.ranks import Rank
@@ -35,7 +36,7 @@ def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def followers(server: Server) -> list[int]:
     children = psutil.Process(server.worker).children()
-    return [child.pid for child in children if MODULE in child.cmdline()]
+    return [child.pid for child in children if MODULE in command_of(child)]
 
 
 def assert_answers(server: Server) -> None:
