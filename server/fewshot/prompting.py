@@ -38,6 +38,8 @@ ANY_QUERY = Shot(text="?", question="?", param="query")
 # the fields of a request that a shot has, too
 TEXTS = {"text", "question", "label", "id"}
 NOT_ALONE = "shots that attend alone, and the query, must each begin with an image or video and have no other"
+# limit of the tokens of prompts with one shot each, which are in memory together: a hundred for each of 10,000 examples
+MAX_TOKENS_ALONE = 1_000_000
 # the default number of shots is that of the labels, but at most this
 MAX_DEFAULT_K = 16
 
@@ -280,7 +282,7 @@ async def assemble_shots(
         shots, media = source.read_examples(examples, template)
         return await model.tokenize(_write_alone, template, shots, media, model)
     except InvalidRequest as error:
-        error.param = error.param if error.param == "shots_attend" else "template"
+        error.param = error.param if error.param in ("shots_attend", "k") else "template"
         raise
 
 
@@ -288,11 +290,18 @@ def _write_alone(
     template: Template, shots: Sequence[Shot], media: Mapping[bytes, EncodedMedia], model: ServedModel
 ) -> list[PreparedPrompt]:
     """Write a prompt per shot: the shot before a query of one token, which shows the same media item."""
-    written = [write(template, [shot], replace(ANY_QUERY, media=shot.media), media, model, "alone") for shot in shots]
-    prompts = [replace(prompt, encoded=prompt.encoded.up_to(prompt.encoded.span_starts[-1] + 1)) for prompt in written]
-    if (longest := max((prompt.num_tokens for prompt in prompts), default=0)) > model.max_model_len:
-        message = f"a shot has {longest} tokens, the model's limit is {model.max_model_len}"
-        raise ContextLengthExceeded(message, param="template")
+    prompts, num_tokens = list[PreparedPrompt](), 0
+    for shot in shots:
+        written = write(template, [shot], replace(ANY_QUERY, media=shot.media), media, model, "alone")
+        prompt = replace(written, encoded=written.encoded.up_to(written.encoded.span_starts[-1] + 1))
+        if prompt.num_tokens > (limit := model.max_model_len):
+            message = f"the example {shot.id!r} has {prompt.num_tokens} tokens as a shot, the model's limit is {limit}"
+            raise ContextLengthExceeded(message, param="template")
+        num_tokens += prompt.num_tokens
+        if num_tokens > MAX_TOKENS_ALONE:
+            message = f"the shots of the first {len(prompts) + 1} examples have {num_tokens} tokens in all"
+            raise InvalidRequest(f"{message}, the limit is {MAX_TOKENS_ALONE}", param="k")
+        prompts.append(prompt)
     return prompts
 
 

@@ -235,6 +235,30 @@ async def test_shots_that_cannot_be_computed_alone_are_refused(
     assert response.json()["error"]["param"] == param
 
 
+async def test_no_shot_is_written_after_those_that_may_be_in_memory_together(
+    http: httpx.AsyncClient, colours: SupportSetInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten thousand long ones would take the memory of the server."""
+    written = list[PreparedPrompt]()
+
+    def write(*arguments: Any) -> PreparedPrompt:
+        written.append(write_prompt(*arguments))
+        return written[-1]
+
+    write_prompt = prompting.write
+    monkeypatch.setattr(prompting, "write", write)
+    monkeypatch.setattr(prompting, "MAX_TOKENS_ALONE", 40)
+    fields = {"template": "caption", "shots_attend": "alone"}
+    response = await http.post("/v1/support_sets/colours/warm", json=fields)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "k"
+    assert response.json()["error"]["message"].endswith("tokens in all, the limit is 40")
+    num_within = len(written) - 1
+    assert 0 < num_within < 5
+    card = await warm(http, **fields, k=num_within)
+    assert card["warm"]["shots"] == num_within
+
+
 async def test_unfinished_requests_to_warm_have_a_limit(
     http: httpx.AsyncClient,
     app: FastAPI,
