@@ -137,7 +137,10 @@ class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
-    """Ends a request or, with `index`, one of its answers, once that has a token."""
+    """Ends a request or, with `index`, one of its answers.
+
+    With `index` it has no effect in a beam search, and while the answers wait for their prompt.
+    """
 
     request_id: str
     index: int | None = None

@@ -45,14 +45,7 @@ class EngineConfig:
 # faster, and computes many tokens and frames in the time of a few; it works while the host does, and encodes media next to
 # a forward.
 DEVICE_LIMITS = {
-    "cpu": EngineConfig(
-        block_size=4,
-        max_sequences=64,
-        max_tokens_per_step=512,
-        max_frames_per_step=2,
-        max_frames_idle=16,
-        overlaps=False,
-    ),
+    "cpu": EngineConfig(block_size=4),
     "cuda": EngineConfig(
         block_size=16,
         max_sequences=256,

@@ -347,7 +347,9 @@ class Engine:
 
     def _needs(self, task: Task, source: bytes) -> bool:
         """Return whether a task that shows a media item lacks it. An answer does not, once it has read it."""
-        return isinstance(task, SideTask) or self.residents.lacks_media(task.request_id, source)
+        if isinstance(task, SideTask):
+            return task.lacks_frames(source)
+        return self.residents.lacks_media(task.request_id, source)
 
     def _tasks(self) -> Iterable[Task]:
         return chain(self._sequence_tasks.values(), self._side_work.tasks.values())

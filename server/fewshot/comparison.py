@@ -113,8 +113,8 @@ class ChosenMethod:
 class ComparedExamples:
     """The labelled vectors of one version, or of one list of shots, and the fits to them by method.
 
-    `version` identifies the stored `fits`; `unsaved` has the names of fits that are not stored yet. Only one thread changes
-    it.
+    `version` identifies the stored `fits`; `unsaved` has the names of fits that are not stored yet. Only one thread at a
+    time may use it.
     """
 
     labelled: Labelled

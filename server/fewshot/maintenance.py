@@ -174,7 +174,7 @@ class Maintenance:
                 warm_sets.forgive()
             self._sweeping = asyncio.create_task(self._sweep())
         if is_due or is_changed:
-            self._totals = await self._support_sets.totals()
+            await self._count_again()
         self._update_metrics()
         if self._engine.state == "ready":
             pinned = await self._support_sets.pinned()
@@ -182,6 +182,13 @@ class Maintenance:
                 if tenant not in self._tasks:
                     self._tasks[tenant] = asyncio.create_task(self._keep_warm(tenant, warm_sets, pinned))
         return self._running
+
+    async def _count_again(self) -> None:
+        try:
+            self._totals = await self._support_sets.totals()
+        except BaseException:
+            self._support_sets.changed.set()  # the next round tries again
+            raise
 
     @property
     def _running(self) -> list[asyncio.Task[None]]:

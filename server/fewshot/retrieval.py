@@ -84,22 +84,25 @@ class Retrieval:
     async def most_similar(
         self, support_set: SupportSet, strategy: Strategy, query: SimilarityQuery, k: int
     ) -> list[Similar]:
-        """Return the `k` most similar examples, best first. Raises as `check_comparable`, and the engine's errors."""
+        """Return the `k` most similar examples, best first.
+
+        Raises what `check_comparable` raises, and the engine's errors.
+        """
         if not support_set.examples:
             return []
         return await self.model.tokenize(await self.search(support_set, strategy, query), k)
 
     async def search(self, support_set: SupportSet, strategy: Strategy, query: SimilarityQuery) -> Search:
-        """Return the search for the examples, at least one, that are most similar to a query.
+        """Return the search for the examples that are most similar to a query, in a set that is not empty.
 
-        Raises as `check_comparable`, and the engine's errors.
+        Raises what `check_comparable` raises, and the engine's errors.
         """
         _check_query(strategy, query)
         features = {space: await self._query_features(space, query) for space in SPACES[strategy]}
-        began = time.monotonic()
         index = await self._index(support_set, strategy)
 
         def search(k: int) -> list[Similar]:
+            began = time.monotonic()
             similar = index.search(_vector_of_query(features, self.model.likeness), k)
             self.observe(time.monotonic() - began)
             return similar
@@ -111,7 +114,10 @@ class Retrieval:
         return await self._vectors(media_ids, self._embed_stored, is_stored=True)
 
     async def example_vectors(self, examples: Sequence[Example], likeness: Likeness | None = None) -> Vectors:
-        """Return the vectors [N, D] of the examples' media, by a likeness or else the model's. Raises as `embed_media`."""
+        """Return the vectors [N, D] of the examples' media, by a likeness or else the model's.
+
+        Raises what `embed_media` raises.
+        """
         keys = [example.media for example in examples]
         features = await self.embed_media([*dict.fromkeys(chain.from_iterable(keys))])
         return await asyncio.to_thread(_compared_vectors, keys, features, likeness or self.model.likeness)

@@ -114,7 +114,7 @@ class ShotSource:
     async def search(self, support_set: SupportSet, fields: ExamplesFields, query: SimilarityQuery) -> Search | None:
         """Return the search of a strategy that compares examples with the query; None for another one, or without shots.
 
-        Raises as `Retrieval.search`.
+        Raises what `Retrieval.search` raises.
         """
         if fields.strategy not in SPACES or fields.k == 0 or not support_set.examples:
             return None

@@ -243,7 +243,7 @@ class Warming:
         return len(self._entries) > MAX_REMEMBERED or num_tokens > MAX_REMEMBERED_TOKENS
 
     async def _run(self, entry: _Entry, support_set: SupportSet, previous: asyncio.Task[None] | None) -> None:
-        """Warm a version after `previous`, a task that warms less of the same version, after which most is cached."""
+        """Warm a version after `previous`, an unfinished task for the same version, whose results are cached then."""
         if previous is not None:
             await asyncio.wait([previous])
         try:

@@ -17,6 +17,8 @@ import pybase64
 
 from server.errors import InvalidMedia, InvalidRequest
 
+# of a digest, after which the worker looks for the salt
+DIGEST_BYTES = 32
 # characters of a data URL that is decoded in a thread
 LARGE_URL = 2**16
 
@@ -30,7 +32,8 @@ class EncodedMedia:
 
     `source` is its `num_bytes` bytes, or a function that reads them from the store or from a file: most requests never
     need them. `num_bytes` is 0 for an example of a support set, which is not looked up in the store.
-    `param` is its path in the request, for error messages. `is_stored` is true for one that the request names by id.
+    `digest` has DIGEST_BYTES, and then the salt, if the engine's client has added one. `param` is its path in the request,
+    for error messages. `is_stored` is true for one in the media store.
     """
 
     kind: Kind
@@ -43,7 +46,7 @@ class EncodedMedia:
     @property
     def id(self) -> str:
         """`img_` or `vid_`, and the digest in 64 hexadecimal digits."""
-        return PREFIXES[self.kind] + self.digest.hex()
+        return PREFIXES[self.kind] + self.digest[:DIGEST_BYTES].hex()
 
     @property
     def is_in_memory(self) -> bool:
@@ -70,7 +73,7 @@ def digest_of(media_id: str) -> bytes:
 
 def begin_digest(kind: Kind) -> hashlib.blake2b:
     """Return the digest of a media item before its first byte."""
-    return hashlib.blake2b(kind.encode() + b"\0", digest_size=32, person=b"flmbynce-source")
+    return hashlib.blake2b(kind.encode() + b"\0", digest_size=DIGEST_BYTES, person=b"flmbynce-source")
 
 
 def encoded(data: bytes, kind: Kind, param: str) -> EncodedMedia:

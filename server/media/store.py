@@ -25,11 +25,11 @@ from fsspec.implementations.local import LocalFileSystem
 from model.media import MediaError, media_type_of
 from server.access.tenants import DEFAULT_TENANT
 from server.errors import MediaNotFound, StorageUnavailable
-from server.media.source import EncodedMedia, Kind, begin_digest, digest_of, encoded, kind_of
+from server.media.source import DIGEST_BYTES, EncodedMedia, Kind, begin_digest, digest_of, encoded, kind_of
 from server.setting_values import without_password
 from server.settings import SettingsError
 
-MEDIA_ID = re.compile(r"(img|vid)_[0-9a-f]{64}", re.ASCII)
+MEDIA_ID = re.compile(rf"(img|vid)_[0-9a-f]{{{2 * DIGEST_BYTES}}}", re.ASCII)
 # the maximum length of a file's first line
 MAX_HEADER_BYTES = 1024
 # bytes of a piece that is read for a download

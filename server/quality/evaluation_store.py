@@ -83,7 +83,7 @@ class Evaluations:
     # for clients
 
     def check_room(self, client: str) -> None:
-        """Refuse an evaluation before any work for it, if the client was refused just now. Raises as `create` does."""
+        """Refuse an evaluation before any work for it, if the client was refused just now. Raises what `create` raises."""
         refusal, until = self._refused.get(client, (None, 0.0))
         if refusal is not None and time.monotonic() < until:
             raise type(refusal)(refusal.message)

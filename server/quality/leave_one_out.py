@@ -124,7 +124,7 @@ class LeaveOneOut:
     async def learning_curves(
         self, evaluation: Evaluation, plan: EvaluationPlan, methods: Sequence[Method]
     ) -> dict[str, Curve]:
-        """Return the learning curves of methods without a prompt; none for a large set. Raises as `queries`."""
+        """Return the learning curves of methods without a prompt; none for a large set. Raises what `queries` raises."""
         version = await self.shots.support_sets.get_version(evaluation.support_set, evaluation.version)
         if len(version.examples) > MAX_EXAMPLES:
             return {}

@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, GetJsonSchemaHandler, Tag, model_vali
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from model.prior import LikenessMethodName
 from server.schemas.base import FieldError, PrioritizedRequest, Schema, TimedRequest, form_of, tag_of, with_example
 from server.schemas.generation import CompletionFields
 from server.schemas.prompt import AttentionFields, MediaPartOrUrl, Prompt, TaggedMediaPart
@@ -22,7 +23,7 @@ Order = Literal["as_selected", "similar_last", "stored", "shuffled"]
 Normalisation = Literal["sum", "mean"]
 Calibration = Literal["none", "contextual"]
 # the methods in which the language model takes no part
-ByLikeness = Literal["nearest_mean", "knn", "linear"]
+ByLikeness = LikenessMethodName
 # how a classification uses the examples
 Method = Literal["in_context", ByLikeness, "blend"]
 MethodChoice = Literal[Method, "auto"]

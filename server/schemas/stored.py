@@ -257,9 +257,9 @@ class WarmRequest(Schema):
     @model_validator(mode="after")
     def _k_is_of_a_template(self) -> WarmRequest:
         if self.k is not None and self.template is None:
-            raise FieldError("needs a template: without one only media are warmed", param="k")
+            raise FieldError("needs a template: without one no shots are computed", param="k")
         if self.shots_attend == "alone" and self.template is None:
-            raise FieldError("needs a template: without one only media are warmed", param="shots_attend")
+            raise FieldError("needs a template: without one no shots are computed", param="shots_attend")
         return self
 
 

@@ -85,7 +85,8 @@ class SupportSets:
     async def page(self, after: str, limit: int, max_characters: float = inf) -> list[SupportSetInfo]:
         """Return the sets that were created after the one with the id `after`, oldest first.
 
-        They are fewer than `limit` if their labels have more than `max_characters`; the last set is then one too many.
+        The list ends with the first set whose labels, with those before it, have more than `max_characters`. The caller
+        leaves out that one, unless it is the only one.
         """
         return await self._database.read(
             lambda session, now: summaries.page(session, self._tenant, after, limit, max_characters, now)

@@ -38,7 +38,10 @@ class Inspection(ForwardTask):
         super().__init__(request.request_id, read, runner.config, len(runner.model.language_model.layers))
 
     def plan(self, plan: Plan) -> Iterable[bytes]:
-        return self._cache.request([source for source in self.media if source not in self._frames])
+        return self._cache.request(list(filter(self.lacks_frames, self.media)))
+
+    def lacks_frames(self, source: bytes) -> bool:
+        return source not in self._frames
 
     def receive(self, source: bytes, frames: NDArray[np.uint8]) -> None:
         if source in self.media:
@@ -46,7 +49,7 @@ class Inspection(ForwardTask):
 
     @property
     def can_run(self) -> bool:
-        return all(source in self._frames for source in self.media)
+        return not any(map(self.lacks_frames, self.media))
 
     @torch.inference_mode()
     def pieces(self) -> Generator[float, None, Iterable[Outbound]]:

@@ -94,6 +94,10 @@ class SideTask(Task, ABC):
         """Return whether the task needs the features of a media item, even if its page is cached."""
         return False
 
+    def lacks_frames(self, source: bytes) -> bool:
+        """Return whether the task still needs one of its media."""
+        return True
+
     def receive(self, source: bytes, frames: NDArray[np.uint8]) -> None:
         """Receive the pixels of a media item, which any task may have requested."""
 

@@ -16,9 +16,13 @@ from tests.clients.python.test_frames import Frame
 
 @dataclass
 class LimitedSet:
-    """A server of one set, which refuses more than `limit` examples, and records how many each version has."""
+    """A server of one set, which refuses more than `limit` examples, and records how many each version has.
+
+    A request with more than `max_pictures` has too many pixels.
+    """
 
     limit: int
+    max_pictures: int = 64
     ids: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     refusals: int = 0
@@ -28,18 +32,32 @@ class LimitedSet:
             data = [{"id": example_id, "label": "a"} for example_id in self.ids]
             return httpx.Response(200, json={"object": "list", "data": data, "has_more": False})
         if request.method == "POST":
-            added = [example["id"] for example in json.loads(request.content)["examples"]]
+            body = json.loads(request.content)
+            added = [example["id"] for example in body["examples"]]
+            if len(added) > self.max_pictures:
+                return httpx.Response(400, json={"error": {"message": "too many", "code": "too_many_pixels"}})
+            if body.get("expected_version", self.version) != self.version:
+                return self.conflict()
             if len(self.ids) + len(added) > self.limit:
                 self.refusals += 1
                 return httpx.Response(400, json={"error": {"message": "full", "code": "too_many_examples"}})
             self.ids += added
             self.sizes.append(len(self.ids))
         if request.method == "DELETE":
+            if int(request.url.params.get("expected_version", self.version)) != self.version:
+                return self.conflict()
             gone = request.url.params["id"].split(",")
             self.ids = [example_id for example_id in self.ids if example_id not in gone]
             self.sizes.append(len(self.ids))
-        fields: dict[str, Any] = {"version": 1 + len(self.sizes), "num_examples": len(self.ids)}
+        fields: dict[str, Any] = {"version": self.version, "num_examples": len(self.ids)}
         return httpx.Response(200, json={"id": "ss_1", "name": "pets", "status": "ready", **fields})
+
+    @property
+    def version(self) -> int:
+        return 1 + len(self.sizes)
+
+    def conflict(self) -> httpx.Response:
+        return httpx.Response(409, json={"error": {"message": "another version", "code": "version_conflict"}})
 
 
 def upload(server: LimitedSet, names: str, *, is_async: bool = False) -> SupportSet:
@@ -73,6 +91,16 @@ def test_a_set_with_room_gets_new_examples_before_it_loses_any(monkeypatch: pyte
     server.sizes.clear()
     upload(server, "axyz")
     assert (server.sizes, server.refusals) == ([7, 5, 4], 0)
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["blocking", "async"])
+def test_a_set_becomes_full_within_a_batch_that_has_too_many_pixels(is_async: bool) -> None:
+    """The first half of the batch is stored then, so the set has another version."""
+    upload(server := LimitedSet(limit=8), "abcdef")
+    server.max_pictures = 2
+    assert upload(server, "abuvwxyz", is_async=is_async).num_examples == 8
+    assert max(server.sizes) == 8
+    assert upload(server, "abuvwxyz").version == server.version
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 64])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pytest
@@ -299,6 +299,23 @@ async def test_rounds_pause_for_much_longer_than_they_take(
     task.cancel()
     await asyncio.wait([task])
     assert rounds[3] - rounds[0] > 3 * (1 + maintenance_module.REST_OF_ROUNDS) * 0.02
+
+
+async def test_a_change_that_could_not_be_counted_is_counted_in_the_next_round(
+    http: httpx.AsyncClient, maintenance: Maintenance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> NoReturn:
+        raise DatabaseUnavailable("gone")
+
+    await run_round(maintenance)  # the sweep, which counts all sets, is not due again
+    await create(http, "s", examples=[example("a", "red")])
+    with monkeypatch.context() as patched:
+        patched.setattr(maintenance._support_sets, "totals", fail)
+        with pytest.raises(DatabaseUnavailable):
+            await maintenance.run_once()
+    await run_round(maintenance)
+    metrics = (await http.get("/metrics")).text
+    assert f'flamboyance:support_set_media_bytes{{model_name="tiny"}} {float(len(png("red")))}' in metrics
 
 
 async def test_the_task_continues_after_an_error_and_wakes_at_a_change(

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.engine.caches.media import SOURCE_BYTES
+from server.engine_client.salt import salted_media
 from server.errors import InvalidMedia, InvalidRequest
-from server.media.source import LARGE_URL, digest_of, encoded, kind_of, read_data_url
+from server.media.source import DIGEST_BYTES, LARGE_URL, digest_of, encoded, kind_of, read_data_url
 
 
 def read(url: str, max_bytes: int = 100) -> bytes:
@@ -41,6 +43,15 @@ def test_an_id_states_kind_and_digest() -> None:
     for media in (encoded(b"x", "image", ""), encoded(b"x", "video", "")):
         assert (kind_of(media.id), digest_of(media.id)) == (media.kind, media.digest)
     assert kind_of("https://img_") is None
+
+
+def test_an_id_has_no_salt() -> None:
+    """The worker finds the salt after as many bytes of the source as a digest has."""
+    media = encoded(b"x", "image", "")
+    (salted,) = salted_media({media.digest: media}, b"salt").values()
+    assert salted.digest == media.digest + b"salt"
+    assert salted.id == media.id
+    assert len(media.digest) == DIGEST_BYTES == SOURCE_BYTES
 
 
 @pytest.mark.parametrize("size", [100, 101])

@@ -198,9 +198,9 @@ class AsyncSupportSets:
         With `exist_ok`, a set that has the name already is returned as it is.
         """
         try:
-            return await self._send(self._calls.import_(Path(path), name))
+            return await self._send(await asyncio.to_thread(self._calls.import_, Path(path), name))
         except Conflict as conflict:
-            name = name or archived_name(Path(path))
+            name = name or await asyncio.to_thread(archived_name, Path(path))
             if not exist_ok or conflict.code != NAME_TAKEN or name is None:
                 raise
             return await self.get(name)
@@ -246,7 +246,8 @@ class AsyncEvaluations:
     async def wait(self, evaluation_id: str) -> Evaluation:
         """Return an evaluation when it is over, with a progress bar on a terminal.
 
-        Raises `EvaluationFailed` for one that failed or was cancelled.
+        Raises `EvaluationFailed` for one that failed or was cancelled. Other errors have a note with its id: the evaluation
+        continues on the server.
         """
         evaluation = await self.get(evaluation_id)
         with progress_bar(evaluation) as show:

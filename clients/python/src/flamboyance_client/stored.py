@@ -106,7 +106,7 @@ class SupportSetCalls:
         return Call(method="GET", path=path, query=_query(version=version), read=lambda status, body: body)
 
     def import_(self, file: Path, name: str | None) -> Call[SupportSet]:
-        call = Call(
+        return Call(
             method="POST",
             path=resource_path("support_sets", "import"),
             file=file,
@@ -114,8 +114,8 @@ class SupportSetCalls:
             query=_query(name=name),
             read=json_reader(SupportSet.parse),
             is_retryable=size_of(file) is not None,  # a pipe is read once
+            idempotency_key=str(uuid4()),
         )
-        return replace(call, idempotency_key=str(uuid4()))
 
     def search(self, name: str, query: AnyQuery, options: SearchOptions) -> Call[Page[StoredExample]]:
         body = self._with_model({**checked_options(SearchOptions, options), "query": as_query(query)})

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from flamboyance_client.api import checked_options
+from flamboyance_client.api import Call, checked_options
 from flamboyance_client.errors import ApiError, Conflict, FlamboyanceError, NotFound, Refusal
 from flamboyance_client.fewshot import Example
 from flamboyance_client.folders import UnreadableFiles, labelled_files, listed, readable_labelled_files
@@ -237,7 +237,7 @@ def _create(
     calls: SupportSetCalls, items: Sequence[LabelledMedia], name: str | None, options: SetChanges
 ) -> Steps[SupportSet]:
     batches = _batches(items, name)
-    target, rest = yield from _begin(calls, next(batches))
+    target, rest = yield from _store_part(lambda batch: _unfinished(calls, batch), next(batches))
     try:
         target = yield from _add_all(calls, target, chain(rest, batches))
         changes: SetChanges = {"ttl_seconds": None, **options}
@@ -280,8 +280,11 @@ def _texts_by_id(stored: StoredExample) -> tuple[str, tuple[str, str, str]]:
 
 
 def _add_all(calls: SupportSetCalls, target: SupportSet, batches: Iterable[Batch]) -> Steps[SupportSet]:
-    for batch in batches:
-        target = yield from _add(calls, target, batch)
+    """Add batches to a set, each in several requests if one may not have so many pixels."""
+    waiting = iter(batches)
+    while (batch := next(waiting, None)) is not None:
+        target, rest = yield from _add_part(calls, target, batch)
+        waiting = chain(rest, waiting)
     return target
 
 
@@ -294,24 +297,26 @@ def _exchange(
     loses none if it has no room for the new examples even without them.
     """
     is_full = False
-    for batch in batches:
+    while (batch := next(batches, None)) is not None:
         if not is_full:
             try:
-                target = yield from _add(calls, target, batch)
-                num_new -= len(batch.examples)
-                continue
+                target, rest = yield from _add_part(calls, target, batch)
             except ApiError as error:
                 # the number by which the set grows: if there is no room for as many of the batch, there never will be
                 num_more = max(num_new - len(gone), 0)
                 if error.code != NO_ROOM or not gone or num_more >= len(batch.examples):
                     raise
+            else:
+                num_new -= len(batch.examples) - sum(len(part.examples) for part in rest)
+                batches = chain(rest, batches)
+                continue
             is_full = True
             if num_more:
                 first, batch = batch.split(num_more)
-                target = yield from _add(calls, target, first)
+                target = yield from _add_all(calls, target, [first])
         target = yield from _remove(calls, target, gone[: len(batch.examples)])
         gone = gone[len(batch.examples) :]
-        target = yield from _add(calls, target, batch)
+        target = yield from _add_all(calls, target, [batch])
     return (yield from _remove(calls, target, gone))
 
 
@@ -321,23 +326,26 @@ def _remove(calls: SupportSetCalls, target: SupportSet, ids: Sequence[str]) -> S
     return target
 
 
-def _begin(calls: SupportSetCalls, batch: Batch) -> Steps[tuple[SupportSet, list[Batch]]]:
-    """Create a set of as much of a batch as a request may have; return it with the rest of the batch."""
+def _add_part(calls: SupportSetCalls, target: SupportSet, batch: Batch) -> Steps[tuple[SupportSet, list[Batch]]]:
+    """Add as much of a batch to a set as a request may have; return the set with the rest of the batch."""
+    return (yield from _store_part(lambda part: calls.put(target.id, part.examples, target.version), batch))
+
+
+def _unfinished(calls: SupportSetCalls, batch: Batch) -> Call[SupportSet]:
+    return calls.create({"examples": batch.examples, "ttl_seconds": UNFINISHED_SECONDS})
+
+
+def _store_part(store: Callable[[Batch], Call[SupportSet]], batch: Batch) -> Steps[tuple[SupportSet, list[Batch]]]:
+    """Store as much of a batch as a request may have; return the set with the rest of the batch.
+
+    An error leaves nothing of the batch stored.
+    """
     try:
-        return (yield calls.create({"examples": batch.examples, "ttl_seconds": UNFINISHED_SECONDS})), []
+        return (yield store(batch)), []
     except ApiError as error:
         first, second = _halves(batch, error)
-    target, rest = yield from _begin(calls, first)
+    target, rest = yield from _store_part(store, first)
     return target, [*rest, second]
-
-
-def _add(calls: SupportSetCalls, target: SupportSet, batch: Batch) -> Steps[SupportSet]:
-    """Add a batch to a set, in several requests if one may not have so many pixels."""
-    try:
-        return (yield calls.put(target.id, batch.examples, target.version))
-    except ApiError as error:
-        halves = _halves(batch, error)
-    return (yield from _add_all(calls, target, halves))
 
 
 def _halves(batch: Batch, error: ApiError) -> tuple[Batch, Batch]:

@@ -150,6 +150,18 @@ def test_failed_media_fail_the_inspection() -> None:
     assert_all_released(answer.engine)
 
 
+def test_media_that_fail_once_their_frames_have_arrived_do_not_fail_the_inspection() -> None:
+    answer = client("flamingo")
+    answer.engine.add(inspect("a", FEW_SHOT, 12))
+    assert answer.engine.step() == [MediaWanted(source(0)), MediaWanted(source(1))]
+    answer.take(MediaWanted(source(0)))
+    answer.engine.fail_media(MediaFailed(digest=source(0), message="deleted meanwhile"))
+    answer.take(MediaWanted(source(1)))
+    answer.run()
+    assert len(answer.inspected["a"].maps) == 1
+    assert_all_released(answer.engine)
+
+
 def test_running_out_of_memory_fails_only_the_inspection(monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(*arguments: object) -> None:
         raise torch.OutOfMemoryError
