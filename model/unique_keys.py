@@ -1,7 +1,11 @@
-"""Reads YAML in which each key of a mapping occurs once: the library itself takes the last one, and says nothing."""
+"""Reads YAML in which each key of a mapping occurs once: the library itself takes the last one, and says nothing.
+
+Numbers have the form of YAML 1.2 and of JSON.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -25,6 +29,12 @@ class _Loader(yaml.SafeLoader):
                 None, None, "a text with a NUL or half of a surrogate pair", node.start_mark
             )
         return super().construct_scalar(node)
+
+
+# A number such as 1e-3: in YAML 1.1, which the library reads, it is a text without a dot and a sign of the exponent.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+)
 
 
 def load_yaml(text: str) -> Any:

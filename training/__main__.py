@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from model.folder import CheckpointError
 from model.prompt import PromptTokenizer
 from model.zoo.default import prepare
 from model.zoo.fetch import DefaultModelError
+from training.checkpoint import names_continuation
 from training.config import TrainConfig, read_config
 from training.data.shards import ShardError
 from training.distributed import World, join, leave
@@ -45,12 +45,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     world = join()
     try:
-        train(read_config(options.config), world, options.pause_file)
+        config = read_config(options.config)
+        with names_continuation(Path(config.out)):
+            train(config, world, options.pause_file)
     except (CheckpointError, ConfigError, DefaultModelError, NonFiniteLoss, OSError, ShardError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues from the latest checkpoint", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
     leave(world)
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -74,6 +76,20 @@ def list_checkpoints(folder: Path, suffix: str = "") -> list[Path]:
 
 def latest(folder: Path, suffix: str = "") -> Path | None:
     return next(reversed(list_checkpoints(folder, suffix)), None)
+
+
+@contextmanager
+def names_continuation(out: Path, suffix: str = "") -> Iterator[None]:
+    """End the program after an interrupt, and say how the run with this folder continues."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        checkpoint = latest(out.expanduser() / "checkpoints", suffix)
+        if checkpoint is None:
+            print("interrupted before the first checkpoint: the same command starts again", file=sys.stderr)
+        else:
+            print(f"interrupted: the same command continues from {checkpoint}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def load_positions(path: Path) -> dict[str, Any]:

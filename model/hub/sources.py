@@ -233,7 +233,8 @@ def _explained(name: str, revision: str) -> Iterator[None]:
         errors.RevisionResolutionError,
         errors.CachedRepoTreeNotFoundError,
     ) as error:
-        raise HubUnreachable(f"{name} is not completely in the cache, and {_unreachable(hub, error)}") from None
+        message = f"{name} is not a folder and not completely in the cache, and {_unreachable(hub, error)}"
+        raise HubUnreachable(message) from None
     except errors.HFValidationError as error:
         raise ModelNameError(f"{name} is not a valid name of a repository: {_first_line(error)}") from None
     except errors.HfHubHTTPError as error:

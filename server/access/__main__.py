@@ -75,7 +75,8 @@ async def _create(options: Namespace, keys: Keys) -> None:
     if len(await keys.all()) == 1:
         print("This is the first key: the server now refuses requests without a key.", file=sys.stderr)
         if key.role != "admin" or key.tenant:
-            print(f"To store data and to manage keys, create another one: {ADMIN}", file=sys.stderr)
+            other = "another one of the default tenant" if key.tenant else "another one"
+            print(f"To store data and to manage keys, create {other}: {ADMIN}", file=sys.stderr)
 
 
 # width of the table if the output is not a terminal
@@ -98,7 +99,7 @@ async def _revoke(options: Namespace, keys: Keys) -> None:
     except LastKey as error:
         raise LastKey(f"{error.message}, or use --last") from None
     log_change("revoked", key, NAME)
-    print(f"revoked {key.id} ({key.name})")
+    print(f"revoked {key.id} ({key.name}); servers that run refuse it within five seconds")
 
 
 def _limits(key: Key) -> str:

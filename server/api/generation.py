@@ -70,6 +70,7 @@ def completion_requests(
     `template`: the template of the prompts, if they have one. `form_field`: the name of the field that the client sent for
     `structured_outputs`.
     """
+    _check_stream_options(fields)
     stop = [fields.stop] if isinstance(fields.stop, str) else fields.stop
     stop_token_ids = check_token_ids(fields.stop_token_ids, model, "stop_token_ids")
     lead = ""
@@ -156,6 +157,13 @@ def _sampling(
         early_stopping=fields.early_stopping,
         grammar=grammar,
     )
+
+
+def _check_stream_options(fields: GenerationFields) -> None:
+    """Refuse options of a stream for a request without one. Raises `UnsupportedParameter`."""
+    for name in ("include_usage", "continuous_usage_stats"):
+        if getattr(fields.stream_options, name) and not fields.stream:
+            raise UnsupportedParameter(f"stream_options.{name} needs stream", param=f"stream_options.{name}")
 
 
 def _beam_width(fields: GenerationFields) -> int:

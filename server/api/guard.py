@@ -141,6 +141,8 @@ class Guard:
         _check_query(scope.get("query_string", b""))
         _check_repeated(headers)
         _check_body(headers)
+        if scope["method"] == "DELETE" and _has_body(headers):
+            raise InvalidRequest("a DELETE request may not have a body: its fields are parameters of the query")
         self._check_host(scope["path"], headers)
         self._check_page(scope["method"], headers)
 

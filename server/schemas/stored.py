@@ -107,7 +107,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _small(metadata: dict[str, Any]) -> dict[str, Any]:
-    size = len(json.dumps(check_numbers(metadata), ensure_ascii=False).encode())
+    size = len(json.dumps(check_numbers(metadata), ensure_ascii=False, separators=(",", ":")).encode())
     if size > MAX_METADATA_BYTES:
         raise ValueError(f"{size} bytes of metadata, the limit is {MAX_METADATA_BYTES}")
     return metadata
@@ -154,9 +154,9 @@ class ExampleFields(ShotFields):
 
 def _different(examples: list[ExampleFields]) -> list[ExampleFields]:
     seen: set[str] = set()
-    for example in examples:
+    for index, example in enumerate(examples):
         if example.id in seen:
-            raise ValueError(f"two examples have the id {example.id!r}")
+            raise FieldError(f"an earlier example has the id {example.id!r}", param=f"examples[{index}].id")
         seen |= {example.id} if example.id is not None else set()
     return examples
 

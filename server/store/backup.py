@@ -282,9 +282,9 @@ def _damage() -> Iterator[None]:
         yield
     except SettingsError:  # it is a ValueError, too
         raise
-    except (KeyError, RecursionError, tarfile.TarError, TypeError, ValueError, OverflowError, SQLAlchemyError) as error:
-        # without the text, which may have the values of a row
-        raise BackupError(f"the backup is damaged: {type(error).__name__}") from None
+    except (KeyError, RecursionError, tarfile.TarError, TypeError, ValueError, OverflowError, SQLAlchemyError):
+        # without its text, which may have the values of a row
+        raise BackupError("the backup is damaged: a part of it cannot be read") from None
 
 
 def _read_manifest(archive: tarfile.TarFile) -> Manifest:

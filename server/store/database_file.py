@@ -17,6 +17,8 @@ from server.errors import DatabaseUnavailable
 from server.settings import SettingsError
 
 DAMAGED = "the database is damaged"
+# of a new folder: the database has texts of clients, which other users of the machine may not read
+PRIVATE = 0o700
 Identity = tuple[int, int]
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class DatabaseFile:
         """Create the folder of the file. Raises `SettingsError` if that is impossible."""
         folder = self._path.parent
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
         except OSError as error:
             raise SettingsError(
                 f"{self._setting}: the folder {folder} of the database cannot be created: {error.strerror}; "

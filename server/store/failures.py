@@ -26,6 +26,8 @@ INDEX_CANNOT_GROW = "SQLITE_IOERR_SHMSIZE"
 # messages of PostgreSQL for too_many_connections, of all clients, of a role or of a database: its driver gives an error of
 # connecting no state
 FULL = ("too many clients", "too many connections", "connection slots")
+# its messages for a connection that it refuses
+UNKNOWN = ("authentication failed", "no pg_hba.conf entry", '" does not exist')
 # PostgreSQL's read_only_sql_transaction, for which its driver has no class of errors
 READ_ONLY_STATE = "25006"
 LOCKED = "the database is locked by another transaction"
@@ -78,6 +80,8 @@ def _reason(error: exc.DBAPIError) -> str:
         return "the database file cannot be opened: this user must be able to read it and to write in its folder"
     if "disk I/O error" in message:
         return "the database cannot be read or written: its disk fails"
+    if any(part in message for part in UNKNOWN):
+        return "the database server does not know this database, or this user, or does not accept the password"
     if any(part in message for part in FULL):
         return "the database accepts no further connection: its clients have as many as its limit permits"
     return "the database does not respond"

@@ -92,7 +92,7 @@ def check_number(session: Session, tenant: str, now: float, max_sets: int) -> No
     """Raise `TooManySupportSets` if a tenant has as many sets as it may."""
     query = select(func.count()).select_from(SupportSetRow).where(SupportSetRow.tenant == tenant, is_alive(now))
     if (session.scalar(query) or 0) >= max_sets:
-        raise TooManySupportSets(f"this key allows {max_sets} support sets, and the limit is reached")
+        raise TooManySupportSets(f"the key's limit of support sets, {max_sets}, is reached")
 
 
 def delete_expired(session: Session, now: float) -> int:

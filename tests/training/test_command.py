@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 import yaml
 
 from tests.training.toy import make_run
 from training import __main__ as training
-from training.config import TrainConfig
+from training.config import TrainConfig, read_mapping
 from training.contrastive import __main__ as contrastive
 
 
@@ -41,15 +42,42 @@ def test_clips_for_another_encoder_are_refused(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("command", [training, contrastive], ids=["training", "contrastive"])
+@pytest.mark.parametrize("has_checkpoint", [False, True])
 def test_an_interrupted_run_says_how_to_continue(
-    command: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Any,
+    has_checkpoint: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupt(file: Path) -> NoReturn:
+    def interrupt(*arguments: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "read_config", interrupt)
+    suffix = ".pt" if command is contrastive else ""
+    checkpoint = tmp_path / "checkpoints" / f"step-00000002{suffix}"
+    if has_checkpoint:
+        checkpoint.mkdir(parents=True)
+    monkeypatch.setattr(command, "read_config", lambda file: SimpleNamespace(out=str(tmp_path)))
+    monkeypatch.setattr(command, "train", interrupt)
+    monkeypatch.setattr(contrastive, "ContrastiveTrainer", lambda *arguments: None)
     monkeypatch.setattr("sys.argv", ["training", str(tmp_path / "run.yaml")])
     with pytest.raises(SystemExit) as ended:
-        command.main()  # type: ignore[attr-defined]
+        command.main()
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "interrupted: the same command continues from the latest checkpoint\n"
+    start = f"interrupted: the same command continues from {checkpoint}"
+    again = "interrupted before the first checkpoint: the same command starts again"
+    assert capsys.readouterr().err == f"{start if has_checkpoint else again}\n"
+
+
+def test_a_number_may_have_the_form_of_json(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    for text, value in (
+        ("1e-3", 0.001),
+        ("1.5E3", 1500.0),
+        ("-2e+1", -20.0),
+        ("1.0e-3", 0.001),
+        ("1e", "1e"),
+        ("e5", "e5"),
+    ):
+        file.write_text(f"a: {text}")
+        assert read_mapping(file) == {"a": value}

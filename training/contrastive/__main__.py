@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +18,9 @@ import torch.distributed as dist
 
 from model.config import ConfigError
 from model.folder import CheckpointError
+from training.checkpoint import names_continuation
 from training.contrastive.config import read_config
-from training.contrastive.trainer import ContrastiveTrainer
+from training.contrastive.trainer import SUFFIX, ContrastiveTrainer
 from training.data.shards import ShardError
 from training.precision import describe_precision
 from training.progress import ProgressReporter
@@ -65,12 +65,11 @@ def main() -> None:
         sys.exit("error: contrastive training runs in one process and cannot be started by torchrun")
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        train(ContrastiveTrainer(read_config(options.config), device))
+        config = read_config(options.config)
+        with names_continuation(Path(config.out), SUFFIX):
+            train(ContrastiveTrainer(config, device))
     except (CheckpointError, ConfigError, NonFiniteLoss, OSError, ShardError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues from the latest checkpoint", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -138,5 +138,6 @@ def find_shards(pattern: str) -> list[Path]:
     matches = map(Path, glob(str(Path(pattern).expanduser()), recursive=True))
     shards = sorted(path for path in matches if path.is_file())
     if not shards:
-        raise ShardError(f"no shard matches {pattern}")
+        hint = f": it is a folder, whose shards are {pattern.rstrip('/')}/*.tar" if Path(pattern).is_dir() else ""
+        raise ShardError(f"no shard matches {pattern}{hint}")
     return shards

@@ -61,7 +61,7 @@ from server.schemas.stored import (
     VersionRequest,
     WarmRequest,
 )
-from server.store.records import Example, NewExample, SupportSet, SupportSetInfo
+from server.store.records import NO_METADATA, Example, NewExample, SupportSet, SupportSetInfo
 from server.store.support_sets import IdempotencyKey
 from server.telemetry.request_record import RequestRecord
 
@@ -306,12 +306,14 @@ async def _search(name: str, fields: SearchRequest, record: RequestRecord, servi
     with record:
         similar = await services.shots.retrieval.most_similar(support_set, fields.strategy, query, fields.k)
         record.begun(record.prompt_tokens)
+    limit = _num_shown((_length(support_set.examples[hit.index]) for hit in similar), len(similar))
     return {
         "object": "list",
         "support_set": support_set.id,
         "version": support_set.version,
         "strategy": fields.strategy,
-        "data": [{**_example_card(support_set.examples[hit.index]), "score": hit.score} for hit in similar],
+        "data": [{**_example_card(support_set.examples[hit.index]), "score": hit.score} for hit in similar[:limit]],
+        "examples_left_out": max(len(similar) - limit, 0),
     }
 
 
@@ -359,7 +361,8 @@ def _num_shown(lengths: Iterable[int], limit: int) -> int:
 
 def _length(example: Example) -> int:
     """Return the number of characters in the texts and the metadata of an example."""
-    return sum(map(len, (example.text, example.question, example.label, example.metadata_json)))
+    texts = (example.text, example.question, example.label, example.metadata_json)
+    return sum(map(len, texts)) - len(NO_METADATA)
 
 
 def _example_card(example: Example) -> dict[str, Any]:

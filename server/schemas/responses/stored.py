@@ -115,3 +115,4 @@ class SimilarExamples(ListSchema):
     version: int
     strategy: Comparing
     data: list[SimilarExample]
+    examples_left_out: int = Field(description="The last of the `k` examples, if the texts before them fill a page.")

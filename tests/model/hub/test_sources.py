@@ -199,7 +199,10 @@ def test_offline_what_is_not_in_the_cache_is_one_line(
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     line = refusal("me/idefics", cache, capsys)
-    assert "me/idefics is not completely in the cache, and HF_HUB_OFFLINE is set: unset it to download" in line
+    assert (
+        "me/idefics is not a folder and not completely in the cache, and HF_HUB_OFFLINE is set: unset it to download"
+        in line
+    )
     assert hub.requests == []
 
 

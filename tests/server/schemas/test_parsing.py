@@ -18,7 +18,17 @@ WIDE = "it looks like UTF-16 or UTF-32: send UTF-8"
     [
         (b'{"prompt":"x","max_tokens":1,"max_tokens":2}', "max_tokens: set more than once, at line 1 column 43"),
         (b'{"prompt":"x","n":null,"\\u006e":1}', "n: set more than once, at line 1 column 33"),
-        (b'{"prompt":[{"type":"text","text":"a",\n"text":"b"}]}', "text: set more than once, at line 2 column 8"),
+        (
+            b'{"prompt":[{"type":"text","text":"a",\n"text":"b"}]}',
+            "prompt[0].text: set more than once, at line 2 column 8",
+        ),
+        (
+            b'{"prompt":"x","structured_outputs":{"json":{"a":[{},{"b":1,"b":2}]}}}',
+            "structured_outputs.json.a[1].b: set more than once, at line 1 column 64",
+        ),
+        (b'{"n":{"n":1,"n":2},"n":3}', "n: set more than once, at line 1 column 17"),
+        (b'{"prompt":{"n":1,"n":2},"o":', "n: set more than once, at line 1 column 22"),
+        (b'{"prompt":{"n":1,"n":2},"o":"%s"}' % (b"x" * 2**20), "n: set more than once, at line 1 column 22"),
         (
             b'{"a":1,"%s":1,"%s":1}' % (b"n" * 1000, b"n" * 1000),
             f"{'n' * 64}: set more than once, at line 1 column 2016",

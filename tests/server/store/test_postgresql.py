@@ -9,6 +9,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 from sqlalchemy import insert, text
+from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
 from server.errors import DatabaseUnavailable
@@ -61,6 +62,19 @@ async def test_a_server_without_a_free_connection_is_unavailable_by_its_own_word
         database.close()
         with psycopg.connect(another_schema, autocommit=True) as connection:
             connection.execute("DROP ROLE visitor")
+
+
+@pytest.mark.parametrize("url", ["stranger@", "flamboyance@"])
+async def test_an_unknown_database_or_user_is_no_server_that_does_not_respond(url: str, postgresql_url: str) -> None:
+    address = make_url(postgresql_url.replace("flamboyance@", url))
+    database = Database(address.set(database="nodb" if url == "flamboyance@" else address.database).render_as_string())
+    try:
+        with pytest.raises(
+            DatabaseUnavailable, match=r"^the database server does not know this database, or this user"
+        ):
+            await database.read(lambda session, now: None)
+    finally:
+        database.close()
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])

@@ -3416,6 +3416,8 @@ export interface components {
             /** @enum {string} */
             strategy: "rices_image" | "rices_text" | "mixed";
             data: components["schemas"]["SimilarExample"][];
+            /** @description The last of the `k` examples, if the texts before them fill a page. */
+            examples_left_out: number;
         };
         /**
          * SingleLabels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 from server.api import set_cards
 from server.api.routes import support_sets
 from tests.server.api.routes.test_support_sets import SETS, create, example
+from tests.server.conftest import data_url, png
 
 pytestmark = pytest.mark.anyio
 
@@ -34,10 +36,42 @@ async def test_a_page_of_examples_with_much_metadata_ends_before_its_limit(
 ) -> None:
     """The metadata of 1,000 examples may have 16 MB and 8 million values."""
     monkeypatch.setattr(support_sets, "MAX_PAGE_CHARACTERS", 100)
-    await create(http, examples=[example(f"e{i}", text="a", metadata={"b": [1] * 20}) for i in range(5)])
+    await create(http, examples=[example(f"e{i}", text="a", metadata={"b": [1] * 14}) for i in range(5)])
     page = (await http.get(f"{SETS}/s/examples", params={"limit": 5})).json()
     assert [each["id"] for each in page["data"]] == ["e0", "e1"]
     assert page["has_more"]
+
+
+async def test_a_search_of_long_examples_ends_before_its_limit(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The texts of 1,024 examples may have 343 MB in JSON, which stopped the event loop for seconds."""
+    monkeypatch.setattr(support_sets, "MAX_PAGE_CHARACTERS", 100)
+    image = data_url(png("red"))
+    await create(http, examples=[example(f"e{i}", image=image, text="a" * 45) for i in range(4)])
+    for k, expected in ((4, (2, 2)), (2, (2, 0)), (1, (1, 0))):
+        body = {"query": {"image": image}, "k": k}
+        page = (await http.post(f"{SETS}/s/search", json=body)).json()
+        assert (len(page["data"]), page["examples_left_out"]) == expected
+
+
+async def test_metadata_count_without_white_space(http: httpx.AsyncClient) -> None:
+    """A client may send them with or without it."""
+    values = [1] * 8187
+    assert len(json.dumps({"a": values}, separators=(",", ":"))) == 16_381
+    await create(http, metadata={"a": values})
+    refused = await http.post(SETS, json={"metadata": {"a": [*values, 1, 1]}})
+    assert refused.json()["error"]["message"].startswith("metadata: 16385 bytes of metadata, the limit is 16384")
+
+
+async def test_a_deletion_with_a_body_is_refused(http: httpx.AsyncClient) -> None:
+    """Its fields would have no effect, and what they were to prevent would be deleted."""
+    await create(http, examples=[example("a")])
+    for path in (f"{SETS}/s", f"{SETS}/s/examples/a", f"{SETS}/s/examples?id=a"):
+        refused = await http.request("DELETE", path, json={"expected_version": 99})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["message"].startswith("a DELETE request may not have a body")
+    assert (await http.get(f"{SETS}/s")).json()["version"] == 1
 
 
 async def test_a_page_of_sets_with_long_labels_ends_before_its_limit(

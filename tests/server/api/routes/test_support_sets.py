@@ -186,7 +186,7 @@ async def test_unknown_sets_versions_and_examples_are_not_found(http: httpx.Asyn
         ({"expires_at": 1e9}, 400, "expires_at"),
         ({"model": "x"}, 422, "model"),
         ({"metadata": {"x": "y" * 20000}}, 400, "metadata"),
-        ({"examples": [example("a"), example("a")]}, 400, "examples"),
+        ({"examples": [example("a"), example("a")]}, 400, "examples[1].id"),
         ({"examples": [{"id": "a"}]}, 400, "examples[0]"),
         ({"examples": [example("a b")]}, 400, "examples[0].id"),
         ({"examples": [example("a", text="\0")]}, 400, "examples[0].text"),
