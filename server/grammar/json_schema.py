@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -103,10 +104,19 @@ def _words_of(schemas: Iterable[dict[str, Any]]) -> list[Any]:
     return words
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object. Raises ValueError if it has a name twice."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{name[:MAX_SHOWN]!r} is set more than once")
+    return values
+
+
 def _nodes(text: str) -> list[Node]:
     """Return the schemas that a JSON schema reaches, translated. Raises `GrammarError`."""
     try:
-        root = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        root = json.loads(text, parse_float=_finite, parse_constant=_finite, object_pairs_hook=_unique)
     except ValueError as error:
         raise GrammarError(f"not a JSON schema: {error}") from None
     except RecursionError as error:

@@ -11,8 +11,8 @@ from typing import Any
 from server.errors import InvalidRequest
 
 MAX_NAME = 64  # characters of a client's own name in a message
-# the size in bytes from which the path of a name is not looked for: the parser here is slow
-LARGE_BODY = 2**20
+# the size in bytes from which the path of a name is not looked for, in the event loop and with a slow parser
+LARGE_BODY = 2**16
 # the parser's sentence for a name that occurs twice in an object
 REPEATED = re.compile(r'Detected duplicate key "(?P<name>.*)" at (?P<place>line \d+ column \d+)', re.DOTALL)
 

@@ -36,12 +36,14 @@ def first_block(language: str) -> str:
 def write_pages(folder: Path) -> None:
     """Write pages of two images with the form of the documented one, and their images."""
     (example,) = first_block("json").splitlines()
+    assert all((ROOT / file).is_file() for file in json.loads(example)["images"] if file)
+    example = example.replace("docs/examples/noto-", "")
     names = list(COLOURS)
     lines = []
     for name, colour in COLOURS.items():
         (folder / f"{name}.png").write_bytes(png(colour))
     for first, second in zip(names, names[1:] + names[:1], strict=True):
-        lines.append(example.replace("kite", first).replace("wren", second))
+        lines.append(example.replace("banana", first).replace("bicycle", second))
     (folder / "pages.jsonl").write_text("\n".join(lines))
 
 

@@ -66,7 +66,8 @@ class RecordStream(ABC, Generic[ExampleT]):
                 self.bad_records.add(record.name, error)
         log = self.bad_records
         reasons = ", ".join(f"{reason} ({count})" for reason, count in log.counts.most_common())
-        raise ShardError(f"set {log.set_name}: {MAX_BAD_IN_A_ROW} bad records in a row; of all so far: {reasons}")
+        message = f"set {log.set_name}: {MAX_BAD_IN_A_ROW} bad records in a row; of all so far: {reasons}"
+        raise ShardError(f"{message}; check the kind of the set, and its files")
 
     def state(self) -> Any:
         return asdict(self._position)

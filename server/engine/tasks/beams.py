@@ -117,12 +117,13 @@ class BeamAnswers(Answers):
 
     def _continue(self, moves: list[Move]) -> None:
         """Append each move's token to its parent, or to a fork of it from its second move on."""
-        beams: list[Sequence] = []
-        for move in moves:
-            beams.append(self._fork(move.parent) if move.parent in beams else move.parent)
+        parents = [move.parent for move in moves]
         for sequence in self._live.values():
-            if sequence not in beams:
-                self._residents.finish(sequence)
+            if sequence not in parents:
+                self._residents.finish(sequence)  # before the forks, which may need its blocks
+        beams: list[Sequence] = []
+        for parent in parents:
+            beams.append(self._fork(parent) if parent in beams else parent)
         for sequence, move in zip(beams, moves, strict=True):
             sequence.append(move.token_id)
             sequence.logprobs.append(move.logprob)

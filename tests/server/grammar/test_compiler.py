@@ -96,6 +96,7 @@ def test_a_token_that_is_not_permitted_is_an_error_and_no_end() -> None:
         (Grammar(kind="json", text='{"const":[1e400]}'), "^not a JSON schema: the number 1e400 is not finite$"),
         (Grammar(kind="json", text='{"minimum":-Infinity}'), "^not a JSON schema: the number -Infinity is not finite$"),
         (Grammar(kind="json", text="[]"), "not a JSON schema: it is an object"),
+        (Grammar(kind="json", text='{"a":[{"type":1,"type":2}]}'), "^not a JSON schema: 'type' is set more than once$"),
         (Grammar(kind="choice", choices=()), "at least one string"),
         (Grammar(kind="choice", choices=("a", "")), "no empty string"),
         (regex(r"\w?" * 1001), "the regular expression has 1001 repetitions, the limit is 1000"),

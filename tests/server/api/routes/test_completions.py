@@ -218,18 +218,6 @@ async def test_a_stream_has_the_same_text_in_pieces(http: httpx.AsyncClient) -> 
     assert all(chunk["usage"] is None for chunk in pieces)
 
 
-@pytest.mark.parametrize("path", ["completions", "chat/completions", "fewshot/completions"])
-@pytest.mark.parametrize("option", ["include_usage", "continuous_usage_stats"])
-async def test_options_of_a_stream_need_one(http: httpx.AsyncClient, path: str, option: str) -> None:
-    question = {"messages": [{"role": "user", "content": "x"}], "query": {"question": "x"}, "prompt": "x"}
-    name = {"completions": "prompt", "chat/completions": "messages"}.get(path, "query")
-    fields = {name: question[name], **({"template": {"shot": "{question} {answer}"}} if name == "query" else {})}
-    refused = await http.post(f"/v1/{path}", json={**fields, "stream_options": {option: True}})
-    assert refused.status_code == 422, refused.text
-    assert refused.json()["error"]["param"] == f"stream_options.{option}"
-    assert (await http.post(f"/v1/{path}", json={**fields, "stream_options": {option: False}})).status_code == 200
-
-
 async def test_continuous_usage_is_in_each_chunk_if_requested(http: httpx.AsyncClient) -> None:
     chunks = await stream(http, prompt="hello", stream_options={"continuous_usage_stats": True})
     assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [1, 2, 3, 4, 5, 6]
