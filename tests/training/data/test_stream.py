@@ -74,7 +74,9 @@ def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
 
 def test_too_many_bad_records_in_a_row_raise_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.data.stream.MAX_BAD_IN_A_ROW", 10)
-    with pytest.raises(ShardError, match=r"set toy: 10 bad records in a row; of all so far: no text \(10\); check the kind):
+    with pytest.raises(
+        ShardError, match=r"set toy: 10 bad records in a row; of all so far: no text \(10\); check the kind"
+    ):
         stream(tmp_path, [SILENT]).take()
 
 
