@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +29,8 @@ FREE_FIELDS = (
 )
 # the shards of a set, and the digests of files that a setting names by their path
 SHARD_FILES, VISION_DIGEST, TOKENIZER_DIGEST = "shard_files", "vision_sha256", "tokenizer_sha256"
-DIGEST = re.compile(r"[0-9a-f]{12}|[0-9a-f]{32}")
+# settings that stand for files by a digest, except for the default model
+DIGESTS = ("model", VISION_DIGEST, TOKENIZER_DIGEST)
 ABSENT_IN_OLD_CHECKPOINTS = (SHARD_FILES, VISION_DIGEST, TOKENIZER_DIGEST)
 
 
@@ -95,7 +95,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any], path: str = "") -> Ite
             yield from _changes(old, new, f"{path}{name}.")
         elif isinstance(old, dict) or isinstance(new, dict):
             yield f"{path}{name} was {'removed' if new is None else 'added'}"
-        elif all(isinstance(value, str) and DIGEST.fullmatch(value) for value in (old, new)) and old != new:
+        elif old != new and name in DIGESTS and not {None, "default"} & {old, new}:
             yield f"the files of {path}{name.removesuffix('_sha256')} have changed"
         elif old != new and (old is not None or name not in ABSENT_IN_OLD_CHECKPOINTS):
             yield f"{path}{name} was {old} and is {new}"

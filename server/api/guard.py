@@ -140,9 +140,7 @@ class Guard:
         """Check what does not depend on the caller. Raises what the single checks raise."""
         _check_query(scope.get("query_string", b""))
         _check_repeated(headers)
-        _check_body(headers)
-        if scope["method"] == "DELETE" and _has_body(headers):
-            raise InvalidRequest("a DELETE request may not have a body: its fields are parameters of the query")
+        _check_body(scope["method"], headers)
         self._check_host(scope["path"], headers)
         self._check_page(scope["method"], headers)
 
@@ -225,8 +223,13 @@ def _check_repeated(headers: Headers) -> None:
             raise InvalidRequest(f"the header {name} is sent more than once", param=name)
 
 
-def _check_body(headers: Headers) -> None:
-    """Check that a body ends unambiguously and is not compressed. Raises `InvalidRequest` and `UnsupportedMediaType`."""
+def _check_body(method: str, headers: Headers) -> None:
+    """Check that a body is permitted, ends unambiguously and is not compressed.
+
+    Raises `InvalidRequest` and `UnsupportedMediaType`.
+    """
+    if method == "DELETE" and _has_body(headers):
+        raise InvalidRequest("a DELETE request may not have a body: its fields are parameters of the query")
     if "content-length" in headers and "transfer-encoding" in headers:
         raise InvalidRequest("a body has Content-Length or Transfer-Encoding, not both", param="Content-Length")
     if (encoding := headers.get("content-encoding", "identity").lower()) != "identity" and _has_body(headers):

@@ -11,8 +11,8 @@ from typing import Any
 from server.errors import InvalidRequest
 
 MAX_NAME = 64  # characters of a client's own name in a message
-# the size in bytes from which the path of a name is not looked for, in the event loop and with a slow parser
-LARGE_BODY = 2**16
+# the largest body, in bytes, in which the path of a name is looked for: that is slow, and runs in the event loop
+MAX_SEARCHED = 2**16
 # the parser's sentence for a name that occurs twice in an object
 REPEATED = re.compile(r'Detected duplicate key "(?P<name>.*)" at (?P<place>line \d+ column \d+)', re.DOTALL)
 
@@ -39,7 +39,7 @@ def _path_of_repeated(name: str, body: bytes) -> str:
         return _Repeated(pairs) if is_repeated else dict(pairs)
 
     try:
-        paths = _paths_of_repeated(json.loads(body, object_pairs_hook=read)) if len(body) < LARGE_BODY else iter(())
+        paths = _paths_of_repeated(json.loads(body, object_pairs_hook=read)) if len(body) <= MAX_SEARCHED else iter(())
         return next(paths, "") + name[:MAX_NAME]
     except (ValueError, RecursionError):  # after the name, the body may be no JSON
         return name[:MAX_NAME]

@@ -139,6 +139,7 @@ def find_shards(pattern: str) -> list[Path]:
     matches = map(Path, glob(str(Path(pattern).expanduser()), recursive=True))
     shards = sorted(path for path in matches if path.is_file())
     if not shards:
-        hint = f": it is a folder, whose shards are {pattern.rstrip('/')}/*.tar" if Path(pattern).is_dir() else ""
+        is_folder = Path(pattern).expanduser().is_dir()
+        hint = f": it is a folder, whose shards are {pattern.rstrip('/')}/*.tar" if is_folder else ""
         raise ShardError(f"no shard matches {pattern}{hint}")
     return shards

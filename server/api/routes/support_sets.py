@@ -307,13 +307,14 @@ async def _search(name: str, fields: SearchRequest, record: RequestRecord, servi
         similar = await services.shots.retrieval.most_similar(support_set, fields.strategy, query, fields.k)
         record.begun(record.prompt_tokens)
     limit = _num_shown((_length(support_set.examples[hit.index]) for hit in similar), len(similar))
+    cards = [{**_example_card(support_set.examples[hit.index]), "score": hit.score} for hit in similar[:limit]]
     return {
         "object": "list",
         "support_set": support_set.id,
         "version": support_set.version,
         "strategy": fields.strategy,
-        "data": [{**_example_card(support_set.examples[hit.index]), "score": hit.score} for hit in similar[:limit]],
-        "examples_left_out": max(len(similar) - limit, 0),
+        "data": cards,
+        "examples_left_out": len(similar) - len(cards),
     }
 
 

@@ -115,4 +115,6 @@ class SimilarExamples(ListSchema):
     version: int
     strategy: Comparing
     data: list[SimilarExample]
-    examples_left_out: int = Field(description="The last of the `k` examples, if the texts before them fill a page.")
+    examples_left_out: int = Field(
+        description="The number of examples that are not in `data`, because the texts of those before fill a page."
+    )

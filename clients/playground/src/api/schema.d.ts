@@ -3416,7 +3416,7 @@ export interface components {
             /** @enum {string} */
             strategy: "rices_image" | "rices_text" | "mixed";
             data: components["schemas"]["SimilarExample"][];
-            /** @description The last of the `k` examples, if the texts before them fill a page. */
+            /** @description The number of examples that are not in `data`, because the texts of those before fill a page. */
             examples_left_out: number;
         };
         /**
