@@ -208,14 +208,14 @@ def _create_services(
     catalog: Mapping[str, ServedModel] | None,
 ) -> Services:
     """Create the services of the default tenant, from which those of other tenants are derived."""
-    store = MediaStore(settings.media_store_url)
+    media_store = MediaStore(settings.media_store_url)
     database = Database(settings.database_url, settings.database_setting)
-    media_references = MediaReferences(database, store, decoder)
+    media_references = MediaReferences(database, media_store, decoder)
     support_sets = SupportSets(database, media_references, max_examples=settings.max_set_examples)
     observe_fetch = noting("media.fetch", metrics.media_fetch.observe)
-    intake = Intake(settings, store, decoder, Fetcher(settings, observe=observe_fetch))
+    intake = Intake(settings, media_store, decoder, Fetcher(settings, observe=observe_fetch))
     observe_retrieval = noting("retrieval", metrics.retrieval.observe)
-    retrieval = Retrieval(engine, model, EmbeddingStore(database), store, observe=observe_retrieval)
+    retrieval = Retrieval(engine, model, EmbeddingStore(database), media_store, observe=observe_retrieval)
     shots, comparison = ShotSource(intake, support_sets, retrieval), Comparison(retrieval, FitStore(database))
     slots = SharedLimit(MAX_UNFINISHED, settings.max_client_share, "requests to warm that may be unfinished")
     warming = Warming(comparison, slots, asyncio.Semaphore(MAX_BATCHES))
@@ -227,7 +227,7 @@ def _create_services(
         engine=engine,
         admission=_create_admission(settings, metrics),
         metrics=metrics,
-        store=store,
+        media_store=media_store,
         intake=intake,
         decoder=decoder,
         database=database,
@@ -262,7 +262,7 @@ async def _lifespan(
 ) -> AsyncIterator[None]:
     services = tenants.of(DEFAULT_TENANT)
     await asyncio.to_thread(lambda: app.document)  # built once, and not while requests run
-    await asyncio.to_thread(services.store.prepare)
+    await asyncio.to_thread(services.media_store.prepare)
     async with AsyncExitStack() as stopping:  # stops services in reverse order, whatever fails
         stopping.callback(services.database.close)
         await services.database.prepare()

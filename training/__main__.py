@@ -23,6 +23,11 @@ from training.sets import build_mixture, loss_factory
 from training.step import NonFiniteLoss
 from training.trainer import Trainer, load_model, run
 
+DIVERGED = (
+    "The same command would repeat this: begin again in another `out`, with a smaller `optim.learning_rate` or more "
+    "`optim.warmup_steps`"
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -48,7 +53,9 @@ def main() -> None:
         config = read_config(options.config)
         with names_continuation(Path(config.out)):
             train(config, world, options.pause_file)
-    except (CheckpointError, ConfigError, DefaultModelError, NonFiniteLoss, OSError, ShardError) as error:
+    except NonFiniteLoss as error:
+        sys.exit(f"error: {error}. {DIVERGED}")
+    except (CheckpointError, ConfigError, DefaultModelError, OSError, ShardError) as error:
         sys.exit(f"error: {error}")
     leave(world)
 

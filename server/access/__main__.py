@@ -7,6 +7,7 @@ callers cannot create one.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from sqlalchemy.engine import make_url
 
-from server.access.keys import Key, Keys, log_change
+from server.access.keys import Key, Keys, card, log_change
 from server.access.quotas import LIMITS, MAX_LIMIT, MEASURES, Limits
 from server.access.roles import ROLES
 from server.access.tenants import DEFAULT_TENANT, TENANT_NAME
@@ -84,6 +85,9 @@ PIPE_WIDTH = 200
 
 
 async def _list(options: Namespace, keys: Keys) -> None:
+    if options.json:
+        print(json.dumps([card(key) for key in await keys.all()]))
+        return
     # a part of an id could not be revoked
     table = Table(Column("id", no_wrap=True), "name", "tenant", "role", "created", "limits")
     for key in await keys.all():
@@ -131,6 +135,7 @@ def _parser(prog: str) -> ArgumentParser:
         "--support-sets", type=_limit, metavar="N", help="maximum support sets of the tenant (default: no limit)"
     )
     listing = commands.add_parser("list", help="List the keys, without their secrets.", allow_abbrev=False)
+    listing.add_argument("--json", action="store_true", help="print JSON, with the fields of GET /v1/keys")
     revoke = commands.add_parser("revoke", help="Revoke a key.", allow_abbrev=False)
     revoke.add_argument("id", help="the id of the key")
     revoke.add_argument(

@@ -203,6 +203,19 @@ def log_change(change: Literal["made", "revoked"], key: AnyKey, by: str) -> None
     logger.info("an API key was %s", change, extra=fields)
 
 
+def card(key: Key) -> dict[str, Any]:
+    """Return what clients may know about a key: not its secret."""
+    return {
+        "id": key.id,
+        "object": "api_key",
+        "name": key.name,
+        "role": key.role,
+        "tenant": key.tenant or None,
+        "limits": msgspec.structs.asdict(key.limits),
+        "created_at": key.created_at,
+    }
+
+
 def digest(secret: str) -> str:
     """Return the SHA-256 of a secret. A random text of 256 bits needs no slower hash."""
     return hashlib.sha256(secret.encode()).hexdigest()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable
@@ -62,6 +63,8 @@ SINGLE_HEADERS = (HEADER, "Authorization", "Content-Encoding", "Content-Type", "
 REQUEST_ID = re.compile(ID)
 SHUTTING_DOWN = "the server is shutting down"
 
+logger = logging.getLogger(__name__)
+
 
 class Guard:
     """Refuses requests without a valid key, and gives the others a caller, an id, a deadline and a ticket.
@@ -96,12 +99,12 @@ class Guard:
         path, headers, state = scope["path"], Headers(scope=scope), scope.setdefault("state", {})
         state["request_id"] = request_id = _request_id(headers)
         client = address = _address(scope)
-        has_begun = False
+        status = 0  # of the response, once it has begun
 
         async def send_with_id(message: Message) -> None:
-            nonlocal has_begun
+            nonlocal status
             if message["type"] == "http.response.start":
-                has_begun = True
+                status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
@@ -120,15 +123,16 @@ class Guard:
                 self._check_ticket(path, headers, ticket)
                 async with deadline.limit():
                     await self._app(scope, receive, send_with_id)
+            _log_management(scope, caller, status)
             return
         except ServerError as error:
-            if has_begun:
+            if status:
                 raise
             refusal = error.with_traceback(None)  # the frames of the traceback hold the body
         except asyncio.CancelledError:
             if not self._admission.is_closed:
                 raise
-            if has_begun:
+            if status:
                 return
             refusal = ShuttingDown(SHUTTING_DOWN)  # its time is up
         if isinstance(refusal, ClientOverShare):
@@ -199,7 +203,7 @@ async def authorise(request: Request) -> None:
     """Refuse a request whose route the caller's role does not permit. Raises `Forbidden`."""
     caller: Caller = request.state.caller
     path: str = request.scope["route"].path
-    needed = needed_role(request.method, path)
+    request.state.needed_role = needed = needed_role(request.method, path)
     if not may(caller.role, needed):
         raise Forbidden(f"{request.method} {path} needs a key with the role {needed}, this one has {caller.role}")
 
@@ -235,6 +239,15 @@ def _check_body(method: str, headers: Headers) -> None:
     if (encoding := headers.get("content-encoding", "identity").lower()) != "identity" and _has_body(headers):
         message = f"a body with the encoding {encoding[:64]!r}: send it uncompressed"
         raise UnsupportedMediaType(message, param="Content-Encoding")
+
+
+def _log_management(scope: Scope, caller: Caller, status: int) -> None:
+    """Log who has managed what with a request that has succeeded. A change of keys is logged with the key's own id."""
+    state = scope["state"]
+    if state.get("needed_role") == "manage" and 0 < status < 400:
+        managed = {"method": scope["method"], "path": Request(scope).url.path, "tenant": caller.tenant or None}
+        fields = {"request_id": state["request_id"], **managed, "by": caller.key or None}
+        logger.info("management request finished", extra=fields)
 
 
 def is_health(path: str) -> bool:

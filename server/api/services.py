@@ -62,7 +62,7 @@ class Services:
     engine: EngineClient
     admission: Admission
     metrics: Metrics
-    store: MediaStore
+    media_store: MediaStore
     intake: Intake
     decoder: DecodePool
     database: Database

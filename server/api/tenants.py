@@ -38,17 +38,17 @@ class Tenants:
 
 def _services_of(tenant: str, services: Services) -> Services:
     engine = services.engine if services.settings.share_caches else services.engine.salted("tenant", tenant)
-    store, evaluations = services.store.of(tenant), services.evaluations.of(tenant)
-    references = services.media_references.of(store)
-    support_sets, intake = services.support_sets.of(tenant, references), services.intake.of(store)
+    media_store, evaluations = services.media_store.of(tenant), services.evaluations.of(tenant)
+    references = services.media_references.of(media_store)
+    support_sets, intake = services.support_sets.of(tenant, references), services.intake.of(media_store)
     embeddings = services.retrieval.embeddings.of(tenant)
-    retrieval = replace(services.retrieval, engine=engine, embeddings=embeddings, store=store)
+    retrieval = replace(services.retrieval, engine=engine, embeddings=embeddings, store=media_store)
     comparison = replace(services.comparison, retrieval=retrieval)
     warming = Warming(comparison, services.warming.slots, services.warming.turns)
     return replace(
         services,
         engine=engine,
-        store=store,
+        media_store=media_store,
         intake=intake,
         media_references=references,
         support_sets=support_sets,

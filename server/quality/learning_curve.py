@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.fewshot.methods.likeness import CHOICE_FOLDS, KEPT, Array, Labelled, LikenessMethod, folds, turns
+from server.fewshot.methods.likeness import CHOICE_FOLDS, KEPT, Array, Labelled, LikenessMethod, folds, occurrences
 from server.quality.measures import Z
 
 Curve = list[dict[str, Any]]
@@ -66,7 +66,7 @@ def _shares(method: LikenessMethod, labelled: Labelled, fold_of: NDArray[np.int6
 def _subset(labelled: Labelled, size: int, rng: np.random.Generator) -> Labelled:
     """Return up to `size` random examples of each label."""
     order = rng.permutation(len(labelled.labels))
-    kept = np.sort(order[turns(labelled.labels[order]) < size])
+    kept = np.sort(order[occurrences(labelled.labels[order]) < size])
     return Labelled(labelled.vectors[kept], labelled.labels[kept], labelled.num_labels)
 
 

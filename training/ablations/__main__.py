@@ -1,4 +1,4 @@
-"""Run the paper's ablations at a small budget and print their table; the last line of the output is JSON.
+"""Run the paper's ablations at a small budget and print their table.
 
 `python -m training.ablations [NAME ...]` trains the missing runs, seed by seed: each ablation is trained and exported, and
 the export is scored on held-out images. A finished run is a file in `training/ablations/runs` and is not repeated; an
@@ -8,7 +8,6 @@ interrupted run resumes. `--report` only prints the table of finished runs, and 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -106,7 +105,6 @@ def report(runs: Runs) -> None:
         print(sentence)
     if missing := runs.missing():
         print(f"Missing: {', '.join(missing)}.")
-    print(json.dumps({name: {str(seed): run for seed, run in seeds.items()} for name, seeds in runs.results.items()}))
 
 
 def parse(arguments: list[str]) -> tuple[Options, argparse.Namespace]:

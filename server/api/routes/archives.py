@@ -65,7 +65,7 @@ async def export_support_set(support_set: str, request: Request, services: Given
     fields = read_query(VersionRequest, request)
     version = await services.support_sets.get_version(support_set, fields.version)
     info = await services.support_sets.get(version.id, version.version)
-    pieces = write_archive(version, info.metadata, services.store)
+    pieces = write_archive(version, info.metadata, services.media_store)
     name = f"{version.name or version.id}-v{version.version}.zip".replace(":", "_")
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "X-Content-Type-Options": "nosniff"}
     return await download(pieces, ZIP, headers, services.storage)

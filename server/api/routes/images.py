@@ -93,7 +93,7 @@ async def upload_image(request: Request, services: GivenServices) -> Response:
     for _ in range(MAX_ATTEMPTS):
         await _keep(media, services, request.receive)
         try:
-            return JSONResponse(_card(await asyncio.to_thread(services.store.describe, media.id)))
+            return JSONResponse(_card(await asyncio.to_thread(services.media_store.describe, media.id)))
         except MediaNotFound:
             continue
     raise StorageUnavailable("the media was deleted while it was stored")
@@ -106,25 +106,25 @@ async def upload_image(request: Request, services: GivenServices) -> Response:
 async def list_images(request: Request, services: GivenServices) -> Response:
     """List images and videos in the order of their ids."""
     fields = read_query(ListImagesRequest, request)
-    page = await services.storage(_page, services.store, fields)
+    page = await services.storage(_page, services.media_store, fields)
     return JSONResponse(list_page([_card(stored) for stored in page], fields.limit))
 
 
 @router.get("/v1/images/{image_id}", **describe("Images", response=StoredImage, errors=STORED_IMAGE))
 async def show_image(image_id: str, services: GivenServices) -> Response:
     """Describe an image or a video."""
-    return JSONResponse(_card(await asyncio.to_thread(services.store.describe, image_id, "image_id")))
+    return JSONResponse(_card(await asyncio.to_thread(services.media_store.describe, image_id, "image_id")))
 
 
 @router.get("/v1/images/{image_id}/content", **CONTENT)
 async def show_content(image_id: str, request: Request, services: GivenServices) -> Response:
     """Return the bytes of an image or a video."""
-    stored = await asyncio.to_thread(services.store.describe, image_id, "image_id")
+    stored = await asyncio.to_thread(services.media_store.describe, image_id, "image_id")
     headers = {**CONTENT_HEADERS, "ETag": f'"{stored.id}"'}
     if is_known(headers["ETag"], request):
         return Response(status_code=304, headers=headers)
     headers["Content-Length"] = str(stored.num_bytes)
-    return await download(services.store.pieces(image_id, "image_id"), stored.media_type, headers)
+    return await download(services.media_store.pieces(image_id, "image_id"), stored.media_type, headers)
 
 
 @router.delete(
@@ -133,7 +133,7 @@ async def show_content(image_id: str, request: Request, services: GivenServices)
 )
 async def delete_image(image_id: str, services: GivenServices) -> Response:
     """Delete an image or a video that no support set contains."""
-    if not await asyncio.to_thread(services.store.exists, image_id):
+    if not await asyncio.to_thread(services.media_store.exists, image_id):
         raise not_found(image_id, "image_id")
     await services.media_references.delete(image_id)
     return JSONResponse({"id": image_id, "object": kind_of(image_id), "deleted": True})
@@ -141,12 +141,14 @@ async def delete_image(image_id: str, services: GivenServices) -> Response:
 
 async def _keep(media: EncodedMedia, services: Services, receive: Receive) -> None:
     """Decode and store media, unless the same bytes are stored, and mark them as uploaded."""
-    if not await asyncio.to_thread(services.store.is_decoded, media.id):
+    if not await asyncio.to_thread(services.media_store.is_decoded, media.id):
         started = time.monotonic()
         frames = await unless_disconnected(receive, services.decoder.decode(media))
         services.metrics.media_decode.observe(time.monotonic() - started)
         num_frames = frames.shape[0]
-        await asyncio.to_thread(services.store.put, media.data, media.kind, size=frames.size, num_frames=num_frames)
+        await asyncio.to_thread(
+            services.media_store.put, media.data, media.kind, size=frames.size, num_frames=num_frames
+        )
         services.metrics.media_stored.inc()
     await services.media_references.mark_uploaded(media.id, len(media.data))
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from server.access.callers import Caller
-from server.access.keys import Key, log_change, manages
+from server.access.keys import card, log_change, manages
 from server.access.quotas import Limits
 from server.api.body import read_request
 from server.api.openapi import describe
@@ -45,7 +43,7 @@ async def create_key(request: Request, services: GivenServices) -> Response:
     limits = _limits(fields.limits, administrator.limits)
     key, secret = await services.keys.create(fields.name, fields.role, limits, tenant=tenant)
     log_change("made", key, administrator.key)
-    return JSONResponse({**_card(key), "key": secret})
+    return JSONResponse({**card(key), "key": secret})
 
 
 @router.get("/v1/keys", **describe("Keys", response=responses.Keys, errors=(DatabaseUnavailable, Forbidden)))
@@ -55,7 +53,7 @@ async def list_keys(request: Request, services: GivenServices) -> Response:
     Administrators of the default tenant get the keys of all tenants, others those of their own tenant.
     """
     keys = await services.keys.all(_administrator(request).tenant)
-    return JSONResponse({"object": "list", "data": [_card(key) for key in keys]})
+    return JSONResponse({"object": "list", "data": [card(key) for key in keys]})
 
 
 @router.delete(
@@ -91,15 +89,3 @@ def _limits(fields: LimitFields, most: Limits) -> Limits:
             raise Forbidden(message, param=f"limits.{name}")
         limits[name] = limit
     return Limits(**limits)
-
-
-def _card(key: Key) -> dict[str, Any]:
-    return {
-        "id": key.id,
-        "object": "api_key",
-        "name": key.name,
-        "role": key.role,
-        "tenant": key.tenant or None,
-        "limits": msgspec.structs.asdict(key.limits),
-        "created_at": key.created_at,
-    }

@@ -89,10 +89,10 @@ def folds(labels: NDArray[np.int64], limit: float = float("inf")) -> NDArray[np.
     """
     counts = np.bincount(labels)
     num_folds = int(min(limit, counts.max()))
-    return np.where(counts[labels] == 1, KEPT, turns(labels) % num_folds)
+    return np.where(counts[labels] == 1, KEPT, occurrences(labels) % num_folds)
 
 
-def turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+def occurrences(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return for each example how many before it have the same label, [N]."""
     counts, by_label = np.bincount(labels), np.argsort(labels, kind="stable")
     numbers = np.empty_like(labels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import httpx
 import pytest
 from fastapi import FastAPI
@@ -61,6 +63,29 @@ async def test_a_route_without_a_key(app: FastAPI, http: httpx.AsyncClient, meth
     is_open = path in OPEN_PATHS or is_playground(path) or address == "/docs/asset"
     response = await http.request(method, address)
     assert (response.status_code == 401) == (not is_open or address == "/docs/asset")
+
+
+async def test_the_log_says_who_changed_what(
+    app: FastAPI, http: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    key, secret = await app.state.services.keys.create("test", "manage", tenant="acme")
+    headers = {"Authorization": f"Bearer {secret}", "X-Request-Id": "change"}
+    caplog.set_level(logging.INFO, "server.api.guard")
+    for method, path, status in (
+        ("POST", "/v1/support_sets", 200),
+        ("GET", "/v1/support_sets/birds", 200),
+        ("DELETE", "/v1/support_sets/birds", 200),
+        ("DELETE", "/v1/support_sets/birds", 404),
+    ):
+        body = {"name": "birds", "examples": []} if method == "POST" else None
+        assert (await http.request(method, path, json=body, headers=headers)).status_code == status
+    lines = [record for record in caplog.records if record.message == "management request finished"]
+    assert [(line.__dict__["method"], line.__dict__["path"]) for line in lines] == [
+        ("POST", "/v1/support_sets"),
+        ("DELETE", "/v1/support_sets/birds"),
+    ]
+    for line in lines:
+        assert [line.__dict__[name] for name in ("request_id", "tenant", "by")] == ["change", "acme", key.id]
 
 
 class TestGuardedMetrics:

@@ -126,9 +126,9 @@ async def test_failed_warming_is_retried_with_a_new_worker_or_after_a_sweep(
 ) -> None:
     await create(http, "s", examples=[example("a", "red")], pinned=True)
     media = (await http.get(f"{SETS}/s/examples/a")).json()["media"][0]["image_id"]
-    app.state.services.store.delete(media)
+    app.state.services.media_store.delete(media)
     await run_round(maintenance)
-    app.state.services.store.put(png("red"), "image")
+    app.state.services.media_store.put(png("red"), "image")
     await run_round(maintenance)
     assert client.pinned == set()
     if trigger == "worker":
@@ -279,7 +279,7 @@ async def test_expired_sets_are_swept_and_counted(
     assert 'flamboyance:support_sets{model_name="tiny",status="ready"} 1.0' in metrics
     assert 'flamboyance:support_sets{model_name="tiny",status="pending"} 0.0' in metrics
     assert f'flamboyance:support_set_media_bytes{{model_name="tiny"}} {float(len(png("blue")))}' in metrics
-    stored = app.state.services.store
+    stored = app.state.services.media_store
     assert set(stored.names()) == {f"img_{digest.hex()}" for digest in digests("blue")}
 
 

@@ -133,7 +133,7 @@ async def test_a_store_that_does_not_work_is_an_ordinary_error(
         raise StorageUnavailable("the media store does not work")
 
     await create(http, examples=[example("a", "red")])
-    monkeypatch.setattr(app.state.services.store, method, fail)
+    monkeypatch.setattr(app.state.services.media_store, method, fail)
     assert error(await http.get(f"{SETS}/s/export"))[:2] == (503, "storage_unavailable")
 
 

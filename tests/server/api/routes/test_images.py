@@ -74,7 +74,7 @@ async def test_the_same_bytes_have_one_id_in_every_form(http: httpx.AsyncClient,
     for form in forms:
         response = await http.post("/v1/images", **form)
         assert (response.status_code, response.json()) == (200, first), form
-    assert list(services.store.names()) == [RED_ID]
+    assert list(services.media_store.names()) == [RED_ID]
     assert "media_stored_total{" in (metrics := services.metrics.expose().decode())
     assert 'media_stored_total{model_name="tiny"} 1.0' in metrics
 
@@ -175,7 +175,7 @@ async def test_an_error_names_the_invalid_field_and_nothing_is_stored(
     http: httpx.AsyncClient, services: Services, body: dict[str, Any], status: int, code: str, param: str | None
 ) -> None:
     assert_refused(await http.post("/v1/images", **body), status, code, param)
-    assert list(services.store.names()) == []
+    assert list(services.media_store.names()) == []
 
 
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
@@ -229,7 +229,7 @@ async def test_an_upload_whose_client_disconnects_is_not_decoded_further(
     caller.disconnected.set()
     await asyncio.wait_for(ended.wait(), 20)
     await caller.task
-    assert not services.store.exists(RED_ID)
+    assert not services.media_store.exists(RED_ID)
 
 
 async def test_a_full_queue_refuses_uploads(http: httpx.AsyncClient, services: Services, settings: Settings) -> None:

@@ -233,6 +233,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "100 tokens/min" in listed
     assert "3 support sets" in listed
     assert secret not in listed
+    assert main(["keys", "list", "--json", *location]) == 0
+    (card,) = json.loads(capsys.readouterr().out)
+    assert [card[name] for name in ("id", "name", "tenant", "role")] == [key_id, "team", "acme", "inference"]
+    assert {name: limit for name, limit in card["limits"].items() if limit} == {"tokens": 100, "support_sets": 3}
     assert main(["keys", "revoke", key_id, *location]) == 2
     assert "a server without keys is open: create another one first, or use --last" in capsys.readouterr().err
     assert main(["keys", "revoke", key_id, "--last", *location]) == 0

@@ -357,7 +357,7 @@ async def test_warming_computes_the_shots_that_begin_a_request(http: httpx.Async
 async def test_failed_warming_reports_the_error(http: httpx.AsyncClient, client: FakeClient, app: FastAPI) -> None:
     await create(http, examples=[example("a", "red")])
     media = (await http.get(f"{SETS}/s/examples/a")).json()["media"][0]["image_id"]
-    app.state.services.store.delete(media)
+    app.state.services.media_store.delete(media)
     card = (await http.post(f"{SETS}/s/warm", json={"wait": True})).json()
     assert card["status"] == "failed"
     assert media in card["warm"]["error"]
