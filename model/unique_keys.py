@@ -33,7 +33,7 @@ class _Loader(yaml.SafeLoader):
 
 # A number such as 1e-3: in YAML 1.1, which the library reads, it is a text without a dot and a sign of the exponent.
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
 

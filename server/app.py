@@ -180,7 +180,7 @@ def create_app(
     )
     maintenance = Maintenance(
         services.support_sets,
-        services.retrieval.embeddings,
+        (services.support_sets.sweep, services.retrieval.embeddings.sweep, services.comparison.fits.sweep),
         tenants.warm_sets,
         engine,
         metrics,

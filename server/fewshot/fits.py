@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
-from sqlalchemy import delete, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.fewshot.confidence import Confidence
@@ -20,6 +20,7 @@ from server.fewshot.methods.likeness import Array
 from server.schemas.responses.evaluations import CurvePoint
 from server.store.database import Database
 from server.store.records import FitRow, VersionRow
+from server.store.retention import delete_old
 
 # incremented whenever the fit of a method or of its confidence changes: older fits are not read
 FORMAT = 1
@@ -78,7 +79,6 @@ class FitStore:
         """Store fits by method, replacing earlier ones, unless the version was deleted meanwhile."""
 
         def write(session: Session, now: float) -> None:
-            session.execute(delete(FitRow).where(FitRow.created_at < now - RETENTION_SECONDS))
             if session.get(VersionRow, (version.set_id, version.version)) is None:
                 return
             for method, fit in fits.items():
@@ -94,6 +94,10 @@ class FitStore:
                 session.merge(row)
 
         await self.database.write(write)
+
+    async def sweep(self) -> None:
+        """Delete the fits of all tenants that are older than `RETENTION_SECONDS`."""
+        await delete_old(self.database, FitRow, RETENTION_SECONDS)
 
 
 def _to_bytes(fit: Fit) -> bytes:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import get_args
@@ -21,7 +21,6 @@ from model.prompt import EncodedPrompt
 from server.concurrency import cancel
 from server.engine_client.client import EngineClient
 from server.errors import ServerError, SupportSetNotFound
-from server.fewshot.retrieval import EmbeddingStore
 from server.fewshot.warming import Status, Warming
 from server.media.source import digest_of
 from server.store.records import SupportSet, Totals
@@ -124,14 +123,15 @@ class WarmSets:
 class Maintenance:
     """Runs one round after the other until it is cancelled, and a task per tenant that keeps its sets warm.
 
-    `support_sets` and `embeddings` may be those of any tenant: only their methods for all tenants are called. `warm_sets`
-    returns the warm sets of the known tenants and of the named ones, by tenant.
+    `support_sets` may be those of any tenant: only their methods for all tenants are called. `sweeps` delete data of all
+    tenants that are no longer needed. `warm_sets` returns the warm sets of the known tenants and of the named ones, by
+    tenant.
     """
 
     def __init__(
         self,
         support_sets: SupportSets,
-        embeddings: EmbeddingStore,
+        sweeps: Sequence[Callable[[], Awaitable[None]]],
         warm_sets: Callable[[Iterable[str]], Mapping[str, WarmSets]],
         engine: EngineClient,
         metrics: Metrics,
@@ -139,13 +139,14 @@ class Maintenance:
         sweep_interval: float,
     ) -> None:
         self._support_sets = support_sets
-        self._embeddings = embeddings
+        self._sweeps = sweeps
         self._warm_sets = warm_sets
         self._engine = engine
         self._metrics = metrics
         self._sweep_interval = sweep_interval
         self._next_sweep = 0.0
         self._totals = Totals(latest={}, num_bytes=0)
+        self._must_count = True  # until it succeeds: the next round tries again
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -173,8 +174,10 @@ class Maintenance:
             for warm_sets in self._warm_sets(()).values():
                 warm_sets.forgive()
             self._sweeping = asyncio.create_task(self._sweep())
-        if is_due or is_changed:
-            await self._count_again()
+        self._must_count |= is_due or is_changed
+        if self._must_count:
+            self._totals = await self._support_sets.totals()
+            self._must_count = False
         self._update_metrics()
         if self._engine.state == "ready":
             pinned = await self._support_sets.pinned()
@@ -182,13 +185,6 @@ class Maintenance:
                 if tenant not in self._tasks:
                     self._tasks[tenant] = asyncio.create_task(self._keep_warm(tenant, warm_sets, pinned))
         return self._running
-
-    async def _count_again(self) -> None:
-        try:
-            self._totals = await self._support_sets.totals()
-        except BaseException:
-            self._support_sets.changed.set()  # the next round tries again
-            raise
 
     @property
     def _running(self) -> list[asyncio.Task[None]]:
@@ -209,7 +205,7 @@ class Maintenance:
     async def _sweep(self) -> None:
         """Sweep; what one sweep could not delete, the next one tries again."""
         try:
-            for sweep in (self._support_sets.sweep, self._embeddings.sweep):
+            for sweep in self._sweeps:
                 with _logged():
                     await sweep()
         finally:

@@ -18,7 +18,7 @@ from operator import attrgetter
 from typing import Literal
 
 import numpy as np
-from sqlalchemy import delete, insert, select, tuple_
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from model.likeness import Likeness, Vectors, unit
@@ -35,6 +35,7 @@ from server.schemas.fewshot import Strategy
 from server.served_model import ServedModel
 from server.store.database import Database, chunked
 from server.store.records import EmbeddingRow, Example, SupportSet
+from server.store.retention import delete_old
 
 Space = Literal["media", "text"]
 
@@ -50,8 +51,6 @@ BATCH = 32
 QUERY_BYTES = 4 * 2**20
 # older vectors are deleted: their weights or texts may no longer be in use
 RETENTION_SECONDS = 30 * 24 * 3600.0
-# old vectors that are deleted in one transaction, for which other writers wait
-VECTORS_PER_TRANSACTION = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,14 +321,7 @@ class EmbeddingStore:
 
     async def sweep(self) -> None:
         """Delete the vectors of all tenants that are older than `RETENTION_SECONDS`."""
-        await self._database.sweep(delete_old_vectors)
-
-
-def delete_old_vectors(session: Session, now: float) -> bool:
-    """Delete up to `VECTORS_PER_TRANSACTION` old vectors, and return whether there were any."""
-    row = EmbeddingRow.key, EmbeddingRow.model
-    old = select(*row).where(EmbeddingRow.created_at < now - RETENTION_SECONDS).limit(VECTORS_PER_TRANSACTION)
-    return bool(session.scalars(delete(EmbeddingRow).where(tuple_(*row).in_(old)).returning(EmbeddingRow.key)).all())
+        await delete_old(self._database, EmbeddingRow, RETENTION_SECONDS)
 
 
 def _stored_vectors(session: Session, keys: Sequence[str], model: str) -> dict[str, Vectors]:

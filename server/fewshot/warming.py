@@ -34,7 +34,7 @@ MAX_CONCURRENT = 8
 # number of batches that are warmed concurrently: the versions of all tenants take turns
 MAX_BATCHES = 2
 MAX_REMEMBERED = 4096
-# limit of the tokens in the prompts of all remembered versions, of which a version may have one per example
+# limit of the tokens in the prompts of a tenant's remembered versions, of which a version may have one per example
 MAX_REMEMBERED_TOKENS = 4_000_000
 # limit of the tasks that clients have requested, of all tenants: each holds its prompts until its turn comes
 MAX_UNFINISHED = 16
@@ -108,6 +108,10 @@ class _Entry:
     num_deaths: int = 0
     is_interrupted: bool = False
     is_deleted: bool = False
+    num_tokens: int = field(init=False)  # in the prompts of the target
+
+    def __post_init__(self) -> None:
+        self.num_tokens = self.target.num_tokens
 
     @property
     def is_wanted(self) -> bool:
@@ -132,6 +136,7 @@ class Warming:
         self.slots = slots
         self.turns = turns
         self._entries: OrderedDict[tuple[str, int], _Entry] = OrderedDict()
+        self._num_tokens = 0  # in the prompts of all entries
         # the unfinished tasks, also of entries that others have replaced
         self._tasks: dict[asyncio.Task[None], _Entry] = {}
 
@@ -197,12 +202,12 @@ class Warming:
         return entry.target.shots if entry is not None and is_ready else []
 
     def forget(self, set_id: str, version: int) -> None:
-        self._entries.pop((set_id, version), None)
+        self._discard((set_id, version))
 
     def end(self, set_id: str) -> None:
         """End the warming of all versions of a set that was deleted, and forget them."""
         for key in [key for key in self._entries if key[0] == set_id]:
-            del self._entries[key]
+            self._discard(key)
         for entry in self._tasks.values():
             entry.is_deleted |= entry.set_id == set_id
 
@@ -232,15 +237,18 @@ class Warming:
         return entry
 
     def _remember(self, key: tuple[str, int], entry: _Entry) -> None:
+        self._discard(key)
         self._entries[key] = entry
-        self._entries.move_to_end(key)
+        self._num_tokens += entry.num_tokens
         # the last one stays, however many prompts it has
-        while len(self._entries) > 1 and self._remembers_too_much():
-            self._entries.popitem(last=False)
+        while len(self._entries) > 1 and (
+            len(self._entries) > MAX_REMEMBERED or self._num_tokens > MAX_REMEMBERED_TOKENS
+        ):
+            self._discard(next(iter(self._entries)))
 
-    def _remembers_too_much(self) -> bool:
-        num_tokens = sum(entry.target.num_tokens for entry in self._entries.values())
-        return len(self._entries) > MAX_REMEMBERED or num_tokens > MAX_REMEMBERED_TOKENS
+    def _discard(self, key: tuple[str, int]) -> None:
+        if (entry := self._entries.pop(key, None)) is not None:
+            self._num_tokens -= entry.num_tokens
 
     async def _run(self, entry: _Entry, support_set: SupportSet, previous: asyncio.Task[None] | None) -> None:
         """Warm a version after `previous`, an unfinished task for the same version, whose results are cached then."""

@@ -2,7 +2,8 @@
 
 A request leases its media, stores their bytes, and refers to them in the transaction that releases the leases. Bytes
 are deleted under the lock of their row, and only without reference or lease: a later lease stores them again. Media
-that a client uploaded separately have a row that says so, and are not swept. If a writer dies, its leases expire.
+that a client uploaded separately have a row that says so, and are not swept. The leases of a request that fails end with
+it, and those of a process that dies expire.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -19,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from server.access.tenants import qualified, split
 from server.concurrency import run_concurrently
-from server.errors import MediaInUse, StorageUnavailable, Unavailable
+from server.errors import DatabaseUnavailable, MediaInUse, StorageUnavailable, Unavailable
 from server.media.pool import DecodePool
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore, not_found
@@ -73,13 +75,17 @@ class MediaReferences:
         """
         infos = await self._decode(media)
         for _ in range(MAX_LEASES):
-            holder = await self._lease(media)
-            await asyncio.to_thread(self._put, media, infos)
+            holder = uuid.uuid4().hex
             try:
+                await self._lease(media, holder)
+                await asyncio.to_thread(self._put, media, infos)
                 await prepare()
                 return await self._database.write(partial(_commit, transaction, holder, len(media)))
             except LeaseLost:
-                continue
+                await self._release(holder)
+            except BaseException:
+                await self._release(holder)
+                raise
         raise Unavailable("the media could not be stored in time")
 
     async def mark_uploaded(self, media_id: str, num_bytes: int) -> None:
@@ -100,8 +106,10 @@ class MediaReferences:
 
         def remove(session: Session, now: float) -> None:
             row = session.scalar(select(MediaRow).where(MediaRow.media_id == row_id).with_for_update())
-            if is_used(session, row_id, now):
+            if _is_referred_to(session, row_id):
                 raise MediaInUse(f"a version of a support set contains {media_id[:80]!r}: delete the set first")
+            if _is_leased(session, row_id, now):
+                raise MediaInUse(f"an unfinished request adds {media_id[:80]!r} to a support set: wait for its end")
             if row is not None:
                 _delete_rows(session, [row_id], now)
             # without a file, the transaction is tried again, or the file was lost
@@ -184,14 +192,21 @@ class MediaReferences:
                 infos[item.id] = {"size": frames.size, "num_frames": frames.shape[0]}
         return infos
 
-    async def _lease(self, media: Mapping[str, EncodedMedia]) -> str:
-        """Lease the media, so that they are not swept, and return the holder of the leases."""
-        holder = uuid.uuid4().hex
+    async def _lease(self, media: Mapping[str, EncodedMedia], holder: str) -> None:
+        """Lease the media for `holder`, so that they are not swept."""
         stored = await asyncio.to_thread(self._stored, media)
         for chunk in chunked(list(media)):
             sizes = {self._row_id(media_id): media[media_id].num_bytes for media_id in chunk}
             await self._database.write(partial(self._add_leases, sizes, stored, holder))
-        return holder
+
+    async def _release(self, holder: str) -> None:
+        """End the leases of a request that has failed: the next sweep deletes its new media. Otherwise, they expire."""
+
+        def release(session: Session, now: float) -> None:
+            session.execute(delete(LeaseRow).where(LeaseRow.holder == holder))
+
+        with suppress(DatabaseUnavailable):
+            await self._database.write(release)
 
     def _stored(self, media_ids: Iterable[str]) -> set[str]:
         """Return the ids in the database of the media that are stored already."""
@@ -224,10 +239,14 @@ class MediaReferences:
                 raise not_found(media_id, item.param)
 
 
-def is_used(session: Session, media_id: str, now: float) -> bool:
-    """Return whether an example of any version refers to it, or a request in progress is about to."""
-    is_leased = exists().where(LeaseRow.media_id == media_id, LeaseRow.expires_at > now)
-    return bool(session.scalar(select(exists().where(ExampleMediaRow.media_id == media_id) | is_leased)))
+def _is_referred_to(session: Session, media_id: str) -> bool:
+    """Return whether an example of any version refers to it."""
+    return bool(session.scalar(select(exists().where(ExampleMediaRow.media_id == media_id))))
+
+
+def _is_leased(session: Session, media_id: str, now: float) -> bool:
+    """Return whether a request in progress is about to refer to it."""
+    return bool(session.scalar(select(exists().where(LeaseRow.media_id == media_id, LeaseRow.expires_at > now))))
 
 
 def total_bytes(session: Session) -> int:

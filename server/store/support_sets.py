@@ -16,7 +16,7 @@ from math import inf
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, delete, select, tuple_
+from sqlalchemy import ColumnElement, Row, delete
 from sqlalchemy.orm import Session
 
 from server.access.tenants import DEFAULT_TENANT, qualified
@@ -32,13 +32,12 @@ from server.store.records import (
     SupportSetRow,
     Totals,
 )
+from server.store.retention import delete_old
 from server.store.staging import Staging
 from server.store.version_cache import VersionCache
 
 # seconds for which the response to a request with an `Idempotency-Key` is kept
 RETENTION_SECONDS = 24 * 3600.0
-# old responses that are deleted in one transaction, for which other writers wait
-ANSWERS_PER_TRANSACTION = 1000
 # characters of the labels in a response that is stored for repetitions of its request
 MAX_STORED_LABELS = 2**16
 # the bytes of recently read versions, in memory: versions never change
@@ -201,7 +200,7 @@ class SupportSets:
         These are expired sets, old responses to requests with an `Idempotency-Key`, and media of deleted sets.
         """
         await self._database.sweep(versions.delete_expired)
-        await self._database.sweep(delete_old_answers)
+        await delete_old(self._database, IdempotencyRow, RETENTION_SECONDS)
         await self._media.sweep()
 
     async def _change(
@@ -324,14 +323,6 @@ def _once(
     answer = msgspec.to_builtins(info if is_small else replace(info, label_counts={}))
     session.add(IdempotencyRow(scope=scope, key=key.key, request_digest=key.digest, answer=answer, created_at=now))
     return info
-
-
-def delete_old_answers(session: Session, now: float) -> int:
-    """Delete some old responses, and return their number, 0 if there are none."""
-    row = IdempotencyRow.scope, IdempotencyRow.key
-    old = select(*row).where(_is_old(now)).limit(ANSWERS_PER_TRANSACTION)
-    deleted = delete(IdempotencyRow).where(tuple_(*row).in_(old)).returning(IdempotencyRow.key)
-    return len(session.scalars(deleted).all())
 
 
 def _is_old(now: float) -> ColumnElement[bool]:

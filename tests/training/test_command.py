@@ -78,6 +78,8 @@ def test_a_number_may_have_the_form_of_json(tmp_path: Path) -> None:
         ("1.0e-3", 0.001),
         ("1e", "1e"),
         ("e5", "e5"),
+        ("1e3-birds", "1e3-birds"),
+        ("12e3:4", "12e3:4"),
     ):
         file.write_text(f"a: {text}")
         assert read_mapping(file) == {"a": value}

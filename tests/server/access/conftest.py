@@ -77,7 +77,7 @@ def maintenance(app: FastAPI, client: FakeClient) -> Maintenance:
     services = app.state.services
     return Maintenance(
         services.support_sets,
-        services.retrieval.embeddings,
+        (services.support_sets.sweep, services.retrieval.embeddings.sweep),
         app.state.tenants.warm_sets,
         client,
         services.metrics,

@@ -229,4 +229,5 @@ async def test_fits_are_deleted_with_their_version_or_when_they_are_old(
     later = time.time() + RETENTION_SECONDS + 1
     monkeypatch.setattr(time, "time", lambda: later)
     await store.put(versions[2], {"linear": Fit(left_out=LEFT_OUT)})
+    await store.sweep()
     assert [list(await store.get(version)) for version in versions] == [[], [], ["linear"]]

@@ -39,7 +39,7 @@ def maintenance(app: FastAPI) -> Maintenance:
     services = app.state.services
     return Maintenance(
         services.support_sets,
-        EmbeddingStore(services.database),
+        (services.support_sets.sweep, EmbeddingStore(services.database).sweep),
         app.state.tenants.warm_sets,
         services.engine,
         services.metrics,
@@ -153,8 +153,7 @@ async def test_a_sweep_that_fails_does_not_keep_sets_cold(
         swept.append("embeddings")
 
     swept = list[str]()
-    monkeypatch.setattr(app.state.services.support_sets, "sweep", fail)
-    monkeypatch.setattr(maintenance._embeddings, "sweep", note)
+    monkeypatch.setattr(maintenance, "_sweeps", (fail, note))
     await create(http, "s", examples=[example("a", "red")], pinned=True)
     await run_round(maintenance)
     assert client.pinned == digests("red")
@@ -178,7 +177,7 @@ async def test_a_long_sweep_keeps_no_set_cold(
         swept.append(None)
         await asyncio.sleep(3600)
 
-    monkeypatch.setattr(app.state.services.support_sets, "sweep", sweep_for_long)
+    monkeypatch.setattr(maintenance, "_sweeps", (sweep_for_long,))
     monkeypatch.setattr(maintenance, "_sweep_interval", 0)
     task = asyncio.create_task(maintenance.run())
     await eventually(lambda: bool(swept))
@@ -313,6 +312,7 @@ async def test_a_change_that_could_not_be_counted_is_counted_in_the_next_round(
         patched.setattr(maintenance._support_sets, "totals", fail)
         with pytest.raises(DatabaseUnavailable):
             await maintenance.run_once()
+    assert not maintenance._support_sets.changed.is_set()  # which would begin the next round at once
     await run_round(maintenance)
     metrics = (await http.get("/metrics")).text
     assert f'flamboyance:support_set_media_bytes{{model_name="tiny"}} {float(len(png("red")))}' in metrics

@@ -372,6 +372,31 @@ async def test_remembered_prompts_have_a_limit(
         "second": "ready",
         "third": "ready",
     }
+    remembered = app.state.services.warming
+    assert remembered._num_tokens == sum(entry.target.num_tokens for entry in remembered._entries.values())
+
+
+async def test_many_remembered_prompts_are_counted_once(
+    app: FastAPI,
+    http: httpx.AsyncClient,
+    colours: SupportSetInfo,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A tenant may have thousands of remembered versions: to count them again would stop the event loop for seconds."""
+    counted = 0
+    count = warming.WarmTarget.num_tokens.fget
+
+    def num_tokens(target: warming.WarmTarget) -> int:
+        nonlocal counted
+        counted += 1
+        number: int = count(target)
+        return number
+
+    monkeypatch.setattr(warming.WarmTarget, "num_tokens", property(num_tokens))
+    for _ in range(4):
+        await warm(http, template="caption", k=2)
+        await app.state.services.warming.stop()
+    assert counted <= 4
 
 
 async def test_statuses_are_counted_without_looking_at_each_set(

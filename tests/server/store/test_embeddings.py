@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
-from server.fewshot import retrieval
-from server.fewshot.retrieval import EmbeddingStore
+from server.fewshot.retrieval import RETENTION_SECONDS, EmbeddingStore
 from server.store.database import Database
+from server.store.records import EmbeddingRow
+from server.store.retention import delete_some_old
 from server.store.support_sets import SupportSets
 from tests.server.store.conftest import RED, Clock, example
 
@@ -44,7 +47,7 @@ async def test_old_embeddings_are_deleted_a_thousand_at_a_time(
     keys = [f"key {i}" for i in range(2500)]
     await embeddings.put({key: np.zeros(1, np.float32) for key in keys}, "m")
     clock.now += 100 * 24 * 3600
-    assert await database.write(retrieval.delete_old_vectors)
+    assert await database.write(partial(delete_some_old, EmbeddingRow, RETENTION_SECONDS)) == 1000
     assert len(await embeddings.get(keys, "m")) == 1500
     await embeddings.sweep()
     assert await embeddings.get(keys, "m") == {}

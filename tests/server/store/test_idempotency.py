@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 from sqlalchemy import select
 
 from server.errors import IdempotencyConflict, SupportSetNotFound
 from server.media.store import MediaStore
+from server.store import retention
 from server.store import support_sets as support_sets_module
 from server.store.database import Database
 from server.store.records import IdempotencyRow
-from server.store.support_sets import RETENTION_SECONDS, IdempotencyKey, SupportSets, delete_old_answers
+from server.store.support_sets import RETENTION_SECONDS, IdempotencyKey, SupportSets
 from tests.server.store.conftest import RED, Clock, example
 
 pytestmark = pytest.mark.anyio
@@ -63,14 +65,15 @@ async def test_a_sweep_deletes_few_old_answers_at_once(
     support_sets: SupportSets, database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other writers wait for each transaction."""
-    monkeypatch.setattr(support_sets_module, "ANSWERS_PER_TRANSACTION", 2)
+    monkeypatch.setattr(retention, "ROWS_PER_TRANSACTION", 2)
+    delete_some = partial(retention.delete_some_old, IdempotencyRow, RETENTION_SECONDS)
     for number in range(5):
         await support_sets.create(f"s{number}", [], idempotency_key=IdempotencyKey(f"key {number}", "digest"))
     clock.now += RETENTION_SECONDS + 1
     await support_sets.create("new", [], idempotency_key=IdempotencyKey("new", "digest"))
-    assert await database.write(delete_old_answers) == 2
+    assert await database.write(delete_some) == 2
     await support_sets.sweep()
-    assert await database.write(delete_old_answers) == 0
+    assert await database.write(delete_some) == 0
     with pytest.raises(IdempotencyConflict):
         await support_sets.create("other", [], idempotency_key=IdempotencyKey("new", "another digest"))
 
