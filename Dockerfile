@@ -54,9 +54,9 @@ ENV PATH=/opt/venv/bin:$PATH \
 # Converted models and compiled kernels, and the data of clients. The server writes to these volumes and to /tmp only.
 VOLUME /home/flamboyance/.cache /home/flamboyance/data
 EXPOSE 8000
-# The path needs no key. The start period covers the conversion of the default model at the first start.
+# The path needs no key, and no proxy. The start period covers the conversion of the default model at the first start.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f\"http://127.0.0.1:{os.environ.get('FLAMBOYANCE_PORT', '8000')}/health/ready\", timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(f\"http://127.0.0.1:{os.environ.get('FLAMBOYANCE_PORT', '8000')}/health/ready\", timeout=4)"]
 ENTRYPOINT ["flamboyance", "serve"]
 
 FROM runtime AS cuda

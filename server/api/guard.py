@@ -99,12 +99,13 @@ class Guard:
         path, headers, state = scope["path"], Headers(scope=scope), scope.setdefault("state", {})
         state["request_id"] = request_id = _request_id(headers)
         client = address = _address(scope)
-        status = 0  # of the response, once it has begun
+        has_begun = False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal has_begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                has_begun = True
+                _log_management(scope, message["status"])
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
@@ -123,16 +124,15 @@ class Guard:
                 self._check_ticket(path, headers, ticket)
                 async with deadline.limit():
                     await self._app(scope, receive, send_with_id)
-            _log_management(scope, caller, status)
             return
         except ServerError as error:
-            if status:
+            if has_begun:
                 raise
             refusal = error.with_traceback(None)  # the frames of the traceback hold the body
         except asyncio.CancelledError:
             if not self._admission.is_closed:
                 raise
-            if status:
+            if has_begun:
                 return
             refusal = ShuttingDown(SHUTTING_DOWN)  # its time is up
         if isinstance(refusal, ClientOverShare):
@@ -203,9 +203,10 @@ async def authorise(request: Request) -> None:
     """Refuse a request whose route the caller's role does not permit. Raises `Forbidden`."""
     caller: Caller = request.state.caller
     path: str = request.scope["route"].path
-    request.state.needed_role = needed = needed_role(request.method, path)
+    needed = needed_role(request.method, path)
     if not may(caller.role, needed):
         raise Forbidden(f"{request.method} {path} needs a key with the role {needed}, this one has {caller.role}")
+    request.state.is_management = needed == "manage"
 
 
 def _check_tenant(path: str, caller: Caller) -> None:
@@ -241,13 +242,17 @@ def _check_body(method: str, headers: Headers) -> None:
         raise UnsupportedMediaType(message, param="Content-Encoding")
 
 
-def _log_management(scope: Scope, caller: Caller, status: int) -> None:
-    """Log who has managed what with a request that has succeeded. A change of keys is logged with the key's own id."""
+def _log_management(scope: Scope, status: int) -> None:
+    """Log who manages what, also if the response is an error: a change may be stored before its client disconnects.
+
+    A change of keys is logged with the key's own id.
+    """
     state = scope["state"]
-    if state.get("needed_role") == "manage" and 0 < status < 400:
-        managed = {"method": scope["method"], "path": Request(scope).url.path, "tenant": caller.tenant or None}
-        fields = {"request_id": state["request_id"], **managed, "by": caller.key or None}
-        logger.info("management request finished", extra=fields)
+    if state.get("is_management"):
+        caller: Caller = state["caller"]
+        request = {"request_id": state["request_id"], "method": scope["method"], "path": Request(scope).url.path}
+        by = {"tenant": caller.tenant or None, "by": caller.key or None}
+        logger.info("management request", extra={**request, "status": status, **by})
 
 
 def is_health(path: str) -> bool:

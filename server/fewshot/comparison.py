@@ -166,11 +166,9 @@ class ComparedExamples:
         is_small = method in METHODS and len(self.labelled.vectors) <= METHODS[method].max_left_out
         return is_small and self.labelled.counts().min() >= 2
 
-    def take_unsaved(self) -> dict[str, Fit]:
-        """Return the fits that are not stored yet, and mark them as stored."""
-        taken = {name: self.fits[name] for name in self.unsaved}
-        self.unsaved.clear()
-        return taken
+    def unsaved_fits(self) -> dict[str, Fit]:
+        """Return the fits that are not stored yet."""
+        return {name: self.fits[name] for name in self.unsaved}
 
     def _leave_out(self, name: str) -> LeftOut:
         """Return the answers of a method to examples that are left out."""
@@ -249,12 +247,11 @@ class Comparison:
         if examples.version is None or not examples.unsaved:
             return
         run = self._turns_of(examples)
-        if not (fits := await run(examples.take_unsaved)):  # another request stores them
-            return
         try:
-            await self.fits.put(examples.version, fits)
-        except DatabaseUnavailable as error:
-            await run(examples.unsaved.update, fits)
+            if fits := await run(examples.unsaved_fits):
+                await self.fits.put(examples.version, fits)
+                await run(examples.unsaved.difference_update, fits)
+        except DatabaseUnavailable as error:  # the next request tries again
             logger.warning("a fitted classifier of a support set could not be stored", extra={"error": error.message})
 
     async def compare(self, question: Question, chosen: ChosenMethod) -> dict[str, Array]:
@@ -263,7 +260,9 @@ class Comparison:
             return {}
         media = [question.media[digest] for digest in question.query.media]
         vector = await self.retrieval.query_vector(media)
-        return {_part_by_likeness(chosen.method): chosen.fitted.log_probabilities(vector[None])[0]}
+        # many examples of many labels take tens of milliseconds
+        logs = await asyncio.to_thread(chosen.fitted.log_probabilities, vector[None])
+        return {_part_by_likeness(chosen.method): logs[0]}
 
     async def leave_out(
         self,

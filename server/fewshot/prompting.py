@@ -279,17 +279,17 @@ async def assemble_shots(
     template, examples = find_template(choice, model), support_set.examples[:k]
     try:
         check_alone(examples, template, model)
-        shots, media = source.read_examples(examples, template)
-        return await model.tokenize(_write_alone, template, shots, media, model)
+        return await model.tokenize(_write_alone, template, examples, source, model)
     except InvalidRequest as error:
         error.param = error.param if error.param in ("shots_attend", "k") else "template"
         raise
 
 
 def _write_alone(
-    template: Template, shots: Sequence[Shot], media: Mapping[bytes, EncodedMedia], model: ServedModel
+    template: Template, examples: Sequence[Example], source: ShotSource, model: ServedModel
 ) -> list[PreparedPrompt]:
-    """Write a prompt per shot: the shot before a query of one token, which shows the same media item."""
+    """Write a prompt per example: its shot before a query of one token, which shows the same media item."""
+    shots, media = source.read_examples(examples, template)
     prompts, num_tokens = list[PreparedPrompt](), 0
     for shot in shots:
         written = write(template, [shot], replace(ANY_QUERY, media=shot.media), media, model, "alone")

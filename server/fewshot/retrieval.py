@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from model.likeness import Likeness, Vectors, unit
 from model.media import DECODING
 from server.access.tenants import DEFAULT_TENANT, qualified, split
 from server.engine_client.client import EngineClient
-from server.errors import InvalidRequest
+from server.errors import DatabaseUnavailable, InvalidRequest
 from server.fewshot.recent import Recent
 from server.fewshot.vector_index import Similar, VectorIndex
 from server.media.source import EncodedMedia
@@ -36,6 +37,8 @@ from server.served_model import ServedModel
 from server.store.database import Database, chunked
 from server.store.records import EmbeddingRow, Example, SupportSet
 from server.store.retention import delete_old
+
+logger = logging.getLogger(__name__)
 
 Space = Literal["media", "text"]
 
@@ -215,9 +218,16 @@ class Retrieval:
             batch = missing[start : start + BATCH]
             new = dict(zip(batch, await embed(batch), strict=True))
             if is_stored:
-                await self.embeddings.put(new, self.embedder)
+                await self._store(new)
             vectors |= new
         return vectors
+
+    async def _store(self, vectors: Mapping[str, Vectors]) -> None:
+        """Store vectors. A request does not fail if they cannot be stored, such as on a full disk."""
+        try:
+            await self.embeddings.put(vectors, self.embedder)
+        except DatabaseUnavailable as error:
+            logger.warning("vectors of a support set could not be stored", extra={"error": error.message})
 
 
 def _vector_of_query(features: Mapping[Space, Vectors], likeness: Likeness) -> Vectors:  # -> [D]

@@ -11,7 +11,7 @@ import json
 import logging
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from heapq import heappop, heappush
 from itertools import count
 from threading import Lock
@@ -23,7 +23,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from model.prompt import PromptTokenizer
 from server.grammar import GrammarError, TrialUnavailable
 from server.grammar.json_schema import closed
-from server.grammar.matcher import Ending, Matcher
+from server.grammar.matcher import Beginning, Ending, Matcher
 from server.grammar.refusals import NAMES, refusal, sentence
 from server.grammar.schema_limits import check_regex
 from server.wire import Grammar
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # the time to compile some grammars is quadratic in their bytes
 MAX_BYTES = 1 << 17
 MAX_SYMBOLS = 20_000
-# limit per answer; each takes one or two kB
+# limit per beginning, whose answers share them; each takes one or two kB
 MAX_STATES = 20_000
 MAX_COMPILED = 32
 MAX_COMPILED_BYTES = 1 << 27
@@ -132,7 +132,9 @@ class Compilation(Future[Matcher]):
     @property
     def is_void(self) -> bool:
         """True if the grammar has to be compiled again."""
-        return self.cancelled() or (self.done() and isinstance(self.exception(), TrialUnavailable))
+        if self.cancelled() or not self.done():
+            return self.cancelled()
+        return isinstance(self.exception(), TrialUnavailable) if self.exception() else self.result().is_spent
 
     @property
     def num_bytes(self) -> int:
@@ -220,7 +222,8 @@ class Grammars:
     def _matcher(self, grammar: Grammar) -> Matcher:
         made = source(grammar, self._table) if self._trials is None else self._trials.check(grammar)
         ending = self._ending(made.num_end_tokens)
-        return Matcher(begin(grammar.kind, made.text, self._table), self._table, ending, made.num_bytes)
+        beginning = Beginning(partial(begin, grammar.kind, made.text, self._table))
+        return Matcher(beginning, self._table, ending, made.num_bytes)
 
     def _ending(self, num_tokens: int) -> Ending | None:
         """Return how an answer in JSON is ended; other grammars have no unbounded parts that could be cut, so None."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,10 @@ LAST_TOKENS = 8
 TOKEN_SECONDS = 0.01
 REQUEST_SECONDS = 2.0
 TOO_SLOW = "tokens take too long"
+# in llguidance's words for too many states of the lexer
+LEXER_ERROR = "lexer error"
+# processor time of a beginning that may be computed again between two tokens of an answer
+MAX_BEGIN_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,23 +44,62 @@ class Ending:
         return next((token_id for token_id in order if allowed[token_id]), None)
 
 
+class Beginning:
+    """The state at the beginning of a grammar, of which each answer has a copy; `begin` computes it.
+
+    Copies share the states of the lexer that any of them has computed, up to a limit. At the limit, an answer goes on with
+    the copy of a new beginning, which later answers copy, too. One that would take too long is computed for later requests
+    only: this one `is_spent`.
+    """
+
+    def __init__(self, begin: Callable[[], LLMatcher]) -> None:
+        self.number = 0
+        self.is_spent = False
+        self._begin = begin
+        self._renew()
+
+    def copy(self) -> LLMatcher:
+        return self._state.deep_copy()
+
+    def copy_after(self, number: int) -> LLMatcher | None:
+        """Return a copy of a beginning after the one with this number; None if computing it would take too long."""
+        if number == self.number:
+            if self._seconds > MAX_BEGIN_SECONDS:
+                self.is_spent = True
+                return None
+            self._renew()
+        return self.copy()
+
+    def _renew(self) -> None:
+        began = time.thread_time()
+        self._state = self._begin()
+        self._seconds = time.thread_time() - began
+        self.number += 1
+
+
 class Matcher:
     """The state of one answer in its grammar, which takes `num_bytes` of memory.
 
     `ending` is None if the answer is never ended early.
     """
 
-    def __init__(self, matcher: LLMatcher, table: LLTokenizer, ending: Ending | None, num_bytes: int = 0) -> None:
+    def __init__(self, beginning: Beginning, table: LLTokenizer, ending: Ending | None, num_bytes: int = 0) -> None:
         self.num_bytes = num_bytes
-        self._matcher = matcher
+        self._beginning = beginning
+        self._number = beginning.number
+        self._matcher = beginning.copy()
         self._table = table
         self._ending = ending
         self._forced: Sequence[int] = ()  # the next tokens, if they have no alternative
+        self._tokens: list[int] = []  # of the answer
+        self._is_restarted = False
         self._time = TokenTime()
 
     def copy(self) -> Matcher:
-        copied = Matcher(self._matcher.deep_copy(), self._table, self._ending)
-        copied._forced = self._forced
+        if not self._tokens:
+            return Matcher(self._beginning, self._table, self._ending)
+        copied = copy(self)
+        copied._matcher, copied._tokens, copied._time = self._matcher.deep_copy(), [*self._tokens], TokenTime()
         return copied
 
     def copies(self, count: int) -> list[Matcher]:
@@ -78,6 +122,11 @@ class Matcher:
         return TOO_SLOW if self._time.is_spent else self._matcher.get_error()
 
     @property
+    def is_spent(self) -> bool:
+        """True if the grammar has to be compiled again for other answers."""
+        return self._beginning.is_spent
+
+    @property
     def is_complete(self) -> bool:
         """True if only the end of the answer may follow."""
         return self._matcher.is_stopped() and not self._matcher.is_error()
@@ -90,10 +139,9 @@ class Matcher:
         mask = np.zeros(vocab_size, dtype=bool)
         if not self.error:
             with self._time:
-                self._forced = self._forced or self._run()
-                if self._forced:
-                    mask[self._forced[0]] = True
-                else:
+                self._permit(mask)
+                if self._matcher.is_error():
+                    self._restart()
                     self._permit(mask)
         if ends and self._ending is not None and (end := self._ending.next(mask)) is not None:
             mask[:] = False
@@ -102,8 +150,20 @@ class Matcher:
 
     def accept(self, token_id: int) -> None:
         self._forced = self._forced[1:] if self._forced[:1] == [token_id] else ()
+        self._tokens.append(token_id)
         with self._time:
             self._matcher.consume_token(token_id)
+            if self._matcher.is_error():
+                self._restart()
+
+    def _restart(self) -> None:
+        """Follow the answer from a new beginning if the lexer has too many states, which other answers may have caused."""
+        if self._is_restarted or LEXER_ERROR not in self._matcher.get_error():
+            return
+        self._is_restarted = True
+        if (matcher := self._beginning.copy_after(self._number)) is not None:
+            self._matcher, self._number = matcher, self._beginning.number
+            matcher.consume_tokens(self._tokens)
 
     def _run(self) -> Sequence[int]:
         """Return the tokens that begin a long run of bytes without an alternative, none if there is no such run."""
@@ -111,10 +171,19 @@ class Matcher:
         return self._table.tokenize_bytes(run[:RUN_BYTES])[:-LAST_TOKENS] if len(run) > RUN_BYTES else ()
 
     def _permit(self, mask: np.ndarray) -> None:
-        """Set the tokens in bool [V] that may come next."""
+        """Set the tokens in bool [V] that may come next, none after an error."""
+        if not self._matcher.is_error():
+            self._forced = self._forced or self._run()
+            if self._forced:
+                mask[self._forced[0]] = True
+            else:
+                self._permit_any(mask)
+
+    def _permit_any(self, mask: np.ndarray) -> None:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         allowed = np.unpackbits(bits, bitorder="little")[: len(mask)].astype(bool)
-        mask[: len(allowed)] = allowed
+        if not self._matcher.is_error():  # whose mask would permit the end of the answer
+            mask[: len(allowed)] = allowed
 
 
 class TokenTime:

@@ -7,6 +7,7 @@ and durably: SQLite uses a write-ahead log and syncs at every commit.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import random
@@ -16,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -38,17 +40,15 @@ MAX_ATTEMPTS = 8
 NUM_THREADS, NUM_THREADS_OF_CLIENT, MAX_TRANSACTIONS, MAX_WAITING_OF_CLIENT = 16, 2, 512, 384
 # one connection for each thread: those of SQLite's writers are additional
 POOL = {"pool_size": 8, "max_overflow": 2 * NUM_THREADS - 8, "pool_timeout": 30}
+write_json = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))  # no larger than in a request
 # a PostgreSQL server that does not respond fails a transaction in this time
 POSTGRESQL_CONNECTION = {"connect_timeout": 10, "keepalives_idle": 10, "tcp_user_timeout": 60_000}
 POSTGRESQL_SESSION = "SET statement_timeout = '60s'; SET lock_timeout = '15s'"
-# the same for one that hangs with its connections: no timeout of its own or of the network ends the transaction
-TRANSACTION_SECONDS = 65
-# time for running transactions at the end of the process
-CLOSING_SECONDS = 3
+TRANSACTION_SECONDS = 65  # the same for one that hangs with its connections, which no timeout of its own ends
+CLOSING_SECONDS = 3  # for running transactions at the end of the process
 FIRST_PAUSE = 0.005
 # arbitrary numbers, the same in every process of this server
-SETUP_LOCK = 0x666C616D
-TENANT_LOCK = 0x666C6174
+SETUP_LOCK, TENANT_LOCK = 0x666C616D, 0x666C6174
 # parameters of one statement: SQLite accepts 32766
 MAX_PARAMETERS = 1000
 # seconds between two transactions of a sweep: a writer of SQLite in another process tries again every 0.1 seconds
@@ -310,7 +310,7 @@ def _sqlite(url: URL, file: DatabaseFile) -> Engine:
 
 def _engine(url: URL, **options: Any) -> Engine:
     try:
-        return create_engine(url, **options, **POOL)
+        return create_engine(url, json_serializer=write_json, **options, **POOL)
     except (exc.ArgumentError, ValueError) as error:
         raise DatabaseError(f"database: the URL has a wrong option: {error}") from None
 

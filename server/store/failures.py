@@ -27,7 +27,8 @@ INDEX_CANNOT_GROW = "SQLITE_IOERR_SHMSIZE"
 # connecting no state
 FULL = ("too many clients", "too many connections", "connection slots")
 # its messages for a connection that it refuses
-UNKNOWN = ("authentication failed", "no pg_hba.conf entry", '" does not exist')
+UNKNOWN = ("authentication failed", '" does not exist')
+NOT_PERMITTED = "no pg_hba.conf entry"
 # PostgreSQL's read_only_sql_transaction, for which its driver has no class of errors
 READ_ONLY_STATE = "25006"
 LOCKED = "the database is locked by another transaction"
@@ -82,6 +83,8 @@ def _reason(error: exc.DBAPIError) -> str:
         return "the database cannot be read or written: its disk fails"
     if any(part in message for part in UNKNOWN):
         return "the database server does not know this database, or this user, or does not accept the password"
+    if NOT_PERMITTED in message:
+        return "the database server does not permit this user, database or address, or not without TLS"
     if any(part in message for part in FULL):
         return "the database accepts no further connection: its clients have as many as its limit permits"
     return "the database does not respond"

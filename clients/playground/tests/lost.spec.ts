@@ -37,7 +37,7 @@ test('a set is made of pictures that the server has lost meanwhile', async ({ pa
 
   // what is not lost is not uploaded again, and what is refused again is shown
   const adding = page.getByRole('region', { name: 'Add examples' })
-  await page.route('/v1/support_sets/found-again/examples', (route) => {
+  await page.route('/v1/support_sets/*/examples', (route) => {
     const error = { message: 'no image or video has the id', type: 'not_found_error', param: null }
     return route.fulfill({ status: 404, json: { error: { ...error, code: 'image_not_found' } } })
   })

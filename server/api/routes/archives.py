@@ -133,7 +133,7 @@ async def _received(request: Request, settings: Settings) -> AsyncIterator[tuple
             stack.push_async_callback(asyncio.to_thread, _close, file)
             digest = await spool_body(request, settings, file)
         except OSError as error:
-            logger.error("an archive cannot be stored", exc_info=error)
+            logger.error("an archive cannot be stored", extra={"error": str(error)})
             raise StorageUnavailable("the archive cannot be stored: the disk is full or not writable") from None
         yield file, digest
 

@@ -62,6 +62,11 @@ def _check(fields: ChatRequest) -> None:
         raise InvalidRequest(
             "the function call determines the form of the answer: do not set another one", param="tool_choice"
         )
+    if fields.called is not None and (fields.stop or fields.stop_token_ids):
+        raise InvalidRequest(
+            "a function call ends where its arguments end: leave out stop and stop_token_ids",
+            param="stop" if fields.stop else "stop_token_ids",
+        )
     if has_format and has_outputs:
         message = "response_format and structured_outputs both set the form of the answer: send only one of them"
         raise InvalidRequest(message, param="response_format")

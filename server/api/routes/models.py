@@ -118,6 +118,8 @@ async def _encode(fields: TokenizeRequest, services: Services) -> EncodedPrompt:
     model, intake = services.model, services.intake
     if (fields.prompt is None) == (not fields.messages):
         raise InvalidRequest("send a prompt or messages, and not both", param="prompt")
+    if fields.template is not None and not fields.messages:
+        raise InvalidRequest("a template is for messages: a prompt has none", param="template")
     if not fields.add_special_tokens and not fields.messages:
         if not isinstance(fields.prompt, str):
             raise UnsupportedParameter(

@@ -94,14 +94,19 @@ def test_the_address_and_the_key_may_be_variables(monkeypatch: pytest.MonkeyPatc
         seen.append((str(request.url), request.headers.get("Authorization")))
         return httpx.Response(404, json={"error": "no"})
 
-    monkeypatch.setenv("FLAMBOYANCE_URL", "http://example.test:8311")
     monkeypatch.setenv("FLAMBOYANCE_API_KEY", "secret")
-    for address, key in ((None, None), ("http://other.test", "mine")):
+    for variable, address, key in (
+        ("http://example.test:8311", None, None),
+        ("http://example.test:8311", "http://other.test", "mine"),
+        ("", None, None),
+    ):
+        monkeypatch.setenv("FLAMBOYANCE_URL", variable)
         with Client(address, api_key=key, transport=httpx.MockTransport(reply)) as client, pytest.raises(ApiError):
             client.support_sets.get("pets")
     assert [(url.partition("/v1")[0], header) for url, header in seen] == [
         ("http://example.test:8311", "Bearer secret"),
         ("http://other.test", "Bearer mine"),
+        ("http://127.0.0.1:8000", "Bearer secret"),
     ]
 
 

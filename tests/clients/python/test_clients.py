@@ -71,6 +71,12 @@ def test_a_wrong_url_is_refused_when_the_client_is_made(kind: type[Client | Asyn
         kind(url)
 
 
+def test_a_url_with_a_query_is_refused() -> None:
+    for end in ("?a=b", "/v1?a=b", "#part"):
+        with pytest.raises(ValueError, match=r"leave out what begins with \? or #"):
+            Client(f"http://127.0.0.1:8000{end}")
+
+
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 @pytest.mark.parametrize("name", ["missing.pem", "empty.pem"])
 def test_certificates_that_cannot_be_read_are_named(

@@ -64,6 +64,14 @@ def test_one_image_is_not_many(single: Any) -> None:
         checked_pool(single)
 
 
+def test_a_misspelled_choice_of_what_errors_do_is_refused() -> None:
+    with (
+        Client("http://nowhere") as client,
+        pytest.raises(ValueError, match="on_error must be 'raise' or 'return', not"),
+    ):
+        client.classify_many([b"a"], on_error="ignore")  # type: ignore[call-overload]
+
+
 def test_an_array_may_be_a_list() -> None:
     assert len(checked_queries(np.zeros((3, 4, 5, 3), np.uint8), 1)) == 3
     assert checked_queries(np.array(["a.png", "b.png"]), 1) == ["a.png", "b.png"]

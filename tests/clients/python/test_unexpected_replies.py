@@ -14,6 +14,7 @@ from flamboyance_client import (
     Client,
     Evaluation,
     FlamboyanceError,
+    NotFound,
     ServerFault,
     TransportError,
     UnexpectedReply,
@@ -95,17 +96,17 @@ def test_a_copy_of_a_client_is_a_client_of_the_same_server(copied: Callable[[Cli
         assert copied(client).models() == client.models()
 
 
-def lost(monkeypatch: pytest.MonkeyPatch, num_lost: int) -> Evaluation:
-    """Wait for an evaluation whose connection is lost after the first reply."""
+def lost(monkeypatch: pytest.MonkeyPatch, num_lost: int, num_replies: int = 1) -> Evaluation:
+    """Wait for an evaluation whose connection is lost after the first replies."""
     monkeypatch.setattr(progress, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(resources, "LOST_SECONDS", (0.0, 0.0))
     numbers = iter(range(100))
 
     def handle(request: httpx.Request) -> httpx.Response:
         number = next(numbers)
-        if 0 < number <= num_lost:
+        if 0 <= number - num_replies < num_lost:
             raise httpx.ReadError("reset")
-        return httpx.Response(200, json=EVALUATION if number == 0 else {**EVALUATION, "status": "completed"})
+        return httpx.Response(200, json=EVALUATION if number < num_replies else {**EVALUATION, "status": "completed"})
 
     with Client("http://server", transport=httpx.MockTransport(handle)) as client:
         return client.evaluations.wait("eval_1")
@@ -121,3 +122,19 @@ def test_a_wait_for_an_evaluation_goes_on_after_a_lost_connection(monkeypatch: p
     with pytest.raises(TransportError) as caught:
         lost(monkeypatch, 3)
     assert caught.value.__notes__ == ["the evaluation eval_1 continues; evaluations.wait('eval_1') waits for it again"]
+
+
+def test_the_first_connection_of_a_wait_may_be_lost_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lost(monkeypatch, 2, num_replies=0).is_over
+    with pytest.raises(TransportError) as caught:
+        lost(monkeypatch, 3, num_replies=0)
+    assert caught.value.__notes__
+
+
+def test_an_evaluation_that_does_not_exist_does_not_continue() -> None:
+    with (
+        answering(httpx.Response(404, json={"error": {"message": "gone"}})) as client,
+        pytest.raises(NotFound) as caught,
+    ):
+        client.evaluations.wait("eval_1")
+    assert not hasattr(caught.value, "__notes__")

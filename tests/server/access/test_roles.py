@@ -79,10 +79,11 @@ async def test_the_log_says_who_changed_what(
     ):
         body = {"name": "birds", "examples": []} if method == "POST" else None
         assert (await http.request(method, path, json=body, headers=headers)).status_code == status
-    lines = [record for record in caplog.records if record.message == "management request finished"]
-    assert [(line.__dict__["method"], line.__dict__["path"]) for line in lines] == [
-        ("POST", "/v1/support_sets"),
-        ("DELETE", "/v1/support_sets/birds"),
+    lines = [record for record in caplog.records if record.message == "management request"]
+    assert [[line.__dict__[name] for name in ("method", "path", "status")] for line in lines] == [
+        ["POST", "/v1/support_sets", 200],
+        ["DELETE", "/v1/support_sets/birds", 200],
+        ["DELETE", "/v1/support_sets/birds", 404],
     ]
     for line in lines:
         assert [line.__dict__[name] for name in ("request_id", "tenant", "by")] == ["change", "acme", key.id]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,13 +16,13 @@ from sqlalchemy import func, select
 
 from server.errors import DatabaseUnavailable
 from server.fewshot import comparison as comparison_module
-from server.fewshot.comparison import Comparison
 from server.fewshot.confidence import Confidence
 from server.fewshot.fits import RETENTION_SECONDS, Fit, FitStore, FittedVersion, LeftOut
 from server.fewshot.methods import METHODS, load_method
 from server.fewshot.methods.likeness import Labelled
 from server.fewshot.methods.linear import Linear
 from server.fewshot.methods.nearest import NearestMean, NearestNeighbours
+from server.fewshot.retrieval import EmbeddingStore
 from server.schemas.responses.evaluations import CurvePoint
 from server.settings import Settings
 from server.store.database import Database
@@ -150,28 +149,34 @@ async def test_a_request_is_answered_although_its_fit_cannot_be_stored(
     assert await num_rows(app.state.services.database) >= 1
 
 
-async def test_fits_that_cannot_be_stored_are_kept_by_the_thread_that_fits(
+async def test_a_request_is_answered_although_vectors_cannot_be_stored(
     http: httpx.AsyncClient, app: FastAPI, pets: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    comparison: Comparison = app.state.services.comparison
-    failed, is_free, blocking = asyncio.Event(), threading.Event(), list[asyncio.Task[bool]]()
-
     async def fail(*arguments: Any) -> None:
-        blocking.append(asyncio.create_task(comparison._few(is_free.wait)))
-        await asyncio.sleep(0)  # it has begun
-        failed.set()
         raise DatabaseUnavailable("the database cannot be written: its disk is full")
 
-    monkeypatch.setattr(FitStore, "put", fail)
-    request = asyncio.create_task(classify(http, method="linear"))
-    try:
-        await asyncio.wait_for(failed.wait(), 20)
-        ((examples, _),) = comparison.recent._values._sized.values()
-        assert examples.unsaved == set()
-    finally:
-        is_free.set()
-    await request
-    assert examples.unsaved == {"linear"}
+    monkeypatch.setattr(EmbeddingStore, "put", fail)
+    await classify(http, method="nearest_mean")
+
+
+async def test_fits_of_a_request_that_is_interrupted_are_stored_by_the_next_one(
+    http: httpx.AsyncClient, app: FastAPI, pets: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_storing = asyncio.Event()
+
+    async def wait(*arguments: Any) -> None:
+        is_storing.set()
+        await asyncio.sleep(3600)
+
+    with monkeypatch.context() as slow:
+        slow.setattr(FitStore, "put", wait)
+        request = asyncio.create_task(classify(http, method="linear"))
+        await asyncio.wait_for(is_storing.wait(), 20)
+        request.cancel()
+        await asyncio.wait([request])
+    assert await num_rows(app.state.services.database) == 0
+    await classify(http, method="linear")
+    assert await num_rows(app.state.services.database) >= 1
 
 
 # the store

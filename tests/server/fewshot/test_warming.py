@@ -349,56 +349,6 @@ async def test_prompts_to_warm_are_encoded_outside_the_event_loop(
     assert is_in_loop == {False}
 
 
-async def test_remembered_prompts_have_a_limit(
-    http: httpx.AsyncClient,
-    app: FastAPI,
-    colours: SupportSetInfo,
-    support_sets: SupportSets,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    await support_sets.create("second", [example(0), example(1)])
-    alone = {"template": "caption", "shots_attend": "alone"}
-    for name in ("colours", "second"):
-        assert (await warm(http, name, **alone))["status"] == "ready"
-    num_tokens = sum(entry.target.num_tokens for entry in app.state.services.warming._entries.values())
-    assert num_tokens >= 8 * 10
-    monkeypatch.setattr(warming, "MAX_REMEMBERED_TOKENS", num_tokens)
-    assert (await http.get("/v1/support_sets/colours")).json()["status"] == "ready"
-    await support_sets.create("third", [example(2)])
-    await warm(http, "third", **alone)
-    sets = (await http.get("/v1/support_sets")).json()["data"]
-    assert {each["name"]: each["status"] for each in sets} == {
-        "colours": "pending",
-        "second": "ready",
-        "third": "ready",
-    }
-    remembered = app.state.services.warming
-    assert remembered._num_tokens == sum(entry.target.num_tokens for entry in remembered._entries.values())
-
-
-async def test_many_remembered_prompts_are_counted_once(
-    app: FastAPI,
-    http: httpx.AsyncClient,
-    colours: SupportSetInfo,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A tenant may have thousands of remembered versions: to count them again would stop the event loop for seconds."""
-    counted = 0
-    count = warming.WarmTarget.num_tokens.fget
-
-    def num_tokens(target: warming.WarmTarget) -> int:
-        nonlocal counted
-        counted += 1
-        number: int = count(target)
-        return number
-
-    monkeypatch.setattr(warming.WarmTarget, "num_tokens", property(num_tokens))
-    for _ in range(4):
-        await warm(http, template="caption", k=2)
-        await app.state.services.warming.stop()
-    assert counted <= 4
-
-
 async def test_statuses_are_counted_without_looking_at_each_set(
     app: FastAPI, http: httpx.AsyncClient, colours: SupportSetInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:

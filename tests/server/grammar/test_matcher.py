@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 
 import numpy as np
 import pytest
+from llguidance import LLParserLimits
 
+from server.grammar import compiler
+from server.grammar import matcher as matcher_module
 from server.grammar.compiler import Grammars
 from server.grammar.matcher import RUN_BYTES, TOO_SLOW, Matcher
 from server.wire import Grammar
@@ -108,3 +112,70 @@ def test_the_tokens_of_one_request_share_a_limit_of_time(monkeypatch: pytest.Mon
     assert len(allowed(first)) > 1
     assert (first.error, second.error, other.error) == (TOO_SLOW, TOO_SLOW, "")
     assert (len(allowed(second)), first.is_complete, second.is_complete) == (0, False, False)
+
+
+COUNTED = regex("[ab]*a[ab]{12}")
+
+
+def follow(matcher: Matcher, seed: int) -> bool:
+    """Follow a random answer, and return whether tokens were permitted to its end."""
+    chosen = random.Random(seed)
+    for _ in range(60):
+        if not (permitted := set(allowed(matcher)) - {*TOKENIZER.eos_ids}):
+            return False
+        matcher.accept(chosen.choice(sorted(permitted)))
+    return True
+
+
+@pytest.fixture
+def few_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = LLParserLimits(max_lexer_states=400, verbose_errors=False)
+    monkeypatch.setattr(compiler, "LIMITS", limits)
+
+
+@pytest.mark.usefixtures("few_states")
+def test_answers_do_not_use_up_the_states_of_later_ones() -> None:
+    first = Grammars(TOKENIZER).compile(COUNTED).result()
+    assert all(follow(first.copy(), seed) for seed in range(40))
+    assert first._beginning.number > 1
+
+
+@pytest.mark.usefixtures("few_states")
+def test_an_answer_goes_on_although_others_have_used_up_the_states() -> None:
+    first = Grammars(TOKENIZER).compile(COUNTED).result()
+    unfinished, twin = first.copy(), Grammars(TOKENIZER).compile(COUNTED).result().copy()
+    for token_id in TOKENIZER.encode_plain("abbab" * 4):
+        assert allowed(unfinished) == allowed(twin)
+        unfinished.accept(token_id)
+        twin.accept(token_id)
+    fork = unfinished.copy()
+    number = first._beginning.number
+    for seed in range(40):
+        follow(first.copy(), seed)
+    assert first._beginning.number > number
+    assert allowed(unfinished) == allowed(fork) == allowed(twin)
+
+
+@pytest.mark.usefixtures("few_states")
+def test_a_beginning_that_takes_long_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matcher_module, "MAX_BEGIN_SECONDS", -1.0)
+    grammars = Grammars(TOKENIZER)
+    first = grammars.compile(COUNTED).result()
+    assert not all(follow(first.copy(), seed) for seed in range(40))
+    failed = first.copy()
+    assert not allowed(failed)
+    assert "too many states" in failed.error
+    assert follow(grammars.compile(COUNTED).result().copy(), 0)  # of a later request, compiled again
+
+
+def test_an_answer_that_is_too_complex_by_itself_may_not_end() -> None:
+    """The mask of llguidance permits the end after an error."""
+    matcher = compiled(schema({"type": "integer", "multipleOf": 9999}))
+    for token_id in TOKENIZER.encode_plain("1" * 8):
+        permitted = allowed(matcher)
+        assert not {*TOKENIZER.eos_ids} & {*permitted}
+        if not permitted:
+            break
+        matcher.accept(token_id)
+    assert not permitted
+    assert "too many" in matcher.error

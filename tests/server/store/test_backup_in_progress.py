@@ -29,7 +29,7 @@ async def test_media_of_a_request_that_has_not_stored_them_are_not_missing(
     await SupportSets(database, references).create("colours", [example("a", RED)])
     store.put(GREEN.data, GREEN.kind)
     await references.mark_uploaded(GREEN.id, GREEN.num_bytes)
-    await references._lease({media.id: media for media in (RED, BLUE)})
+    await references._lease({media.id: media for media in (RED, BLUE)}, "holder")
     written = await write_backup(tmp_path / "backup.tar", database, store)
     assert (written.missing, written.num_media, written.rows["media"]) == ([], 2, 2)
     restored = Database(f"sqlite:///{tmp_path / 'restored.db'}")

@@ -18,7 +18,7 @@ from server.media.store import MediaStore
 from server.media.turns import Job
 from server.store import media_references as module
 from server.store.database import SWEEP_PAUSE_SECONDS, Database
-from server.store.media_references import MAX_FAILURES, MediaReferences, is_used
+from server.store.media_references import MAX_FAILURES, MediaReferences, _is_referred_to
 from server.store.records import MediaRow
 from server.store.support_sets import SupportSets
 from tests.server.store.conftest import BLUE, GREEN, RED, Clock, example
@@ -30,7 +30,7 @@ async def test_media_stay_while_any_version_of_any_set_refers_to_them(
     support_sets: SupportSets, media_references: MediaReferences, database: Database, store: MediaStore
 ) -> None:
     async def is_referred_to(media: EncodedMedia) -> bool:
-        return await database.read(lambda session, now: is_used(session, media.id, now))
+        return await database.read(lambda session, now: _is_referred_to(session, media.id))
 
     await support_sets.create("s", [example("a", RED), example("b", GREEN)])
     await support_sets.create("t", [example("a", GREEN)])

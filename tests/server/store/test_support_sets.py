@@ -34,6 +34,12 @@ async def ids(support_sets: SupportSets, name: str, version: int | None = None) 
     return [e.id for e in (await support_sets.get_version(name, version)).examples]
 
 
+async def test_metadata_take_no_more_bytes_than_in_a_request(support_sets: SupportSets) -> None:
+    await support_sets.create("s", [example("a", metadata={"имя": "é", "n": 2**70})])
+    (stored,) = (await support_sets.get_version("s")).examples
+    assert stored.metadata_json == f'{{"имя":"é","n":{2**70}}}'
+
+
 async def test_a_set_is_read_as_it_was_created(support_sets: SupportSets, clock: Clock) -> None:
     labelled = example("a", RED, GREEN, RED, RED, label="warm", question="which?", metadata={"fold": 3, "tags": ["x"]})
     info = await support_sets.create("colours", [labelled, example("b")], metadata={"owner": "tests"}, expires_at=2e6)

@@ -7,10 +7,14 @@ import {
   readExamples,
   readSet,
   removeExamples,
+  warm,
   type Example,
   type NewExample,
   type SetInfo,
 } from './calls'
+
+/** The codes of errors if somebody else has changed the set, or has made another one with its name. */
+const CHANGED = new Set(['version_conflict', 'support_set_not_found'])
 
 export class OpenSet {
   info = $state.raw<SetInfo | null>(null)
@@ -22,8 +26,15 @@ export class OpenSet {
 
   async load(): Promise<void> {
     const info = await readSet(this.name)
-    this.examples = await readExamples(this.name, info.version)
+    const examples = await readExamples(info.id, info.version)
+    if (info.id === this.info?.id && info.version < this.info.version) return // a later load was faster
+    this.examples = examples
     this.info = info
+  }
+
+  /** Computes the media of the set in advance. */
+  async warm(): Promise<void> {
+    await this.#show(await warm(this.info!.id))
   }
 
   /**
@@ -31,7 +42,7 @@ export class OpenSet {
    * once, also if the response to the first request was lost.
    */
   async add(examples: NewExample[], key: string): Promise<void> {
-    await addExamples(this.name, examples, key)
+    await addExamples(this.info!.id, examples, key)
     await this.load()
   }
 
@@ -39,11 +50,11 @@ export class OpenSet {
   async edit(id: string, fields: NewExample): Promise<void> {
     const example = this.byId.get(id)
     if (!example) throw new Error('The example was removed elsewhere.')
-    await this.#change((version) => putExamples(this.name, [{ ...stored(example), ...fields }], version))
+    await this.#change((version) => putExamples(this.info!.id, [{ ...stored(example), ...fields }], version))
   }
 
   async remove(ids: string[]): Promise<void> {
-    await this.#change((version) => removeExamples(this.name, version, ids))
+    await this.#change((version) => removeExamples(this.info!.id, version, ids))
   }
 
   /** Changes the version that is shown. If it is not the latest any more, the latest is loaded for the next try. */
@@ -51,7 +62,7 @@ export class OpenSet {
     try {
       await action(this.info!.version)
     } catch (error) {
-      if (!(error instanceof ApiError) || error.code !== 'version_conflict') throw error
+      if (!(error instanceof ApiError) || !CHANGED.has(error.code ?? '')) throw error
       await this.load()
       throw new Error(`The set was changed elsewhere. Its version ${this.info!.version} is shown now; try again.`)
     }
@@ -65,8 +76,12 @@ export class OpenSet {
 
   /** Asks for the state again, without the examples. */
   async refreshState(): Promise<void> {
-    const { version, status, warm } = await readSet(this.name)
-    if (version === this.info!.version) this.info = { ...this.info!, status, warm }
+    await this.#show(await readSet(this.name))
+  }
+
+  /** Shows the state of the set, with its examples if they are of another version. */
+  async #show({ id, version, status, warm }: SetInfo): Promise<void> {
+    if (id === this.info!.id && version === this.info!.version) this.info = { ...this.info!, status, warm }
     else await this.load()
   }
 }

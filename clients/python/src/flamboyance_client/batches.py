@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Literal
+from typing import Literal, get_args
 
 from flamboyance_client.errors import ApiError, FlamboyanceError, NotAuthorised, NotConnected, NotFound, QueriesFailed
 from flamboyance_client.fewshot import AnyQuery
@@ -36,9 +36,11 @@ MISSING_FOR_ALL = ("support_set_not_found", "not_found", None)
 FAILURES = (FlamboyanceError, OSError, TypeError, ValueError)
 
 
-def checked_queries(queries: Iterable[AnyQuery], concurrency: int) -> list[AnyQuery]:
-    """Return the queries as a list. Raises `TypeError` for a single query, and `ValueError` for a wrong concurrency."""
+def checked_queries(queries: Iterable[AnyQuery], concurrency: int, on_error: OnError = "raise") -> list[AnyQuery]:
+    """Return the queries as a list. Raises `TypeError` for a single query, and `ValueError` for another wrong argument."""
     items = checked_list(queries, QUERIES)
+    if on_error not in get_args(OnError):
+        raise ValueError(f"on_error must be 'raise' or 'return', not {on_error!r}")
     if not 1 <= concurrency <= MAX_CONCURRENCY:
         raise ValueError(f"concurrency must be 1 to {MAX_CONCURRENCY}, not {concurrency}")
     return items

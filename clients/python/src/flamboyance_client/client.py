@@ -131,7 +131,7 @@ class Client(MadeAgain):
         succeeded, and otherwise the queries that were not sent have failed with it. An interrupt (Ctrl-C) ends all requests
         of this client, and the results are lost.
         """
-        items, options = checked_queries(queries, concurrency), with_lists(options)
+        items, options = checked_queries(queries, concurrency, on_error), with_lists(options)
         checked_selection(ClassifyOptions, options)
         outcomes = run_all(
             lambda query: self.classify(query, **options), items, concurrency, self._http.get().end_requests
@@ -311,7 +311,7 @@ class AsyncClient(MadeAgain):
 
         Failed queries are treated as by `Client.classify_many`.
         """
-        items, options = checked_queries(queries, concurrency), with_lists(options)
+        items, options = checked_queries(queries, concurrency, on_error), with_lists(options)
         checked_selection(ClassifyOptions, options)
         outcomes = await run_all_async(lambda query: self.classify(query, **options), items, concurrency)
         return outcomes if on_error == "return" else classifications(outcomes, items)

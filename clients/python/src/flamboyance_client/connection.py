@@ -33,6 +33,8 @@ def checked_url(text: str) -> httpx.URL:
         raise ValueError(f"{shown_url(text)!r} is not the URL of a server: {error}") from None
     if url.scheme not in SCHEMES or not url.host:
         raise ValueError(f"{shown_url(text)!r} is not the URL of a server: begin it with http:// or https://")
+    if url.query or url.fragment:
+        raise ValueError(f"{shown_url(text)!r} is not the URL of a server: leave out what begins with ? or #")
     return url.copy_with(path=url.path.rstrip("/").removesuffix("/v1"))
 
 
@@ -46,7 +48,7 @@ def client_settings(base_url: str | None, api_key: str | None, timeout: float | 
 
     Without a URL or a key, those of the variables FLAMBOYANCE_URL and FLAMBOYANCE_API_KEY are used.
     """
-    url = os.environ.get("FLAMBOYANCE_URL", BASE_URL) if base_url is None else base_url
+    url = (os.environ.get("FLAMBOYANCE_URL") or BASE_URL) if base_url is None else base_url
     key = os.environ.get("FLAMBOYANCE_API_KEY") if api_key is None else api_key
     return {"base_url": checked_url(url), "headers": headers(key), "timeout": timeout}
 

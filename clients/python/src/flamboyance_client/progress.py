@@ -9,7 +9,7 @@ from typing import Never
 
 from tqdm.auto import tqdm
 
-from flamboyance_client.errors import EvaluationFailed, FlamboyanceError
+from flamboyance_client.errors import EvaluationFailed, FlamboyanceError, NotFound
 from flamboyance_client.evaluations import Evaluation
 
 POLL_SECONDS = 0.5
@@ -61,6 +61,8 @@ def continued(evaluation_id: str) -> Iterator[None]:
     """Add a note to an error of a wait: the evaluation continues on the server."""
     try:
         yield
+    except NotFound:
+        raise
     except FlamboyanceError as error:
         error.add_note(
             f"the evaluation {evaluation_id} continues; evaluations.wait({evaluation_id!r}) waits for it again"

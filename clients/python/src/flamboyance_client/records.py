@@ -20,11 +20,15 @@ MAX_LABELS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page(Generic[Item]):
-    """A page of a list. While `has_more` is true, the next page starts after `last_id`."""
+    """A page of a list. While `has_more` is true, the next page starts after `last_id`.
+
+    `examples_left_out`: of a search, the examples for which the reply has no room.
+    """
 
     data: tuple[Item, ...]
     has_more: bool = False
     last_id: str | int | None = None
+    examples_left_out: int = 0
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self.data)
@@ -38,7 +42,9 @@ class Page(Generic[Item]):
         has_more, last_id = bool(values.get("has_more")), values.get("last_id")
         if has_more and last_id is None:
             raise UnexpectedReply("page.last_id: expected an id, since has_more is true, got None")
-        return cls(data=data, has_more=has_more, last_id=last_id)
+        return cls(
+            data=data, has_more=has_more, last_id=last_id, examples_left_out=values.get("examples_left_out") or 0
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -241,10 +241,10 @@ class Evaluations:
     def wait(self, evaluation_id: str) -> Evaluation:
         """Return an evaluation when it is over, with a progress bar on a terminal.
 
-        Raises `EvaluationFailed` for one that failed or was cancelled. Other errors have a note with its id: the evaluation
-        continues on the server.
+        Raises `EvaluationFailed` for one that failed or was cancelled, and `NotFound`. Other errors have a note with its
+        id: the evaluation continues on the server.
         """
-        evaluation = self.get(evaluation_id)
+        evaluation = self._poll(evaluation_id)
         with progress_bar(evaluation) as show:
             while not evaluation.is_over:
                 time.sleep(POLL_SECONDS)

@@ -284,7 +284,7 @@ def _add_all(calls: SupportSetCalls, target: SupportSet, batches: Iterable[Batch
     waiting = iter(batches)
     while (batch := next(waiting, None)) is not None:
         target, rest = yield from _add_part(calls, target, batch)
-        waiting = chain(rest, waiting)
+        waiting = chain(rest, waiting) if rest else waiting  # a chain for each batch would become slow
     return target
 
 
@@ -308,7 +308,7 @@ def _exchange(
                     raise
             else:
                 num_new -= len(batch.examples) - sum(len(part.examples) for part in rest)
-                batches = chain(rest, batches)
+                batches = chain(rest, batches) if rest else batches
                 continue
             is_full = True
             if num_more:

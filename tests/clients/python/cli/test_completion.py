@@ -7,7 +7,10 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from threading import Thread
 
 import pytest
 
@@ -85,3 +88,25 @@ def test_a_server_that_does_not_answer_leaves_no_names() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         assert completed(f"flamboyance-client support-set show --url {url} complete-", "flamboyance_client") == []
+
+
+def test_a_server_that_answers_slowly_leaves_no_names() -> None:
+    """Each read is fast enough for a timeout of the client."""
+    sent = 0
+
+    def drip(server: socket.socket) -> None:
+        nonlocal sent
+        connection, _ = server.accept()
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n")
+            for _ in range(100):
+                connection.sendall(b" ")
+                sent += 1
+                time.sleep(0.2)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        Thread(target=drip, args=(server,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert completed(f"flamboyance-client support-set show --url {url} complete-", "flamboyance_client") == []
+        assert 0 < sent < 100

@@ -286,11 +286,8 @@ async def test_values_that_ask_for_what_is_done_anyway_are_accepted(
             "tools[0].function.parameters",
         ),
         ({"tools": [CALL], "tool_choice": named("g")}, 400, "tool_choice.function.name"),
-        (
-            {"tools": [CALL], "tool_choice": named("f"), "response_format": {"type": "json_object"}},
-            400,
-            "tool_choice",
-        ),
+        ({"tools": [CALL], "tool_choice": named("f"), "stop": "a"}, 400, "stop"),
+        ({"tools": [CALL], "tool_choice": named("f"), "response_format": {"type": "json_object"}}, 400, "tool_choice"),
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, 422, "tools[0].custom"),
         ({"metadata": {"a": 1}}, 400, "metadata.a"),
         ({"metadata": {str(number): "" for number in range(17)}}, 400, "metadata"),

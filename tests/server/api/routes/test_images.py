@@ -17,7 +17,6 @@ from starlette.formparsers import MultiPartParser
 
 from model import heif
 from server.api.services import Services
-from server.errors import VersionConflict
 from server.media.source import EncodedMedia, encoded
 from server.settings import Settings
 from server.store.records import NewExample
@@ -293,34 +292,6 @@ async def test_an_image_whose_file_is_damaged_is_not_found_and_may_be_deleted(
     assert (await http.get("/v1/images")).json()["data"] == []
     assert (await http.delete(f"/v1/images/{RED_ID}")).status_code == 200
     assert (await upload(http))["id"] == RED_ID
-
-
-async def test_a_refused_request_keeps_no_image(http: httpx.AsyncClient, services: Services) -> None:
-    await upload(http)
-    sets, examples = services.support_sets, [NewExample(id="a", media=(encoded(RED, "image", "media"),))]
-    await sets.create("animals", [])
-    with pytest.raises(VersionConflict):
-        await sets.put_examples("animals", examples, expected_version=7)
-    assert (await http.delete(f"/v1/images/{RED_ID}")).status_code == 200
-
-
-async def test_an_interrupted_request_keeps_no_image(http: httpx.AsyncClient, services: Services) -> None:
-    await upload(http)
-    references, media = services.media_references, encoded(RED, "image", "media")
-    is_prepared = asyncio.Event()
-
-    async def prepare() -> None:
-        is_prepared.set()
-        await asyncio.sleep(3600)
-
-    writing = asyncio.create_task(references.write({RED_ID: media}, lambda session, now: None, prepare))
-    await is_prepared.wait()
-    refused = await http.delete(f"/v1/images/{RED_ID}")
-    assert_refused(refused, 409, "image_in_use", None)
-    assert "an unfinished request" in refused.json()["error"]["message"]
-    writing.cancel()
-    await asyncio.wait([writing])
-    assert (await http.delete(f"/v1/images/{RED_ID}")).status_code == 200
 
 
 async def test_an_image_in_a_support_set_cannot_be_deleted(http: httpx.AsyncClient, services: Services) -> None:

@@ -108,6 +108,8 @@ async def test_a_text_may_be_tokenized_without_special_tokens(http: httpx.AsyncC
     }.items():
         body = (await http.post("/tokenize", json={"prompt": text, "add_special_tokens": False})).json()
         assert body["tokens"] == ids
+    response = await http.post("/tokenize", json={"prompt": "a", "template": "caption"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "template")
     response = await http.post("/tokenize", json={"prompt": [1, 2], "add_special_tokens": False})
     assert (response.status_code, response.json()["error"]["param"]) == (422, "add_special_tokens")
 

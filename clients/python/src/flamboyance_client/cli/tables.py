@@ -20,7 +20,9 @@ MAX_LABELS = 20
 
 
 def print_table(table: Table) -> None:
-    """Print a table as wide as the terminal; elsewhere, as wide as it needs to be."""
+    """Print a table as wide as the terminal; elsewhere, as wide as it needs to be. Long texts are folded, not cut."""
+    for column in table.columns:
+        column.overflow = "fold"
     console = _console()
     (console if console.is_terminal else _console(WIDE)).print(table)
 
