@@ -387,7 +387,8 @@ test('pictures that the server did not send are asked for again, and those that 
 
 test('pictures whose upload or addition has failed are added by a button, once', async ({ page, request }) => {
   const name = 'added-once'
-  await request.post('/v1/support_sets', { data: { name, examples: [{ id: 'one', label: 'one' }] } })
+  const data = { name, examples: [{ id: 'one', label: 'one' }] }
+  const { id } = await (await request.post('/v1/support_sets', { data })).json()
   await page.goto(`/#/sets/${name}`)
   const adding = page.getByRole('region', { name: 'Add examples' })
   const again = adding.getByRole('button', { name: 'Try again' })
@@ -397,7 +398,7 @@ test('pictures whose upload or addition has failed are added by a button, once',
   await page.unroute('/v1/images')
 
   // the server adds them, and its response is lost
-  const address = `/v1/support_sets/${name}/examples`
+  const address = `/v1/support_sets/${id}/examples`
   await page.route(address, async (route) => {
     await route.fetch()
     await route.abort()

@@ -1,14 +1,14 @@
 // The API key of this tab. It is kept in the session storage, so it ends with the tab, and goes to this server alone.
+import { readStored, store } from '../app/siteStorage'
 
 const NAME = 'flamboyance-api-key'
 
-export const key = $state({ value: sessionStorage.getItem(NAME) ?? '', isNeeded: false, numRefusals: 0 })
+export const key = $state({ value: readStored('sessionStorage', NAME) ?? '', isNeeded: false, numRefusals: 0 })
 
 export function setKey(value: string) {
   key.value = value
   key.isNeeded = false
-  if (value) sessionStorage.setItem(NAME, value)
-  else sessionStorage.removeItem(NAME)
+  store('sessionStorage', NAME, value || null)
 }
 
 /** The header that sends the key, if there is one. */

@@ -1,13 +1,15 @@
 // Light or dark: as the system says, unless the person has chosen.
 
+import { readStored, store } from './siteStorage'
+
 export type Theme = 'system' | 'light' | 'dark'
 const NAME = 'flamboyance-theme'
 
-export const theme = $state({ value: (localStorage.getItem(NAME) ?? 'system') as Theme })
+export const theme = $state({ value: (readStored('localStorage', NAME) ?? 'system') as Theme })
 
 export function setTheme(value: Theme) {
   theme.value = value
-  localStorage.setItem(NAME, value)
+  store('localStorage', NAME, value)
   apply()
 }
 

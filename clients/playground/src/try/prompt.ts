@@ -71,7 +71,7 @@ function completionBody(workspace: Workspace, shots: number) {
 function classifyBody(workspace: Workspace, shots: number) {
   return {
     query: { image: workspace.queries[workspace.query]?.id },
-    shots: workspace.shots.slice(0, shots).map((shot) => ({ image: shot.picture.id, label: shot.text })),
+    shots: workspace.shots.slice(0, shots).map((shot) => ({ image: shot.picture.id, label: shot.text.trim() })),
     candidates: labels(workspace),
     method: workspace.method,
     template: { shot: `{media}${sentence(workspace.pattern, '{label}')}` },
@@ -79,7 +79,17 @@ function classifyBody(workspace: Workspace, shots: number) {
 }
 
 export function labels(workspace: Workspace): string[] {
-  return [...new Set(workspace.shots.map((shot) => shot.text).filter(Boolean))]
+  return labelsOf(workspace.shots)
+}
+
+const labelsOf = (shots: Shot[]) => [...new Set(shots.map((shot) => shot.text.trim()).filter(Boolean))]
+
+/** Returns the smallest number of shots that can be asked with: a method by likeness needs an example of each label. */
+export function fewestShots(workspace: Workspace): number {
+  if (workspace.task === 'write' || ['auto', 'in_context'].includes(workspace.method)) return 0
+  const all = labels(workspace).length
+  const covers = (shots: number) => labelsOf(workspace.shots.slice(0, shots)).length === all
+  return [...workspace.shots.keys()].find(covers) ?? workspace.shots.length
 }
 
 /** Says what is missing before the workspace can be asked, or returns null. */

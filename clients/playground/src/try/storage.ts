@@ -2,13 +2,14 @@
 // value that was kept last by any tab, unless a key is in use: the key ends with its tab, and so does what was done with it.
 import { get, set } from 'idb-keyval'
 import { key } from '../api/key.svelte'
+import { readStored, store } from '../app/siteStorage'
 
 const NAME = 'flamboyance-workspace'
 let kept: string | null = null
 let isForgotten = false
 
 export async function read<Value>(): Promise<Value | undefined> {
-  kept = sessionStorage.getItem(NAME)
+  kept = readStored('sessionStorage', NAME)
   if (kept) return JSON.parse(kept)
   return key.value ? undefined : get<Value>(NAME).catch(() => undefined) // private windows may have no store
 }
@@ -18,21 +19,12 @@ export async function keep(value: object): Promise<void> {
   const text = JSON.stringify(value)
   if (text === kept || isForgotten) return
   kept = text
-  keepInTab(text)
+  store('sessionStorage', NAME, text) // a value that the session has no room for is kept for new tabs only
   if (!key.value) await set(NAME, value).catch(() => undefined)
-}
-
-/** A value that the session has no room for is kept for new tabs only. */
-function keepInTab(text: string) {
-  try {
-    sessionStorage.setItem(NAME, text)
-  } catch {
-    sessionStorage.removeItem(NAME)
-  }
 }
 
 /** Forgets what the tab has, before the page is loaded again with another key. */
 export function forget() {
   isForgotten = true
-  sessionStorage.removeItem(NAME)
+  store('sessionStorage', NAME, null)
 }

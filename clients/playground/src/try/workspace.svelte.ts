@@ -132,8 +132,19 @@ export function removeQuery(index: number) {
   workspace.query = Math.max(0, workspace.query)
 }
 
+let numClears = 0
+
 export function clearWorkspace() {
+  numClears += 1
   Object.assign(workspace, emptyWorkspace())
+}
+
+/** Returns an action for the end of an upload: it does nothing if another prompt has replaced this one meanwhile. */
+export function onThisPrompt(action: (pictures: Picture[]) => void): (pictures: Picture[]) => void {
+  const own = numClears
+  return (pictures) => {
+    if (own === numClears) action(pictures)
+  }
 }
 
 /** Keeps an answer, and forgets the oldest ones. */
