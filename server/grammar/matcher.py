@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
+from server.grammar import GrammarError
+
 # Bytes without an alternative, of which a longer run is written by tokens of its own, all but the last ones: others may
 # continue those. For each token, llguidance would tokenize the whole run again, and 90,000 bytes take 20 milliseconds.
 RUN_BYTES = 512
@@ -67,7 +69,10 @@ class Beginning:
             if self._seconds > MAX_BEGIN_SECONDS:
                 self.is_spent = True
                 return None
-            self._renew()
+            try:
+                self._renew()
+            except GrammarError:  # it is the failure of this answer alone
+                return None
         return self.copy()
 
     def _renew(self) -> None:

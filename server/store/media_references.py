@@ -81,11 +81,12 @@ class MediaReferences:
                 await asyncio.to_thread(self._put, media, infos)
                 await prepare()
                 return await self._database.write(partial(_commit, transaction, holder, len(media)))
-            except LeaseLost:
-                await self._release(holder)
-            except BaseException:
-                await self._release(holder)
+            except DatabaseUnavailable:  # the leases expire: a database that hangs would hold up the answer again
                 raise
+            except BaseException as error:
+                await self._release(holder)
+                if not isinstance(error, LeaseLost):
+                    raise
         raise Unavailable("the media could not be stored in time")
 
     async def mark_uploaded(self, media_id: str, num_bytes: int) -> None:

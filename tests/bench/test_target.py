@@ -23,9 +23,9 @@ def target() -> Target:
 
 def test_a_child_that_has_ended_and_is_not_reaped_is_no_decoder(target: Target) -> None:
     command = [sys.executable, "-c", UNTIL_ITS_INPUT_ENDS, "server.media.decoder"]
-    others = {decoder.pid for decoder in target.decoders()}  # of earlier tests in this process
+    earlier = {decoder.pid for decoder in target.decoders()}  # of earlier tests in this process
     with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
-        assert {decoder.pid for decoder in target.decoders()} - others == {child.pid}
+        assert {decoder.pid for decoder in target.decoders()} - earlier == {child.pid}
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie until it is reaped
         assert child.pid not in {decoder.pid for decoder in target.decoders()}
