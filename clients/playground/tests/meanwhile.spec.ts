@@ -34,6 +34,24 @@ test('a set that another client has changed is shown with its new examples after
   await request.delete(path)
 })
 
+test('a set that another client has changed is shown as it is when the page is looked at again', async ({
+  page,
+  request,
+}) => {
+  const path = '/v1/support_sets/looked-at-again'
+  await request.post('/v1/support_sets', { data: { name: 'looked-at-again', examples } })
+  await page.goto('/#/sets/looked-at-again')
+  await expect(page.getByText('version 1', { exact: true })).toBeVisible()
+  await expect(page).toHaveTitle('looked-at-again · Support sets · Flamboyance')
+  await request.post(`${path}/examples`, { data: { examples: [{ id: 'one', text: 'changed' }] } })
+  await page.evaluate(() => document.dispatchEvent(new Event('visibilitychange')))
+  await expect(page.getByRole('button', { name: 'Edit changed one' })).toBeVisible()
+  await page.getByRole('button', { name: 'Delete' }).click()
+  await page.keyboard.press('Escape')
+  await expect(page.getByText('Delete all versions?')).toBeHidden()
+  await request.delete(path)
+})
+
 test('a set that was made again under the same name gets nothing of the old one', async ({ page, request }) => {
   const path = '/v1/support_sets/made-again'
   await request.post('/v1/support_sets', { data: { name: 'made-again', examples } })
@@ -83,6 +101,17 @@ test('a drop that fails is shown although another one was uploaded meanwhile', a
   await page.getByRole('button', { name: 'Try again' }).click()
   await expect(page.getByRole('textbox', { name: 'Text of shot 2' })).toBeVisible()
   await expect(page.getByRole('alert')).toHaveCount(0)
+})
+
+test('pictures that are being uploaded take their room already', async ({ page }) => {
+  await page.goto('/')
+  const { arrived } = await holdUploads(page)
+  const files = page.getByTestId('files').first()
+  const pictures = (name: string) => Array.from({ length: 40 }, (_, at) => picture(`${name} ${at}.jpg`))
+  await files.setInputFiles(pictures('first'))
+  await arrived(4)
+  await files.setInputFiles(pictures('second'))
+  await expect(page.getByRole('alert')).toHaveText('There was room for 23 of 40 pictures.')
 })
 
 test('a picture whose upload ends late does not become part of another prompt', async ({ page }) => {

@@ -183,6 +183,9 @@ test('an answer with a full stop is not cut at it, and the place of the answer i
   await expect(answer(page)).toHaveText('St. Bernard')
   await page.getByLabel('Sentence').fill('{answer} or {answer}')
   await expect(page.getByText('Use {answer} once.')).toBeVisible()
+  const withoutPlace = page.waitForRequest((request) => request.postData()?.includes('It shows') ?? false)
+  await page.getByLabel('Sentence').fill('It shows a')
+  expect((await withoutPlace).postData()).toContain('It shows a St. Bernard')
 })
 
 test('a picture in a format that browsers do not show is used like any other', async ({ page }) => {

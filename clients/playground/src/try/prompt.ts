@@ -13,13 +13,14 @@ const LINE_END = '\n'
 const MAX_TOKENS = 12
 const ALTERNATIVES = 5
 
-/** Splits a pattern at its answer: the text before it and the text after it. */
+/** Splits a pattern at its answer: the text before it and the text after it. Without one, the answer is its last word. */
 export function splitPattern(pattern: string): [string, string] {
   const at = pattern.indexOf(ANSWER)
-  return at < 0 ? [pattern, ''] : [pattern.slice(0, at), pattern.slice(at + ANSWER.length)]
+  if (at < 0) return [pattern.trim() && `${pattern.trimEnd()} `, '']
+  return [pattern.slice(0, at), pattern.slice(at + ANSWER.length)]
 }
 
-/** Returns the sentence of a shot. A pattern without a place for the answer is followed by it. */
+/** Returns the sentence of a shot. */
 export function sentence(pattern: string, answer: string): string {
   const [before, after] = splitPattern(pattern)
   return `${before}${answer}${after}`
