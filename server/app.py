@@ -28,7 +28,7 @@ from server.access.tenants import DEFAULT_TENANT
 from server.api.body import check_parameters
 from server.api.guard import Guard, authorise
 from server.api.openapi import openapi_document, operation_id
-from server.api.paths import without_slash
+from server.api.paths import quoted_path, without_slash
 from server.api.responses import IS_HEAD, JSON, JSONResponse, WholeResponse
 from server.api.routes import (
     archives,
@@ -296,7 +296,7 @@ async def _refuse(request: Request, error: ServerError) -> Response:
         "request refused",
         extra={
             "request_id": request.state.request_id,
-            "path": request.url.path,
+            "path": quoted_path(request.scope),
             "status": error.status,
             "code": error.code,
             "param": error.param,
@@ -308,9 +308,8 @@ async def _refuse(request: Request, error: ServerError) -> Response:
 async def _refuse_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code in NO_ROUTE:
-        # request.url leaves out line breaks
         return await _refuse(request, no_route(request.method, request.scope["path"], ROUTES))
-    return await _refuse(request, InvalidRequest(f"{request.method} {request.url.path}: {error.detail}"))
+    return await _refuse(request, InvalidRequest(f"{request.method} {quoted_path(request.scope)}: {error.detail}"))
 
 
 async def _client_disconnected(request: Request, error: Exception) -> Response:

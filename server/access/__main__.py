@@ -27,6 +27,7 @@ from server.errors import LastKey, ServerError
 from server.settings import SettingsError
 from server.store.database import Database
 from server.store.location import add_location, read_location
+from server.store.schema import require_newest
 from server.telemetry import logs
 
 PROGRAM = "python -m server.access"
@@ -61,6 +62,9 @@ async def _run(options: Namespace, database: Database) -> None:
             if options.command != "create":  # which may run before the first start of the server
                 raise
             print("the database is new: a server with another one does not know this key", file=sys.stderr)
+        else:
+            # only the start of a server upgrades tables: the one that runs on them may be older
+            await database.use_as_is(lambda session, now: require_newest(session.connection()), is_writing=False)
         await COMMANDS[options.command](options, Keys(database))
     finally:
         database.close()
@@ -92,7 +96,7 @@ async def _list(options: Namespace, keys: Keys) -> None:
     table = Table(Column("id", no_wrap=True), "name", "tenant", "role", "created", "limits")
     for key in await keys.all():
         created = f"{datetime.fromtimestamp(key.created_at, UTC):%Y-%m-%d}"
-        table.add_row(key.id, key.name, key.tenant, key.role, created, _limits(key))
+        table.add_row(key.id, _shown(key.name), key.tenant, key.role, created, _limits(key))
     # a name is text: "[blue]" in it is no style
     Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, markup=False, emoji=False).print(table)
 
@@ -103,7 +107,12 @@ async def _revoke(options: Namespace, keys: Keys) -> None:
     except LastKey as error:
         raise LastKey(f"{error.message}, or use --last") from None
     log_change("revoked", key, NAME)
-    print(f"revoked {key.id} ({key.name}); servers that run refuse it within five seconds")
+    print(f"revoked {key.id} ({_shown(key.name)}); servers that run refuse it within five seconds")
+
+
+def _shown(name: str) -> str:
+    """Return a name as it is printed: a terminal would obey its control characters."""
+    return name if name.isprintable() else ascii(name)
 
 
 def _limits(key: Key) -> str:

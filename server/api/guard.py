@@ -25,6 +25,7 @@ from server.access.callers import Caller, Callers
 from server.access.keys import Keys
 from server.access.pages import SAFE_METHODS, allowed_hosts, is_address, may_change, name_of, permitted_origins
 from server.access.roles import OPERATOR_PATHS, may, needed_role
+from server.api.paths import quoted_path
 from server.errors import (
     ClientOverShare,
     Forbidden,
@@ -250,7 +251,7 @@ def _log_management(scope: Scope, status: int) -> None:
     state = scope["state"]
     if state.get("is_management"):
         caller: Caller = state["caller"]
-        request = {"request_id": state["request_id"], "method": scope["method"], "path": Request(scope).url.path}
+        request = {"request_id": state["request_id"], "method": scope["method"], "path": quoted_path(scope)}
         by = {"tenant": caller.tenant or None, "by": caller.key or None}
         logger.info("management request", extra={**request, "status": status, **by})
 

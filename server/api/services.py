@@ -16,6 +16,7 @@ from starlette.requests import Request
 from server.access.callers import Caller
 from server.access.keys import Keys
 from server.access.tenants import DEFAULT_TENANT
+from server.api.paths import quoted_path
 from server.api.writer import Writer
 from server.engine_client.client import EngineClient
 from server.errors import ModelNotFound, ServerError
@@ -135,7 +136,7 @@ async def _services(request: Request) -> Services:
 
 async def _record(request: Request, services: Annotated[Services, Depends(_services)]) -> RequestRecord:
     caller: Caller = request.state.caller
-    state, path = request.state, request.url.path
+    state, path = request.state, quoted_path(request.scope)
     return RequestRecord(state.request_id, services.metrics, state.ticket, caller.quota, path)
 
 

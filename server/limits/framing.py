@@ -41,6 +41,8 @@ class Framing(h11.Connection):
         self.fault = ""
         self.is_coarse = False
         self._is_short = True
+        # a proxy may take another end for that of the body, and the bytes after it for a request (RFC 9112, 6.1)
+        self._is_ambiguous = False
         self._free_chunks = 0.0
         self._is_chunk_next = False  # the next bytes of a body begin a chunk
         self._is_trailer_next = False
@@ -60,9 +62,9 @@ class Framing(h11.Connection):
         return event
 
     def send(self, event: h11.Event) -> Any:
-        """Return the bytes of an event; a response before the end of a body ends the connection, and says so."""
+        """Return the bytes of an event; a response to an unread or ambiguous body ends the connection, and says so."""
         is_unread = self.their_state is h11.SEND_BODY and not self._is_short
-        if isinstance(event, h11.Response) and is_unread:
+        if isinstance(event, h11.Response) and (is_unread or self._is_ambiguous):
             headers = [(name, value) for name, value in event.headers if name != b"connection"]
             event = h11.Response(
                 status_code=event.status_code, headers=[*headers, (b"connection", b"close")], reason=event.reason
@@ -91,6 +93,7 @@ class Framing(h11.Connection):
         headers = dict(request.headers)
         length = int(headers.get(b"content-length", 0))
         self._is_short = b"transfer-encoding" not in headers and length <= SHORT_BODY
+        self._is_ambiguous = b"transfer-encoding" in headers and b"content-length" in headers
         self._free_chunks, self.is_coarse = FREE_CHUNKS, False
         self._is_chunk_next, self._is_trailer_next = b"transfer-encoding" in headers, False
 

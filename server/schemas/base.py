@@ -81,21 +81,21 @@ class UnknownField(ValueError):
 
 # whether an unknown field of the body that is being validated has been reported
 _is_reported: ContextVar[bool] = ContextVar("_is_reported", default=False)
-
 SchemaType = TypeVar("SchemaType", bound="Schema")
 
 ID = r"^[A-Za-z0-9_.:-]{1,128}$"
 EXAMPLE_ID = r"^\.{0,127}[A-Za-z0-9_:-][A-Za-z0-9_.:-]{0,127}$"
 SET_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"
 SHA_256 = r"^[0-9a-f]{64}$"
-KEY_NAME = r"^[^\x00-\x1f\x7f]*$"
+# without characters that a terminal obeys, and those that are invisible or change the direction of a text
+KEY_NAME = r"^[^\x00-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]*$"
 # what a text of each pattern is, for messages
 IN_WORDS = {
     ID: "1 to 128 ASCII letters, digits and the characters _.:-",
     EXAMPLE_ID: "1 to 128 ASCII letters, digits and the characters _.:-, and not of full stops alone",
     SET_NAME: "at most 128 ASCII letters, digits and the characters _.:-, beginning with a letter or digit",
     SHA_256: "64 hexadecimal digits in lower case",
-    KEY_NAME: "a text without control characters, such as line breaks",
+    KEY_NAME: "a text without control characters, such as line breaks, and without invisible ones",
     TENANT_NAME: "at most 48 lower-case letters, digits and the characters _-, beginning with a letter or digit",
 }
 

@@ -164,8 +164,11 @@ def _add_media(archive: tarfile.TarFile, media_id: str, store: MediaStore) -> bo
 
 
 def _export_tables(connection: Connection, folder: Path) -> tuple[str, dict[str, int], list[str]]:
-    """Write a file per table, and return the tables' version, their numbers of rows, and the ids of all media."""
-    revision = schema.read_revision(connection)
+    """Write a file per table, and return the tables' version, their numbers of rows, and the ids of all media.
+
+    Tables of a newer server are refused: it may have some that this one does not know.
+    """
+    revision = schema.read_known(connection)
     if revision is None:
         raise BackupError("the database is empty: there is nothing to back up")
     tables = {table.name: table for table in _tables(connection)}
@@ -271,7 +274,7 @@ def _restore(connection: Connection, table: Table, lines: IO[bytes]) -> int:
 def _open(file: Path) -> tarfile.TarFile:
     try:
         return tarfile.open(file, "r:")
-    except tarfile.TarError:
+    except (tarfile.TarError, IsADirectoryError):
         raise BackupError("the file is not a backup") from None
 
 
@@ -293,7 +296,12 @@ def _read_manifest(archive: tarfile.TarFile) -> Manifest:
         manifest = msgspec.json.decode(_content(archive, archive.getmember(MANIFEST)).read(), type=Manifest)
     except (KeyError, tarfile.TarError, msgspec.DecodeError):
         raise BackupError(f"the file is not a complete backup: it has no readable {MANIFEST}") from None
-    if manifest.format > FORMAT or manifest.schema not in schema.REVISIONS:
+    if manifest.format > FORMAT:
+        raise BackupError(
+            f"the backup was written by a newer server, of version {manifest.server[:80]}, or is damaged: "
+            f"it has the format {manifest.format}, this server supports {FORMAT}"
+        )
+    if manifest.schema not in schema.REVISIONS:
         raise BackupError(
             f"the backup was written by a newer server, of version {manifest.server[:80]}, or is damaged: "
             f"its tables have version {manifest.schema[:80]!r}, this server supports {schema.FIRST} to {schema.NEWEST}"

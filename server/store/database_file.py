@@ -17,8 +17,8 @@ from server.errors import DatabaseUnavailable
 from server.settings import SettingsError
 
 DAMAGED = "the database is damaged"
-# of a new folder: the database has texts of clients, which other users of the machine may not read
-PRIVATE = 0o700
+# of a new folder and a new file: the database has texts of clients, which other users of the machine may not read
+PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 Identity = tuple[int, int]
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class DatabaseFile:
         """Create the folder of the file. Raises `SettingsError` if that is impossible."""
         folder = self._path.parent
         try:
-            folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+            folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
         except OSError as error:
             raise SettingsError(
                 f"{self._setting}: the folder {folder} of the database cannot be created: {error.strerror}; "
@@ -117,7 +117,7 @@ class DatabaseFile:
         self.create_folder()
         try:
             # never an existing file: to close it would release SQLite's locks of this process
-            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o644))
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
         except FileExistsError:
             pass
         except OSError as error:

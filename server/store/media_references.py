@@ -1,9 +1,9 @@
 """References from support sets to stored media: media are kept while they are referred to, and then deleted.
 
 A request leases its media, stores their bytes, and refers to them in the transaction that releases the leases. Bytes
-are deleted under the lock of their row, and only without reference or lease: a later lease stores them again. Media
-that a client uploaded separately have a row that says so, and are not swept. The leases of a request that fails end with
-it, and those of a process that dies expire.
+are deleted under the lock of their row, and only without reference or lease: a later lease stores them again. An upload
+does the same, but its row is marked in place of a reference, and is not swept. The leases of a request that fails end
+with it, and those of a process that dies expire.
 """
 
 from __future__ import annotations
@@ -73,13 +73,31 @@ class MediaReferences:
 
         If one of them raises `LeaseLost`, both are run again. Raises `InvalidMedia`, `MediaNotFound` and `Unavailable`.
         """
-        infos = await self._decode(media)
+        return await self._write_leased(media, await self._decode(media), transaction, prepare)
+
+    async def upload(self, media: EncodedMedia, info: Mapping[str, Any]) -> None:
+        """Store a media item that outlives the support sets that refer to it; `info` is its description for the store."""
+        row_id = self._row_id(media.id)
+
+        def mark(session: Session, now: float) -> None:
+            session.execute(update(MediaRow).where(MediaRow.media_id == row_id).values(is_uploaded=True))
+
+        await self._write_leased({media.id: media}, {media.id: info}, mark)
+
+    async def _write_leased(
+        self,
+        media: Mapping[str, EncodedMedia],
+        infos: Mapping[str, Mapping[str, Any]],
+        transaction: Transaction[Result],
+        prepare: Callable[[], Awaitable[None]] | None = None,
+    ) -> Result:
         for _ in range(MAX_LEASES):
             holder = uuid.uuid4().hex
             try:
                 await self._lease(media, holder)
                 await asyncio.to_thread(self._put, media, infos)
-                await prepare()
+                if prepare is not None:
+                    await prepare()
                 return await self._database.write(partial(_commit, transaction, holder, len(media)))
             except DatabaseUnavailable:  # the leases expire: a database that hangs would hold up the answer again
                 raise
@@ -88,18 +106,6 @@ class MediaReferences:
                 if not isinstance(error, LeaseLost):
                     raise
         raise Unavailable("the media could not be stored in time")
-
-    async def mark_uploaded(self, media_id: str, num_bytes: int) -> None:
-        """Record that a client uploaded this media item: it outlives the support sets that refer to it."""
-        row_id = self._row_id(media_id)
-
-        def mark(session: Session, now: float) -> None:
-            marked = session.execute(update(MediaRow).where(MediaRow.media_id == row_id).values(is_uploaded=True))
-            if not marked.rowcount:  # type: ignore[attr-defined]
-                # the row exists from now on, so that a later lease finds it
-                session.execute(insert(MediaRow).values(media_id=row_id, num_bytes=num_bytes, is_uploaded=True))
-
-        await self._database.write(mark)
 
     async def delete(self, media_id: str) -> None:
         """Delete a media item from the store. Raises `MediaInUse` and `MediaNotFound`."""
@@ -110,7 +116,7 @@ class MediaReferences:
             if _is_referred_to(session, row_id):
                 raise MediaInUse(f"a version of a support set contains {media_id[:80]!r}: delete the set first")
             if _is_leased(session, row_id, now):
-                raise MediaInUse(f"an unfinished request adds {media_id[:80]!r} to a support set: wait for its end")
+                raise MediaInUse(f"an unfinished request stores {media_id[:80]!r}: wait for its end")
             if row is not None:
                 _delete_rows(session, [row_id], now)
             # without a file, the transaction is tried again, or the file was lost
@@ -231,7 +237,7 @@ class MediaReferences:
     def _exists(self, row_id: str) -> bool:
         return self._store.exists(split(row_id)[1])
 
-    def _put(self, media: Mapping[str, EncodedMedia], infos: Mapping[str, dict[str, Any]]) -> None:
+    def _put(self, media: Mapping[str, EncodedMedia], infos: Mapping[str, Mapping[str, Any]]) -> None:
         """Store the bytes. Raises `MediaNotFound` for a stored media item that has been deleted in the meantime."""
         for media_id, item in media.items():
             if not item.is_stored:

@@ -28,16 +28,32 @@ class DatabaseError(SettingsError):
 
 def upgrade(connection: Connection, target: str = NEWEST) -> None:
     """Run the migrations up to `target` within the connection's transaction. Raises `DatabaseError` for unknown ones."""
+    revision = read_known(connection)
+    if revision is None or revision < target:
+        import_module("server.store.migrations.run").migrate(connection, revision or "base", target)
+    if revision is not None and revision < target:
+        logger.info("the database was upgraded", extra={"from": revision, "to": target})
+
+
+def read_known(connection: Connection) -> str | None:
+    """Return the version of the tables, None if there are none. Raises `DatabaseError` for that of a newer server."""
     revision = read_revision(connection)
     if revision is not None and revision not in REVISIONS:
         raise DatabaseError(
             f"database: its schema has version {revision[:80]}, this server supports {FIRST} to {NEWEST}: "
             "run the server that upgraded it, or a later one"
         )
-    if revision is None or revision < target:
-        import_module("server.store.migrations.run").migrate(connection, revision or "base", target)
-    if revision is not None and revision < target:
-        logger.info("the database was upgraded", extra={"from": revision, "to": target})
+    return revision
+
+
+def require_newest(connection: Connection) -> None:
+    """Raise `DatabaseError` for tables that a server would upgrade."""
+    revision = read_known(connection)
+    if revision is not None and revision != NEWEST:
+        raise DatabaseError(
+            f"database: its schema has version {revision}, and the server upgrades it to {NEWEST} when it starts: back it "
+            "up and start the server first, or use the commands of the server that runs on it"
+        )
 
 
 def read_revision(connection: Connection) -> str | None:

@@ -140,17 +140,16 @@ async def delete_image(image_id: str, services: GivenServices) -> Response:
 
 
 async def _keep(media: EncodedMedia, services: Services, receive: Receive) -> None:
-    """Decode and store media, unless the same bytes are stored, and mark them as uploaded."""
-    if not await asyncio.to_thread(services.media_store.is_decoded, media.id):
+    """Store media as an upload; they are decoded first, unless the same bytes are stored already."""
+    info: dict[str, Any] = {}
+    if is_new := not await asyncio.to_thread(services.media_store.is_decoded, media.id):
         started = time.monotonic()
         frames = await unless_disconnected(receive, services.decoder.decode(media))
         services.metrics.media_decode.observe(time.monotonic() - started)
-        num_frames = frames.shape[0]
-        await asyncio.to_thread(
-            services.media_store.put, media.data, media.kind, size=frames.size, num_frames=num_frames
-        )
+        info = {"size": frames.size, "num_frames": frames.shape[0]}
+    await services.media_references.upload(media, info)
+    if is_new:
         services.metrics.media_stored.inc()
-    await services.media_references.mark_uploaded(media.id, len(media.data))
 
 
 def _page(store: MediaStore, fields: ListImagesRequest) -> list[StoredMedia]:

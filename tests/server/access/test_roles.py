@@ -76,6 +76,7 @@ async def test_the_log_says_who_changed_what(
         ("GET", "/v1/support_sets/birds", 200),
         ("DELETE", "/v1/support_sets/birds", 200),
         ("DELETE", "/v1/support_sets/birds", 404),
+        ("DELETE", "/v1/support_sets/bi%0ards", 404),
     ):
         body = {"name": "birds", "examples": []} if method == "POST" else None
         assert (await http.request(method, path, json=body, headers=headers)).status_code == status
@@ -84,6 +85,7 @@ async def test_the_log_says_who_changed_what(
         ["POST", "/v1/support_sets", 200],
         ["DELETE", "/v1/support_sets/birds", 200],
         ["DELETE", "/v1/support_sets/birds", 404],
+        ["DELETE", "/v1/support_sets/bi%0Ards", 404],
     ]
     for line in lines:
         assert [line.__dict__[name] for name in ("request_id", "tenant", "by")] == ["change", "acme", key.id]

@@ -107,6 +107,15 @@ def test_the_head_after_an_empty_trailer_is_none() -> None:
     assert isinstance(framing.next_event(), h11.EndOfMessage)
 
 
+@pytest.mark.parametrize(("lengths", "is_last"), [(b"", False), (b"Content-Length: 5\r\n", True)])
+def test_a_body_of_two_lengths_is_the_last_of_its_connection(lengths: bytes, is_last: bool) -> None:
+    framing, _ = received(CHUNKED.replace(b"Transfer", lengths + b"Transfer") + b"0\r\n\r\n")
+    assert isinstance(framing.next_event(), h11.EndOfMessage)
+    sent = framing.send(h11.Response(status_code=400, headers=[(b"content-length", b"0")]))
+    framing.send(h11.EndOfMessage())
+    assert (b"connection: close" in sent, framing.our_state is h11.MUST_CLOSE) == (is_last, is_last)
+
+
 def test_a_chunk_that_looks_like_a_trailer_is_read() -> None:
     text = b"0\r\n" + LINE * 1000
     framing, _ = received(CHUNKED + b"%x\r\n" % len(text) + text[:100])

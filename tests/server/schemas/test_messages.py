@@ -33,7 +33,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
         (
             CreateKeyRequest,
             {"name": "a\nb"},
-            "name: must be a text without control characters, such as line breaks",
+            "name: must be a text without control characters, such as line breaks, and without invisible ones",
         ),
         (
             ChatRequest,

@@ -324,7 +324,8 @@ async def test_a_backup_with_a_wrong_manifest_is_not_restored(
         (["tables/examples"], {"rows": without}, "damaged: it does not have the tables of a server: 'examples'"),
     ]
     for version in ("9999", "00035", "0000", ""):
-        cases.append(([], {"schema": version}, "newer server, .*, or is damaged"))
+        cases.append(([], {"schema": version}, "newer server, .*, or is damaged: its tables have version"))
+    cases.append(([], {"format": 2}, "newer server, .*, or is damaged: it has the format 2, this server supports 1"))
     for left_out, fields, message in cases:
         rewrite(whole, cut, *left_out, **fields)
         with pytest.raises(BackupError, match=message):

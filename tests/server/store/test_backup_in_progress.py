@@ -27,8 +27,7 @@ async def test_media_of_a_request_that_has_not_stored_them_are_not_missing(
 ) -> None:
     references = MediaReferences(database, store)
     await SupportSets(database, references).create("colours", [example("a", RED)])
-    store.put(GREEN.data, GREEN.kind)
-    await references.mark_uploaded(GREEN.id, GREEN.num_bytes)
+    await references.upload(GREEN, {})
     await references._lease({media.id: media for media in (RED, BLUE)}, "holder")
     written = await write_backup(tmp_path / "backup.tar", database, store)
     assert (written.missing, written.num_media, written.rows["media"]) == ([], 2, 2)
@@ -43,8 +42,7 @@ async def test_media_that_are_deleted_meanwhile_are_neither_missing_nor_restored
 ) -> None:
     first, second, last = sorted((RED, GREEN, BLUE), key=lambda media: media.id)
     for media in (first, second, last):
-        store.put(media.data, media.kind)
-        await MediaReferences(database, store).mark_uploaded(media.id, media.num_bytes)
+        await MediaReferences(database, store).upload(media, {})
     read, copied = MediaStore.get_file, list[str]()
 
     async def delete() -> None:

@@ -120,14 +120,15 @@ def test_servers_share_a_postgresql_database(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_new_folder_is_private_and_another_one_keeps_its_mode(tmp_path: Path) -> None:
+def test_a_new_folder_and_a_new_file_are_private_and_another_folder_keeps_its_mode(tmp_path: Path) -> None:
     for name, is_new, mode in (("new", True, 0o700), ("old", False, 0o755)):
         folder = tmp_path / name
         if not is_new:
             folder.mkdir()
             folder.chmod(0o755)
-        DatabaseFile(folder / "data.db", "data_dir").create_folder()
+        DatabaseFile(folder / "data.db", "data_dir").identity()
         assert folder.stat().st_mode & 0o777 == mode
+        assert (folder / "data.db").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_file_that_cannot_be_created_is_a_wrong_setting(tmp_path: Path) -> None:

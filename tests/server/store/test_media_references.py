@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ from sqlalchemy import event, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from server.errors import InvalidMedia, MediaInUse, MediaNotFound, SupportSetNotFound
+from server.errors import DatabaseUnavailable, InvalidMedia, MediaInUse, MediaNotFound, SupportSetNotFound
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia, encoded
 from server.media.store import MediaStore
 from server.media.turns import Job
 from server.store import media_references as module
-from server.store.database import SWEEP_PAUSE_SECONDS, Database
-from server.store.media_references import MAX_FAILURES, MediaReferences, _is_referred_to
+from server.store.database import SWEEP_PAUSE_SECONDS, Database, Transaction
+from server.store.media_references import LEASE_SECONDS, MAX_FAILURES, MediaReferences, _is_referred_to
 from server.store.records import MediaRow
 from server.store.support_sets import SupportSets
 from tests.server.store.conftest import BLUE, GREEN, RED, Clock, example
@@ -51,7 +52,7 @@ async def test_uploaded_media_stay_until_their_client_deletes_them(
 ) -> None:
     store.put(RED.data, "image")
     await support_sets.create("s", [example("a", store.find(RED.id), GREEN, BLUE)])
-    await media_references.mark_uploaded(BLUE.id, len(BLUE.data))
+    await media_references.upload(BLUE, {})
     await support_sets.delete("s")
     await support_sets.sweep()
     assert [store.exists(m.id) for m in (RED, GREEN, BLUE)] == [True, False, True]
@@ -64,8 +65,7 @@ async def test_uploaded_media_stay_until_their_client_deletes_them(
 async def test_a_deletion_that_is_tried_again_does_not_miss_the_file_that_it_has_deleted(
     media_references: MediaReferences, store: MediaStore
 ) -> None:
-    store.put(RED.data, "image")
-    await media_references.mark_uploaded(RED.id, len(RED.data))
+    await media_references.upload(RED, {})
     failures = [IntegrityError("COMMIT", {}, Exception("UNIQUE constraint failed"))]
 
     def fail_once(session: Session) -> None:
@@ -91,12 +91,12 @@ async def test_media_uploaded_while_a_set_is_created_stay(
     step: str,
 ) -> None:
     """The upload follows `step` of storing: before the media row of the set is written, or after."""
-    original = getattr(MediaReferences, step)
+    original, uploads = getattr(MediaReferences, step), [media_references.upload(RED, {})]
 
     def upload_after(self: MediaReferences, *arguments: Any) -> Any:
         result = original(self, *arguments)
-        store.put(RED.data, "image")
-        asyncio.run(media_references.mark_uploaded(RED.id, len(RED.data)))
+        if uploads:
+            asyncio.run(uploads.pop())
         return result
 
     with monkeypatch.context() as patched:
@@ -114,16 +114,39 @@ async def test_concurrent_uploads_and_sets_that_refer_to_them(
 ) -> None:
     many = [encoded(b"%d" % number, "image", "") for number in range(8)]
 
-    async def upload(media: EncodedMedia) -> None:
-        store.put(media.data, "image")
-        await media_references.mark_uploaded(media.id, len(media.data))
-
+    uploads = [media_references.upload(media, {}) for media in many]
     creating = (support_sets.create(media.id, [example("a", media)]) for media in many)
-    await asyncio.gather(*creating, *map(upload, many))
+    await asyncio.gather(*creating, *uploads)
     for media in many:
         await support_sets.delete(media.id)
     await support_sets.sweep()
     assert all(store.exists(media.id) for media in many)
+
+
+@pytest.mark.parametrize("refused", [1, 2])
+async def test_an_upload_that_the_database_refuses_leaves_no_file(
+    media_references: MediaReferences,
+    store: MediaStore,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: int,
+) -> None:
+    """The database is away before the bytes are stored, or after."""
+    write, number = Database.write, count(1)
+
+    async def refuse(self: Database, transaction: Transaction[Any]) -> Any:
+        if next(number) == refused:
+            raise DatabaseUnavailable("the database is away")
+        return await write(self, transaction)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Database, "write", refuse)
+        with pytest.raises(DatabaseUnavailable):
+            await media_references.upload(RED, {})
+    assert store.exists(RED.id) == (refused == 2)
+    clock.now += LEASE_SECONDS + 1
+    await media_references.sweep()
+    assert not store.exists(RED.id)
 
 
 class EndlessDecoder:
@@ -152,7 +175,7 @@ async def test_no_media_of_a_refused_request_are_decoded_any_longer(database: Da
 async def test_bytes_of_referred_media_are_counted_once(
     support_sets: SupportSets, media_references: MediaReferences
 ) -> None:
-    await media_references.mark_uploaded(BLUE.id, len(BLUE.data))
+    await media_references.upload(BLUE, {})
     assert (await support_sets.totals()).num_bytes == 0
     await support_sets.create("s", [example("a", RED, BLUE), example("b", RED)])
     assert (await support_sets.totals()).num_bytes == len(RED.data + BLUE.data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from sqlalchemy.types import TypeEngine
 from server.media.store import MediaStore
 from server.quality.evaluation_store import Evaluations
 from server.store import schema
+from server.store.backup import write_backup
 from server.store.database import Base, Database
 from server.store.media_references import MediaReferences
 from server.store.migrations.run import FOLDER
@@ -99,6 +101,15 @@ async def test_a_database_of_an_unknown_version_is_refused(database: Database, d
     ):
         await other.prepare()
     other.close()
+
+
+async def test_a_database_of_a_newer_server_is_not_backed_up(
+    database: Database, store: MediaStore, tmp_path: Path
+) -> None:
+    await database.write(lambda session, now: session.execute(text("UPDATE alembic_version SET version_num = '9999'")))
+    with pytest.raises(schema.DatabaseError, match="its schema has version 9999"):
+        await write_backup(tmp_path / "backup.tar", database, store)
+    assert not (tmp_path / "backup.tar").exists()
 
 
 async def test_a_server_from_before_the_migrations_refuses_an_upgraded_database(old_database: Database) -> None:

@@ -6,7 +6,9 @@ import asyncio
 import json
 import logging
 import re
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +257,37 @@ def test_a_name_is_listed_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["keys", "list", "--data-dir", str(tmp_path)]) == 0
     listed = capsys.readouterr().out
     assert all(f" {name} " in listed for name in ("team [blue] x", "ops [/x]", ":cat:"))
+
+
+def test_a_name_that_a_terminal_would_obey_is_listed_in_ascii(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def create() -> None:
+        database = Database(f"sqlite:///{tmp_path / 'flamboyance.db'}")
+        await Keys(database).create("\u009b31mred", "inference")
+        database.close()
+
+    asyncio.run(create())
+    assert main(["keys", "list", "--data-dir", str(tmp_path)]) == 0
+    listed = capsys.readouterr().out
+    assert "\\x9b31mred" in listed
+    assert "\u009b" not in listed
+
+
+@pytest.mark.parametrize("command", [["list"], ["create", "me"], ["revoke", "key_1"]])
+def test_only_the_start_of_a_server_upgrades_the_tables(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server that runs on them may be older, and would not start again."""
+    assert main(["keys", "create", "me", "--data-dir", str(tmp_path)]) == 0
+    file = tmp_path / "flamboyance.db"
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0005'")
+    capsys.readouterr()
+    assert main(["keys", *command, "--data-dir", str(tmp_path)]) == 2
+    assert "its schema has version 0005, and the server upgrades it to" in capsys.readouterr().err
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == ("0005",)
 
 
 @pytest.mark.parametrize("command", [["keys", "list"], ["keys", "revoke", "key_1"], ["backup", "copy.tar"]])
