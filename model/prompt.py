@@ -81,13 +81,18 @@ class PromptTokenizer:
 
 
 def open_tokenizer(file: Path) -> Tokenizer:
-    """Open a `tokenizer.json`. Raises `ConfigError` if it cannot be read or has no tokens."""
+    """Open a `tokenizer.json`. Raises `ConfigError` if it cannot be read or has no tokens.
+
+    The truncation and padding that it may have are those of some earlier call, which transformers does not apply either.
+    """
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises no narrower type
         raise ConfigError(f"{file} cannot be read as a tokenizer: {error}") from None
     if not tokenizer.get_vocab_size():
         raise ConfigError(f"{file} has no tokens")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer
 
 

@@ -61,8 +61,8 @@ class Limits:
 def tokenize(example: Example, tokenizer: PromptTokenizer, limits: Limits, rng: Random) -> Tokens:
     """Return the example's tokens within the limits.
 
-    A document that is too long gives a random window (paper, appendix A.1.2). Raises ValueError if an example with
-    answers exceeds the limits.
+    A document that is too long gives a random window with media (paper, appendix A.1.2). Raises ValueError if an example
+    with answers exceeds the limits.
     """
     if example.answers is not None:
         return _tokenize_answers(example, tokenizer, limits)
@@ -123,8 +123,11 @@ def _window(ids: Sequence[int], media_token: int, limits: Limits, rng: Random) -
     """Return the window's start and end; it ends early, before the first media item that exceeds the limit.
 
     Media over the limit are dropped as in the paper. All later text would read dropped media or none, so it has no targets.
+    A window that begins after the last media item would have none either: a long caption keeps its image, and is cut.
     """
-    first = rng.randrange(len(ids) - limits.max_tokens + 1) if len(ids) > limits.max_tokens else 0
+    last_media = max((position for position, token in enumerate(ids) if token == media_token), default=len(ids))
+    latest = min(len(ids) - limits.max_tokens, last_media)
+    first = rng.randrange(latest + 1) if latest > 0 else 0
     end = min(len(ids), first + limits.max_tokens)
     media_positions = [position for position in range(first, end) if ids[position] == media_token]
     if len(media_positions) > limits.max_media:

@@ -117,6 +117,8 @@ def _one_line(prefix: str = "") -> Iterator[None]:
             yield
     except CheckpointException as error:
         reason = next(reason for reason, _ in error.failures.values())
+        if isinstance(reason, KeyboardInterrupt):  # the library wraps it like a failure
+            raise reason from None
         raise CheckpointError(prefix + first_line(reason)) from None
 
 

@@ -67,7 +67,8 @@ def _text(error: BaseException) -> str:
 def _evaluate(benchmark: Benchmark, options: argparse.Namespace) -> int:
     if options.data is None:
         raise ValueError("--data is required: the folder of the benchmark's files")
-    values = vars(options) | {"shots": options.shots or benchmark.shots, "split": options.split or benchmark.split}
+    shots = [*dict.fromkeys(options.shots or benchmark.shots)]
+    values = vars(options) | {"shots": shots, "split": options.split or benchmark.split}
     del values["name"]
     report = asyncio.run(run(benchmark, Options(**values)))
     print(report.markdown())

@@ -89,6 +89,18 @@ PREPROCESS_NEUTRAL: Neutral = {
 }
 
 
+# of a folder of transformers; sizes are checked apart
+PREPROCESSOR_NEUTRAL: Neutral = {
+    "do_convert_rgb": (None, True),
+    "do_resize": (None, True),
+    "do_center_crop": (None, True),
+    "do_rescale": (None, True),
+    "do_normalize": (None, True),
+    "rescale_factor": (None, 1 / 255),
+    "resample": (None, 3),  # bicubic
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """The layout of CLIP's vision model in a library's files."""
@@ -214,9 +226,18 @@ def load_clip_folder(folder: Path) -> tuple[VisionConfig, dict[str, Tensor]]:
         tensors = open_folder(folder, OPEN_CLIP_STEMS)
         config = open_clip_config(settings)
         return config, convert_clip(config, tensors, OPEN_CLIP)
-    config, colours = clip_config(read_json(folder / "config.json")), read_preprocessor(folder)
-    config = with_colours(config, colours.get("image_mean"), colours.get("image_std"))
+    config, settings = clip_config(read_json(folder / "config.json")), read_preprocessor(folder)
+    _check_preprocessor(f"{folder}: the image processor's ", settings, config.image_size)
+    config = with_colours(config, settings.get("image_mean"), settings.get("image_std"))
     return config, convert_clip(config, open_folder(folder), HUGGING_FACE)
+
+
+def _check_preprocessor(prefix: str, settings: Mapping[str, Any], image_size: int) -> None:
+    """Refuse settings by which images would not be scaled, cropped and normalised as `model.media.resize` does."""
+    refuse_fields(prefix, settings, PREPROCESSOR_NEUTRAL)
+    square = {"height": image_size, "width": image_size}
+    refuse_fields(prefix, settings, {"size": (None, image_size, {"shortest_edge": image_size})})
+    refuse_fields(prefix, settings, {"crop_size": (None, image_size, square)})
 
 
 def read_preprocessor(folder: Path) -> dict[str, Any]:

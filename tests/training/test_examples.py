@@ -108,6 +108,21 @@ def test_a_window_lies_anywhere_in_a_page() -> None:
     assert windows == {tuple(page[first : first + 4]) for first in range(len(page) - 3)}
 
 
+def test_a_caption_that_is_too_long_keeps_its_image_and_is_cut() -> None:
+    limits = Limits(max_tokens=4, max_media=5)
+    for seed in range(20):
+        sequence = tokens(Media(b"1"), Text("abcdefghij"), EndOfChunk(), limits=limits, seed=seed)
+        assert target_text(sequence) == "abc"
+
+
+def test_a_window_contains_media_if_the_page_does() -> None:
+    limits = Limits(max_tokens=4, max_media=5)
+    for seed in range(50):
+        page = (Text("abcdef"), Media(b"1"), Text("cd"), Media(b"2"), Text("efghijkl"), EndOfChunk())
+        assert tokens(*page, limits=limits, seed=seed).token_ids != TOKENIZER.encode_plain("hijk")
+        assert tokens(*page[3:], limits=limits, seed=seed).num_targets
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_window_keeps_each_media_with_its_token(seed: int) -> None:
     letters = "abcdefgh"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.checkpoint import metadata
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from model.folder import CheckpointError
 from training.distributed import World
@@ -92,6 +93,16 @@ def test_tensors_of_other_names_or_sizes_are_refused(folder: Path) -> None:
         read(folder, "c")
     with pytest.raises(CheckpointError, match=r"^.*[Ss]ize.*$"):
         read(folder, size=7)
+
+
+def test_an_interrupt_is_no_failure_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupt)
+    monkeypatch.setattr(FileSystemWriter, "write_data", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_state(tmp_path / "state", {"a": torch.zeros(1)}, World())
 
 
 def test_a_failure_to_write_is_one_line(tmp_path: Path) -> None:

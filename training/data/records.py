@@ -19,7 +19,7 @@ from typing import Any
 from model.prompt import EndOfChunk, Media, Segment, Text
 from training.config import SetConfig
 from training.data.bad_record_log import BadRecord
-from training.data.shards import RawRecord
+from training.data.shards import RawRecord, split_name
 from training.examples import Example
 
 # HEIC (heic, heif, hif) needs the extra heif
@@ -104,8 +104,15 @@ def _obelics(document: dict[str, Any], record: RawRecord) -> list[str | bytes]:
             continue
         is_missing = image is None or is_url(image)
         if image is not None and not is_missing:
-            parts.append(record.files.get(image.lower()) or _base64(image))
+            parts.append(_file(image, record) or _base64(image))
     return parts
+
+
+def _file(image: str, record: RawRecord) -> bytes | None:
+    """Return a file of the record: `0.jpg` and `KEY.0.jpg` name the same one."""
+    key, extension = split_name(image)
+    is_whole_name = extension and record.name.endswith(f"/{key}")
+    return record.files.get(extension if is_whole_name else image.lower())
 
 
 def is_url(image: str) -> bool:
@@ -129,7 +136,7 @@ def _base64(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BadRecord("image is not base64", str(error)) from None
+        raise BadRecord("image is neither a file of its record nor base64", str(error)) from None
 
 
 def _checked(text: str) -> str:

@@ -48,21 +48,23 @@ def read_shard(file: Path, skip: int = 0) -> Iterator[RawRecord]:
             yield from _records(archive, file.name, skip)
             _check_end(archive)
     except DAMAGES as error:
-        raise ShardError(f"shard {file} is damaged or ends early: {error}") from None
+        reason = str(error).partition("\n")[0].rstrip(":")  # the others are those of each kind of compression
+        raise ShardError(f"shard {file} is damaged or ends early: {reason}") from None
 
 
 def _records(archive: tarfile.TarFile, shard: str, skip: int) -> Iterator[RawRecord]:
-    number, key, files = -1, None, dict[str, bytes]()
+    number, key, files, extensions = -1, None, dict[str, bytes](), set[str]()
     for member in archive:
         if not member.isfile():
             continue
-        member_key, extension = _split(member.name)
+        member_key, extension = split_name(member.name)
         if member_key.endswith("/") or not member_key:
             continue  # it begins with a dot, as the files that macOS adds for each other file do
-        if member_key != key:
+        if member_key != key or extension in extensions:  # two records in a row may have the same name
             if files:
                 yield RawRecord(f"{shard}/{key}", files)
-            number, key, files = number + 1, member_key, {}
+            number, key, files, extensions = number + 1, member_key, {}, set()
+        extensions.add(extension)
         if number >= skip and (stream := archive.extractfile(member)) is not None:
             files[extension] = stream.read()
     if files:
@@ -83,7 +85,8 @@ def _check_end(archive: tarfile.TarFile) -> None:
             raise tarfile.ReadError(f"a second archive follows the one that ends at byte {archive.offset}")
 
 
-def _split(name: str) -> tuple[str, str]:
+def split_name(name: str) -> tuple[str, str]:
+    """Return the key of a file's record, and the rest of its name, in lower case."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension.lower()

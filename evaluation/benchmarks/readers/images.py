@@ -265,8 +265,10 @@ def read_imagenet(files: Files) -> Iterator[Row]:
 
 
 def _images_of(folders: Sequence[Path]) -> Iterator[Path]:
+    """Yield the images of each folder in order, without the metadata files of macOS."""
     for folder in folders:
-        yield from sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGES)
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGES)
+        yield from (file for file in files if not file.name.startswith("._"))
 
 
 def _synset_labels() -> dict[str, str]:

@@ -262,6 +262,7 @@ def imagenet(folder: Path) -> None:
     for number, synset in enumerate(("n01440764", "n01443537")):
         write_image(folder / "train" / synset / f"{synset}_1.JPEG", number)
         write_image(folder / "val" / synset / f"ILSVRC2012_val_{number:08d}.JPEG", number)
+        (folder / "val" / synset / f"._ILSVRC2012_val_{number:08d}.JPEG").write_bytes(bytes(32))  # as macOS does
 
 
 def kinetics700(folder: Path) -> None:

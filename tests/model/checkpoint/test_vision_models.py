@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 from transformers.models.idefics.configuration_idefics import IdeficsVisionConfig
 from transformers.models.idefics.vision import IdeficsVisionTransformer
 
 from model.checkpoint.files import read_pickle
 from model.checkpoint.vision_models import (
     HUGGING_FACE,
+    _check_preprocessor,
     clip_config,
     convert_clip,
     convert_efficientnet_lite,
@@ -126,6 +127,40 @@ def test_colours_come_from_the_preprocessor(tmp_path: Path) -> None:
     save_file({f"vision_model.{name}": tensor for name, tensor in oracle.state_dict().items()}, tmp_path / WEIGHTS)
     config, _ = load_clip_folder(tmp_path)
     assert (config.mean, config.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+PUBLISHED = {
+    "crop_size": 224,
+    "do_center_crop": True,
+    "do_normalize": True,
+    "do_resize": True,
+    "feature_extractor_type": "CLIPFeatureExtractor",
+    "resample": 3,
+    "size": 224,
+}
+
+
+def test_the_published_image_settings_are_accepted() -> None:
+    _check_preprocessor("", PUBLISHED, 224)
+    _check_preprocessor("", CLIPImageProcessor().to_dict(), 224)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("do_normalize", False),
+        ("do_rescale", False),
+        ("rescale_factor", 1 / 127.5),
+        ("resample", 0),
+        ("do_center_crop", False),
+        ("size", {"height": 224, "width": 224}),
+        ("size", {"shortest_edge": 256}),
+        ("crop_size", {"height": 192, "width": 192}),
+    ],
+)
+def test_other_image_settings_are_refused(name: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=f"{name} = .* is not implemented"):
+        _check_preprocessor("", PUBLISHED | {name: value}, 224)
 
 
 def test_published_configurations_are_read() -> None:

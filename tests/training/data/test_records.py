@@ -127,7 +127,11 @@ def test_texts_after_a_missing_first_image_are_left_out() -> None:
         ({"json": b'{"texts": ["a"], "images": ["QQ=="]}'}, DOCUMENTS, "not OBELICS' format"),
         ({"json": b'{"texts": [1], "images": [null]}'}, DOCUMENTS, "not OBELICS' format"),
         ({"json": b'{"texts": [null], "images": [1]}'}, DOCUMENTS, "not OBELICS' format"),
-        ({"json": b'{"texts": [null], "images": ["%"]}'}, DOCUMENTS, "image is not base64"),
+        (
+            {"json": b'{"texts": [null], "images": ["%"]}'},
+            DOCUMENTS,
+            "image is neither a file of its record nor base64",
+        ),
         ({"json": b'{"texts": ["a"], "images": [null]}'}, DOCUMENTS, "too few images"),
     ],
 )

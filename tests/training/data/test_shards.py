@@ -54,6 +54,19 @@ def test_files_that_begin_with_a_dot_belong_to_no_record(tmp_path: Path) -> None
     ]
 
 
+def test_two_records_in_a_row_may_have_one_name(tmp_path: Path) -> None:
+    write_tar(bytes(tmp_path / "a.tar"), ["0.png", "0.txt", "0.png", "0.txt", "0.json", "1.png"])
+    records = list(read_shard(tmp_path / "a.tar"))
+    assert [list(record.files) for record in records] == [["png", "txt"], ["png", "txt", "json"], ["png"]]
+    assert list(read_shard(tmp_path / "a.tar", skip=1)) == records[1:]
+
+
+def test_an_empty_shard_is_an_error_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").touch()
+    with pytest.raises(ShardError, match=r"^shard .*a\.tar is damaged or ends early: [^\n]+[^\n:]$"):
+        list(read_shard(tmp_path / "a.tar"))
+
+
 def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
     file = bytes(tmp_path) + b"/caf\xe9.tar"
     write_tar(file, ["0.png", "caf\xe9.png"])
