@@ -27,6 +27,7 @@ from bench.serving import exit_on_sigterm, free_port, start_server, stop_server
 from bench.table import ROOT, Bar, Report, Sample
 from bench.target import Request, Target, get, image_part, post, wait_until
 from model.config import load_config
+from model.zoo.default import DEFAULT
 from server.settings import Settings
 
 QUICK: dict[str, Any] = {"model": "tiny", "repeats": 1, "bars": False}
@@ -104,12 +105,18 @@ def _server(settings: Settings) -> Iterator[tuple[Target, float]]:
     """Run a server with a data folder of its own; yield it, and when it was spawned."""
     with tempfile.TemporaryDirectory() as folder:
         port, spawned = free_port(), time.time()
-        process = start_server(settings, port, Path(folder))
+        process = start_server(_by_name(settings), port, Path(folder))
         exit_on_sigterm()
         try:
             yield Target(port, process=psutil.Process(process.pid)), spawned
         finally:
             stop_server(process)
+
+
+def _by_name(settings: Settings) -> Settings:
+    """Return settings that name the default model, as its users do: the server imports more modules for a folder."""
+    is_default = settings.model == str(model_folder("default"))
+    return settings.model_copy(update={"model": DEFAULT.name}) if is_default else settings
 
 
 def _wait(target: Target, condition: Callable[[], bool]) -> float:

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from model.config import ConfigError
-from model.hub import prepare as hub
-from model.hub.sources import ModelNameError
 from model.zoo.default import DEFAULT, prepare
 from model.zoo.fetch import DefaultModelError
 from server.address import check_address
@@ -89,15 +87,22 @@ def with_model(settings: Settings) -> Settings:
     if settings.model is None or not Path(settings.model).is_dir():
         _create_cache(settings.cache_folder)
     if settings.model is not None:
-        try:
-            folder = hub.prepare(settings.model, settings.cache_folder)
-        except (ConfigError, ModelNameError) as error:
-            raise SettingsError(f"model: {error}") from None
-        # absolute: the worker has another working directory
-        return settings.model_copy(update={"model": str(folder.absolute())})
-    folder = prepare(settings.cache_folder)
-    logger.info("the default model's files are present", extra={"folder": str(folder)})
-    return settings.model_copy(update={"model": str(folder)})
+        folder = _named_model(settings.model, settings.cache_folder)
+    else:
+        folder = prepare(settings.cache_folder)
+        logger.info("the default model's files are present", extra={"folder": str(folder)})
+    # absolute: the worker has another working directory
+    return settings.model_copy(update={"model": str(folder.absolute())})
+
+
+def _named_model(name: str, cache: Path) -> Path:
+    """Return the folder of a named model. The default model does not wait for these imports."""
+    hub = import_module("model.hub.prepare")
+    try:
+        folder: Path = hub.prepare(name, cache)
+    except (ConfigError, hub.ModelNameError) as error:
+        raise SettingsError(f"model: {error}") from None
+    return folder
 
 
 def _create_cache(folder: Path) -> None:
