@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,9 +81,15 @@ def _parser(prog: str) -> ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for command in COMMANDS:
         subparser = commands.add_parser(command, help=HELP[command], description=HELP[command], allow_abbrev=False)
-        subparser.add_argument("file", type=Path, help="tar file of the backup")
+        subparser.add_argument("file", type=_file, help="tar file of the backup")
         add_location(subparser)
     return parser
+
+
+def _file(text: str) -> Path:
+    if text == "-":  # in other commands it means a standard stream
+        raise ArgumentTypeError("a backup is a file, and not a standard stream: give its name")
+    return Path(text)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,11 @@ def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(kind: type[Client | 
     assert "secr" not in str(caught.value)
 
 
+def test_a_key_that_is_no_text_is_refused_and_not_shown() -> None:
+    with pytest.raises(TypeError, match=r"^api_key is a text or None, not a bytes$"):
+        Client(api_key=b"secret")  # type: ignore[arg-type]
+
+
 def test_a_client_closes_at_the_end_of_its_block() -> None:
     with Client(transport=httpx.MockTransport(fixed(200, {"data": []}))) as client:
         assert isinstance(client, AbstractContextManager)

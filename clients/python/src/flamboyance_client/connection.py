@@ -77,8 +77,10 @@ def _json(call: Call[Any], headers: Mapping[str, str]) -> dict[str, Any]:
 def headers(api_key: str | None) -> Mapping[str, str]:
     """Return the headers of every request. The key is taken without white space around it, and an empty one is none.
 
-    Raises `ValueError`, without the key in its text, for a key that no server has.
+    Raises `ValueError` or `TypeError`, without the key in its text, for a key that no server has.
     """
+    if api_key is not None and not isinstance(api_key, str):
+        raise TypeError(f"api_key is a text or None, not a {type(api_key).__name__}")
     key = (api_key or "").strip()
     if not (key.isascii() and key.isprintable()):
         raise ValueError("api_key has a character that no key has; a key has only printable characters of ASCII")
