@@ -18,9 +18,9 @@ from typing import Any
 import ray
 from ray import serve
 
-from deploy.ray.app import NAME, ROOT, application, http_options
+from deploy.ray.app import GATEWAYS, NAME, ROOT, application, call_all, http_options
 from deploy.ray.drain import drain
-from deploy.ray.fleet import Fleet, read_fleet
+from deploy.ray.fleet import Fleet, address_parser, read_fleet
 from model.zoo.fetch import DefaultModelError
 from server.address import check_address
 from server.serving import open_database
@@ -32,27 +32,34 @@ from server.wire import ENGINE_FACTORY
 
 logger = logging.getLogger("deploy.ray")
 
-UPDATE, ADDRESS = "update", "--address"
+UPDATE = "update"
+
+
+class FleetError(RuntimeError):
+    """A fleet cannot be deployed; the message says why."""
 
 
 def main(arguments: Sequence[str], factory: str = ENGINE_FACTORY) -> int:
     """Run the command, and return its exit status."""
+    is_update = arguments[:1] == [UPDATE]
+    rest = arguments[is_update:]
+    options, _ = address_parser().parse_known_args(rest)
     try:
-        is_update, address, rest = _command(arguments)
         fleet = read_fleet(rest)
         if not is_update:
             check_address(fleet.settings.host, fleet.settings.port)
-            asyncio.run(check_database(fleet.settings))
-    except (SettingsError, DefaultModelError) as error:
+        asyncio.run(check_database(fleet.settings))
+        logs.configure(fleet.settings.log_level, fleet.settings.log_format)
+        connect(options.address or ("auto" if is_update else None))
+        if is_update:
+            check_running(fleet)
+            deploy(fleet, factory)
+            _log_ready(fleet)
+        else:
+            serve_until_signal(fleet, factory)
+    except (SettingsError, DefaultModelError, FleetError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    logs.configure(fleet.settings.log_level, fleet.settings.log_format)
-    connect(address or ("auto" if is_update else None))
-    if is_update:
-        deploy(fleet, factory)
-        _log_ready(fleet)
-    else:
-        serve_until_signal(fleet, factory)
     ray.shutdown()
     return 0
 
@@ -101,28 +108,47 @@ async def check_database(settings: Settings) -> None:
 
 
 def connect(address: str | None) -> None:
-    """Connect to a cluster of Ray, or start one on this machine."""
+    """Connect to a cluster of Ray, or start one on this machine. Raises `FleetError`."""
     local: dict[str, Any] = {"include_dashboard": False} if address is None else {}
-    ray.init(address=address, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, configure_logging=False, **local)
+    try:
+        ray.init(address=address, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, configure_logging=False, **local)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = "on this machine" if address == "auto" else f"at {address}"
+        raise FleetError(f"--address: no Ray {where} can be used: {_first_line(error)}") from None
+
+
+def check_running(fleet: Fleet) -> None:
+    """Check that the fleet to update runs at the address of its settings. Raises `FleetError`."""
+    if NAME not in serve.status().applications:
+        raise FleetError("no fleet runs on this Ray: start one without `update`, or name its Ray with --address")
+    # a gateway of another version may not know its address
+    addresses = {tuple(address) for address in call_all(GATEWAYS, "http_address") if isinstance(address, list | tuple)}
+    known = (fleet.settings.host, fleet.settings.port)
+    if addresses and known not in addresses:
+        (host, port), *_ = addresses
+        raise FleetError(
+            f"the fleet on this Ray is at {host}:{port}, and not at {known[0]}:{known[1]}: "
+            "repeat its --host and --port, or name the Ray of another fleet with --address"
+        )
 
 
 def deploy(fleet: Fleet, factory: str = ENGINE_FACTORY) -> None:
-    """Deploy a fleet, and return when it serves."""
-    serve.run(application(fleet, factory), name=NAME, route_prefix="/")
+    """Deploy a fleet, and return when it serves. Raises `FleetError`."""
+    try:
+        serve.run(application(fleet, factory), name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        raise FleetError(f"{_first_line(error)} {_reason()}") from None
 
 
-def _command(arguments: Sequence[str]) -> tuple[bool, str | None, list[str]]:
-    """Return whether a fleet is to be updated, the address of Ray, and the other arguments."""
-    rest = list(arguments)
-    is_update = rest[:1] == [UPDATE]
-    if is_update:
-        rest.pop(0)
-    if ADDRESS not in rest:
-        return is_update, None, rest
-    index = rest.index(ADDRESS)
-    if index + 1 == len(rest):
-        raise SettingsError(f"{ADDRESS}: the address of a cluster is missing")
-    return is_update, rest[index + 1], rest[:index] + rest[index + 2 :]
+def _reason() -> str:
+    """Return the last line of what Ray says of each deployment that does not run: the exception that ended it."""
+    deployments = serve.status().applications[NAME].deployments.values()
+    messages = [deployment.message.strip() for deployment in deployments if deployment.status != "HEALTHY"]
+    return " ".join(message.splitlines()[-1] for message in messages if message)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 if __name__ == "__main__":

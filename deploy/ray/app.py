@@ -1,16 +1,18 @@
-"""The fleet as an application of Ray Serve: gateways in front of replicas."""
+"""The fleet as an application of Ray Serve: gateways in front of replicas, and calls of all of one kind."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, cast
 
 from ray import serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.schema import LoggingConfig
 
 from deploy.ray.fleet import Fleet
-from deploy.ray.gateway import Gateway
+from deploy.ray.gateway import FLEET_SECONDS, Gateway
 from deploy.ray.replica import replica_class
 from server.wire import ENGINE_FACTORY
 
@@ -26,6 +28,8 @@ GATEWAY_REQUESTS = 1000
 ROOT = Path(__file__).resolve().parents[2]
 # uvloop cannot start processes in new process groups, which the server needs
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "RAY_USE_UVLOOP": "0"}
+
+logger = logging.getLogger(__name__)
 
 
 def http_options(fleet: Fleet) -> HTTPOptions:
@@ -69,6 +73,16 @@ def application(fleet: Fleet, factory: str = ENGINE_FACTORY) -> serve.Applicatio
         _internal=True,
     )
     return gateways.bind(replicas.bind(fleet.settings, factory), fleet.settings)
+
+
+def call_all(deployment: str, method: str) -> list[Any]:
+    """Call a method of all replicas of a deployment, and return their answers: an exception from one that fails."""
+    try:
+        response = serve.get_deployment_handle(deployment, NAME).broadcast(method)
+        return response.results(timeout_s=FLEET_SECONDS, return_exceptions=True)
+    except (TimeoutError, DeploymentUnavailableError) as error:
+        logger.warning("a part of the fleet cannot be reached", extra={"deployment": deployment}, exc_info=error)
+        return []
 
 
 _LOGGING = LoggingConfig(enable_access_log=False)

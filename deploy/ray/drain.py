@@ -5,29 +5,21 @@ Ray itself would end its proxy first, which closes the connections of all client
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-from typing import Any
 
-from ray import serve
-from ray.serve.exceptions import DeploymentUnavailableError
-
-from deploy.ray.app import GATEWAYS, NAME, REPLICAS
-from deploy.ray.gateway import FLEET_SECONDS
+from deploy.ray.app import GATEWAYS, REPLICAS, call_all
 from server.serving import FINAL_EVENTS_SECONDS
 
 POLL_SECONDS = 0.2
 # the proxy may still send the end of an answer that has left its gateway
 LAST_BYTES_SECONDS = 1.0
 
-logger = logging.getLogger(__name__)
-
 
 def drain(timeout: float, hurry: threading.Event) -> None:
     """Refuse new requests, and let running ones finish for `timeout` seconds or until `hurry` is set; then they fail."""
     if not _wait_until_empty(timeout, hurry):
-        _call_all(REPLICAS, "fail_requests")
+        call_all(REPLICAS, "fail_requests")
         _wait_until_empty(FINAL_EVENTS_SECONDS, threading.Event())
     time.sleep(LAST_BYTES_SECONDS)
 
@@ -36,17 +28,7 @@ def _wait_until_empty(timeout: float, hurry: threading.Event) -> bool:
     """Wait until no gateway has a request, for `timeout` seconds or until `hurry` is set. Return whether none has."""
     end = time.monotonic() + timeout
     # asked again each time: a gateway that Ray has started meanwhile has to refuse requests, too
-    while any(isinstance(num_requests, int) and num_requests for num_requests in _call_all(GATEWAYS, "drain")):
+    while any(isinstance(num_requests, int) and num_requests for num_requests in call_all(GATEWAYS, "drain")):
         if time.monotonic() >= end or hurry.wait(POLL_SECONDS):
             return False
     return True
-
-
-def _call_all(deployment: str, method: str) -> list[Any]:
-    """Call a method of all replicas of a deployment, and return their answers: an exception from one that fails."""
-    try:
-        response = serve.get_deployment_handle(deployment, NAME).broadcast(method)
-        return response.results(timeout_s=FLEET_SECONDS, return_exceptions=True)
-    except (TimeoutError, DeploymentUnavailableError) as error:
-        logger.warning("a part of the fleet cannot be reached", extra={"deployment": deployment}, exc_info=error)
-        return []

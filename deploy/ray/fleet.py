@@ -215,11 +215,20 @@ def _amount(text: str) -> float:
     return number
 
 
+def address_parser() -> argparse.ArgumentParser:
+    """Return the parser of the one flag that is not part of a fleet: where its Ray is."""
+    parser = argparse.ArgumentParser(prog=PROGRAM, allow_abbrev=False, add_help=False)
+    help = "address of a Ray cluster (default: a new Ray; for update, the one of this machine)"
+    parser.add_argument("--address", metavar="HOST:PORT", help=help)
+    return parser
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        usage="%(prog)s [--replicas N] [--models FILE] [...] [the flags of flamboyance serve]",
-        description="Serve models with replicas at one address, on Ray.",
+        parents=[address_parser()],
+        usage="%(prog)s [update] [--replicas N] [--models FILE] [...] [the flags of flamboyance serve]",
+        description="Serve models with replicas at one address, on Ray; with update, change a fleet that runs.",
         allow_abbrev=False,
         add_help=False,
     )

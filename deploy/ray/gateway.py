@@ -113,6 +113,10 @@ class Gateway:
             app = CORSMiddleware(app, **cors_options(settings.cors_origins))
         return _HTTPOnly(app)
 
+    async def http_address(self) -> tuple[str, int]:
+        """Return the host and the port of the fleet's proxy, which an update cannot change."""
+        return self._settings.host, self._settings.port
+
     async def drain(self) -> int:
         """Refuse new requests, and return the number of those that have not ended."""
         self._admission.close()

@@ -96,7 +96,9 @@ class Replica:
         """Yield the ASGI messages of the answer, in lists."""
         if call.attempt:
             self._repeated.inc()
-        name = serve.get_multiplexed_model_id()
+        # during an update, a gateway may still send a model that was removed: the first one refuses its name
+        requested = serve.get_multiplexed_model_id()
+        name = requested if requested in self._configs else next(iter(self._configs))
         # a client that disconnects must not stop the loading of a model, which the next client needs, too
         loaded: LoadedModel = await asyncio.shield(asyncio.ensure_future(self.load(name)))
         async with aclosing(loaded.application.answer(call)) as batches:

@@ -1,4 +1,4 @@
-"""The flags of an update decide what it replaces: nothing, the gateways alone, or also the replicas."""
+"""The flags of a fleet, and of an update: what it replaces, and when it is refused."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from deploy.ray.fleet import Fleet, read_fleet
 from model.folder import save_folder
-from server.settings import SettingsError
+from server.settings import Settings, SettingsError
 from server.signals import ending_signals
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
 with warnings.catch_warnings():  # of Ray's own modules
     warnings.simplefilter("ignore")
+    import ray
     from ray import serve
 
     from deploy.ray import __main__ as program
@@ -160,9 +162,90 @@ def test_a_signal_ends_a_fleet_that_does_not_serve_yet(
     assert calls == ["start", "shutdown"]
 
 
+@pytest.fixture
+def update(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Return a function that runs `update` on a Ray whose fleet is at port 8000, with flags; nothing is deployed."""
+
+    async def check_database(settings: Settings) -> None:
+        pass
+
+    monkeypatch.setattr(program, "check_database", check_database)
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications={"flamboyance": _FAILED}))
+    monkeypatch.setattr(program, "call_all", lambda *_: [RuntimeError("of another version"), ["127.0.0.1", 8000]])
+    monkeypatch.setattr(serve, "run", lambda *_, **__: None)
+    monkeypatch.setattr(program, "_log_ready", lambda fleet: None)
+    flags = ["--database", "postgresql://user:word@host/name", "--model", str(folder)]
+    return lambda *more: program.main(["update", *flags, *more])
+
+
+_FAILED = SimpleNamespace(
+    deployments={
+        "Server": SimpleNamespace(status="UNHEALTHY", message="Six replicas failed:\n\nSettingsError: device: none\n"),
+        "Gateway": SimpleNamespace(status="HEALTHY", message=""),
+    }
+)
+
+
+def test_an_update_is_for_the_fleet_at_its_address(
+    update: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The Ray of this machine may be that of another fleet, whose models would be replaced."""
+    deployed: list[str] = []
+    monkeypatch.setattr(program, "deploy", lambda fleet, factory: deployed.append(fleet.settings.host))
+    assert update("--port", "8001") == 2
+    assert update("--host", "0.0.0.0") == 2
+    assert not deployed
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[0].startswith("error: the fleet on this Ray is at 127.0.0.1:8000, and not at 127.0.0.1:8001: repeat")
+    assert len(errors) == 2
+    assert update("--port", "8000") == 0
+    assert deployed == ["127.0.0.1"]
+
+
+def test_an_update_without_a_fleet_is_refused(
+    update: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications={}))
+    assert update() == 2
+    assert capsys.readouterr().err.startswith("error: no fleet runs on this Ray: ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [([], "no Ray on this machine can be used: none"), (["--address=ray:1"], "no Ray at ray:1 can be used: none")],
+)
+def test_a_ray_that_cannot_be_reached_is_named(
+    update: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    expected: str,
+) -> None:
+    def init(**_: object) -> None:
+        raise ConnectionError("none\nsecond line")
+
+    monkeypatch.setattr(ray, "init", init)
+    assert update(*flags) == 2
+    assert capsys.readouterr().err == f"error: --address: {expected}\n"
+
+
+def test_a_fleet_that_cannot_be_deployed_is_one_line(
+    update: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise RuntimeError("Deploying application flamboyance failed: Server.")
+
+    monkeypatch.setattr(serve, "run", run)
+    assert update() == 2
+    assert capsys.readouterr().err == (
+        "error: Deploying application flamboyance failed: Server. SettingsError: device: none\n"
+    )
+
+
 def test_the_help_has_the_flags_of_the_fleet_and_of_the_servers(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         read_fleet(["--help"])
     output = capsys.readouterr().out
     assert ended.value.code == 0
-    assert all(f"\n  {flag} " in output for flag in ("--replicas", "--gateways", "--max-body-mb"))
+    assert all(f"\n  {flag} " in output for flag in ("--address", "--replicas", "--gateways", "--max-body-mb"))

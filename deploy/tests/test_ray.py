@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ import httpx
 import psutil
 import pytest
 
-from deploy.tests.ray_fleet import REQUEST_SECONDS, Fleet, running
+from deploy.tests.ray_fleet import REQUEST_SECONDS, START_SECONDS, Fleet, running
 from flamboyance_client import Client, Example
 from tests.server.api.test_responses import photograph
 from tests.server.conftest import data_url, png
@@ -286,6 +287,14 @@ def test_a_replica_that_hangs_is_replaced_and_its_requests_are_sent_again(fleet:
         thread.join()
     print(f"replaced after {replaced:.0f} s, requests answered after {time.monotonic() - began:.0f} s")
     assert statuses == [200] * len(threads)
+
+
+def test_an_update_of_a_fleet_at_another_address_is_refused(fleet: Fleet) -> None:
+    other, log = copy(fleet), fleet.folder / "other.log"
+    other.port += 1
+    with log.open("w") as file:
+        assert other.start(file, "update", "--address", fleet.address).wait(START_SECONDS) == 2
+    assert f"error: the fleet on this Ray is at 127.0.0.1:{fleet.port}, and not at" in log.read_text()
 
 
 def test_a_rolling_update_replaces_every_replica_and_loses_no_request(fleet: Fleet) -> None:

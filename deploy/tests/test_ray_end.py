@@ -63,7 +63,7 @@ def test_after_a_second_signal_requests_end_at_once(monkeypatch: pytest.MonkeyPa
         calls.append(method)
         return [0, int("fail_requests" not in calls)]
 
-    monkeypatch.setattr(drain, "_call_all", call_all)
+    monkeypatch.setattr(drain, "call_all", call_all)
     hurry = threading.Event()
     threading.Timer(0.3, hurry.set).start()
     began = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import warnings
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,3 +139,25 @@ async def test_a_model_that_is_loaded_during_an_update_is_the_new_one(
     applications.may_start.set()
     await loading
     assert applications.running == ["first", "new"]
+
+
+@pytest.mark.anyio
+async def test_a_model_that_an_update_removes_is_refused_by_the_first_one(
+    replica: Replica, applications: Applications, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway that has not heard of the update still sends it."""
+    await replica.reconfigure(models(first="first", second="second"))
+    asked: list[str] = []
+
+    async def load(name: str) -> SimpleNamespace:
+        asked.append(name)
+        return SimpleNamespace(application=SimpleNamespace(answer=answer))
+
+    async def answer(call: object) -> AsyncGenerator[list[dict[str, Any]], None]:
+        yield [{"type": "http.response.body"}]
+
+    monkeypatch.setattr(replica, "load", load)
+    for name in ("second", "removed"):
+        monkeypatch.setattr(serve, "get_multiplexed_model_id", lambda name=name: name)
+        assert [messages async for messages in replica.answer(SimpleNamespace(attempt=0))]  # type: ignore[arg-type]
+    assert asked == ["second", "first"]
