@@ -147,10 +147,10 @@ async def test_a_model_that_an_update_removes_is_refused_by_the_first_one(
 ) -> None:
     """A gateway that has not heard of the update still sends it."""
     await replica.reconfigure(models(first="first", second="second"))
-    asked: list[str] = []
+    loaded: list[str] = []
 
     async def load(name: str) -> SimpleNamespace:
-        asked.append(name)
+        loaded.append(name)
         return SimpleNamespace(application=SimpleNamespace(answer=answer))
 
     async def answer(call: object) -> AsyncGenerator[list[dict[str, Any]], None]:
@@ -160,4 +160,4 @@ async def test_a_model_that_an_update_removes_is_refused_by_the_first_one(
     for name in ("second", "removed"):
         monkeypatch.setattr(serve, "get_multiplexed_model_id", lambda name=name: name)
         assert [messages async for messages in replica.answer(SimpleNamespace(attempt=0))]  # type: ignore[arg-type]
-    assert asked == ["second", "first"]
+    assert loaded == ["second", "first"]
