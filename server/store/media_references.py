@@ -3,13 +3,14 @@
 A request leases its media, stores their bytes, and refers to them in the transaction that releases the leases. Bytes
 are deleted under the lock of their row, and only without reference or lease: a later lease stores them again. An upload
 does the same, but its row is marked in place of a reference, and is not swept. The leases of a request that fails end
-with it, and those of a process that dies expire.
+when the last of its bytes are stored, and those of a process that dies expire.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
@@ -32,6 +33,8 @@ from server.store.records import EmbeddingRow, ExampleMediaRow, LeaseRow, MediaR
 # seconds of a lease, far longer than storing the media of one request takes
 LEASE_SECONDS = 900.0
 MAX_LEASES = 3
+# seconds for which a request that has failed waits until its leases have ended: a database may hang
+RELEASE_SECONDS = 1.0
 # media that are deleted in one transaction, for which other writers wait
 MEDIA_PER_TRANSACTION = 16
 # media that a sweep fails to delete before it leaves the rest to the next one
@@ -44,24 +47,34 @@ logger = logging.getLogger(__name__)
 
 
 class LeaseLost(Exception):
-    """A lease expired before its media were referred to, so they may have been deleted: lease and store them again."""
+    """Media may have been deleted before they were referred to: decode, lease and store them again.
+
+    A lease has expired, or another request has deleted a media item between its decoding and its lease.
+    """
 
 
 class MediaReferences:
     """The media store of a tenant's support sets, with the references to its media.
 
-    `decoder` decodes new media before they are stored; None skips that.
+    `decoder` decodes new media before they are stored; None skips that. `releasing` has tasks that end leases.
     """
 
-    def __init__(self, database: Database, store: MediaStore, decoder: DecodePool | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        store: MediaStore,
+        decoder: DecodePool | None = None,
+        releasing: set[asyncio.Task[None]] | None = None,
+    ) -> None:
         self._database = database
         self._store = store
         self._decoder = decoder
+        self._releasing: set[asyncio.Task[None]] = set() if releasing is None else releasing
         # the last media item that a sweep could not delete
         self._failed = ""
 
     def of(self, store: MediaStore) -> MediaReferences:
-        return MediaReferences(self._database, store, self._decoder)
+        return MediaReferences(self._database, store, self._decoder, self._releasing)
 
     async def write(
         self,
@@ -71,18 +84,24 @@ class MediaReferences:
     ) -> Result:
         """Store `media`, by id, and run `prepare` and then `transaction` with them.
 
-        If one of them raises `LeaseLost`, both are run again. Raises `InvalidMedia`, `MediaNotFound` and `Unavailable`.
+        Both are run again after `LeaseLost`. Raises `InvalidMedia`, `MediaNotFound` and `Unavailable`.
         """
-        return await self._write_leased(media, await self._decode(media), transaction, prepare)
+        for _ in range(MAX_LEASES):
+            with suppress(LeaseLost):
+                return await self._write_leased(media, await self._decode(media), transaction, prepare)
+        raise Unavailable("the media could not be stored in time")
 
-    async def upload(self, media: EncodedMedia, info: Mapping[str, Any]) -> None:
-        """Store a media item that outlives the support sets that refer to it; `info` is its description for the store."""
+    async def upload(self, media: EncodedMedia, info: Mapping[str, Any] | None) -> None:
+        """Store a media item that outlives the support sets that refer to it.
+
+        `info` is its description for the store, or None if it was decoded and stored before. Raises `LeaseLost`.
+        """
         row_id = self._row_id(media.id)
 
         def mark(session: Session, now: float) -> None:
             session.execute(update(MediaRow).where(MediaRow.media_id == row_id).values(is_uploaded=True))
 
-        await self._write_leased({media.id: media}, {media.id: info}, mark)
+        await self._write_leased({media.id: media}, {} if info is None else {media.id: info}, mark)
 
     async def _write_leased(
         self,
@@ -91,21 +110,18 @@ class MediaReferences:
         transaction: Transaction[Result],
         prepare: Callable[[], Awaitable[None]] | None = None,
     ) -> Result:
-        for _ in range(MAX_LEASES):
-            holder = uuid.uuid4().hex
-            try:
-                await self._lease(media, holder)
-                await asyncio.to_thread(self._put, media, infos)
-                if prepare is not None:
-                    await prepare()
-                return await self._database.write(partial(_commit, transaction, holder, len(media)))
-            except DatabaseUnavailable:  # the leases expire: a database that hangs would hold up the answer again
-                raise
-            except BaseException as error:
+        """Lease and store media, of which those in `infos` are new, and run `transaction`. Raises `LeaseLost`."""
+        holder = uuid.uuid4().hex
+        try:
+            await self._lease(media, holder)
+            await self._store_bytes(media, infos)
+            if prepare is not None:
+                await prepare()
+            return await self._database.write(partial(_commit, transaction, holder, len(media)))
+        except BaseException:
+            if media:
                 await self._release(holder)
-                if not isinstance(error, LeaseLost):
-                    raise
-        raise Unavailable("the media could not be stored in time")
+            raise
 
     async def delete(self, media_id: str) -> None:
         """Delete a media item from the store. Raises `MediaInUse` and `MediaNotFound`."""
@@ -116,7 +132,10 @@ class MediaReferences:
             if _is_referred_to(session, row_id):
                 raise MediaInUse(f"a version of a support set contains {media_id[:80]!r}: delete the set first")
             if _is_leased(session, row_id, now):
-                raise MediaInUse(f"an unfinished request stores {media_id[:80]!r}: wait for its end")
+                raise MediaInUse(
+                    f"a request stores {media_id[:80]!r}: try again when it has ended, or, if it was interrupted, "
+                    f"{LEASE_SECONDS / 60:.0f} minutes after it"
+                )
             if row is not None:
                 _delete_rows(session, [row_id], now)
             # without a file, the transaction is tried again, or the file was lost
@@ -183,10 +202,10 @@ class MediaReferences:
         return qualified(self._store.tenant, media_id)
 
     async def _decode(self, media: Mapping[str, EncodedMedia]) -> dict[str, dict[str, Any]]:
-        """Decode the media that have never been decoded, and return their descriptions by id. Raises `InvalidMedia`."""
-        if self._decoder is None:
-            return {}
+        """Decode the sent media that are not stored, and return their descriptions by id. Raises `InvalidMedia`."""
         is_decoded, sent = self._store.is_decoded, [item for item in media.values() if not item.is_stored]
+        if self._decoder is None:
+            return {item.id: {} for item in sent}
         new = await asyncio.to_thread(lambda: [item for item in sent if not is_decoded(item.id)])
         infos: dict[str, dict[str, Any]] = {}
         # an archive has media of any number of requests
@@ -207,13 +226,22 @@ class MediaReferences:
             await self._database.write(partial(self._add_leases, sizes, stored, holder))
 
     async def _release(self, holder: str) -> None:
-        """End the leases of a request that has failed: the next sweep deletes its new media. Otherwise, they expire."""
+        """End the leases of a request that has failed: the next sweep deletes its new media.
+
+        A database that hangs does not hold up the answer again: the leases end when it responds, or expire.
+        """
 
         def release(session: Session, now: float) -> None:
             session.execute(delete(LeaseRow).where(LeaseRow.holder == holder))
 
-        with suppress(DatabaseUnavailable):
-            await self._database.write(release)
+        async def write() -> None:
+            with suppress(DatabaseUnavailable):
+                await self._database.write(release)
+
+        releasing = asyncio.create_task(write())
+        self._releasing.add(releasing)
+        releasing.add_done_callback(self._releasing.discard)
+        await asyncio.wait({releasing}, timeout=RELEASE_SECONDS)
 
     def _stored(self, media_ids: Iterable[str]) -> set[str]:
         """Return the ids in the database of the media that are stored already."""
@@ -237,13 +265,36 @@ class MediaReferences:
     def _exists(self, row_id: str) -> bool:
         return self._store.exists(split(row_id)[1])
 
-    def _put(self, media: Mapping[str, EncodedMedia], infos: Mapping[str, Mapping[str, Any]]) -> None:
-        """Store the bytes. Raises `MediaNotFound` for a stored media item that has been deleted in the meantime."""
+    async def _store_bytes(self, media: Mapping[str, EncodedMedia], infos: Mapping[str, Mapping[str, Any]]) -> None:
+        """Store the bytes in a thread. After a cancellation, it ends with the media item that it stores."""
+        is_cancelled = threading.Event()
+        storing = asyncio.ensure_future(asyncio.to_thread(self._put, media, infos, is_cancelled))
+        try:
+            await asyncio.shield(storing)
+        except asyncio.CancelledError:
+            is_cancelled.set()
+            await asyncio.wait({storing})
+            if not storing.cancelled():
+                storing.exception()  # asyncio would log it as not retrieved
+            raise
+
+    def _put(
+        self,
+        media: Mapping[str, EncodedMedia],
+        infos: Mapping[str, Mapping[str, Any]],
+        is_cancelled: threading.Event,
+    ) -> None:
+        """Store the bytes of the media in `infos`.
+
+        Of the rest, one that has been deleted in the meantime raises `MediaNotFound`, or `LeaseLost` if it was sent.
+        """
         for media_id, item in media.items():
-            if not item.is_stored:
-                self._store.put(item.data, item.kind, **infos.get(media_id, {}))
+            if is_cancelled.is_set():
+                return
+            if media_id in infos:
+                self._store.put(item.data, item.kind, **infos[media_id])
             elif not self._store.exists(media_id):
-                raise not_found(media_id, item.param)
+                raise not_found(media_id, item.param) if item.is_stored else LeaseLost
 
 
 def _is_referred_to(session: Session, media_id: str) -> bool:

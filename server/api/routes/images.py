@@ -43,6 +43,7 @@ from server.schemas.responses.base import Deleted
 from server.schemas.responses.stored import StoredImage, StoredImages
 from server.schemas.stored import ListImagesRequest, UploadForm, UploadRequest
 from server.settings import Settings
+from server.store.media_references import LeaseLost
 
 router = APIRouter()
 
@@ -55,7 +56,7 @@ MAX_FIELD_BYTES = 256
 BYTES = "application/octet-stream"
 RAW = ("image/", "video/", BYTES)
 
-# attempts to store an upload: a sweep may delete the same media item, which a deleted support set had, at the same time
+# attempts to store an upload: another request may delete the same media item at the same time
 MAX_ATTEMPTS = 3
 # the bytes are untrusted: a browser must not run them or guess another type; the content of an id never changes
 CONTENT_HEADERS = {
@@ -91,10 +92,10 @@ async def upload_image(request: Request, services: GivenServices) -> Response:
     """Upload an image or a video: raw bytes, a form, or JSON."""
     media = await read_upload(request, services)
     for _ in range(MAX_ATTEMPTS):
-        await _keep(media, services, request.receive)
         try:
+            await _keep(media, services, request.receive)
             return JSONResponse(_card(await asyncio.to_thread(services.media_store.describe, media.id)))
-        except MediaNotFound:
+        except (LeaseLost, MediaNotFound):
             continue
     raise StorageUnavailable("the media was deleted while it was stored")
 
@@ -140,15 +141,15 @@ async def delete_image(image_id: str, services: GivenServices) -> Response:
 
 
 async def _keep(media: EncodedMedia, services: Services, receive: Receive) -> None:
-    """Store media as an upload; they are decoded first, unless the same bytes are stored already."""
-    info: dict[str, Any] = {}
-    if is_new := not await asyncio.to_thread(services.media_store.is_decoded, media.id):
+    """Store media as an upload; they are decoded first, unless the same bytes are stored already. Raises `LeaseLost`."""
+    info: dict[str, Any] | None = None
+    if not await asyncio.to_thread(services.media_store.is_decoded, media.id):
         started = time.monotonic()
         frames = await unless_disconnected(receive, services.decoder.decode(media))
         services.metrics.media_decode.observe(time.monotonic() - started)
         info = {"size": frames.size, "num_frames": frames.shape[0]}
     await services.media_references.upload(media, info)
-    if is_new:
+    if info is not None:
         services.metrics.media_stored.inc()
 
 

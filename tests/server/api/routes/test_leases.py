@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from typing import Any
 
 import httpx
 import pytest
@@ -41,7 +43,55 @@ async def test_an_interrupted_request_keeps_no_image(http: httpx.AsyncClient, ap
     refused = await http.delete(f"/v1/images/{RED_ID}")
     error = refused.json()["error"]
     assert (refused.status_code, error["code"]) == (409, "image_in_use")
-    assert "an unfinished request" in error["message"]
+    assert "try again when it has ended" in error["message"]
     writing.cancel()
     await asyncio.wait([writing])
     assert (await http.delete(f"/v1/images/{RED_ID}")).status_code == 200
+
+
+async def test_an_upload_whose_image_is_deleted_before_its_lease_is_decoded_again(
+    http: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = (await http.post("/v1/images", content=RED, headers={"Content-Type": "image/png"})).json()
+    store = app.state.services.media_store
+    is_decoded = store.is_decoded
+    deleted: list[str] = []
+
+    def is_decoded_and_deleted(media_id: str) -> bool:
+        answer = is_decoded(media_id)
+        if not deleted:
+            deleted.append(media_id)
+            store.delete(media_id)
+        return answer
+
+    monkeypatch.setattr(store, "is_decoded", is_decoded_and_deleted)
+    again = (await http.post("/v1/images", content=RED, headers={"Content-Type": "image/png"})).json()
+    assert deleted == [RED_ID]
+    assert (again["width"], again["height"]) == (first["width"], first["height"]) != (None, None)
+
+
+async def test_a_request_cancelled_while_it_stores_bytes_leaves_no_file(
+    app: FastAPI, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = app.state.services
+    store, references = services.media_store, services.media_references
+    put, begun, may_end, ended = store.put, threading.Event(), threading.Event(), threading.Event()
+
+    def slow_put(*args: Any, **info: Any) -> None:
+        begun.set()
+        assert may_end.wait(30)
+        put(*args, **info)
+        ended.set()
+
+    monkeypatch.setattr(store, "put", slow_put)
+    writing = asyncio.create_task(references.upload(encoded(RED, "image", "media"), {}))
+    assert await asyncio.to_thread(begun.wait, 30)
+    writing.cancel()
+    await asyncio.wait([writing], timeout=0.3)
+    await references.sweep()
+    may_end.set()
+    await asyncio.wait([writing])
+    assert writing.cancelled()
+    assert await asyncio.to_thread(ended.wait, 30)
+    await references.sweep()
+    assert not store.exists(RED_ID)
