@@ -56,7 +56,7 @@ class LeaseLost(Exception):
 class MediaReferences:
     """The media store of a tenant's support sets, with the references to its media.
 
-    `decoder` decodes new media before they are stored; None skips that. `releasing` has tasks that end leases.
+    `decoder` decodes new media before they are stored; None skips that. `releasing` holds the tasks that end leases.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class MediaReferences:
         transaction: Transaction[Result],
         prepare: Callable[[], Awaitable[None]] | None = None,
     ) -> Result:
-        """Lease and store media, of which those in `infos` are new, and run `transaction`. Raises `LeaseLost`."""
+        """Lease and store media, of which those in `infos` are new; then run `transaction`. Raises `LeaseLost`."""
         holder = uuid.uuid4().hex
         try:
             await self._lease(media, holder)
@@ -133,8 +133,8 @@ class MediaReferences:
                 raise MediaInUse(f"a version of a support set contains {media_id[:80]!r}: delete the set first")
             if _is_leased(session, row_id, now):
                 raise MediaInUse(
-                    f"a request stores {media_id[:80]!r}: try again when it has ended, or, if it was interrupted, "
-                    f"{LEASE_SECONDS / 60:.0f} minutes after it"
+                    f"a request stores {media_id[:80]!r}: try again when it has ended; if its server was killed, "
+                    f"try again {LEASE_SECONDS / 60:.0f} minutes later"
                 )
             if row is not None:
                 _delete_rows(session, [row_id], now)
@@ -266,7 +266,7 @@ class MediaReferences:
         return self._store.exists(split(row_id)[1])
 
     async def _store_bytes(self, media: Mapping[str, EncodedMedia], infos: Mapping[str, Mapping[str, Any]]) -> None:
-        """Store the bytes in a thread. After a cancellation, it ends with the media item that it stores."""
+        """Store the bytes in a thread. A cancellation takes effect when the current media item is stored."""
         is_cancelled = threading.Event()
         storing = asyncio.ensure_future(asyncio.to_thread(self._put, media, infos, is_cancelled))
         try:

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from server.errors import VersionConflict
 from server.media.source import encoded
+from server.store import media_references
 from server.store.records import NewExample
 from tests.server.conftest import png
 
@@ -95,3 +96,31 @@ async def test_a_request_cancelled_while_it_stores_bytes_leaves_no_file(
     assert await asyncio.to_thread(ended.wait, 30)
     await references.sweep()
     assert not store.exists(RED_ID)
+
+
+async def test_a_database_that_hangs_does_not_hold_up_a_refusal(
+    http: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await http.post("/v1/images", content=RED, headers={"Content-Type": "image/png"})
+    services = app.state.services
+    database, references, responds = services.database, services.media_references, asyncio.Event()
+    write = database.write
+
+    async def write_late(transaction: Any) -> Any:
+        await responds.wait()
+        return await write(transaction)
+
+    async def prepare() -> None:
+        monkeypatch.setattr(database, "write", write_late)
+        raise VersionConflict("another version")
+
+    monkeypatch.setattr(media_references, "RELEASE_SECONDS", 0.05)
+    writing = references.write({RED_ID: encoded(RED, "image", "media")}, lambda session, now: None, prepare)
+    with pytest.raises(VersionConflict):
+        await asyncio.wait_for(writing, 5)
+    monkeypatch.setattr(database, "write", write)
+    assert (await http.delete(f"/v1/images/{RED_ID}")).status_code == 409
+    responds.set()
+    while references._releasing:
+        await asyncio.sleep(0.01)
+    assert (await http.delete(f"/v1/images/{RED_ID}")).status_code == 200
