@@ -55,6 +55,23 @@ test('the focus stays where the element that had it is removed', async ({ page, 
   await request.delete(`/v1/support_sets/${name}`)
 })
 
+test('an example whose dialog was just closed is edited again', async ({ page, request }) => {
+  const name = 'edited-again'
+  await request.post('/v1/support_sets', { data: { name, examples: [{ id: 'one', label: 'a' }] } })
+  await page.goto('/#/sets')
+  await page.getByRole('link', { name, exact: true }).click()
+  await page.getByRole('button', { name: 'Edit a one' }).click()
+  // before the browser reports that the dialog was closed
+  await page.evaluate(() => {
+    document.querySelector<HTMLDialogElement>('dialog[open][aria-labelledby="edit-title"]')!.close()
+    document.querySelector<HTMLElement>('[data-edit="one"]')!.click()
+  })
+  await expect(page.getByRole('heading', { name: 'Edit the example' })).toBeVisible()
+  await page.waitForTimeout(300)
+  await expect(page.getByRole('heading', { name: 'Edit the example' })).toBeVisible()
+  await request.delete(`/v1/support_sets/${name}`)
+})
+
 test('the focus stays where an action disables what has it while it runs', async ({ page, request }) => {
   await page.goto('/')
   const example = page.getByRole('button', { name: 'Drawings with made-up words' })
