@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,11 @@ def test_the_run_learns_and_changes_no_expert(walk: Path) -> None:
     assert all(gate for layer in trained.gated_layers().values() for gate in layer.openness())
 
 
+def same(logprobs: list[float]) -> Any:
+    """Return what equals these values up to rounding: the division of a prompt into steps depends on measured times."""
+    return pytest.approx(logprobs, abs=1e-5)
+
+
 def test_the_trained_model_is_served_under_its_own_name(walk: Path) -> None:
     *program, folder = shlex.split(first_block("sh").splitlines()[-1])
     assert program == ["flamboyance", "serve"]
@@ -98,7 +104,7 @@ def test_the_trained_model_is_served_under_its_own_name(walk: Path) -> None:
             body = server.complete(prompt=prompt, max_tokens=4, temperature=0, logprobs=1)
             answers.append(body["choices"][0]["logprobs"]["token_logprobs"])
         assert all(answers)
-        assert answers[0] != answers[1]
+        assert all(answer != same(answers[0]) for answer in answers[1:])
 
 
 def test_the_start_model_answers_the_same_whatever_the_image(walk: Path) -> None:
@@ -108,5 +114,6 @@ def test_the_start_model_answers_the_same_whatever_the_image(walk: Path) -> None
             prompt = [image_part(png(colour)), {"type": "text", "text": "This is a"}]
             body = server.complete(prompt=prompt, max_tokens=4, temperature=0, logprobs=1)
             answers.append((body["choices"][0]["text"], body["choices"][0]["logprobs"]["token_logprobs"]))
-        assert answers[1:] == answers[:-1]
+        (text, logprobs), *_ = answers
+        assert all(answer == (text, same(logprobs)) for answer in answers)
         assert "the gates are closed" in server.log.read_text()
