@@ -109,10 +109,10 @@ def _obelics(document: dict[str, Any], record: RawRecord) -> list[str | bytes]:
 
 
 def _file(image: str, record: RawRecord) -> bytes | None:
-    """Return a file of the record: `0.jpg` and `KEY.0.jpg` name the same one."""
+    """Return a file of the record: `0.jpg` and `KEY.0.jpg` name the same one, even in a record with the key `0`."""
     key, extension = split_name(image)
-    is_whole_name = extension and record.name.endswith(f"/{key}")
-    return record.files.get(extension if is_whole_name else image.lower())
+    file = record.files.get(image.lower())
+    return record.files.get(extension) if file is None and record.name.endswith(f"/{key}") else file
 
 
 def is_url(image: str) -> bool:

@@ -53,18 +53,17 @@ def read_shard(file: Path, skip: int = 0) -> Iterator[RawRecord]:
 
 
 def _records(archive: tarfile.TarFile, shard: str, skip: int) -> Iterator[RawRecord]:
-    number, key, files, extensions = -1, None, dict[str, bytes](), set[str]()
+    number, key, files, first_extension = -1, None, dict[str, bytes](), ""
     for member in archive:
         if not member.isfile():
             continue
         member_key, extension = split_name(member.name)
         if member_key.endswith("/") or not member_key:
             continue  # it begins with a dot, as the files that macOS adds for each other file do
-        if member_key != key or extension in extensions:  # two records in a row may have the same name
+        if member_key != key or extension == first_extension:  # two records in a row may have the same name
             if files:
                 yield RawRecord(f"{shard}/{key}", files)
-            number, key, files, extensions = number + 1, member_key, {}, set()
-        extensions.add(extension)
+            number, key, files, first_extension = number + 1, member_key, {}, extension
         if number >= skip and (stream := archive.extractfile(member)) is not None:
             files[extension] = stream.read()
     if files:

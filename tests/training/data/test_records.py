@@ -36,8 +36,10 @@ def segment_texts(parsed: Interleaved) -> list[str]:
     return texts
 
 
-def parse_document(content: Any, config: SetConfig = DOCUMENTS, files: dict[str, bytes] | None = None) -> list[str]:
-    record = RawRecord("it", {"json": json.dumps(content).encode(), **(files or {})})
+def parse_document(
+    content: Any, config: SetConfig = DOCUMENTS, files: dict[str, bytes] | None = None, name: str = "it"
+) -> list[str]:
+    record = RawRecord(name, {"json": json.dumps(content).encode(), **(files or {})})
     return segment_texts(parse(record, config, Random(0)))
 
 
@@ -86,6 +88,14 @@ def test_obelics_keeps_the_pages_order_with_images_in_the_json_or_in_files() -> 
     embedded = base64.b64encode(b"A").decode()
     content = {"texts": ["hello", None, None, "world"], "images": [None, embedded, "2.jpg", None]}
     assert parse_document(content, files={"2.jpg": b"B"}) == ["hello", "|", "<A>", "|", "<B>", "world", "|"]
+
+
+def test_an_image_may_have_the_key_of_its_record() -> None:
+    content = {"texts": [None, "a", None], "images": ["0.jpg", None, "1.jpg"]}
+    expected = ["<A>", "a", "|", "<B>", "|"]
+    for name in ("shard.tar/0", "shard.tar/1", "shard.tar/2"):
+        assert parse_document(content, files={"0.jpg": b"A", "1.jpg": b"B"}, name=name) == expected
+    assert parse_document(content, files={"jpg": b"A", "1.jpg": b"B"}, name="shard.tar/0") == expected
 
 
 @pytest.mark.parametrize("missing", ["https://x.org/a.jpg", None])

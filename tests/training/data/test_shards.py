@@ -61,6 +61,16 @@ def test_two_records_in_a_row_may_have_one_name(tmp_path: Path) -> None:
     assert list(read_shard(tmp_path / "a.tar", skip=1)) == records[1:]
 
 
+def test_a_repeated_file_of_a_record_replaces_the_first_one(tmp_path: Path) -> None:
+    """As in a shard to which `tar -r` has added a corrected file."""
+    write_tar(bytes(tmp_path / "a.tar"), ["0.png", "0.txt", "1.png", "1.txt", "1.txt"])
+    records = list(read_shard(tmp_path / "a.tar"))
+    assert [(record.name, list(record.files)) for record in records] == [
+        ("a.tar/0", ["png", "txt"]),
+        ("a.tar/1", ["png", "txt"]),
+    ]
+
+
 def test_an_empty_shard_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.tar").touch()
     with pytest.raises(ShardError, match=r"^shard .*a\.tar is damaged or ends early: [^\n]+[^\n:]$"):
