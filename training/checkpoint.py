@@ -46,7 +46,7 @@ def save(
     streams = world.merge(positions)  # the other processes wait here
     try:
         write_state(partial, tensors, world)
-    except CheckpointError:
+    except (CheckpointError, KeyboardInterrupt):
         if world.is_first:
             shutil.rmtree(partial, ignore_errors=True)  # it may have filled the disk
         raise
