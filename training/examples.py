@@ -123,16 +123,22 @@ def _window(ids: Sequence[int], media_token: int, limits: Limits, rng: Random) -
     """Return the window's start and end; it ends early, before the first media item that exceeds the limit.
 
     Media over the limit are dropped as in the paper. All later text would read dropped media or none, so it has no targets.
-    A window that begins after the last media item would have none either: a long caption keeps its image, and is cut.
+    A window without media would have none either: a long caption keeps its image, and is cut.
     """
-    last_media = max((position for position, token in enumerate(ids) if token == media_token), default=len(ids))
-    latest = min(len(ids) - limits.max_tokens, last_media)
-    first = rng.randrange(latest + 1) if latest > 0 else 0
+    media = [position for position, token in enumerate(ids) if token == media_token]
+    starts = range(max(len(ids) - limits.max_tokens, 0) + 1)
+    first = rng.choice(_starts_with_media(starts, media, limits.max_tokens) or starts) if len(starts) > 1 else 0
     end = min(len(ids), first + limits.max_tokens)
-    media_positions = [position for position in range(first, end) if ids[position] == media_token]
-    if len(media_positions) > limits.max_media:
-        end = media_positions[limits.max_media]
+    within = [position for position in media if first <= position < end]
+    if len(within) > limits.max_media:
+        end = within[limits.max_media]
     return first, end
+
+
+def _starts_with_media(starts: range, media: Sequence[int], length: int) -> list[int]:
+    """Return the starts of windows that contain a media item and a token after it."""
+    covered = {start for position in media for start in range(position - length + 2, position + 1)}
+    return sorted(covered.intersection(starts))
 
 
 def _last_media_index(ids: Sequence[int], media_token: int) -> list[int]:

@@ -119,7 +119,7 @@ def test_a_window_contains_media_if_the_page_does() -> None:
     limits = Limits(max_tokens=4, max_media=5)
     for seed in range(50):
         page = (Text("abcdef"), Media(b"1"), Text("cd"), Media(b"2"), Text("efghijkl"), EndOfChunk())
-        assert tokens(*page, limits=limits, seed=seed).token_ids != TOKENIZER.encode_plain("hijk")
+        assert tokens(*page, limits=limits, seed=seed).num_targets
         assert tokens(*page[3:], limits=limits, seed=seed).num_targets
 
 
