@@ -210,24 +210,28 @@ class Retrieval:
     async def _vectors(
         self, keys: Iterable[str], embed: Callable[[Sequence[str]], Awaitable[Vectors]], *, is_stored: bool = False
     ) -> dict[str, Vectors]:
-        """Return vectors by key; new ones are stored if `is_stored`, which is False for queries: they may never repeat."""
+        """Return vectors by key; new ones are stored if `is_stored`, which is False for queries: they may never repeat.
+
+        None is stored after the first failure, which may have taken all the time that a database call may take.
+        """
         keys = list(keys)
         vectors = await self.embeddings.get(keys, self.embedder)
         missing = [key for key in keys if key not in vectors]
         for start in range(0, len(missing), BATCH):
             batch = missing[start : start + BATCH]
             new = dict(zip(batch, await embed(batch), strict=True))
-            if is_stored:
-                await self._store(new)
+            is_stored = is_stored and await self._store(new)
             vectors |= new
         return vectors
 
-    async def _store(self, vectors: Mapping[str, Vectors]) -> None:
-        """Store vectors. A request does not fail if they cannot be stored, such as on a full disk."""
+    async def _store(self, vectors: Mapping[str, Vectors]) -> bool:
+        """Store vectors and return whether it was possible: a request does not fail because a disk is full."""
         try:
             await self.embeddings.put(vectors, self.embedder)
         except DatabaseUnavailable as error:
             logger.warning("vectors of a support set could not be stored", extra={"error": error.message})
+            return False
+        return True
 
 
 def _vector_of_query(features: Mapping[Space, Vectors], likeness: Likeness) -> Vectors:  # -> [D]

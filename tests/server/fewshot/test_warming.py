@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -12,9 +12,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from model.likeness import Vectors
 from server.api.routes import support_sets as support_sets_routes
-from server.errors import EngineFailed, InvalidRequest, Overloaded
-from server.fewshot import prompting, warming
+from server.errors import DatabaseUnavailable, EngineFailed, InvalidRequest, Overloaded
+from server.fewshot import prompting, retrieval, warming
+from server.fewshot.retrieval import EmbeddingStore
 from server.fewshot.warming import Warming, WarmTarget, Warmth
 from server.prompt import PreparedPrompt
 from server.store.records import NewExample, SupportSetInfo
@@ -66,6 +68,23 @@ async def test_a_request_for_a_warm_set_embeds_only_its_query(
     await shot_ids(http, strategy="rices_image")
     assert [media.digest for media in client.embedded[6:]] == [QUERY.digest]
     assert client.embedded_texts == []
+
+
+async def test_a_request_does_not_wait_again_for_a_database_that_stores_no_vectors(
+    http: httpx.AsyncClient, client: FakeClient, colours: SupportSetInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_calls = 0
+
+    async def put(self: EmbeddingStore, vectors: Mapping[str, Vectors], model: str) -> None:
+        nonlocal num_calls
+        num_calls += 1
+        raise DatabaseUnavailable("the database does not respond")
+
+    monkeypatch.setattr(EmbeddingStore, "put", put)
+    monkeypatch.setattr(retrieval, "BATCH", 2)
+    assert len(await shot_ids(http, strategy="rices_text", query=QUESTION)) == 4
+    assert len(texts(client)) == 7
+    assert num_calls == 1
 
 
 @pytest.mark.parametrize("strategy", ["rices_text", "mixed"])
