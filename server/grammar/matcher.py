@@ -97,7 +97,7 @@ class Matcher:
         self._ending = ending
         self._forced: Sequence[int] = ()  # the next tokens, if they have no alternative
         self._tokens: list[int] = []  # of the answer
-        self._is_restarted = False
+        self._restarted_at = -1  # the number of tokens at the last restart
         self._time = TokenTime()
 
     def copy(self) -> Matcher:
@@ -162,10 +162,13 @@ class Matcher:
                 self._restart()
 
     def _restart(self) -> None:
-        """Follow the answer from a new beginning if the lexer has too many states, which other answers may have caused."""
-        if self._is_restarted or LEXER_ERROR not in self._matcher.get_error():
+        """Follow the answer from a new beginning if the lexer has too many states, which other answers may have caused.
+
+        At the token of the last restart, this answer alone has caused them.
+        """
+        if self._restarted_at == len(self._tokens) or LEXER_ERROR not in self._matcher.get_error():
             return
-        self._is_restarted = True
+        self._restarted_at = len(self._tokens)
         if (matcher := self._beginning.copy_after(self._number)) is not None:
             self._matcher, self._number = matcher, self._beginning.number
             matcher.consume_tokens(self._tokens)
