@@ -24,6 +24,7 @@ from server.access.quotas import LIMITS, MAX_LIMIT, MEASURES, Limits
 from server.access.roles import ROLES
 from server.access.tenants import DEFAULT_TENANT, TENANT_NAME
 from server.errors import LastKey, ServerError
+from server.schemas.base import IN_WORDS, KEY_NAME
 from server.settings import SettingsError
 from server.store.database import Database
 from server.store.location import add_location, read_location
@@ -158,8 +159,9 @@ def _parser(prog: str) -> ArgumentParser:
 
 
 def _name(text: str) -> str:
-    if not 1 <= len(text) <= 128 or not text.isprintable():
-        raise ArgumentTypeError("1 to 128 printable characters are accepted")
+    is_utf_8 = not re.search("[\ud800-\udfff]", text)  # Python decodes other bytes to surrogates
+    if not 1 <= len(text) <= 128 or not is_utf_8 or re.fullmatch(KEY_NAME, text) is None:
+        raise ArgumentTypeError(f"1 to 128 characters are accepted: {IN_WORDS[KEY_NAME]}")
     return text
 
 

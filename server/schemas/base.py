@@ -88,7 +88,7 @@ EXAMPLE_ID = r"^\.{0,127}[A-Za-z0-9_:-][A-Za-z0-9_.:-]{0,127}$"
 SET_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"
 SHA_256 = r"^[0-9a-f]{64}$"
 # without characters that a terminal obeys, and those that are invisible or change the direction of a text
-KEY_NAME = r"^[^\x00-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]*$"
+KEY_NAME = r"^[^\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]*$"
 # what a text of each pattern is, for messages
 IN_WORDS = {
     ID: "1 to 128 ASCII letters, digits and the characters _.:-",

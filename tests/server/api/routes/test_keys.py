@@ -244,6 +244,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["keys", "revoke", key_id, "--last", *location]) == 0
     assert main(["keys", "revoke", key_id, *location]) == 2
     assert "no API key has the id" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["keys", "create", "caf\udce9", *location])
     for tenant in ("../acme", "acme\n"):
         with pytest.raises(SystemExit):
             main(["keys", "create", "team", "--tenant", tenant, *location])
@@ -257,6 +259,22 @@ def test_a_name_is_listed_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["keys", "list", "--data-dir", str(tmp_path)]) == 0
     listed = capsys.readouterr().out
     assert all(f" {name} " in listed for name in ("team [blue] x", "ops [/x]", ":cat:"))
+
+
+@pytest.mark.parametrize("name", ["\u00a0Ana", "👩\u200d🔬", "a\u180e", "a\u202e", "a\n"])
+async def test_the_command_and_the_api_accept_the_same_names(
+    name: str, http: httpx.AsyncClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = json.dumps({"name": name}).encode()
+    response = await http.post("/v1/keys", content=body, headers=ADMIN | {"Content-Type": "application/json"})
+    is_accepted = response.status_code == 200
+    assert is_accepted or response.json()["error"]["param"] == "name"
+    try:
+        code = await asyncio.to_thread(main, ["keys", "create", name, "--data-dir", str(tmp_path)])
+    except SystemExit:
+        code = 2
+        assert "1 to 128 characters are accepted" in capsys.readouterr().err
+    assert code == (0 if is_accepted else 2)
 
 
 def test_a_name_that_a_terminal_would_obey_is_listed_in_ascii(
