@@ -1,6 +1,6 @@
 """Reads YAML in which each key of a mapping occurs once: the library itself takes the last one, and says nothing.
 
-Numbers have the form of YAML 1.2 and of JSON.
+Numbers have the forms of YAML 1.1 and of JSON: 1e-3 is a number.
 """
 
 from __future__ import annotations
