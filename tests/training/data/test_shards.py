@@ -62,7 +62,7 @@ def test_two_records_in_a_row_may_have_one_name(tmp_path: Path) -> None:
 
 
 def test_a_repeated_file_of_a_record_replaces_the_first_one(tmp_path: Path) -> None:
-    """As in a shard to which `tar -r` has added a corrected file."""
+    """`tar -r` adds a corrected file in this way."""
     write_tar(bytes(tmp_path / "a.tar"), ["0.png", "0.txt", "1.png", "1.txt", "1.txt"])
     records = list(read_shard(tmp_path / "a.tar"))
     assert [(record.name, list(record.files)) for record in records] == [
