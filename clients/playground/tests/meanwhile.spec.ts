@@ -114,6 +114,20 @@ test('pictures that are being uploaded take their room already', async ({ page }
   await expect(page.getByRole('alert')).toHaveText('There was room for 23 of 40 pictures.')
 })
 
+test('a picture in the last place is not replaced by the next one', async ({ page }) => {
+  await page.goto('/')
+  const files = page.getByTestId('files').last()
+  await files.setInputFiles(Array.from({ length: 23 }, (_, at) => picture(`query ${at}.jpg`)))
+  await expect(page.getByRole('progressbar')).toHaveCount(0)
+  const { held, arrived } = await holdUploads(page, 1)
+  await files.setInputFiles(picture('last.jpg'))
+  await arrived(1)
+  await files.setInputFiles(picture('too many.jpg'))
+  await expect(page.getByRole('alert')).toHaveText('There was room for 0 of 1 pictures.')
+  await held[0]!.continue()
+  await expect(page.getByRole('button', { name: 'Ask about last.jpg' })).toBeVisible()
+})
+
 test('a picture whose upload ends late does not become part of another prompt', async ({ page }) => {
   await page.goto('/')
   const { held, arrived } = await holdUploads(page, 1)
