@@ -26,6 +26,7 @@ from model.folder import NO_FILES, WEIGHTS, CheckpointError, SafetensorsFiles, s
 from training.bridge import gather
 from training.distributed import World
 from training.state_files import read_state, write_state
+from training.stop import Stopped
 
 MAX_CHECKPOINTS = 2
 POSITIONS = "positions.json"
@@ -80,16 +81,16 @@ def latest(folder: Path, suffix: str = "") -> Path | None:
 
 @contextmanager
 def names_continuation(out: Path, suffix: str = "") -> Iterator[None]:
-    """End the program after an interrupt, and say how the run with this folder continues."""
+    """End the program after an interrupt or SIGTERM, and say how the run with this folder continues."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         checkpoint = latest(out.expanduser() / "checkpoints", suffix)
         if checkpoint is None:
             print("interrupted before the first checkpoint: the same command starts again", file=sys.stderr)
         else:
             print(f"interrupted: the same command continues from {checkpoint}", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(128 + (interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT))
 
 
 def load_positions(path: Path) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from training.start import (
     with_vision,
 )
 from training.step import Stepper, StepReport, check_finite_weights
+from training.stop import Stopped, StopSignal, stop_signal
 
 log = logging.getLogger(__name__)
 PAUSE_SECONDS = 2.0
@@ -129,7 +130,7 @@ def run(
 ) -> None:
     """Train to the end of the run, then export the served folder `out/model`; `observe` is called after each step.
 
-    Raises `ConfigError` while another run writes to the same `out`.
+    Raises `ConfigError` while another run writes to the same `out`, and `Stopped` after a signal.
     """
     config, world = trainer.config, trainer.world
     with only_run(trainer.out, enabled=world.is_first):
@@ -148,7 +149,7 @@ def _train(trainer: Trainer, pause_file: Path | None, observe: Callable[[StepRep
     is_warned = not is_first
     if is_first:
         log.info("%s", describe_precision(config.precision, trainer.world.device))
-    with ProgressReporter(out, config.steps, num_steps_done, enabled=is_first) as progress:
+    with stop_signal() as stop, ProgressReporter(out, config.steps, num_steps_done, enabled=is_first) as progress:
         for report in trainer.steps():
             progress.report_step(report)
             observe(report)
@@ -160,9 +161,14 @@ def _train(trainer: Trainer, pause_file: Path | None, observe: Callable[[StepRep
                 progress.report_gates(gates, report.step)
                 if is_first:
                     _log(out, report, gates)
-            if trainer.num_steps_done % config.checkpoint_steps == 0 or trainer.num_steps_done == config.steps:
+            is_due = trainer.num_steps_done % config.checkpoint_steps == 0 or trainer.num_steps_done == config.steps
+            if is_due:
                 trainer.save()
-            _wait_while_paused(pause_file, trainer.world)
+            _wait_while_paused(pause_file, trainer.world, stop)
+            if number := trainer.world.max(stop.number):
+                if not is_due:
+                    trainer.save()
+                raise Stopped(number)
 
 
 def kept_files(folder: Path, config: TrainConfig) -> dict[str, str | bytes]:
@@ -191,9 +197,9 @@ def _log(out: Path, report: StepReport, gates: Mapping[str, float]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def _wait_while_paused(pause_file: Path | None, world: World) -> None:
+def _wait_while_paused(pause_file: Path | None, world: World, stop: StopSignal) -> None:
     """Wait while a process sees the file: one that went on alone would wait for the others, and fail after minutes."""
-    while pause_file is not None and world.max(int(pause_file.exists())):
+    while pause_file is not None and world.max(int(pause_file.exists())) and not world.max(stop.number):
         time.sleep(PAUSE_SECONDS)
 
 

@@ -26,6 +26,7 @@ from training.config import TrainConfig
 from training.data.make import write_shards
 from training.distributed import World
 from training.step import NonFiniteLoss, Stepper
+from training.stop import StopSignal
 from training.trainer import NO_GRADIENT, FrozenWeightsChanged, _wait_while_paused, kept_files, run
 
 
@@ -239,7 +240,7 @@ def test_the_last_two_checkpoints_are_kept_and_the_latest_is_resumed(tmp_path: P
 
 def test_all_processes_pause_if_one_of_them_sees_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that went on would wait in the next step for the others, until its backend gives up after minutes."""
-    seen = [0, 1, 1, 0]
+    seen = [0, 1, 0, 1, 0, 0]  # after each 1, a process says whether a signal arrived
     pauses: list[float] = []
 
     class Two(World):
@@ -247,8 +248,8 @@ def test_all_processes_pause_if_one_of_them_sees_the_file(tmp_path: Path, monkey
             return max(value, seen.pop(0))
 
     monkeypatch.setattr("training.trainer.time.sleep", pauses.append)
-    _wait_while_paused(tmp_path / "absent", Two())
-    _wait_while_paused(tmp_path / "absent", Two())
+    _wait_while_paused(tmp_path / "absent", Two(), StopSignal())
+    _wait_while_paused(tmp_path / "absent", Two(), StopSignal())
     assert (len(pauses), seen) == (2, [])
 
 

@@ -26,6 +26,7 @@ from training.precision import describe_precision
 from training.progress import ProgressReporter
 from training.run_lock import only_run
 from training.step import NonFiniteLoss
+from training.stop import Stopped, stop_signal
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +47,17 @@ def _train(trainer: ContrastiveTrainer) -> None:
     config, out = trainer.config, trainer.out
     num_steps_done = trainer.resume()
     log.info("%s", describe_precision(config.precision, trainer.device))
-    with ProgressReporter(out, config.steps, num_steps_done, enabled=True) as progress:
+    with stop_signal() as stop, ProgressReporter(out, config.steps, num_steps_done, enabled=True) as progress:
         for report in trainer.steps():
             progress.report_step(report)
             if trainer.num_steps_done % config.log_steps == 0:
                 with (out / "log.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps({**asdict(report), "scale": float(trainer.towers.scale.detach())}) + "\n")
-            if trainer.num_steps_done % config.checkpoint_steps == 0 or trainer.num_steps_done == config.steps:
+            is_due = trainer.num_steps_done % config.checkpoint_steps == 0 or trainer.num_steps_done == config.steps
+            if is_due or stop.number:
                 trainer.save()
+            if stop.number:
+                raise Stopped(stop.number)
 
 
 def main() -> None:
