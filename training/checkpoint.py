@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from model.folder import NO_FILES, WEIGHTS, CheckpointError, SafetensorsFiles, s
 from training.bridge import gather
 from training.distributed import World
 from training.state_files import read_state, write_state
-from training.stop import Stopped
+from training.stop import exit_status
 
 MAX_CHECKPOINTS = 2
 POSITIONS = "positions.json"
@@ -90,7 +89,7 @@ def names_continuation(out: Path, suffix: str = "") -> Iterator[None]:
             print("interrupted before the first checkpoint: the same command starts again", file=sys.stderr)
         else:
             print(f"interrupted: the same command continues from {checkpoint}", file=sys.stderr)
-        sys.exit(128 + (interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT))
+        sys.exit(exit_status(interrupt))
 
 
 def load_positions(path: Path) -> dict[str, Any]:

@@ -20,6 +20,11 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
+def exit_status(interrupt: KeyboardInterrupt) -> int:
+    """Return the exit status of a program that a signal ended, as a shell reports it."""
+    return 128 + (interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT)
+
+
 class StopSignal:
     """The signal after which a run is to end; `number` is 0 until it arrives."""
 

@@ -12,14 +12,18 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 
 from tests.training.contrastive.shapes import make_run as make_contrastive_run
 from tests.training.toy import losses, make_run, make_trainer
+from training.ablations import __main__ as ablations
 from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
 from training.distributed import World
+from training.few_shot import __main__ as few_shot
 from training.step import StepReport
 from training.stop import Stopped, StopSignal, stop_signal
 from training.trainer import _wait_while_paused, run
@@ -128,3 +132,23 @@ def test_a_run_in_another_thread_changes_no_handler() -> None:
     thread.start()
     thread.join()
     assert seen == [signal.getsignal(signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("program", [ablations, few_shot], ids=["ablations", "few_shot"])
+@pytest.mark.parametrize(("interrupt", "status"), [(Stopped(signal.SIGTERM), 143), (KeyboardInterrupt(), 130)])
+def test_a_program_of_many_runs_says_that_it_continues(
+    program: ModuleType,
+    interrupt: KeyboardInterrupt,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run_missing(options: object) -> None:
+        raise interrupt
+
+    monkeypatch.setattr(program, "run_missing", run_missing)
+    monkeypatch.setattr(sys, "argv", ["program", "--threads", str(torch.get_num_threads())])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == status
+    assert capsys.readouterr().err == "interrupted: the same command continues\n"

@@ -29,6 +29,7 @@ from training.ablations.speed import compare_steps, speed_file, speed_settings
 from training.ablations.table import Runs, format_table, read_runs, state_of_base
 from training.default.catalogue import Catalogue
 from training.default_data.records import DEFAULT_FOLDER
+from training.stop import exit_status
 from training.stored_runs import read_run, working_folder, write_run
 
 log = logging.getLogger(__name__)
@@ -155,6 +156,9 @@ def main() -> None:
         elif not values.report:
             run_missing(options)
         report(read_runs(options.runs, options.scale, options.seeds, options.names))
+    except KeyboardInterrupt as interrupt:
+        print("interrupted: the same command continues", file=sys.stderr)
+        sys.exit(exit_status(interrupt))
     except (CheckpointError, ConfigError, DefaultModelError, OSError) as error:
         sys.exit(f"error: {error}")
 

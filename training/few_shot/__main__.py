@@ -23,6 +23,7 @@ from model.folder import CheckpointError
 from model.zoo.fetch import DefaultModelError
 from training.default_data.records import DEFAULT_FOLDER
 from training.few_shot.run import RUNS, SUBJECTS, Results, Scale, read_results, run_file, run_settings, run_subject
+from training.stop import exit_status
 from training.stored_runs import read_run, write_run
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,9 @@ def main() -> None:
     try:
         if not options.report:
             run_missing(options)
+    except KeyboardInterrupt as interrupt:
+        print("interrupted: the same command continues", file=sys.stderr)
+        sys.exit(exit_status(interrupt))
     except (CheckpointError, ConfigError, DefaultModelError, OSError) as error:
         sys.exit(f"error: {error}")
     scales = {name: scale_of(name, options) for name in options.names}
