@@ -7,7 +7,6 @@ is then chosen by the share of left-out examples whose confidence exceeds it, an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -66,17 +65,18 @@ def fit_confidence(method: str, logs: Array, truth: NDArray[np.int64]) -> Confid
 def fit_temperatures(method: str, logs: Array, truth: NDArray[np.int64]) -> tuple[float, Array]:
     """Return the temperature with the lowest negative log-likelihood, and for each example that of the others, [N].
 
-    The default is a prior. It determines the result if there are few examples, or if all are answered correctly, so that
-    no confidence is too high.
+    The default is a prior, which determines the result if there are few examples. If all are answered correctly, the
+    temperature is lower than the default; it is the lower, the more examples there are and the clearer they are.
     """
-    step = math.ceil(len(truth) / MAX_FITTED)
+    # in a random order: examples are often stored with their labels in turn
+    chosen = np.random.default_rng(0).permutation(len(truth))[:MAX_FITTED]
     default = DEFAULT_TEMPERATURES[method]
     tried = default * MULTIPLES
-    of_each = _surprises(logs[::step], truth[::step], tried)
+    of_each = _surprises(logs[chosen], truth[chosen], tried)
     total = of_each.sum(1) + (np.log(MULTIPLES) / SPREAD) ** 2 / 2
     fitted = float(tried[total.argmin()])
     without = np.full(len(truth), fitted)
-    without[::step] = tried[(total[:, None] - of_each).argmin(0)]
+    without[chosen] = tried[(total[:, None] - of_each).argmin(0)]
     return fitted, without
 
 
@@ -126,5 +126,5 @@ def threshold_of_coverage(points: Sequence[CurvePoint], target: float, num_left_
 
     The confidence of a query that is like the examples exceeds that of k of N of them with the probability k / (N + 1).
     """
-    share = target * (num_left_out + 1) / num_left_out
-    return max((point.threshold for point in points if point.coverage >= share), default=ALWAYS)
+    counts = [(point.threshold, round(point.coverage * num_left_out)) for point in points]
+    return max((threshold for threshold, k in counts if k / (num_left_out + 1) >= target), default=ALWAYS)

@@ -23,7 +23,7 @@ from server.store.records import FitRow, VersionRow
 from server.store.retention import delete_old
 
 # incremented whenever the fit of a method or of its confidence changes: older fits are not read
-FORMAT = 1
+FORMAT = 2
 # older fits are deleted: their model may no longer be in use
 RETENTION_SECONDS = 30 * 24 * 3600.0
 PARAMETER = "parameters."

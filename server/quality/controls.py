@@ -97,7 +97,7 @@ def _prompt_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _judge(control: Mapping[str, Any], whole: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
     paired = compare(whole, control, cells)
-    is_needed = paired is not None and paired.wins > paired.losses and paired.p_value < MAX_P_VALUE
+    is_needed = paired is not None and paired.lead > 0 and paired.p_value < MAX_P_VALUE
     name = control["control"]
     depends, may_not_depend = VERDICTS[name]
     verdict = depends if is_needed else may_not_depend

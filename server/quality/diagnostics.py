@@ -36,6 +36,8 @@ from server.schemas.responses.curation import (
 from server.store.examples import answer_of
 from server.store.records import Example
 
+# a value whose exact amount is zero is computed with an error of less than this
+MAX_ROUNDING = 1e-9
 # Near duplicates differ by at most this part of the difference, one minus the similarity, of two examples on average:
 # vectors of some models are all alike. With the default model, four of five strongly compressed copies of photographs are
 # as near, and among 236 photographs only the mirrored copies of two are.
@@ -158,7 +160,7 @@ def _mislabelled(labelled: LabelledExamples, sums: LabelSums, left_out: LeftOutS
 
 
 def _harmful(labelled: LabelledExamples, sums: LabelSums, values: Array) -> list[HarmfulExample]:
-    (rows,) = np.nonzero((values < 0) & sums.has_others)
+    (rows,) = np.nonzero((values < -MAX_ROUNDING) & sums.has_others)
     entries = [
         HarmfulExample(labelled.examples[row].id, _label(labelled, row), float(values[row])) for row in rows.tolist()
     ]

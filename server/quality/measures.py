@@ -29,7 +29,9 @@ def wilson(num_correct: float, total: int) -> tuple[float, float]:
     share, square = num_correct / total, Z * Z
     centre = (share + square / (2 * total)) / (1 + square / total)
     half = Z / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # rounding must not exclude the proportion from its interval
+    low, high = min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+    return low if share else 0.0, high
 
 
 def standard_error(num_correct: float, total: int) -> float:

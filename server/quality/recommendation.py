@@ -219,8 +219,9 @@ def _reason(
         sentences.append(f"No other setting is more accurate; {name_of(rival)} has {rival['accuracy']:.3f}.")
     named = {chosen["method"]} if rival is None else {chosen["method"], rival["method"]}
     if rival is not None and (paired := compare(chosen, rival, cells)) is not None:
+        first, second = (" is right more often", "") if paired.has_shares else (" alone is right", " alone")
         sentences.append(
-            f"{name_of(chosen)} alone is right on {paired.wins} of them, {name_of(rival)} alone on {paired.losses}: "
+            f"{name_of(chosen)}{first} on {paired.wins} of them, {name_of(rival)}{second} on {paired.losses}: "
             f"{_verdict(paired, 'more than chance', 'this may be chance')}."
             if paired.wins or paired.losses
             else "Both classify the same examples correctly."
@@ -239,7 +240,7 @@ def _rival(chosen: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> dict[st
 
 def _verdict(paired: Paired, clear: str, unclear: str) -> str:
     chance = clear if paired.p_value < MAX_P_VALUE else unclear
-    return f"{chance} (p = {paired.p_value:.2g} by a sign test)"
+    return f"{chance} (p = {paired.p_value:.2g} by a {'paired test' if paired.has_shares else 'sign test'})"
 
 
 def _against(always: Baseline, paired: Paired | None, low: float) -> str:

@@ -51,11 +51,20 @@ def test_a_few_examples_move_the_temperature_less_than_many() -> None:
     assert DEFAULT < few < many
 
 
-def test_examples_beyond_the_most_that_are_fitted_count_for_nothing() -> None:
-    logs, truth = sampled(2 * MAX_FITTED, 3 * DEFAULT)
-    fitted, without = fit_temperatures(METHOD, logs, truth)
-    assert fitted == fit_temperatures(METHOD, logs[::2], truth[::2])[0]
-    assert set(without[1::2]) == {fitted}
+def test_the_temperature_of_many_examples_depends_little_on_their_order() -> None:
+    """Examples with two labels in turn, of which one is hard: every second example would be of one label."""
+    (easy, right), (hard, wrong) = sampled(MAX_FITTED, DEFAULT), sampled(MAX_FITTED, 8 * DEFAULT, seed=1)
+    in_turn = np.stack([easy, hard], axis=1).reshape(-1, 4), np.stack([right, wrong], axis=1).reshape(-1)
+    by_label = np.concatenate([easy, hard]), np.concatenate([right, wrong])
+    fitted, without = fit_temperatures(METHOD, *in_turn)
+    assert fitted == pytest.approx(fit_temperatures(METHOD, *by_label)[0], rel=0.2)
+    assert fitted > 1.5 * fit_temperatures(METHOD, easy, right)[0]
+    assert np.mean(without == fitted) >= 0.5
+
+
+def test_the_temperature_is_below_the_default_if_all_examples_are_classified_correctly() -> None:
+    logs = log_softmax(np.tile([8.0, 0, 0, 0], (100, 1)))
+    assert fit_temperatures(METHOD, logs, np.zeros(100, np.int64))[0] < DEFAULT
 
 
 def test_the_temperature_of_an_example_is_fitted_to_the_others() -> None:
@@ -111,6 +120,9 @@ def test_the_threshold_of_a_coverage_is_the_highest_that_new_queries_exceed_as_o
     points = curve(SURE, TRUTH, 20)
     thresholds = [threshold_of_coverage(points, target, len(TRUTH)) for target in (0.1, 0.2, 0.3, 0.5, 0.8, 0.9)]
     assert thresholds == [points[index].threshold for index in (0, 1, 1, 2, 3, 3)]
+    # 7 / (49 + 1) is the target exactly
+    points = curve(np.stack([np.linspace(0.9, 0.6, 49), np.linspace(0.1, 0.4, 49)], axis=1), np.zeros(49, int), 49)
+    assert threshold_of_coverage(points, 0.14, 49) == points[6].threshold
     rng = np.random.default_rng(0)
     shares = []
     for _ in range(2000):

@@ -27,6 +27,12 @@ def test_wilson(num_correct: int, total: int, low: float, high: float) -> None:
             assert (share - bound) ** 2 == pytest.approx(1.959964**2 * bound * (1 - bound) / total, rel=1e-5)
 
 
+@pytest.mark.parametrize("total", [1, 10, 13, 25, 613])
+def test_an_interval_has_the_proportion_although_numbers_are_rounded(total: int) -> None:
+    assert wilson(total, total)[1] == 1
+    assert wilson(0, total)[0] == 0
+
+
 def test_standard_error_is_the_normal_one_for_large_samples_and_never_zero() -> None:
     assert standard_error(5000, 10000) == pytest.approx(0.005, rel=1e-3)
     assert standard_error(20, 20) > 0.02

@@ -135,7 +135,7 @@ def test_of_two_forms_of_a_prompt_the_more_accurate_one_is_recommended() -> None
 def test_forms_are_compared_on_their_own_answers() -> None:
     cells = [answered(cell_record("random", 4, 0), "+++-"), alone(answered(cell_record("random", 4, 0), "++-+"))]
     previous, other = summarise(cells)
-    assert compare(previous, other, cells) == Paired(1, 1)
+    assert compare(previous, other, cells) == Paired(1, 1, 0.0, 2.0)
 
 
 def test_the_reason_compares_with_the_most_frequent_label() -> None:
@@ -250,7 +250,7 @@ def test_answers_are_compared_over_all_seeds() -> None:
     seeds = [answered(cell_record("random", 2, 0, seed), answers) for seed, answers in enumerate(("+-+-", "+--+"))]
     knn = answered(likeness_record("knn", 0), "++--")
     (row, other) = sorted(summarise([*seeds, knn]), key=lambda row: row["method"])
-    assert compare(row, other, [*seeds, knn]) == Paired(2, 1)
+    assert compare(row, other, [*seeds, knn]) == Paired(2, 1, 0.0, 1.5)
 
 
 def test_a_control_is_a_row_of_its_own_and_is_not_recommended() -> None:
