@@ -205,7 +205,9 @@ def _cells(methods: Sequence[Method], prompts: Sequence[PromptSetting]) -> list[
 def _control_cells(fields: EvaluateRequest, prompts: Sequence[PromptSetting]) -> list[Cell]:
     """Return a cell per control; those of prompts have the most shots of all prompts, in the first form."""
     strategy, k = strategy_of_controls(fields.strategies), max(prompt.k for prompt in prompts)
-    whole = PromptSetting(strategy if k else "first", k, fields.seeds[0], shots_attend=fields.forms[0] if k else "previous")
+    whole = PromptSetting(
+        strategy if k else "first", k, fields.seeds[0], shots_attend=fields.forms[0] if k else "previous"
+    )
     features = Cell(method=COMPARED_METHOD, control=ENCODER_FEATURES)
     return [
         features if control == ENCODER_FEATURES else Cell.of(replace(whole, control=control))
