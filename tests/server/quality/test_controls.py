@@ -52,7 +52,9 @@ async def test_controls_take_away_the_images_or_the_labels(
     assert evaluation["note"].count(", otherwise of ") == 2
 
 
-async def test_a_control_without_shots_is_compared_with_its_setting(http: httpx.AsyncClient, services: Services) -> None:
+async def test_a_control_without_shots_is_compared_with_its_setting(
+    http: httpx.AsyncClient, services: Services
+) -> None:
     fields: dict[str, Any] = {"k": [0], "methods": ["in_context"], "controls": ["text_only"]}
     evaluation = await run_evaluation(http, services, **fields)
     assert [cell["strategy"] for cell in evaluation["cells"]] == ["first", "first"]
