@@ -165,10 +165,12 @@ def _train(trainer: Trainer, pause_file: Path | None, observe: Callable[[StepRep
             if is_due:
                 trainer.save()
             _wait_while_paused(pause_file, trainer.world, stop)
-            if number := trainer.world.max(stop.number):
+            if trainer.world.max(stop.number):
                 if not is_due:
                     trainer.save()
-                raise Stopped(number)
+                break
+    if number := trainer.world.max(stop.number):
+        raise Stopped(number)
 
 
 def kept_files(folder: Path, config: TrainConfig) -> dict[str, str | bytes]:

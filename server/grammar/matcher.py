@@ -23,6 +23,8 @@ REQUEST_SECONDS = 2.0
 TOO_SLOW = "tokens take too long"
 # in llguidance's words for too many states of the lexer
 LEXER_ERROR = "lexer error"
+# Restarts at a token: other answers may have used up the newest beginning already, which is then computed again.
+MAX_RESTARTS = 2
 # processor time of a beginning that may be computed again between two tokens of an answer
 MAX_BEGIN_SECONDS = 0.1
 
@@ -97,7 +99,6 @@ class Matcher:
         self._ending = ending
         self._forced: Sequence[int] = ()  # the next tokens, if they have no alternative
         self._tokens: list[int] = []  # of the answer
-        self._restarted_at = -1  # the number of tokens at the last restart
         self._time = TokenTime()
 
     def copy(self) -> Matcher:
@@ -145,9 +146,9 @@ class Matcher:
         if not self.error:
             with self._time:
                 self._permit(mask)
-                if self._matcher.is_error():
-                    self._restart()
-                    self._permit(mask)
+                for _ in range(MAX_RESTARTS):
+                    if self._restart():
+                        self._permit(mask)
         if ends and self._ending is not None and (end := self._ending.next(mask)) is not None:
             mask[:] = False
             mask[end] = True
@@ -158,20 +159,21 @@ class Matcher:
         self._tokens.append(token_id)
         with self._time:
             self._matcher.consume_token(token_id)
-            if self._matcher.is_error():
+            for _ in range(MAX_RESTARTS):
                 self._restart()
 
-    def _restart(self) -> None:
-        """Follow the answer from a new beginning if the lexer has too many states, which other answers may have caused.
+    def _restart(self) -> bool:
+        """Follow the answer from a newer beginning if the lexer has too many states, which other answers may have caused.
 
-        At the token of the last restart, this answer alone has caused them.
+        Return whether there was such a beginning.
         """
-        if self._restarted_at == len(self._tokens) or LEXER_ERROR not in self._matcher.get_error():
-            return
-        self._restarted_at = len(self._tokens)
-        if (matcher := self._beginning.copy_after(self._number)) is not None:
-            self._matcher, self._number = matcher, self._beginning.number
-            matcher.consume_tokens(self._tokens)
+        if LEXER_ERROR not in self._matcher.get_error():
+            return False
+        if (matcher := self._beginning.copy_after(self._number)) is None:
+            return False
+        self._matcher, self._number = matcher, self._beginning.number
+        matcher.consume_tokens(self._tokens)
+        return True
 
     def _run(self) -> Sequence[int]:
         """Return the tokens that begin a long run of bytes without an alternative, none if there is no such run."""

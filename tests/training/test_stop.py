@@ -24,6 +24,7 @@ from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
 from training.distributed import World
 from training.few_shot import __main__ as few_shot
+from training.progress import ProgressReporter
 from training.step import StepReport
 from training.stop import Stopped, StopSignal, stop_signal
 from training.trainer import _wait_while_paused, run
@@ -152,3 +153,28 @@ def test_a_program_of_many_runs_says_that_it_continues(
         program.main()
     assert ended.value.code == status
     assert capsys.readouterr().err == "interrupted: the same command continues\n"
+
+
+def test_an_ignored_interrupt_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_signal() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_after_the_last_step_ends_the_run_before_its_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(progress: ProgressReporter, *error: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(ProgressReporter, "__exit__", end)
+    trainer = make_trainer(make_run(tmp_path))
+    with pytest.raises(Stopped):
+        run(trainer, tmp_path / "model" / "tokenizer.json")
+    assert not (tmp_path / "out" / "model").exists()

@@ -57,7 +57,9 @@ def _train(trainer: ContrastiveTrainer) -> None:
             if is_due or stop.number:
                 trainer.save()
             if stop.number:
-                raise Stopped(stop.number)
+                break
+    if stop.number:
+        raise Stopped(stop.number)
 
 
 def main() -> None:

@@ -126,6 +126,9 @@ class ContrastiveTrainer:
         try:
             with partial.open("wb") as file:
                 torch.save(state, file)
+        except KeyboardInterrupt:
+            partial.unlink(missing_ok=True)
+            raise
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)  # it may have filled the disk
             raise CheckpointError(f"{path} cannot be written: {first_line(error)}") from None

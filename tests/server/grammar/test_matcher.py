@@ -160,6 +160,18 @@ def test_an_answer_goes_on_although_others_have_used_up_the_states() -> None:
 
 
 @pytest.mark.usefixtures("few_states")
+def test_answers_of_one_batch_go_on_although_each_uses_up_the_states_of_the_others() -> None:
+    first = Grammars(TOKENIZER).compile(COUNTED).result()
+    matchers, chosen = [first.copy() for _ in range(40)], random.Random(0)
+    for _ in range(60):
+        permitted = [sorted({*allowed(matcher)} - {*TOKENIZER.eos_ids}) for matcher in matchers]
+        assert all(permitted)
+        for matcher, token_ids in zip(matchers, permitted, strict=True):
+            matcher.accept(chosen.choice(token_ids))
+    assert not any(matcher.error for matcher in matchers)
+
+
+@pytest.mark.usefixtures("few_states")
 def test_a_beginning_that_takes_long_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matcher_module, "MAX_BEGIN_SECONDS", -1.0)
     grammars = Grammars(TOKENIZER)
