@@ -273,7 +273,9 @@ class MediaReferences:
             await asyncio.shield(storing)
         except asyncio.CancelledError:
             is_cancelled.set()
-            await asyncio.wait({storing})
+            while not storing.done():  # whether or not there is a second cancellation
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait({storing})
             if not storing.cancelled():
                 storing.exception()  # asyncio would log it as not retrieved
             raise
