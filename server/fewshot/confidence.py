@@ -66,7 +66,7 @@ def fit_temperatures(method: str, logs: Array, truth: NDArray[np.int64]) -> tupl
     """Return the temperature with the lowest negative log-likelihood, and for each example that of the others, [N].
 
     The default is a prior, which determines the result if there are few examples. If all are answered correctly, the
-    temperature is lower than the default; it is the lower, the more examples there are and the clearer they are.
+    temperature is at most the default, and lower with more examples.
     """
     # in a random order: examples are often stored with their labels in turn
     chosen = np.random.default_rng(0).permutation(len(truth))[:MAX_FITTED]

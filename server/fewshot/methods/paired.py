@@ -1,4 +1,4 @@
-"""Compares two methods, or two settings of a method, by the examples that only one of them answers correctly."""
+"""Compares two methods, or two settings of a method, by their answers to the same examples."""
 
 from __future__ import annotations
 
